@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.embedded.packages import CHAT_PACKAGE, Progress, packaged
+from pipeline.embedded.packages import CHAT_PACKAGE, packaged
+from pipeline.progress import Progress
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -38,7 +39,7 @@ def export_chat(out: Path, progress: Progress) -> Path:
 
     Args:
         out: the folder to write; made when it is missing.
-        progress: told each step.
+        progress: told of each step.
 
     Returns:
         `out`.
@@ -48,11 +49,11 @@ def export_chat(out: Path, progress: Progress) -> Path:
     """
     gguf = packaged(CHAT_PACKAGE, GGUF_NAME)
     out.mkdir(parents=True, exist_ok=True)
-    progress(f"reading {GGUF_NAME}")
+    progress.step(f"reading {GGUF_NAME}")
     fields = _fields(gguf)
-    progress("dequantizing to bfloat16")
+    progress.step("dequantizing to bfloat16")
     _write_weights(gguf, fields, out)
-    progress("writing the tokenizer")
+    progress.step("writing the tokenizer")
     _write_tokenizer(fields, out)
     (out / "README.md").write_text(README, encoding="utf-8")
     return out

