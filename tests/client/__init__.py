@@ -1,0 +1,30 @@
+"""A client of the wire protocol, written from docs/protocol.md alone: it imports nothing of the server.
+
+Three nouns. `Options` is what the commands in `tests/` share on their command line. A `Client` is one WebSocket with
+typed frames. A `Turn` follows one reply from the sent `start` to its `done` and keeps the times a listener notices.
+"""
+
+from .connection import Client, ClientError, connect
+from .frames import Ack, Done, Error, Final, Frame, Token, ToolCall, Unknown, Warmed, parse
+from .options import Options, parser, read_options
+from .turn import Turn
+
+__all__ = [
+    "Ack",
+    "Client",
+    "ClientError",
+    "Done",
+    "Error",
+    "Final",
+    "Frame",
+    "Options",
+    "Token",
+    "ToolCall",
+    "Turn",
+    "Unknown",
+    "Warmed",
+    "connect",
+    "parse",
+    "parser",
+    "read_options",
+]

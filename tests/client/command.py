@@ -1,0 +1,21 @@
+"""How a command runs: one event loop, errors in one line, an exit status that tells."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+
+from .connection import ClientError
+
+
+def run(main: Coroutine[None, None, bool]) -> None:
+    """Run a command to its end and exit: 0 when it returned true, 1 when anything failed, 130 when interrupted."""
+    try:
+        ok = asyncio.run(main)
+    except ClientError as error:
+        print(f"error: {error}", file=sys.stderr)
+        ok = False
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0 if ok else 1)

@@ -1,0 +1,97 @@
+"""The frames that a server sends, as types."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Any frame: its type and everything it carried."""
+
+    type: str
+    raw: dict = field(repr=False)
+
+    @property
+    def request_id(self) -> str | int | None:
+        return self.raw.get("request_id")
+
+
+@dataclass(frozen=True)
+class Ack(Frame):
+    """A message was accepted; `code` tells more for `chat_prompt`."""
+
+    about: str
+    ok: bool
+    code: int | None = None
+
+
+@dataclass(frozen=True)
+class ToolCall(Frame):
+    """The decision: `yes` asks the client for a screenshot."""
+
+    status: str
+
+    @property
+    def wanted(self) -> bool:
+        return self.status == "yes"
+
+
+@dataclass(frozen=True)
+class Token(Frame):
+    text: str
+
+
+@dataclass(frozen=True)
+class Final(Frame):
+    text: str
+
+
+@dataclass(frozen=True)
+class Done(Frame):
+    """The end of a turn: exactly one, whatever happened."""
+
+    cancelled: bool
+    failed: bool
+    usage: dict
+
+
+@dataclass(frozen=True)
+class Warmed(Frame):
+    segment: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Error(Frame):
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Unknown(Frame):
+    """`pong`, `draining`, `connection_closed`, and whatever a later server adds."""
+
+
+def parse(text: str) -> Frame:
+    """One server frame from its JSON text. Raises ValueError when it is not one."""
+    raw = json.loads(text)
+    if not isinstance(raw, dict) or not isinstance(raw.get("type"), str):
+        raise ValueError(f"expected an object with a type, found {text[:80]!r}")
+    kind = raw["type"]
+    if kind == "ack":
+        return Ack(kind, raw, raw["for"], raw["ok"], raw.get("code"))
+    if kind == "toolcall":
+        return ToolCall(kind, raw, raw["status"])
+    if kind == "token":
+        return Token(kind, raw, raw["text"])
+    if kind == "final":
+        return Final(kind, raw, raw["normalized_text"])
+    if kind == "done":
+        return Done(kind, raw, raw.get("cancelled", False), raw.get("failed", False), raw.get("usage") or {})
+    if kind == "warmed":
+        return Warmed(kind, raw, raw["segment"], raw["tokens"])
+    if kind == "error":
+        return Error(kind, raw, raw["error_code"], raw["message"])
+    return Unknown(kind, raw)
