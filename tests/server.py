@@ -1,0 +1,97 @@
+"""A runtime in a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """`python -m runtime` on an artifact, on a free loopback port.
+
+    Standard output and error go to `log`. The context manager ends the process whatever happens inside.
+    """
+
+    def __init__(self, artifact: Path, *, api_key: str = "test-key", **variables: str) -> None:
+        self.port = free_port()
+        self.url = f"ws://127.0.0.1:{self.port}/ws"
+        self.http = f"http://127.0.0.1:{self.port}"
+        self.api_key = api_key
+        self._folder = tempfile.TemporaryDirectory(prefix="yap-server-")
+        self.log = Path(self._folder.name) / "output.log"
+        self.environment = {
+            **os.environ,
+            "ARTIFACT": str(artifact.resolve()),
+            "TEXT_API_KEY": api_key,
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "LOG_DIR": self._folder.name,
+            **variables,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Server:
+        self.began = time.monotonic()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "runtime"], stdout=log, stderr=subprocess.STDOUT, env=self.environment
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process and self.process.poll() is None:
+            self.stop(30)
+        self._folder.cleanup()
+
+    def log_tail(self, lines: int = 30) -> str:
+        """The last lines that the server printed."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def status(self, path: str = "/readyz") -> int:
+        """HTTP status of a path; 0 while nobody listens."""
+        try:
+            with urllib.request.urlopen(self.http + path, timeout=5) as answer:  # noqa: S310
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        except OSError:
+            return 0
+
+    def wait_ready(self, timeout: float = 300) -> float:
+        """Wait until the engine answers; seconds since the start."""
+        while self.status() != 200:
+            if self.process is None or self.process.poll() is not None:
+                raise RuntimeError(f"the server exited {self.process and self.process.returncode}:\n{self.log_tail()}")
+            if time.monotonic() - self.began > timeout:
+                raise RuntimeError(f"not ready within {timeout:g} s:\n{self.log_tail()}")
+            time.sleep(0.2)
+        return time.monotonic() - self.began
+
+    def stop(self, timeout: float = 60) -> int:
+        """SIGTERM, as `docker stop` does; the exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
