@@ -1,0 +1,59 @@
+"""vLLM's AsyncLLM by itself, in this process: what any server around it is measured against."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.work import SAMPLING, Sample, work
+
+
+def prompts(folder: Path, seeds: list[int], words: int) -> list[list[int]]:
+    """The same prompts that the listeners send, rendered by the same renderer."""
+    from runtime.prompt import Budgets, PromptRenderer
+
+    renderer = PromptRenderer(folder, Budgets())
+    items = (work(seed, words) for seed in seeds)
+    return [
+        renderer.render(persona=item.persona, runtime_text=None, history=[], utterance=item.utterance).token_ids
+        for item in items
+    ]
+
+
+async def measure(llm: Any, token_ids: list[list[int]], streams: int, rounds: int, max_tokens: int) -> list[Sample]:
+    """Let `streams` requests run at once, `rounds` after one another; delta outputs, as our runtime asks for them."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    sampling = SamplingParams(**SAMPLING, max_tokens=max_tokens, output_kind=RequestOutputKind.DELTA)
+
+    async def one(stream: int) -> list[Sample]:
+        samples = []
+        for turn in range(rounds):
+            number = stream * rounds + turn
+            started = time.perf_counter()
+            first, tokens = 0.0, 0
+            request = {"prompt_token_ids": token_ids[number]}
+            async for output in llm.generate(request, sampling, f"alone-{streams}-{number}-{started}"):
+                tokens += len(output.outputs[0].token_ids)
+                if not first and tokens:
+                    first = time.perf_counter()
+            samples.append(Sample(started, first, time.perf_counter(), tokens))
+        return samples
+
+    groups = await asyncio.gather(*(one(stream) for stream in range(streams)))
+    return [sample for group in groups for sample in group]
+
+
+def start(folder: Path, **arguments: Any) -> Any:
+    """An AsyncLLM on an artifact's model, with the runtime's own choices where both have a say."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(folder), enable_prefix_caching=True, **arguments))

@@ -1,0 +1,158 @@
+"""A load of many listeners, in processes of their own so that the load is not what is measured."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import websockets
+
+from tests.benchmarks.work import SAMPLING, Sample, work
+
+Talk = Callable[["Target", int], Coroutine[Any, Any, Sample]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whom to load, with what.
+
+    Attributes:
+        kind: `yap` for our WebSocket, `openai` for a chat completions endpoint.
+        words: length of the unique system prompt in words.
+        max_tokens: length of a reply (the runtime's is its `CHAT_MAX_OUT`).
+    """
+
+    kind: str
+    url: str
+    key: str = ""
+    model: str = ""
+    words: int = 200
+    max_tokens: int = 150
+    ignore_eos: bool = False
+
+
+async def _yap_stream(target: Target, seeds: list[int], ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
+    samples = []
+    async with websockets.connect(
+        target.url, additional_headers={"X-API-Key": target.key}, compression=None, max_size=2**22, open_timeout=60
+    ) as socket:
+        ready.set()
+        await go.wait()
+        for seed in seeds:
+            item = work(seed, target.words)
+            message = {"type": "start", "session_id": f"load-{seed}", "chat_prompt": item.persona, "history": []}
+            started = time.perf_counter()
+            await socket.send(json.dumps({**message, "user_utterance": item.utterance, "sampling": SAMPLING}))
+            first, frames = 0.0, 0
+            while True:
+                frame = await socket.recv(decode=False)
+                if frame.startswith(b'{"type":"token"'):
+                    frames += 1
+                    if not first:
+                        first = time.perf_counter()
+                elif frame.startswith(b'{"type":"done"'):
+                    break
+                elif frame.startswith(b'{"type":"error"'):
+                    raise RuntimeError(frame.decode())
+            ended = time.perf_counter()
+            tokens = json.loads(frame)["usage"]["completion_tokens"]
+            samples.append(Sample(started, first, ended, tokens, frames))
+    return samples
+
+
+async def _openai_stream(target: Target, seeds: list[int], ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
+    address = urlsplit(target.url)
+    samples = []
+    ready.set()
+    await go.wait()
+    for seed in seeds:
+        item = work(seed, target.words)
+        body = json.dumps(
+            {
+                "model": target.model,
+                "messages": [
+                    {"role": "system", "content": item.persona},
+                    {"role": "user", "content": item.utterance},
+                ],
+                "max_tokens": target.max_tokens,
+                "ignore_eos": target.ignore_eos,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                **SAMPLING,
+            }
+        ).encode()
+        started = time.perf_counter()
+        reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=2**20)
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        first, tokens, frames, ended = 0.0, 0, 0, started
+        while line := await reader.readline():
+            if not line.startswith(b"data: {"):
+                continue
+            frames += 1
+            if not first and b'"content":"' in line and b'"content":""' not in line:
+                first = time.perf_counter()
+            if b'"usage":{' in line:
+                tokens = json.loads(line[6:])["usage"]["completion_tokens"]
+            ended = time.perf_counter()
+        writer.close()
+        samples.append(Sample(started, first or ended, ended, tokens, frames))
+    return samples
+
+
+STREAMS = {"yap": _yap_stream, "openai": _openai_stream}
+
+
+def _worker(target: Target, seeds: list[list[int]], barrier: Any, results: Any) -> None:
+    async def main() -> list[Sample]:
+        go = asyncio.Event()
+        ready = [asyncio.Event() for _ in seeds]
+        tasks = [
+            asyncio.create_task(STREAMS[target.kind](target, own, event, go))
+            for own, event in zip(seeds, ready, strict=True)
+        ]
+        waiting = asyncio.gather(*(event.wait() for event in ready))
+        await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.get_running_loop().run_in_executor(None, barrier.wait, 120)
+        go.set()
+        return [sample for samples in await asyncio.gather(*tasks) for sample in samples]
+
+    try:
+        results.put(asyncio.run(main()))
+    except Exception as error:
+        barrier.abort()
+        results.put(f"{type(error).__name__}: {error}")
+        raise
+
+
+def run_load(target: Target, streams: int, rounds: int, processes: int, first_seed: int = 1) -> list[Sample]:
+    """Let `streams` listeners each have `rounds` turns, all starting together; their samples.
+
+    Raises:
+        RuntimeError: any listener failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes = min(processes, streams)
+    shares: list[list[list[int]]] = [[] for _ in range(processes)]
+    for stream in range(streams):
+        shares[stream % processes].append([first_seed + stream * rounds + turn for turn in range(rounds)])
+    barrier, results = context.Barrier(processes), context.Queue()
+    workers = [context.Process(target=_worker, args=(target, share, barrier, results)) for share in shares]
+    for worker in workers:
+        worker.start()
+    answers = [results.get(timeout=900) for _ in workers]
+    for worker in workers:
+        worker.join(30)
+    for answer in answers:
+        if isinstance(answer, str):
+            raise RuntimeError(f"the load failed: {answer}")
+    return [sample for answer in answers for sample in answer]

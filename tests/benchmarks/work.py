@@ -1,0 +1,84 @@
+"""The work that every contender gets, and the figures that are taken from it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from tests.client.statistics import percentile
+
+SYLLABLES = ("ba", "lo", "mi", "ren", "ta", "vor", "sel", "ku", "den", "ost", "pri", "nal")
+SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": 30}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One turn: a system prompt of about `words` × 1.9 tokens that no other turn shares, and a short utterance."""
+
+    persona: str
+    utterance: str
+
+
+def work(seed: int, words: int) -> Work:
+    """Deterministic, unique by seed: the first words differ, so no prefix is shared beyond the template's own."""
+    source = random.Random(seed)
+    text = " ".join("".join(source.choices(SYLLABLES, k=2)) for _ in range(words))
+    return Work(f"{seed} {text}.", "Tell me a long story about the sea and do not stop.")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One finished turn, times in seconds on the machine's monotonic clock."""
+
+    started: float
+    first: float
+    ended: float
+    tokens: int
+    frames: int = 0
+
+    @property
+    def ttft(self) -> float:
+        return self.first - self.started
+
+    @property
+    def itl(self) -> float:
+        """Mean time between this turn's tokens."""
+        return (self.ended - self.first) / max(1, self.tokens - 1)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one contender did with one number of streams."""
+
+    streams: int
+    tokens_per_s: float
+    ttft_p50: float
+    ttft_p95: float
+    itl_p50: float
+    turns: int
+    tokens: int
+
+    def line(self, name: str) -> str:
+        return (
+            f"{name:28} {self.streams:5} streams  {self.tokens_per_s:10.1f} tok/s  "
+            f"TTFT p50 {self.ttft_p50 * 1000:8.1f} ms  p95 {self.ttft_p95 * 1000:8.1f} ms  "
+            f"ITL {self.itl_p50 * 1000:7.2f} ms  ({self.turns} turns, {self.tokens} tokens)"
+        )
+
+
+def figures(streams: int, samples: list[Sample]) -> Figures:
+    """Throughput from the first start to the last end; percentiles over turns."""
+    if not samples:
+        raise ValueError("expected finished turns, found none")
+    elapsed = max(sample.ended for sample in samples) - min(sample.started for sample in samples)
+    ttft = sorted(sample.ttft for sample in samples)
+    tokens = sum(sample.tokens for sample in samples)
+    return Figures(
+        streams=streams,
+        tokens_per_s=tokens / elapsed,
+        ttft_p50=percentile(ttft, 50),
+        ttft_p95=percentile(ttft, 95),
+        itl_p50=percentile(sorted(sample.itl for sample in samples), 50),
+        turns=len(samples),
+        tokens=tokens,
+    )
