@@ -8,12 +8,45 @@ Nothing outside this package imports vLLM or TensorRT-LLM, and those imports hap
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
+
+from runtime.artifact import ArtifactError, BuildMetadata
 
 
 class EngineDeadError(Exception):
     """The engine process or its worker has died; nothing can be generated any more."""
+
+
+class EngineOptionError(ValueError):
+    """An option has a value that the engine does not know. The message names the option and the known values."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What reaches the engine beside the artifact. None leaves the artifact's limit, then the engine's own default.
+
+    Attributes:
+        gpu_fraction: part of the GPU's memory for weights, activations and KV cache, 0 to 1.
+        max_num_seqs: sequences that run at once.
+        max_num_batched_tokens: tokens in one step of the scheduler.
+        max_model_len: context in tokens, prompt and reply together.
+        kv_cache_dtype: `auto` is the model's own; `fp8` halves the cache on GPUs that have it.
+        attention_backend: the engine's name of an attention kernel, such as `FLASH_ATTN`.
+        enforce_eager: run without compiled graphs; none means eager on a CPU, compiled on a GPU.
+        cpu_kv_cache_gib: size of the KV cache on a CPU.
+    """
+
+    gpu_fraction: float = 0.9
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_model_len: int | None = None
+    tensor_parallel_size: int | None = None
+    kv_cache_dtype: str = "auto"
+    attention_backend: str | None = None
+    enforce_eager: bool | None = None
+    cpu_kv_cache_gib: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +135,28 @@ class Engine(Protocol):
 
     async def shutdown(self) -> None:
         """Stop the engine and its processes; safe to call twice."""
+
+
+def create(folder: Path, metadata: BuildMetadata, options: EngineOptions) -> Engine:
+    """The engine that an artifact names, not started yet. Limits that the options leave open are the artifact's.
+
+    Raises:
+        ArtifactError: the artifact holds no chat model, or names an engine that this runtime does not have.
+    """
+    chat = metadata.chat
+    if chat is None:
+        raise ArtifactError(f"{folder}: expected a chat model, found a tool-only artifact; set DEPLOY_MODE=tool")
+    limits = chat.limits
+    options = replace(
+        options,
+        max_num_seqs=options.max_num_seqs or limits.max_batch_size,
+        max_model_len=options.max_model_len or limits.max_model_len,
+        tensor_parallel_size=options.tensor_parallel_size or limits.tensor_parallel_size,
+    )
+    if metadata.engine == "vllm":
+        from runtime.engines.vllm import VllmEngine
+
+        return VllmEngine(folder, options, compile_cache=folder / chat.compile_cache if chat.compile_cache else None)
+    raise ArtifactError(
+        f"{folder}: expected the engine vllm, found {metadata.engine!r}; use the runtime image of its lane"
+    )

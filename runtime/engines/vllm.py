@@ -1,0 +1,304 @@
+"""vLLM's `AsyncLLM` behind the `Engine` interface: one code path for CPU and CUDA, vLLM 0.25 to 0.30.
+
+Token ids in, deltas out. vLLM's own statistics stay off, because they cost time for every token; `load` asks the
+scheduler itself (`vllm_core`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from runtime.engines import Delta, EngineDeadError, EngineOptionError, EngineOptions, Load, Sampling, TokenScore
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+T = TypeVar("T")
+
+# vLLM never resolves a utility call whose engine process died while it waited, so waits look up this often.
+DEATH_CHECK_S = 0.5
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+}
+
+
+class VllmEngine:
+    """A Hugging Face folder, loaded by vLLM in processes of its own.
+
+    Args:
+        folder: config, weights and tokenizer.
+        options: what reaches vLLM; checked in `start`.
+        compile_cache: a `VLLM_CACHE_ROOT` that was filled ahead of time. vLLM writes into its cache and the artifact
+            may be read-only, so a copy in a temporary folder is used; a `VLLM_CACHE_ROOT` in the environment wins.
+    """
+
+    def __init__(self, folder: Path, options: EngineOptions, *, compile_cache: Path | None = None) -> None:
+        self._folder = folder
+        self._options = options
+        self._compile_cache = compile_cache
+        self._scratch: Path | None = None
+        self._llm: AsyncLLM | None = None
+        self._ids = count()
+        self._aborts: set[asyncio.Future[None]] = set()
+
+    async def start(self) -> None:
+        """Load the model; return when it has generated a token.
+
+        Raises:
+            EngineOptionError: an option that vLLM does not know.
+        """
+        if self._llm is not None:
+            raise RuntimeError("the engine was started already")
+        try:
+            # In a thread: loading takes up to minutes, and the server answers /healthz meanwhile.
+            self._llm = await asyncio.to_thread(self._load_model)
+            await self.warm([0])
+        except BaseException:
+            await self.shutdown()
+            raise
+
+    def _load_model(self) -> AsyncLLM:
+        prepare_environment(self._options)
+        if self._compile_cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
+            self._scratch = Path(tempfile.mkdtemp(prefix="yap-vllm-cache-"))
+            shutil.copytree(self._compile_cache, self._scratch, dirs_exist_ok=True)
+            os.environ["VLLM_CACHE_ROOT"] = str(self._scratch)
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.executor import Executor
+
+        from runtime.engines.vllm_core import OBSERVED
+
+        config = engine_arguments(self._folder, self._options).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        executor = Executor.get_class(config)
+        return AsyncLLM(config, OBSERVED.get(executor, executor), log_stats=False, log_requests=False)
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        """Stream a reply to prompt token ids.
+
+        When the iterator is closed early by `aclose`, cancellation or an error, the abort has been handed to the engine
+        before control returns; a `load` asked afterwards does not see the request any more.
+
+        Raises:
+            EngineDeadError: the engine process is gone.
+            ValueError: vLLM refuses the request, such as a prompt longer than the context.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError as Dead
+
+        llm = self._alive()
+        request_id = str(next(self._ids))
+        finished = False
+        try:
+            # The collector rather than `AsyncLLM.generate`: that is one more async generator for each token, and it
+            # loses the request when it is cancelled while adding it.
+            collector = await llm.add_request(
+                request_id, {"type": "token", "prompt_token_ids": list(prompt)}, parameters(sampling)
+            )
+            while not finished:
+                output = collector.get_nowait() or await collector.get()
+                completion = output.outputs[0]
+                finished = output.finished
+                reason = completion.finish_reason
+                if reason is not None and reason not in ("stop", "length"):
+                    raise EngineDeadError(f"the engine ended the request itself ({reason})")
+                yield Delta(completion.text, len(completion.token_ids), reason, output.num_cached_tokens or 0)
+        except Dead:
+            finished = True
+            raise EngineDeadError("the vLLM engine process died") from None
+        finally:
+            if not finished:
+                await self._abort(llm, request_id)
+
+    async def _abort(self, llm: AsyncLLM, request_id: str) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError as Dead
+
+        # Shielded, so that a second cancellation cannot stop the abort half way.
+        abort = asyncio.ensure_future(llm.abort(request_id))
+        self._aborts.add(abort)
+        abort.add_done_callback(self._aborts.discard)
+        try:
+            await asyncio.shield(abort)
+        except Dead:
+            return
+
+    async def warm(self, prompt: Sequence[int]) -> int:
+        """Prefill the prompt into the prefix cache; return how many of its tokens were cached already."""
+        cached = 0
+        async for delta in self.generate(prompt, Sampling(temperature=0.0, max_tokens=1)):
+            cached = delta.cached_tokens
+        return cached
+
+    async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
+        """Score each token after the first, given those before it; `len(tokens) - 1` entries.
+
+        vLLM computes the whole prompt anew for this: scores are not read from the prefix cache.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError as Dead
+
+        llm = self._alive()
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=1,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"type": "token", "prompt_token_ids": list(tokens)}
+        scores: list[TokenScore] = []
+        try:
+            async for output in llm.generate(prompt, params, str(next(self._ids))):
+                # The first entry has no logprob: nothing comes before the first token.
+                for token, entry in zip(tokens[1:], output.prompt_logprobs[1:], strict=True):
+                    top = next(candidate for candidate, view in entry.items() if view.rank == 1)
+                    scores.append(TokenScore(entry[token].logprob, top))
+        except Dead:
+            raise EngineDeadError("the vLLM engine process died") from None
+        return scores
+
+    async def load(self) -> Load:
+        """The scheduler's own figures at this moment; every abort that was sent before is in them."""
+        from runtime.engines.vllm_core import METHOD
+
+        llm = self._alive()
+        running, waiting, usage = await self._call(llm, llm.engine_core.call_utility_async(METHOD))
+        return Load(int(running), int(waiting), float(usage))
+
+    async def reset_caches(self) -> bool:
+        """Drop the prefix cache; false when the engine refused because something runs."""
+        llm = self._alive()
+        return bool(await self._call(llm, llm.reset_prefix_cache()))
+
+    async def health(self) -> None:
+        """Raise EngineDeadError when the engine process is gone."""
+        self._alive()
+
+    async def shutdown(self) -> None:
+        """Stop vLLM's processes and end what still runs with EngineDeadError; safe to call twice."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            from vllm.v1.engine.exceptions import EngineDeadError as Dead
+
+            await asyncio.to_thread(llm.shutdown)
+            llm.output_processor.propagate_error(Dead())
+            if llm.output_handler is not None:
+                await asyncio.wait((llm.output_handler,), timeout=5)
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            os.environ.pop("VLLM_CACHE_ROOT", None)
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+    def _alive(self) -> AsyncLLM:
+        if self._llm is None:
+            raise EngineDeadError("the engine is not running")
+        if self._llm.errored:
+            raise EngineDeadError("the vLLM engine process died")
+        return self._llm
+
+    async def _call(self, llm: AsyncLLM, awaitable: Awaitable[T]) -> T:
+        from vllm.v1.engine.exceptions import EngineDeadError as Dead
+
+        call = asyncio.ensure_future(awaitable)
+        try:
+            while not call.done():
+                await asyncio.wait((call,), timeout=DEATH_CHECK_S)
+                if not call.done() and llm.errored:
+                    raise EngineDeadError("the vLLM engine process died")
+            return call.result()
+        except Dead:
+            raise EngineDeadError("the vLLM engine process died") from None
+        finally:
+            call.cancel()
+
+
+def parameters(sampling: Sampling) -> SamplingParams:
+    """vLLM's form of `Sampling`. Stop tokens come from the model's generation_config.json, through vLLM."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,  # 0 means all tokens to vLLM too
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        max_tokens=sampling.max_tokens,
+        seed=sampling.seed,
+        ignore_eos=sampling.ignore_eos,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def prepare_environment(options: EngineOptions) -> None:
+    """Set what vLLM reads from the environment, where the user has not set it. Call before vLLM is imported.
+
+    On a CPU, binding the workers to the cores that this process may use nearly doubles the speed: vLLM's own choice
+    takes one thread of each physical core.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    cores = sorted(os.sched_getaffinity(0))
+    workers = min(options.tensor_parallel_size or 1, len(cores))
+    share = len(cores) // workers
+    groups = [cores[index * share : (index + 1) * share] for index in range(workers)]
+    binding = "|".join(",".join(str(core) for core in group) for group in groups)
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", binding)
+
+
+def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
+    """vLLM's engine arguments for a model folder.
+
+    Raises:
+        EngineOptionError: `kv_cache_dtype` or `attention_backend` that this vLLM does not know.
+    """
+    from vllm.config.cache import CacheDType
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    if options.kv_cache_dtype not in (known := get_args(CacheDType)):
+        raise EngineOptionError(f"KV_DTYPE: expected one of {', '.join(known)}, found {options.kv_cache_dtype!r}")
+    on_cpu = current_platform.is_cpu()
+    arguments: dict[str, Any] = {
+        "model": str(folder),
+        "served_model_name": "chat",
+        "gpu_memory_utilization": options.gpu_fraction,
+        "tensor_parallel_size": options.tensor_parallel_size or 1,
+        "kv_cache_dtype": options.kv_cache_dtype,
+        "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_model_len": options.max_model_len,
+        "attention_backend": _attention_backend(options.attention_backend),
+    }
+    if on_cpu:
+        arguments["kv_cache_memory_bytes"] = int(options.cpu_kv_cache_gib * 2**30)
+    return AsyncEngineArgs(**{name: value for name, value in arguments.items() if value is not None})
+
+
+def _attention_backend(name: str | None) -> Any:  # noqa: ANN401 - an enum that only vLLM can name
+    if name is None:
+        return None
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    if name.upper() not in AttentionBackendEnum.__members__:
+        known = ", ".join(AttentionBackendEnum.__members__)
+        raise EngineOptionError(f"VLLM_ATTENTION_BACKEND: expected one of {known}, found {name!r}")
+    return AttentionBackendEnum[name.upper()]
