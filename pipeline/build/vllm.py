@@ -1,0 +1,115 @@
+"""Building for the vLLM lanes: the model's files at the artifact's root, and what vLLM compiles at its first start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.stages import StageError
+from runtime.engines import EngineDeadError, EngineOptions
+
+if TYPE_CHECKING:
+    from pipeline.plan import BuildPlan
+    from pipeline.progress import Progress
+
+COMPILE_CACHE = "compile_cache"
+
+# What belongs to a checkpoint in another format, or to the source's page rather than to the model.
+LEFT_OUT_NAMES = frozenset({"README.md", "recipe.yaml", ".gitattributes"})
+OTHER_WEIGHTS = (".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+# Bookkeeping of the compilers that names this machine, changes from start to start, and that no start needs.
+NOT_KEPT = ("*.lock", "*.tmp", "*.partial", "*.log")
+
+
+def build(model_dir: Path, out: Path, *, plan: BuildPlan, progress: Progress) -> None:
+    """Lay out the artifact's root files, and compile ahead of time unless the engine runs eagerly.
+
+    Args:
+        model_dir: the quantized model, or a source that needs no quantizing: a Hugging Face folder.
+        out: an empty folder.
+        plan: its lane and limits decide whether and for what is compiled.
+        progress: told of each step.
+
+    Raises:
+        StageError: the folder is no model, or vLLM could not compile it.
+    """
+    progress.step("laying out the model")
+    lay_out(model_dir, out)
+    if not plan.eager:
+        progress.step("compiling ahead of time")
+        compile_ahead(out, plan)
+
+
+def lay_out(model_dir: Path, out: Path) -> None:
+    """Copy a Hugging Face folder's files.
+
+    They are copied, not linked: an artifact that is changed in place must not change the finished stage it came from.
+
+    Raises:
+        StageError: no config.json, or no weights in safetensors.
+    """
+    names = sorted(path.name for path in model_dir.iterdir() if path.is_file()) if model_dir.is_dir() else []
+    for expected, found in (
+        ("config.json", "config.json" in names),
+        ("*.safetensors", any(name.endswith(".safetensors") for name in names)),
+    ):
+        if not found:
+            raise StageError("build", f"expected {expected}, found none", model_dir, "choose a Hugging Face folder")
+    for name in names:
+        if name in LEFT_OUT_NAMES or name.startswith(".") or name.endswith(OTHER_WEIGHTS):
+            continue
+        shutil.copyfile(model_dir / name, out / name)
+
+
+def compile_ahead(out: Path, plan: BuildPlan) -> None:
+    """Start the engine once with an empty cache inside the artifact, so that it leaves there what it compiled."""
+    from runtime.engines.vllm import VllmEngine
+
+    if plan.chat is None:
+        raise StageError("build", "expected a chat model to compile, found none", out)
+    limits = plan.chat.limits
+    options = EngineOptions(
+        max_num_seqs=limits.max_batch_size,
+        max_model_len=limits.max_model_len,
+        tensor_parallel_size=limits.tensor_parallel_size,
+        enforce_eager=False,
+    )
+    engine = VllmEngine(out, options)
+
+    async def start_and_stop() -> None:
+        try:
+            await engine.start()
+        finally:
+            await engine.shutdown()
+
+    cache = out / COMPILE_CACHE
+    cache.mkdir()
+    with _cache_root(cache):
+        try:
+            asyncio.run(start_and_stop())
+        except (EngineDeadError, RuntimeError, ValueError, OSError) as error:
+            first = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise StageError("build", f"vLLM did not compile: {first}", out, "read its last lines above") from error
+    for pattern in NOT_KEPT:
+        for path in cache.rglob(pattern):
+            path.unlink()
+
+
+@contextmanager
+def _cache_root(folder: Path) -> Iterator[None]:
+    """vLLM reads the folder of its caches from the environment."""
+    before = os.environ.get("VLLM_CACHE_ROOT")
+    os.environ["VLLM_CACHE_ROOT"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["VLLM_CACHE_ROOT"]
+        else:
+            os.environ["VLLM_CACHE_ROOT"] = before

@@ -1,0 +1,81 @@
+"""Quantizing: one module a lane, all working from one `QuantizeJob`.
+
+The quantizers need other versions of compressed-tensors and transformers than the engines, so they run as workers in an
+environment of their own; `worker.py` starts them and reads their progress.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from pipeline.stages import StageError
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeJob:
+    """All that decides what a quantizer writes.
+
+    Attributes:
+        method: awq, gptq, fp8 or int8 in the vLLM lanes.
+        model: folder of the float model.
+        out: folder to write; it must not hold anything yet.
+        group_size: weights that share a scale, for the 4-bit methods.
+        symmetric: whether the scale is symmetric about zero, so that no zero point is stored.
+        kept_in_float: names of modules, or patterns behind `re:`, that are not quantized.
+        samples: JSON lines, each a list of token ids; none for methods that look at no text.
+        sequence_length: tokens of a sample that are used, at most.
+        seed: of every random number generator.
+        device: cpu or cuda.
+    """
+
+    method: str
+    model: Path
+    out: Path
+    group_size: int | None
+    symmetric: bool
+    kept_in_float: tuple[str, ...]
+    samples: Path | None
+    sequence_length: int
+    seed: int
+    device: str
+
+    def write(self, path: Path) -> None:
+        """Write the job as JSON."""
+        document = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> QuantizeJob:
+        """Read a job that `write` wrote."""
+        document = json.loads(path.read_bytes())
+        unknown = document.keys() - {field.name for field in fields(cls)}
+        if unknown:
+            found = ", ".join(sorted(unknown))
+            raise StageError("quantize", f"expected the fields of a quantize job, found {found}", path)
+        samples = document["samples"]
+        document |= {
+            "model": Path(document["model"]),
+            "out": Path(document["out"]),
+            "samples": Path(samples) if samples else None,
+            "kept_in_float": tuple(document["kept_in_float"]),
+        }
+        return cls(**document)
+
+
+def read_samples(path: Path, sequence_length: int) -> list[list[int]]:
+    """Token ids of each calibration sample, cut to `sequence_length` tokens; empty lines are skipped."""
+    samples: list[list[int]] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            tokens = json.loads(line)
+            if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens) or not tokens:
+                what = f"expected a list of token ids in line {number}, found {line[:40]!r}"
+                raise StageError("quantize", what, path, "choose another calibration data set")
+            samples.append(tokens[:sequence_length])
+    if not samples:
+        raise StageError("quantize", "expected calibration samples, found none", path, "choose another data set")
+    return samples

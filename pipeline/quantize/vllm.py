@@ -1,0 +1,171 @@
+"""Quantizing for the vLLM lanes with llm-compressor: AWQ and GPTQ (W4A16), FP8 (dynamic) and INT8 (W8A8).
+
+`quantize` is the pipeline's side. Run as a module, this file is the worker, in the quantizer environment, which has
+llm-compressor but neither an engine nor the project's other dependencies.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.quantize import QuantizeJob, read_samples, worker
+from pipeline.stages import StageError
+from runtime.artifact import Quantization
+
+if TYPE_CHECKING:
+    from llmcompressor.modifiers import Modifier
+    from torch.utils.data import DataLoader
+
+    from pipeline.progress import Progress
+
+SCHEMES = {"awq": "W4A16", "gptq": "W4A16", "fp8": "FP8", "int8": "W8A8"}
+
+CHOOSE_DATA_SET = "name a calibration data set in AWQ_CALIB_DATASET"
+
+# How far activations are smoothed into the weights. SmoothQuant (arXiv 2211.10438) takes 0.5 to 0.8.
+SMOOTHING_STRENGTH = 0.8
+
+# Files of the source that the quantizer writes anew, or that hold the float weights.
+NOT_COPIED = frozenset({"config.json", "README.md", "recipe.yaml"})
+WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pth", ".pt", ".h5")
+
+
+def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Quantization:
+    """Quantize in the quantizer environment.
+
+    Args:
+        job: what to do; `job.out` holds a Hugging Face folder afterwards.
+        python: interpreter of the quantizer environment; none takes the running one.
+        progress: told of each step.
+
+    Returns:
+        What was done, without the calibration, which the caller knows.
+
+    Raises:
+        StageError: the method is not one of this lane, or the quantizer failed.
+    """
+    if job.method not in SCHEMES:
+        what = f"expected one of the methods {', '.join(SCHEMES)}, found {job.method!r}"
+        raise StageError("quantize", what, next_step="choose one of them")
+    if job.samples is None and job.method in {"awq", "gptq"}:
+        raise StageError("quantize", f"{job.method} needs calibration samples, found none", next_step=CHOOSE_DATA_SET)
+    job.out.mkdir(parents=True, exist_ok=True)
+    worker.run("pipeline.quantize.vllm", job, python=python, progress=progress)
+    if not (job.out / "config.json").is_file():
+        raise StageError("quantize", f"expected a config.json from {job.method}, found none", job.out)
+    four_bit = SCHEMES[job.method] == "W4A16"
+    return Quantization(
+        method=job.method,
+        scheme=SCHEMES[job.method],
+        group_size=job.group_size if four_bit else None,
+        symmetric=job.symmetric if four_bit else True,
+        kept_in_float=job.kept_in_float,
+    )
+
+
+def main() -> None:
+    """The worker: quantize the job whose file is the only argument."""
+    job = QuantizeJob.read(Path(sys.argv[1]))
+    report = worker.report()
+    report.step("loading llm-compressor")
+    import torch
+    from llmcompressor import oneshot
+    from llmcompressor.utils import load_context
+    from transformers import AutoModelForCausalLM
+
+    random.seed(job.seed)
+    torch.manual_seed(job.seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+    report.step(f"loading {job.model.name}")
+    with load_context(AutoModelForCausalLM):
+        model = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto", local_files_only=True)
+    recipe = _recipe(job)
+    calibrated = [modifier.requires_calibration_data for modifier in recipe]
+    layers = model.config.get_text_config().num_hidden_layers + 1  # the last one holds the head
+    _adapt(sum(layers if flag else 1 for flag in calibrated), report)
+    calibration = {"dataset": _loader(job), "max_seq_length": job.sequence_length} if any(calibrated) else {}
+    report.step(f"{job.method}: quantizing {layers - 1} layers")
+    oneshot(model=model, recipe=recipe, **calibration)
+
+    report.step("writing the weights")
+    model.save_pretrained(job.out, save_compressed=True)
+    _copy_companions(job.model, job.out)
+
+
+def _recipe(job: QuantizeJob) -> list[Modifier]:
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    ignore = list(job.kept_in_float)
+    if job.method == "fp8":
+        return [QuantizationModifier(targets=["Linear"], scheme="FP8_DYNAMIC", ignore=ignore)]
+    if job.method == "int8":
+        plain = QuantizationModifier(targets=["Linear"], scheme="W8A8", ignore=ignore)
+        return [SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH), plain] if job.samples else [plain]
+    weights = QuantizationArgs(
+        num_bits=4,
+        type="int",
+        symmetric=job.symmetric,
+        strategy="group" if job.group_size else "channel",
+        group_size=job.group_size,
+    )
+    groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
+    if job.method == "gptq":
+        return [GPTQModifier(config_groups=groups, ignore=ignore)]
+    # AWQ only moves scales between layers; the second modifier rounds.
+    return [AWQModifier(), QuantizationModifier(config_groups=groups, ignore=ignore)]
+
+
+def _loader(job: QuantizeJob) -> DataLoader[dict[str, object]]:
+    """Samples one by one, in the order of the file: no padding, and the same input every time."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    if job.samples is None:
+        raise StageError("quantize", f"{job.method} needs calibration samples, found none", next_step=CHOOSE_DATA_SET)
+    tensors = [torch.tensor([tokens]) for tokens in read_samples(job.samples, job.sequence_length)]
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in tensors]
+    return DataLoader(batches, batch_size=None, shuffle=False)
+
+
+def _adapt(steps: int, report: worker.Report) -> None:
+    """Report each finished layer, and let AWQ run without an accelerator."""
+    import torch
+    from llmcompressor.core import LifecycleCallbacks
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.accelerator.is_available():
+        # There is nothing to pin memory for, and PyTorch refuses to.
+        IntermediatesCache.pin_memory = lambda *_, **__: None
+
+    finish_layer, done = LifecycleCallbacks.sequential_epoch_end, 0
+
+    def counted(*args: object, **kwargs: object) -> object:
+        nonlocal done
+        result = finish_layer(*args, **kwargs)
+        done += 1
+        report.advance(done / steps)
+        return result
+
+    LifecycleCallbacks.sequential_epoch_end = counted
+
+
+def _copy_companions(model: Path, out: Path) -> None:
+    """Tokenizer, chat template, generation config and licence travel with the weights, byte for byte."""
+    for path in sorted(model.iterdir()):
+        if path.is_file() and path.name not in NOT_COPIED and not path.name.startswith("."):
+            if path.name.endswith(WEIGHT_SUFFIXES):
+                continue
+            shutil.copyfile(path, out / path.name)
+
+
+if __name__ == "__main__":
+    main()

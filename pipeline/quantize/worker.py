@@ -1,0 +1,124 @@
+"""Running a quantizer in its own environment.
+
+The worker is `python -m MODULE JOB.json`. It writes its progress as JSON lines on standard output, everything else on
+standard error, and ends when its standard input closes: a pipeline that was killed leaves no quantizer behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from pipeline.quantize import QuantizeJob
+from pipeline.stages import StageError
+
+if TYPE_CHECKING:
+    from pipeline.progress import Progress
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+TAIL_LINES = 12
+
+
+class Report:
+    """The worker's side of `Progress`."""
+
+    def __init__(self, channel: TextIO) -> None:
+        self._channel = channel
+
+    def step(self, message: str) -> None:
+        """A new step begins."""
+        self._write({"step": message})
+
+    def advance(self, fraction: float) -> None:
+        """The part of the present step that is done, 0 to 1."""
+        self._write({"fraction": round(min(fraction, 1.0), 4)})
+
+    def _write(self, line: dict[str, str | float]) -> None:
+        self._channel.write(json.dumps(line) + "\n")
+        self._channel.flush()
+
+
+def run(module: str, job: QuantizeJob, *, python: Path | None, progress: Progress) -> None:
+    """Run a worker to its end.
+
+    Args:
+        module: the worker's module.
+        python: interpreter of the quantizer environment; none takes the running one.
+        progress: told of each step.
+
+    Raises:
+        StageError: the worker failed; the message ends with the last lines of its output.
+    """
+    with tempfile.TemporaryDirectory(prefix="yap-quantize-") as folder:
+        job_file, log_file = Path(folder, "job.json"), Path(folder, "log")
+        job.write(job_file)
+        with log_file.open("w+", encoding="utf-8", errors="replace") as log:
+            process = subprocess.Popen(
+                [str(python or sys.executable), "-m", module, str(job_file)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=_environment(job),
+            )
+            with process:
+                try:
+                    for line in process.stdout or ():
+                        _tell(progress, line)
+                    code = process.wait()
+                except BaseException:
+                    process.kill()
+                    raise
+            if code != 0:
+                what = f"{job.method} ended with exit code {code}: {_tail(log)}"
+                raise StageError("quantize", what, job.model, "read the last lines above, then run the same command")
+
+
+def report() -> Report:
+    """For the worker: take standard output for progress alone, and end with the process that started it."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever libraries print goes to standard error
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return Report(channel)
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def _tell(progress: Progress, line: str) -> None:
+    told = json.loads(line)
+    if "step" in told:
+        progress.step(told["step"])
+    if "fraction" in told:
+        progress.advance(told["fraction"])
+
+
+def _environment(job: QuantizeJob) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment |= {
+        "PYTHONPATH": str(PROJECT_ROOT),  # the quantizer environment does not have the project installed
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what PyTorch asks for when CUDA has to be deterministic
+        "PYTHONHASHSEED": "0",
+    }
+    if job.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
+
+
+def _tail(log: TextIO) -> str:
+    log.flush()
+    log.seek(0)
+    # Progress bars rewrite their line with carriage returns; only what they ended with counts.
+    lines = [line.rpartition("\r")[2].strip() for line in log.read().split("\n")]
+    return " | ".join([line for line in lines if line][-TAIL_LINES:]) or "no output"

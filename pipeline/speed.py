@@ -1,0 +1,73 @@
+"""Latency and throughput of an engine, and its answers to known prompts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from runtime.engines import Engine, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One generated reply.
+
+    Attributes:
+        ttft_s: seconds from the request to the first token.
+        itl_s: mean seconds from one token to the next; none for a reply of one token.
+    """
+
+    text: str
+    tokens: int
+    ttft_s: float
+    itl_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Medians over the replies of one stream, in milliseconds."""
+
+    ttft_ms: float
+    itl_ms: float
+
+
+def greedy(max_tokens: int, *, ignore_eos: bool = False) -> Sampling:
+    """The most probable token each time."""
+    return Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=max_tokens, ignore_eos=ignore_eos)
+
+
+async def reply_to(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> Reply:
+    """Generate one reply to its end."""
+    begun = time.perf_counter()
+    first = last = begun
+    text, tokens = "", 0
+    async for delta in engine.generate(prompt, sampling):
+        last = time.perf_counter()
+        if tokens == 0:
+            first, first_tokens = last, delta.tokens
+        text += delta.text
+        tokens += delta.tokens
+    if tokens == 0:
+        return Reply(text, 0, last - begun, None)
+    later = tokens - first_tokens
+    return Reply(text, tokens, first - begun, (last - first) / later if later else None)
+
+
+def latency_of(replies: Sequence[Reply]) -> Latency:
+    """Median time to the first token and between tokens. Not a number where no reply had a second token."""
+    gaps = [reply.itl_s for reply in replies if reply.itl_s is not None]
+    return Latency(
+        ttft_ms=1000 * median(reply.ttft_s for reply in replies),
+        itl_ms=1000 * median(gaps) if gaps else float("nan"),
+    )
+
+
+async def throughput_of(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    """Tokens per second of all prompts at once, each answered with exactly `tokens` tokens, prefill included."""
+    sampling = greedy(tokens, ignore_eos=True)
+    begun = time.perf_counter()
+    replies = await asyncio.gather(*(reply_to(engine, prompt, sampling) for prompt in prompts))
+    return sum(reply.tokens for reply in replies) / (time.perf_counter() - begun)
