@@ -58,7 +58,7 @@ def run(module: str, job: QuantizeJob, *, python: Path | None, progress: Progres
     with tempfile.TemporaryDirectory(prefix="yap-quantize-") as folder:
         job_file, log_file = Path(folder, "job.json"), Path(folder, "log")
         job.write(job_file)
-        with log_file.open("w+", encoding="utf-8", errors="replace") as log:
+        with log_file.open("w+", encoding="utf-8", errors="replace", newline="") as log:
             process = subprocess.Popen(
                 [str(python or sys.executable), "-m", module, str(job_file)],
                 stdin=subprocess.PIPE,
