@@ -1,8 +1,8 @@
 """Stages: work that is done once for each set of inputs, whole or not at all.
 
 A stage's key is a hash over everything that decides its output. Its output is written into a temporary folder, flushed
-to disk and renamed, so a folder under its final name is complete however the process that made it ended. A lock for each
-key lets two runs share one cache: the second waits, then finds the work done.
+to disk and renamed, so a folder under its final name is complete however the process that made it ended. A lock for
+each key lets two runs share one cache: the second waits, then finds the work done.
 
     CACHE/quantize/4f1c…/output/…       what the stage made
     CACHE/quantize/4f1c…/record.json    its inputs, its result, its seconds, and the size of each file

@@ -1,0 +1,158 @@
+"""What the pipeline tells a person: the plan before the work, the artifact after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.plan import BuildPlan
+from runtime.artifact import BuildMetadata, ChatModel, Gate, Source, ToolModel
+
+GIB = 2**30
+
+
+def show_plan(plan: BuildPlan, console: Console) -> None:
+    """Print what will be done, why, and what it takes."""
+    console.print("What will be done", style="bold")
+    for number, step in enumerate(steps(plan), 1):
+        console.print(f"  {number}. {step}", markup=False, highlight=False)
+    console.print()
+    table = Table("what", "choice", "why", box=None, title="Decisions", title_justify="left", title_style="bold")
+    for decision in plan.decisions:
+        table.add_row(decision.name, decision.value, decision.reason)
+    console.print(table)
+    cost = plan.estimate
+    gpu = f", {cost.gpu_bytes / GIB:.1f} GiB on the GPU" if cost.gpu_bytes else ""
+    console.print(
+        f"\nIt takes about {cost.disk_bytes / GIB:.1f} GiB of disk, {cost.memory_bytes / GIB:.1f} GiB of memory{gpu}, "
+        f"and {duration(cost.seconds)} when nothing is done yet.",
+        highlight=False,
+    )
+
+
+def steps(plan: BuildPlan) -> Iterable[str]:
+    """The stages, one line each."""
+    if chat := plan.chat:
+        verb = {"hub": "download", "folder": "read", "embedded": "unpack"}[chat.source.kind]
+        size = f" ({chat.source.weight_bytes / GIB:.1f} GiB)" if chat.source.weight_bytes else ""
+        yield f"source: {verb} {chat.source.ref}{size}, {chat.parameters / 1e6:,.0f} million parameters"
+        if chat.calibration:
+            yield f"calibration: tokenize {chat.calibration.samples} samples of {chat.calibration.dataset}"
+        if chat.prequantized:
+            yield f"quantize: nothing, it comes as {chat.scheme}"
+        else:
+            group = f", groups of {chat.group_size}" if chat.group_size else ""
+            yield f"quantize: {chat.method} ({chat.scheme}{group}) on {plan.device}"
+    if plan.tool:
+        verb = "train" if plan.tool.source.kind == "embedded" else "copy"
+        yield f"tool: {verb} the classifier {plan.tool.source.ref}, in float"
+    yield "build: lay out the artifact" + ("" if plan.eager or not plan.chat else " and compile ahead of time")
+    if plan.chat and not plan.chat.prequantized:
+        yield "reference: score held-out text with the float model"
+    yield "validate: load it with the runtime's engine and hold it against its gates"
+    yield f"finish: move it to {plan.out}"
+    for method in plan.fallback:
+        yield f"where the gates fail: the same with {method}"
+
+
+def show_artifact(metadata: BuildMetadata, console: Console) -> None:
+    """Print the metadata as a person would read it."""
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _facts(metadata):
+        table.add_row(name, value)
+    console.print(table)
+    if metadata.validation:
+        gates = Table("gate", "measured", "bound", "", box=None, title="Validation", title_justify="left")
+        for gate in metadata.validation.gates:
+            bound = f"{gate.relation} {gate.threshold:g}" if gate.relation and gate.threshold is not None else ""
+            gates.add_row(gate.name, measured(gate), bound, "pass" if gate.passed else "FAIL" if bound else "")
+        console.print()
+        console.print(gates)
+
+
+def _facts(metadata: BuildMetadata) -> Iterable[tuple[str, str]]:
+    yield "lane", f"{metadata.lane} (engine {metadata.engine})"
+    if metadata.chat:
+        yield from _chat_facts(metadata.chat)
+    if metadata.tool:
+        yield "tool model", _tool_fact(metadata.tool)
+    machine = metadata.platform
+    gpu = f"{machine.gpu_count} × {machine.gpu_name} (sm{machine.sm})" if machine.gpu_name else "no GPU"
+    cuda = f", driver {machine.driver}, CUDA {machine.cuda}" if machine.gpu_name else ""
+    yield "made on", f"{gpu}{cuda}, {machine.machine}, Python {machine.python}"
+    yield "packages", ", ".join(f"{name} {version}" for name, version in sorted(machine.packages.items()))
+    yield "created", metadata.created_at
+    if metadata.stages:
+        yield "stages", ", ".join(f"{stage.name} {duration(stage.seconds)}" for stage in metadata.stages)
+    total = sum(entry.size for entry in metadata.files)
+    yield "files", f"{len(metadata.files)}, {total / 2**20:,.1f} MiB"
+    yield "digest", metadata.digest
+    yield "proven", proof(metadata)
+
+
+def proof(metadata: BuildMetadata) -> str:
+    """Whether the artifact may be served, in a few words."""
+    if metadata.validation is None:
+        return "no: never validated"
+    if not metadata.validation.passed:
+        return "no: failed " + ", ".join(gate.name for gate in metadata.validation.gates if not gate.passed)
+    if metadata.validation.digest != metadata.digest:
+        return "no: its files changed after validation"
+    return f"yes, on {metadata.validation.validated_at}"
+
+
+def _chat_facts(chat: ChatModel) -> Iterable[tuple[str, str]]:
+    yield "chat model", _origin(chat.source)
+    quantization, limits = chat.quantization, chat.limits
+    parts = [f"{quantization.method} ({quantization.scheme})"]
+    if quantization.group_size:
+        parts.append(f"groups of {quantization.group_size}")
+    if quantization.prequantized:
+        parts.append("came quantized")
+    if quantization.kept_in_float:
+        parts.append(f"in float: {', '.join(quantization.kept_in_float)}")
+    yield "weights", "; ".join(parts)
+    if calibration := quantization.calibration:
+        yield "calibration", f"{calibration.samples} samples of {calibration.dataset}, {calibration.tokens:,} tokens"
+    if chat.moe:
+        yield "experts", f"{chat.moe.experts or '?'}, {chat.moe.experts_per_token or '?'} for each token"
+    yield (
+        "limits",
+        f"{limits.max_batch_size} sequences; {limits.max_input_len} tokens in, {limits.max_output_len} out, "
+        f"{limits.max_model_len} in all; {limits.tensor_parallel_size} GPU(s) a model",
+    )
+
+
+def _tool_fact(tool: ToolModel) -> str:
+    accuracy = f", {tool.accuracy:.1%} right on held-out utterances" if tool.accuracy is not None else ""
+    return f"{_origin(tool.source)}, window {tool.max_tokens} tokens{accuracy}"
+
+
+def _origin(source: Source) -> str:
+    revision = f"@{source.revision[:12]}" if source.revision else ""
+    return (
+        f"{source.repo}{revision} ({source.architecture or 'unknown architecture'}, {source.license or 'no licence'})"
+    )
+
+
+def measured(gate: Gate) -> str:
+    """A gate's figure with its unit."""
+    return f"{gate.value:.4g} {gate.unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person.
+
+    >>> duration(0.2), duration(75), duration(4000)
+    ('0.2 s', '1 min 15 s', '1 h 7 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,88 @@
+"""Proving an artifact that exists already: built without proof, moved to another machine, or held to other bounds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline import describe, hardware, settings, source
+from pipeline.lanes import LANES
+from pipeline.plan import default_thresholds
+from pipeline.prepare import cache_folder
+from pipeline.problem import Problem, WrongRequestError
+from pipeline.progress import Progress
+from pipeline.shape import Shape
+from pipeline.source import EMBEDDED, SourceFacts
+from pipeline.validate import validate
+from pipeline.workshop import Workshop
+from runtime import artifact
+from runtime.artifact import BuildMetadata, ChatModel
+
+
+def revalidate(
+    folder: Path, reference: str | None, bounds: Mapping[str, float], cache: Path | None, progress: Progress
+) -> BuildMetadata:
+    """Measure an artifact here, and write the figures into its metadata whether they pass or not.
+
+    Args:
+        folder: the artifact.
+        reference: the float model; none takes the source that the metadata names.
+        bounds: those that replace the defaults, by the names of `gates.Thresholds`.
+        cache: folder of finished stages; none takes the environment's.
+
+    Raises:
+        WrongRequestError: the lane does not fit, or the float model is not the one that was quantized.
+        ArtifactError: the artifact cannot be read, or a file changed.
+        StageError: the engine failed.
+    """
+    loaded = settings.load(os.environ)
+    if loaded.problems:
+        raise WrongRequestError(loaded.problems)
+    metadata = artifact.read(folder)
+    if metadata.lane not in LANES:
+        raise WrongRequestError([Problem("ARTIFACT", f"one of the lanes {', '.join(LANES)}", metadata.lane)])
+    lane = LANES[metadata.lane]
+    where = cache or cache_folder(loaded.settings, os.environ)
+    here = hardware.describe(where, loaded.settings.quantize_python)
+    if lane.device == "cuda" and not here.machine.gpus:
+        raise WrongRequestError([Problem("ARTIFACT", "a GPU, for the vllm lane", "none", "run it where it will serve")])
+    workshop = Workshop(where, here.machine, progress)
+    chat = metadata.chat
+    scores: Path | None = None
+    thresholds = default_thresholds(None, 0, lane)
+    if chat and not chat.quantization.prequantized:
+        model = workshop.chat_source(_reference(chat, reference))
+        if model.content != chat.source.content_sha256:
+            expected, found = chat.source.content_sha256[:12], model.content[:12]
+            name = reference or chat.source.repo
+            raise WrongRequestError(
+                [Problem("--reference", f"the model with content {expected}", f"{found} in {name}")]
+            )
+        shape = Shape.of(source.look(str(model.folder), "CHAT_MODEL").config)
+        thresholds = default_thresholds(chat.quantization.method, shape.parameters, lane)
+        scores = workshop.reference(model, lane=lane.name, context=chat.limits.max_model_len, eager=lane.eager)
+    for name, value in bounds.items():
+        thresholds = replace(thresholds, **{name: value})
+    validation = validate(folder, metadata, reference=scores, thresholds=thresholds, progress=progress)
+    proven = metadata.model_copy(update={"validation": validation, "platform": describe.platform(here)})
+    proven.write(folder)
+    return proven
+
+
+def _reference(chat: ChatModel, named: str | None) -> SourceFacts:
+    """The float model that an artifact was made from."""
+    stated = chat.source
+    ref = named
+    if ref is None and stated.repo == EMBEDDED:
+        ref = EMBEDDED
+    elif ref is None and stated.revision:
+        ref = f"{stated.repo}@{stated.revision}"
+    if ref is None:
+        expected = f"the float model {stated.repo}, which is a folder"
+        raise WrongRequestError([Problem("--reference", expected, "none", "name the folder with --reference")])
+    facts = source.look(ref, "CHAT_MODEL")
+    if facts.problems:
+        raise WrongRequestError(facts.problems)
+    return facts

@@ -1,0 +1,242 @@
+"""Carrying out a plan: the stages in their order, and the finished artifact at its place.
+
+source → calibration → quantize → tool → build → reference → validate → finish. Each is done once for its inputs
+(`stages.py`); only `finish` touches the artifact's place, by a rename, after every gate has passed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import calibration, describe, place, source
+from pipeline.build import vllm as build_vllm
+from pipeline.gates import failures
+from pipeline.plan import CalibrationPlan, ChatPlan
+from pipeline.prepare import Prepared
+from pipeline.progress import Progress
+from pipeline.quantize import QuantizeJob
+from pipeline.quantize import vllm as quantize_vllm
+from pipeline.stages import StageError, sweep
+from pipeline.validate import validate
+from pipeline.workshop import Model, Workshop, code_of
+from runtime import artifact
+from runtime.artifact import BuildMetadata, Calibration, ChatModel, Quantization, ToolModel, Validation
+
+# One entry for each engine: the lane's module in `quantize/` and in `build/`.
+QUANTIZERS = {"vllm": quantize_vllm.quantize}
+BUILDERS = {"vllm": build_vllm.build}
+
+
+class GateError(Exception):
+    """The artifact did not meet its gates.
+
+    Attributes:
+        shortfalls: one line for each, with by how much.
+    """
+
+    def __init__(self, method: str, shortfalls: list[str]) -> None:
+        self.method, self.shortfalls = method, shortfalls
+        super().__init__(f"{method}: " + "; ".join(shortfalls))
+
+
+class Run:
+    """One plan on its way."""
+
+    def __init__(self, prepared: Prepared, progress: Progress, *, force: bool = False) -> None:
+        self.plan, self.hardware, self.cache = prepared.plan, prepared.hardware, prepared.cache
+        self.progress = progress
+        self.workshop = Workshop(prepared.cache, prepared.hardware.machine, progress, force)
+        sweep(self.cache)
+
+    def quantized(self, chat: ChatPlan) -> tuple[Model, Model, Quantization]:
+        """Fetch the chat model and quantize it, unless it came quantized.
+
+        Returns:
+            the model as it came, the model to build from, and what was done.
+
+        Raises:
+            StageError: a stage failed.
+        """
+        base = self.workshop.chat_source(chat.source)
+        if found := chat.prequantized:
+            self.progress.step(f"quantize: nothing to do, the source comes as {found.scheme}")
+            came = Quantization(
+                method=found.method, scheme=found.scheme, group_size=found.group_size, prequantized=True
+            )
+            return base, base, came
+        python = self._quantizer_python()
+        samples, calibrated = None, None
+        if chat.calibration:
+            samples, calibrated = self._calibrate(chat.calibration, base, python)
+        job = QuantizeJob(
+            method=chat.method,
+            model=base.folder,
+            out=Path(),
+            group_size=chat.group_size,
+            symmetric=chat.symmetric,
+            kept_in_float=chat.kept_in_float,
+            samples=samples,
+            sequence_length=calibrated.sequence_length if calibrated else 0,
+            seed=self.plan.seed,
+            device=self.plan.device,
+        )
+        model, quantization = self._quantize(job, base, calibrated, python)
+        return base, model, quantization
+
+    def built(self) -> tuple[Path, BuildMetadata]:
+        """Everything up to a complete artifact that is not proven yet; it lies in the cache.
+
+        Raises:
+            StageError: a stage failed.
+        """
+        plan = self.plan
+        inputs: dict[str, Any] = {"lane": plan.lane.name, "code": code_of("build")}
+        chat: ChatModel | None = None
+        tool: ToolModel | None = None
+        models: dict[str, Path] = {}
+        if plan.chat:
+            base, model, quantization = self.quantized(plan.chat)
+            models["chat"], inputs["chat"] = model.folder, model.content
+            chat = describe.chat_model(plan.chat, base.content, quantization)
+            if not plan.eager:
+                # What is compiled ahead of time depends on all of these.
+                inputs |= {"limits": plan.chat.limits.model_dump(), "machine": self.workshop.identity()}
+        if plan.tool:
+            classifier, report = self.workshop.tool_source(plan.tool.source)
+            models["tool"], inputs["tool"] = classifier.folder, classifier.content
+            tool = describe.tool_model(plan.tool, classifier.content, report)
+
+        done = self.workshop.stage("build", inputs, lambda out: self._lay_out(models, out))
+        if chat:
+            chat = chat.model_copy(update={"compile_cache": done.result["compile_cache"]})
+        self.progress.step("hashing the artifact")
+        files = artifact.hash_folder(done.output)
+        metadata = BuildMetadata(
+            lane=plan.lane.name,
+            engine=plan.engine,
+            created_at=describe.now(),
+            chat=chat,
+            tool=tool,
+            platform=describe.platform(self.hardware),
+            stages=self._records(),
+            files=files,
+            digest=artifact.digest_of(files),
+        )
+        return done.output, metadata
+
+    def proven(self) -> tuple[Path, BuildMetadata]:
+        """Everything up to an artifact that passed its gates; it lies in the cache.
+
+        Raises:
+            StageError: a stage failed.
+            GateError: a gate did.
+        """
+        folder, metadata = self.built()
+        chat, thresholds = self.plan.chat, self.plan.thresholds
+        reference: Path | None = None
+        if chat and not chat.prequantized:
+            base = self.workshop.chat_source(chat.source)
+            context, lane = chat.limits.max_model_len, self.plan.lane.name
+            reference = self.workshop.reference(base, lane=lane, context=context, eager=self.plan.eager)
+
+        def work(_: Path) -> Mapping[str, Any]:
+            validation = validate(folder, metadata, reference=reference, thresholds=thresholds, progress=self.progress)
+            if shortfalls := failures(validation):
+                raise GateError(chat.method if chat else "tool", shortfalls)
+            return validation.model_dump(mode="json")
+
+        inputs = {
+            "digest": metadata.digest,
+            "limits": chat.limits.model_dump() if chat else None,
+            "thresholds": {name: str(value) for name, value in asdict(thresholds).items()},
+            "machine": self.workshop.identity(),
+        }
+        done = self.workshop.stage("validate", inputs, work)
+        validation = Validation.model_validate_json(json.dumps(done.result))
+        return folder, metadata.model_copy(update={"validation": validation, "stages": self._records()})
+
+    def finish(self, folder: Path, metadata: BuildMetadata) -> Path:
+        """Put the artifact at its place, whole or not at all."""
+        self.progress.step(f"finish: the artifact goes to {self.plan.out}")
+        return place.put(folder, self.plan.out, metadata, self.cache)
+
+    def _records(self) -> tuple[artifact.StageRecord, ...]:
+        return tuple(done.record for done in self.workshop.done)
+
+    def _quantizer_python(self) -> Path:
+        if self.hardware.quantizer is None:
+            raise StageError("quantize", "expected an environment with llm-compressor, found none")
+        return self.hardware.quantizer.python
+
+    def _calibrate(self, plan: CalibrationPlan, base: Model, python: Path) -> tuple[Path, Calibration]:
+        seed = self.plan.seed
+        inputs = {
+            "dataset": calibration.identity_of(plan.dataset),
+            "samples": plan.samples,
+            "sequence_length": plan.sequence_length,
+            "seed": seed,
+            "tokenizer": tokenizer_hash(base.folder),
+            "code": code_of(".", ("calibration.py",)),
+        }
+
+        def work(out: Path) -> Mapping[str, Any]:
+            made = calibration.calibrate(
+                plan, base.folder, out, seed=seed, parquet_python=python, progress=self.progress
+            )
+            return made.model_dump(mode="json")
+
+        done = self.workshop.stage("calibration", inputs, work)
+        return done.output / calibration.SAMPLES_NAME, Calibration.model_validate_json(json.dumps(done.result))
+
+    def _quantize(
+        self, job: QuantizeJob, base: Model, calibrated: Calibration | None, python: Path
+    ) -> tuple[Model, Quantization]:
+        settled = {"model", "out", "samples", "sequence_length"}
+        inputs = {name: value for name, value in asdict(job).items() if name not in settled}
+        inputs |= {
+            "source": base.content,
+            "kept_in_float": list(job.kept_in_float),
+            "calibration": calibrated.digest if calibrated else None,
+            "packages": self.hardware.quantizer.packages if self.hardware.quantizer else {},
+            "code": code_of("quantize"),
+        }
+
+        def work(out: Path) -> Mapping[str, Any]:
+            made = QUANTIZERS[self.plan.engine](replace(job, out=out), python=python, progress=self.progress)
+            return made.model_copy(update={"calibration": calibrated}).model_dump(mode="json")
+
+        done = self.workshop.stage("quantize", inputs, work)
+        return self.workshop.model(done.output), Quantization.model_validate_json(json.dumps(done.result))
+
+    def _lay_out(self, models: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
+        if "chat" in models:
+            BUILDERS[self.plan.engine](models["chat"], out, plan=self.plan, progress=self.progress)
+        if "tool" in models:
+            self.progress.step("laying out the classifier")
+            lay_out_tool(models["tool"], out / "tool")
+        compiled = (out / build_vllm.COMPILE_CACHE).is_dir()
+        return {"compile_cache": build_vllm.COMPILE_CACHE if compiled else None}
+
+
+def lay_out_tool(model: Path, out: Path) -> None:
+    """Copy the classifier's files; its card is the source's, not the artifact's."""
+    out.mkdir()
+    for path in sorted(model.iterdir()):
+        if path.is_file() and path.name.endswith(source.CONTENT_SUFFIXES) and not path.name.startswith("."):
+            shutil.copyfile(path, out / path.name)
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 over the files that decide how text becomes tokens."""
+    prefixes = ("tokenizer", "chat_template", "special_tokens")
+    hasher = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name in source.TOKENIZER_FILES or path.name.startswith(prefixes):
+            hasher.update(path.name.encode() + b"\0" + path.read_bytes())
+    return hasher.hexdigest()

@@ -1,0 +1,80 @@
+"""The pipeline's environment variables, checked all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pipeline.problem import Problem
+
+
+def _without_spaces(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
+Word = Annotated[str, BeforeValidator(_without_spaces)]
+
+
+class Settings(BaseModel):
+    """Every variable that the pipeline reads; a field's name in capitals is the variable."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    inference_engine: Literal["trt", "vllm", "cpu"] = Field(
+        "trt", description="the lane, unless `--trt`, `--vllm` or `--cpu` is given"
+    )
+    quantization: Word = Field("4bit", description="`4bit`, `8bit` or a method, unless one is given as an argument")
+    awq_calib_dataset: Word | None = Field(
+        None,
+        description="calibration text: `open_platypus`, `embedded`, a hub data set, or a `.txt` or `.jsonl` file; "
+        "none means `open_platypus`, or `embedded` for the embedded model",
+    )
+    awq_nsamples: int = Field(64, ge=1, le=65536, description="calibration samples")
+    awq_seqlen: int = Field(2048, ge=8, description="tokens of a calibration sample, at most")
+    awq_cache_dir: Path | None = Field(
+        None, description="folder of finished stages; none means `$XDG_CACHE_HOME/yap-pipeline` or `~/.cache/…`"
+    )
+    force_rebuild: bool = Field(False, description="do every stage again, as `--force` does")
+    max_num_seqs: int | None = Field(
+        None, ge=1, description="sequences that run at once, baked in; none means 256 on a GPU and 16 on a CPU"
+    )
+    chat_max_len: int = Field(5525, ge=16, description="tokens of the prompt, at most; baked in")
+    chat_max_out: int = Field(150, ge=1, description="tokens of a reply, at most; baked in")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one model; baked in")
+    quantize_python: Path | None = Field(
+        None,
+        description="interpreter of the quantizer environment; none means `.venv-quantize/bin/python`, or this "
+        "interpreter where llm-compressor is installed beside the engine",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings, with defaults in place of what was wrong, and every problem found."""
+
+    settings: Settings
+    problems: tuple[Problem, ...]
+
+
+def load(environment: Mapping[str, str]) -> Loaded:
+    """Read the settings. Empty variables count as unset."""
+    given = {
+        name: value for name in Settings.model_fields if (value := environment.get(name.upper(), "")).strip() != ""
+    }
+    try:
+        return Loaded(Settings.model_validate(given), ())
+    except ValidationError as error:
+        problems = []
+        for detail in error.errors():
+            name = str(detail["loc"][0])
+            problems.append(Problem(name.upper(), _expectation(detail["msg"]), repr(given.pop(name, ""))))
+        return Loaded(Settings.model_validate(given), tuple(problems))
+
+
+def _expectation(message: str) -> str:
+    text = message.removeprefix("Input should be ").partition(", unable to")[0]
+    return text.replace("'", "")

@@ -1,0 +1,315 @@
+"""Where models come from: a folder, the hub, or the package itself.
+
+`look` reads what a plan needs (config, names and sizes of files) and downloads no weights. `fetch` brings the whole
+model here. `content_hash` names its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.problem import Problem
+from pipeline.progress import Progress
+from runtime.artifact import sha256_of
+
+Kind = Literal["embedded", "folder", "hub"]
+Role = Literal["CHAT_MODEL", "TOOL_MODEL"]
+
+EMBEDDED = "embedded"
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+
+# What decides a model's answers; cards and pictures do not.
+CONTENT_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+FETCHED = [f"*{suffix}" for suffix in CONTENT_SUFFIXES] + ["README.md", "LICENSE*"]
+READ_FIRST: tuple[str, ...] = ("config.json", "tokenizer_config.json")
+TOKENIZER_FILES = frozenset({"tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tekken.json"})
+
+# The embedded models' own configs, so that a plan can be made before they are exported; tests hold them equal.
+EMBEDDED_CHAT: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}
+EMBEDDED_TOOL: dict[str, Any] = {
+    "architectures": ["BertForSequenceClassification"],
+    "model_type": "bert",
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """A model before it is fetched.
+
+    Attributes:
+        ref: as the user named it.
+        name: what the metadata calls it: hub id, `embedded`, or the folder's name.
+        path: the folder, where it is already here.
+        config: `config.json`; empty when it could not be read, in which case `problems` says why.
+        sizes: bytes of each file by relative path; empty for embedded models.
+    """
+
+    ref: str
+    kind: Kind
+    name: str
+    path: Path | None = None
+    revision: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    license: str | None = None
+    chat_template: bool = False
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all safetensors files."""
+        return sum(size for name, size in self.sizes.items() if name.endswith(".safetensors"))
+
+    @property
+    def architecture(self) -> str | None:
+        """The first of `architectures`."""
+        names = self.config.get("architectures")
+        return str(names[0]) if names else None
+
+
+def look(ref: str, role: Role) -> SourceFacts:
+    """Read a model's facts. Everything wrong with it is in the answer's `problems`; nothing is raised."""
+    if ref == EMBEDDED:
+        config = EMBEDDED_CHAT if role == "CHAT_MODEL" else EMBEDDED_TOOL
+        return SourceFacts(ref, "embedded", EMBEDDED, config=config, license="apache-2.0", chat_template=True)
+    folder = Path(ref).expanduser()
+    if folder.is_dir():
+        return _look_into(ref, folder.resolve(), role)
+    match = HUB_ID.fullmatch(ref)
+    if match and not ref.startswith((".", "/", "~")):
+        return _look_at_hub(ref, match["repo"], match["revision"], role)
+    problem = Problem(role, "a folder, a hub id (org/name, org/name@revision) or `embedded`", repr(ref))
+    return SourceFacts(ref, "folder", folder.name or ref, problems=(problem,))
+
+
+def _look_into(ref: str, folder: Path, role: Role) -> SourceFacts:
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()
+    }
+    documents = {name: _json(folder / name) for name in READ_FIRST if name in sizes}
+    problems = _missing(role, str(folder), sizes, documents)
+    if not problems:
+        problems = _damaged_weights(role, folder, sizes)
+    return SourceFacts(
+        ref,
+        "folder",
+        folder.name,
+        path=folder,
+        config=documents.get("config.json") or {},
+        sizes=sizes,
+        license=_license_of(folder / "README.md"),
+        chat_template=_has_template(sizes, documents),
+        problems=tuple(problems),
+    )
+
+
+def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFacts:
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    found: str
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        documents = {
+            name: _json(Path(hf_hub_download(repo, name, revision=info.sha))) for name in READ_FIRST if name in sizes
+        }
+        return SourceFacts(
+            ref,
+            "hub",
+            repo,
+            revision=info.sha,
+            config=documents.get("config.json") or {},
+            sizes=sizes,
+            license=info.card_data.get("license") if info.card_data else None,
+            chat_template=_has_template(sizes, documents),
+            problems=tuple(_missing(role, repo, sizes, documents)),
+        )
+    except GatedRepoError:
+        found, remedy = "a gated one", f"accept its terms at https://huggingface.co/{repo} and set HF_TOKEN"
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        # The hub answers 401 for what does not exist, so that strangers cannot probe for private repositories.
+        found = "none that this token may see" if status in {401, 403, 404} else f"status {status} from the hub"
+        remedy = "check its name and revision, and HF_TOKEN when it is private"
+    except (OfflineModeIsEnabled, HTTPError, LocalEntryNotFoundError, OSError) as error:
+        try:
+            cached = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=FETCHED)
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError):
+            reason = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else "the hub is out of reach"
+            found = f"no copy in the local cache, and {reason}"
+            remedy = "name a folder or `embedded`, or go online"
+        else:
+            folder = Path(cached)
+            facts = _look_into(ref, folder, role)
+            return SourceFacts(
+                ref,
+                "hub",
+                repo,
+                path=folder,
+                revision=folder.name,
+                config=facts.config,
+                sizes=facts.sizes,
+                license=facts.license,
+                chat_template=facts.chat_template,
+                problems=facts.problems,
+            )
+    problem = Problem(role, f"the model {ref} on the hub", found, remedy)
+    return SourceFacts(ref, "hub", repo, problems=(problem,))
+
+
+def _missing(
+    role: Role, where: str, sizes: Mapping[str, int], documents: Mapping[str, dict[str, Any] | None]
+) -> list[Problem]:
+    """What a model lacks, told from the names of its files."""
+    again = "fetch it again or choose another model"
+    problems = []
+    if "config.json" not in sizes:
+        problems.append(Problem(role, f"config.json in {where}", "none", "name a Hugging Face model folder"))
+    elif documents.get("config.json") is None:
+        problems.append(Problem(role, f"a JSON object in {where}/config.json", "something else", again))
+    if not any(name.endswith(".safetensors") for name in sizes):
+        other = next((name for name in sizes if name.endswith((".bin", ".gguf", ".pt", ".pth"))), "no weights")
+        problems.append(
+            Problem(role, f"*.safetensors in {where}", other, "save it with `save_pretrained` or choose another model")
+        )
+    if not TOKENIZER_FILES & sizes.keys():
+        problems.append(Problem(role, f"a tokenizer in {where} (tokenizer.json)", "none", again))
+    if role == "CHAT_MODEL" and not _has_template(sizes, documents):
+        problems.append(
+            Problem(role, f"a chat template in {where}", "none", "choose an instruct model, or add chat_template.jinja")
+        )
+    return problems
+
+
+def _damaged_weights(role: Role, folder: Path, sizes: Mapping[str, int]) -> list[Problem]:
+    """Shards that the index names and the folder lacks, and files that are shorter than their header says."""
+    again = "fetch it again"
+    problems = []
+    for name in sizes:
+        if not name.endswith(".safetensors.index.json"):
+            continue
+        index = _json(folder / name)
+        if index is None or not isinstance(index.get("weight_map"), dict):
+            problems.append(Problem(role, f"a weight map in {folder / name}", "none", again))
+            continue
+        shards = set(index["weight_map"].values())
+        problems += [
+            Problem(role, f"the shard {folder / shard}", "none", again) for shard in sorted(shards - set(sizes))
+        ]
+    for name, size in sizes.items():
+        if name.endswith(".safetensors"):
+            expected = safetensors_size(folder / name)
+            if expected is None:
+                problems.append(Problem(role, f"a safetensors header in {folder / name}", "something else", again))
+            elif expected != size:
+                problems.append(Problem(role, f"{expected} bytes in {folder / name}", f"{size}", again))
+    return problems
+
+
+def safetensors_size(path: Path) -> int | None:
+    """Bytes that a safetensors file has by its own header; none when the header cannot be read.
+
+    The format: eight bytes, little endian, with the header's length; the header, JSON; the tensors.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > 100 << 20:
+                return None
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return None
+    return int(8 + length + max(ends, default=0))
+
+
+def fetch(facts: SourceFacts, progress: Progress) -> Path:
+    """The folder of a model that is a folder already or lies on the hub; resumes a download that was cut off."""
+    if facts.path is not None:
+        return facts.path
+    from huggingface_hub import snapshot_download
+
+    progress.step(f"downloading {facts.name}@{facts.revision} ({facts.weight_bytes / 2**30:.1f} GiB)")
+    return Path(snapshot_download(facts.name, revision=facts.revision, allow_patterns=FETCHED))
+
+
+def content_hash(folder: Path, cache: Path | None = None) -> str:
+    """SHA-256 over the names, sizes and hashes of the files that decide a model's answers.
+
+    Args:
+        folder: the model.
+        cache: JSON file that remembers hashes by path, size and modification time, so that a second run need not read
+            gigabytes again; none hashes everything.
+    """
+    known: dict[str, list[Any]] = (_json(cache) or {}) if cache and cache.is_file() else {}
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or not path.name.endswith(CONTENT_SUFFIXES):
+            continue
+        status = path.stat()
+        entry = known.get(str(path.resolve()))
+        if entry is None or entry[:2] != [status.st_size, status.st_mtime_ns]:
+            entry = [status.st_size, status.st_mtime_ns, sha256_of(path)]
+            known[str(path.resolve())] = entry
+        lines.append(f"{entry[2]}  {status.st_size}  {path.name}\n")
+    if cache:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        partial = cache.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(known), encoding="utf-8")
+        partial.replace(cache)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _has_template(sizes: Mapping[str, int], documents: Mapping[str, dict[str, Any] | None]) -> bool:
+    if sizes.keys() & {"chat_template.jinja", "chat_template.json"}:
+        return True
+    return bool((documents.get("tokenizer_config.json") or {}).get("chat_template"))
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _license_of(card: Path) -> str | None:
+    """The licence that a model card's front matter names."""
+    if not card.is_file():
+        return None
+    from huggingface_hub import ModelCard
+
+    try:
+        name = ModelCard.load(card).data.to_dict().get("license")
+    except ValueError:
+        return None  # front matter that is no YAML: a licence we cannot read is one we do not know
+    return str(name) if name else None

@@ -1,0 +1,152 @@
+"""What every command's work shares: the cache of stages, the models' sources, and the float model's scores."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata as distributions
+from pathlib import Path
+from typing import Any
+
+from pipeline import source
+from pipeline.progress import Progress
+from pipeline.source import SourceFacts
+from pipeline.stages import Cache, Done, Stage, StageError
+from runtime.engines import EngineOptions
+from runtime.machine import Machine
+
+PACKAGE = Path(__file__).resolve().parent
+
+Work = Callable[[Path], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model whose files are here: its folder, and the hash of its content."""
+
+    folder: Path
+    content: str
+
+
+@dataclass(slots=True)
+class Workshop:
+    """Does stages. `done` holds those that were finished or found finished, in order."""
+
+    cache: Path
+    machine: Machine
+    progress: Progress
+    force: bool = False
+    done: list[Done] = field(default_factory=list)
+
+    def stage(self, name: str, inputs: Mapping[str, Any], work: Work) -> Done:
+        """One stage, done at most once by this workshop.
+
+        Raises:
+            StageError: it failed.
+        """
+        stage = Stage(name, inputs, work)
+        if earlier := next((done for done in self.done if done.key == stage.key), None):
+            return earlier
+        self.progress.step(name)
+        done = Cache(self.cache, force=self.force).run(stage, self.progress)
+        self.progress.step(f"{name}: {'done before, in' if done.reused else 'done in'} {done.seconds:.1f} s")
+        self.done.append(done)
+        return done
+
+    def model(self, folder: Path) -> Model:
+        """A folder with the hash of its content, which is remembered."""
+        return Model(folder, source.content_hash(folder, self.cache / "hashes.json"))
+
+    def chat_source(self, facts: SourceFacts) -> Model:
+        """The chat model as it comes; the embedded one is exported."""
+        if facts.kind != "embedded":
+            return self._fetch("source", facts)
+        inputs = {
+            "code": code_of("embedded", ("chat.py", "packages.py")),
+            "packages": versions("torch", "transformers", "tokenizers", "gguf"),
+        }
+        return self.model(self.stage("source", inputs, self._export_chat).output)
+
+    def tool_source(self, facts: SourceFacts) -> tuple[Model, Mapping[str, Any]]:
+        """The classifier, and the report of its training where it was trained here; the embedded one is."""
+        if facts.kind != "embedded":
+            return self._fetch("tool", facts), {}
+        inputs = {
+            "code": code_of("embedded", ("tool.py", "utterances.py", "packages.py", "data/utterances*")),
+            "packages": versions("torch", "transformers", "tokenizers"),
+        }
+        done = self.stage("tool", inputs, self._train_tool)
+        return self.model(done.output), done.result
+
+    def reference(self, model: Model, *, lane: str, context: int, eager: bool) -> Path:
+        """The float model's scores on held-out text, in a file."""
+        from pipeline.validate import measure_reference
+
+        options = EngineOptions(max_model_len=context, enforce_eager=eager or None)
+        inputs = {
+            "content": model.content,
+            "texts": code_of("embedded", ("texts.py", "data/*")),
+            "lane": lane,
+            "context": context,
+            "machine": self.identity(),
+        }
+
+        def work(out: Path) -> Mapping[str, Any]:
+            measure_reference(model.folder, out / "scores.json", options=options, progress=self.progress)
+            return {}
+
+        return self.stage("reference", inputs, work).output / "scores.json"
+
+    def identity(self) -> dict[str, Any]:
+        """What of this machine decides a measurement."""
+        gpus = [gpu.name for gpu in self.machine.gpus]
+        return {"sm": self.machine.sm, "gpus": gpus, "packages": self.machine.packages}
+
+    def _fetch(self, name: str, facts: SourceFacts) -> Model:
+        try:
+            return self.model(source.fetch(facts, self.progress))
+        except OSError as error:
+            first = str(error).strip().partition("\n")[0]
+            again = "run the same command again; a download resumes"
+            raise StageError(name, f"the model could not be read: {first}", facts.ref, again) from error
+
+    def _export_chat(self, out: Path) -> Mapping[str, Any]:
+        from pipeline.embedded.chat import export_chat
+        from pipeline.embedded.packages import EmbeddedModelError
+
+        try:
+            export_chat(out, self.progress)
+        except EmbeddedModelError as error:
+            raise StageError("source", str(error)) from error
+        return {}
+
+    def _train_tool(self, out: Path) -> Mapping[str, Any]:
+        from pipeline.embedded.packages import EmbeddedModelError
+        from pipeline.embedded.tool import train_tool
+
+        try:
+            return asdict(train_tool(out, self.progress))
+        except EmbeddedModelError as error:
+            raise StageError("tool", str(error)) from error
+
+
+def code_of(package: str, patterns: tuple[str, ...] = ("*.py",)) -> str:
+    """SHA-256 over the pipeline's own files that decide an output: a changed recipe is not taken for the old one."""
+    hasher = hashlib.sha256()
+    for pattern in patterns:
+        for path in sorted((PACKAGE / package).glob(pattern)):
+            if path.is_file():
+                hasher.update(path.name.encode() + b"\0" + path.read_bytes())
+    return hasher.hexdigest()
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Versions of those distributions that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = distributions.version(name)
+        except distributions.PackageNotFoundError:
+            continue
+    return found
