@@ -1,0 +1,40 @@
+"""Write an embedded model without the rest of the pipeline: `python -m pipeline.embedded chat|tool OUT`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline import progress
+from pipeline.embedded.chat import export_chat
+from pipeline.embedded.packages import EmbeddedModelError
+from pipeline.embedded.tool import train_tool
+
+
+class Model(str, Enum):
+    """Which of the two embedded models."""
+
+    chat = "chat"
+    tool = "tool"
+
+
+def write(
+    model: Annotated[Model, typer.Argument()], out: Annotated[Path, typer.Argument(help="folder to write")]
+) -> None:
+    """Write the chat model, or train and write the screenshot classifier."""
+    try:
+        with progress.for_terminal() as steps:
+            if model is Model.chat:
+                export_chat(out, steps)
+            else:
+                typer.echo(train_tool(out, steps))
+    except EmbeddedModelError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    typer.run(write)

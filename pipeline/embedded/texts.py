@@ -1,0 +1,47 @@
+"""Texts that quantizing and validating read: a calibration set, a held-out set, and prompts with known answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+
+SEPARATOR = "\n---\n"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPrompt:
+    """A question that every sane chat model answers.
+
+    Attributes:
+        prompt: what the user says, without history or persona.
+        must_contain_any: the answer holds one of these, whatever its case.
+    """
+
+    prompt: str
+    must_contain_any: tuple[str, ...]
+
+    def answered_by(self, reply: str) -> bool:
+        """Whether the reply holds one of the expected words."""
+        return any(word.casefold() in reply.casefold() for word in self.must_contain_any)
+
+
+def calibration_texts() -> list[str]:
+    """Conversations of some 130 to 270 tokens each, as `User:` and `Assistant:` transcripts."""
+    return _read("calibration.txt") + _read("calibration_generated.txt")
+
+
+def heldout_texts() -> list[str]:
+    """Conversations on other topics than the calibration set, in the same form: what the quality gate is measured on."""
+    return _read("heldout.txt")
+
+
+def known_prompts() -> list[KnownPrompt]:
+    """Questions that the embedded chat model answers with greedy sampling, in bfloat16 and quantized."""
+    return [
+        KnownPrompt("What is the capital of France?", ("Paris",)),
+    ]
+
+
+def _read(name: str) -> list[str]:
+    text = (resources.files("pipeline.embedded") / "data" / name).read_text(encoding="utf-8")
+    return text.strip().split(SEPARATOR)

