@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import hardware, plan, settings, source
+from pipeline import hardware, planner, settings, source
 from pipeline.hardware import Hardware
 from pipeline.plan import BuildPlan, Request
 from pipeline.settings import Settings
@@ -35,7 +35,7 @@ def prepare(request: Request, cache: Path | None, environment: Mapping[str, str]
     chat = source.look(request.chat, "CHAT_MODEL") if request.chat else None
     tool = source.look(request.tool, "TOOL_MODEL") if request.tool else None
     here = hardware.describe(folder, loaded.settings.quantize_python)
-    made = plan.make(request, loaded.settings, chat, tool, here, loaded.problems)
+    made = planner.make(request, loaded.settings, chat, tool, here, loaded.problems)
     return Prepared(request, made, here, loaded.settings, folder)
 
 

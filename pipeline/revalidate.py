@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import describe, hardware, settings, source
 from pipeline.lanes import LANES
-from pipeline.plan import default_thresholds
+from pipeline.planner import default_thresholds
 from pipeline.prepare import cache_folder
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.progress import Progress

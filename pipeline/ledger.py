@@ -1,0 +1,29 @@
+"""What a plan in the making has settled, and what it found wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pipeline.plan import Decision
+from pipeline.problem import Problem
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Decisions and problems in the order in which they came up."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def decide(self, name: str, value: object, reason: str) -> None:
+        """Note a choice, and why it was made."""
+        self.decisions.append(Decision(name, str(value), reason))
+
+    def problem(self, where: str, expected: str, found: str, next_step: str = "") -> None:
+        """Note what is wrong."""
+        self.problems.append(Problem(where, expected, found, next_step))
+
+    def distinct_problems(self, earlier: Iterable[Problem]) -> tuple[Problem, ...]:
+        """Every problem once, those that were known before first."""
+        return tuple(dict.fromkeys([*earlier, *self.problems]))
