@@ -1,0 +1,134 @@
+"""What the server sends: one struct a frame, written by one reused encoder.
+
+Field order is wire order. `request_id` comes last and is left out when the client sent none.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+RequestId = str | int | float
+
+
+class Frame(msgspec.Struct, tag_field="type", omit_defaults=True, kw_only=True):
+    """Base of every frame."""
+
+    request_id: RequestId | None = None
+
+
+class Ack(Frame, tag="ack"):
+    """A turn was accepted; what follows belongs to it."""
+
+    to: str = msgspec.field(name="for")
+    ok: bool
+    session_id: str
+    now: str
+    gender: str | None
+    personality: str | None
+    chat_prompt: bool
+
+
+class Verdict(Frame, tag="ack"):
+    """The answer to `chat_prompt`: 200 updated, 204 no change, 400 invalid, 413 too long, 429 limited."""
+
+    to: str = msgspec.field(name="for")
+    ok: bool
+    code: int
+    message: str
+    error_code: str | None = None
+    retry_in: int | None = None
+
+
+class ToolCall(Frame, tag="toolcall"):
+    """The classifier's decision."""
+
+    status: str
+    raw: list[dict[str, str]]
+
+
+class Token(Frame, tag="token"):
+    """A piece of the reply, never empty."""
+
+    text: str
+
+
+class Final(Frame, tag="final"):
+    """The whole reply: exactly the `token` texts, joined."""
+
+    normalized_text: str
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """What a turn cost. Times in milliseconds; `ttft_ms` is null where nothing was generated."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    ttft_ms: float | None
+    duration_ms: float
+
+
+class Done(Frame, tag="done"):
+    """The end of a turn, and the answer to `cancel`."""
+
+    usage: Usage | None = None
+    cancelled: bool = False
+    failed: bool = False
+
+
+class Pong(Frame, tag="pong"):
+    """The answer to `ping`."""
+
+
+class Warmed(Frame, tag="warmed"):
+    """The prefix is in the engine's cache: its length in tokens, and the UTF-8 bytes of text that it was made of."""
+
+    segment: str
+    tokens: int
+    bytes: int
+
+
+class ConnectionClosed(Frame, tag="connection_closed"):
+    """The answer to `end`."""
+
+    reason: str
+
+
+class Capacity(msgspec.Struct, kw_only=True):
+    """Connection slots, at the moment the frame was made."""
+
+    active: int
+    max: int
+    available: int
+    at_capacity: bool
+
+
+class Error(Frame, tag="error"):
+    """Something was not done. `field`, `expected` and `found` accompany failed validation."""
+
+    error_code: str
+    message: str
+    field: str | None = None
+    expected: str | None = None
+    found: str | None = None
+    capacity: Capacity | None = None
+    retry_in: int | None = None
+
+
+class Draining(Frame, tag="draining"):
+    """The server is going away and takes no new turns; running ones have this many seconds."""
+
+    deadline_s: int
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(frame: Frame) -> str:
+    """One text frame's payload.
+
+    >>> encode(Token(text="Sure", request_id=7))
+    '{"type":"token","text":"Sure","request_id":7}'
+    """
+    return _encoder.encode(frame).decode()

@@ -1,0 +1,134 @@
+"""One stream of events: JSON lines on standard output and in `server.log`. Keys and prompts never get into either.
+
+What other libraries say through `logging` takes the same way. `server.log` rotates at 100 MB; three old files are kept,
+compressed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+LOG_NAME = "server.log"
+ROTATE_BYTES = 100 * 1024 * 1024
+KEPT_FILES = 3
+
+HIDDEN = "[hidden]"
+# Fields that carry what users said or who they are, whoever logs them.
+PRIVATE_FIELDS = frozenset(
+    {
+        "api_key", "x-api-key", "authorization", "text_api_key", "persona", "persona_text", "chat_prompt", "prompt",
+        "history", "history_text", "utterance", "user_utterance", "analysis_text", "runtime_text", "text", "said",
+    }
+)  # fmt: skip
+_QUERY_KEY = re.compile(r"(api_key=)[^&\s\"']*", re.IGNORECASE)
+
+
+class Redactor:
+    """Hides private fields, keys in query strings, and the server's own keys wherever they appear."""
+
+    def __init__(self, secrets: Sequence[str] = ()) -> None:
+        self._secrets = tuple(sorted((secret for secret in secrets if secret), key=len, reverse=True))
+
+    def text(self, text: str) -> str:
+        """A text without keys."""
+        text = _QUERY_KEY.sub(rf"\1{HIDDEN}", text)
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        """As a structlog processor."""
+        for name, value in event.items():
+            if name.lower() in PRIVATE_FIELDS:
+                event[name] = HIDDEN
+            elif isinstance(value, str):
+                event[name] = self.text(value)
+        return event
+
+
+class CompressingHandler(RotatingFileHandler):
+    """The standard rotation, with gzip for what was rotated away."""
+
+    def __init__(self, path: Path, max_bytes: int = ROTATE_BYTES, kept: int = KEPT_FILES) -> None:
+        super().__init__(path, maxBytes=max_bytes, backupCount=kept, encoding="utf-8")
+        self.namer = lambda name: f"{name}.gz"
+        self.rotator = _compress
+
+
+def _compress(source: str, target: str) -> None:
+    with Path(source).open("rb") as plain, gzip.open(target, "wb") as packed:
+        shutil.copyfileobj(plain, packed)
+    Path(source).unlink()
+
+
+def configure(*, level: str, style: str, folder: Path, secrets: Sequence[str]) -> None:
+    """Set up logging for the whole process.
+
+    Args:
+        level: least severe level that is kept.
+        style: `json` or `console`, on standard output; the file is always JSON.
+        folder: where `server.log` lies. When it cannot be written, standard output alone is used, with one warning.
+        secrets: texts that must never appear.
+    """
+    redactor = Redactor(secrets)
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    json_lines = _formatter(shared, redactor, structlog.processors.JSONRenderer())
+    console = _formatter(shared, redactor, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty()))
+    stdout = logging.StreamHandler(sys.stdout)
+    stdout.setFormatter(json_lines if style == "json" else console)
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    root.addHandler(stdout)
+    root.setLevel(level.upper())
+    # uvicorn names the path with its query on this logger at info, and its own configuration is not used.
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = CompressingHandler(folder / LOG_NAME)
+    except OSError as error:
+        structlog.get_logger(__name__).warning(
+            "log_file_unavailable", folder=str(folder), reason=error.strerror, next_step="set LOG_DIR"
+        )
+        return
+    file.setFormatter(json_lines)
+    root.addHandler(file)
+
+
+def _formatter(shared: list[Processor], redactor: Redactor, renderer: Processor) -> logging.Formatter:
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            redactor,
+            renderer,
+        ],
+    )

@@ -1,0 +1,41 @@
+"""Sliding windows: at most so many events in any stretch of so many seconds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+
+class SlidingWindow:
+    """Allows `limit` events per `seconds`; a limit of 0 allows everything. Memory is bounded by the limit."""
+
+    __slots__ = ("_clock", "_events", "_limit", "_seconds")
+
+    def __init__(self, limit: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._clock = clock
+        self._events: deque[float] | None = None
+
+    def take(self) -> int:
+        """Count one event and return 0, or refuse it and return the whole seconds after which it may come again."""
+        wait = self.wait()
+        if wait == 0 and self._limit > 0:
+            if self._events is None:  # most connections idle: no deque before the first event
+                self._events = deque()
+            self._events.append(self._clock())
+        return wait
+
+    def wait(self) -> int:
+        """Seconds until an event would be allowed, rounded up; 0 when it would be now."""
+        if self._limit <= 0 or self._events is None:
+            return 0
+        now = self._clock()
+        events = self._events
+        while events and events[0] <= now - self._seconds:
+            events.popleft()
+        if len(events) < self._limit:
+            return 0
+        return max(1, math.ceil(events[0] + self._seconds - now))

@@ -1,0 +1,163 @@
+"""The process: socket, signals, and the exit status.
+
+| status | meaning |
+|---|---|
+| 0 | drained after SIGTERM |
+| 64 | the settings are wrong, or do not fit the artifact |
+| 65 | the artifact is refused |
+| 69 | the port is taken, or cannot be listened on |
+| 70 | the engine failed to load or died |
+| 143 | a second SIGTERM, or SIGINT |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+
+from runtime import logs
+from runtime.app import create_app
+from runtime.artifact import ArtifactError
+from runtime.engines import EngineDeadError, EngineOptionError
+from runtime.service import Phase, Service
+from runtime.settings import Settings, SettingsError
+
+EX_USAGE = 64
+EX_DATAERR = 65
+EX_UNAVAILABLE = 69
+EX_SOFTWARE = 70
+EX_TERMINATED = 128 + signal.SIGTERM
+
+# The engine may hang when it is stopped after it died; then its processes are killed instead.
+STOP_PATIENCE_S = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own handling of signals: draining is ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def run(settings: Settings) -> int:
+    """Serve until drained, refused, or dead; return the exit status. Says why on standard error, in one line each."""
+    logs.configure(
+        level=settings.log_level, style=settings.log_format, folder=settings.log_dir, secrets=settings.api_keys()
+    )
+    try:
+        listener = bind(settings.host, settings.port)
+    except OSError as error:
+        return _refuse(
+            EX_UNAVAILABLE,
+            f"PORT: expected a free port, found {settings.host}:{settings.port} ({error.strerror}); set HOST or PORT",
+        )
+    import uvloop
+
+    with listener:
+        return uvloop.run(_serve(settings, listener))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> int:
+    service = Service(settings)
+    server = Server(
+        uvicorn.Config(
+            create_app(service),
+            ws="websockets-sansio",
+            ws_max_size=settings.ws_max_message_bytes,
+            ws_per_message_deflate=False,
+            # A slow reader answers pings late; silence is judged by the idle timeout alone.
+            ws_ping_interval=None,
+            ws_ping_timeout=None,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, service)
+    serving = loop.create_task(server.serve([listener]))
+    try:
+        await asyncio.wait((service.ended, serving), return_when=asyncio.FIRST_COMPLETED)
+        status = _status(service)
+    finally:
+        server.should_exit = True
+    try:
+        patience = STOP_PATIENCE_S if status == EX_SOFTWARE else None
+        await asyncio.wait_for(serving, patience)
+    except asyncio.TimeoutError:
+        leave_now(status)
+    return status
+
+
+def _status(service: Service) -> int:
+    if not service.ended.done():
+        return _refuse(EX_SOFTWARE, "the web server stopped by itself; see the log")
+    error = service.ended.exception()
+    if error is None:
+        return 0
+    if isinstance(error, (SettingsError, EngineOptionError)):
+        return _refuse(EX_USAGE, str(error))
+    if isinstance(error, ArtifactError):
+        return _refuse(EX_DATAERR, str(error))
+    if isinstance(error, EngineDeadError):
+        return _refuse(EX_SOFTWARE, f"the engine died: {error}; restart the server")
+    log.error("loading_failed", exc_info=error)
+    return _refuse(EX_SOFTWARE, f"loading failed: {type(error).__name__}: {error}".splitlines()[0])
+
+
+def _on_signal(service: Service) -> None:
+    if service.phase is Phase.READY:
+        service.drain()
+    elif service.phase is Phase.LOADING:
+        log.info("stopped_while_loading")
+        leave_now(0)  # nobody is connected, and a model that is being loaded cannot be interrupted
+    else:
+        leave_now(EX_TERMINATED)
+
+
+def leave_now(status: int) -> None:
+    """Exit without further ado, and take the engine's processes along."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _refuse(status: int, text: str) -> int:
+    for line in text.splitlines():
+        print(f"yap-runtime: {line}", file=sys.stderr, flush=True)
+    return status

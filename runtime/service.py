@@ -1,0 +1,239 @@
+"""The running server as a whole: loads what it serves, watches it, drains it.
+
+    loading ──► ready ──► draining ──► (exit 0)
+       │          │          │
+       └──────────┴──────────┴──► dead ──► (exit 70)
+
+`/readyz` answers 200 in `ready` alone. What ends the process is the result of `ended`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import os
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from runtime import artifact, engines, machine, verify
+from runtime.admission import Admission
+from runtime.auth import Keyring
+from runtime.connection import Connection, Manners
+from runtime.deployment import Chat, Classifier, Deployment
+from runtime.engines import Engine, EngineDeadError, Sampling
+from runtime.maintenance import CacheHygiene, expire_sessions
+from runtime.metrics import Metrics
+from runtime.prompt import PromptRenderer
+from runtime.protocol import Decoder
+from runtime.ratelimit import SlidingWindow
+from runtime.serving import ServingPlan, plan
+from runtime.session import Session, SessionStore
+from runtime.settings import Settings
+from runtime.tool import ToolClassifier
+from runtime.turn import Stop
+
+log = structlog.get_logger(__name__)
+
+HEALTH_INTERVAL_S = 0.5
+# Time that clients have to take note of the engine's death; the whole exit must fit into 5 s.
+FAREWELL_S = 1.5
+TOKENIZER_THREADS = 2
+
+
+class Phase(enum.Enum):
+    """The server's health."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+class Service:
+    """One server's state; its parts are made by `load`, or handed in by tests through `open`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.phase = Phase.LOADING
+        self.reason = "checking the artifact"
+        self.metrics = Metrics()
+        self.keyring = Keyring(settings.api_keys())
+        self.admission = Admission(settings.max_concurrent_connections, settings.ws_handshake_acquire_timeout_s)
+        self.decoder = Decoder(settings.grammar())
+        self.manners = Manners(
+            messages=(settings.ws_max_messages_per_window, settings.ws_message_window_seconds),
+            cancels=(settings.ws_max_cancels_per_window, settings.ws_cancel_window_seconds),
+            idle_timeout=settings.ws_idle_timeout_s,
+            idle_code=settings.ws_close_idle_code,
+        )
+        self.connections: set[Connection] = set()
+        self.deployment: Deployment | None = None
+        self.sessions: SessionStore | None = None
+        # The engine's death, or a failure to load, raises here; a finished drain is a result.
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._engine: Engine | None = None
+        self._classifier: ToolClassifier | None = None
+        self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.metrics.connections_max.set(self.admission.limit)
+        self.metrics.connections.set_function(lambda: self.admission.held)
+
+    def start(self) -> None:
+        """Load in the background unless that was done; what goes wrong ends the service."""
+        if self.deployment is None:
+            self._spawn(self._load_or_end())
+
+    async def _load_or_end(self) -> None:
+        try:
+            await self.load()
+        except Exception as error:  # noqa: BLE001 - whoever awaits `ended` gets it, and says why the process ends
+            self.phase, self.reason = Phase.DEAD, "loading failed"
+            if not self.ended.done():
+                self.ended.set_exception(error)
+
+    async def load(self) -> None:
+        """Check the artifact, load its models, and be ready.
+
+        Raises:
+            ArtifactError: the artifact cannot be served here.
+            SettingsError: the settings do not fit the artifact.
+        """
+        settings = self.settings
+        folder = Path(settings.artifact or "")
+        serving = plan(settings, await asyncio.to_thread(artifact.read, folder))
+        fraction = serving.chat.options.gpu_fraction if serving.chat else 0.0
+        here = await asyncio.to_thread(machine.describe)
+        metadata = await asyncio.to_thread(
+            verify.check, folder, here, batch_size=serving.batch_size, gpu_fraction=fraction or 0.9
+        )
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of ours, never a fork, run the tokenizer
+        if settings.vllm_allow_long_max_model_len:
+            os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
+        if serving.tool is not None and metadata.tool is not None:
+            self.reason = "loading the classifier"
+            self._classifier = ToolClassifier(
+                folder / metadata.tool.path,
+                threshold=serving.tool.threshold,
+                max_tokens=serving.tool.max_tokens,
+                positive_label=metadata.tool.positive_label,
+                device="cuda" if here.gpus else "cpu",
+                gpu_fraction=serving.tool.gpu_fraction,
+            )
+            await self._classifier.start()
+        chat: Chat | None = None
+        if serving.chat is not None:
+            self.reason = "loading the chat model"
+            renderer = await asyncio.to_thread(PromptRenderer, folder, serving.chat.budgets)
+            self._engine = engines.create(folder, metadata, serving.chat.options)
+            await self._engine.start()
+            chat = Chat(self._engine, renderer, self._pool, serving.chat.budgets)
+        log.info("loaded", mode=serving.mode, lane=metadata.lane, digest=metadata.digest[:12])
+        self.open(chat, self._classifier, serving)
+
+    def open(self, chat: Chat | None, classifier: Classifier | None, serving: ServingPlan) -> None:
+        """Take connections."""
+        settings = self.settings
+        hygiene = None
+        if chat is not None:
+            hygiene = CacheHygiene(chat.engine, self.metrics, settings.cache_reset_interval_seconds)
+            self._spawn(self._watch(chat.engine))
+            if settings.cache_reset_interval_seconds:
+                self._spawn(hygiene.run())
+        self.deployment = Deployment(
+            chat,
+            classifier,
+            self.metrics,
+            generation_timeout=settings.gen_timeout_s,
+            tool_timeout=settings.tool_timeout_s,
+            died=self.died,
+            warmed=hygiene.warmed if hygiene is not None else lambda: None,
+        )
+        sampling = settings.sampling(serving.chat.max_out) if serving.chat is not None else Sampling()
+        self.sessions = SessionStore(
+            lambda session_id: self._new_session(session_id, sampling),
+            idle_ttl=settings.session_idle_ttl_seconds,
+            maximum=settings.max_sessions,
+        )
+        self._spawn(expire_sessions(self.sessions, self.metrics))
+        self.metrics.engine(up=True)
+        self.phase, self.reason = Phase.READY, ""
+        log.info("ready")
+
+    def _new_session(self, session_id: str, sampling: Sampling) -> Session:
+        settings = self.settings
+        updates = SlidingWindow(settings.chat_prompt_update_max_per_window, settings.chat_prompt_update_window_seconds)
+        prefixes = (settings.check_screen_prefix, settings.screen_checked_prefix)
+        return Session(session_id, sampling, prefixes, updates)
+
+    # The end
+
+    def died(self, error: EngineDeadError) -> None:
+        """The engine is dead: end what runs, say why, and end the service."""
+        if self.phase is not Phase.DEAD:
+            self.phase, self.reason = Phase.DEAD, "the engine died"
+            self.metrics.engine(up=False)
+            log.error("engine_died", reason=str(error))
+            self._spawn(self._end_dead(error))
+
+    async def _end_dead(self, error: EngineDeadError) -> None:
+        for connection in list(self.connections):
+            connection.depart(1001, "engine_died", why=Stop.ENGINE_DEAD)
+        await self._connections_gone(FAREWELL_S)
+        if not self.ended.done():
+            self.ended.set_exception(error)
+
+    def drain(self) -> None:
+        """Take no new turns, let running ones finish, close every connection, and end the service."""
+        if self.phase is Phase.READY:
+            self.phase, self.reason = Phase.DRAINING, "draining"
+            log.info("draining", connections=len(self.connections), deadline_s=self.settings.drain_timeout_s)
+            self._spawn(self._drain())
+
+    async def _drain(self) -> None:
+        seconds = self.settings.drain_timeout_s
+        for connection in list(self.connections):
+            connection.drain(seconds)
+        await self._connections_gone(seconds + FAREWELL_S)
+        log.info("drained", connections=len(self.connections))
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    async def _connections_gone(self, patience: float) -> None:
+        gone = [connection.gone.wait() for connection in self.connections]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*gone), patience)
+
+    async def close(self) -> None:
+        """Stop everything that was started."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+        if self._engine is not None:
+            await self._engine.shutdown()
+        if self._classifier is not None:
+            await self._classifier.shutdown()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _watch(self, engine: Engine) -> None:
+        """Ask after the engine's health, and note what its scheduler holds."""
+        while True:
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+            try:
+                await engine.health()
+                with contextlib.suppress(asyncio.TimeoutError):  # busy, and alive
+                    self.metrics.engine(up=True, load=await asyncio.wait_for(engine.load(), 2.0))
+            except EngineDeadError as error:
+                self.died(error)
+                return
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
