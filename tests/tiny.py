@@ -1,0 +1,61 @@
+"""Tiny random language models, made in a second, for tests that need a real checkpoint but no sense in it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+VOCABULARY = 256
+
+
+def llama(folder: Path) -> Path:
+    """Two layers, 64 wide, bfloat16."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return _save(LlamaForCausalLM, LlamaConfig(**_shape(), tie_word_embeddings=True), folder)
+
+
+def mixtral(folder: Path) -> Path:
+    """The same with four experts of which two are used."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(**_shape(), num_local_experts=4, num_experts_per_tok=2)
+    return _save(MixtralForCausalLM, config, folder)
+
+
+def samples(path: Path, *, count: int = 4, length: int = 32) -> Path:
+    """Calibration samples of random token ids."""
+    draw = random.Random(0)
+    lines = [json.dumps([draw.randrange(VOCABULARY) for _ in range(length)]) for _ in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _shape() -> dict[str, int]:
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    }
+
+
+def _save(model_class, config, folder: Path) -> Path:
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    model_class(config).to(torch.bfloat16).save_pretrained(folder)
+    letters = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    backend = Tokenizer(BPE(vocab=letters, merges=[]))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    return folder
