@@ -96,6 +96,7 @@ class VllmEngine:
             EngineDeadError: the engine process is gone.
             ValueError: vLLM refuses the request, such as a prompt longer than the context.
         """
+        from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.exceptions import EngineDeadError as Dead
 
         llm = self._alive()
@@ -118,6 +119,8 @@ class VllmEngine:
         except Dead:
             finished = True
             raise EngineDeadError("the vLLM engine process died") from None
+        except VLLMValidationError as error:
+            raise ValueError(str(error)) from error
         finally:
             if not finished:
                 await self._abort(llm, request_id)

@@ -1,0 +1,292 @@
+"""The prompt: persona, history and utterance, rendered once by the model's own chat template to token ids.
+
+Three things decide the shape of this module:
+
+- Budgets are in the chat model's own tokens and are kept exactly, while text that cannot fit is never tokenized.
+- A client's text must not become control tokens. Control tokens found in it are broken up (`<|im_end|>` becomes
+  `< |im_end|>`), so that every control token in a prompt comes from the template.
+- A control token ends the tokenizer's view: what stands on either side is tokenized independently. So a prompt is
+  tokenized in chunks that begin at control tokens, and chunks that were seen before come from a cache. A new turn
+  costs the tokenization of its utterance, not of its whole history.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from runtime.template import ChatTemplate
+
+# Ordinary text has 3 to 5 characters a token. Longer texts than this many are tokenized in part first: most are over
+# their budget by then and need not be tokenized whole.
+LIKELY_CHARACTERS_PER_TOKEN = 16
+# Chunks kept in the cache, and the longest that is: some 10 MB when each is a usual chat message.
+CACHED_CHUNKS = 8192
+CACHED_CHARACTERS = 16384
+# Joining an utterance to its surroundings can add a token on either side, never more than these.
+SEAM_TOKENS = 4
+# First characters of every kind that tokenizers treat differently, for finding what all prompts have in common.
+PROBES = ("a", "Z", "1", "é", "你", "🙂", '"', "'s", "<", "[", "-", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of the history: role `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Most tokens of each part, and of the whole prompt with what the template adds."""
+
+    persona: int = 2000
+    history: int = 3000
+    utterance: int = 500
+    input: int = 5525
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids for the engine, and how many of the newest history messages they hold."""
+
+    token_ids: list[int]
+    history_kept: int
+
+
+class PersonaTooLongError(ValueError):
+    """The persona, or the system message with its runtime text, is over its budget.
+
+    Attributes:
+        found: tokens; a lower bound when the text was too long to be worth counting.
+        limit: tokens allowed.
+    """
+
+    def __init__(self, found: int, limit: int) -> None:
+        super().__init__(f"expected a system prompt of at most {limit} tokens, found {found} or more; shorten it")
+        self.found = found
+        self.limit = limit
+
+
+class PromptRenderer:
+    """Renders prompts for one chat model. Loading blocks; every method is safe to call from several threads.
+
+    Args:
+        folder: the chat model: its tokenizer and chat template are loaded.
+        budgets: most tokens of each part.
+
+    Raises:
+        ValueError: the folder holds no fast tokenizer or no chat template.
+    """
+
+    def __init__(self, folder: Path, budgets: Budgets) -> None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(f"{folder}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
+        if not tokenizer.chat_template:
+            raise ValueError(f"{folder}: expected a chat template, found none; serve an instruction-tuned model")
+        self._budgets = budgets
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._template = ChatTemplate(tokenizer)
+        self._control = _control_pattern(tokenizer)
+        self._longest_token = max(len(token) for token in tokenizer.get_vocab())
+        self._encode_cached: Callable[[str], array[int]] = lru_cache(CACHED_CHUNKS)(self._encode_whole)
+        self._chunked = self._chunks_agree()
+        self._overhead = self._message_overhead()
+
+    def count(self, text: str) -> int:
+        """Tokens of a text on its own, as budgets count them."""
+        return len(self._encode(self._plain(text)))
+
+    def render(
+        self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message], utterance: str
+    ) -> Prompt:
+        """Render a whole prompt, within all budgets.
+
+        Oldest messages go first, in steps (`_stable_start`), and which ones go does not depend on the utterance. Of an
+        utterance over its budget the latest tail is kept.
+
+        Raises:
+            PersonaTooLongError: the persona is over its budget, or the system message leaves no room for an utterance.
+        """
+        system = self._system(persona, runtime_text)
+        kept = self._keep(system, history)
+        tokens = self._compose(system, kept, self._tail(self._plain(utterance)))
+        if len(tokens) > self._budgets.input:
+            limit = self._budgets.input - (len(tokens) - len(self._encode(system)))
+            raise PersonaTooLongError(len(self._encode(system)), limit)
+        return Prompt(tokens, len(kept))
+
+    def render_prefix(
+        self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message] | None
+    ) -> list[int]:
+        """Token ids that every later `render` with the same persona, runtime text and history starts with.
+
+        With `history` None: those that every render with the persona starts with, whatever history follows.
+
+        Raises:
+            PersonaTooLongError: as `render`.
+        """
+        system = self._system(persona, runtime_text)
+        if history is None:
+            renderings = [self._compose(system, [], probe) for probe in PROBES]
+            renderings += [self._compose(system, [Message(role, "a")], "a") for role in ("user", "assistant")]
+        else:
+            kept = self._keep(system, history)
+            renderings = [self._compose(system, kept, probe) for probe in PROBES]
+        return _common_prefix(renderings)
+
+    def _system(self, persona: str | None, runtime_text: str | None) -> str:
+        persona = self._plain(persona or "")
+        found = self._count_to(persona, self._budgets.persona)
+        if found > self._budgets.persona:
+            raise PersonaTooLongError(found, self._budgets.persona)
+        system = "\n\n".join(part for part in (persona, self._plain(runtime_text or "")) if part)
+        room = self._budgets.input
+        if (found := self._count_to(system, room)) > room:
+            raise PersonaTooLongError(found, room)
+        return system
+
+    def _keep(self, system: str, history: Sequence[Message]) -> list[Message]:
+        # The whole utterance budget is set aside, so that a prefix warmed before the utterance is known stays valid.
+        room = self._budgets.input - self._budgets.utterance - SEAM_TOKENS
+        start = self._first_that_fits(history, room - len(self._compose(system, [], "")))
+        while True:
+            kept = [Message(message.role, self._plain(message.content)) for message in history[start:]]
+            if not kept or len(self._compose(system, kept, "")) <= room:
+                return kept
+            start += _step(len(history) - start)
+
+    def _first_that_fits(self, history: Sequence[Message], room: int) -> int:
+        """Index of the oldest message such that all from it on are within the history budget and `room`."""
+        budget = self._budgets.history
+        start = len(history)
+        for message in reversed(history):
+            limit = min(budget, room - self._overhead)
+            cost = self._count_to(self._plain(message.content), limit) if limit >= 0 else 1
+            if cost > limit:
+                break
+            budget -= cost
+            room -= cost + self._overhead
+            start -= 1
+        return _stable_start(start, len(history))
+
+    def _compose(self, system: str, history: Sequence[Message], utterance: str) -> list[int]:
+        messages = [(message.role, message.content) for message in history]
+        text = self._template.render(system, [*messages, ("user", utterance)])
+        if not self._chunked:
+            return list(self._encode(text))
+        tokens: list[int] = []
+        for chunk in self._chunks(text):
+            tokens.extend(self._encode(chunk))
+        return tokens
+
+    def _chunks(self, text: str) -> list[str]:
+        starts = [match.start() for match in self._control.finditer(text)]
+        edges = sorted({0, *starts, len(text)})
+        return [text[start:end] for start, end in pairwise(edges)]
+
+    def _encode(self, text: str) -> array[int]:
+        return self._encode_cached(text) if len(text) <= CACHED_CHARACTERS else self._encode_whole(text)
+
+    def _encode_whole(self, text: str) -> array[int]:
+        return array("I", self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _count_to(self, text: str, limit: int) -> int:
+        """Tokens of a text, exact up to `limit`; above it, some number above it."""
+        if len(text) > limit * self._longest_token:
+            return limit + 1
+        likely = limit * LIKELY_CHARACTERS_PER_TOKEN
+        if len(text) > likely:
+            # The cut can split a last word into more tokens than it has in the whole.
+            head = len(self._encode_whole(text[:likely])) - self._longest_token
+            if head > limit:
+                return head
+        return len(self._encode(text))
+
+    def _tail(self, text: str) -> str:
+        """The longest end of a text that is within the utterance budget, cut before a token."""
+        limit = self._budgets.utterance
+        window = max(limit, 1) * LIKELY_CHARACTERS_PER_TOKEN
+        while len(text) > window:
+            end = text[-window:]
+            if len(self._encode_whole(end)) > limit:
+                text = end
+                break
+            window *= 2
+        while (encoding := self._tokenizer.encode(text, add_special_tokens=False)) and len(encoding.ids) > limit:
+            # Tokens inside one character share its offsets, and a cut can change how the rest is split: look again.
+            start = encoding.offsets[len(encoding.ids) - limit][0] if limit else len(text)
+            text = text[max(start, 1) :].lstrip()
+        return text
+
+    def _plain(self, text: str) -> str:
+        """A client's text with its control tokens broken up, so that none of them is one, and without outer space."""
+        text = text.strip()
+        while self._control.search(text):
+            text = self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        return text
+
+    def _chunks_agree(self) -> bool:
+        """Whether chunks give the tokens of the whole: not where control tokens swallow space on their left."""
+        turns = [("user", "One, 2 "), ("assistant", "  x\n"), ("user", "é\n\n🙂"), ("assistant", "y"), ("user", "z")]
+        for system in ("", "Be brief.\n"):
+            text = self._template.render(system, turns)
+            chunked = [token for chunk in self._chunks(text) for token in self._encode_whole(chunk)]
+            if chunked != list(self._encode_whole(text)):
+                return False
+        return True
+
+    def _message_overhead(self) -> int:
+        """Tokens that the template adds to one message, at most."""
+        turns = [("user", "a"), ("assistant", "a")]
+        lengths = [len(self._encode_whole(self._template.render("", [*turns * n, ("user", "a")]))) for n in (1, 2)]
+        return max(0, (lengths[1] - lengths[0] + 1) // 2 - 1)
+
+
+def _control_pattern(tokenizer: Any) -> re.Pattern[str]:  # noqa: ANN401 - transformers is untyped to us
+    """Matches every control token: the special ones, and added ones that look like markup, such as `<think>`."""
+    tokens = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if len(token.content.strip()) > 1 and (token.special or token.content[0] + token.content[-1] in ("<>", "[]"))
+    ]
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) if tokens else r"(?!)")
+
+
+def _step(messages: int) -> int:
+    """How many messages go at once: at most a third of them. Steps under 4 would change the prompt at every turn."""
+    return next((step for step in (16, 8, 4) if step <= messages // 3), 1)
+
+
+def _stable_start(start: int, length: int) -> int:
+    """Where a history that does not fit begins.
+
+    Dropping the oldest turn at each new one would change the prompt right after the persona every time, and nothing of
+    the history would come out of the prefix cache. So the beginning moves in steps: it stays at a multiple of the step
+    until the history has grown by that many messages. This needs no memory, as long as a history grows at its end.
+    """
+    if start == 0:
+        return 0
+    step = _step(length - start)
+    return min(length, -(-start // step) * step)
+
+
+def _common_prefix(sequences: Sequence[list[int]]) -> list[int]:
+    shortest = min(sequences, key=len)
+    for index, token in enumerate(shortest):
+        if any(sequence[index] != token for sequence in sequences):
+            return shortest[:index]
+    return shortest

@@ -1,0 +1,210 @@
+"""The vLLM engine, for real, on this machine: what the runtime believes about it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from runtime.engines import EngineDeadError, EngineOptionError, EngineOptions, Load, Sampling
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
+
+GREEDY = Sampling(temperature=0.0, max_tokens=24)
+IDLE = Load(running=0, waiting=0, cache_usage=0.0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(chat_folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(chat_folder)
+
+
+@pytest.fixture(scope="session")
+def ask(tokenizer):
+    def render(utterance: str, system: str = "You are a helpful assistant.") -> list[int]:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": utterance}]
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    return render
+
+
+async def reply(engine, prompt, sampling) -> tuple[str, int, str | None]:
+    text, tokens, reason = "", 0, None
+    async with aclosing(engine.generate(prompt, sampling)) as deltas:
+        async for delta in deltas:
+            text, tokens, reason = text + delta.text, tokens + delta.tokens, delta.finish_reason
+    return text, tokens, reason
+
+
+async def test_it_answers_and_stops_by_itself(engine, ask):
+    text, tokens, reason = await reply(engine, ask("What is the capital of France?"), GREEDY)
+    assert "Paris" in text
+    assert reason == "stop"
+    assert "<|" not in text
+    assert 0 < tokens < 24
+
+
+async def test_it_stops_at_the_limit(engine, ask):
+    _, tokens, reason = await reply(engine, ask("Tell me a long story."), Sampling(temperature=0.0, max_tokens=7))
+    assert (tokens, reason) == (7, "length")
+
+
+async def test_deltas_concatenate_to_the_text_of_the_tokens(engine, ask, tokenizer):
+    prompt = ask("Write the word 'naïve', an emoji and a Chinese greeting.")
+    sampling = Sampling(temperature=0.9, seed=7, max_tokens=60, ignore_eos=True)
+    first, count, _ = await reply(engine, prompt, sampling)
+    second, _, _ = await reply(engine, prompt, sampling)
+    assert first == second
+    assert count == 60
+    assert len(tokenizer(first, add_special_tokens=False)["input_ids"]) > 10
+
+
+@pytest.mark.parametrize("deltas_before_closing", [0, 1, 5])
+async def test_closing_the_iterator_leaves_the_scheduler_empty(engine, ask, deltas_before_closing):
+    endless = Sampling(max_tokens=1500, ignore_eos=True)
+    stream = engine.generate(ask("Count."), endless)
+    for _ in range(deltas_before_closing):
+        await anext(stream)
+    if deltas_before_closing:
+        assert (await engine.load()).running == 1
+    await stream.aclose()
+    assert await engine.load() == IDLE
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.0005, 0.005, 0.3])
+async def test_cancelling_the_consumer_leaves_the_scheduler_empty(engine, ask, delay):
+    async def consume() -> None:
+        async for _ in engine.generate(ask("Count."), Sampling(max_tokens=1500, ignore_eos=True)):
+            pass
+
+    tasks = [asyncio.create_task(consume()) for _ in range(4)]
+    await asyncio.sleep(delay)
+    for task in tasks:
+        task.cancel()
+    assert all(isinstance(r, asyncio.CancelledError) for r in await asyncio.gather(*tasks, return_exceptions=True))
+    assert await engine.load() == IDLE
+
+
+async def test_eight_at_once_share_the_batch(engine, ask):
+    prompts = [ask(f"What is {n} plus {n}?") for n in range(8)]
+    tasks = [
+        asyncio.create_task(reply(engine, p, Sampling(temperature=0.0, max_tokens=30, ignore_eos=True)))
+        for p in prompts
+    ]
+    most = 0
+    while not all(task.done() for task in tasks):
+        most = max(most, (await engine.load()).running)
+        await asyncio.sleep(0.05)
+    assert [(await task)[1] for task in tasks] == [30] * 8
+    assert most == 8
+
+
+async def test_warming_a_prefix_makes_the_next_prompt_hit(engine, ask):
+    system = "You are Ada, a patient teacher of arithmetic. " * 20
+    assert await engine.reset_caches()
+    prompt = ask("Who are you?", system)
+    assert await engine.warm(prompt[:-20]) == 0
+    async with aclosing(engine.generate(prompt, GREEDY)) as deltas:
+        first = await anext(deltas)
+    assert len(prompt) - 20 - 128 <= first.cached_tokens < len(prompt)
+    assert await engine.reset_caches()
+    assert await engine.warm(prompt) == 0
+
+
+async def test_the_cache_is_not_reset_under_a_running_request(engine, ask):
+    stream = engine.generate(ask("Count."), Sampling(max_tokens=1500, ignore_eos=True))
+    await anext(stream)
+    assert not await engine.reset_caches()
+    await stream.aclose()
+
+
+async def test_scores_are_those_of_the_model(engine, chat_folder, tokenizer):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokens = tokenizer("The capital of France is Paris, and the capital of Italy is Rome.")["input_ids"]
+    scores = await engine.score(tokens)
+    model = AutoModelForCausalLM.from_pretrained(chat_folder, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([tokens])).logits[0, :-1].float().log_softmax(-1)
+    expected = logprobs[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])].tolist()
+    assert len(scores) == len(tokens) - 1
+    assert [score.logprob for score in scores] == pytest.approx(expected, abs=0.5)
+    agreement = [score.top_token == top for score, top in zip(scores, logprobs.argmax(-1).tolist(), strict=True)]
+    assert sum(agreement) >= len(agreement) - 1
+
+
+async def test_a_prompt_longer_than_the_context_is_refused_and_harms_nothing(engine, ask):
+    with pytest.raises(ValueError):
+        await engine.warm(list(range(10, 3000)))
+    assert await engine.load() == IDLE
+    await engine.health()
+
+
+async def test_every_option_reaches_vllm(chat_folder):
+    from runtime.engines.vllm import engine_arguments
+
+    options = EngineOptions(
+        gpu_fraction=0.55,
+        max_num_seqs=3,
+        max_num_batched_tokens=777,
+        max_model_len=700,
+        tensor_parallel_size=1,
+        kv_cache_dtype="fp8",
+        attention_backend="flash_attn",
+        enforce_eager=True,
+        cpu_kv_cache_gib=0.5,
+    )
+    arguments = engine_arguments(chat_folder, options)
+    assert arguments.gpu_memory_utilization == 0.55
+    assert arguments.max_num_seqs == 3
+    assert arguments.max_num_batched_tokens == 777
+    assert arguments.max_model_len == 700
+    assert arguments.kv_cache_dtype == "fp8"
+    assert arguments.attention_backend.name == "FLASH_ATTN"
+    assert arguments.enforce_eager is True
+    assert arguments.kv_cache_memory_bytes == 2**29
+    assert engine_arguments(chat_folder, EngineOptions(enforce_eager=False)).enforce_eager is False
+
+
+@pytest.mark.parametrize("options", [EngineOptions(kv_cache_dtype="fp3"), EngineOptions(attention_backend="MAGIC")])
+async def test_an_option_that_vllm_does_not_know_is_refused_with_the_known_ones(chat_folder, options):
+    from runtime.engines.vllm import engine_arguments
+
+    with pytest.raises(EngineOptionError, match="expected one of "):
+        engine_arguments(chat_folder, options)
+
+
+def engine_processes() -> list[int]:
+    """Ids of this process's children that run vLLM's engine loop."""
+    listing = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], check=True, capture_output=True, text=True
+    ).stdout
+    rows = [line.split(maxsplit=1) for line in listing.splitlines()]
+    return [int(pid) for pid, args in rows if "EngineCore" in args]
+
+
+# Last in this file: it takes the shared engine's life.
+async def test_the_death_of_the_engine_process_ends_everything_within_five_seconds(engine, ask):
+    stream = engine.generate(ask("Count."), Sampling(max_tokens=1500, ignore_eos=True))
+    await anext(stream)
+    (process,) = engine_processes()
+    killed = time.monotonic()
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(EngineDeadError):
+        async for _ in stream:
+            pass
+    for question in (engine.health, engine.load, engine.reset_caches, lambda: engine.warm([1, 2, 3])):
+        with pytest.raises(EngineDeadError):
+            await question()
+    assert time.monotonic() - killed < 5
+    await engine.shutdown()
+    await engine.shutdown()
