@@ -31,7 +31,7 @@ def calibration_texts() -> list[str]:
 
 
 def heldout_texts() -> list[str]:
-    """Conversations on other topics than the calibration set, in the same form: what the quality gate is measured on."""
+    """Conversations on other topics than the calibration set, in the same form: what the quality gate reads."""
     return _read("heldout.txt")
 
 
@@ -39,6 +39,13 @@ def known_prompts() -> list[KnownPrompt]:
     """Questions that the embedded chat model answers with greedy sampling, in bfloat16 and quantized."""
     return [
         KnownPrompt("What is the capital of France?", ("Paris",)),
+        KnownPrompt("What is the capital of Italy?", ("Rome",)),
+        KnownPrompt("What is the capital of Japan?", ("Tokyo",)),
+        KnownPrompt("What is the capital of Germany?", ("Berlin",)),
+        KnownPrompt("How many days are in a week?", ("7", "seven")),
+        KnownPrompt("What is the opposite of hot?", ("cold",)),
+        KnownPrompt("What is the largest ocean on Earth?", ("Pacific",)),
+        KnownPrompt("Name the first month of the year.", ("January",)),
     ]
 
 

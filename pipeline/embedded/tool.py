@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +77,7 @@ def train_tool(out: Path, progress: Progress) -> ToolReport:
     """
     base = packaged(TOOL_PACKAGE, "model")
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(base)
+    tokenizer = load_tokenizer(base)
     utterances = training_utterances()
     model = fit(base, tokenizer, utterances, progress)
     progress.step("measuring the classifier on held-out utterances")
@@ -152,7 +152,7 @@ def probabilities(
     return found
 
 
-def _tokenizer(base: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     """The package's tokenizer, with a token of its own for the boundary between turns.
 
     BERT's tokenizer drops line ends, so without it the classifier could not tell where the newest turn begins.
@@ -187,8 +187,10 @@ def _optimize(
 ) -> None:
     import torch
 
+    # Half of the weights are the table of words, which a task this small can leave as it is.
+    model.get_input_embeddings().weight.requires_grad_(False)
     head = [p for name, p in model.named_parameters() if name.startswith("classifier")]
-    body = [p for name, p in model.named_parameters() if not name.startswith("classifier")]
+    body = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("classifier")]
     optimizer = torch.optim.AdamW(
         [{"params": body, "lr": LEARNING_RATE}, {"params": head, "lr": HEAD_LEARNING_RATE}], weight_decay=WEIGHT_DECAY
     )
@@ -217,20 +219,26 @@ def _optimize(
             progress.advance(done / steps)
 
 
-def _batches(utterances: Sequence[Utterance], draw: random.Random) -> Iterator[tuple[list[str], list[int]]]:
-    """One pass in a new order, some examples with other examples' turns before their own."""
-    order = list(utterances)
-    draw.shuffle(order)
-    texts: list[str] = []
-    for utterance in order:
+def _batches(utterances: Sequence[Utterance], draw: random.Random) -> list[tuple[list[str], list[int]]]:
+    """One pass in a new order, some examples with other examples' turns before their own.
+
+    A batch holds examples of like length, since a short one beside a long one is mostly padding.
+    """
+    examples: list[tuple[str, int]] = []
+    for utterance in utterances:
         turns = utterance.turns
         if draw.random() < CONTEXT_SHARE:
-            others = draw.sample(order, draw.randint(1, MAX_CONTEXT_TURNS))
+            others = draw.sample(utterances, draw.randint(1, MAX_CONTEXT_TURNS))
             turns = (*(other.turns[-1] for other in others), *turns)
-        texts.append(format_turns(turns))
-    labels = [int(utterance.screenshot) for utterance in order]
-    for start in range(0, len(order), BATCH):
-        yield texts[start : start + BATCH], labels[start : start + BATCH]
+        examples.append((format_turns(turns), int(utterance.screenshot)))
+    draw.shuffle(examples)
+    examples.sort(key=lambda example: len(example[0]) // 16)
+    starts = list(range(0, len(examples), BATCH))
+    draw.shuffle(starts)
+    return [
+        ([text for text, _ in examples[start : start + BATCH]], [label for _, label in examples[start : start + BATCH]])
+        for start in starts
+    ]
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,117 @@
+"""The embedded models, made from their packages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from pipeline.embedded.chat import export_chat
+from pipeline.embedded.packages import TOOL_PACKAGE, packaged
+from pipeline.embedded.tool import LABELS, ToolReport, fit, load_tokenizer, probabilities, train_tool
+from pipeline.embedded.utterances import Utterance, training_utterances
+from pipeline.progress import PlainProgress
+from runtime.artifact import hash_folder
+from tests.messages.tool import CASES
+
+pytestmark = pytest.mark.engine
+
+Trained = tuple[Path, ToolReport]
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_chat(tmp_path_factory.mktemp("embedded") / "chat", PlainProgress())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    out = tmp_path_factory.mktemp("embedded") / "tool"
+    return out, train_tool(out, PlainProgress())
+
+
+def test_chat_folder_is_bfloat16_and_ends_its_turns(chat: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(chat / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
+    config = json.loads((chat / "config.json").read_text())
+    assert (config["architectures"], config["dtype"]) == (["LlamaForCausalLM"], "bfloat16")
+    assert json.loads((chat / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
+    assert ModelCard.load(chat / "README.md").data.license == "apache-2.0"
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in chat.iterdir())
+
+
+def test_chat_tokenizer_renders_its_template_and_reads_back_what_it_wrote(chat: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi!"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n"
+    )
+    text = "  Größe ▁ 😀 it's 12,345 —\n\n\tend "
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    # SmolLM2 was trained with every digit as a token of its own.
+    assert [tokenizer.decode([i]) for i in tokenizer("2048")["input_ids"]] == ["2", "0", "4", "8"]
+
+
+def test_exporting_the_chat_model_again_gives_the_same_bytes(chat: Path, tmp_path: Path) -> None:
+    again = export_chat(tmp_path / "again", PlainProgress())
+    assert hash_folder(again) == hash_folder(chat)
+    assert (again / "README.md").read_bytes() == (chat / "README.md").read_bytes()
+
+
+def test_classifier_is_right_on_held_out_utterances(trained: Trained) -> None:
+    out, report = trained
+    assert report.accuracy >= 0.95
+    assert min(report.precision, report.recall) >= 0.92
+    assert json.loads((out / "training_report.json").read_text())["accuracy"] == report.accuracy
+    card = ModelCard.load(out / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.eval_results is not None
+    assert card.data.eval_results[0].metric_value == pytest.approx(report.accuracy, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def decide(trained: Trained) -> Callable[..., bool]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    out, report = trained
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert model.config.id2label == LABELS
+    assert {str(p.dtype) for p in model.parameters()} == {"torch.float32"}
+    assert tokenizer.model_max_length == model.config.max_position_embeddings == 512
+
+    def decide(*turns: str) -> bool:
+        return probabilities(model, tokenizer, [Utterance(turns, False, "")])[0] >= report.threshold
+
+    return decide
+
+
+def test_saved_classifier_replays_the_labelled_cases(decide: Callable[..., bool]) -> None:
+    right = [
+        decide(*(turn.text for turn in case.turns[: position + 1])) is turn.expect
+        for case in CASES
+        for position, turn in enumerate(case.turns)
+    ]
+    assert sum(right) / len(right) >= 0.93
+
+
+def test_the_newest_turn_decides_even_after_more_turns_than_the_window_holds(decide: Callable[..., bool]) -> None:
+    chatter = ["I had a long day at work and my boss kept talking about the budget."] * 60
+    assert decide(*chatter, "look at this picture on my screen")
+    assert not decide(*["look at this picture on my screen"] * 3, "thanks, now tell me a bedtime story")
+
+
+def test_training_is_deterministic() -> None:
+    base = packaged(TOOL_PACKAGE, "model")
+    few = training_utterances()[::16]
+    first, second = (fit(base, load_tokenizer(base), few, PlainProgress()).state_dict() for _ in range(2))
+    assert all(first[name].equal(second[name]) for name in first)
