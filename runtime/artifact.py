@@ -203,8 +203,13 @@ class BuildMetadata(Entry):
         document["seal"] = seal_of(document)
         target = folder / METADATA_NAME
         partial = target.with_suffix(".json.partial")
-        partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_bytes(encode(document))
         partial.replace(target)
+
+
+def encode(document: dict[str, object]) -> bytes:
+    """The metadata as bytes. There is one way to write it, so that a reader notices duplicate keys and cut-off ends."""
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(errors="surrogatepass")
 
 
 def seal_of(document: dict[str, object]) -> str:
@@ -237,12 +242,16 @@ def sha256_of(path: Path) -> str:
 
 
 def listed_files(folder: Path) -> Iterator[str]:
-    """Relative POSIX paths of every file that belongs to the artifact, sorted."""
+    """Relative POSIX paths of every file that belongs to the artifact, sorted.
+
+    A link to a folder is listed as if it were a file: an artifact has none, so that it stands out.
+    """
     found: list[str] = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = Path(root).relative_to(folder)
-        for name in names:
+        links = [name for name in folders if (Path(root) / name).is_symlink()]
+        for name in (*names, *links):
             path = (relative / name).as_posix()
             if path not in UNLISTED_NAMES and not name.startswith(".") and not name.endswith(".partial"):
                 found.append(path)
@@ -268,22 +277,23 @@ def read(folder: Path) -> BuildMetadata:
     """
     path = folder / METADATA_NAME
     try:
-        raw = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        raw = json.loads(content)
     except FileNotFoundError:
         raise ArtifactError(
             f"{folder}: expected an artifact with {METADATA_NAME}, found none; make one with `yap-pipeline run`"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ArtifactError(f"{path}: expected JSON, found {error}; fetch or build the artifact again") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise ArtifactError(
             f"{path}: expected schema version {SCHEMA_VERSION}, found {version!r}; use the runtime that matches it"
         )
-    if raw.get("seal") != seal_of(raw):
+    if raw.get("seal") != seal_of(raw) or encode(raw) != content:
         raise ArtifactError(f"{path}: its seal does not match its content, so it was edited; build the artifact again")
     try:
-        return BuildMetadata.model_validate_json(json.dumps(raw), extra="ignore")
+        return BuildMetadata.model_validate_json(json.dumps(raw), extra="ignore", strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -300,6 +310,8 @@ def verify_files(folder: Path, metadata: BuildMetadata) -> None:
     if digest_of(metadata.files) != metadata.digest:
         raise ArtifactError(f"{folder}: the digest in {METADATA_NAME} does not match its file list; {again}")
     recorded = {entry.path: entry for entry in metadata.files}
+    if len(recorded) != len(metadata.files):
+        raise ArtifactError(f"{folder}: {METADATA_NAME} lists a file twice; {again}")
     present = set(listed_files(folder))
     for path in sorted(recorded.keys() - present):
         raise ArtifactError(f"{folder}: expected the file {path}, found none; {again}")
