@@ -46,13 +46,19 @@ def _shape() -> dict[str, int]:
 
 def _save(model_class, config, folder: Path) -> Path:
     import torch
+
+    torch.manual_seed(0)
+    model_class(config).to(torch.bfloat16).save_pretrained(folder)
+    return tokenizer(folder)
+
+
+def tokenizer(folder: Path) -> Path:
+    """A token for each byte, and a chat template."""
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import PreTrainedTokenizerFast
 
-    torch.manual_seed(0)
-    model_class(config).to(torch.bfloat16).save_pretrained(folder)
     letters = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
     backend = Tokenizer(BPE(vocab=letters, merges=[]))
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,3 +38,23 @@ async def engine(chat_folder: Path):
     await engine.start()
     yield engine
     await engine.shutdown()
+
+
+@pytest.fixture(scope="session")
+def artifact_of(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The embedded models as a proven artifact, by the command that a user types; one for each method a session.
+
+    Finished stages are kept between runs. Few and short samples: enough for the gates, and quick on two cores.
+    """
+    finished = Path(pytestconfig.cache.mkdir("stages"))
+    environment = os.environ | {"AWQ_CACHE_DIR": str(finished), "AWQ_NSAMPLES": "16", "AWQ_SEQLEN": "256"}
+
+    @cache
+    def make(method: str) -> Path:
+        out = tmp_path_factory.mktemp("artifacts") / method
+        command = [sys.executable, "-m", "pipeline", "run", "--cpu", method, "embedded", "embedded", "--out", str(out)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return out
+
+    return make

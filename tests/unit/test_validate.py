@@ -63,7 +63,10 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.llama(tmp_path_factory.mktemp("artifact"))
+    folder = tiny.tokenizer(tmp_path_factory.mktemp("artifact"))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    return folder
 
 
 @pytest.fixture
