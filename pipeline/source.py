@@ -99,7 +99,7 @@ def look(ref: str, role: Role) -> SourceFacts:
         config = EMBEDDED_CHAT if role == "CHAT_MODEL" else EMBEDDED_TOOL
         return SourceFacts(ref, "embedded", EMBEDDED, config=config, license="apache-2.0", chat_template=True)
     folder = Path(ref).expanduser()
-    if folder.is_dir():
+    if ref and folder.is_dir():
         return _look_into(ref, folder.resolve(), role)
     match = HUB_ID.fullmatch(ref)
     if match and not ref.startswith((".", "/", "~")):
@@ -306,10 +306,11 @@ def _license_of(card: Path) -> str | None:
     """The licence that a model card's front matter names."""
     if not card.is_file():
         return None
-    from huggingface_hub import ModelCard
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
-        name = ModelCard.load(card).data.to_dict().get("license")
-    except ValueError:
+        name = (metadata_load(card) or {}).get("license")
+    except (ValueError, YAMLError):
         return None  # front matter that is no YAML: a licence we cannot read is one we do not know
     return str(name) if name else None
