@@ -15,6 +15,7 @@ from pipeline.embedded.tool import LABELS, ToolReport, fit, load_tokenizer, prob
 from pipeline.embedded.utterances import Utterance, training_utterances
 from pipeline.progress import PlainProgress
 from runtime.artifact import hash_folder
+from runtime.tool import ToolClassifier
 from tests.messages.tool import CASES
 
 pytestmark = pytest.mark.engine
@@ -102,6 +103,23 @@ def test_saved_classifier_replays_the_labelled_cases(decide: Callable[..., bool]
         for position, turn in enumerate(case.turns)
     ]
     assert sum(right) / len(right) >= 0.93
+
+
+async def test_the_runtime_reads_turns_as_the_training_did(trained: Trained) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    out, report = trained
+    asked = [case for case in CASES if len(case.turns) > 1][::3]
+    utterances = [Utterance(tuple(turn.text for turn in case.turns), False, "") for case in asked]
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    expected = probabilities(model, AutoTokenizer.from_pretrained(out), utterances)
+    classifier = ToolClassifier(out, threshold=report.threshold, max_tokens=512)
+    await classifier.start()
+    try:
+        found = [(await classifier.decide(u.turns[:-1], u.turns[-1])).probability for u in utterances]
+    finally:
+        await classifier.shutdown()
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_newest_turn_decides_even_after_more_turns_than_the_window_holds(decide: Callable[..., bool]) -> None:
