@@ -18,7 +18,8 @@ class Thresholds:
         ttft_ms: median time to the first token of one stream, at most.
         itl_ms: median time between tokens of one stream, at most.
         tokens_per_s: tokens per second of all streams together, at least.
-        tool_accuracy: the classifier's accuracy on held-out utterances, at least.
+        tool_accuracy: the classifier's accuracy on held-out utterances, at least; none leaves the embedded
+            classifier its own bound, and any other without one.
     """
 
     perplexity_ratio: float

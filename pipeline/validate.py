@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import cycle, islice
 from pathlib import Path
@@ -19,7 +19,9 @@ from pipeline.embedded.texts import KnownPrompt, heldout_texts, known_prompts
 from pipeline.gates import Figures, Thresholds, failures, gates_of
 from pipeline.progress import Progress
 from pipeline.scores import Scores
+from pipeline.source import EMBEDDED
 from pipeline.stages import StageError
+from pipeline.tool_accuracy import tool_accuracy
 from runtime import artifact, engines
 from runtime.artifact import BuildMetadata, Validation
 from runtime.engines import Engine, EngineDeadError, EngineOptions
@@ -35,6 +37,9 @@ T = TypeVar("T")
 PROMPT_TOKENS, REPLY_TOKENS = 64, 32
 STREAMS = {"cpu": 8, "vllm": 64, "trt": 64}
 KNOWN_PROMPT_TOKENS = 32
+
+# The embedded classifier is trained on the spot; less than this means that the training went wrong.
+EMBEDDED_TOOL_ACCURACY = 0.93
 
 
 def measure_reference(model: Path, out: Path, *, options: EngineOptions, progress: Progress) -> None:
@@ -89,6 +94,11 @@ def validate(
     if metadata.chat is not None:
         kept = Scores.read(reference) if reference is not None else None
         figures = _measure_chat(folder, metadata, kept, progress)
+    if (tool := metadata.tool) is not None:
+        device = "cpu" if metadata.lane == "cpu" else "cuda"
+        figures = replace(figures, tool_accuracy=tool_accuracy(folder, tool, device, progress))
+        if tool.source.repo == EMBEDDED and thresholds.tool_accuracy is None:
+            thresholds = replace(thresholds, tool_accuracy=EMBEDDED_TOOL_ACCURACY)
     return Validation(
         gates=gates_of(figures, thresholds),
         validated_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from runtime.artifact import (
     Platform,
     Quantization,
     Source,
+    ToolModel,
     digest_of,
     hash_folder,
 )
@@ -172,6 +174,33 @@ def test_a_tampered_artifact_is_refused_before_the_engine_starts(
         added.unlink(missing_ok=True)
     assert engine.calls == []
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("repo", "bound", "told"),
+    [
+        ("embedded", None, ["tool_accuracy is 0.9, must be >= 0.93: 0.03 too low"]),
+        ("embedded", 0.8, []),
+        ("someone/classifier", None, []),
+        ("someone/classifier", 0.97, ["tool_accuracy is 0.9, must be >= 0.97: 0.07 too low"]),
+    ],
+)
+def test_a_classifier_is_measured_and_the_embedded_one_is_gated(
+    folder: Path, metadata: BuildMetadata, monkeypatch: pytest.MonkeyPatch, repo: str, bound: float | None, told
+) -> None:
+    monkeypatch.setattr(validating, "tool_accuracy", lambda *_: 0.9)
+    tool = ToolModel(source=Source(repo=repo, content_sha256="0" * 64), max_tokens=512)
+    alone = metadata.model_copy(update={"chat": None, "tool": tool})
+    validation = run(folder, alone, None, replace(BOUNDS, tool_accuracy=bound))
+    assert values(validation)["tool_accuracy"] == 0.9
+    assert failures(validation) == told
+
+
+def test_a_classifier_that_does_not_load_is_told_in_one_line(folder: Path, metadata: BuildMetadata) -> None:
+    tool = ToolModel(source=Source(repo="embedded", content_sha256="0" * 64), max_tokens=512, path="nowhere")
+    with pytest.raises(StageError, match="the classifier did not load") as failure:
+        run(folder, metadata.model_copy(update={"chat": None, "tool": tool}), None)
+    assert "\n" not in str(failure.value)
 
 
 def test_a_start_that_fails_is_told_in_one_line_and_cleaned_up(folder: Path, metadata: BuildMetadata, serve) -> None:
