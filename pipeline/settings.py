@@ -33,17 +33,28 @@ class Settings(BaseModel):
         description="calibration text: `open_platypus`, `embedded`, a hub data set, or a `.txt` or `.jsonl` file; "
         "none means `open_platypus`, or `embedded` for the embedded model",
     )
-    awq_nsamples: int = Field(64, ge=1, le=65536, description="calibration samples")
-    awq_seqlen: int = Field(2048, ge=8, description="tokens of a calibration sample, at most")
+    awq_nsamples: int = Field(
+        64, ge=1, le=65536, json_schema_extra={"unit": "samples"}, description="calibration samples"
+    )
+    awq_seqlen: int = Field(
+        2048, ge=8, json_schema_extra={"unit": "tokens"}, description="length of a calibration sample, at most"
+    )
     awq_cache_dir: Path | None = Field(
         None, description="folder of finished stages; none means `$XDG_CACHE_HOME/yap-pipeline` or `~/.cache/…`"
     )
     force_rebuild: bool = Field(False, description="do every stage again, as `--force` does")
     max_num_seqs: int | None = Field(
-        None, ge=1, description="sequences that run at once, baked in; none means 256 on a GPU and 16 on a CPU"
+        None,
+        ge=1,
+        json_schema_extra={"unit": "sequences"},
+        description="sequences that run at once, baked in; none means 256 on a GPU and 16 on a CPU",
     )
-    chat_max_len: int = Field(5525, ge=16, description="tokens of the prompt, at most; baked in")
-    chat_max_out: int = Field(150, ge=1, description="tokens of a reply, at most; baked in")
+    chat_max_len: int = Field(
+        5525, ge=16, json_schema_extra={"unit": "tokens"}, description="length of the prompt, at most; baked in"
+    )
+    chat_max_out: int = Field(
+        150, ge=1, json_schema_extra={"unit": "tokens"}, description="length of a reply, at most; baked in"
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one model; baked in")
     quantize_python: Path | None = Field(
         None,
