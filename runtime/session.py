@@ -105,10 +105,9 @@ class Session:
         self.personality = update.personality or self.personality
 
     def remember(self, utterance: str, reply: str) -> None:
-        """Append a turn: the user's words, when there were any, and what was said."""
-        if utterance.strip():
-            self.history.extend((Message("user", utterance),))
-        self.history.extend((Message("assistant", reply),))
+        """Append a turn: the user's words and what was said, each when there was any (without a chat model nothing is)."""
+        spoken = (Message("user", utterance), Message("assistant", reply))
+        self.history.extend(message for message in spoken if message.content.strip())
 
 
 class SessionStore:

@@ -53,7 +53,7 @@ class Request:
         utterance: the user's words; the classifier and the history see these.
         prefix: precedes the words in the prompt, always or, with `decide`, after the decision yes.
         decide: whether the classifier is asked.
-        ended: called once with what was said, when something was.
+        ended: called once with what was said; not after a failure, nor when a turn was cut short before its first word.
     """
 
     persona: str
@@ -266,7 +266,7 @@ class Turn:
         self._deployment.metrics.turn_ended(outcome, usage, self._gaps)
         # What was sent is what the user heard, also when the turn was cut short. A failed turn can be sent again as it
         # was, so it leaves no trace.
-        if said and outcome in ("done", "cancelled"):
+        if outcome == "done" or (said and outcome == "cancelled"):
             request.ended(said)
         self._end()
 

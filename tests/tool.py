@@ -18,23 +18,20 @@ async def replay(options: Options, case: ToolCase, max_steps: int) -> list[tuple
     results = []
     async with connect(options) as client:
         fields = options.start_fields(f"tool-{uuid.uuid4().hex[:8]}")
+        earlier: list[dict] = []
         for step in case.turns[:max_steps]:
             turn = Turn()
-            await client.send("start", **fields, user_utterance=step.text)
-            asked = False
+            await client.send("start", **fields, history=earlier, user_utterance=step.text)
             async for frame in client.frames(turn):
                 if isinstance(frame, ToolCall):
-                    elapsed = turn.clock() - turn.started
-                    results.append((step.text, step.expect, frame.wanted, elapsed))
-                    # Only the decision is of interest: spare the server the reply. The words stay in the session.
-                    if not asked:
-                        await client.send("cancel")
-                        asked = True
+                    results.append((step.text, step.expect, frame.wanted, turn.clock() - turn.started))
+                    await client.send("cancel")  # only the decision is of interest: spare the server the reply
             if turn.tool is None:
                 reason = turn.error.code if turn.error else "no toolcall frame"
                 raise ClientError(f"{case.name}: expected a decision, found {reason}; is a tool model deployed?")
-            if asked and turn.done and not turn.done.cancelled:
+            if turn.done and not turn.done.cancelled:
                 await client.until("done")  # the cancel crossed the turn's own end
+            earlier.append({"role": "user", "content": step.text})
     return results
 
 
