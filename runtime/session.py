@@ -105,7 +105,7 @@ class Session:
         self.personality = update.personality or self.personality
 
     def remember(self, utterance: str, reply: str) -> None:
-        """Append a turn: the user's words and what was said, each when there was any (without a chat model nothing is)."""
+        """Append a turn: the user's words and what was said, each when there was any."""
         spoken = (Message("user", utterance), Message("assistant", reply))
         self.history.extend(message for message in spoken if message.content.strip())
 
