@@ -112,11 +112,18 @@ class Run:
             models["tool"], inputs["tool"] = classifier.folder, classifier.content
             tool = describe.tool_model(plan.tool, classifier.content, report)
 
-        done = self.workshop.stage("build", inputs, lambda out: self._lay_out(models, out))
-        if chat:
-            chat = chat.model_copy(update={"compile_cache": done.result["compile_cache"]})
+        def work(out: Path) -> Mapping[str, Any]:
+            return self._lay_out(models, out)
+
+        done = self.workshop.stage("build", inputs, work)
         self.progress.step("hashing the artifact")
         files = artifact.hash_folder(done.output)
+        if any(done.hashes[entry.path] != entry.sha256 for entry in files):
+            self.progress.step("build: its files changed on the disk; doing it again")
+            done = self.workshop.stage("build", inputs, work, again=True)
+            files = artifact.hash_folder(done.output)
+        if chat:
+            chat = chat.model_copy(update={"compile_cache": done.result["compile_cache"]})
         metadata = BuildMetadata(
             lane=plan.lane.name,
             engine=plan.engine,

@@ -5,7 +5,7 @@ to disk and renamed, so a folder under its final name is complete however the pr
 each key lets two runs share one cache: the second waits, then finds the work done.
 
     CACHE/quantize/4f1c…/output/…       what the stage made
-    CACHE/quantize/4f1c…/record.json    its inputs, its result, its seconds, and the size of each file
+    CACHE/quantize/4f1c…/record.json    its inputs, its result, its seconds, and what each file was like
     CACHE/quantize/4f1c….lock           held while the stage runs
     CACHE/quantize/4f1c….partial-XXXX/  a run in progress, or what a killed one left; the next run removes it
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.progress import Progress
-from runtime.artifact import StageRecord
+from runtime.artifact import StageRecord, sha256_of
 
 RECORD_NAME = "record.json"
 
@@ -76,7 +76,10 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A finished stage: where its output lies, what it returned, and whether this run had to do it."""
+    """A finished stage: where its output lies, what it returned, and whether this run had to do it.
+
+    `hashes` holds the SHA-256 that each file had when the stage finished, by relative POSIX path.
+    """
 
     name: str
     key: str
@@ -84,6 +87,7 @@ class Done:
     result: Mapping[str, Json]
     seconds: float
     reused: bool
+    hashes: Mapping[str, str]
 
     @property
     def record(self) -> StageRecord:
@@ -139,13 +143,14 @@ class Cache:
             begun = time.monotonic()
             result = dict(stage.work(output))
             seconds = time.monotonic() - begun
+            files = footprints(output)
             record = {
                 "name": stage.name,
                 "key": stage.key,
                 "inputs": dict(stage.inputs),
                 "result": result,
                 "seconds": seconds,
-                "sizes": sizes(output),
+                "files": files,
             }
             (partial / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True), encoding="utf-8")
             flush_tree(partial)
@@ -156,7 +161,7 @@ class Cache:
         finally:
             if partial.exists():
                 shutil.rmtree(partial, ignore_errors=True)
-        return Done(stage.name, stage.key, final / "output", result, seconds, reused=False)
+        return Done(stage.name, stage.key, final / "output", result, seconds, False, hashes_of(files))
 
 
 def read_done(stage: Stage, final: Path) -> Done | None:
@@ -166,18 +171,42 @@ def read_done(stage: Stage, final: Path) -> Done | None:
     except (FileNotFoundError, ValueError):
         return None
     output = final / "output"
-    if record.get("key") != stage.key or record.get("sizes") != sizes(output):
+    if record.get("key") != stage.key or not unchanged(output, record["files"]):
         return None
-    return Done(stage.name, stage.key, output, record["result"], float(record["seconds"]), reused=True)
+    hashes = hashes_of(record["files"])
+    return Done(stage.name, stage.key, output, record["result"], float(record["seconds"]), True, hashes)
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """Size in bytes of each file under a folder, by relative POSIX path."""
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.is_symlink()
-    }
+# Size, modification time in nanoseconds, and SHA-256 of a file.
+Footprint = list[Any]
+
+
+def footprints(folder: Path) -> dict[str, Footprint]:
+    """What each file under a folder is like, by relative POSIX path."""
+    found: dict[str, Footprint] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            status = path.stat()
+            found[path.relative_to(folder).as_posix()] = [status.st_size, status.st_mtime_ns, sha256_of(path)]
+    return found
+
+
+def hashes_of(files: Mapping[str, Footprint]) -> dict[str, str]:
+    """The hashes alone."""
+    return {path: footprint[2] for path, footprint in files.items()}
+
+
+def unchanged(folder: Path, files: Mapping[str, Footprint]) -> bool:
+    """Whether a folder holds the recorded files and no others. Only files that were written since are read again."""
+    present = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    if present.keys() != files.keys():
+        return False
+    for name, path in present.items():
+        size, modified, digest = files[name]
+        status = path.stat()
+        if status.st_size != size or (status.st_mtime_ns != modified and sha256_of(path) != digest):
+            return False
+    return True
 
 
 def remove_leftovers(home: Path, name: str) -> None:

@@ -39,17 +39,19 @@ class Workshop:
     force: bool = False
     done: list[Done] = field(default_factory=list)
 
-    def stage(self, name: str, inputs: Mapping[str, Any], work: Work) -> Done:
-        """One stage, done at most once by this workshop.
+    def stage(self, name: str, inputs: Mapping[str, Any], work: Work, *, again: bool = False) -> Done:
+        """One stage, done at most once by this workshop unless it is asked for `again`.
 
         Raises:
             StageError: it failed.
         """
         stage = Stage(name, inputs, work)
+        if again:
+            self.done = [done for done in self.done if done.key != stage.key]
         if earlier := next((done for done in self.done if done.key == stage.key), None):
             return earlier
         self.progress.step(name)
-        done = Cache(self.cache, force=self.force).run(stage, self.progress)
+        done = Cache(self.cache, force=self.force or again).run(stage, self.progress)
         self.progress.step(f"{name}: {'done before, in' if done.reused else 'done in'} {done.seconds:.1f} s")
         self.done.append(done)
         return done

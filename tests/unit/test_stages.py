@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -92,13 +93,15 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not Cache(tmp_path).run(Stage("build", {}, work), Silent()).reused
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "add", "record", "no record"])
+@pytest.mark.parametrize("damage", ["truncate", "rewrite", "remove", "add", "record", "no record"])
 def test_a_damaged_stage_is_done_again(tmp_path: Path, damage: str) -> None:
     work = Work()
     done = Cache(tmp_path).run(Stage("build", {}, work), Silent())
     record = done.output.parent / "record.json"
     if damage == "truncate":
         (done.output / "weights").write_bytes(b"w" * 999)
+    elif damage == "rewrite":
+        (done.output / "weights").write_bytes(b"x" * 1000)
     elif damage == "remove":
         (done.output / "deep" / "config.json").unlink()
     elif damage == "add":
@@ -110,6 +113,13 @@ def test_a_damaged_stage_is_done_again(tmp_path: Path, damage: str) -> None:
     again = Cache(tmp_path).run(Stage("build", {}, work), Silent())
     assert work.times == 2
     assert contents(again.output) == {"weights": b"w" * 1000, "deep/config.json": b"{}"}
+
+
+def test_a_stage_that_was_copied_elsewhere_and_back_still_counts(tmp_path: Path) -> None:
+    work = Work()
+    done = Cache(tmp_path).run(Stage("build", {}, work), Silent())
+    os.utime(done.output / "weights", ns=(1, 1))
+    assert Cache(tmp_path).run(Stage("build", {}, work), Silent()).reused
 
 
 def test_a_cache_that_cannot_be_written_says_where(tmp_path: Path) -> None:
@@ -124,7 +134,11 @@ def test_the_record_tells_what_was_done(tmp_path: Path) -> None:
     assert record["inputs"] == {"sm": 90}
     assert record["result"] == {"x": "y"}
     assert record["key"] == done.key == done.record.key
-    assert record["sizes"] == {"deep/config.json": 2, "weights": 1000}
+    assert {path: footprint[0] for path, footprint in record["files"].items()} == {
+        "deep/config.json": 2,
+        "weights": 1000,
+    }
+    assert done.hashes["weights"] == hashlib.sha256(b"w" * 1000).hexdigest()
 
 
 VALUES = st.recursive(
