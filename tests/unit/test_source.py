@@ -6,9 +6,18 @@ import json
 import os
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from pipeline.prequantized import recognize
 from pipeline.shape import Shape, mixture_of_experts
@@ -269,3 +278,86 @@ def test_or_by_its_name_where_the_weights_do_not_speak_against_it(name: str, kin
 @pytest.mark.parametrize("name", ["hawqeye", "org/llama", "awqward-7b"])
 def test_a_word_inside_a_word_is_no_format(name: str) -> None:
     assert recognize({}, name, bytes_per_weight=0.6) is None
+
+
+class Hub:
+    """The three calls to the hub that a look takes, answered from a folder."""
+
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.home = home
+        self.fetched: list[str] = []
+        self.failure: Exception | None = None
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda: self)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot)
+
+    def model_info(self, repo: str, *, revision: str | None, files_metadata: bool) -> Any:
+        assert files_metadata
+        if self.failure:
+            raise self.failure
+        files = [SimpleNamespace(rfilename=path.name, size=path.stat().st_size) for path in self.home.iterdir()]
+        return SimpleNamespace(sha=f"sha-of-{revision}", siblings=files, card_data={"license": "mit"})
+
+    def download(self, repo: str, name: str, *, revision: str) -> str:
+        assert revision.startswith("sha-of-")
+        self.fetched.append(name)
+        return str(self.home / name)
+
+    def snapshot(self, repo: str, **_: Any) -> str:
+        raise LocalEntryNotFoundError("nothing cached")
+
+
+def answer(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("GET", "https://hub.example/api/models/org/model"))
+
+
+def test_a_hub_model_is_pinned_and_its_weights_are_not_downloaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(folder, monkeypatch)
+    facts = look("org/model@v2", "CHAT_MODEL")
+    assert facts.problems == ()
+    assert (facts.kind, facts.name, facts.revision, facts.license) == ("hub", "org/model", "sha-of-v2", "mit")
+    assert sorted(hub.fetched) == ["config.json", "tokenizer_config.json"]
+    assert facts.weight_bytes == (folder / "model.safetensors").stat().st_size
+    assert facts.path is None
+
+
+def test_a_hub_model_that_lacks_something_is_told_before_any_download(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "model.safetensors").rename(folder / "model.gguf")
+    Hub(folder, monkeypatch)
+    assert problems("org/model") == [
+        "CHAT_MODEL: expected *.safetensors in org/model, found model.gguf; save it with `save_pretrained` or choose "
+        "another model"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (GatedRepoError("gated", response=answer(403)), "found a gated one; accept its terms at"),
+        (RepositoryNotFoundError("no", response=answer(404)), "found none that this token may see; check its name"),
+        (HfHubHTTPError("down", response=answer(503)), "found status 503 from the hub"),
+        (httpx.ConnectError("no route"), "found no copy in the local cache, and the hub is out of reach"),
+        (OfflineModeIsEnabled("offline"), "found no copy in the local cache, and HF_HUB_OFFLINE is set"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_hub_that_refuses_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, message: str
+) -> None:
+    Hub(folder, monkeypatch).failure = failure
+    (line,) = problems("org/model")
+    assert line.startswith("CHAT_MODEL: expected the model org/model on the hub, ")
+    assert message in line
+
+
+def test_out_of_reach_a_cached_model_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(folder, monkeypatch)
+    hub.failure = httpx.ConnectError("no route")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    facts = look("org/model", "CHAT_MODEL")
+    assert facts.problems == ()
+    assert (facts.kind, facts.name, facts.path, facts.revision) == ("hub", "org/model", folder, folder.name)
