@@ -106,9 +106,11 @@ class Workshop:
         return {"sm": self.machine.sm, "gpus": gpus, "packages": self.machine.packages}
 
     def _fetch(self, name: str, facts: SourceFacts) -> Model:
+        from httpx import HTTPError
+
         try:
             return self.model(source.fetch(facts, self.progress))
-        except OSError as error:
+        except (OSError, HTTPError) as error:
             first = str(error).strip().partition("\n")[0]
             again = "run the same command again; a download resumes"
             raise StageError(name, f"the model could not be read: {first}", facts.ref, again) from error
