@@ -78,6 +78,7 @@ class Dialogue:
 
     def cancel(self, request_id: RequestId | None) -> None:
         """Stop what runs and what is about to; answered with `done`, also when that is nothing."""
+        self._deployment.metrics.cancelled()
         turns = self._open_turns()
         for turn in turns[:-1]:
             turn.stop(Stop.CANCEL)

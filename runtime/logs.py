@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -86,7 +87,6 @@ def configure(*, level: str, style: str, folder: Path, secrets: Sequence[str]) -
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.PositionalArgumentsFormatter(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
         processors=[
@@ -107,8 +107,8 @@ def configure(*, level: str, style: str, folder: Path, secrets: Sequence[str]) -
         root.removeHandler(handler)
     root.addHandler(stdout)
     root.setLevel(level.upper())
-    # uvicorn names the path with its query on this logger at info, and its own configuration is not used.
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+    # At info uvicorn names the path with its query, at debug both quote what goes over the wire.
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "websockets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,10 +122,18 @@ def configure(*, level: str, style: str, folder: Path, secrets: Sequence[str]) -
     root.addHandler(file)
 
 
+def _stamp(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """The moment of the event, the same in every output."""
+    created: float = event["_record"].created
+    event["timestamp"] = datetime.fromtimestamp(created, timezone.utc).isoformat(timespec="milliseconds")
+    return event
+
+
 def _formatter(shared: list[Processor], redactor: Redactor, renderer: Processor) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
+            _stamp,
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
             redactor,

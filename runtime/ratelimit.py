@@ -34,7 +34,7 @@ class SlidingWindow:
             return 0
         now = self._clock()
         events = self._events
-        while events and events[0] <= now - self._seconds:
+        while events and events[0] + self._seconds <= now:
             events.popleft()
         if len(events) < self._limit:
             return 0

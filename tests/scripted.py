@@ -301,7 +301,7 @@ async def serving(
     server = Server(config)
     task = asyncio.create_task(server.serve([listener]))
     try:
-        while not server.started:
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.005)
         yield Running(service, server, engine, classifier, listener.getsockname()[1])
     finally:

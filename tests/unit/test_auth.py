@@ -1,0 +1,46 @@
+"""Keys and origins."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.auth import Keyring, origin_allowed
+
+
+def test_each_key_is_a_principal_of_its_own() -> None:
+    ring = Keyring(["one", "two"])
+    first, second = (ring.identify({"x-api-key": key}, {}) for key in ("one", "two"))
+    assert first is not None
+    assert second is not None
+    assert first != second
+    assert "one" not in first
+    assert ring.identify({}, {"api_key": "one"}) == first
+
+
+@pytest.mark.parametrize("key", ["", "on", "one ", "onе", "\udcff"])
+def test_what_only_resembles_a_key_is_none(key: str) -> None:
+    assert Keyring(["one"]).identify({"x-api-key": key}, {}) is None
+
+
+def test_the_header_wins_also_when_it_is_wrong() -> None:
+    assert Keyring(["one"]).identify({"x-api-key": "no"}, {"api_key": "one"}) is None
+
+
+@pytest.mark.parametrize("keys", [[], [""], ["one", ""]])
+def test_a_keyring_without_keys_is_refused(keys: list[str]) -> None:
+    with pytest.raises(ValueError, match="API key"):
+        Keyring(keys)
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed", "expected"),
+    [
+        ("https://a.example", [], True),
+        (None, ["https://a.example"], True),
+        ("https://a.example", ["https://a.example/"], True),
+        ("http://a.example", ["https://a.example"], False),
+        ("https://a.example.evil", ["https://a.example"], False),
+    ],
+)
+def test_origins(origin: str | None, allowed: list[str], expected: bool) -> None:
+    assert origin_allowed(origin, allowed) is expected
