@@ -67,6 +67,9 @@ MinTop1 = Annotated[float | None, typer.Option("--min-top1", min=0.0, max=1.0, h
 MinKnown = Annotated[float | None, typer.Option("--min-known-prompts", min=0.0, max=1.0, help="Answered right.")]
 MaxTtft = Annotated[float | None, typer.Option("--max-ttft-ms", min=0.0, help="Time to the first token, one stream.")]
 MaxItl = Annotated[float | None, typer.Option("--max-itl-ms", min=0.0, help="Time between tokens, one stream.")]
+MinTool = Annotated[
+    float | None, typer.Option("--min-tool-accuracy", min=0.0, max=1.0, help="The classifier, on held-out utterances.")
+]
 MinSpeed = Annotated[float | None, typer.Option("--min-tokens-per-s", min=0.0, help="All streams together.")]
 
 
@@ -77,6 +80,7 @@ def thresholds(
     max_ttft: float | None,
     max_itl: float | None,
     min_speed: float | None,
+    min_tool: float | None,
 ) -> dict[str, float]:
     """The bounds that were given, by the names of `gates.Thresholds`."""
     given = {
@@ -86,6 +90,7 @@ def thresholds(
         "ttft_ms": max_ttft,
         "itl_ms": max_itl,
         "tokens_per_s": min_speed,
+        "tool_accuracy": min_tool,
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -153,6 +158,7 @@ def run_command(
     max_ttft: MaxTtft = None,
     max_itl: MaxItl = None,
     min_speed: MinSpeed = None,
+    min_tool: MinTool = None,
 ) -> None:
     """Do everything: quantize, build, validate, and put the artifact at its place.
 
@@ -163,7 +169,7 @@ def run_command(
     `yap-pipeline run --vllm 4bit org/model --fallback gptq`
     """
     request = request_of(models, lanes_of(trt, vllm, cpu), tool_only=tool_only)
-    bounds = thresholds(max_perplexity, min_top1, min_known, max_ttft, max_itl, min_speed)
+    bounds = thresholds(max_perplexity, min_top1, min_known, max_ttft, max_itl, min_speed, min_tool)
     request = replace(
         request, out=out, allow_emulated=allow_emulated, fallback=tuple(fallback or ()), thresholds=bounds
     )
@@ -178,8 +184,8 @@ def run_command(
                 place = run.finish(folder, metadata)
         except GateError as failed:
             explain(failed.method, failed.shortfalls)
-            if not request.fallback:
-                advise(prepared)
+            if not request.fallback or failed.classifier_alone:
+                advise(prepared, classifier=failed.classifier_alone)
                 raise typer.Exit(FAILED_GATE) from None
             typer.echo(f"trying {request.fallback[0]} instead", err=True)
             request = replace(request, method=request.fallback[0], fallback=request.fallback[1:])
@@ -262,6 +268,7 @@ def validate_command(
     max_ttft: MaxTtft = None,
     max_itl: MaxItl = None,
     min_speed: MinSpeed = None,
+    min_tool: MinTool = None,
 ) -> None:
     """Prove an artifact on this machine, and write what was measured into it.
 
@@ -270,7 +277,7 @@ def validate_command(
     from pipeline import revalidate
     from pipeline.gates import failures
 
-    bounds = thresholds(max_perplexity, min_top1, min_known, max_ttft, max_itl, min_speed)
+    bounds = thresholds(max_perplexity, min_top1, min_known, max_ttft, max_itl, min_speed, min_tool)
     with progress.for_terminal() as steps:
         metadata = revalidate.revalidate(artifact, reference, bounds, cache_dir, steps)
     report.show_artifact(metadata, Console())
@@ -300,18 +307,20 @@ def explain(method: str, shortfalls: list[str]) -> None:
         typer.echo(f"gate failed: {method}: {line}", err=True)
 
 
-def advise(prepared: Prepared) -> None:
+def advise(prepared: Prepared, *, classifier: bool) -> None:
     """Say what to do after a failed gate."""
     chat = prepared.plan.chat
-    if chat is None or chat.prequantized:
-        return
-    others = [name for name in prepared.plan.lane.methods if name != chat.method]
-    way = "`--fallback " + others[0] + "`" if chat.scheme == "W4A16" else "another method"
-    typer.echo(
-        f"next: try {way}, more samples (AWQ_NSAMPLES is {prepared.settings.awq_nsamples}), or 8bit; "
-        "a bound can be set with its option, see `yap-pipeline run --help`",
-        err=True,
-    )
+    if classifier:
+        ways = "name another TOOL_MODEL, or set --min-tool-accuracy"
+    elif chat is None or chat.prequantized:
+        ways = "choose another model, or set the bound"
+    else:
+        methods = [name for name in prepared.plan.lane.methods if name != chat.method]
+        ways = (
+            f"try `--fallback {methods[0]}`, more samples (AWQ_NSAMPLES is {prepared.settings.awq_nsamples}), "
+            "or set the bound"
+        )
+    typer.echo(f"next: {ways}; see `yap-pipeline run --help`", err=True)
 
 
 @contextmanager

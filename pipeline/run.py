@@ -37,11 +37,14 @@ class GateError(Exception):
     """The artifact did not meet its gates.
 
     Attributes:
+        method: how the chat model was quantized.
         shortfalls: one line for each, with by how much.
+        classifier_alone: nothing else failed, so that another method would not help.
     """
 
     def __init__(self, method: str, shortfalls: list[str]) -> None:
         self.method, self.shortfalls = method, shortfalls
+        self.classifier_alone = all(line.startswith("tool_accuracy") for line in shortfalls)
         super().__init__(f"{method}: " + "; ".join(shortfalls))
 
 
@@ -163,6 +166,8 @@ class Run:
             "limits": chat.limits.model_dump() if chat else None,
             "thresholds": {name: str(value) for name, value in asdict(thresholds).items()},
             "machine": self.workshop.identity(),
+            "asked": code_of("embedded", ("texts.py", "utterances.py", "data/*")),
+            "code": code_of(".", ("validate.py", "gates.py", "scores.py", "speed.py", "tool_accuracy.py")),
         }
         done = self.workshop.stage("validate", inputs, work)
         validation = Validation.model_validate_json(json.dumps(done.result))

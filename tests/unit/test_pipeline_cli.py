@@ -166,6 +166,15 @@ def test_a_fallback_is_tried_and_said(shell: Shell, tmp_path: Path) -> None:
     assert artifact.read(tmp_path / "a").digest == metadata.digest, "a failed run leaves the artifact alone"
 
 
+def test_another_method_is_not_tried_for_the_classifiers_sake(shell: Shell, tmp_path: Path) -> None:
+    request = ("run", *REQUEST, "--out", str(tmp_path / "a"), "--fallback", "gptq", "--min-tool-accuracy", "0.98")
+    code, _, err = shell.run(*request)
+    assert code == 65
+    assert "tool_accuracy is 0.97, must be >= 0.98" in err
+    assert "next: name another TOOL_MODEL, or set --min-tool-accuracy" in err
+    assert "instead" not in err
+
+
 def test_a_failed_stage_exits_1_and_says_what_where_and_what_to_do(shell: Shell, tmp_path: Path) -> None:
     code, _, err = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"), BREAK="quantize")
     assert code == 1
