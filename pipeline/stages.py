@@ -166,15 +166,15 @@ class Cache:
 
 def read_done(stage: Stage, final: Path) -> Done | None:
     """The finished stage in a folder; none when it is missing or its files are not those that it recorded."""
+    output = final / "output"
     try:
         record = json.loads((final / RECORD_NAME).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    output = final / "output"
-    if record.get("key") != stage.key or not unchanged(output, record["files"]):
-        return None
-    hashes = hashes_of(record["files"])
-    return Done(stage.name, stage.key, output, record["result"], float(record["seconds"]), True, hashes)
+        if record["key"] != stage.key or not unchanged(output, record["files"]):
+            return None
+        hashes = hashes_of(record["files"])
+        return Done(stage.name, stage.key, output, record["result"], float(record["seconds"]), True, hashes)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # torn, or written by another version: the stage is done again
 
 
 # Size, modification time in nanoseconds, and SHA-256 of a file.

@@ -115,6 +115,17 @@ def test_a_damaged_stage_is_done_again(tmp_path: Path, damage: str) -> None:
     assert contents(again.output) == {"weights": b"w" * 1000, "deep/config.json": b"{}"}
 
 
+@pytest.mark.parametrize("record", ["[]", "{}", '{"key": null}', "null"])
+def test_a_record_of_another_version_is_done_again(tmp_path: Path, record: str) -> None:
+    work = Work()
+    done = Cache(tmp_path).run(Stage("build", {}, work), Silent())
+    path = done.output.parent / "record.json"
+    # As an older pipeline wrote it: the right key, and other fields beside it.
+    path.write_text(record if record != "{}" else json.dumps({"key": done.key, "sizes": {}}))
+    assert not Cache(tmp_path).run(Stage("build", {}, work), Silent()).reused
+    assert work.times == 2
+
+
 def test_a_stage_that_was_copied_elsewhere_and_back_still_counts(tmp_path: Path) -> None:
     work = Work()
     done = Cache(tmp_path).run(Stage("build", {}, work), Silent())
