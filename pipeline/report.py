@@ -148,7 +148,7 @@ def duration(seconds: float) -> str:
     """Seconds for a person.
 
     >>> duration(0.2), duration(75), duration(4000)
-    ('0.2 s', '1 min 15 s', '1 h 7 min')
+    ('0.2 s', '1 min 15 s', '1 h 6 min')
     """
     if seconds < 10:
         return f"{seconds:.1f} s"

@@ -20,6 +20,8 @@ from pipeline.workshop import Workshop
 from runtime import artifact
 from runtime.artifact import BuildMetadata, ChatModel
 
+QUANTIZERS = frozenset({"llmcompressor", "nvidia-modelopt"})
+
 
 def revalidate(
     folder: Path, reference: str | None, bounds: Mapping[str, float], cache: Path | None, progress: Progress
@@ -66,7 +68,11 @@ def revalidate(
     for name, value in bounds.items():
         thresholds = replace(thresholds, **{name: value})
     validation = validate(folder, metadata, reference=scores, thresholds=thresholds, progress=progress)
-    proven = metadata.model_copy(update={"validation": validation, "platform": describe.platform(here)})
+    # What quantized it stays what it was; what proves it is what is here.
+    quantizers = {name: version for name, version in metadata.platform.packages.items() if name in QUANTIZERS}
+    platform = describe.platform(here)
+    platform = platform.model_copy(update={"packages": quantizers | here.machine.packages})
+    proven = metadata.model_copy(update={"validation": validation, "platform": platform})
     proven.write(folder)
     return proven
 

