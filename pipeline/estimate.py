@@ -10,6 +10,8 @@ from pipeline.lanes import Method
 PROCESS_BYTES = 1_500_000_000
 # Loading llm-compressor; starting vLLM and running the gates.
 QUANTIZE_SECONDS, VALIDATE_SECONDS = 20.0, 90.0
+# Unpacking the embedded chat model, and training the embedded classifier, on two cores.
+EXPORT_SECONDS, TRAIN_SECONDS = 25.0, 60.0
 # Text that the gates score, in tokens; a CPU core scores about this many parameters × tokens in a second.
 HELD_OUT_TOKENS = 4_000
 CORE_RATE = 1.2e10
@@ -28,6 +30,8 @@ class Work:
     quantized_bytes: int = 0
     tool_bytes: int = 0
     downloaded: bool = False
+    exported: bool = False
+    trained: bool = False
     calibration_tokens: int = 0
     method: Method | None = None
     prequantized: bool = False
@@ -65,6 +69,7 @@ def estimate(work: Work, *, cores: int) -> Estimate:
 
 def _seconds(work: Work, cores: int) -> float:
     seconds = work.float_bytes / DOWNLOAD_RATE if work.downloaded else 0.0
+    seconds += EXPORT_SECONDS * work.exported + TRAIN_SECONDS * work.trained
     seconds += 3 * work.quantized_bytes / COPY_RATE
     if work.quantized_bytes:
         seconds += VALIDATE_SECONDS

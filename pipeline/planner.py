@@ -198,8 +198,9 @@ def default_thresholds(method: str | None, parameters: int, lane: Lane | None) -
 
 def _work(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None) -> Work:
     tool_bytes = sum(tool.source.sizes.values()) if tool else 0
+    trained = tool is not None and tool.source.kind == "embedded"
     if chat is None or lane is None:
-        return Work(tool_bytes=tool_bytes)
+        return Work(tool_bytes=tool_bytes, trained=trained)
     shape, calibration = Shape.of(chat.source.config), chat.calibration
     tokens = 0
     if calibration:
@@ -210,6 +211,8 @@ def _work(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None) -> Wo
         float_bytes=chat.source.weight_bytes or shape.parameters * 2,
         quantized_bytes=_stored_bytes(chat, shape),
         downloaded=chat.source.kind == "hub" and chat.source.path is None,
+        exported=chat.source.kind == "embedded",
+        trained=trained,
         tool_bytes=tool_bytes,
         calibration_tokens=tokens,
         method=METHODS.get(chat.method),
