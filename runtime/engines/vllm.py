@@ -7,6 +7,7 @@ scheduler itself (`vllm_core`).
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import tempfile
@@ -200,6 +201,9 @@ class VllmEngine:
             llm.output_processor.propagate_error(Dead())
             if llm.output_handler is not None:
                 await asyncio.wait((llm.output_handler,), timeout=5)
+            # It is in reference cycles, and its finalizer fails when it runs as late as the interpreter's end.
+            del llm
+            gc.collect()
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             os.environ.pop("VLLM_CACHE_ROOT", None)

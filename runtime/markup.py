@@ -1,0 +1,197 @@
+"""What the sanitizer knows about written markup: the rules with an example each, and the tables behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import emoji
+import regex
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of the table in docs/protocol.md: what goes, and an example before and after."""
+
+    name: str
+    description: str
+    before: str
+    after: str
+
+
+RULES = (
+    Rule("space", "newlines, tabs and runs of spaces become one space; none at either end", " One\n\n two ", "One two"),
+    Rule("capital", "the first letter is a capital, unless a digit comes first", '"hello there"', '"Hello there"'),
+    Rule("punctuation", "no space before `, ? !`; `!=` keeps its own", "Well , is a != b ?", "Well, is a != b?"),
+    Rule("bold", "runs of asterisks, underscores or `~~` that touch a word on one side", "**Yes**, ~~no~~", "Yes, no"),
+    Rule(
+        "italic", "a single underscore at a word's edge; one inside a word stays", "_Try_ my_file.py", "Try my_file.py"
+    ),
+    Rule(
+        "stage direction",
+        "words between single asterisks on one line, at most 200 characters; also one that the reply's end cuts off",
+        "Hi! *smirks* You?",
+        "Hi! You?",
+    ),
+    Rule("arithmetic", "asterisks between words or between spaces stay", "It is 2*3 or 2 * 3", "It is 2*3 or 2 * 3"),
+    Rule("heading", "one to six `#` at the start of a line", "# Plan\nGo", "Plan Go"),
+    Rule("list", "`-`, `*`, `+` or `•` and a space at the start of a line", "Buy:\n- tea\n- milk", "Buy: tea milk"),
+    Rule("quote", "`>` and a space at the start of a line", "> So be it", "So be it"),
+    Rule("line", "a line of three or more `-`, `*`, `_` or `=`", "One\n---\nTwo", "One Two"),
+    Rule("table", "bars and delimiter rows of a line that starts with a bar", "|A|B|\n|---|---|\n|1|2|", "A B 1 2"),
+    Rule(
+        "code", "backticks and a fence's language; what stands between them stays as written", "Use `a_*b`", "Use a_*b"
+    ),
+    Rule("link", "the address of a link or image; its text stays", "See [the docs](https://e.com/a)", "See the docs"),
+    Rule("escape", "the backslash before a mark; the mark stays", r"A \*b\*", "A *b*"),
+    Rule("tag", "HTML tags and comments; a tag that breaks the line becomes a space", "<p>One<br>two</p>", "One two"),
+    Rule("entity", "HTML entities become the characters they stand for", "Tea &amp; milk", "Tea & milk"),
+    Rule("comparison", "`<` and `>` that make no tag stay", "If a < b and c > d", "If a < b and c > d"),
+    Rule("emoji", "emoji with their modifiers; digits of keycaps stay, and © ® ™", "Fine 👍🏽!", "Fine!"),
+    Rule("emoticon", "emoticons that stand alone", "Good :-) you <3", "Good you"),
+    Rule("invisible", "control characters, zero-width spaces and soft hyphens", "in\u200bvis\u00adible", "Invisible"),
+    Rule(
+        "content",
+        "numbers, addresses, abbreviations and paths come out as they went in",
+        "Is 3.5 at example.com, U.S., a/name, -5, 50% or it's 10:30?",
+        "Is 3.5 at example.com, U.S., a/name, -5, 50% or it's 10:30?",
+    ),
+)
+
+_FACES = [f"{eye}{nose}{mouth}" for eye in ":;" for nose in ("", "-", "'") for mouth in ")(DPp/|]["]
+EMOTICONS = frozenset(_FACES).union(
+    *[(":O", ":o", ":3", ":*", ":-*", ":S", ":$", ">:(", ">:)", "=)", "=(", "=D", "(:", "<3", "</3", "XD", "xD")],
+    *[("^^", "^_^", "(^_^)", "-_-", ">_<", ">.<", "T_T", "o_O", "O_o", "O_O", "o_o", "¯\\_(ツ)_/¯")],
+)
+EMOTICONS_BY_FIRST = {
+    first: sorted((e for e in EMOTICONS if e[0] == first), key=len, reverse=True) for first in {e[0] for e in EMOTICONS}
+}
+
+# Letters and signs that Unicode counts among the emoji but that are ordinary text: © ® ‼ ⁉ ™ ℹ.
+_TEXT = frozenset("©®‼⁉™ℹ")
+_INVISIBLE = "\u00ad\u200b\u2060\ufeff" + "".join(chr(code) for code in range(32) if not chr(code).isspace()) + "\x7f"
+DROPPED = (
+    frozenset(
+        {char for sequence in emoji.EMOJI_DATA for char in sequence if char > "\u007f"}
+        | {chr(code) for code in range(0x1F1E6, 0x1F200)}  # regional indicators: flags
+        | {chr(code) for code in range(0xE0020, 0xE0080)}  # tags: flags of regions
+        | {"\ufe0e", "\ufe0f", "\u20e3", *_INVISIBLE}
+    )
+    - _TEXT
+    - {"\u200d"}
+)
+"""Characters that never come out. The zero-width joiner is not among them: scripts need it, emoji sequences too."""
+
+BLOCK_TAGS = frozenset(
+    [
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "br",
+        "dd",
+        "div",
+        "dl",
+        "dt",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "footer",
+        "form",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "header",
+        "hr",
+        "li",
+        "main",
+        "nav",
+        "ol",
+        "option",
+        "p",
+        "pre",
+        "section",
+        "select",
+        "table",
+        "tbody",
+        "td",
+        "tfoot",
+        "th",
+        "thead",
+        "tr",
+        "ul",
+    ]
+)
+INLINE_TAGS = frozenset(
+    [
+        "a",
+        "abbr",
+        "audio",
+        "b",
+        "bdi",
+        "bdo",
+        "big",
+        "body",
+        "button",
+        "canvas",
+        "center",
+        "cite",
+        "code",
+        "del",
+        "details",
+        "dfn",
+        "em",
+        "embed",
+        "font",
+        "head",
+        "html",
+        "i",
+        "iframe",
+        "img",
+        "input",
+        "ins",
+        "kbd",
+        "label",
+        "link",
+        "mark",
+        "meta",
+        "object",
+        "output",
+        "q",
+        "s",
+        "samp",
+        "script",
+        "small",
+        "source",
+        "span",
+        "strike",
+        "strong",
+        "style",
+        "sub",
+        "summary",
+        "sup",
+        "svg",
+        "textarea",
+        "time",
+        "title",
+        "tt",
+        "u",
+        "var",
+        "video",
+        "wbr",
+    ]
+)
+# A tag of HTML may carry attributes with values; any other bare name in brackets counts too (`<think>`), if no word
+# touches it on the left (`List<Item>`). So `x<y and y>z` is no tag. A partial match says that more text could decide.
+_KNOWN = "|".join(sorted(BLOCK_TAGS | INLINE_TAGS, key=len, reverse=True))
+_VALUE = r"""(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=`]+)"""
+_ATTRIBUTE = rf"\s+[\w:.-]+\s*=\s*{_VALUE}|\s+(?:checked|controls|disabled|hidden|required)"
+TAG = regex.compile(
+    rf"<(?:!--.*?-->|!doctype\b[^<>]*>|/?(?P<known>{_KNOWN})(?:{_ATTRIBUTE})*\s*/?>"
+    r"|/?(?P<other>[a-z][a-z_-]+)\s*/?>|(?P<address>https?://[^\s<>]+)>)",
+    regex.IGNORECASE | regex.DOTALL,
+)
+ENTITY = regex.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
+LINK = regex.compile(r"!?\[(?P<text>[^\[\]\n]*)\]\([^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?:\s+\"[^\"\n]*\")?\)")
