@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from html.entities import html5
 
-from runtime.markup import BLOCK_TAGS, DROPPED, EMOTICONS_BY_FIRST, ENTITY, LINK, RULES, TAG, Rule
+from runtime.markup import BLOCK_TAGS, DROPPED, EMOTICONS_BY_FIRST, ENTITY, LINK, RULES, TAG, Rule, reads_as_direction
 
 __all__ = ["RULES", "Rule", "Sanitizer", "sanitize"]
 
@@ -231,15 +231,33 @@ class Sanitizer:
                 return UNDECIDED
             closes = not text[edge.start() - 1].isspace() and not text[edge.end() : edge.end() + 1].isalnum()
             if closes and len(edge[0]) != 2:
-                return self._drop(edge.end())
+                return self._direction_or_emphasis(text, at, edge.start(), edge.end())
             start = edge.end()
         if len(text) > limit:
             return at
         if not self._final:
             return UNDECIDED
         # The reply ended inside: a stage direction where a sentence may begin, a stray mark elsewhere.
-        begins = self._line_start or not self._last or self._last in _ENDS_SENTENCE
-        return self._drop(len(text)) if begins else at
+        return self._drop(len(text)) if self._sentence_may_begin() else at
+
+    def _direction_or_emphasis(self, text: str, at: int, closed: int, end: int) -> int:
+        first_words = text[at + 1 : closed].lower().split()[:2]
+        begins = self._sentence_may_begin()
+        if any(reads_as_direction(word.strip(".,!?…"), sentence_begins=begins) for word in first_words):
+            return self._drop(end)
+        if not begins:
+            return at
+        following = end
+        while following < len(text) and text[following] in " \t" and following - end < BLANK_LIMIT:
+            following += 1
+        if following == len(text) and not self._final:
+            return UNDECIDED
+        next_char = text[following : following + 1]
+        on_its_own = not next_char or next_char.isupper() or next_char in '"“*' or _NEWLINE.match(next_char)
+        return self._drop(end) if on_its_own else at
+
+    def _sentence_may_begin(self) -> bool:
+        return self._line_start or not self._last or self._last in _ENDS_SENTENCE
 
     def _underscores(self, text: str, at: int) -> int:
         end = self._run_end(text, at)
