@@ -36,7 +36,7 @@ class ChatPlanner:
 
     Attributes:
         lane: none where the request names no lane that can be used; then all that does not depend on it is checked.
-        quantizer: whether an environment with llm-compressor was found.
+        quantizer: whether an environment with the lane's quantizer was found.
     """
 
     request: Request
@@ -76,9 +76,10 @@ class ChatPlanner:
         else:
             group, symmetric, kept = self._grouping(method, shape, moe)
             calibration = self._calibration(method, facts)
-            if not self.quantizer:
-                next_step = "run `make setup`, or name its interpreter in QUANTIZE_PYTHON"
-                self.ledger.problem("QUANTIZE_PYTHON", "an environment with llm-compressor", "none", next_step)
+            self._check_quantizer()
+        if self.lane and method and (why := self.lane.unfit(facts.config, method)):
+            found = f"{facts.config.get('model_type')} with {method}"
+            self.ledger.problem("CHAT_MODEL", f"a combination known to work in the {self.lane.name} lane", found, why)
         limits = self._limits(shape)
         if method is None or limits is None:
             return None
@@ -96,6 +97,13 @@ class ChatPlanner:
             moe=moe,
             parameters=shape.parameters,
         )
+
+    def _check_quantizer(self) -> None:
+        if not self.quantizer:
+            packages = self.lane.quantizer if self.lane else LANES["vllm"].quantizer
+            name = " and ".join("llm-compressor" if package == "llmcompressor" else package for package in packages)
+            next_step = "run `make setup`, or name its interpreter in QUANTIZE_PYTHON"
+            self.ledger.problem("QUANTIZE_PYTHON", f"an environment with {name}", "none", next_step)
 
     def _dtype(self, shape: Shape) -> str:
         if shape.dtype != "float32":
@@ -156,6 +164,12 @@ class ChatPlanner:
         if method and not METHODS[method].calibrated:
             self.ledger.decide("calibration", "none", f"{method} scales activations as they come")
             return None
+        dataset, reason = self._dataset(facts)
+        samples, length = self.settings.awq_nsamples, self.settings.awq_seqlen
+        self.ledger.decide("calibration", f"{dataset}, {samples} × {length} tokens at most", f"{reason}; seed {SEED}")
+        return CalibrationPlan(dataset, samples, length)
+
+    def _dataset(self, facts: SourceFacts) -> tuple[str, str]:
         named = self.settings.awq_calib_dataset
         dataset = named or (EMBEDDED if facts.kind == "embedded" else "open_platypus")
         reason = "AWQ_CALIB_DATASET" if named else f"default for {'the embedded' if dataset == EMBEDDED else 'a'} model"
@@ -168,12 +182,10 @@ class ChatPlanner:
         elif dataset not in {EMBEDDED, "open_platypus"} and not HUB_DATASET.fullmatch(dataset):
             expected = "open_platypus, embedded, a hub data set (org/name), or a .txt or .jsonl file"
             self.ledger.problem("AWQ_CALIB_DATASET", expected, repr(dataset))
-        samples, length = self.settings.awq_nsamples, self.settings.awq_seqlen
-        self.ledger.decide("calibration", f"{dataset}, {samples} × {length} tokens at most", f"{reason}; seed {SEED}")
-        return CalibrationPlan(dataset, samples, length)
+        return dataset, reason
 
     def _limits(self, shape: Shape) -> Limits | None:
-        settings, parallel = self.settings, self.settings.tensor_parallel_size
+        settings = self.settings
         needed = settings.chat_max_len + settings.chat_max_out + TEMPLATE_TOKENS
         length = -(-needed // CACHE_BLOCK) * CACHE_BLOCK
         if shape.context and length > shape.context:
@@ -181,12 +193,7 @@ class ChatPlanner:
             next_step = f"set CHAT_MAX_LEN to {most} or less" if most >= 16 else "choose a model with a longer context"
             found = f"a model made for {shape.context}"
             self.ledger.problem("CHAT_MAX_LEN", f"{length} tokens of context", found, next_step)
-        gpus = len(self.machine.gpus)
-        if parallel > max(1, gpus):
-            self.ledger.problem("TENSOR_PARALLEL_SIZE", f"at most {max(1, gpus)}, the GPUs here", str(parallel))
-        elif shape.attention % parallel or shape.key_value % parallel:
-            expected = f"a divisor of the attention's widths {shape.attention} and {shape.key_value}"
-            self.ledger.problem("TENSOR_PARALLEL_SIZE", expected, str(parallel))
+        self._check_parallel(shape)
         if self.lane is None:
             return None
         batch = settings.max_num_seqs or self.lane.batch
@@ -199,5 +206,13 @@ class ChatPlanner:
             max_input_len=settings.chat_max_len,
             max_output_len=settings.chat_max_out,
             max_model_len=length,
-            tensor_parallel_size=parallel,
+            tensor_parallel_size=settings.tensor_parallel_size,
         )
+
+    def _check_parallel(self, shape: Shape) -> None:
+        parallel, gpus = self.settings.tensor_parallel_size, len(self.machine.gpus)
+        if parallel > max(1, gpus):
+            self.ledger.problem("TENSOR_PARALLEL_SIZE", f"at most {max(1, gpus)}, the GPUs here", str(parallel))
+        elif shape.attention % parallel or shape.key_value % parallel:
+            expected = f"a divisor of the attention's widths {shape.attention} and {shape.key_value}"
+            self.ledger.problem("TENSOR_PARALLEL_SIZE", expected, str(parallel))

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.lanes import LANES
 from runtime import machine
 from runtime.machine import RELEVANT_PACKAGES, Machine
 
@@ -30,7 +31,7 @@ json.dump(found, sys.stdout)
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """The environment that holds llm-compressor.
+    """The environment that holds the quantizer.
 
     Attributes:
         python: its interpreter.
@@ -48,7 +49,7 @@ class Hardware:
     Attributes:
         free_disk: bytes free where stages are kept.
         cores: processors that this process may use.
-        quantizer: none where no environment with llm-compressor was found.
+        quantizer: none where no environment with the quantizer was found.
     """
 
     machine: Machine
@@ -57,22 +58,28 @@ class Hardware:
     quantizer: Quantizer | None = field(default=None)
 
 
-def describe(cache: Path, quantize_python: Path | None) -> Hardware:
-    """Describe this machine. Nothing is written and no GPU context is made."""
+def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] = LANES["vllm"].quantizer) -> Hardware:
+    """Describe this machine. Nothing is written and no GPU context is made.
+
+    Args:
+        cache: folder of finished stages.
+        quantize_python: interpreter of the quantizer environment, where it was named.
+        needs: distributions that the quantizer consists of.
+    """
     return Hardware(
         machine=machine.describe(),
         free_disk=shutil.disk_usage(_existing(cache)).free,
         cores=len(os.sched_getaffinity(0)),
-        quantizer=find_quantizer(quantize_python),
+        quantizer=find_quantizer(quantize_python, needs),
     )
 
 
-def find_quantizer(named: Path | None) -> Quantizer | None:
+def find_quantizer(named: Path | None, needs: tuple[str, ...] = LANES["vllm"].quantizer) -> Quantizer | None:
     """The quantizer environment: the named interpreter, else `.venv-quantize` beside the project, else this one."""
     candidates = [named] if named else [PROJECT / ".venv-quantize/bin/python", Path(sys.executable)]
     for python in candidates:
         packages = _packages_of(python)
-        if "llmcompressor" in packages:
+        if packages.keys() >= set(needs):
             return Quantizer(python, packages)
     return None
 

@@ -5,7 +5,9 @@ A lane is one entry of `LANES` here, one module in `quantize/`, one in `build/` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from runtime.artifact import Lane as LaneName
 
@@ -61,6 +63,8 @@ METHODS = {
         Method("gptq", "W4A16", 4, True, True, *FOUR_BIT, seconds=2e-10),
         Method("fp8", "FP8", 8, False, False, *EIGHT_BIT, seconds=0.0),
         Method("int8", "W8A8", 8, False, True, *EIGHT_BIT, seconds=1e-10),
+        Method("int4_awq", "W4A16", 4, True, True, *FOUR_BIT, seconds=5e-10),
+        Method("int8_sq", "W8A8", 8, False, True, *EIGHT_BIT, seconds=1e-10),
     )
 }
 
@@ -88,6 +92,10 @@ class Lane:
         eager: whether the engine runs without compiling.
         batch: sequences at once unless told otherwise.
         latency: what it must reach unless told otherwise.
+        quantizer: distributions that the quantizer's environment must hold.
+        static_scales: whether every method looks at text, because activations are not scaled as they come.
+        perplexity: whether its engine tells how probable a given text is; otherwise the same first choice is all that
+            can be held against the float model.
     """
 
     name: LaneName
@@ -100,6 +108,9 @@ class Lane:
     eager: bool
     batch: int
     latency: Latency
+    quantizer: tuple[str, ...] = ("llmcompressor",)
+    static_scales: bool = False
+    perplexity: bool = True
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -123,6 +134,67 @@ class Lane:
             return "FP8 is emulated on a CPU, ten times slower than INT8; use int8, or --allow-emulated to measure it"
         if method == "int8" and self.device == "cuda" and sm is not None and sm > LAST_INT8_SM:
             return f"vLLM has no INT8 kernels for sm{sm}; use fp8"
+        return None
+
+    def unfit(self, config: Mapping[str, Any], method: str) -> str | None:
+        """Why a model is known not to work with a method here, and the way out; none when nothing is known."""
+        return None
+
+
+# TensorRT-LLM lists no weight-only INT4 kernels for the desktop Blackwell, and no INT8 from Blackwell on
+# (its support matrix, release 1.2).
+NO_INT4_SM = frozenset({120, 121})
+# Model types for which TensorRT-LLM 1.2 compiles no engine.
+NOT_COMPILED = frozenset({"gpt_oss", "qwen3_next", "llama4", "llama4_text", "deepseek_v3", "deepseek_v32", "mistral3"})
+PYTORCH_WAY_OUT = "set TRT_BACKEND=pytorch"
+
+
+class TrtLane(Lane):
+    """TensorRT-LLM: compiled engines, or its PyTorch backend on a quantized Hugging Face folder."""
+
+    __slots__ = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Everything that may stand for a method."""
+        return ("4bit", "8bit", "awq", *self.methods)
+
+    def resolve(self, word: str, sm: int | None) -> tuple[str, str]:
+        """The method that a word means here, and why."""
+        if word in {"4bit", "awq"}:
+            return "int4_awq", f"{word} means AWQ with 4-bit integers, ModelOpt's int4_awq"
+        if word != "8bit":
+            return word, "asked for"
+        if (sm or 0) >= FP8_SM:
+            return "fp8", f"8bit on sm{sm} is FP8, which it computes natively"
+        return "int8_sq", f"8bit on sm{sm} is INT8 with SmoothQuant: FP8 arithmetic begins with sm{FP8_SM}"
+
+    def refusal(self, method: str, sm: int | None, *, allow_emulated: bool) -> str | None:
+        """Why the hardware cannot run a method; none when it can."""
+        if sm is None:
+            return None
+        if method == "fp8" and sm < FP8_SM:
+            other = "int8_sq" if "int8_sq" in self.methods else "int4_awq"
+            return f"FP8 arithmetic begins with sm{FP8_SM}, this is sm{sm}; use {other}"
+        if method == "int4_awq" and sm in NO_INT4_SM:
+            return f"TensorRT-LLM lists no INT4 kernels for sm{sm}; use fp8"
+        if method == "int8_sq" and "int8_sq" not in self.methods:
+            return "INT8 with SmoothQuant runs only as a compiled engine; set TRT_BACKEND=engine, or use 4bit"
+        if method == "int8_sq" and sm > LAST_INT8_SM:
+            return f"TensorRT-LLM lists no INT8 for sm{sm}; use fp8"
+        return None
+
+    def unfit(self, config: Mapping[str, Any], method: str) -> str | None:
+        """Why a model is known not to work with a method here, and the way out; none when nothing is known."""
+        kind = str(config.get("model_type", ""))
+        if self.engine == "trt-pytorch":
+            if kind == "mixtral" and method == "int4_awq":
+                return "TensorRT-LLM's PyTorch backend lists no AWQ for Mixtral; use 8bit, or set TRT_BACKEND=engine"
+            return None
+        if kind in NOT_COMPILED:
+            return f"TensorRT-LLM 1.2 compiles no engine for {kind}; {PYTORCH_WAY_OUT}"
+        if kind in {"qwen3", "qwen3_moe"} and method == "int4_awq":
+            return f"TensorRT-LLM cannot compile Qwen3 with AWQ (its issue 10739); {PYTORCH_WAY_OUT}, or use 8bit"
         return None
 
 
@@ -153,4 +225,38 @@ LANES: dict[str, Lane] = {
         # Wide, for shared and busy machines: this lane proves that a model works, not that it is fast.
         latency=Latency(ttft_ms=10_000, itl_ms=1_000, tokens_per_s=2),
     ),
+    "trt": TrtLane(
+        name="trt",
+        engine="trt",
+        device="cuda",
+        packages=("tensorrt-llm",),
+        methods=("int4_awq", "fp8", "int8_sq"),
+        eight_bit="fp8",
+        loads=("trt-llm",),
+        eager=False,
+        # TRT_MAX_BATCH_SIZE is required, so that this serves only for checks before it is set.
+        batch=1,
+        latency=Latency(ttft_ms=500, itl_ms=50, tokens_per_s=100),
+        quantizer=("nvidia-modelopt", "tensorrt-llm"),
+        static_scales=True,
+        perplexity=False,
+    ),
 }
+
+TRT_PYTORCH = replace(
+    LANES["trt"],
+    engine="trt-pytorch",
+    methods=("int4_awq", "fp8"),
+    loads=("modelopt", "mxfp4"),
+    batch=256,
+    quantizer=("nvidia-modelopt",),
+)
+
+
+def lane_of(name: str, trt_backend: str) -> Lane:
+    """The lane with that name; TensorRT-LLM's in the style that `TRT_BACKEND` asks for.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return TRT_PYTORCH if name == "trt" and trt_backend == "pytorch" else LANES[name]

@@ -53,8 +53,23 @@ class CalibrationPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class TrtPlan:
+    """What only TensorRT-LLM needs to know.
+
+    Attributes:
+        label: of the engine that this GPU needs; none where nothing is compiled.
+        checkpoint: one that exists already, so that nothing is quantized.
+        engine: one that exists already, so that nothing is compiled either.
+    """
+
+    label: str | None
+    checkpoint: Path | None = None
+    engine: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ChatPlan:
-    """What happens to the chat model. `calibration` is none where nothing looks at text."""
+    """What happens to the chat model. `calibration` is none where nothing looks at text; `trt` belongs to its lane."""
 
     source: SourceFacts
     method: str
@@ -68,6 +83,7 @@ class ChatPlan:
     dtype: str
     moe: Moe | None
     parameters: int
+    trt: TrtPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +100,7 @@ class BuildPlan:
     """Everything that the stages need to know.
 
     Attributes:
-        lane: vllm or cpu.
+        lane: trt, vllm or cpu.
         engine: what loads the chat model.
         device: cpu or cuda.
         sm: compute capability of the GPU that it is built for.

@@ -17,13 +17,17 @@ from pipeline.chat_plan import SMALL_MODEL, ChatPlanner
 from pipeline.estimate import Estimate, Work, estimate
 from pipeline.gates import Thresholds
 from pipeline.hardware import Hardware
-from pipeline.lanes import LANES, METHODS, Lane
+from pipeline.lanes import METHODS, Lane, lane_of
 from pipeline.ledger import Ledger
 from pipeline.plan import BuildPlan, ChatPlan, Request, ToolPlan
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.settings import Settings
 from pipeline.shape import Shape
 from pipeline.source import EMBEDDED, SourceFacts
+from pipeline.trt_plan import TrtPlanner
+
+# The planner of the chat model, where a lane has its own.
+CHAT_PLANNERS: dict[str, type[ChatPlanner]] = {"trt": TrtPlanner}
 
 POSITIVE_LABEL = re.compile(r"screen|yes|positive|true", re.IGNORECASE)
 
@@ -58,7 +62,8 @@ def make(
         ledger.problem("arguments", "a chat model, a classifier, or both", "neither", "name one, such as `embedded`")
     for facts in (chat, tool):
         ledger.problems.extend(facts.problems if facts else ())
-    planner = ChatPlanner(request, settings, hardware.machine, lane, hardware.quantizer is not None, ledger)
+    chat_planner = CHAT_PLANNERS.get(lane.name if lane else "", ChatPlanner)
+    planner = chat_planner(request, settings, hardware.machine, lane, hardware.quantizer is not None, ledger)
     chat_plan = planner.plan(chat) if chat else None
     tool_plan = _tool(tool, ledger) if tool else None
     out = _out(request, chat_plan, chat or tool, lane, ledger)
@@ -90,11 +95,7 @@ def _lane(request: Request, settings: Settings, hardware: Hardware, ledger: Ledg
         ledger.problem("lane", "one of --trt, --vllm and --cpu", flags, "keep one")
         return None
     name, where = (asked[0], f"--{asked[0]}") if asked else (settings.inference_engine, "INFERENCE_ENGINE")
-    if name not in LANES:
-        advice = "pass --vllm" if machine.gpus else "pass --cpu: this machine has no GPU"
-        ledger.problem(where, f"one of the lanes {', '.join(LANES)}", name, advice)
-        return None
-    lane = LANES[name]
+    lane = lane_of(name, settings.trt_backend)
     ledger.decide("lane", name, "asked for" if asked else "INFERENCE_ENGINE")
     if lane.device == "cuda":
         if not machine.gpus:
@@ -103,7 +104,10 @@ def _lane(request: Request, settings: Settings, hardware: Hardware, ledger: Ledg
             found = f"sm{machine.sm} ({machine.gpus[0].name})"
             ledger.problem(where, f"sm{lanes.OLDEST_SM} or newer", found, "use a newer GPU, or --cpu")
     if engine and not any(package in machine.packages for package in lane.packages):
-        ledger.problem(where, f"{lane.packages[0]} to be installed", "none", f"use the {name} lane's environment")
+        other = "" if asked else f", or pass {'--vllm' if machine.gpus else '--cpu'}"
+        ledger.problem(
+            where, f"{lane.packages[0]} to be installed", "none", f"use the {name} lane's environment{other}"
+        )
     return lane
 
 
@@ -169,7 +173,9 @@ def _thresholds(request: Request, chat: ChatPlan | None, lane: Lane | None, ledg
     if chat:
         shown = f"known prompts ≥ {bounds.known_prompts:g}, TTFT ≤ {bounds.ttft_ms:g} ms, ITL ≤ {bounds.itl_ms:g} ms"
         if not chat.prequantized:
-            quality = f"perplexity ratio ≤ {bounds.perplexity_ratio:g}, top-1 agreement ≥ {bounds.top1_agreement:g}"
+            quality = f"top-1 agreement ≥ {bounds.top1_agreement:g}"
+            if lane is None or lane.perplexity:
+                quality = f"perplexity ratio ≤ {bounds.perplexity_ratio:g}, {quality}"
             shown = f"{quality}, {shown}"
         asked = ", ".join(sorted(request.thresholds))
         reason = f"defaults for {chat.method}" if method else "no float model to be held against"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import hardware, planner, settings, source
+from pipeline import hardware, lanes, planner, settings, source
 from pipeline.hardware import Hardware
 from pipeline.plan import BuildPlan, Request
 from pipeline.settings import Settings
@@ -34,7 +34,9 @@ def prepare(request: Request, cache: Path | None, environment: Mapping[str, str]
     folder = cache or cache_folder(loaded.settings, environment)
     chat = source.look(request.chat, "CHAT_MODEL") if request.chat else None
     tool = source.look(request.tool, "TOOL_MODEL") if request.tool else None
-    here = hardware.describe(folder, loaded.settings.quantize_python)
+    lane = request.lanes[0] if len(request.lanes) == 1 else loaded.settings.inference_engine
+    needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
+    here = hardware.describe(folder, loaded.settings.quantize_python, needs)
     made = planner.make(request, loaded.settings, chat, tool, here, loaded.problems)
     return Prepared(request, made, here, loaded.settings, folder)
 

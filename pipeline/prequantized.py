@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.engines.trt_folders import METHOD_OF_ALGORITHM, is_checkpoint
+
 # A word in a model's name, and the format that it stands for.
 NAMES = {
     "compressed-tensors": "compressed-tensors",
@@ -17,13 +19,19 @@ NAMES = {
     "gptq": "gptq",
 }
 
+# What stands for TensorRT-LLM in a name, and beside it for a format.
+TRT_NAME = re.compile(r"(?<![a-z0-9])trt(?:-?llm)?(?![a-z0-9])", re.IGNORECASE)
+TRT_FORMAT = re.compile(r"(?<![a-z0-9])(?:awq|fp8|8-?bit|int-?8)(?![a-z0-9])", re.IGNORECASE)
+TRT_FORMATS = {"awq": "int4_awq", "fp8": "fp8", "8bit": "fp8", "int8": "int8_sq"}
+TRT_SCHEMES = {"int4_awq": "W4A16", "fp8": "FP8", "int8_sq": "W8A8"}
+
 
 @dataclass(frozen=True, slots=True)
 class Prequantized:
     """How a source was quantized by someone else.
 
     Attributes:
-        format: `quant_method`, as vLLM names it.
+        format: `quant_method`, as config.json names it; `trt-llm` for a checkpoint of TensorRT-LLM's.
         method: the nearest of our own names.
         scheme: the field's notation where it is known.
         recognized_by: what gave it away.
@@ -45,16 +53,29 @@ def recognize(config: Mapping[str, Any], name: str, *, bytes_per_weight: float |
         bytes_per_weight: size of the weight files over the number of weights, where known. A name alone is not
             believed when every weight has its two bytes.
     """
+    if is_checkpoint(config):
+        stated = config.get("quantization") or {}
+        method = METHOD_OF_ALGORITHM.get(str(stated.get("quant_algo")), "none")
+        group = int(stated.get("group_size") or 128) if method == "int4_awq" else None
+        return Prequantized("trt-llm", method, TRT_SCHEMES.get(method, "float"), group, "config.json (TensorRT-LLM)")
     stated = config.get("quantization_config") or config.get("compression_config")
     if isinstance(stated, Mapping):
         kind = str(stated.get("quant_method") or "compressed-tensors").lower().replace("intel/", "")
         bits, group = _bits(stated), _group_size(stated)
+        if kind == "modelopt":
+            method = METHOD_OF_ALGORITHM.get(str(stated.get("quant_algo")), "none")
+            scheme = TRT_SCHEMES.get(method, str(stated.get("quant_algo")))
+            return Prequantized(kind, method, scheme, group, "config.json (modelopt)")
         return Prequantized(kind, _method(kind, bits, name), _scheme(kind, bits), group, f"config.json ({kind})")
     if bytes_per_weight is not None and bytes_per_weight > 1.5:
         return None
-    for word, kind in NAMES.items():
-        if re.search(rf"(?<![a-z0-9]){word}(?![a-z])", name.lower()):
-            return Prequantized(kind, _method(kind, 4, name), "W4A16", None, f"its name ({word})")
+    if (word := TRT_NAME.search(name)) and (format_ := TRT_FORMAT.search(name)):
+        method = TRT_FORMATS[format_[0].lower().replace("-", "")]
+        recognized_by = f"its name ({word[0]}, {format_[0]})"
+        return Prequantized("trt-llm", method, TRT_SCHEMES[method], None, recognized_by)
+    for text, kind in NAMES.items():
+        if re.search(rf"(?<![a-z0-9]){text}(?![a-z])", name.lower()):
+            return Prequantized(kind, _method(kind, 4, name), "W4A16", None, f"its name ({text})")
     return None
 
 

