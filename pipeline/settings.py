@@ -59,7 +59,57 @@ class Settings(BaseModel):
     quantize_python: Path | None = Field(
         None,
         description="interpreter of the quantizer environment; none means `.venv-quantize/bin/python`, or this "
-        "interpreter where llm-compressor is installed beside the engine",
+        "interpreter where the quantizer is installed beside the engine",
+    )
+
+    # The TensorRT-LLM lane
+    trt_backend: Literal["engine", "pytorch"] = Field(
+        "engine",
+        description="`engine` compiles; `pytorch` serves the quantized Hugging Face folder, for models that cannot be "
+        "compiled",
+    )
+    trt_max_batch_size: int | None = Field(
+        None,
+        ge=1,
+        json_schema_extra={"unit": "sequences"},
+        description="sequences that run at once, baked in; required to compile an engine",
+    )
+    trt_max_input_len: int | None = Field(
+        None,
+        ge=16,
+        json_schema_extra={"unit": "tokens"},
+        description="length of the prompt, at most; baked in; none means `CHAT_MAX_LEN`",
+    )
+    trt_max_output_len: int | None = Field(
+        None,
+        ge=1,
+        json_schema_extra={"unit": "tokens"},
+        description="length of a reply, at most; baked in; none means `CHAT_MAX_OUT`",
+    )
+    trt_dtype: Literal["float16", "bfloat16"] = Field("float16", description="type of what is not quantized")
+    trt_awq_block_size: int | None = Field(
+        None,
+        ge=1,
+        json_schema_extra={"unit": "weights"},
+        description="weights that share a scale; none means 128, or 64 where 128 does not divide the model's widths",
+    )
+    trt_calib_size: int = Field(
+        64, ge=1, le=65536, json_schema_extra={"unit": "samples"}, description="calibration samples"
+    )
+    trt_calib_seqlen: int | None = Field(
+        None,
+        ge=8,
+        json_schema_extra={"unit": "tokens"},
+        description="length of a calibration sample, at most; none means input + output",
+    )
+    trt_checkpoint_dir: Path | None = Field(
+        None, description="a TensorRT-LLM checkpoint to compile; nothing is quantized"
+    )
+    trtllm_engine_dir: Path | None = Field(
+        None, description="an engine that was compiled already; nothing is quantized nor compiled"
+    )
+    trtllm_repo_dir: Path | None = Field(
+        None, description="obsolete and not read: the installed package quantizes, no checkout of its examples"
     )
 
 
