@@ -1,0 +1,217 @@
+"""The runtime as users run it: a real artifact, the real engine, a real socket.
+
+`YAP_TEST_ARTIFACT=DIR` runs these on an artifact that exists, such as one that was made on a GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.client import Ack, Client, Done, Final, Options, Token, ToolCall, Turn, Warmed, connect
+from tests.messages.conversation import TURNS
+from tests.prompts.detailed import PERSONAS
+from tests.server import Server
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="function")]
+
+PERSONA = PERSONAS["anna_wholesome"][1]
+STORY = "Tell me a very long story about a lighthouse, and do not stop."
+
+
+@pytest.fixture(scope="session")
+def served_artifact(artifact_of: Callable[[str], Path]) -> Path:
+    given = os.environ.get("YAP_TEST_ARTIFACT")
+    return Path(given) if given else artifact_of("int8")
+
+
+@pytest.fixture(scope="session")
+def server(served_artifact: Path) -> Iterator[Server]:
+    with Server(served_artifact, WS_MAX_MESSAGES_PER_WINDOW="0", WS_MAX_CANCELS_PER_WINDOW="0") as running:
+        running.wait_ready()
+        yield running
+        assert running.stop() == 0, running.log_tail()
+
+
+def options(server: Server) -> Options:
+    return Options(url=server.url, api_key=server.api_key)
+
+
+def gauge(server: Server, name: str) -> float:
+    """One of the server's figures."""
+    with urllib.request.urlopen(server.http + "/metrics", timeout=5) as answer:  # noqa: S310
+        text = answer.read().decode()
+    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    assert found, f"no {name} in /metrics"
+    return float(found.group(1))
+
+
+async def settled(server: Server) -> tuple[float, float]:
+    """Running and waiting requests by the scheduler's own count, asked anew (the server asks twice a second)."""
+    await asyncio.sleep(1.2)
+    return tuple(gauge(server, f'yap_engine_requests{{state="{state}"}}') for state in ("running", "waiting"))
+
+
+async def begin(client: Client, session: str, utterance: str, **fields: object) -> Turn:
+    turn = Turn()
+    await client.send("start", session_id=session, user_utterance=utterance, **fields)
+    return turn
+
+
+async def first_token(client: Client, turn: Turn) -> None:
+    async for frame in client.frames(turn):
+        if isinstance(frame, Token):
+            return
+    raise AssertionError(f"the turn ended without a token: {turn.frames}")
+
+
+async def test_a_turn_streams_in_the_contract_s_order_and_its_tokens_are_the_final_text(server: Server) -> None:
+    async with connect(options(server)) as client:
+        turn = await client.start(
+            session_id="order", persona_text=PERSONA, user_utterance=TURNS[0], history=[], request_id="r1"
+        )
+    kinds = [type(frame) for frame in turn.frames]
+    assert kinds[:2] == [Ack, ToolCall]
+    assert kinds[-2:] == [Final, Done]
+    assert set(kinds[2:-2]) == {Token}
+    assert len(kinds) > 6, "the reply did not stream"
+    assert turn.text == turn.final
+    assert turn.text.strip()
+    assert {frame.request_id for frame in turn.frames} == {"r1"}
+    usage = turn.done.usage
+    assert usage["finish_reason"] in ("stop", "length")
+    assert 0 < usage["completion_tokens"] <= 150
+    assert usage["prompt_tokens"] > 50
+    assert usage["ttft_ms"] <= usage["duration_ms"]
+
+
+async def test_the_classifier_asks_for_a_screenshot_and_the_reply_still_streams(server: Server) -> None:
+    async with connect(options(server)) as client:
+        looked = await client.start(
+            session_id="look", user_utterance="Can you look at my screen and tell me what you see?"
+        )
+        chatted = await client.start(session_id="look", user_utterance="I slept badly and it rains all day.")
+    assert looked.tool.status == "yes"
+    assert looked.tool.raw["raw"] == [{"name": "take_screenshot"}]
+    assert chatted.tool.status == "no"
+    assert looked.ok
+    assert looked.text.strip()
+
+
+async def test_a_followup_continues_without_a_decision(server: Server) -> None:
+    async with connect(options(server)) as client:
+        await client.start(session_id="followup", user_utterance="Please look at this drawing.")
+        turn = await client.followup(analysis_text="A child's drawing of a red house beside a pond.")
+    assert turn.ok
+    assert turn.tool is None
+    assert turn.text.strip()
+
+
+async def test_after_done_cancelled_the_scheduler_holds_nothing(server: Server) -> None:
+    async with connect(options(server)) as client:
+        turn = await begin(client, "cancel", STORY)
+        await first_token(client, turn)
+        await client.send("cancel")
+        done = await client.until("done")
+        assert done.cancelled
+        assert await settled(server) == (0, 0)
+
+
+async def test_a_disconnect_aborts_the_turn_in_the_engine(server: Server) -> None:
+    async with connect(options(server)) as client:
+        turn = await begin(client, "leave", STORY)
+        await first_token(client, turn)
+    assert await settled(server) == (0, 0)
+    assert gauge(server, "yap_connections_active") == 0
+
+
+async def test_a_barge_in_ends_the_old_turn_before_the_new_one_is_acknowledged(server: Server) -> None:
+    async with connect(options(server)) as client:
+        old = await begin(client, "barge", STORY, request_id="old")
+        await first_token(client, old)
+        new = await begin(client, "barge", "Wait, what is the capital of France?", request_id="new")
+        async for _ in client.frames(old):
+            pass
+        assert old.done.cancelled
+        async for _ in client.frames(new):
+            pass
+    assert {frame.request_id for frame in old.frames} == {"old"}
+    assert {frame.request_id for frame in new.frames} == {"new"}
+    assert isinstance(new.frames[0], Ack)
+    assert new.ok
+    assert await settled(server) == (0, 0)
+
+
+async def test_repeated_cancels_are_each_answered_and_leave_nothing(server: Server) -> None:
+    async with connect(options(server)) as client:
+        await client.send("cancel", request_id=0)
+        assert (await client.until("done")).cancelled
+        await begin(client, "cancels", STORY)
+        for number in (1, 2, 3):
+            await client.send("cancel", request_id=number)
+        answered = [(await client.until("done")).request_id for _ in range(3)]
+        assert answered == [1, 2, 3]
+        again = await client.start(session_id="cancels", user_utterance="Are you still there?")
+        assert again.ok
+    assert await settled(server) == (0, 0)
+
+
+async def test_cancels_during_warming_and_followups_behave(server: Server) -> None:
+    async with connect(options(server)) as client:
+        await client.start(session_id="warm-cancel", persona_text=PERSONA, user_utterance="Hello.")
+        await client.send("warm_persona", persona_text=PERSONA + " You also like chess.")
+        await client.send("cancel")
+        kinds = {(await client.recv()).type for _ in range(2)}
+        assert kinds == {"done", "warmed"}
+        turn = Turn()
+        await client.send("followup", analysis_text="A very long essay about lighthouses is on the screen.")
+        await first_token(client, turn)
+        await client.send("cancel")
+        assert (await client.until("done")).cancelled
+    assert await settled(server) == (0, 0)
+
+
+async def test_eight_clients_at_once_each_get_their_own_reply(server: Server) -> None:
+    async def one(number: int) -> Turn:
+        async with connect(options(server)) as client:
+            utterance = f"My name is Number{number}. {TURNS[number]}"
+            return await client.start(session_id=f"crowd-{number}", user_utterance=utterance)
+
+    turns = await asyncio.gather(*(one(number) for number in range(8)))
+    assert all(turn.ok and turn.text.strip() for turn in turns), [turn.error for turn in turns]
+    assert await settled(server) == (0, 0)
+
+
+async def test_a_warmed_history_is_found_in_the_cache_by_the_start_that_matches(server: Server) -> None:
+    history = [{"role": role, "content": f"{text} {text}"} for text in TURNS[:6] for role in ("user", "assistant")]
+    common = {
+        "persona_text": PERSONA + " You collect stamps.",
+        "runtime_text": "It is Sunday evening.",
+        "history": history,
+    }
+    async with connect(options(server)) as client:
+        await client.send("warm_history", **common)
+        warmed = await client.until("warmed")
+        assert isinstance(warmed, Warmed)
+        assert warmed.segment == "history"
+        turn = await client.start(session_id="warmed", user_utterance="And what do you think?", **common)
+    usage = turn.done.usage
+    # vLLM caches whole blocks, at most 128 tokens long on a CPU.
+    assert usage["cached_tokens"] >= warmed.tokens - 128, (usage, warmed.tokens)
+    assert usage["cached_tokens"] > 0.6 * usage["prompt_tokens"], usage
+
+
+async def test_a_conversation_grows_and_reuses_its_own_prefix(server: Server) -> None:
+    async with connect(options(server)) as client:
+        shares = []
+        for utterance in TURNS[:5]:
+            turn = await client.start(session_id="grows", persona_text=PERSONA, user_utterance=utterance)
+            assert turn.ok
+            shares.append(turn.done.usage["cached_tokens"] / turn.done.usage["prompt_tokens"])
+    assert shares[-1] > 0.5, shares
