@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 from pipeline import prepare, progress, report
+from pipeline.lanes import LANES
 from pipeline.plan import Request
 from pipeline.prepare import Prepared
 from pipeline.problem import Problem, WrongRequestError
@@ -30,13 +31,13 @@ WRONG_REQUEST, FAILED_GATE, FAILED_STAGE, INTERRUPTED = 64, 65, 1, 130
 # What a command line parser reports as wrong usage; everything else keeps its code.
 PARSER_USAGE = 2
 
-METHOD_WORDS = frozenset({"4bit", "8bit", "awq", "gptq", "fp8", "int8"})
+METHOD_WORDS = frozenset(word for lane in LANES.values() for word in lane.words)
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Turn a model into an artifact: plan, quantize, build, validate.\n\n"
+    help="Turn a model into an artifact: plan, quantize, build, validate; sign and publish it.\n\n"
     "Start with `yap-pipeline plan --cpu 8bit embedded embedded`, which downloads and changes nothing.",
     epilog="Exit codes: 0 done · 64 wrong request, nothing was started · 65 a gate failed · 1 a stage failed, "
     "finished stages are kept · 130 interrupted",
@@ -47,7 +48,7 @@ Models = Annotated[
     typer.Argument(
         metavar="[METHOD] CHAT_MODEL [TOOL_MODEL]",
         show_default=False,
-        help="METHOD: 4bit, 8bit, awq, gptq, fp8 or int8 (else QUANTIZATION, which is 4bit). "
+        help="METHOD: 4bit, 8bit, awq, gptq, fp8, int8 or none (else QUANTIZATION, which is 4bit). "
         "A model: a folder, a hub id (`org/name`, `org/name@revision`), or `embedded`.",
     ),
 ]
@@ -71,6 +72,10 @@ MinTool = Annotated[
     float | None, typer.Option("--min-tool-accuracy", min=0.0, max=1.0, help="The classifier, on held-out utterances.")
 ]
 MinSpeed = Annotated[float | None, typer.Option("--min-tokens-per-s", min=0.0, help="All streams together.")]
+Push = Annotated[
+    bool, typer.Option("--push-quant", help="Publish to HF_PUSH_REPO_ID afterwards. Without it nothing is uploaded.")
+]
+SignKey = Annotated[Path | None, typer.Option(help="Sign with this elliptic-curve private key (PEM).")]
 
 
 def thresholds(
@@ -152,6 +157,8 @@ def run_command(
     cache_dir: CacheDir = None,
     tool_only: ToolOnly = False,
     allow_emulated: Emulated = False,
+    push_quant: Push = False,
+    sign_key: SignKey = None,
     max_perplexity: MaxPerplexity = None,
     min_top1: MinTop1 = None,
     min_known: MinKnown = None,
@@ -166,15 +173,18 @@ def run_command(
     every gate passed.
 
     Examples: `yap-pipeline run --cpu 8bit embedded embedded --out artifacts/demo`,
-    `yap-pipeline run --vllm 4bit org/model --fallback gptq`
+    `yap-pipeline run --vllm 4bit org/model --fallback gptq`, `HF_PUSH_REPO_ID=acme/model yap-pipeline run --vllm 4bit
+    org/model --push-quant`
     """
     request = request_of(models, lanes_of(trt, vllm, cpu), tool_only=tool_only)
     bounds = thresholds(max_perplexity, min_top1, min_known, max_ttft, max_itl, min_speed, min_tool)
     request = replace(
         request, out=out, allow_emulated=allow_emulated, fallback=tuple(fallback or ()), thresholds=bounds
     )
+    from pipeline import publishing
     from pipeline.run import GateError, Run
 
+    destination = publishing.before_run(request, cache_dir, pushing=push_quant, sign_key=sign_key)
     while True:
         prepared = prepare.prepare(request, cache_dir)
         try:
@@ -193,6 +203,7 @@ def run_command(
         console = Console()
         report.show_artifact(metadata, console)
         console.print(f"\nThe artifact is at {place}", highlight=False)
+        publishing.publish(place, destination, sign_key)
         return
 
 
@@ -284,6 +295,34 @@ def validate_command(
     if metadata.validation and (shortfalls := failures(metadata.validation)):
         explain(metadata.chat.quantization.method if metadata.chat else "tool", shortfalls)
         raise typer.Exit(FAILED_GATE)
+
+
+@app.command(name="push")
+def push_command(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")],
+    sign_key: SignKey = None,
+) -> None:
+    """Publish a proven artifact to HF_PUSH_REPO_ID: one commit, whole or not at all. A repeated push goes on.
+
+    Example: `HF_TOKEN=… HF_PUSH_REPO_ID=acme/llama-8b-awq yap-pipeline push artifacts/mine`
+    """
+    from pipeline import publishing
+
+    publishing.push_artifact(artifact, sign_key)
+
+
+@app.command(name="sign")
+def sign_command(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")],
+    sign_key: Annotated[Path, typer.Option(help="Elliptic-curve private key (PEM).")],
+) -> None:
+    """Sign an artifact (OpenSSF model signature); a runtime with ARTIFACT_PUBLIC_KEY_FILE serves nothing else.
+
+    Example: `yap-pipeline sign artifacts/mine --sign-key signing.pem`
+    """
+    from pipeline import publishing
+
+    publishing.sign_artifact(artifact, sign_key)
 
 
 @app.command(name="inspect")

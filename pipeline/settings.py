@@ -56,6 +56,13 @@ class Settings(BaseModel):
         150, ge=1, json_schema_extra={"unit": "tokens"}, description="length of a reply, at most; baked in"
     )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one model; baked in")
+    hf_push_repo_id: Word | None = Field(
+        None, description="repository that `--push-quant` and `push` publish to, such as `acme/llama-8b-awq`"
+    )
+    # Text, and checked where something is published: nothing else may fail over it.
+    hf_push_private: Word = Field(
+        "1", description="1: a new repository is private, and a public one is refused; 0: not"
+    )
     quantize_python: Path | None = Field(
         None,
         description="interpreter of the quantizer environment; none means `.venv-quantize/bin/python`, or this "

@@ -269,6 +269,12 @@ def hash_folder(folder: Path) -> tuple[FileEntry, ...]:
         return tuple(pool.map(entry, listed_files(folder)))
 
 
+def engine_label(metadata: BuildMetadata) -> str | None:
+    """The label of the compiled engine, the last part of its folder's path; none where nothing was compiled."""
+    path = metadata.chat.engine_path if metadata.chat else None
+    return path.rstrip("/").rpartition("/")[2] if path else None
+
+
 def read(folder: Path) -> BuildMetadata:
     """Read and check the metadata alone; no other file is opened.
 

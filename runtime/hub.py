@@ -143,5 +143,16 @@ def persistently(
                 raise
             seconds = wait_of(error, number)
             say(f"the hub: {reason(error)}; again in {seconds:g} s ({number} of {tries - 1})")
-            sleep(seconds)
+            time.sleep(seconds)
     return work()
+
+
+def bound_waiting() -> None:
+    """Give up on a hub that says nothing: the client's own session waits for ever.
+
+    A commit of many files may take minutes to answer; a connection or one write of a block may not.
+    """
+    from httpx import Timeout
+    from huggingface_hub import get_session
+
+    get_session().timeout = Timeout(300.0, connect=10.0, write=60.0)
