@@ -73,7 +73,7 @@ class ChatPlanner:
         group, symmetric, calibration = None, True, None
         if prequantized:
             group = prequantized.group_size
-        else:
+        elif method != "none":
             group, symmetric, kept = self._grouping(method, shape, moe)
             calibration = self._calibration(method, facts)
             self._check_quantizer()

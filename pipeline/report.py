@@ -42,6 +42,8 @@ def steps(plan: BuildPlan) -> Iterable[str]:
             yield f"calibration: tokenize {chat.calibration.samples} samples of {chat.calibration.dataset}"
         if chat.prequantized:
             yield f"quantize: nothing, it comes as {chat.scheme}"
+        elif chat.method == "none":
+            yield "quantize: nothing, the weights stay in float"
         else:
             group = f", groups of {chat.group_size}" if chat.group_size else ""
             yield f"quantize: {chat.method} ({chat.scheme}{group}) on {plan.device}"

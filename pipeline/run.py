@@ -73,6 +73,9 @@ class Run:
                 method=found.method, scheme=found.scheme, group_size=found.group_size, prequantized=True
             )
             return base, base, came
+        if chat.method == "none":
+            self.progress.step("quantize: nothing to do, the weights stay as they are")
+            return base, base, Quantization(method="none", scheme=chat.scheme)
         python = self._quantizer_python()
         samples, calibrated = None, None
         if chat.calibration:

@@ -126,6 +126,7 @@ PLANS = [
     Row("4 bit is the default", expect=method_is("awq", scheme="W4A16")),
     Row("4bit is AWQ on a CPU", method="4bit", expect=method_is("awq", group_size=32, symmetric=False)),
     Row("8bit is INT8 on a CPU", method="8bit", expect=method_is("int8", scheme="W8A8", group_size=None)),
+    Row("weights may stay as they are", method="none", expect=method_is("none", scheme="BF16", calibration=None)),
     Row("8bit is FP8 on Ampere", "vllm", "8bit", AMPERE, model(), expect=method_is("fp8", calibration=None)),
     Row("8bit is FP8 on Ada", "vllm", "8bit", ADA, model(), expect=method_is("fp8")),
     Row("8bit is FP8 on Hopper", "vllm", "8bit", HOPPER, model(), expect=method_is("fp8")),
@@ -327,7 +328,7 @@ PROBLEMS = [
     Row(
         "an unknown method",
         method="3bit",
-        wrong=("METHOD: expected one of 4bit, 8bit, awq, gptq, fp8, int8 in the cpu lane, found '3bit'",),
+        wrong=("METHOD: expected one of 4bit, 8bit, awq, gptq, fp8, int8, none in the cpu lane, found '3bit'",),
     ),
     Row("an unknown QUANTIZATION", env={"QUANTIZATION": "w2"}, wrong=("QUANTIZATION: expected one of",)),
     Row(
@@ -424,7 +425,7 @@ PROBLEMS = [
     Row(
         "an unknown fallback",
         request={"fallback": ("magic",)},
-        wrong=("--fallback: expected one of awq, gptq, fp8, int8, found 'magic'",),
+        wrong=("--fallback: expected one of awq, gptq, fp8, int8, none, found 'magic'",),
     ),
     Row(
         "falling back on the same",
