@@ -35,7 +35,7 @@ def engine_section(folder: Path) -> None:
     alone: dict[int, Figures] = {}
 
     async def measure() -> None:
-        llm = engine_alone.start(folder, max_model_len=2048, max_num_seqs=16, enforce_eager=True)
+        llm = engine_alone.start(folder, max_model_len=2048, max_num_seqs=16)
         try:
             await engine_alone.measure(llm, engine_alone.prompts(folder, [9001], WORDS), 1, 1, 8)
             for streams in STREAMS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -48,12 +47,13 @@ async def measure(llm: Any, token_ids: list[list[int]], streams: int, rounds: in
     return [sample for group in groups for sample in group]
 
 
-def start(folder: Path, **arguments: Any) -> Any:
-    """An AsyncLLM on an artifact's model, with the runtime's own choices where both have a say."""
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    from vllm.engine.arg_utils import AsyncEngineArgs
+def start(folder: Path, **options: Any) -> Any:
+    """An AsyncLLM on an artifact's model, with the engine arguments that the runtime would choose for these options."""
+    from runtime.engines import EngineOptions
+    from runtime.engines.vllm import engine_arguments, prepare_environment
+
+    chosen = EngineOptions(**options)
+    prepare_environment(chosen)
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(folder), enable_prefix_caching=True, **arguments))
+    return AsyncLLM.from_engine_args(engine_arguments(folder, chosen))

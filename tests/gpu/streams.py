@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""The engine alone, our runtime over WebSocket, and vLLM's OpenAI server: the same work, one run, one machine.
+
+    python3 tests/gpu/streams.py ARTIFACT [--streams 1 64 256] [--only alone runtime openai] [--profile DIR]
+
+Prompts are about 400 tokens and unique, replies 150 tokens, prefix caching on, sampling as our clients send it. The
+load comes from processes of its own. `--profile` adds a pass under py-spy and prints where the server's time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks import engine_alone
+from tests.benchmarks.load import Target, run_load
+from tests.benchmarks.work import Figures, figures
+from tests.server import Server, free_port
+
+WORDS, REPLY = 200, 150
+
+
+def rounds_for(streams: int) -> int:
+    """Turns each listener has: enough of them for steady figures, few enough to be done in seconds."""
+    return 10 if streams < 8 else 4 if streams < 128 else 3
+
+
+def seeds_for(streams: int, contender: int) -> int:
+    """First seed of a run; no two runs share a prompt."""
+    return contender * 1_000_000 + streams * 10_000
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def alone(folder: Path, limits: dict, streams: list[int]) -> dict[int, Figures]:
+    """vLLM's AsyncLLM in this process."""
+    found = {}
+
+    async def main() -> None:
+        began = time.monotonic()
+        llm = engine_alone.start(folder, max_model_len=limits["max_model_len"], max_num_seqs=limits["max_batch_size"])
+        await engine_alone.measure(llm, engine_alone.prompts(folder, [1, 2, 3], WORDS), 1, 3, REPLY)
+        print(f"engine alone: ready after {time.monotonic() - began:.0f} s", flush=True)
+        try:
+            for count in streams:
+                rounds = rounds_for(count)
+                first = seeds_for(count, 1)
+                prompts = engine_alone.prompts(folder, list(range(first, first + count * rounds)), WORDS)
+                before = cpu_seconds(os.getpid())
+                samples = await engine_alone.measure(llm, prompts, count, rounds, REPLY)
+                used = cpu_seconds(os.getpid()) - before
+                found[count] = figures(count, samples)
+                print(found[count].line("engine alone"), f" CPU {used / found[count].tokens * 1e6:.1f} µs/token")
+                print(f"    prompts of {len(prompts[0])} tokens", flush=True)
+        finally:
+            llm.shutdown()
+
+    asyncio.run(main())
+    return found
+
+
+def profile(pid: int, out: Path, seconds: int = 12) -> subprocess.Popen[bytes]:
+    """py-spy on a process; raw stacks to a file."""
+    command = [sys.executable, "-m", "py_spy"]
+    if subprocess.run([*command, "--version"], capture_output=True, check=False).returncode:
+        command = ["py-spy"]
+    return subprocess.Popen([*command, "record", "-p", str(pid), "-d", str(seconds), "-f", "raw", "-o", str(out)])
+
+
+def hot_lines(raw: Path, most: int = 45) -> None:
+    """Functions by their own samples, from py-spy's raw stacks."""
+    own: dict[str, int] = {}
+    total = 0
+    for line in raw.read_text().splitlines():
+        stack, _, count = line.rpartition(" ")
+        own[stack.rpartition(";")[2]] = own.get(stack.rpartition(";")[2], 0) + int(count)
+        total += int(count)
+    for frame, count in sorted(own.items(), key=lambda item: -item[1])[:most]:
+        print(f"  {count / max(total, 1):6.1%}  {frame}")
+
+
+def runtime(folder: Path, streams: list[int], processes: int, profiles: Path | None, **env: str) -> dict[int, Figures]:
+    """Our server, sanitizer on."""
+    found = {}
+    variables = {
+        "MAX_CONCURRENT_CONNECTIONS": "1100",
+        "WS_MAX_MESSAGES_PER_WINDOW": "0",
+        "CHAT_MAX_OUT": str(REPLY),
+        "DEPLOY_MODE": "chat",
+        "MAX_SESSIONS": "20000",
+    }
+    with Server(folder, **(variables | env)) as server:
+        print(f"runtime: ready after {server.wait_ready(400):.0f} s", flush=True)
+        assert server.process is not None
+        target = Target("yap", server.url, server.api_key, words=WORDS, max_tokens=REPLY)
+        run_load(target, 3, 1, 1, first_seed=1)
+        for count in streams:
+            before = cpu_seconds(server.process.pid)
+            samples = run_load(target, count, rounds_for(count), processes, first_seed=seeds_for(count, 2))
+            used = cpu_seconds(server.process.pid) - before
+            found[count] = figures(count, samples)
+            frames = sum(sample.frames for sample in samples) / found[count].tokens
+            print(
+                found[count].line("runtime over WebSocket"),
+                f" CPU {used / found[count].tokens * 1e6:.1f} µs/token, {frames:.2f} frames/token",
+                flush=True,
+            )
+        if profiles:
+            raw = profiles / "runtime.raw"
+            watch = profile(server.process.pid, raw)
+            run_load(target, max(streams), 6, processes, first_seed=seeds_for(max(streams), 4))
+            watch.wait(60)
+            hot_lines(raw)
+        print(f"runtime exited {server.stop()}", flush=True)
+    return found
+
+
+def openai(folder: Path, limits: dict, streams: list[int], processes: int) -> dict[int, Figures]:
+    """vLLM's own server."""
+    port = free_port()
+    command = [
+        *[sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)],
+        *["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(limits["max_model_len"])],
+        *["--max-num-seqs", str(limits["max_batch_size"]), "--served-model-name", "chat"],
+        *["--no-enable-log-requests", "--disable-log-stats", "--uvicorn-log-level", "warning"],
+    ]
+    found = {}
+    began = time.monotonic()
+    server = subprocess.Popen(command, start_new_session=True)
+    try:
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                    break
+            except OSError:
+                if server.poll() is not None or time.monotonic() - began > 400:
+                    raise RuntimeError("vLLM's server did not start") from None
+                time.sleep(0.2)
+        print(f"vLLM's OpenAI server: ready after {time.monotonic() - began:.0f} s", flush=True)
+        target = Target("openai", f"http://127.0.0.1:{port}", model="chat", words=WORDS, max_tokens=REPLY)
+        run_load(target, 3, 1, 1, first_seed=1)
+        for count in streams:
+            samples = run_load(target, count, rounds_for(count), processes, first_seed=seeds_for(count, 3))
+            found[count] = figures(count, samples)
+            print(found[count].line("vLLM's OpenAI server"), flush=True)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--only", nargs="+", choices=["alone", "runtime", "openai"])
+    parser.add_argument("--processes", type=int, default=8, help="processes that the load comes from")
+    parser.add_argument("--profile", type=Path, metavar="DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    limits = json.loads((arguments.artifact / "build_metadata.json").read_text())["chat"]["limits"]
+    wanted = arguments.only or ["alone", "runtime", "openai"]
+    results: dict[str, dict[int, Figures]] = {}
+    if "alone" in wanted:
+        results["alone"] = alone(arguments.artifact, limits, arguments.streams)
+    if "runtime" in wanted:
+        results["runtime"] = runtime(arguments.artifact, arguments.streams, arguments.processes, arguments.profile)
+    if "openai" in wanted:
+        results["openai"] = openai(arguments.artifact, limits, arguments.streams, arguments.processes)
+    for count in arguments.streams:
+        parts = []
+        for name, other in (("alone", "the engine alone"), ("openai", "vLLM's server")):
+            if name in results and "runtime" in results:
+                ours, theirs = results["runtime"][count], results[name][count]
+                gap = (ours.ttft_p50 - theirs.ttft_p50) * 1000
+                parts.append(f"{ours.tokens_per_s / theirs.tokens_per_s:.3f} × {other} (TTFT p50 {gap:+.1f} ms)")
+        if parts:
+            print(f"{count:4} streams: the runtime makes {', '.join(parts)}")
+    if arguments.json:
+        plain = {name: {str(count): asdict(f) for count, f in found.items()} for name, found in results.items()}
+        arguments.json.write_text(json.dumps(plain, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
