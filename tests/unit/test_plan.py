@@ -133,7 +133,7 @@ PLANS = [
     Row("8bit is FP8 on Blackwell", "vllm", "8bit", BLACKWELL, model(), expect=method_is("fp8")),
     Row("4bit is AWQ on Hopper", "vllm", "4bit", HOPPER, model(), expect=method_is("awq", group_size=128)),
     Row("INT8 on Hopper when asked", "vllm", "int8", HOPPER, model(), expect=method_is("int8")),
-    Row("GPTQ is symmetric", method="gptq", expect=method_is("gptq", symmetric=True, group_size=32)),
+    Row("GPTQ has a zero point", method="gptq", expect=method_is("gptq", symmetric=False, group_size=32)),
     Row("QUANTIZATION names the method", env={"QUANTIZATION": "gptq"}, expect=method_is("gptq")),
     Row("an argument beats QUANTIZATION", method="int8", env={"QUANTIZATION": "gptq"}, expect=method_is("int8")),
     Row("QUANTIZATION in capitals", env={"QUANTIZATION": " 8BIT "}, expect=method_is("int8")),
