@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""From `exec` to the first 200 of readiness: our runtime with its compile cache and without, and vLLM's server.
+
+    python3 tests/gpu/cold_start.py ARTIFACT [--only with without vllm]
+
+Each contender starts with an empty vLLM cache of its own; the operating system's file cache is warm for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.server import Server, free_port
+
+
+def ours(folder: Path, **env: str) -> float:
+    """Seconds until /readyz answers 200."""
+    with Server(folder, DEPLOY_MODE="chat", **env) as server:
+        seconds = server.wait_ready(400)
+        for event in server.log.read_text().splitlines():
+            if '"event": "started_in"' in event or "loading" in event.lower():
+                print("   ", event[:300])
+        server.stop()
+    return seconds
+
+
+def vllm_serve(folder: Path) -> float:
+    """Seconds until /health answers 200, with an empty compile cache."""
+    limits = json.loads((folder / "build_metadata.json").read_text())["chat"]["limits"]
+    port = free_port()
+    with tempfile.TemporaryDirectory() as cache:
+        command = [
+            *[sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)],
+            *["--max-model-len", str(limits["max_model_len"]), "--max-num-seqs", str(limits["max_batch_size"])],
+        ]
+        began = time.monotonic()
+        environment = os.environ | {"VLLM_CACHE_ROOT": cache, "TRITON_CACHE_DIR": f"{cache}/triton"}
+        with Path(cache, "log").open("wb") as log:
+            server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            while True:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                        return time.monotonic() - began
+                except OSError:
+                    if server.poll() is not None or time.monotonic() - began > 400:
+                        raise RuntimeError(Path(cache, "log").read_text()[-3000:]) from None
+                    time.sleep(0.1)
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(60)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--only", nargs="+", choices=["with", "without", "vllm"])
+    arguments = parser.parse_args()
+    wanted = arguments.only or ["with", "without", "vllm"]
+    times: dict[str, float] = {}
+    for path in arguments.artifact.rglob("*.safetensors"):  # warm the operating system's file cache for everyone
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+    if "with" in wanted:
+        with tempfile.TemporaryDirectory() as scratch:
+            times["with"] = ours(arguments.artifact, TRITON_CACHE_DIR=f"{scratch}/triton")
+        print(f"cold start, the artifact's compile cache: {times['with']:.1f} s", flush=True)
+    if "without" in wanted:
+        with tempfile.TemporaryDirectory() as scratch:
+            empty = {"VLLM_CACHE_ROOT": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
+            times["without"] = ours(arguments.artifact, **empty)
+        print(f"cold start, no compile cache:             {times['without']:.1f} s", flush=True)
+    if "vllm" in wanted:
+        times["vllm"] = vllm_serve(arguments.artifact)
+        print(f"cold start, vLLM's server, no cache:      {times['vllm']:.1f} s", flush=True)
+    if "with" in times and "vllm" in times:
+        print(f"cold start: with the cache {times['with'] / times['vllm']:.2f} × vLLM's server without one")
+
+
+if __name__ == "__main__":
+    main()
