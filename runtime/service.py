@@ -26,11 +26,13 @@ from runtime.auth import Keyring
 from runtime.connection import Connection, Manners
 from runtime.deployment import Chat, Classifier, Deployment
 from runtime.engines import Engine, EngineDeadError, Sampling
+from runtime.machine import Machine
 from runtime.maintenance import CacheHygiene, expire_sessions
 from runtime.metrics import Metrics
 from runtime.prompt import PromptRenderer
 from runtime.protocol import Decoder
 from runtime.ratelimit import SlidingWindow
+from runtime.repository import named_on_hub
 from runtime.serving import ServingPlan, plan
 from runtime.session import Session, SessionStore
 from runtime.settings import Settings
@@ -104,12 +106,18 @@ class Service:
             SettingsError: the settings do not fit the artifact.
         """
         settings = self.settings
-        folder = Path(settings.artifact or "")
+        here = await asyncio.to_thread(machine.describe)
+        folder = await asyncio.to_thread(self._folder, here)
+        self.reason = "checking the artifact"
         serving = plan(settings, await asyncio.to_thread(artifact.read, folder))
         fraction = serving.chat.options.gpu_fraction if serving.chat else 0.0
-        here = await asyncio.to_thread(machine.describe)
         metadata = await asyncio.to_thread(
-            verify.check, folder, here, batch_size=serving.batch_size, gpu_fraction=fraction or 0.9
+            verify.check,
+            folder,
+            here,
+            batch_size=serving.batch_size,
+            gpu_fraction=fraction or 0.9,
+            public_key=settings.artifact_public_key_file,
         )
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of ours, never a fork, run the tokenizer
@@ -135,6 +143,19 @@ class Service:
             chat = Chat(self._engine, renderer, self._pool, serving.chat.budgets)
         log.info("loaded", mode=serving.mode, lane=metadata.lane, digest=metadata.digest[:12])
         self.open(chat, self._classifier, serving)
+
+    def _folder(self, here: Machine) -> Path:
+        """Where the artifact lies, fetched first where it is named on the hub."""
+        settings = self.settings
+        name = settings.artifact or ""
+        if not named_on_hub(name):
+            return Path(name)
+        from runtime.fetch import Fetcher, cache_folder
+
+        self.reason = "fetching the artifact"
+        cache = settings.artifact_cache_dir or cache_folder(os.environ)
+        fetcher = Fetcher(cache, here, lambda line: log.info("fetch", what=line), settings.artifact_public_key_file)
+        return fetcher.fetch(name)
 
     def open(self, chat: Chat | None, classifier: Classifier | None, serving: ServingPlan) -> None:
         """Take connections."""

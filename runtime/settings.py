@@ -13,8 +13,10 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from runtime.artifact import ArtifactError
 from runtime.engines import Sampling
 from runtime.protocol import DEFAULT_BOUNDS, MAX_PREFIX_CHARS, Bound, Grammar
+from runtime.repository import Reference, named_on_hub
 
 SAMPLING = Sampling()
 
@@ -49,7 +51,13 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True)
 
     # What is served
-    artifact: str | None = var(None, "the artifact: a folder")
+    artifact: str | None = var(None, "the artifact: a folder, or `hf:org/repo@revision` on the hub")
+    artifact_cache_dir: Path | None = var(
+        None, "folder of fetched artifacts; `$XDG_CACHE_HOME/yap-runtime` or `~/.cache/yap-runtime`"
+    )
+    artifact_public_key_file: Path | None = var(
+        None, "public key (PEM); when set, nothing is served that was not signed with its private key"
+    )
     deploy_mode: Annotated[Literal["chat", "tool", "both"] | None, _ANY_CASE] = var(
         None, "which models are served; by default those that the artifact holds"
     )
@@ -163,6 +171,13 @@ class Settings(BaseSettings):
         None, "vLLM: tokens in one scheduler step; vLLM's own choice", unit="tokens", ge=1
     )
     trt_batch_size: int | None = var(None, "TensorRT-LLM: sequences that run at once; the baked limit", ge=1)
+    trt_kv_free_gpu_frac: float | None = var(
+        None,
+        "TensorRT-LLM: part of the memory that is free beside the weights for the KV cache; CHAT_GPU_FRAC",
+        gt=0,
+        le=1,
+    )
+    trt_kv_enable_block_reuse: bool = var(True, "TensorRT-LLM: keep prompts' KV cache for prompts that begin alike")
     tensor_parallel_size: int | None = var(None, "GPUs that share the chat model; the artifact's", ge=1)
     kv_dtype: str = var("auto", "type of the KV cache, such as `fp8`; `auto`: the model's own")
     vllm_attention_backend: str | None = var(None, "vLLM's attention kernel, such as `FLASH_ATTN`; vLLM's own choice")
@@ -241,6 +256,15 @@ def _contradictions(settings: Settings) -> list[str]:
     problems = []
     if settings.artifact is None:
         problems.append("ARTIFACT: expected the folder of an artifact, found nothing; make one with `yap-pipeline run`")
+    elif named_on_hub(settings.artifact):
+        try:
+            Reference.parse(settings.artifact)
+        except ArtifactError as error:
+            problems.append(str(error))
+    if settings.artifact_public_key_file is not None and not settings.artifact_public_key_file.is_file():
+        problems.append(
+            f"ARTIFACT_PUBLIC_KEY_FILE: expected a file with a public key, found {settings.artifact_public_key_file}"
+        )
     try:
         settings.api_keys()
     except SettingsError as error:

