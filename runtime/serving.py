@@ -130,6 +130,8 @@ def _chat(settings: Settings, limits: Limits, lane: str, mode: Mode, problems: l
         attention_backend=settings.vllm_attention_backend,
         enforce_eager=settings.enforce_eager,
         cpu_kv_cache_gib=settings.vllm_cpu_kvcache_space,
+        kv_free_fraction=settings.trt_kv_free_gpu_frac,
+        kv_block_reuse=settings.trt_kv_enable_block_reuse,
     )
     return ChatPlan(budgets, max_out, options)
 

@@ -7,10 +7,15 @@ environment of their own; `worker.py` starts them and reads their progress.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from pipeline.stages import StageError
+
+# Files of the source that the quantizer writes anew, or that hold the float weights.
+NOT_COPIED = frozenset({"config.json", "README.md", "recipe.yaml"})
+WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pth", ".pt", ".h5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +23,7 @@ class QuantizeJob:
     """All that decides what a quantizer writes.
 
     Attributes:
-        method: awq, gptq, fp8 or int8 in the vLLM lanes.
+        method: awq, gptq, fp8 or int8 in the vLLM lanes; int4_awq, fp8 or int8_sq for TensorRT-LLM.
         model: folder of the float model.
         out: folder to write; it must not hold anything yet.
         group_size: weights that share a scale, for the 4-bit methods.
@@ -28,6 +33,9 @@ class QuantizeJob:
         sequence_length: tokens of a sample that are used, at most.
         seed: of every random number generator.
         device: cpu or cuda.
+        dtype: of what is not quantized, such as float16; `auto` is the model's own.
+        tensor_parallel: GPUs that will share the model.
+        style: TensorRT-LLM: `engine` for a checkpoint to compile, `pytorch` for a Hugging Face folder.
     """
 
     method: str
@@ -40,6 +48,9 @@ class QuantizeJob:
     sequence_length: int
     seed: int
     device: str
+    dtype: str = "auto"
+    tensor_parallel: int = 1
+    style: str = "engine"
 
     def write(self, path: Path) -> None:
         """Write the job as JSON."""
@@ -79,3 +90,12 @@ def read_samples(path: Path, sequence_length: int) -> list[list[int]]:
     if not samples:
         raise StageError("quantize", "expected calibration samples, found none", path, "choose another data set")
     return samples
+
+
+def copy_companions(model: Path, out: Path) -> None:
+    """Tokenizer, chat template, generation config and licence travel with the weights, byte for byte."""
+    for path in sorted(model.iterdir()):
+        if path.is_file() and path.name not in NOT_COPIED and not path.name.startswith("."):
+            if path.name.endswith(WEIGHT_SUFFIXES):
+                continue
+            shutil.copyfile(path, out / path.name)

@@ -7,12 +7,11 @@ llm-compressor but neither an engine nor the project's other dependencies.
 from __future__ import annotations
 
 import random
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.quantize import QuantizeJob, read_samples, worker
+from pipeline.quantize import QuantizeJob, copy_companions, read_samples, worker
 from pipeline.stages import StageError
 from runtime.artifact import Quantization
 
@@ -32,10 +31,6 @@ SMOOTHING_STRENGTH = 0.8
 # Points of AWQ's search for a layer's scales. llm-compressor's own 20 take three times as long as 8, for 1 % of
 # perplexity on SmolLM2-135M (docs/quality.md): too long for a CPU, unnoticed on a GPU.
 GRID_POINTS = {"cpu": 8, "cuda": 20}
-
-# Files of the source that the quantizer writes anew, or that hold the float weights.
-NOT_COPIED = frozenset({"config.json", "README.md", "recipe.yaml"})
-WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pth", ".pt", ".h5")
 
 
 def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Quantization:
@@ -98,7 +93,7 @@ def main() -> None:
 
     report.step("writing the weights")
     model.save_pretrained(job.out, save_compressed=True)
-    _copy_companions(job.model, job.out)
+    copy_companions(job.model, job.out)
 
 
 def _recipe(job: QuantizeJob) -> list[Modifier]:
@@ -161,15 +156,6 @@ def _adapt(steps: int, report: worker.Report) -> None:
         return result
 
     LifecycleCallbacks.sequential_epoch_end = counted
-
-
-def _copy_companions(model: Path, out: Path) -> None:
-    """Tokenizer, chat template, generation config and licence travel with the weights, byte for byte."""
-    for path in sorted(model.iterdir()):
-        if path.is_file() and path.name not in NOT_COPIED and not path.name.startswith("."):
-            if path.name.endswith(WEIGHT_SUFFIXES):
-                continue
-            shutil.copyfile(path, out / path.name)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from runtime.artifact import ArtifactError, BuildMetadata
 
@@ -36,6 +36,9 @@ class EngineOptions:
         attention_backend: the engine's name of an attention kernel, such as `FLASH_ATTN`.
         enforce_eager: run without compiled graphs; none means eager on a CPU, compiled on a GPU.
         cpu_kv_cache_gib: size of the KV cache on a CPU.
+        kv_free_fraction: TensorRT-LLM: part of the memory that is free beside the weights for the KV cache; none takes
+            `gpu_fraction`.
+        kv_block_reuse: TensorRT-LLM: keep the KV cache of prompts for prompts that begin alike.
     """
 
     gpu_fraction: float = 0.9
@@ -47,6 +50,8 @@ class EngineOptions:
     attention_backend: str | None = None
     enforce_eager: bool | None = None
     cpu_kv_cache_gib: float = 1.0
+    kv_free_fraction: float | None = None
+    kv_block_reuse: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,10 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class TokenScore:
-    """The model's view of one token of a given text: its log-probability, and the id it would have chosen itself."""
+    """The model's view of one token of a given text: its log-probability, and the id it would have chosen itself.
+
+    The log-probability is not a number where the engine does not tell it.
+    """
 
     logprob: float
     top_token: int
@@ -137,6 +145,10 @@ class Engine(Protocol):
         """Stop the engine and its processes; safe to call twice."""
 
 
+# What TensorRT-LLM loads, by the name of the engine in the metadata.
+STYLES: dict[str, Literal["engine", "pytorch"]] = {"trt": "engine", "trt-pytorch": "pytorch"}
+
+
 def create(folder: Path, metadata: BuildMetadata, options: EngineOptions) -> Engine:
     """The engine that an artifact names, not started yet. Limits that the options leave open are the artifact's.
 
@@ -157,6 +169,27 @@ def create(folder: Path, metadata: BuildMetadata, options: EngineOptions) -> Eng
         from runtime.engines.vllm import VllmEngine
 
         return VllmEngine(folder, options, compile_cache=folder / chat.compile_cache if chat.compile_cache else None)
+    if metadata.engine in STYLES:
+        from runtime.engines.trt import TrtEngine
+
+        model = folder / chat.engine_path if chat.engine_path else folder
+        return TrtEngine(model, options, tokenizer=folder, style=STYLES[metadata.engine])
+    known = ", ".join(("vllm", *STYLES))
     raise ArtifactError(
-        f"{folder}: expected the engine vllm, found {metadata.engine!r}; use the runtime image of its lane"
+        f"{folder}: expected one of the engines {known}, found {metadata.engine!r}; use the runtime image of its lane"
     )
+
+
+def for_model(engine: str, folder: Path, options: EngineOptions) -> Engine:
+    """An engine on a plain Hugging Face folder, not started yet: what the pipeline measures the float model with.
+
+    Args:
+        engine: vllm, trt or trt-pytorch; TensorRT-LLM loads such folders with its PyTorch backend.
+    """
+    if engine == "vllm":
+        from runtime.engines.vllm import VllmEngine
+
+        return VllmEngine(folder, options)
+    from runtime.engines.trt import TrtEngine
+
+    return TrtEngine(folder, options, tokenizer=folder, style="pytorch")

@@ -1,0 +1,190 @@
+"""Building for TensorRT-LLM: `trtllm-build` compiles a checkpoint into an engine for this GPU.
+
+The command line is used rather than `LLM(...).save`: that loads the engine to serve it, which needs memory for a KV
+cache, and then copies it, which needs the disk twice. The engine is compiled into a new folder, so that nothing old is
+taken for its output, and a failure's last lines are told.
+
+    trt-llm/engines/LABEL/      rank0.engine, …, config.json; tokenizer and generation config travel along
+    ./                          tokenizer, chat template and generation config, for the runtime's own use
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.build import vllm
+from pipeline.stages import StageError
+from runtime.artifact import ArtifactError
+from runtime.engines.trt import STEP_TOKENS
+from runtime.engines.trt_folders import CheckpointFolder, EngineFolder, is_checkpoint, is_engine, read_config
+from runtime.labels import ENGINES_FOLDER
+
+if TYPE_CHECKING:
+    from pipeline.plan import BuildPlan, ChatPlan, TrtPlan
+    from pipeline.progress import Progress
+
+COMMAND = "trtllm-build"
+TAIL_LINES = 12
+
+# Matrix products of 16-bit numbers are fastest with the plugin; for FP8 TensorRT's own kernels are.
+GEMM_PLUGIN = {"fp8": "disable"}
+
+
+def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Progress) -> None:
+    """Compile the engine and lay out what the runtime needs beside it.
+
+    Args:
+        model_dir: a TensorRT-LLM checkpoint, or an engine that was compiled already.
+        out: an empty folder.
+        source: the model as it came, whose tokenizer travels along.
+        plan: its limits and label decide what is compiled.
+        progress: told of each step.
+
+    Raises:
+        StageError: it is no checkpoint, belongs to other settings, or did not compile.
+    """
+    chat, trt = _planned(plan, out)
+    try:
+        engine = out / ENGINES_FOLDER / (trt.label or "")
+        engine.parent.mkdir(parents=True)
+        if trt.engine:
+            progress.step(f"taking the engine {trt.engine}")
+            shutil.copytree(trt.engine, engine)
+        else:
+            progress.step(f"compiling an engine for {trt.label}")
+            compile_engine(CheckpointFolder.read(model_dir), engine, chat, progress)
+        _check(EngineFolder.read(engine), chat)
+    except ArtifactError as error:
+        raise StageError("build", str(error)) from error
+    companions = [path for path in sorted(source.iterdir()) if _travels(path)]
+    for path in companions:
+        shutil.copyfile(path, out / path.name)
+        if path.name != "config.json" and not (engine / path.name).exists():
+            shutil.copyfile(path, engine / path.name)
+
+
+def build_folder(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Progress) -> None:
+    """Lay out the quantized Hugging Face folder that the PyTorch backend loads; nothing is compiled.
+
+    Raises:
+        StageError: the folder is no model.
+    """
+    del source, plan  # everything travels with the quantized model already
+    progress.step("laying out the model")
+    vllm.lay_out(model_dir, out)
+
+
+def compile_engine(checkpoint: CheckpointFolder, engine: Path, chat: ChatPlan, progress: Progress) -> None:
+    """Run `trtllm-build` into a new folder, and move its output to `engine`.
+
+    Raises:
+        StageError: the command is missing or failed, with its last lines.
+    """
+    if checkpoint.weights.parallel != chat.limits.tensor_parallel_size:
+        what = f"expected a checkpoint for {chat.limits.tensor_parallel_size} GPUs, found {checkpoint.weights.parallel}"
+        raise StageError("build", what, checkpoint.folder, "quantize it again, or set TENSOR_PARALLEL_SIZE")
+    command = find_command()
+    with tempfile.TemporaryDirectory(prefix=".engine-", dir=engine.parent) as folder:
+        output = Path(folder) / "engine"
+        run([str(command), *flags(checkpoint.folder, output, chat)], checkpoint.folder, progress)
+        output.rename(engine)
+
+
+def flags(checkpoint: Path, output: Path, chat: ChatPlan) -> list[str]:
+    """The arguments of `trtllm-build`, without the command itself."""
+    limits = chat.limits
+    given = {
+        "--checkpoint_dir": checkpoint,
+        "--output_dir": output,
+        "--max_batch_size": limits.max_batch_size,
+        "--max_input_len": limits.max_input_len,
+        "--max_seq_len": limits.max_model_len,
+        # A prompt is not cut into chunks, so that the longest one must fit into a step.
+        "--max_num_tokens": max(STEP_TOKENS, limits.max_input_len),
+        "--max_beam_width": 1,
+        "--workers": limits.tensor_parallel_size,
+        "--kv_cache_type": "paged",
+        "--remove_input_padding": "enable",
+        "--context_fmha": "enable",
+        # Without it a prompt cannot start from cached blocks.
+        "--use_paged_context_fmha": "enable",
+        "--gpt_attention_plugin": "auto",
+        "--gemm_plugin": GEMM_PLUGIN.get(chat.method, "auto"),
+        "--log_level": "info",
+    }
+    return [str(word) for pair in given.items() for word in pair]
+
+
+def find_command() -> Path:
+    """`trtllm-build` of this environment, else of the PATH.
+
+    Raises:
+        StageError: there is none.
+    """
+    beside = Path(sys.executable).with_name(COMMAND)
+    found = beside if beside.is_file() else shutil.which(COMMAND)
+    if found is None:
+        raise StageError("build", f"expected the command {COMMAND}, found none", "", "use the pipeline-trt image")
+    return Path(found)
+
+
+def run(command: list[str], where: Path, progress: Progress) -> None:
+    """Run a command to its end; each of its lines is told as it comes.
+
+    Raises:
+        StageError: it failed, with its last lines.
+    """
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        try:
+            for line in process.stdout or ():
+                if text := line.rpartition("\r")[2].strip():
+                    tail.append(text)
+                    progress.step(f"{COMMAND}: {text}")
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    if code != 0:
+        what = f"{COMMAND} ended with exit code {code}: {' | '.join(tail) or 'no output'}"
+        raise StageError("build", what, where, "read its last lines, then run the same command again")
+
+
+def _planned(plan: BuildPlan, out: Path) -> tuple[ChatPlan, TrtPlan]:
+    if plan.chat is None or plan.chat.trt is None or plan.chat.trt.label is None:
+        raise StageError("build", "expected a plan for a compiled engine, found none", out)
+    return plan.chat, plan.chat.trt
+
+
+def _check(engine: EngineFolder, chat: ChatPlan) -> None:
+    """Hold what was compiled against the plan."""
+    limits, found = chat.limits, engine.weights.method
+    if found != chat.method:
+        raise StageError("build", f"expected an engine in {chat.method}, found {found}", engine.folder)
+    for name, wanted, baked in (
+        ("max_batch_size", limits.max_batch_size, engine.max_batch_size),
+        ("max_input_len", limits.max_input_len, engine.max_input_len),
+        ("max_seq_len", limits.max_model_len, engine.max_seq_len),
+    ):
+        if baked != wanted:
+            raise StageError("build", f"expected an engine with {name} {wanted}, found {baked}", engine.folder)
+
+
+def _travels(path: Path) -> bool:
+    """Whether a file of the source belongs beside the engine: everything but weights and TensorRT-LLM's own config."""
+    if not path.is_file() or path.name.startswith(".") or path.name in vllm.LEFT_OUT_NAMES:
+        return False
+    if path.name.endswith((".safetensors", ".safetensors.index.json", ".engine", *vllm.OTHER_WEIGHTS)):
+        return False
+    if path.name != "config.json":
+        return True
+    config = read_config(path.parent, "a model")
+    return not is_checkpoint(config) and not is_engine(config)
