@@ -76,7 +76,10 @@ def status_of(error: BaseException) -> int | None:
 def passing(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
     from httpx import TransportError
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
+    if isinstance(error, OfflineModeIsEnabled):
+        return False  # a ConnectionError by its class, a decision by its nature
     status = status_of(error)
     if status is not None:
         return status in PASSING

@@ -18,6 +18,7 @@ class Fault:
         status: answered instead of serving; 0 drops the connection without an answer.
         after_bytes: let so many bytes of the body through first: of an upload in, of a download out.
         bytes_per_s: slow the body down instead of failing.
+        lost: serve the request, then drop the connection without the answer.
         skip: matching requests that pass unharmed first.
         times: matching requests that fail.
         body: of the answer.
@@ -29,6 +30,7 @@ class Fault:
     status: int = 500
     after_bytes: int = 0
     bytes_per_s: int | None = None
+    lost: bool = False
     skip: int = 0
     times: int = 1
     headers: Mapping[str, str] = field(default_factory=dict)

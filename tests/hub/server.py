@@ -136,7 +136,8 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(split.path)
         self._path, self._received, self._sent = path, 0, 0
         fault = self.hub.faults.take(self.command, path)
-        if fault and fault.bytes_per_s is None and not (self.command == "GET" and fault.after_bytes):
+        upload = not (self.command == "GET" and fault and fault.after_bytes)
+        if fault and fault.bytes_per_s is None and not fault.lost and upload:
             self._read(fault.after_bytes)
             self._fail(fault)
             return
@@ -151,6 +152,10 @@ class Handler(BaseHTTPRequestHandler):
                 answer = endpoints.answer(self.hub, call)
         except Refusal as refusal:
             answer = refusal.answer()
+        if fault and fault.lost:
+            self._log(0)
+            self._drop()
+            return
         self._answer(answer, fault)
 
     def _read(self, size: int, fault: Fault | None = None) -> bytes | None:

@@ -1,0 +1,46 @@
+"""Sending the real client of this process to a hub on loopback, and keys to sign with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from runtime import hub as retries
+from tests.hub.server import Hub
+
+
+def point(monkeypatch: pytest.MonkeyPatch, hub: Hub, token: str | None = None) -> None:
+    """Set what `huggingface_hub` read from the environment when it was imported, and what it reads later.
+
+    Waits between tries of ours become short; the client's own first wait of a second stays.
+    """
+    for name in ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_FILE", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in hub.environment(token).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.01)
+    huggingface_hub.close_session()
+
+
+def key_pair(folder: Path, name: str = "signing") -> tuple[Path, Path]:
+    """A private and a public key on P-256."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    secret, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    secret.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    public.write_bytes(
+        private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    return secret, public
