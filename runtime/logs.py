@@ -38,14 +38,14 @@ class Redactor:
     """Hides private fields, keys in query strings, and the server's own keys wherever they appear."""
 
     def __init__(self, secrets: Sequence[str] = ()) -> None:
-        self._secrets = tuple(sorted((secret for secret in secrets if secret), key=len, reverse=True))
+        longest_first = sorted((re.escape(secret) for secret in secrets if secret), key=len, reverse=True)
+        # Whole words only: a key such as `k` must not eat the k of every word.
+        self._secrets = re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)") if longest_first else None
 
     def text(self, text: str) -> str:
         """A text without keys."""
         text = _QUERY_KEY.sub(rf"\1{HIDDEN}", text)
-        for secret in self._secrets:
-            text = text.replace(secret, HIDDEN)
-        return text
+        return self._secrets.sub(HIDDEN, text) if self._secrets else text
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         """As a structlog processor."""

@@ -120,6 +120,8 @@ class Service:
             public_key=settings.artifact_public_key_file,
         )
         os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of ours, never a fork, run the tokenizer
         if settings.vllm_allow_long_max_model_len:
             os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"

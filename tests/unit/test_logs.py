@@ -81,6 +81,11 @@ async def test_neither_keys_nor_words_of_a_session_are_logged(tmp_path: Path) ->
         assert secret not in text.replace(str(tmp_path), "")
 
 
+def test_a_short_key_does_not_eat_words() -> None:
+    redactor = logs.Redactor(["k", "a.b"])
+    assert redactor.text("took key=k, a.b and axb") == "took key=[hidden], [hidden] and axb"
+
+
 def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     logs.configure(level="info", style="json", folder=tmp_path / "file", secrets=[])

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from runtime import frames
+from runtime.metrics import Metrics
 from runtime.protocol import DEFAULT_BOUNDS, Decoder
 from runtime.sanitize import RULES
 from runtime.settings import Settings
@@ -54,3 +55,10 @@ def test_every_variable_on_the_page_exists() -> None:
     known = {name.upper() for name in Settings.model_fields}
     named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", PAGE))
     assert named <= known, named - known
+
+
+def test_every_metric_is_described() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text("utf-8")
+    names = re.findall(r"^# TYPE (\w+) (\w+)", Metrics().render().decode(), re.MULTILINE)
+    for name, _ in names:
+        assert name.endswith("_created") or f"`{name}`" in page, name
