@@ -10,6 +10,8 @@ set -eu
 
 UV_VERSION=0.13.9
 TORCH_CPU=2.13.0+cpu
+TORCH_TRT=2.9.1+cu130
+TORCHVISION_TRT=0.24.1+cu130
 
 say() { printf 'install: %s\n' "$*" >&2; }
 die() {
@@ -32,8 +34,8 @@ esac
 
 # The stamp holds everything that decides the content, so that a changed lock or interpreter starts over.
 wanted=$(
-    printf '%s %s %s\n' "$UV_VERSION" "$TORCH_CPU" "$version"
-    for lock in "$@"; do cat "$here/locks/$lock.txt"; done
+    printf '%s %s %s %s\n' "$UV_VERSION" "$TORCH_CPU" "$TORCH_TRT" "$version"
+    for lock in "$@"; do cat "$here/locks/$lock.txt" "$here/locks/$lock.unhashed" 2>/dev/null || :; done
 )
 wanted=$(printf '%s' "$wanted" | cksum)
 stamp=$venv/.installed
@@ -61,13 +63,16 @@ say "creating $venv (Python $version)"
 rm -rf "$venv"
 "$uv" venv --quiet --python "$python" "$venv"
 
-needs_torch() {
+torch_of() { # which torch the locks leave out, because PyPI's is a build for another machine
     for lock in "$@"; do
-        case $lock in cpu | cpu-quantize) return 0 ;; esac
+        case $lock in
+        cpu | cpu-quantize | tool) echo cpu && return ;;
+        trt) echo cu130 && return ;;
+        esac
     done
-    return 1
 }
-if needs_torch "$@"; then
+case $(torch_of "$@") in
+cpu)
     say "installing torch $TORCH_CPU"
     # PyPI's torch is a CUDA build of several GB: take the CPU build from a local folder, else from PyTorch's own index,
     # which uv knows as a backend. Its hash differs by Python version, so it is pinned by version alone.
@@ -82,12 +87,24 @@ if needs_torch "$@"; then
     else
         "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --torch-backend cpu "torch==$TORCH_CPU"
     fi || die "no CPU build of torch $TORCH_CPU for Python $version within reach; use a Python that has one (PYTHON=…) or put its wheel into a folder and name that in PIP_FIND_LINKS"
-fi
+    ;;
+cu130)
+    say "installing torch $TORCH_TRT"
+    # PyPI's build of this version is for CUDA 12. With its dependencies: it pins NVIDIA's libraries itself.
+    "$uv" pip install --quiet --python "$venv/bin/python" --torch-backend cu130 \
+        "torch==$TORCH_TRT" "torchvision==$TORCHVISION_TRT" ||
+        die "no CUDA 13 build of torch $TORCH_TRT for Python $version within reach; check that PyTorch's index is"
+    ;;
+esac
 
 for lock in "$@"; do
     say "installing $lock ($(grep -c '==' "$here/locks/$lock.txt") pins)"
     "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --require-hashes --compile-bytecode \
         -r "$here/locks/$lock.txt" || die "$lock: the packages could not be installed; the lines above say which"
+    # What only stubs of PyPI name: their content comes from the vendor's index, so no hash of it is known here.
+    [ ! -f "$here/locks/$lock.unhashed" ] ||
+        "$uv" pip install --quiet --python "$venv/bin/python" --no-deps -r "$here/locks/$lock.unhashed" ||
+        die "$lock: the vendor's packages could not be installed; name their index in PIP_EXTRA_INDEX_URL"
 done
 printf '%s' "$wanted" >"$stamp"
 say "$venv is ready ($(du -sh "$venv" | cut -f1))"

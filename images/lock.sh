@@ -14,19 +14,30 @@ if [ "${1:-}" = --check ]; then
     cp "$locks"/*.txt "$target"/ # uv keeps pins that still fit, so an unchanged pyproject.toml gives unchanged locks
 fi
 
-resolve() { # EXTRA [more options …]
-    extra=$1
+compile() { # LOCK [options and sources …]
+    lock=$1
     shift
     "$uv" pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate \
-        --no-emit-package torch --override "$locks/cpu.overrides" --extra "$extra" "$@" pyproject.toml -o "$target/$extra.txt"
+        "$@" -o "$target/$lock.txt"
+}
+cpu() { # EXTRA [more options …]: torch comes from elsewhere, and its companions on PyPI are CUDA builds
+    extra=$1
+    shift
+    compile "$extra" --no-emit-package torch --override "$locks/cpu.overrides" --extra "$extra" "$@" pyproject.toml
 }
 
 # The development tools share the serving environment, so they are resolved against its pins.
-resolve cpu
+cpu cpu
 pins=$(mktemp)
 sed -n 's/^\([A-Za-z0-9_.-]*==[^\\]*\) *\\*$/\1/p' "$target/cpu.txt" >"$pins"
-resolve dev -c "$pins"
+cpu dev -c "$pins"
 rm -f "$pins"
-resolve cpu-quantize
+cpu cpu-quantize
+cpu tool
+compile vllm -c "$locks/vllm.constraints" --extra vllm pyproject.toml
+compile vllm-quantize --extra vllm-quantize pyproject.toml
+compile trt --override "$locks/trt.overrides" \
+    --no-emit-package torch --no-emit-package torchvision --no-emit-package triton --no-emit-package tensorrt \
+    "$locks/trt.in" pyproject.toml
 
-[ "$target" = "$locks" ] || diff -r -x '*.overrides' "$locks" "$target"
+[ "$target" = "$locks" ] || diff -r -x '*.overrides' -x '*.constraints' -x '*.in' -x '*.unhashed' "$locks" "$target"

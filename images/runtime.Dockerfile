@@ -1,0 +1,43 @@
+# The server: what it needs to load an artifact and answer, and nothing that could make one.
+FROM environment AS trimmed
+
+RUN --mount=type=bind,source=images/trim.sh,target=/tmp/trim.sh sh /tmp/trim.sh /opt/yap/venv
+
+
+FROM base
+
+ARG LANE
+
+COPY --from=trimmed /opt/yap/venv /opt/yap/venv
+COPY images/entrypoint.sh /opt/yap/bin/entrypoint
+COPY images/health.py /opt/yap/bin/health.py
+COPY runtime /opt/yap/app/runtime
+
+# Compiled here, because the root file system may be read-only; checked here, because trimming may have cut too much.
+RUN chmod 0755 /opt/yap/bin/entrypoint && ln -s entrypoint /opt/yap/bin/yap-runtime && \
+    /opt/yap/venv/bin/python -m compileall -q /opt/yap/app && \
+    /opt/yap/venv/bin/python /opt/yap/bin/stack.py "$LANE"
+
+# The caches of libraries follow HOME and XDG_CACHE_HOME; USER spares them the look-up of a UID that has no entry.
+ENV PATH=/opt/yap/venv/bin:/opt/yap/bin:$PATH \
+    PYTHONPATH=/opt/yap/app \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/cache \
+    USER=yap \
+    XDG_CACHE_HOME=/cache \
+    HF_HOME=/cache/huggingface \
+    LOG_DIR=/tmp \
+    YAP_PROGRAM=runtime \
+    YAP_LANE=${LANE} \
+    ARTIFACT=/artifact \
+    VLLM_NO_USAGE_STATS=1 \
+    VLLM_USE_FLASHINFER_SAMPLER=0
+
+USER 2000:0
+WORKDIR /opt/yap/app
+VOLUME ["/cache"]
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=3s --start-period=15m --retries=3 CMD ["python", "-I", "-S", "/opt/yap/bin/health.py"]
+ENTRYPOINT ["tini", "--", "/opt/yap/bin/entrypoint"]
