@@ -85,6 +85,11 @@ class ChatPlan:
     parameters: int
     trt: TrtPlan | None = None
 
+    @property
+    def given(self) -> Path | None:
+        """A folder that holds the model quantized already, for this lane; none where it is quantized here."""
+        return (self.trt.engine or self.trt.checkpoint) if self.trt else None
+
 
 @dataclass(frozen=True, slots=True)
 class ToolPlan:

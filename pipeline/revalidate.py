@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import describe, hardware, settings, source
-from pipeline.lanes import LANES
+from pipeline.lanes import lane_of
 from pipeline.planner import default_thresholds
 from pipeline.prepare import cache_folder
 from pipeline.problem import Problem, WrongRequestError
@@ -43,13 +43,12 @@ def revalidate(
     if loaded.problems:
         raise WrongRequestError(loaded.problems)
     metadata = artifact.read(folder)
-    if metadata.lane not in LANES:
-        raise WrongRequestError([Problem("ARTIFACT", f"one of the lanes {', '.join(LANES)}", metadata.lane)])
-    lane = LANES[metadata.lane]
+    lane = lane_of(metadata.lane, "pytorch" if metadata.engine == "trt-pytorch" else "engine")
     where = cache or cache_folder(loaded.settings, os.environ)
     here = hardware.describe(where, loaded.settings.quantize_python)
     if lane.device == "cuda" and not here.machine.gpus:
-        raise WrongRequestError([Problem("ARTIFACT", "a GPU, for the vllm lane", "none", "run it where it will serve")])
+        expected = f"a GPU, for the {lane.name} lane"
+        raise WrongRequestError([Problem("ARTIFACT", expected, "none", "run it where it will serve")])
     workshop = Workshop(where, here.machine, progress)
     chat = metadata.chat
     scores: Path | None = None
@@ -64,7 +63,8 @@ def revalidate(
             )
         shape = Shape.of(source.look(str(model.folder), "CHAT_MODEL").config)
         thresholds = default_thresholds(chat.quantization.method, shape.parameters, lane)
-        scores = workshop.reference(model, lane=lane.name, context=chat.limits.max_model_len, eager=lane.eager)
+        context = chat.limits.max_model_len
+        scores = workshop.reference(model, lane=lane.name, context=context, eager=lane.eager, engine=lane.engine)
     for name, value in bounds.items():
         thresholds = replace(thresholds, **{name: value})
     validation = validate(folder, metadata, reference=scores, thresholds=thresholds, progress=progress)

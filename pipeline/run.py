@@ -15,22 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import calibration, describe, place, source
+from pipeline.build import trt as build_trt
 from pipeline.build import vllm as build_vllm
 from pipeline.gates import failures
 from pipeline.plan import CalibrationPlan, ChatPlan
 from pipeline.prepare import Prepared
 from pipeline.progress import Progress
 from pipeline.quantize import QuantizeJob
+from pipeline.quantize import trt as quantize_trt
 from pipeline.quantize import vllm as quantize_vllm
 from pipeline.stages import StageError, sweep
 from pipeline.validate import validate
 from pipeline.workshop import Model, Workshop, code_of
 from runtime import artifact
 from runtime.artifact import BuildMetadata, Calibration, ChatModel, Quantization, ToolModel, Validation
+from runtime.labels import ENGINES_FOLDER
 
 # One entry for each engine: the lane's module in `quantize/` and in `build/`.
-QUANTIZERS = {"vllm": quantize_vllm.quantize}
-BUILDERS = {"vllm": build_vllm.build}
+QUANTIZERS = {
+    "vllm": quantize_vllm.quantize,
+    "trt": quantize_trt.quantize,
+    "trt-pytorch": quantize_trt.quantize,
+}
+BUILDERS = {"vllm": build_vllm.build, "trt": build_trt.build, "trt-pytorch": build_trt.build_folder}
 
 
 class GateError(Exception):
@@ -73,6 +80,10 @@ class Run:
                 method=found.method, scheme=found.scheme, group_size=found.group_size, prequantized=True
             )
             return base, base, came
+        if given := chat.given:
+            self.progress.step(f"quantize: nothing to do, {given} holds {chat.scheme}")
+            made = Quantization(method=chat.method, scheme=chat.scheme, group_size=chat.group_size)
+            return base, self.workshop.model(given), made
         if chat.method == "none":
             self.progress.step("quantize: nothing to do, the weights stay as they are")
             return base, base, Quantization(method="none", scheme=chat.scheme)
@@ -91,6 +102,9 @@ class Run:
             sequence_length=calibrated.sequence_length if calibrated else 0,
             seed=self.plan.seed,
             device=self.plan.device,
+            dtype=chat.dtype,
+            tensor_parallel=chat.limits.tensor_parallel_size,
+            style="pytorch" if self.plan.engine == "trt-pytorch" else "engine",
         )
         model, quantization = self._quantize(job, base, calibrated, python)
         return base, model, quantization
@@ -108,11 +122,13 @@ class Run:
         models: dict[str, Path] = {}
         if plan.chat:
             base, model, quantization = self.quantized(plan.chat)
-            models["chat"], inputs["chat"] = model.folder, model.content
+            models |= {"chat": model.folder, "source": base.folder}
+            inputs |= {"chat": model.content, "source": base.content, "engine": plan.engine}
             chat = describe.chat_model(plan.chat, base.content, quantization)
             if not plan.eager:
                 # What is compiled ahead of time depends on all of these.
                 inputs |= {"limits": plan.chat.limits.model_dump(), "machine": self.workshop.identity()}
+                inputs |= {"method": plan.chat.method, "dtype": plan.chat.dtype}
         if plan.tool:
             classifier, report = self.workshop.tool_source(plan.tool.source)
             models["tool"], inputs["tool"] = classifier.folder, classifier.content
@@ -129,7 +145,7 @@ class Run:
             done = self.workshop.stage("build", inputs, work, again=True)
             files = artifact.hash_folder(done.output)
         if chat:
-            chat = chat.model_copy(update={"compile_cache": done.result["compile_cache"]})
+            chat = chat.model_copy(update=dict(done.result))
         metadata = BuildMetadata(
             lane=plan.lane.name,
             engine=plan.engine,
@@ -156,7 +172,9 @@ class Run:
         if chat and not chat.prequantized:
             base = self.workshop.chat_source(chat.source)
             context, lane = chat.limits.max_model_len, self.plan.lane.name
-            reference = self.workshop.reference(base, lane=lane, context=context, eager=self.plan.eager)
+            reference = self.workshop.reference(
+                base, lane=lane, context=context, eager=self.plan.eager, engine=self.plan.engine
+            )
 
         def work(_: Path) -> Mapping[str, Any]:
             validation = validate(folder, metadata, reference=reference, thresholds=thresholds, progress=self.progress)
@@ -186,7 +204,7 @@ class Run:
 
     def _quantizer_python(self) -> Path:
         if self.hardware.quantizer is None:
-            raise StageError("quantize", "expected an environment with llm-compressor, found none")
+            raise StageError("quantize", "expected an environment with the quantizer, found none")
         return self.hardware.quantizer.python
 
     def _calibrate(self, plan: CalibrationPlan, base: Model, python: Path) -> tuple[Path, Calibration]:
@@ -231,12 +249,17 @@ class Run:
 
     def _lay_out(self, models: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
         if "chat" in models:
-            BUILDERS[self.plan.engine](models["chat"], out, plan=self.plan, progress=self.progress)
+            build = BUILDERS[self.plan.engine]
+            build(models["chat"], out, source=models["source"], plan=self.plan, progress=self.progress)
         if "tool" in models:
             self.progress.step("laying out the classifier")
             lay_out_tool(models["tool"], out / "tool")
         compiled = (out / build_vllm.COMPILE_CACHE).is_dir()
-        return {"compile_cache": build_vllm.COMPILE_CACHE if compiled else None}
+        engine = next((out / ENGINES_FOLDER).glob("*"), None)
+        return {
+            "compile_cache": build_vllm.COMPILE_CACHE if compiled else None,
+            "engine_path": engine.relative_to(out).as_posix() if engine else None,
+        }
 
 
 def lay_out_tool(model: Path, out: Path) -> None:

@@ -34,13 +34,19 @@ class Scores:
 
     Attributes:
         windows_sha256: hash over the token ids, so that only scores of the same windows are compared.
-        logprobs: natural logarithm of the probability of each token after a window's first.
+        logprobs: natural logarithm of the probability of each token after a window's first; not numbers where the
+            engine does not tell them.
         top_tokens: at each of these positions, the token that the model would have chosen.
     """
 
     windows_sha256: str
     logprobs: tuple[float, ...]
     top_tokens: tuple[int, ...]
+
+    @property
+    def probable(self) -> bool:
+        """Whether the engine told how probable the tokens are."""
+        return not any(map(math.isnan, self.logprobs))
 
     @property
     def perplexity(self) -> float:

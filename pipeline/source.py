@@ -27,7 +27,7 @@ EMBEDDED = "embedded"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 # What decides a model's answers; cards and pictures do not.
-CONTENT_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+CONTENT_SUFFIXES = (".safetensors", ".engine", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 FETCHED = [f"*{suffix}" for suffix in CONTENT_SUFFIXES] + ["README.md", "LICENSE*"]
 READ_FIRST: tuple[str, ...] = ("config.json", "tokenizer_config.json")
 TOKENIZER_FILES = frozenset({"tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tekken.json"})

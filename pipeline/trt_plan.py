@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.chat_plan import HEADS, MOE_GATES, ChatPlanner
 from pipeline.lanes import METHODS
 from pipeline.plan import SEED, CalibrationPlan, ChatPlan, TrtPlan
+from pipeline.scores import WINDOW_TOKENS
 from pipeline.shape import Shape
 from pipeline.source import SourceFacts
 from runtime.artifact import ArtifactError, Limits, Moe
@@ -173,6 +174,10 @@ class TrtPlanner(ChatPlanner):
         if shape.context and length > shape.context:
             found, next_step = f"a model made for {shape.context}", f"set it to {shape.context - longest_out} or less"
             self.ledger.problem("TRT_MAX_INPUT_LEN", f"{length} tokens of context", found, next_step)
+        if longest_in < WINDOW_TOKENS:
+            name = "TRT_MAX_INPUT_LEN" if settings.trt_max_input_len else "CHAT_MAX_LEN"
+            expected = f"at least {WINDOW_TOKENS} tokens, the length of the held-out texts"
+            self.ledger.problem(name, expected, str(longest_in), "raise it")
         batch = settings.trt_max_batch_size
         if batch is None and self._compiles:
             next_step = "set it to the sequences that will run at once, or name an engine in TRTLLM_ENGINE_DIR"

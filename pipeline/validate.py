@@ -42,7 +42,9 @@ KNOWN_PROMPT_TOKENS = 32
 EMBEDDED_TOOL_ACCURACY = 0.93
 
 
-def measure_reference(model: Path, out: Path, *, options: EngineOptions, progress: Progress) -> None:
+def measure_reference(
+    model: Path, out: Path, *, options: EngineOptions, progress: Progress, engine: str = "vllm"
+) -> None:
     """Score the held-out texts with the float model and write the scores to `out`.
 
     The result depends on the model's content, the held-out texts, `options.max_model_len`, the lane and the versions of
@@ -51,12 +53,11 @@ def measure_reference(model: Path, out: Path, *, options: EngineOptions, progres
     Args:
         model: a Hugging Face folder.
         options: as the artifact will be validated; `max_model_len` bounds the windows and must be set.
+        engine: what will load the artifact; the float model is loaded by the same.
 
     Raises:
         StageError: the engine did not start, or died.
     """
-    from runtime.engines.vllm import VllmEngine
-
     tokenizer = _tokenizer(model)
     windows = scores.windows_of(tokenizer, heldout_texts(), options.max_model_len or scores.WINDOW_TOKENS + 1)
     progress.step("starting the engine on the float model")
@@ -65,7 +66,7 @@ def measure_reference(model: Path, out: Path, *, options: EngineOptions, progres
         progress.step(f"scoring {sum(map(len, windows))} held-out tokens with the float model")
         return await scores.score(engine, windows, progress)
 
-    _with_engine(VllmEngine(model, options), model, measure).write(out)
+    _with_engine(engines.for_model(engine, model, options), model, measure).write(out)
 
 
 def validate(
@@ -143,8 +144,8 @@ def _measure_chat(folder: Path, metadata: BuildMetadata, kept: Scores | None, pr
         scored = await scores.score(engine, material.windows, progress)
         return Figures(
             files=len(metadata.files),
-            perplexity=scored.perplexity,
-            perplexity_ratio=scores.perplexity_ratio(scored, kept) if kept else None,
+            perplexity=scored.perplexity if scored.probable else None,
+            perplexity_ratio=scores.perplexity_ratio(scored, kept) if kept and scored.probable else None,
             top1_agreement=scores.top1_agreement(scored, kept) if kept else None,
             held_out_tokens=len(scored.logprobs),
             known_prompts=sum(right) / len(right),

@@ -81,7 +81,7 @@ class Workshop:
         done = self.stage("tool", inputs, self._train_tool)
         return self.model(done.output), done.result
 
-    def reference(self, model: Model, *, lane: str, context: int, eager: bool) -> Path:
+    def reference(self, model: Model, *, lane: str, context: int, eager: bool, engine: str = "vllm") -> Path:
         """The float model's scores on held-out text, in a file."""
         from pipeline.validate import measure_reference
 
@@ -95,7 +95,7 @@ class Workshop:
         }
 
         def work(out: Path) -> Mapping[str, Any]:
-            measure_reference(model.folder, out / "scores.json", options=options, progress=self.progress)
+            measure_reference(model.folder, out / "scores.json", options=options, engine=engine, progress=self.progress)
             return {}
 
         return self.stage("reference", inputs, work).output / "scores.json"

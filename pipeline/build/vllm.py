@@ -27,18 +27,20 @@ OTHER_WEIGHTS = (".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msg
 NOT_KEPT = ("*.lock", "*.tmp", "*.partial", "*.log")
 
 
-def build(model_dir: Path, out: Path, *, plan: BuildPlan, progress: Progress) -> None:
+def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Progress) -> None:
     """Lay out the artifact's root files, and compile ahead of time unless the engine runs eagerly.
 
     Args:
         model_dir: the quantized model, or a source that needs no quantizing: a Hugging Face folder.
         out: an empty folder.
+        source: the model as it came; its companions travel with the quantized model already.
         plan: its lane and limits decide whether and for what is compiled.
         progress: told of each step.
 
     Raises:
         StageError: the folder is no model, or vLLM could not compile it.
     """
+    del source
     progress.step("laying out the model")
     lay_out(model_dir, out)
     if not plan.eager:

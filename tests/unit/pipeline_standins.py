@@ -83,13 +83,13 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Any) -> Quantiz
     return Quantization(method=job.method, scheme="W4A16", group_size=job.group_size, symmetric=job.symmetric)
 
 
-def build(model_dir: Path, out: Path, *, plan: BuildPlan, progress: Any) -> None:
+def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Any) -> None:
     for path in sorted(model_dir.iterdir()):
         (out / path.name).write_bytes(path.read_bytes())
     note("build")
 
 
-def measure_reference(model: Path, out: Path, *, options: Any, progress: Any) -> None:
+def measure_reference(model: Path, out: Path, *, options: Any, engine: str, progress: Any) -> None:
     out.write_text("{}")
     note("reference")
 
