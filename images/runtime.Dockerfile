@@ -16,7 +16,8 @@ COPY runtime /opt/yap/app/runtime
 # Compiled here, because the root file system may be read-only; checked here, because trimming may have cut too much.
 RUN chmod 0755 /opt/yap/bin/entrypoint && ln -s entrypoint /opt/yap/bin/yap-runtime && \
     /opt/yap/venv/bin/python -m compileall -q /opt/yap/app && \
-    /opt/yap/venv/bin/python /opt/yap/bin/stack.py "$LANE"
+    /opt/yap/venv/bin/python /opt/yap/bin/stack.py "$LANE" && \
+    PYTHONPATH=/opt/yap/app /opt/yap/venv/bin/python -c 'import torch, transformers, runtime.service'
 
 # The caches of libraries follow HOME and XDG_CACHE_HOME; USER spares them the look-up of a UID that has no entry.
 ENV PATH=/opt/yap/venv/bin:/opt/yap/bin:$PATH \

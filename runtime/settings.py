@@ -242,11 +242,16 @@ def load() -> Settings:
     Raises:
         SettingsError: everything that is wrong.
     """
+    problems = []
     try:
         settings = Settings()
     except ValidationError as error:
-        raise SettingsError([_problem(entry) for entry in error.errors()]) from None
-    problems = _contradictions(settings)
+        problems = [_problem(entry) for entry in error.errors()]
+        # With defaults in place of what was wrong, so that the other checks have their say too.
+        fields = Settings.model_fields
+        wrong = {str(entry["loc"][0]) for entry in error.errors() if entry["loc"]} & fields.keys()
+        settings = Settings(**{name: fields[name].default for name in wrong})
+    problems += _contradictions(settings)
     if problems:
         raise SettingsError(problems)
     return settings

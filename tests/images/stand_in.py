@@ -13,6 +13,7 @@ from pathlib import Path
 
 RELEASE = "bookworm"
 PYTHON_VERSION = "3.11"
+MPI_VERSION = "4.1.4-3+b1"
 DEBIAN = f"yap-test/debian:{RELEASE}"
 DEVEL = "yap-test/stand-in:devel"
 RUNTIME = "yap-test/stand-in:runtime"

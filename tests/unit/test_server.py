@@ -45,7 +45,7 @@ def refusal(folder: Path, **variables: str) -> tuple[int, list[str]]:
 def test_wrong_settings_are_told_at_once_and_exit_64(tmp_path: Path) -> None:
     status, lines = refusal(tmp_path, ARTIFACT="x", TEXT_API_KEY="", PORT="99999", INFERENCE_ENGINE="gguf")
     assert status == 64
-    assert [line.split(": ")[1] for line in lines] == ["INFERENCE_ENGINE", "PORT"]
+    assert [line.split(": ")[1] for line in lines] == ["INFERENCE_ENGINE", "PORT", "TEXT_API_KEY"]
     status, lines = refusal(tmp_path, ARTIFACT="x", TEXT_API_KEY="")
     assert status == 64
     assert len(lines) == 1

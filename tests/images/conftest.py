@@ -1,0 +1,130 @@
+"""What the image tests share: a Docker Engine, the images built once, and an artifact made in a container."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from docker.errors import DockerException
+from docker.models.containers import Container
+
+from tests.images import bake, stand_in
+
+HERE = Path(__file__).parent
+SKIPPED = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder, and skip them where no engine answers."""
+    ours = [item for item in items if item.path.is_relative_to(HERE)]
+    if not ours:
+        return
+    reason = None
+    try:
+        with contextlib.closing(docker.from_env()) as client:
+            client.ping()
+    except DockerException as error:
+        reason = f"no Docker Engine answers ({error}); start one, or set DOCKER_HOST"
+        config.stash[SKIPPED] = f"{len(ours)} image tests did NOT run: {reason}"
+    for item in ours:
+        item.add_marker(pytest.mark.docker)
+        # Building from nothing takes minutes, in whichever test comes first.
+        item.add_marker(pytest.mark.timeout(2400))
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say loudly what did not run."""
+    if message := config.stash.get(SKIPPED, None):
+        terminalreporter.section("IMAGES NOT TESTED", sep="!", yellow=True, bold=True)
+        terminalreporter.line(message, yellow=True)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[docker.DockerClient]:
+    """The Docker Engine."""
+    with contextlib.closing(docker.from_env()) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def bases(engine: docker.DockerClient) -> None:
+    """The stand-in bases."""
+    stand_in.make()
+
+
+@pytest.fixture(scope="session")
+def runtime(bases: None) -> str:
+    """The runtime-cpu image."""
+    bake.build("runtime-cpu", "pipeline-cpu")
+    return bake.name("runtime-cpu")
+
+
+@pytest.fixture(scope="session")
+def pipeline(runtime: str) -> str:
+    """The pipeline-cpu image, built together with the runtime."""
+    return bake.name("pipeline-cpu")
+
+
+@pytest.fixture(scope="session")
+def finished_stages(engine: docker.DockerClient) -> Iterator[str]:
+    """A volume for the pipeline's cache."""
+    volume = engine.volumes.create()
+    yield volume.name
+    volume.remove(force=True)
+
+
+@pytest.fixture
+def network(engine: docker.DockerClient) -> Iterator[str]:
+    """A network without a way out: this machine reaches the container, the container reaches nothing."""
+    network = engine.networks.create(f"{bake.NAMES}-internal", internal=True)
+    yield network.name
+    network.remove()
+
+
+@contextlib.contextmanager
+def running(engine: docker.DockerClient, image: str, *command: str, **options: object) -> Iterator[Container]:
+    """A container that is gone afterwards, with its anonymous volumes."""
+    container = engine.containers.run(image, list(command), detach=True, **options)
+    try:
+        yield container
+    finally:
+        container.remove(force=True, v=True)
+
+
+def outcome(container: Container, timeout: float = 120) -> tuple[int, str]:
+    """Exit status and output of a container that ends by itself."""
+    status = int(container.wait(timeout=timeout)["StatusCode"])
+    return status, container.logs().decode()
+
+
+@pytest.fixture(scope="session")
+def artifact(
+    engine: docker.DockerClient, pipeline: str, finished_stages: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An artifact of the embedded models, made in the pipeline's container without network.
+
+    The first container is killed after its first stage; the second goes on from there.
+    """
+    out = tmp_path_factory.mktemp("out")
+    out.chmod(0o777)
+    options = {
+        "network_mode": "none",
+        "volumes": {finished_stages: {"bind": "/cache"}, str(out): {"bind": "/artifacts"}},
+        "environment": {"AWQ_NSAMPLES": "16", "AWQ_SEQLEN": "256", "VLLM_CPU_KVCACHE_SPACE": "1"},
+    }
+    words = ("run", "8bit", "embedded", "embedded", "--out", "/artifacts/embedded")
+    with running(engine, pipeline, *words, **options) as container:
+        for line in container.logs(stream=True, follow=True):
+            if b"quantiz" in line:
+                break
+        container.kill()
+        first = container.logs().decode()
+    with running(engine, pipeline, *words, **options) as container:
+        status, output = outcome(container, 900)
+    assert status == 0, f"{first}\n--- killed ---\n{output}"
+    return out / "embedded"
