@@ -1,0 +1,50 @@
+"""`quantize_and_export`: the checkpoint's config.json as TensorRT-LLM 1.2 writes it, and no weights worth the name."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tensorrt_llm._api import API, VERSION, bind
+
+EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
+
+
+def quantize_and_export(*arguments: Any, **keywords: Any) -> None:
+    """Write a checkpoint."""
+    call = bind("quantize_and_export", arguments, keywords)
+    if call["qformat"] not in API["enums"]["qformat"]:
+        raise ValueError(f"unsupported qformat {call['qformat']}")
+    texts = [json.loads(line)["text"] for line in (Path(call["calib_dataset"]) / "train.jsonl").open()]
+    if len(texts) < call["calib_size"]:
+        raise ValueError(f"expected {call['calib_size']} texts, found {len(texts)}")
+    if os.environ.get("STAND_IN_QUANTIZE") == "fail":
+        raise RuntimeError("CUDA out of memory while quantizing")
+    source = json.loads((Path(call["model_dir"]) / "config.json").read_bytes())
+    algorithms = {qformat: algorithm for algorithm, qformat in API["enums"]["QuantAlgo_to_qformat"].items()}
+    algorithm = algorithms[call["qformat"]]
+    quantization: dict[str, Any] = {"quant_algo": algorithm, "kv_cache_quant_algo": call["kv_cache_dtype"]}
+    if call["qformat"] == "int4_awq":
+        quantization |= {"group_size": call["awq_block_size"], "has_zero_point": False, "pre_quant_scale": True}
+    out = Path(call["output_dir"])
+    config = {
+        "producer": {"name": "modelopt", "version": "0.37.0"},
+        "architecture": source["architectures"][0],
+        "dtype": call["dtype"],
+        "hidden_size": source["hidden_size"],
+        "num_hidden_layers": source["num_hidden_layers"],
+        "num_attention_heads": source["num_attention_heads"],
+        "vocab_size": source["vocab_size"],
+        "max_position_embeddings": source["max_position_embeddings"],
+        "mapping": {"world_size": call["tp_size"], "tp_size": call["tp_size"], "pp_size": call["pp_size"]},
+        "quantization": quantization,
+        "stand_in": {
+            "version": VERSION,
+            "call": {name: value for name, value in call.items() if name != "calib_dataset"},
+        },
+    }
+    (out / "config.json").write_text(json.dumps(config, indent=4, default=str))
+    for rank in range(call["tp_size"]):
+        (out / f"rank{rank}.safetensors").write_bytes(EMPTY_SAFETENSORS)
