@@ -1,0 +1,351 @@
+"""The whole TensorRT-LLM lane through the stand-in: plan, quantize, build, validate, serve, and a turn over WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.plan import Request
+from pipeline.prepare import Prepared, prepare
+from pipeline.run import Run
+from pipeline.stages import StageError
+from runtime import artifact, machine
+from runtime.artifact import ArtifactError, BuildMetadata
+from runtime.engines.trt_folders import EngineFolder
+from runtime.settings import SettingsError
+from tests.scripted import Running, serving
+from tests.trt_lane import H200, LABEL, installed, model, quantizer_python
+
+# Short held-out texts: the stand-in's arithmetic needs no more.
+TEXTS = ["The kettle sings on the stove while somebody reads the paper aloud.", "Rain again."]
+BOUNDS = {"known_prompts": 0.0}
+
+
+class Silent:
+    """Progress that keeps its steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+
+    def step(self, message: str) -> None:
+        self.steps.append(message)
+
+    def advance(self, fraction: float) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def patches() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, patches: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("trt")
+    model(folder / "model")
+    quantizer_python(folder)
+    (folder / "calibration.txt").write_text("\n\n".join(f"Sample {n} says something about tea." for n in range(40)))
+    patches.setattr("pipeline.validate.heldout_texts", lambda: TEXTS)
+    patches.setattr("pipeline.hardware._packages_of", lambda _: dict(H200.packages))
+    with installed(patches):
+        yield folder
+
+
+def environment(workplace: Path, **variables: str) -> dict[str, str]:
+    return {
+        "QUANTIZE_PYTHON": str(workplace / "quantizer-python"),
+        "AWQ_CALIB_DATASET": str(workplace / "calibration.txt"),
+        "AWQ_CACHE_DIR": str(workplace / "cache"),
+        "TRT_MAX_BATCH_SIZE": "16",
+        "TRT_MAX_INPUT_LEN": "700",
+        "TRT_MAX_OUTPUT_LEN": "90",
+        **variables,
+    }
+
+
+def prepared(workplace: Path, method: str | None = "4bit", out: str = "artifact", **variables: str) -> Prepared:
+    ref = str(workplace / "model")
+    request = Request(chat=ref, lanes=("trt",), method=method, out=workplace / out, thresholds=BOUNDS)
+    return prepare(request, None, environment(workplace, **variables))
+
+
+def made(work: Prepared) -> tuple[Path, BuildMetadata, list[str]]:
+    progress = Silent()
+    run = Run(work, progress)
+    folder, metadata = run.proven()
+    return run.finish(folder, metadata), metadata, progress.steps
+
+
+@pytest.fixture(scope="module")
+def proven(workplace: Path) -> Path:
+    return made(prepared(workplace))[0]
+
+
+def test_the_artifact_holds_a_compiled_engine_and_all_that_the_runtime_needs(proven: Path) -> None:
+    metadata = artifact.read(proven)
+    artifact.verify_files(proven, metadata)
+    assert metadata.lane == metadata.engine == "trt"
+    assert metadata.chat is not None
+    assert metadata.chat.engine_path == f"trt-llm/engines/{LABEL}"
+    engine = proven / metadata.chat.engine_path
+    for name in ("config.json", "rank0.engine", "tokenizer.json", "generation_config.json", "chat_template.jinja"):
+        assert (engine / name).is_file(), name
+    for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja", "config.json"):
+        assert (proven / name).is_file(), name
+    assert not list(proven.glob("*.safetensors"))
+    assert metadata.chat.quantization.method == "int4_awq"
+    assert metadata.chat.limits.model_dump() == {
+        "max_batch_size": 16,
+        "max_input_len": 700,
+        "max_output_len": 90,
+        "max_model_len": 790,
+        "tensor_parallel_size": 1,
+    }
+    assert metadata.platform.sm == 90
+    assert metadata.platform.packages["tensorrt-llm"] == "1.2.1"
+
+
+def test_validation_gates_the_first_choice_and_tells_no_perplexity(proven: Path) -> None:
+    validation = artifact.read(proven).validation
+    assert validation is not None
+    assert validation.passed
+    gates = {gate.name: gate for gate in validation.gates}
+    assert gates["top1_agreement"].relation == ">="
+    assert gates["top1_agreement"].value == 1.0
+    assert "perplexity" not in gates
+    assert "perplexity_ratio" not in gates
+    assert gates["throughput_streams"].value == 16
+
+
+def test_every_variable_reaches_the_call_that_it_is_meant_for(workplace: Path) -> None:
+    variables = {
+        "TRT_MAX_BATCH_SIZE": "7",
+        "TRT_MAX_INPUT_LEN": "611",
+        "TRT_MAX_OUTPUT_LEN": "33",
+        "TRT_DTYPE": "bfloat16",
+        "TRT_AWQ_BLOCK_SIZE": "64",
+        "TRT_CALIB_SIZE": "9",
+        "TRT_CALIB_SEQLEN": "77",
+    }
+    run = Run(prepared(workplace, **variables), Silent())
+    assert run.plan.chat is not None
+    _, checkpoint, _ = run.quantized(run.plan.chat)
+    call = json.loads((checkpoint.folder / "config.json").read_bytes())["stand_in"]["call"]
+    expected = {
+        "dtype": "bfloat16",
+        "qformat": "int4_awq",
+        "awq_block_size": 64,
+        "calib_size": 9,
+        "calib_max_seq_length": 77,
+        "kv_cache_dtype": None,
+        "tp_size": 1,
+        "model_dir": str(workplace / "model"),
+    }
+    assert {name: call[name] for name in expected} == expected
+    folder, metadata = run.built()
+    assert metadata.chat is not None
+    engine = EngineFolder.read(folder / str(metadata.chat.engine_path))
+    assert (engine.max_batch_size, engine.max_input_len, engine.max_seq_len) == (7, 611, 644)
+    assert (engine.weights.dtype, engine.weights.group_size, engine.reuses_blocks) == ("bfloat16", 64, True)
+
+
+@pytest.mark.parametrize("method", ["fp8", "int8_sq"])
+def test_the_other_formats_compile_too(workplace: Path, method: str) -> None:
+    folder, metadata = Run(prepared(workplace, method), Silent()).built()
+    assert metadata.chat is not None
+    assert EngineFolder.read(folder / str(metadata.chat.engine_path)).weights.method == method
+
+
+def test_engines_are_kept_apart_by_model_format_limits_gpu_and_version(workplace: Path) -> None:
+    def build_key(**changes: Any) -> str:
+        here = changes.pop("machine", H200)
+        method = changes.pop("method", "4bit")
+        work = prepared(workplace, method, **changes)
+        run = Run(replace(work, hardware=replace(work.hardware, machine=here)), Silent())
+        run.built()
+        return run.workshop.done[-1].key
+
+    keys = [
+        build_key(),
+        build_key(TRT_MAX_BATCH_SIZE="8"),
+        build_key(TRT_MAX_INPUT_LEN="699"),
+        build_key(method="fp8"),
+        build_key(machine=replace(H200, gpus=(replace(H200.gpus[0], sm=89, name="NVIDIA L40S"),))),
+        build_key(machine=replace(H200, packages=H200.packages | {"tensorrt-llm": "1.2.0"})),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert build_key() == keys[0]
+
+
+def test_a_checkpoint_that_exists_is_compiled_without_quantizing(workplace: Path) -> None:
+    run = Run(prepared(workplace), Silent())
+    assert run.plan.chat is not None
+    checkpoint = run.quantized(run.plan.chat)[1].folder
+    work = prepared(workplace, None, "from-checkpoint", TRT_CHECKPOINT_DIR=str(checkpoint))
+    place, metadata, steps = made(work)
+    assert not [step for step in steps if "quantizing" in step]
+    assert metadata.chat is not None
+    assert metadata.chat.quantization.method == "int4_awq"
+    assert (place / str(metadata.chat.engine_path) / "rank0.engine").is_file()
+
+
+def test_an_engine_that_exists_is_taken_as_it_is_and_needs_no_batch_size(workplace: Path, proven: Path) -> None:
+    engine = proven / "trt-llm/engines" / LABEL
+    work = prepared(workplace, None, "from-engine", TRTLLM_ENGINE_DIR=str(engine), TRT_MAX_BATCH_SIZE="")
+    _, metadata, steps = made(work)
+    assert not [step for step in steps if "quantizing" in step or "compiling" in step]
+    assert metadata.chat is not None
+    assert metadata.chat.limits.max_batch_size == 16
+
+
+def test_a_failed_compilation_fails_the_stage_with_its_last_lines(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_BUILD", "fail")
+    before = set((workplace / "cache/build").glob("*/output"))
+    with pytest.raises(StageError, match="trtllm-build ended with exit code 1: .*OutOfMemory"):
+        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="31"), Silent()).built()
+    assert set((workplace / "cache/build").glob("*/output")) == before
+    assert not list((workplace / "cache/build").glob("*.partial-*"))
+
+
+def test_a_failed_quantization_fails_the_stage_with_its_last_lines(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_QUANTIZE", "fail")
+    with pytest.raises(StageError, match="CUDA out of memory while quantizing"):
+        Run(prepared(workplace, TRT_CALIB_SIZE="3"), Silent()).built()
+
+
+def test_a_flag_that_trtllm_build_does_not_know_fails_the_stage(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.build import trt
+
+    flags = trt.flags
+    monkeypatch.setattr(trt, "flags", lambda *arguments: [*flags(*arguments), "--max_output_len", "90"])
+    with pytest.raises(StageError, match="unrecognized arguments: --max_output_len"):
+        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="30"), Silent()).built()
+
+
+# Serving
+
+
+@asynccontextmanager
+async def served(folder: Path, **values: Any) -> AsyncIterator[Running]:
+    async with serving(opened=False, artifact=str(folder), inference_engine="trt", **values) as running:
+        try:
+            await running.service.load()
+            yield running
+        finally:
+            await running.service.close()
+
+
+async def test_a_turn_streams_over_websocket(proven: Path) -> None:
+    async with served(proven) as running, running.client() as client:
+        frames = await client.turn(
+            user_utterance="hello", persona_text="You are kind.", sampling={"sanitize_output": False}
+        )
+        kinds = [frame["type"] for frame in frames]
+        assert kinds[0] == "ack"
+        assert kinds[-2:] == ["final", "done"]
+        assert "".join(frame["text"] for frame in frames if frame["type"] == "token") == frames[-2]["normalized_text"]
+        assert frames[-1]["usage"]["finish_reason"] in {"stop", "length"}
+
+
+async def test_a_cancelled_turn_is_aborted_in_the_engine(proven: Path) -> None:
+    import tensorrt_llm._llm as stand_in
+
+    async with served(proven) as running, running.client() as client:
+        llm = stand_in.MADE[-1]
+        llm.token_after = lambda token: 70  # a reply without end
+        await client.send(type="start", session_id="s1", user_utterance="hello")
+        await client.until("ack")
+        await asyncio.sleep(0.02)
+        await client.send(type="cancel")
+        done = (await client.until("done"))[-1]
+        assert done["cancelled"] is True
+        assert llm.requests[-1].aborted()
+        async with asyncio.timeout(2) if hasattr(asyncio, "timeout") else _no_limit():
+            while llm.running:
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def _no_limit() -> AsyncIterator[None]:
+    yield
+
+
+async def test_a_worker_that_dies_fails_the_turn_and_ends_the_service(proven: Path) -> None:
+    import tensorrt_llm._llm as stand_in
+
+    async with served(proven) as running, running.client() as client:
+        llm = stand_in.MADE[-1]
+        llm.token_after = lambda token: 70
+        await client.send(type="start", session_id="s1", user_utterance="hello")
+        await client.until("ack")
+        llm.die()
+        frames = await client.until("done")
+        assert frames[-1]["failed"] is True
+        assert any(frame.get("error_code") == "generation_failed" for frame in frames)
+        with pytest.raises(Exception, match="worker died"):
+            await asyncio.wait_for(asyncio.shield(running.service.ended), 5)
+
+
+@pytest.mark.parametrize(
+    ("here", "line"),
+    [
+        (
+            replace(H200, gpus=(replace(H200.gpus[0], sm=89, name="NVIDIA L40S"),)),
+            r"expected GPU architecture sm90 \(NVIDIA H200\), found sm89 \(NVIDIA L40S\); build an engine",
+        ),
+        (
+            replace(H200, packages=H200.packages | {"tensorrt-llm": "1.2.0"}),
+            r"expected tensorrt-llm 1\.2\.1, found 1\.2\.0",
+        ),
+        (replace(H200, torch_cuda="12.9"), r"expected CUDA 13\.0, found 12\.9"),
+        (replace(H200, gpus=()), "found no GPU"),
+    ],
+)
+async def test_another_gpu_version_or_cuda_is_refused_before_a_weight_is_touched(
+    proven: Path, monkeypatch: pytest.MonkeyPatch, here: machine.Machine, line: str
+) -> None:
+    import tensorrt_llm._llm as stand_in
+
+    monkeypatch.setattr(machine, "describe", lambda: here)
+    before = len(stand_in.MADE)
+    with pytest.raises(ArtifactError, match=line) as refusal:
+        async with served(proven):
+            pass
+    assert "\n" not in str(refusal.value)
+    assert len(stand_in.MADE) == before
+
+
+async def test_a_batch_above_the_baked_one_is_refused(proven: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"at most 16 \(baked into the artifact\), found 17"):
+        async with served(proven, trt_batch_size=17):
+            pass
+
+
+async def test_a_smaller_batch_reaches_the_engine(proven: Path) -> None:
+    import tensorrt_llm._llm as stand_in
+
+    async with served(proven, trt_batch_size=3, trt_kv_free_gpu_frac=0.25, trt_kv_enable_block_reuse=False):
+        arguments = stand_in.MADE[-1].arguments
+        assert arguments["max_batch_size"] == 3
+        assert arguments["kv_cache_config"].free_gpu_memory_fraction == 0.25
+        assert arguments["kv_cache_config"].enable_block_reuse is False
+
+
+async def test_another_lane_is_refused(proven: Path) -> None:
+    with pytest.raises(SettingsError, match="INFERENCE_ENGINE: expected trt"):
+        async with serving(opened=False, artifact=str(proven), inference_engine="vllm") as running:
+            await running.service.load()
