@@ -23,6 +23,7 @@ from pipeline.stages import StageError
 from runtime import artifact
 from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata, FileEntry
 from runtime.labels import ENGINES_FOLDER
+from runtime.repository import Reference, Source
 from runtime.signature import SIGNATURE_NAME
 
 if TYPE_CHECKING:
@@ -112,9 +113,9 @@ def labels_in(paths: Mapping[str, Remote]) -> list[str]:
 
 def _metadata(api: HfApi, repo: str, commit: str, path: str) -> BuildMetadata | None:
     with TemporaryDirectory(prefix="yap-shelf-") as folder:
-        here = Path(api.hf_hub_download(repo, path, revision=commit, local_dir=folder))
+        Source(api, Reference(repo, commit), commit).document(path, Path(folder), lambda line: None)
         try:
-            return artifact.read(here.parent)
+            return artifact.read(Path(folder))
         except ArtifactError:
             return None  # what cannot be read describes nothing that could be kept or removed
 

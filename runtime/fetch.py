@@ -113,7 +113,7 @@ class Fetcher:
             info = hub.persistently(
                 lambda: self._api().model_info(reference.repo, revision=reference.revision, timeout=10.0),
                 self.say,
-                tries=2 if known else hub.TRIES,
+                tries=2 if known else None,
             )
         except (OfflineModeIsEnabled, HTTPError, OSError) as error:
             # A hub that answers no is believed; one that does not answer is not needed for what is here.

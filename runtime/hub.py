@@ -134,10 +134,12 @@ def persistently(
 
     Args:
         say: told in one line why and when it is tried again.
+        tries: at most; none means `TRIES`.
 
     Raises:
         Exception: the work's own, when it will not pass or has been tried often enough.
     """
+    tries = tries or TRIES
     for number in range(1, tries):
         try:
             return work()
