@@ -107,6 +107,8 @@ class Dialogue:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self._turn is not None:
+            await self._turn.wait()
         for job in self._jobs:
             if job.turn is not None:
                 job.turn.refuse()
@@ -153,6 +155,9 @@ class Dialogue:
             self._error("internal_error", "The server could not handle this message.", job.request_id)
         finally:
             if job.turn is not None and not job.turn.begun:
+                # A cancel that this turn answers stopped the running one as well: that one's `done` comes first.
+                if job.turn.cancelled and self._turn is not None:
+                    await self._turn.wait()
                 job.turn.refuse()
 
     # Turns

@@ -103,6 +103,11 @@ class Turn:
         """Whether its `done` was sent."""
         return self._ended.done()
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether a `cancel` awaits its answer from this turn."""
+        return bool(self._cancels)
+
     def stop(self, why: Stop) -> None:
         """End the turn early. The first reason counts; its `done` follows when the engine has let go."""
         if self._stop is None and not self.ended:
@@ -174,7 +179,7 @@ class Turn:
                 await _settle(*(helper for helper in (decision, first) if helper is not None))
             finally:
                 if stream is not None:
-                    await stream.aclose()
+                    await _close(stream)
         await self._speak(request, await self._open(chat, request, request.prefixed()))
 
     async def _open(self, chat: Chat, request: Request, text: str) -> AsyncGenerator[Delta, None]:
@@ -204,7 +209,7 @@ class Turn:
             if sanitizer and (text := sanitizer.finish()):
                 self._say(text)
         finally:
-            await stream.aclose()
+            await _close(stream)
 
     def _take(self, delta: Delta, feed: Callable[[str], str]) -> None:
         self._completion_tokens += delta.tokens
@@ -222,20 +227,19 @@ class Turn:
             return False
         users = [message.content for message in request.history if message.role == "user"]
         started = time.perf_counter()
+        question = asyncio.ensure_future(classifier.decide(users, request.utterance))
         try:
-            decision = await asyncio.wait_for(
-                classifier.decide(users, request.utterance), self._deployment.tool_timeout
-            )
-        except asyncio.TimeoutError:
-            status = "timeout"
+            # Not `wait_for`: before Python 3.12 it can swallow a cancellation, and the turn would go on.
+            await asyncio.wait((question,), timeout=self._deployment.tool_timeout)
+            status = ("yes" if question.result().take_screenshot else "no") if question.done() else "timeout"
         except Exception:
             self._deployment.metrics.tool_decided("failed", time.perf_counter() - started)
             if alone:
                 raise
             log.exception("tool_decision_failed")  # a chat that cannot look is better than none
             return False
-        else:
-            status = "yes" if decision.take_screenshot else "no"
+        finally:
+            await _settle(question)
         self._deployment.metrics.tool_decided(status, time.perf_counter() - started)
         return status == "yes"
 
@@ -313,11 +317,22 @@ async def _first(stream: AsyncGenerator[Delta, None]) -> Delta | None:
         return None
 
 
+async def _close(stream: AsyncGenerator[Delta, None]) -> None:
+    """Close a stream, and with it the engine's request; being cancelled meanwhile does not interrupt the abort."""
+    await _over(asyncio.ensure_future(stream.aclose()))
+
+
 async def _settle(*helpers: asyncio.Future[Any]) -> None:
-    """Cancel helpers and wait until they are over, so that they hold nothing; being cancelled meanwhile waits too."""
-    cancelled: asyncio.CancelledError | None = None
+    """Cancel helpers and wait until they are over, so that they hold nothing."""
     for helper in helpers:
         helper.cancel()
+    await _over(*helpers)
+
+
+async def _over(*helpers: asyncio.Future[Any]) -> None:
+    """Wait until helpers are over. Being cancelled meanwhile waits too, and is told afterwards."""
+    cancelled: asyncio.CancelledError | None = None
+    for helper in helpers:
         while not helper.done():
             try:
                 await asyncio.wait((helper,))

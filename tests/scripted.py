@@ -39,6 +39,7 @@ class ScriptedEngine:
         gate: when set, no delta comes before it is set.
         fail_after: raise `error` after so many deltas.
         abort_seconds: how long an abort takes.
+        abort_steps: how many steps of the loop it takes.
         refuse_reset: whether the caches cannot be reset.
     """
 
@@ -49,6 +50,7 @@ class ScriptedEngine:
     fail_after: int | None = None
     error: Exception = field(default_factory=lambda: RuntimeError("scripted failure with secret details"))
     abort_seconds: float = 0.0
+    abort_steps: int = 0
     refuse_reset: bool = False
     dead: bool = False
     held: set[int] = field(default_factory=set)
@@ -87,9 +89,16 @@ class ScriptedEngine:
         finally:
             if not finished:
                 self.aborts += 1
-                if self.abort_seconds:
-                    await asyncio.sleep(self.abort_seconds)
+                # As a real engine's, an abort goes through also when whoever waits for it is cancelled.
+                await through(asyncio.ensure_future(self._abort(number)))
             self.held.discard(number)
+
+    async def _abort(self, number: int) -> None:
+        for _ in range(self.abort_steps):
+            await asyncio.sleep(0)
+        if self.abort_seconds:
+            await asyncio.sleep(self.abort_seconds)
+        self.held.discard(number)
 
     async def warm(self, prompt: Sequence[int]) -> int:
         """Remember the prefix."""
@@ -121,6 +130,18 @@ class ScriptedEngine:
 
     async def shutdown(self) -> None:
         """Nothing to stop."""
+
+
+async def through(work: asyncio.Future[None]) -> None:
+    """Wait for it, whatever happens meanwhile; then let that happen."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait((work,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 class Words:

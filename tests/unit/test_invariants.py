@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
+import structlog
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -83,7 +85,10 @@ class Peer:
             assert self.close_code is None
             frame = json.loads(message["text"])
             self.frames.append(frame)
-            self.check(frame)
+            try:
+                self.check(frame)
+            except AssertionError as error:
+                self.world.broken = self.world.broken or error  # raised where hypothesis sees it
         await asyncio.sleep(0)
 
     def check(self, frame: dict[str, Any]) -> None:
@@ -136,10 +141,13 @@ class World(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        # Failures are part of the play: their tracebacks would fill the report and take most of the time.
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         self.loop = asyncio.new_event_loop()
         self.peers: list[Peer] = []
         self.count = 0
-        self.engine = ScriptedEngine(reply=REPLY, abort_seconds=0.0)
+        self.broken: AssertionError | None = None
+        self.engine = ScriptedEngine(reply=REPLY, abort_steps=4)
         self.classifier = ScriptedClassifier()
         self.loop.run_until_complete(self.open())
 
@@ -165,6 +173,8 @@ class World(RuleBasedStateMachine):
                 await asyncio.sleep(0)
 
         self.loop.run_until_complete(steps_of_the_loop())
+        if self.broken is not None:
+            raise self.broken
 
     def pick(self, number: int) -> Peer | None:
         alive = [peer for peer in self.peers if peer.alive and peer.admitted]
@@ -283,13 +293,14 @@ class World(RuleBasedStateMachine):
         finally:
             for peer in self.peers:
                 peer.inbox.put_nowait({"type": "websocket.disconnect", "code": 1006})
-            self.run(60)
-            assert self.service.admission.held == 0
+            self.loop.run_until_complete(asyncio.gather(*(peer.task for peer in self.peers)))
             self.loop.run_until_complete(self.service.close())
             self.loop.close()
+            structlog.reset_defaults()
+        assert self.service.admission.held == 0
 
 
 TestInvariants = World.TestCase
 TestInvariants.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
