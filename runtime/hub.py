@@ -123,13 +123,7 @@ def wait_of(error: BaseException, number: int) -> float:
     return float(min(FIRST_WAIT_S * 2 ** (number - 1), LONGEST_WAIT_S))
 
 
-def persistently(
-    work: Callable[[], T],
-    say: Callable[[str], None],
-    *,
-    tries: int = TRIES,
-    sleep: Callable[[float], None] = time.sleep,
-) -> T:
+def persistently(work: Callable[[], T], say: Callable[[str], None], *, tries: int | None = None) -> T:
     """Do the work, again while what goes wrong may pass.
 
     Args:
