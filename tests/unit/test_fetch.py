@@ -139,8 +139,9 @@ def test_a_tag_can_be_named(hub: Hub, published: Path, tmp_path: Path) -> None:
     ],
 )
 def test_an_interrupted_download_goes_on_where_it_was(
-    hub: Hub, published: Path, tmp_path: Path, fault: dict[str, Any]
+    hub: Hub, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
 ) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
     [weights] = [entry for entry in artifact.read(published).files if entry.path == "model.safetensors"]
     hub.fail("GET", f"^/storage/{weights.sha256}", **fault)
     folder = fetcher(tmp_path).fetch(f"hf:{REPO}")
@@ -182,7 +183,8 @@ def test_a_killed_download_is_resumed_by_the_next_process(hub: Hub, tmp_path: Pa
     hub.seen.clear()
     fetched = fetcher(tmp_path).fetch(f"hf:{REPO}")
     assert contents(fetched) == contents(folder)
-    [resumed] = hub.requests("GET", "^/storage/")
+    # The killed one may end in the hub's eyes a little later.
+    [resumed] = [request for request in hub.requests("GET", "^/storage/") if request.range]
     assert resumed.range == f"bytes={arrived}-"
     assert resumed.sent == (40 << 20) - arrived
 
