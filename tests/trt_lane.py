@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -57,8 +59,6 @@ def model(folder: Path, **config: object) -> Path:
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, here: Machine = H200) -> Iterator[ModuleType]:
     """The stand-in on `sys.path`, its `trtllm-build` on the PATH, on a machine with a GPU that CUDA can use."""
-    import os
-
     with monkeypatch.context() as patch:
         patch.syspath_prepend(str(STAND_IN))
         patch.setenv("PATH", f"{STAND_IN / 'bin'}{os.pathsep}{os.environ['PATH']}")
@@ -75,10 +75,20 @@ def installed(monkeypatch: pytest.MonkeyPatch, here: Machine = H200) -> Iterator
 
 
 def quantizer_python(folder: Path) -> Path:
-    """An interpreter for the quantizer's worker that finds the stand-in, and a GPU where there is none."""
+    """An interpreter for the quantizer's worker that finds the stand-ins."""
     python = folder / "quantizer-python"
     python.write_text(
         f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{STAND_IN}:{STAND_IN / "worker"}" exec "{sys.executable}" "$@"\n'
     )
     python.chmod(0o755)
     return python
+
+
+async def eventually(condition: Callable[[], bool], timeout: float = 3.0) -> None:
+    """Wait until something is so."""
+
+    async def wait() -> None:
+        while not condition():  # noqa: ASYNC110 - the stand-in has no event for it
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(wait(), timeout)

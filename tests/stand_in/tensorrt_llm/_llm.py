@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorrt_llm._api import VERSION, bind, entry, parameters
 from tensorrt_llm._sampling import SamplingParams
+from tests.trt_api import VERSION, bind, entry, parameters
 
 STEP_S = 0.0005
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensorrt_llm._api import bind
+from tests.trt_api import bind
 
 
 class SamplingParams:

@@ -1,6 +1,6 @@
 """The argument models that the lane uses."""
 
-from tensorrt_llm._api import model
+from tests.trt_api import model
 
 KvCacheConfig = model("tensorrt_llm.llmapi.KvCacheConfig")
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tensorrt_llm._api import API, VERSION, bind
+from tests.trt_api import API, VERSION, bind
 
 EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
 

@@ -1,0 +1,22 @@
+"""What the quantizer's worker needs of transformers: decoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+
+class AutoTokenizer:
+    """Decodes with the folder's tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, *, local_files_only: bool) -> AutoTokenizer:
+        assert local_files_only
+        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
