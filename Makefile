@@ -3,9 +3,10 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 RUN := .venv/bin/python
+SCRIPTS := images/*.sh .ci/run .ci/docker
 export PYTHON
 
-.PHONY: help setup demo test test-unit test-engine lint format types locks bench clean
+.PHONY: help setup demo test test-unit test-images lint format locks locks-check images images-size bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,17 +24,31 @@ test: setup ## everything that proves it
 test-unit: setup ## the tests that need no engine (seconds)
 	@$(RUN) -m pytest -m "not engine and not docker"
 
-lint: setup ## ruff, mypy, shellcheck, hadolint, actionlint on what they read
+test-images: setup ## the images, built and run on a stand-in base; needs a Docker Engine
+	@$(RUN) -m pytest tests/images
+
+lint: setup ## ruff, mypy, shellcheck, hadolint, actionlint, zizmor on what they read
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
 	@.venv/bin/mypy
-	@.venv/bin/shellcheck images/*.sh .ci/run && .venv/bin/shfmt -i 4 -d images/*.sh .ci/run
+	@.venv/bin/shellcheck $(SCRIPTS) && .venv/bin/shfmt -i 4 -d $(SCRIPTS)
+	@.venv/bin/hadolint --config images/hadolint.yaml images/*.Dockerfile
+	@.venv/bin/actionlint && .venv/bin/zizmor --offline --quiet .github/workflows
 
 format: setup ## let ruff and shfmt write
 	@.venv/bin/ruff check --fix-only -q . && .venv/bin/ruff format -q .
-	@.venv/bin/shfmt -i 4 -w images/*.sh .ci/run
+	@.venv/bin/shfmt -i 4 -w $(SCRIPTS)
 
 locks: setup ## resolve pyproject.toml into images/locks/ again
 	@images/lock.sh
+
+locks-check: setup ## fail when pyproject.toml and the locks have drifted apart
+	@images/lock.sh --check
+
+images: ## build the vllm lane's images; `docker buildx bake -f bake.hcl TARGET` builds others
+	@docker buildx bake -f bake.hcl
+
+images-size: setup ## each image's size by layer against images/budget.txt
+	@$(RUN) images/sizes.py
 
 bench: setup ## engine alone against the runtime over WebSocket; gateway cost; one run
 	@$(RUN) -m tests.benchmarks

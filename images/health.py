@@ -5,9 +5,8 @@ import sys
 from http.client import HTTPConnection, HTTPException
 
 host = os.environ.get("HOST") or "127.0.0.1"
-connection = HTTPConnection(
-    "127.0.0.1" if host in ("0.0.0.0", "::") else host, int(os.environ.get("PORT") or 8000), timeout=2
-)  # noqa: E501, S104
+everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+connection = HTTPConnection("127.0.0.1" if everywhere else host, int(os.environ.get("PORT") or 8000), timeout=2)
 try:
     connection.request("GET", "/readyz")
     sys.exit(0 if connection.getresponse().status == 200 else 1)

@@ -1,0 +1,201 @@
+"""The cpu images as containers: what they make, what they serve, what they refuse."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import docker
+import pytest
+from docker.models.containers import Container
+
+from runtime import artifact as artifacts
+from tests.client import Options, ToolCall, Turn, connect
+from tests.images import bake
+from tests.images.conftest import outcome, running
+
+SECURE = {
+    "read_only": True,
+    "tmpfs": {"/tmp": ""},
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+}
+KEY = {"TEXT_API_KEY": "test-key"}
+
+
+def mounted(folder: Path) -> dict:
+    """An artifact as the runtime wants it: read-only at /artifact."""
+    return {str(folder): {"bind": "/artifact", "mode": "ro"}}
+
+
+def wait_healthy(container: Container, timeout: float = 300) -> None:
+    """Wait until Docker calls the container healthy."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        container.reload()
+        assert container.status == "running", container.logs().decode()[-4000:]
+        if container.attrs["State"]["Health"]["Status"] == "healthy":
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"not healthy within {timeout} s:\n{container.logs().decode()[-4000:]}")
+
+
+def address(container: Container) -> str:
+    """The container's address on its one network."""
+    (network,) = container.attrs["NetworkSettings"]["Networks"].values()
+    return str(network["IPAddress"])
+
+
+async def speak(url: str, utterance: str) -> Turn:
+    """One turn from outside the container."""
+    options = Options(url=url, api_key="test-key")
+    async with connect(options) as client:
+        turn = Turn()
+        await client.send("start", **options.start_fields("s1", "You are kind."), user_utterance=utterance)
+        async for _ in client.frames(turn):
+            pass
+        await client.end()
+    return turn
+
+
+def test_a_container_without_settings_names_all_problems_and_exits_64(
+    engine: docker.DockerClient, runtime: str
+) -> None:
+    with running(engine, runtime, environment={"PORT": "many", "CHAT_TOP_P": "7"}, **SECURE) as container:
+        status, output = outcome(container)
+    assert status == 64
+    named = {line.split(": ")[1] for line in output.splitlines()}
+    assert named == {"PORT", "CHAT_TOP_P", "TEXT_API_KEY"}
+
+
+def test_a_container_without_artifact_says_so_and_exits_65(engine: docker.DockerClient, runtime: str) -> None:
+    with running(engine, runtime, environment=KEY, network_mode="none", **SECURE) as container:
+        status, output = outcome(container)
+    assert status == 65
+    assert "/artifact: expected an artifact with build_metadata.json, found none" in output
+
+
+def test_the_pipeline_plans_in_its_lane_without_being_told(engine: docker.DockerClient, pipeline: str) -> None:
+    with running(engine, pipeline, "plan", "4bit", "embedded", "embedded", network_mode="none") as container:
+        status, output = outcome(container)
+    assert status == 0, output
+    assert "cpu" in output
+
+
+def test_an_artifact_made_by_a_killed_and_resumed_container_is_whole(artifact: Path) -> None:
+    metadata = artifacts.read(artifact)
+    artifacts.verify_files(artifact, metadata)
+    assert metadata.validation is not None
+    assert metadata.validation.passed
+
+
+async def test_the_runtime_serves_it_read_only_unprivileged_and_without_network(
+    engine: docker.DockerClient, runtime: str, artifact: Path, network: str
+) -> None:
+    # An arbitrary user of group 0, as OpenShift assigns one.
+    options = {**SECURE, "user": "123456:0", "network": network, "volumes": mounted(artifact), "environment": KEY}
+    with running(engine, runtime, **options) as container:
+        wait_healthy(container)
+        turn = await speak(f"ws://{address(container)}:8000/ws", "Can you take a look at my screen?")
+        assert turn.ok
+        assert turn.text.strip()
+        assert isinstance(turn.tool, ToolCall)
+        assert turn.tool.status == "yes"
+        reach = "import socket; socket.create_connection(('192.0.2.1', 80), 3)"
+        assert container.exec_run(["python", "-c", reach]).exit_code != 0
+        assert container.exec_run(["touch", "/opt/yap/app/x"]).exit_code != 0
+        assert container.diff() is None
+        container.stop(timeout=60)
+        container.reload()
+        assert container.attrs["State"]["ExitCode"] == 0, container.logs().decode()[-2000:]
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(folder, to / "artifact"))
+
+
+def refusal(engine: docker.DockerClient, image: str, folder: Path) -> str:
+    """What the runtime says of an artifact that it refuses."""
+    options = {**SECURE, "network_mode": "none", "volumes": mounted(folder), "environment": KEY}
+    with running(engine, image, **options) as container:
+        status, output = outcome(container)
+    assert status == 65, output
+    return output
+
+
+def test_a_tampered_artifact_is_refused(
+    engine: docker.DockerClient, runtime: str, artifact: Path, tmp_path: Path
+) -> None:
+    spoiled = copy_of(artifact, tmp_path)
+    weights = next(spoiled.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert f"{weights.name}: expected SHA-256" in refusal(engine, runtime, spoiled)
+
+
+def test_an_artifact_for_another_gpu_is_refused(
+    engine: docker.DockerClient, runtime: str, artifact: Path, tmp_path: Path
+) -> None:
+    other = copy_of(artifact, tmp_path)
+    metadata = artifacts.read(other)
+    platform = metadata.platform.model_copy(update={"sm": 90, "gpu_name": "NVIDIA H200"})
+    metadata.model_copy(update={"platform": platform}).write(other)
+    assert "expected GPU architecture sm90 (NVIDIA H200), found no GPU" in refusal(engine, runtime, other)
+
+
+def test_an_image_with_the_artifact_baked_in_needs_no_mount(
+    engine: docker.DockerClient, runtime: str, artifact: Path
+) -> None:
+    bake.build("artifact-image", ARTIFACT=str(artifact), ARTIFACT_LANE="cpu")
+    check = (
+        "from pathlib import Path; from runtime import machine, verify; "
+        "verify.check(Path('/artifact'), machine.describe())"
+    )
+    options = {**SECURE, "network_mode": "none", "entrypoint": "python"}
+    with running(engine, bake.name("artifact"), "-c", check, **options) as container:
+        status, output = outcome(container)
+    assert status == 0, output
+
+
+def test_a_tampered_artifact_cannot_be_baked_in(runtime: str, artifact: Path, tmp_path: Path) -> None:
+    spoiled = copy_of(artifact, tmp_path)
+    (spoiled / "config.json").write_text("{}")
+    with pytest.raises(AssertionError, match=re.escape("config.json: expected")):
+        bake.build("artifact-image", ARTIFACT=str(spoiled), ARTIFACT_LANE="cpu")
+
+
+# Names of files that have no business in a server: sources and products of compilers, compilers, tests, caches.
+UNWANTED = """
+find / -xdev \\( -path /proc -o -path /sys \\) -prune -o -type f \\( -name '*.a' -o -name '*.h' -o -name '*.hpp' \\
+  -o -name '*.cuh' -o -name nvcc -o -name ptxas -o -name gcc -o -name g++ -o -name 'cc1*' -o -name uv -o -name pip \\
+  -o -name 'calibration*' -o -name 'test_*.py' -o -path '*/pip/*' -o -path '*/llmcompressor/*' \\
+  -o -path '*/modelopt/*' \\
+  -o -path '/root/.cache/*' -o -path '/opt/yap/app/pipeline/*' -o -path '/var/lib/apt/lists/*' \\) -print
+"""
+
+
+def test_the_runtime_holds_nothing_that_could_build(engine: docker.DockerClient, runtime: str) -> None:
+    with running(engine, runtime, "-c", UNWANTED, entrypoint="sh", user="0") as container:
+        found = outcome(container)[1].splitlines()
+    assert found == []
+
+
+def test_images_can_be_read_without_pulling_them(engine: docker.DockerClient, runtime: str) -> None:
+    config = engine.images.get(runtime).attrs["Config"]
+    assert config["User"] == "2000:0"
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["Entrypoint"][0] == "tini"
+    assert list(config["Volumes"]) == ["/cache"]
+    assert config["Labels"]["yap.lane"] == "cpu"
+
+
+def test_images_keep_within_their_budgets(runtime: str, pipeline: str) -> None:
+    command = [".venv/bin/python", "images/sizes.py", "--registry", bake.NAMES, "--tag", bake.TAG]
+    done = subprocess.run(command, cwd=bake.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "runtime-cpu" in done.stdout
