@@ -11,6 +11,7 @@ from pipeline.problem import Problem
 from pipeline.stages import StageError, flush, flush_tree, locked
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata
+from runtime.engines.trt_folders import is_checkpoint
 
 
 def put(folder: Path, out: Path, metadata: BuildMetadata, cache: Path) -> Path:
@@ -84,7 +85,7 @@ def occupied(out: Path) -> Problem | None:
         config = json.loads((out / "config.json").read_bytes())
     except (OSError, ValueError):
         config = {}
-    if "quantization_config" in config:
+    if "quantization_config" in config or is_checkpoint(config):
         return None
     return Problem(
         "--out", "nothing, an empty folder or a quantized model", f"something else at {out}", "choose another"
