@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import calibration, describe, place, source
+from pipeline.build import awq
 from pipeline.build import trt as build_trt
 from pipeline.build import vllm as build_vllm
 from pipeline.gates import failures
@@ -134,8 +135,15 @@ class Run:
             models["tool"], inputs["tool"] = classifier.folder, classifier.content
             tool = describe.tool_model(plan.tool, classifier.content, report)
 
+        described = awq.describe_awq(chat, plan.engine) if chat else None
+        if described:
+            inputs["awq"] = described
+
         def work(out: Path) -> Mapping[str, Any]:
-            return self._lay_out(models, out)
+            laid_out = self._lay_out(models, out)
+            if described:
+                (out / awq.NAME).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+            return laid_out
 
         done = self.workshop.stage("build", inputs, work)
         self.progress.step("hashing the artifact")
