@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.plan import Request
 from pipeline.prepare import Prepared, prepare
-from pipeline.run import Run
+from pipeline.run import GateError, Run
 from pipeline.stages import StageError
 from runtime import artifact, machine
 from runtime.artifact import ArtifactError, BuildMetadata
@@ -204,6 +204,30 @@ def test_an_engine_that_exists_is_taken_as_it_is_and_needs_no_batch_size(workpla
     assert not [step for step in steps if "quantizing" in step or "compiling" in step]
     assert metadata.chat is not None
     assert metadata.chat.limits.max_batch_size == 16
+
+
+def test_an_engine_that_chooses_otherwise_than_the_float_model_fails_its_gate(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorrt_llm._llm as stand_in
+
+    monkeypatch.setattr(stand_in.TrtLLM, "token_after", lambda _, token: (token + 1 + token % 2) % 256)
+    run = Run(prepared(workplace, TRT_MAX_BATCH_SIZE="15"), Silent())
+    with pytest.raises(GateError, match=r"top1_agreement is 0\.[3-7]"):
+        run.proven()
+
+
+def test_a_modelopt_folder_goes_to_the_pytorch_backend_as_it_is(workplace: Path) -> None:
+    source = model(workplace / "fp8", quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"})
+    request = Request(chat=str(source), lanes=("trt",), out=workplace / "pytorch", thresholds=BOUNDS)
+    work = prepare(request, None, environment(workplace, TRT_BACKEND="pytorch"))
+    place, metadata, _ = made(work)
+    assert metadata.engine == "trt-pytorch"
+    assert metadata.chat is not None
+    assert metadata.chat.engine_path is None
+    assert metadata.chat.quantization.prequantized
+    assert (place / "model.safetensors").is_file()
+    assert not (place / "trt-llm").exists()
 
 
 def test_a_failed_compilation_fails_the_stage_with_its_last_lines(
