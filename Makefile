@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 SCRIPTS := images/*.sh .ci/run .ci/docker
 export PYTHON
 
-.PHONY: help setup demo test test-unit test-images lint format locks locks-check images images-size bench clean
+.PHONY: help setup setup-lane demo demo-publish test test-unit test-images lint format locks locks-check images images-size bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,8 +15,15 @@ setup: ## make both environments from the locks (fast when nothing changed)
 	@images/install.sh .venv cpu dev embedded
 	@images/install.sh .venv-quantize cpu-quantize
 
+setup-lane: ## the environments of LANE alone (vllm or trt), on a machine that builds for it
+	@images/install.sh .venv $(LANE) embedded
+	@[ ! -f images/locks/$(LANE)-quantize.txt ] || images/install.sh .venv-quantize $(LANE)-quantize
+
 demo: setup ## plan → quantize → build → validate a small model, serve it, hold a streamed conversation
 	@$(RUN) -m tests.demo
+
+demo-publish: setup ## sign and push to a hub on loopback over a failing link, then serve by name
+	@$(RUN) -m tests.demo_publish
 
 test: setup ## everything that proves it
 	@$(RUN) -m pytest

@@ -205,20 +205,16 @@ def _machine(machine: Platform) -> str:
 
 def _serving(metadata: BuildMetadata, repo: str) -> str:
     gpus = "--gpus all " if metadata.lane != "cpu" else ""
+    image = f"runtime-{metadata.lane}" if metadata.chat else "runtime-tool"
     text = (
         "## How to serve it\n\nWith its own runtime, over WebSocket. Pin the commit that you tried: `@REVISION`.\n\n"
-        f"```\ndocker run {gpus}-p 8000:8000 -v yap-cache:/cache -e ARTIFACT_CACHE_DIR=/cache \\\n"
-        f"    -e ARTIFACT=hf:{repo}@main -e HF_TOKEN -e TEXT_API_KEY=… runtime-{metadata.lane}\n```"
+        f"```\ndocker run {gpus}-p 8000:8000 -v yap-cache:/cache \\\n"
+        f"    -e ARTIFACT=hf:{repo}@main -e HF_TOKEN -e TEXT_API_KEY=… {image}\n```"
     )
     if metadata.engine == "vllm" and metadata.chat:
-        text += (
-            f"\n\nWith plain vLLM, over HTTP:\n\n```\nvllm serve {repo} --max-model-len {_context(metadata.chat)}\n```"
-        )
+        context = metadata.chat.limits.max_model_len
+        text += f"\n\nWith plain vLLM, over HTTP:\n\n```\nvllm serve {repo} --max-model-len {context}\n```"
     return text
-
-
-def _context(chat: ChatModel) -> int:
-    return chat.limits.max_model_len
 
 
 def _integrity(metadata: BuildMetadata) -> str:
