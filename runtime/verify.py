@@ -70,7 +70,7 @@ def check_machine(metadata: BuildMetadata, machine: Machine) -> None:
     built = metadata.platform
     remedy = (
         "build an engine on this GPU with `yap-pipeline run`"
-        if metadata.lane == "trt"
+        if metadata.engine == "trt"
         else "prove it here with `yap-pipeline validate`"
     )
     if metadata.chat is not None and built.sm != machine.sm:
@@ -79,7 +79,7 @@ def check_machine(metadata: BuildMetadata, machine: Machine) -> None:
         raise ArtifactError(f"expected {expected}, found {found}; {remedy}")
     if machine.gpus:
         check_driver(machine)
-        if metadata.lane == "trt" and _major(built.cuda) != _major(machine.torch_cuda):
+        if metadata.engine == "trt" and _major(built.cuda) != _major(machine.torch_cuda):
             raise ArtifactError(f"expected CUDA {built.cuda}, found {machine.torch_cuda}; {remedy}")
     if metadata.chat is not None:
         _check_engine_version(metadata, machine, remedy)
@@ -105,7 +105,7 @@ def _check_engine_version(metadata: BuildMetadata, machine: Machine, remedy: str
             f"use the runtime-{metadata.lane} image"
         )
     # A compiled engine binds to the exact version; for vLLM a patch release keeps formats and kernels.
-    same = built == found if metadata.lane == "trt" else _minor(built) == _minor(found)
+    same = built == found if metadata.engine == "trt" else _minor(built) == _minor(found)
     if not same:
         raise ArtifactError(f"expected {names[0]} {built}, found {found}; use the matching image or {remedy}")
 

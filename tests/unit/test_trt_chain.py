@@ -16,7 +16,7 @@ from pipeline.plan import Request
 from pipeline.prepare import Prepared, prepare
 from pipeline.run import GateError, Run
 from pipeline.stages import StageError
-from runtime import artifact, machine
+from runtime import artifact, machine, verify
 from runtime.artifact import ArtifactError, BuildMetadata
 from runtime.engines.trt_folders import EngineFolder
 from runtime.settings import SettingsError
@@ -228,6 +228,9 @@ def test_a_modelopt_folder_goes_to_the_pytorch_backend_as_it_is(workplace: Path)
     assert metadata.chat.quantization.prequantized
     assert (place / "model.safetensors").is_file()
     assert not (place / "trt-llm").exists()
+    other = replace(H200, gpus=(replace(H200.gpus[0], sm=89, name="NVIDIA L40S"),))
+    with pytest.raises(ArtifactError, match="prove it here with `yap-pipeline validate`"):
+        verify.check(place, other)
 
 
 def test_a_failed_compilation_fails_the_stage_with_its_last_lines(
