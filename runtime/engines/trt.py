@@ -33,6 +33,8 @@ HEALTH_INTERVAL_S = 0.5
 # TensorRT-LLM's own number of tokens in one step; a whole prompt must fit.
 STEP_TOKENS = 8192
 STATISTICS_TIMEOUT_S = 0.1
+# Positions of a text that are asked for their next token at the same time.
+SCORES_AT_ONCE = 64
 PYTORCH_KV_TYPES = ("auto", "fp8", "nvfp4")
 
 ENVIRONMENT = {
@@ -163,7 +165,8 @@ class TrtEngine:
         try:
             output = llm.generate_async(list(prompt), sampling_params=params, streaming=True)
         except RuntimeError as error:
-            raise EngineDeadError(f"TensorRT-LLM takes no requests any more: {error}") from error
+            refusal = refusal_of(error)
+            raise refusal or EngineDeadError(f"TensorRT-LLM takes no requests any more: {error}") from error
         request = Request(output)
         self._requests.add(request)
         self._spawn(self._take_steps(request))
@@ -206,7 +209,7 @@ class TrtEngine:
         every prompt token for ever. So each position is asked for its next token by a request of its own. The longest
         goes first: the others then find their blocks in the prefix cache.
         """
-        room = asyncio.Semaphore(self._options.max_num_seqs or 1)
+        room = asyncio.Semaphore(min(self._options.max_num_seqs or SCORES_AT_ONCE, SCORES_AT_ONCE))
         sampling = Sampling(temperature=0.0, max_tokens=1, ignore_eos=True)
 
         async def top(length: int) -> int:

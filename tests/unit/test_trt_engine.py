@@ -125,6 +125,38 @@ async def test_a_prompt_that_is_too_long_is_refused_and_the_engine_goes_on(engin
     assert (await text_of(engine, [1], GREEDY))[1] == "length"
 
 
+class RequestError(RuntimeError):
+    """TensorRT-LLM's word for a request that it cannot take."""
+
+
+@pytest.mark.parametrize("when", ["submitted", "running"])
+async def test_a_request_that_tensorrt_llm_refuses_is_no_death(
+    engine: TrtEngine, stand_in: Any, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RequestError("the prompt is longer than max_num_tokens")
+
+    with monkeypatch.context() as patch:
+        if when == "submitted":
+            patch.setattr(stand_in.LLM, "generate_async", refuse)
+        else:
+            patch.setattr(stand_in.LLM, "token_after", refuse)
+        with pytest.raises(ValueError, match="longer than max_num_tokens"):
+            await text_of(engine, [1], GREEDY)
+    assert (await text_of(engine, [1], GREEDY))[1] == "length"
+
+
+async def test_an_unknown_error_while_running_is_the_engines_death(
+    engine: TrtEngine, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(stand_in.LLM, "token_after", fail)
+    with pytest.raises(EngineDeadError, match="illegal memory access"):
+        await text_of(engine, [1], GREEDY)
+
+
 async def test_a_worker_that_dies_ends_every_reply_with_an_error(engine: TrtEngine, stand_in: Any) -> None:
     streams = [engine.generate([1], Sampling(max_tokens=200)) for _ in range(3)]
     for stream in streams:
