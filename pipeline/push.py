@@ -110,9 +110,16 @@ def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, pr
         operations.append(added)
     for path, content in planned.documents.items():
         operations.append(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content))
-    made = api.create_commit(
-        repo, operations, commit_message=title(metadata), revision=BRANCH, parent_commit=shelf.commit
-    )
+    try:
+        made = api.create_commit(
+            repo, operations, commit_message=title(metadata), revision=BRANCH, parent_commit=shelf.commit
+        )
+    except ConnectionError as error:
+        # The client takes every hub for one with Xet storage unless told otherwise; this is how one without answers.
+        if "xet-write-token" in str(error) and "404" in str(error):
+            expected = "expected a hub with Xet storage, found a plain LFS hub"
+            raise StageError("push", expected, api.endpoint, "set HF_HUB_DISABLE_XET=1") from error
+        raise
     progress.step("push: comparing what the hub holds now")
     if difference := mismatch(metadata, look(api, repo, made.oid)):
         raise StageError("push", f"the commit does not hold what was sent: {difference}", repo, "look at it")

@@ -454,6 +454,14 @@ def test_a_run_that_could_not_publish_does_not_start(hub: Hub, tmp_path: Path) -
     assert not (tmp_path / "calls").exists()
 
 
+def test_a_hub_without_xet_storage_says_which_variable_to_set(hub: Hub, tmp_path: Path) -> None:
+    folder = cpu_artifact(tmp_path / "artifact")
+    done = command(hub, tmp_path, "push", str(folder), HF_PUSH_REPO_ID=REPO, HF_HUB_DISABLE_XET="0")
+    assert done.returncode == 1
+    assert "expected a hub with Xet storage, found a plain LFS hub" in done.stderr
+    assert "set HF_HUB_DISABLE_XET=1; the artifact stays at" in done.stderr
+
+
 def test_a_failed_upload_costs_nothing_but_itself(hub: Hub, tmp_path: Path) -> None:
     out = tmp_path / "a"
     hub.fail("POST", "/commit/main$", status=403, times=99)
