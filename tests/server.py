@@ -28,7 +28,8 @@ class Server:
     Standard output and error go to `log`. The context manager ends the process whatever happens inside.
     """
 
-    def __init__(self, artifact: Path, *, api_key: str = "test-key", **variables: str) -> None:
+    def __init__(self, artifact: Path, *, api_key: str = "test-key", module: str = "runtime", **variables: str) -> None:
+        self.module = module
         self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}/ws"
         self.http = f"http://127.0.0.1:{self.port}"
@@ -50,7 +51,7 @@ class Server:
         self.began = time.monotonic()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "runtime"], stdout=log, stderr=subprocess.STDOUT, env=self.environment
+                [sys.executable, "-m", self.module], stdout=log, stderr=subprocess.STDOUT, env=self.environment
             )
         return self
 
@@ -68,7 +69,7 @@ class Server:
     def status(self, path: str = "/readyz") -> int:
         """HTTP status of a path; 0 while nobody listens."""
         try:
-            with urllib.request.urlopen(self.http + path, timeout=5) as answer:  # noqa: S310
+            with urllib.request.urlopen(self.http + path, timeout=5) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             with error:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks import engine_alone
+from tests.benchmarks.gateway import gateway_section
 from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.work import Figures, figures
 from tests.server import Server
@@ -48,7 +49,7 @@ def engine_section(folder: Path) -> None:
             llm.shutdown()
 
     asyncio.run(measure())
-    with Server(folder, CHAT_MAX_OUT=str(REPLY), WS_MAX_MESSAGES_PER_WINDOW="0") as server:
+    with Server(folder, CHAT_MAX_OUT=str(REPLY), WS_MAX_MESSAGES_PER_WINDOW="0", DEPLOY_MODE="chat") as server:
         server.wait_ready()
         target = Target("yap", server.url, server.api_key, words=WORDS, max_tokens=REPLY)
         run_load(target, 1, 1, 1, first_seed=9001)
@@ -60,14 +61,34 @@ def engine_section(folder: Path) -> None:
         server.stop()
 
 
+def shadow_section(folder: Path) -> None:
+    """Time to first token with the classifier and without, the prefill being the same."""
+    print("\nshadow: time to first token with the tool decision and without")
+    medians: dict[str, float] = {}
+    for mode in ("chat", "both"):
+        variables = {"CHAT_MAX_OUT": "8", "WS_MAX_MESSAGES_PER_WINDOW": "0", "DEPLOY_MODE": mode}
+        with Server(folder, **variables) as server:
+            server.wait_ready()
+            target = Target("yap", server.url, server.api_key, words=WORDS * 3, max_tokens=8)
+            run_load(target, 1, 4, 1, first_seed=9100)
+            found = figures(1, run_load(target, 1, 30, 1, first_seed=70_000))
+            medians[mode] = found.ttft_p50
+            print(found.line(f"deployed: {mode}"), flush=True)
+            server.stop()
+    print(f"shadow: TTFT p50 with the decision is {medians['both'] / medians['chat']:.3f} × chat only")
+
+
 def main() -> None:
-    sections = {"engine": engine_section}
+    sections = {"gateway": gateway_section, "engine": engine_section, "shadow": shadow_section}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", choices=[[], *sections], help="which (default: all)")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help="gateway, engine, shadow (default: all)")
     parser.add_argument("--artifact", type=Path, default=Path("artifacts/demo"))
     arguments = parser.parse_args()
-    folder = artifact(arguments.artifact)
-    for name in arguments.sections or sections:
+    if unknown := set(arguments.sections) - set(sections):
+        parser.error(f"expected {', '.join(sections)}, found {', '.join(sorted(unknown))}")
+    wanted = arguments.sections or list(sections)
+    folder = arguments.artifact if wanted == ["gateway"] else artifact(arguments.artifact)
+    for name in wanted:
         sections[name](folder)
 
 

@@ -1,0 +1,142 @@
+"""What the gateway costs around an engine that costs nothing: per token, per idle connection, per interruption."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from pathlib import Path
+
+from tests.benchmarks.load import Target, run_load
+from tests.client import Client, Options, Token, Turn, connect
+from tests.client.statistics import percentile
+from tests.server import Server
+
+CONNECTIONS = (1, 64, 256, 1000)
+SHORT, LONG = 150, 4000
+LIMITS = {
+    "MAX_CONCURRENT_CONNECTIONS": "1100",
+    "WS_MAX_MESSAGES_PER_WINDOW": "0",
+    "WS_MAX_CANCELS_PER_WINDOW": "0",
+    "MAX_SESSIONS": "50000",
+}
+
+
+def instant(tokens: int, pause: float = 0.0) -> Server:
+    """A server whose engine replies out of a table."""
+    variables = LIMITS | {"INSTANT_TOKENS": str(tokens), "INSTANT_PAUSE": str(pause)}
+    return Server(Path(), module="tests.benchmarks.instant", **variables)
+
+
+def cpu_seconds(server: Server) -> float:
+    """User and system time that the server has used so far."""
+    assert server.process is not None
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_kib(server: Server) -> int:
+    """The server's resident memory."""
+    assert server.process is not None
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())
+    assert found
+    return int(found.group(1))
+
+
+def cost(server: Server, tokens: int, connections: int, rounds: int) -> float:
+    """Server CPU in microseconds per token; prints the run's line."""
+    target = Target("yap", server.url, server.api_key, words=10)
+    before, began = cpu_seconds(server), time.perf_counter()
+    samples = run_load(target, connections, rounds, 1, first_seed=connections * 100_000 + tokens)
+    used, elapsed = cpu_seconds(server) - before, time.perf_counter() - began
+    total = sum(sample.tokens for sample in samples)
+    span = max(sample.ended for sample in samples) - min(sample.started for sample in samples)
+    frames = sum(sample.frames for sample in samples) / total
+    assert total == tokens * connections * rounds, f"expected whole replies, found {total} tokens"
+    print(
+        f"gateway: {connections:5} connections, replies of {tokens:5}: {total / span:10.0f} tok/s  "
+        f"{used / total * 1e6:6.1f} µs server CPU per token  {frames:.2f} frames per token  ({elapsed:.0f} s)",
+        flush=True,
+    )
+    return used / total * 1e6
+
+
+def idle_memory(server: Server, connections: int = 1000) -> None:
+    """Resident memory that an open, idle connection adds."""
+
+    async def main() -> tuple[int, int]:
+        options = Options(url=server.url, api_key=server.api_key)
+        # Some connections first, so that what the first ones allocate for good is not counted.
+        async with connect(options):
+            pass
+        before = resident_kib(server)
+        doors = [connect(options) for _ in range(connections)]
+        for door in doors:
+            await door.__aenter__()
+        await asyncio.sleep(1)
+        after = resident_kib(server)
+        await asyncio.gather(*(door.__aexit__(None, None, None) for door in doors))
+        return before, after
+
+    before, after = asyncio.run(main())
+    print(f"gateway: {(after - before) / connections:.1f} KiB per idle connection at {connections}", flush=True)
+
+
+async def speaking(client: Client, number: int) -> Turn:
+    """A turn of which a token has been heard."""
+    turn = Turn()
+    await client.send("start", session_id="s", user_utterance=f"Tell me more, {number}.", history=[])
+    async for frame in client.frames(turn):
+        if isinstance(frame, Token):
+            break
+    return turn
+
+
+def interruptions(server: Server, rounds: int = 200) -> None:
+    """From the client's word to the server's: `cancel` → `done`, and new `start` → first new token."""
+
+    async def main() -> tuple[list[float], list[float]]:
+        cancels, barge_ins = [], []
+        async with connect(Options(url=server.url, api_key=server.api_key)) as client:
+            for number in range(rounds):
+                await speaking(client, number)
+                began = time.perf_counter()
+                await client.send("cancel")
+                await client.until("done")
+                cancels.append(time.perf_counter() - began)
+                await speaking(client, number)
+                began = time.perf_counter()
+                await client.send("start", session_id="s", user_utterance="Wait.", history=[])
+                await client.until("done")
+                await client.until("token")
+                barge_ins.append(time.perf_counter() - began)
+                await client.send("cancel")
+                await client.until("done")
+        return sorted(cancels), sorted(barge_ins)
+
+    for name, times in zip(("cancel → done", "new start → first new token"), asyncio.run(main()), strict=True):
+        cells = "  ".join(f"p{p} {percentile(times, p) * 1000:.2f} ms" for p in (50, 95, 99))
+        print(f"gateway: {name}: {cells}", flush=True)
+
+
+def gateway_section(folder: Path) -> None:
+    """All of it. The artifact is not needed: the engine is a table."""
+    print("\ngateway: the server around an engine that yields instantly")
+    with instant(SHORT) as server:
+        server.wait_ready()
+        idle_memory(server)
+        run_load(Target("yap", server.url, server.api_key, words=10), 8, 2, 1, first_seed=1)
+        for connections in CONNECTIONS:
+            cost(server, SHORT, connections, max(2, 512 // connections))
+        short = cost(server, SHORT, 64, 60)
+        server.stop()
+    with instant(LONG) as server:
+        server.wait_ready()
+        long = cost(server, LONG, 64, 2)
+        server.stop()
+    print(f"gateway: a token of a {LONG}-token reply costs {long / short:.3f} × one of a {SHORT}-token reply")
+    with instant(LONG, pause=0.005) as server:
+        server.wait_ready()
+        interruptions(server)
+        server.stop()

@@ -1,0 +1,80 @@
+"""The server's own process around an engine that costs nothing: what is left is the gateway.
+
+`python -m tests.benchmarks.instant`, set by the server's variables; `INSTANT_TOKENS` is the length of a reply and
+`INSTANT_PAUSE` the seconds between its tokens (0: every stream gets a token in each step of the event loop).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from runtime import server
+from runtime.deployment import Chat
+from runtime.engines import Delta, EngineOptions, Load, Sampling, TokenScore
+from runtime.service import Service
+from runtime.serving import ChatPlan, ServingPlan
+from runtime.settings import load
+from tests.scripted import ScriptedRenderer
+
+WORDS = (" the", " sea", " was", " calm", ",", " and", " nobody", " spoke", " of", " it", ".")
+
+
+class InstantEngine:
+    """Tokens out of a table."""
+
+    def __init__(self, tokens: int, pause: float) -> None:
+        self._deltas = [Delta(WORDS[index % len(WORDS)], 1) for index in range(tokens)]
+        self._pause = pause
+        self._running = 0
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def generate(self, prompt: Sequence[object], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        """One token in each step of the loop, or every `pause` seconds."""
+        self._running += 1
+        pause = self._pause
+        try:
+            for delta in self._deltas:
+                await asyncio.sleep(pause)
+                yield delta
+        finally:
+            self._running -= 1
+
+    async def warm(self, prompt: Sequence[object]) -> int:
+        """Nothing to fill."""
+        return 0
+
+    async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
+        """Knows no probabilities."""
+        return []
+
+    async def load(self) -> Load:
+        """The streams that are open."""
+        return Load(self._running, 0, 0.0)
+
+    async def reset_caches(self) -> bool:
+        """Nothing to drop."""
+        return True
+
+    async def health(self) -> None:
+        """Never dies."""
+
+    async def shutdown(self) -> None:
+        """Nothing to stop."""
+
+
+async def load_instant(service: Service) -> None:
+    """In the place of `Service.load`."""
+    tokens, pause = int(os.environ.get("INSTANT_TOKENS", "150")), float(os.environ.get("INSTANT_PAUSE", "0"))
+    renderer = ScriptedRenderer()
+    chat = Chat(InstantEngine(tokens, pause), renderer, ThreadPoolExecutor(1), renderer.budgets)
+    service.open(chat, None, ServingPlan("chat", ChatPlan(renderer.budgets, tokens, EngineOptions()), None, None))
+
+
+if __name__ == "__main__":
+    Service.load = load_instant  # type: ignore[method-assign]
+    raise SystemExit(server.run(load()))
