@@ -106,7 +106,7 @@ def outcome(container: Container, timeout: float = 120) -> tuple[int, str]:
 def artifact(
     engine: docker.DockerClient, pipeline: str, finished_stages: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """An artifact of the embedded models, made in the pipeline's container without network.
+    """An artifact of the embedded chat model, made in the pipeline's container without network.
 
     The first container is killed after its first stage; the second goes on from there.
     """
@@ -117,7 +117,7 @@ def artifact(
         "volumes": {finished_stages: {"bind": "/cache"}, str(out): {"bind": "/artifacts"}},
         "environment": {"AWQ_NSAMPLES": "16", "AWQ_SEQLEN": "256", "VLLM_CPU_KVCACHE_SPACE": "1"},
     }
-    words = ("run", "8bit", "embedded", "embedded", "--out", "/artifacts/embedded")
+    words = ("run", "8bit", "embedded", "--out", "/artifacts/embedded")
     with running(engine, pipeline, *words, **options) as container:
         for line in container.logs(stream=True, follow=True):
             if b"quantiz" in line:
