@@ -91,8 +91,11 @@ def examine(
     if private not in {"0", "1"}:
         problems.append(Problem("HF_PUSH_PRIVATE", "0 or 1", repr(private), "1 keeps the repository to yourself"))
     token, token_problem = _token(environment)
-    if token and repo_problem is None:
-        token_problem = _access_problem(token, repo, environment)
+    if token is None and token_problem is None:
+        # A job's token is made for one repository and has no account of its own to ask about.
+        token, token_problem = _exchanged_token(environment["HF_OIDC_RESOURCE"], repo)
+    elif token and repo_problem is None:
+        token_problem = _access_problem(token, repo)
     if token_problem:
         problems.append(token_problem)
     if problems or token is None:
@@ -164,15 +167,14 @@ def _origin_problems(origins: Sequence[Origin]) -> list[Problem]:
 
 
 def _token(environment: Mapping[str, str]) -> tuple[str | None, Problem | None]:
+    """The token that is set, or what is wrong with it; neither when it is had in exchange for a job's identity."""
     try:
         token = hub.token_of(environment)
     except TokenError as error:
         name, _, rest = str(error).partition(": expected ")
         expected, _, found = rest.partition(", found ")
         return None, Problem(name, expected, found)
-    if token is None and environment.get("HF_OIDC_RESOURCE"):
-        return _exchanged_token()
-    if token is None:
+    if token is None and not environment.get("HF_OIDC_RESOURCE"):
         return None, Problem(
             "HF_TOKEN",
             "a token with write access",
@@ -182,12 +184,14 @@ def _token(environment: Mapping[str, str]) -> tuple[str | None, Problem | None]:
     return token, None
 
 
-def _exchanged_token() -> tuple[str | None, Problem | None]:
+def _exchanged_token(resource: str, repo: str) -> tuple[str | None, Problem | None]:
     """A short-lived token for a CI job that proved who it is (OIDC); the client does the exchange."""
     from httpx import HTTPError
     from huggingface_hub import get_token
     from huggingface_hub.errors import OIDCError
 
+    if resource != repo:
+        return None, Problem("HF_OIDC_RESOURCE", f"{repo or 'a repository'}, as HF_PUSH_REPO_ID says", resource)
     try:
         return get_token(), None
     except (OIDCError, HTTPError, OSError) as error:
@@ -195,17 +199,12 @@ def _exchanged_token() -> tuple[str | None, Problem | None]:
         return None, Problem("HF_OIDC_RESOURCE", expected, hub.reason(error))
 
 
-def _access_problem(token: str, repo: str, environment: Mapping[str, str]) -> Problem | None:
+def _access_problem(token: str, repo: str) -> Problem | None:
     """Why a token may not write to a repository, as far as the hub says before it is tried."""
     from httpx import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    if hub_resource := environment.get("HF_OIDC_RESOURCE"):
-        # Such a token is made for one repository and has no account of its own to ask about.
-        if hub_resource != repo and token != environment.get("HF_TOKEN"):
-            return Problem("HF_OIDC_RESOURCE", f"{repo}, as HF_PUSH_REPO_ID says", hub_resource)
-        return None
     hub.bound_waiting()
     try:
         account = hub.persistently(lambda: HfApi(token=token).whoami(), lambda line: None, tries=3)

@@ -139,6 +139,17 @@ def whoami(hub: Hub, call: Call, _: re.Match[str]) -> Answer:
     return Answer(account.whoami())
 
 
+@route("POST", "/oauth/token")
+def exchange(hub: Hub, call: Call, _: re.Match[str]) -> Answer:
+    """A CI job's identity for a token that may write to one repository (RFC 8693)."""
+    wanted = call.json
+    if wanted["subject_token"] != "a-trusted-job":
+        raise Refusal(403, "this job is no trusted publisher")
+    token = f"hf_jwt_{len(hub.accounts)}"
+    hub.accounts[token] = Account("job", "fineGrained", scoped={wanted["resource"]: ("repo.write",)})
+    return Answer({"access_token": token, "token_type": "bearer", "expires_in": 3600})
+
+
 @route("POST", "/api/repos/create")
 def create(hub: Hub, call: Call, _: re.Match[str]) -> Answer:
     account, wanted = account_of(hub, call), call.json

@@ -54,6 +54,7 @@ class Hub:
     page_size: int = 100
     faults: Faults = field(default_factory=Faults)
     seen: list[Seen] = field(default_factory=list)
+    running: int = 0
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __enter__(self) -> Hub:
@@ -108,6 +109,10 @@ class Hub:
 
     def requests(self, method: str, path: str = "") -> list[Seen]:
         """Those seen so far that match."""
+        # A client has its answer a moment before the request is noted.
+        deadline = time.monotonic() + 1
+        while self.running and time.monotonic() < deadline:
+            time.sleep(0.001)
         wanted = Fault(method, path)
         return [entry for entry in list(self.seen) if wanted.matches(entry.method, entry.path)]
 
@@ -132,6 +137,15 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET
 
     def _serve(self) -> None:
+        with self.hub.lock:
+            self.hub.running += 1
+        try:
+            self._serve_one()
+        finally:
+            with self.hub.lock:
+                self.hub.running -= 1
+
+    def _serve_one(self) -> None:
         split = urlsplit(self.path)
         path = unquote(split.path)
         self._path, self._received, self._sent = path, 0, 0

@@ -163,6 +163,39 @@ def test_two_different_tokens_are_refused_without_showing_them(hub: Hub) -> None
 
 
 @pytest.mark.parametrize(
+    ("job", "resource", "message"),
+    [
+        ("a-trusted-job", REPO, None),
+        (
+            "a-stranger",
+            REPO,
+            "expected a token in exchange for this job's identity, found status 403",
+        ),
+        (
+            "a-trusted-job",
+            "acme/other",
+            f"expected {REPO}, as HF_PUSH_REPO_ID says, found acme/other",
+        ),
+    ],
+)
+def test_a_job_publishes_by_its_identity(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, resource: str, message: str | None
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.utils._auth._OIDC_TOKEN_CACHE", None)
+    for name, value in {"HF_OIDC_RESOURCE": resource, "HF_OIDC_ID_TOKEN": job, "HF_PUSH_REPO_ID": REPO}.items():
+        monkeypatch.setenv(name, value)
+    destination, problems = preconditions.examine([MODEL], None)
+    if message:
+        assert [message in str(problem) for problem in problems] == [True]
+        return
+    assert destination
+    folder = cpu_artifact(tmp_path / "artifact")
+    push(folder, destination, None, Steps())
+    assert {path: hub.repositories[REPO].files[path] for path in contents(folder)} == contents(folder)
+
+
+@pytest.mark.parametrize(
     ("made", "message"),
     [
         ({"passed": None}, "found no: never validated"),
