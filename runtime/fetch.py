@@ -14,6 +14,7 @@ A folder under its final name is complete. A pinned commit that is in the cache 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -73,6 +74,8 @@ class Fetcher:
             ArtifactError: one line for every way in which it can fail.
         """
         reference = Reference.parse(text)
+        # It logs every address, and those of the storage behind the hub carry a signature that is as good as a key.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         home = self.cache / "artifacts" / reference.repo.replace("/", "--")
         with explained(reference):
             commit = self._commit(reference, home)
