@@ -89,12 +89,14 @@ cpu)
     fi || die "no CPU build of torch $TORCH_CPU for Python $version within reach; use a Python that has one (PYTHON=…) or put its wheel into a folder and name that in PIP_FIND_LINKS"
     ;;
 cu130)
+    unset UV_FIND_LINKS
     say "installing torch $TORCH_TRT"
     # PyPI's build of this version is for CUDA 12. With its dependencies: it pins NVIDIA's libraries itself.
     "$uv" pip install --quiet --python "$venv/bin/python" --torch-backend cu130 \
         "torch==$TORCH_TRT" "torchvision==$TORCHVISION_TRT" ||
         die "no CUDA 13 build of torch $TORCH_TRT for Python $version within reach; check that PyTorch's index is"
     ;;
+*) unset UV_FIND_LINKS ;; # a CPU build there would be taken for the same version
 esac
 
 for lock in "$@"; do

@@ -6,6 +6,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 uv=${UV:-.venv-tools/bin/uv}
+# A folder of CPU builds must not decide what the CUDA lanes get.
+unset UV_FIND_LINKS PIP_FIND_LINKS
 locks=images/locks
 target=$locks
 if [ "${1:-}" = --check ]; then

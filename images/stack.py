@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from pathlib import Path
 CUDA = (13, 0)
 # NVIDIA's CUDA 13.0 release notes, table of minimum driver versions.
 MINIMUM_DRIVER = 580
+MINIMUM_SHM_MIB = 256
 EX_CONFIG = 78
 ENGINES = {"vllm": "vllm", "cpu": "vllm-cpu", "trt": "tensorrt-llm"}
 USES_CUDA = frozenset({"vllm", "trt"})
@@ -142,6 +144,15 @@ def driver() -> Iterator[str]:
         yield f"driver: expected NVIDIA {MINIMUM_DRIVER} or newer, found {text.value.decode()}; update it on the host"
 
 
+def shared_memory() -> Iterator[str]:
+    """Room for vLLM's queues between processes, which the cpu lane always has; Docker gives 64 MiB unless told."""
+    place = "/dev/shm"  # noqa: S108 - named, not written
+    free = os.statvfs(place)
+    mib = free.f_bavail * free.f_frsize >> 20
+    if mib < MINIMUM_SHM_MIB:
+        yield f"{place}: expected {MINIMUM_SHM_MIB} MiB or more, found {mib}; run the container with --shm-size 1g"
+
+
 def problems(lane: str, *, start: bool) -> Iterator[str]:
     """Everything that does not fit."""
     yield from cuda_runtime()
@@ -150,6 +161,8 @@ def problems(lane: str, *, start: bool) -> Iterator[str]:
     if start:
         if lane in USES_CUDA:
             yield from driver()
+        if lane == "cpu":
+            yield from shared_memory()
         return
     yield from compiler()
     yield from mpi()

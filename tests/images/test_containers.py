@@ -20,6 +20,7 @@ from tests.images.conftest import outcome, running
 SECURE = {
     "read_only": True,
     "tmpfs": {"/tmp": ""},
+    "shm_size": "1g",
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges"],
 }
@@ -171,7 +172,7 @@ def test_a_tampered_artifact_cannot_be_baked_in(runtime: str, artifact: Path, tm
 UNWANTED = """
 find / -xdev \\( -path /proc -o -path /sys \\) -prune -o -type f \\( -name '*.a' -o -name '*.h' -o -name '*.hpp' \\
   -o -name '*.cuh' -o -name nvcc -o -name ptxas -o -name gcc -o -name g++ -o -name 'cc1*' -o -name uv -o -name pip \\
-  -o -name 'calibration*' -o -name 'test_*.py' -o -path '*/pip/*' -o -path '*/llmcompressor/*' \\
+  -o -name 'calibration*' -o -path '/opt/*/tests/*' -o -path '*/pip/*' -o -path '*/llmcompressor/*' \\
   -o -path '*/modelopt/*' \\
   -o -path '/root/.cache/*' -o -path '/opt/yap/app/pipeline/*' -o -path '/var/lib/apt/lists/*' \\) -print
 """

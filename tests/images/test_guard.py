@@ -103,7 +103,7 @@ def test_the_stack_check_says_what_is_wrong(
 
 def test_the_stack_check_notices_a_torch_for_another_cuda(engine: docker.DockerClient, runtime: str) -> None:
     version = "/opt/yap/venv/lib/python*/site-packages/torch/version.py"
-    command = f"echo \"cuda: Optional[str] = '12.8'\" >> {version}; python /opt/yap/bin/stack.py vllm --start"
+    command = f"echo \"cuda: Optional[str] = '12.8'\" | tee -a {version}; python /opt/yap/bin/stack.py vllm --start"
     with running(engine, runtime, "-c", command, entrypoint="sh", user="0") as container:
         status, output = outcome(container)
     assert status == 78
