@@ -20,6 +20,8 @@ from tests.prompts.detailed import PERSONAS
 from tests.server import Server
 
 PERSONA = PERSONAS["anna_wholesome"][1]
+# Few and short samples: enough for the gates, and quick on two cores.
+SHORT = {"AWQ_NSAMPLES": "16", "AWQ_SEQLEN": "256"}
 SCRIPT = (
     ("Hi Anna! What is the capital of France?", "no"),
     ("Can you take a look at my screen and tell me what you think?", "yes"),
@@ -33,8 +35,9 @@ def heading(text: str) -> None:
 def pipeline(*arguments: str) -> None:
     """Run one pipeline command as a user would; its own output says what went wrong."""
     command = [sys.executable, "-m", "pipeline", *arguments]
-    print("$ " + " ".join(["python -m pipeline", *arguments]), flush=True)
-    status = subprocess.run(command, check=False).returncode
+    shown = [f"{name}={value}" for name, value in SHORT.items() if name not in os.environ]
+    print("$ " + " ".join([*shown, "python -m pipeline", *arguments]), flush=True)
+    status = subprocess.run(command, check=False, env=SHORT | os.environ).returncode
     if status:
         sys.exit(f"demo: `{' '.join(command[1:])}` exited {status}; its last lines above say what to do")
 
