@@ -118,7 +118,7 @@ def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, pr
         # The client takes every hub for one with Xet storage unless told otherwise; this is how one without answers.
         if "xet-write-token" in str(error) and "404" in str(error):
             expected = "expected a hub with Xet storage, found a plain LFS hub"
-            raise StageError("push", expected, api.endpoint, "set HF_HUB_DISABLE_XET=1") from error
+            raise StageError("push", expected, api.endpoint, "set HF_HUB_DISABLE_XET=1") from None
         raise
     progress.step("push: comparing what the hub holds now")
     if difference := mismatch(metadata, look(api, repo, made.oid)):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub.utils import http_backoff
 
 from runtime import hub as retries
 from tests.hub.server import Hub
@@ -14,7 +15,7 @@ from tests.hub.server import Hub
 def point(monkeypatch: pytest.MonkeyPatch, hub: Hub, token: str | None = None) -> None:
     """Set what `huggingface_hub` read from the environment when it was imported, and what it reads later.
 
-    Waits between tries of ours become short; the client's own first wait of a second stays.
+    Waits between tries become short.
     """
     for name in ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_FILE", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
@@ -27,6 +28,7 @@ def point(monkeypatch: pytest.MonkeyPatch, hub: Hub, token: str | None = None) -
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setitem(http_backoff.__kwdefaults__, "base_wait_time", 0.01)
     huggingface_hub.close_session()
 
 
