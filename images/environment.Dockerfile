@@ -12,6 +12,7 @@ ARG CHECK
 RUN --mount=type=cache,id=yap-packages,target=/root/.cache \
     --mount=type=bind,from=wheels,target=/tmp/wheels \
     --mount=type=bind,source=images/install.sh,target=/tmp/images/install.sh \
+    --mount=type=bind,source=images/libraries.sh,target=/tmp/images/libraries.sh \
     --mount=type=bind,source=images/locks,target=/tmp/images/locks \
     --mount=type=secret,id=ca,target=/run/ca.pem \
     --mount=type=secret,id=pip_index_url,env=PIP_INDEX_URL \
@@ -22,6 +23,7 @@ set -eu
 export PIP_FIND_LINKS=/tmp/wheels UV_LINK_MODE=copy YAP_TOOLS_VENV=/tmp/tools
 mkdir -p "$VENV"
 [ -z "$LOCKS" ] || sh /tmp/images/install.sh "$VENV" $LOCKS
+sh /tmp/images/libraries.sh "$VENV"
 [ -z "$CHECK" ] || "$VENV/bin/python" /opt/yap/bin/stack.py "$CHECK"
 rm -rf /tmp/tools
 RUN

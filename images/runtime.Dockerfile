@@ -14,7 +14,9 @@ COPY images/health.py /opt/yap/bin/health.py
 COPY runtime /opt/yap/app/runtime
 
 # Compiled here, because the root file system may be read-only; checked here, because trimming may have cut too much.
-RUN chmod 0755 /opt/yap/bin/entrypoint && ln -s entrypoint /opt/yap/bin/yap-runtime && \
+RUN --mount=type=bind,source=images/libraries.sh,target=/tmp/libraries.sh \
+    sh /tmp/libraries.sh /opt/yap/venv && \
+    chmod 0755 /opt/yap/bin/entrypoint && ln -s entrypoint /opt/yap/bin/yap-runtime && \
     /opt/yap/venv/bin/python -m compileall -q /opt/yap/app && \
     /opt/yap/venv/bin/python /opt/yap/bin/stack.py "$LANE" && \
     PYTHONPATH=/opt/yap/app /opt/yap/venv/bin/python -c 'import torch, transformers, runtime.service'
