@@ -12,9 +12,9 @@ import docker
 MIB = 1 << 20
 
 
-def budgets() -> dict[str, int]:
+def budgets(file: Path) -> dict[str, int]:
     """MiB by image name, as `budget.txt` lists them."""
-    lines = (Path(__file__).parent / "budget.txt").read_text("utf-8").splitlines()
+    lines = file.read_text("utf-8").splitlines()
     rows = (line.split() for line in lines if line.strip() and not line.startswith("#"))
     return {name: int(mib) for name, mib in rows}
 
@@ -30,10 +30,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--registry", default="yap")
     parser.add_argument("--tag", default="dev")
+    parser.add_argument("--budget", type=Path, default=Path(__file__).parent / "budget.txt")
     arguments = parser.parse_args()
     client = docker.from_env()
     over = []
-    for name, budget in budgets().items():
+    for name, budget in budgets(arguments.budget).items():
         try:
             image = client.images.get(f"{arguments.registry}/{name}:{arguments.tag}")
         except docker.errors.ImageNotFound:

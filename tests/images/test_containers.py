@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from docker.models.containers import Container
 
 from runtime import artifact as artifacts
-from tests.client import Options, Turn, connect
+from tests.client import Options, Token, Turn, connect
 from tests.images import bake
 from tests.images.conftest import outcome, running
 
@@ -62,6 +64,22 @@ async def speak(url: str, utterance: str) -> Turn:
     return turn
 
 
+async def speak_while_stopping(url: str, container: Container) -> Turn:
+    """One turn, and `docker stop` at its first token."""
+    options = Options(url=url, api_key="test-key", sampling={"temperature": 0.0})
+    stopping = None
+    async with connect(options) as client:
+        turn = Turn()
+        fields = options.start_fields("s2", "You tell long stories.")
+        await client.send("start", **fields, user_utterance="Tell me a story about a lighthouse.")
+        async for frame in client.frames(turn):
+            if stopping is None and isinstance(frame, Token):
+                stopping = asyncio.create_task(asyncio.to_thread(container.stop, timeout=60))
+    assert stopping is not None
+    await stopping
+    return turn
+
+
 def test_a_container_without_settings_names_all_problems_and_exits_64(
     engine: docker.DockerClient, runtime: str
 ) -> None:
@@ -107,7 +125,8 @@ async def test_the_runtime_serves_it_read_only_unprivileged_and_without_network(
         assert container.exec_run(["python", "-c", reach]).exit_code != 0
         assert container.exec_run(["touch", "/opt/yap/app/x"]).exit_code != 0
         assert container.diff() is None
-        container.stop(timeout=60)
+        interrupted = await speak_while_stopping(f"ws://{address(container)}:8000/ws", container)
+        assert interrupted.ok, "a turn that ran when SIGTERM came was cut off"
         container.reload()
         assert container.attrs["State"]["ExitCode"] == 0, container.logs().decode()[-2000:]
 
@@ -193,8 +212,21 @@ def test_images_can_be_read_without_pulling_them(engine: docker.DockerClient, ru
     assert config["Labels"]["yap.lane"] == "cpu"
 
 
+def sizes(*options: str) -> subprocess.CompletedProcess[str]:
+    """`make images-size` for the images of these tests."""
+    command = [sys.executable, "images/sizes.py", "--registry", bake.NAMES, "--tag", bake.TAG, *options]
+    return subprocess.run(command, cwd=bake.ROOT, capture_output=True, text=True, check=False)
+
+
 def test_images_keep_within_their_budgets(runtime: str, pipeline: str) -> None:
-    command = [".venv/bin/python", "images/sizes.py", "--registry", bake.NAMES, "--tag", bake.TAG]
-    done = subprocess.run(command, cwd=bake.ROOT, capture_output=True, text=True, check=False)
+    done = sizes()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "runtime-cpu" in done.stdout
+    assert re.search(r"^runtime-cpu: \d+ MiB of \d+$", done.stdout, re.MULTILINE)
+
+
+def test_an_image_over_its_budget_is_named(runtime: str, tmp_path: Path) -> None:
+    budget = tmp_path / "budget.txt"
+    budget.write_text("runtime-cpu 100\n")
+    done = sizes("--budget", str(budget))
+    assert done.returncode == 1
+    assert "runtime-cpu: expected at most 100 MiB, found" in done.stderr
