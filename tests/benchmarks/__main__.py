@@ -1,7 +1,7 @@
 """`make bench`: every benchmark that fits a machine without a GPU, in one run.
 
 python -m tests.benchmarks            all sections
-python -m tests.benchmarks engine     one of them: engine, gateway, shadow
+python -m tests.benchmarks engine     one of them: gateway, prompts, engine, shadow
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.benchmarks import engine_alone
 from tests.benchmarks.gateway import gateway_section
 from tests.benchmarks.load import Target, run_load
+from tests.benchmarks.prompts import prompt_section
 from tests.benchmarks.work import Figures, figures
 from tests.server import Server
 
@@ -79,9 +80,14 @@ def shadow_section(folder: Path) -> None:
 
 
 def main() -> None:
-    sections = {"gateway": gateway_section, "engine": engine_section, "shadow": shadow_section}
+    sections = {
+        "gateway": gateway_section,
+        "prompts": prompt_section,
+        "engine": engine_section,
+        "shadow": shadow_section,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help="gateway, engine, shadow (default: all)")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(sections)} (default: all)")
     parser.add_argument("--artifact", type=Path, default=Path("artifacts/demo"))
     arguments = parser.parse_args()
     if unknown := set(arguments.sections) - set(sections):
