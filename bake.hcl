@@ -269,7 +269,8 @@ target "runtime" {
     environment = "target:serving-${lane}"
   }
   args = {
-    LANE = lane
+    LANE                = lane
+    TORCHDYNAMO_DISABLE = contains(["cpu", "tool"], lane) ? "1" : "0"
   }
   cache-from = CACHE ? ["type=gha,scope=runtime-${lane}"] : []
   cache-to   = CACHE ? ["type=gha,scope=runtime-${lane},mode=max"] : []

@@ -7,6 +7,8 @@ RUN --mount=type=bind,source=images/trim.sh,target=/tmp/trim.sh sh /tmp/trim.sh 
 FROM base
 
 ARG LANE
+# On a CPU torch would compile small functions of vLLM's sampler with g++, which is not here; it runs them as they are.
+ARG TORCHDYNAMO_DISABLE
 
 COPY --from=trimmed /opt/yap/venv /opt/yap/venv
 COPY images/entrypoint.sh /opt/yap/bin/entrypoint
@@ -16,7 +18,7 @@ COPY runtime /opt/yap/app/runtime
 # Compiled here, because the root file system may be read-only; checked here, because trimming may have cut too much.
 RUN --mount=type=bind,source=images/libraries.sh,target=/tmp/libraries.sh \
     sh /tmp/libraries.sh /opt/yap/venv && \
-    chmod 0755 /opt/yap/bin/entrypoint && ln -s entrypoint /opt/yap/bin/yap-runtime && \
+    mkdir /artifact && chmod 0755 /opt/yap/bin/entrypoint && ln -s entrypoint /opt/yap/bin/yap-runtime && \
     /opt/yap/venv/bin/python -m compileall -q /opt/yap/app && \
     /opt/yap/venv/bin/python /opt/yap/bin/stack.py "$LANE" && \
     PYTHONPATH=/opt/yap/app /opt/yap/venv/bin/python -c 'import torch, transformers, runtime.service'
@@ -34,6 +36,7 @@ ENV PATH=/opt/yap/venv/bin:/opt/yap/bin:$PATH \
     YAP_PROGRAM=runtime \
     YAP_LANE=${LANE} \
     ARTIFACT=/artifact \
+    TORCHDYNAMO_DISABLE=${TORCHDYNAMO_DISABLE} \
     VLLM_NO_USAGE_STATS=1 \
     VLLM_USE_FLASHINFER_SAMPLER=0
 
