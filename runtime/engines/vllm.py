@@ -7,11 +7,11 @@ scheduler itself (`vllm_core`).
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -103,7 +103,14 @@ class VllmEngine:
 
         config = engine_arguments(self._folder, self._options).create_engine_config(UsageContext.ENGINE_CONTEXT)
         executor = Executor.get_class(config)
-        return AsyncLLM(config, OBSERVED.get(executor, executor), log_stats=False, log_requests=False)
+
+        class Model(AsyncLLM):  # type: ignore[misc]
+            def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+                # At the interpreter's end vLLM's own would fail on modules that are gone already, and print that.
+                if not finalizing():
+                    super().__del__()
+
+        return Model(config, OBSERVED.get(executor, executor), log_stats=False, log_requests=False)
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """Stream a reply to prompt token ids.
@@ -219,9 +226,6 @@ class VllmEngine:
             llm.output_processor.propagate_error(Dead())
             if llm.output_handler is not None:
                 await asyncio.wait((llm.output_handler,), timeout=5)
-            # It is in reference cycles, and its finalizer fails when it runs as late as the interpreter's end.
-            del llm
-            gc.collect()
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             os.environ.pop("VLLM_CACHE_ROOT", None)
