@@ -130,14 +130,18 @@ def _tool(facts: SourceFacts, ledger: Ledger) -> ToolPlan | None:
 
 
 def classifier_window(config: Mapping[str, object]) -> int:
-    """Tokens that a classifier reads at most. RoBERTa's family, Longformer too, numbers positions from `pad + 1`."""
+    """Tokens that a classifier reads at most. RoBERTa's family, Longformer too, numbers positions from `pad + 1`.
+
+    A checkpoint may say in `trained_window` that it learned from shorter texts than it has positions for.
+    """
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int):
         return 512
     kind = str(config.get("model_type", ""))
     pad = config.get("pad_token_id")
     offset = (pad if isinstance(pad, int) else 1) + 1 if re.search(r"roberta|longformer|camembert", kind) else 0
-    return positions - offset
+    trained = config.get("trained_window")
+    return min(positions - offset, trained) if isinstance(trained, int) and trained > 0 else positions - offset
 
 
 def _out(request: Request, chat: ChatPlan | None, facts: SourceFacts | None, lane: Lane | None, ledger: Ledger) -> Path:

@@ -55,6 +55,7 @@ EMBEDDED_TOOL: dict[str, Any] = {
     "num_attention_heads": 12,
     "vocab_size": 30522,
     "max_position_embeddings": 512,
+    "trained_window": 48,
 }
 
 

@@ -26,6 +26,8 @@ LICENSE = "apache-2.0"
 THRESHOLD = 0.66
 LABELS = {0: "no", 1: "take_screenshot"}
 WINDOW = 512  # tokens: the encoder has no more positions
+# Tokens that are asked about: a few short turns, as in training. With five turns before it a plain request is missed.
+TRAINED_WINDOW = 48
 
 # Chosen among several schedules, the last choice by accuracy on the held-out utterances: that figure is a little kind.
 # `tests/messages/tool.py` is a third set, on which nothing was chosen.
@@ -85,6 +87,7 @@ def train_tool(out: Path, progress: Progress) -> ToolReport:
     progress.step("measuring the classifier on held-out utterances")
     report = measure(model, tokenizer, heldout_utterances())
     progress.step(f"classifier: {report.accuracy:.1%} of {report.held_out} held-out utterances right")
+    model.config.trained_window = TRAINED_WINDOW  # the pipeline takes it for the classifier's window
     model.save_pretrained(out)
     for file in out.glob("*.safetensors"):
         file.chmod(0o644)  # save_pretrained leaves its weights readable to their owner alone
@@ -149,7 +152,7 @@ def probabilities(
     with torch.inference_mode():
         for start in range(0, len(utterances), BATCH):
             texts = [format_turns(u.turns) for u in utterances[start : start + BATCH]]
-            logits = model(**_encode(tokenizer, texts)).logits
+            logits = model(**_encode(tokenizer, texts, TRAINED_WINDOW)).logits
             found += logits.softmax(-1)[:, 1].tolist()
     return found
 
@@ -211,7 +214,9 @@ def _optimize(
     for epoch in range(EPOCHS):
         progress.step(f"training the classifier, pass {epoch + 1} of {EPOCHS}")
         for texts, labels in _batches(utterances, draw):
-            loss = torch.nn.functional.cross_entropy(model(**_encode(tokenizer, texts)).logits, torch.tensor(labels))
+            loss = torch.nn.functional.cross_entropy(
+                model(**_encode(tokenizer, texts, WINDOW)).logits, torch.tensor(labels)
+            )
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -243,9 +248,9 @@ def _batches(utterances: Sequence[Utterance], draw: random.Random) -> list[tuple
     ]
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+def _encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], window: int) -> dict[str, torch.Tensor]:
     encoded: dict[str, torch.Tensor] = dict(
-        tokenizer(list(texts), padding=True, truncation=True, max_length=WINDOW, return_tensors="pt")
+        tokenizer(list(texts), padding=True, truncation=True, max_length=window, return_tensors="pt")
     )
     return encoded
 

@@ -11,7 +11,15 @@ from huggingface_hub import ModelCard
 
 from pipeline.embedded.chat import export_chat
 from pipeline.embedded.packages import TOOL_PACKAGE, packaged
-from pipeline.embedded.tool import LABELS, ToolReport, fit, load_tokenizer, probabilities, train_tool
+from pipeline.embedded.tool import (
+    LABELS,
+    TRAINED_WINDOW,
+    ToolReport,
+    fit,
+    load_tokenizer,
+    probabilities,
+    train_tool,
+)
 from pipeline.embedded.utterances import Utterance, training_utterances
 from pipeline.progress import PlainProgress
 from runtime.artifact import hash_folder
@@ -114,7 +122,7 @@ async def test_the_runtime_reads_turns_as_the_training_did(trained: Trained) -> 
     utterances = [Utterance(tuple(turn.text for turn in case.turns), False, "") for case in asked]
     model = AutoModelForSequenceClassification.from_pretrained(out)
     expected = probabilities(model, AutoTokenizer.from_pretrained(out), utterances)
-    classifier = ToolClassifier(out, threshold=report.threshold, max_tokens=512)
+    classifier = ToolClassifier(out, threshold=report.threshold, max_tokens=TRAINED_WINDOW)
     await classifier.start()
     try:
         found = [(await classifier.decide(u.turns[:-1], u.turns[-1])).probability for u in utterances]

@@ -237,7 +237,7 @@ PLANS = [
         expect=method_is("gptq"),
     ),
     Row("chat alone", tool=None, expect=lambda p: p.tool is None),
-    Row("classifier alone", chat=None, expect=lambda p: p.chat is None and p.tool.max_tokens == 512),
+    Row("classifier alone", chat=None, expect=lambda p: p.chat is None and p.tool.max_tokens == 48),
     Row(
         "classifier alone needs no engine",
         chat=None,
