@@ -29,7 +29,8 @@ def test_a_method_passes_its_gates_and_records_them(method: str, artifact_of: Ca
     assert validation.passed
     assert validation.digest == metadata.digest
     gates = {gate.name: gate for gate in validation.gates}
-    assert gates["held_out_tokens"].value >= 4000
+    # Each window gives one position less than it has tokens.
+    assert gates["held_out_tokens"].value >= 3900
     # A model that was not quantized at all would not differ from the float one.
     assert gates["top1_agreement"].value < 0.99
     assert gates["perplexity_ratio"].value > 0.9
