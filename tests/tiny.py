@@ -54,7 +54,7 @@ def _save(model_class, config, folder: Path) -> Path:
 
 def tokenizer(folder: Path) -> Path:
     """A token for each byte, and a chat template."""
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, decoders
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import PreTrainedTokenizerFast
@@ -62,6 +62,7 @@ def tokenizer(folder: Path) -> Path:
     letters = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
     backend = Tokenizer(BPE(vocab=letters, merges=[]))
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     return folder

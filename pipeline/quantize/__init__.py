@@ -17,6 +17,8 @@ from pipeline.stages import StageError
 NOT_COPIED = frozenset({"config.json", "README.md", "recipe.yaml"})
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pth", ".pt", ".h5")
 
+CHOOSE_DATA_SET = "name a calibration data set in AWQ_CALIB_DATASET"
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizeJob:
@@ -90,6 +92,17 @@ def read_samples(path: Path, sequence_length: int) -> list[list[int]]:
     if not samples:
         raise StageError("quantize", "expected calibration samples, found none", path, "choose another data set")
     return samples
+
+
+def samples_of(job: QuantizeJob) -> list[list[int]]:
+    """The calibration samples of a job that cannot do without.
+
+    Raises:
+        StageError: it has none.
+    """
+    if job.samples is None:
+        raise StageError("quantize", f"{job.method} needs calibration samples, found none", next_step=CHOOSE_DATA_SET)
+    return read_samples(job.samples, job.sequence_length)
 
 
 def copy_companions(model: Path, out: Path) -> None:

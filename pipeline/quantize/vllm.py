@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.quantize import QuantizeJob, copy_companions, read_samples, worker
+from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_companions, samples_of, worker
 from pipeline.stages import StageError
 from runtime.artifact import Quantization
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 SCHEMES = {"awq": "W4A16", "gptq": "W4A16", "fp8": "FP8", "int8": "W8A8"}
-
-CHOOSE_DATA_SET = "name a calibration data set in AWQ_CALIB_DATASET"
 
 # How far activations are smoothed into the weights. SmoothQuant (arXiv 2211.10438) takes 0.5 to 0.8.
 SMOOTHING_STRENGTH = 0.8
@@ -129,9 +127,7 @@ def _loader(job: QuantizeJob) -> DataLoader[dict[str, object]]:
     import torch
     from torch.utils.data import DataLoader
 
-    if job.samples is None:
-        raise StageError("quantize", f"{job.method} needs calibration samples, found none", next_step=CHOOSE_DATA_SET)
-    tensors = [torch.tensor([tokens]) for tokens in read_samples(job.samples, job.sequence_length)]
+    tensors = [torch.tensor([tokens]) for tokens in samples_of(job)]
     batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in tensors]
     return DataLoader(batches, batch_size=None, shuffle=False)
 

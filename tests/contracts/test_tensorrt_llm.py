@@ -17,8 +17,9 @@ import pytest
 from pipeline import lanes
 from pipeline.build import trt as building
 from pipeline.plan import ChatPlan, TrtPlan
-from pipeline.quantize import QuantizeJob
+from pipeline.quantize import QuantizeJob, trt_checkpoint
 from pipeline.quantize import trt as quantizing
+from pipeline.quantize.trt_folder import CONFIGURATIONS
 from pipeline.source import SourceFacts
 from runtime.artifact import Limits
 from runtime.engines import EngineOptions, Sampling
@@ -138,13 +139,13 @@ def test_the_attributes_of_a_reply_exist() -> None:
 
 @pytest.mark.parametrize("method", ["int4_awq", "fp8", "int8_sq"])
 def test_the_quantizer_takes_every_argument(method: str) -> None:
-    arguments = quantizing.export_arguments(JOB, Path("texts"), 32)
+    arguments = trt_checkpoint.arguments(JOB, Path("out"), 32, 512)
     name = "tensorrt_llm.quantization.quantize_and_export"
     assert accepts(name, arguments) is None
     required = {parameter["name"] for parameter in api.parameters(name) if parameter.get("required")}
     assert required <= arguments.keys()
     assert method in api.API["enums"]["qformat"]
-    assert quantizing.CONFIGURATIONS[method] == api.API["enums"]["qformat_to_mtq_cfg"][method]
+    assert CONFIGURATIONS[method] == api.API["enums"]["qformat_to_mtq_cfg"][method]
 
 
 def test_every_method_of_the_lane_is_a_format_and_an_algorithm_of_tensorrt_llm() -> None:
@@ -206,7 +207,7 @@ def test_an_argument_of_the_other_backend_is_noticed() -> None:
 
 
 def test_a_missing_argument_of_the_quantizer_warns_because_it_was_read_near_the_release() -> None:
-    arguments = quantizing.export_arguments(JOB, Path("texts"), 32)
+    arguments = trt_checkpoint.arguments(JOB, Path("out"), 32, 512)
     del arguments["cp_size"]
     with pytest.warns(NearMiss, match="cp_size"):
         hold("tensorrt_llm.quantization.quantize_and_export", arguments)

@@ -50,9 +50,12 @@ def patches() -> Iterator[pytest.MonkeyPatch]:
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, patches: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("trt")
-    model(folder / "model")
+    # A path that TensorRT-LLM's quantizer would take for another kind of model, and code that it would run.
+    source = model(folder / "prompts/model", auto_map={"AutoModelForCausalLM": "code.Model"})
+    (source / "code.py").write_text("raise SystemExit('the model ran its own code')")
     quantizer_python(folder)
-    (folder / "calibration.txt").write_text("\n\n".join(f"Sample {n} says something about tea." for n in range(40)))
+    sample = "says something about tea, about kettles and about the weather on a long afternoon in June."
+    (folder / "calibration.txt").write_text("\n\n".join(f"Sample {n} {sample}" for n in range(40)))
     patches.setattr("pipeline.validate.heldout_texts", lambda: TEXTS)
     patches.setattr("pipeline.hardware._packages_of", lambda _: dict(H200.packages))
     with installed(patches):
@@ -72,7 +75,7 @@ def environment(workplace: Path, **variables: str) -> dict[str, str]:
 
 
 def prepared(workplace: Path, method: str | None = "4bit", out: str = "artifact", **variables: str) -> Prepared:
-    ref = str(workplace / "model")
+    ref = str(workplace / "prompts/model")
     request = Request(chat=ref, lanes=("trt",), method=method, out=workplace / out, thresholds=BOUNDS)
     return prepare(request, None, environment(workplace, **variables))
 
@@ -138,18 +141,22 @@ def test_every_variable_reaches_the_call_that_it_is_meant_for(workplace: Path) -
     run = Run(prepared(workplace, **variables), Silent())
     assert run.plan.chat is not None
     _, checkpoint, _ = run.quantized(run.plan.chat)
-    call = json.loads((checkpoint.folder / "config.json").read_bytes())["stand_in"]["call"]
+    told = json.loads((checkpoint.folder / "config.json").read_bytes())["stand_in"]
+    call = told["call"]
     expected = {
         "dtype": "bfloat16",
         "qformat": "int4_awq",
         "awq_block_size": 64,
         "calib_size": 9,
         "calib_max_seq_length": 77,
+        "calib_dataset": "texts",
         "kv_cache_dtype": None,
         "tp_size": 1,
-        "model_dir": str(workplace / "model"),
+        "model_dir": "model",
     }
     assert {name: call[name] for name in expected} == expected
+    assert {len(text) for text in told["texts"]} == {77}
+    assert told["algorithm"] == {"method": "smoothquant", "alpha": 0.8}
     folder, metadata = run.built()
     assert metadata.chat is not None
     engine = EngineFolder.read(folder / str(metadata.chat.engine_path))

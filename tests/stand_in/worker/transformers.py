@@ -1,4 +1,4 @@
-"""What the quantizer's worker needs of transformers: decoding."""
+"""What the quantizer's worker needs of transformers: encoding and decoding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 
 class AutoTokenizer:
-    """Decodes with the folder's tokenizer."""
+    """The folder's tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -17,6 +17,9 @@ class AutoTokenizer:
     def from_pretrained(cls, folder: Path, *, local_files_only: bool) -> AutoTokenizer:
         assert local_files_only
         return cls(Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": self._tokenizer.encode(text).ids}
 
     def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)

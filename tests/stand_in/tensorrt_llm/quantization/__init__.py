@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import modelopt.torch.quantization as quantization_of_modelopt
+
 from tests.trt_api import API, VERSION, bind
 
 EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
@@ -17,12 +19,18 @@ def quantize_and_export(*arguments: Any, **keywords: Any) -> None:
     call = bind("quantize_and_export", arguments, keywords)
     if call["qformat"] not in API["enums"]["qformat"]:
         raise ValueError(f"unsupported qformat {call['qformat']}")
+    model = Path(call["model_dir"])
+    # It asks whether the path holds these words, and takes the model for another kind.
+    if wrong := [word for word in ("mpt", "vila", "llava-onevision-qwen2") if word in call["model_dir"]]:
+        raise ValueError(f"{model} is loaded as {wrong}")
+    if list(model.glob("*.py")) or "auto_map" in (model / "config.json").read_text():
+        raise AssertionError("trust_remote_code: this would run the model's own code")
     texts = [json.loads(line)["text"] for line in (Path(call["calib_dataset"]) / "train.jsonl").open()]
     if len(texts) < call["calib_size"]:
         raise ValueError(f"expected {call['calib_size']} texts, found {len(texts)}")
     if os.environ.get("STAND_IN_QUANTIZE") == "fail":
         raise RuntimeError("CUDA out of memory while quantizing")
-    source = json.loads((Path(call["model_dir"]) / "config.json").read_bytes())
+    source = json.loads((model / "config.json").read_bytes())
     algorithms = {qformat: algorithm for algorithm, qformat in API["enums"]["QuantAlgo_to_qformat"].items()}
     algorithm = algorithms[call["qformat"]]
     quantization: dict[str, Any] = {"quant_algo": algorithm, "kv_cache_quant_algo": call["kv_cache_dtype"]}
@@ -42,7 +50,9 @@ def quantize_and_export(*arguments: Any, **keywords: Any) -> None:
         "quantization": quantization,
         "stand_in": {
             "version": VERSION,
-            "call": {name: value for name, value in call.items() if name != "calib_dataset"},
+            "call": call,
+            "algorithm": quantization_of_modelopt.INT8_SMOOTHQUANT_CFG["algorithm"],
+            "texts": texts,
         },
     }
     (out / "config.json").write_text(json.dumps(config, indent=4, default=str))

@@ -1,0 +1,130 @@
+"""The worker's half for compiled engines: TensorRT-LLM's own `quantize_and_export` writes a checkpoint.
+
+What it does besides, in release 1.2, decides what it is given:
+
+- It pads every calibration text to the longest one and takes the padding for text. So the samples are cut anew into
+  texts of one length.
+- It runs code that comes with a model, and takes "mpt" or "vila" anywhere in the path for a kind of model ("prompts"
+  holds the one, "/srv/avila" the other). So it gets a folder of links under a plain name, without code.
+- It smooths INT8 wholly into the weights, except for Gemma. So ModelOpt's configuration is changed, as it does there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.quantize import QuantizeJob, samples_of, worker
+from pipeline.quantize.trt_folder import CONFIGURATIONS, SMOOTHING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# The longest text that TensorRT-LLM's quantizer tokenizes unless told otherwise.
+TOKENIZER_LENGTH = 2048
+
+# Names within the folder that the quantizer works in.
+MODEL, TEXTS = Path("model"), Path("texts")
+
+# What of a model names the code to run for it.
+CODE_KEY = "auto_map"
+
+
+def write(job: QuantizeJob, report: worker.Report) -> None:
+    """Quantize the model into `job.out`."""
+    import modelopt.torch.quantization as mtq
+    from tensorrt_llm.quantization import quantize_and_export
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(job.model, local_files_only=True)
+    texts, length = equal_texts(samples_of(job), tokenizer)
+    getattr(mtq, CONFIGURATIONS["int8_sq"])["algorithm"] = SMOOTHING
+    report.step(f"{job.method}: quantizing through TensorRT-LLM, {len(texts)} texts of {length} tokens")
+    out = job.out.resolve()
+    with workplace(job.model, texts):
+        quantize_and_export(**arguments(job, out, len(texts), length))
+
+
+def arguments(job: QuantizeJob, out: Path, samples: int, length: int) -> dict[str, Any]:
+    """The arguments of `quantize_and_export`.
+
+    Args:
+        job: what to do.
+        out: folder to write.
+        samples: calibration texts.
+        length: tokens of each.
+    """
+    return {
+        "model_dir": str(MODEL),
+        "output_dir": str(out),
+        "qformat": job.method,
+        # The cache stays in the model's type: Qwen3 with an FP8 cache does not compile (TensorRT-LLM's issue 9298).
+        "kv_cache_dtype": None,
+        "dtype": job.dtype,
+        "device": job.device,
+        "device_map": "auto",
+        "calib_dataset": str(TEXTS),
+        "calib_size": samples,
+        "calib_max_seq_length": length,
+        "tokenizer_max_seq_length": max(TOKENIZER_LENGTH, length),
+        "batch_size": 1,
+        "awq_block_size": job.group_size or 128,
+        "tp_size": job.tensor_parallel,
+        "pp_size": 1,
+        "cp_size": 1,
+        "seed": job.seed,
+        "quantize_lm_head": False,
+    }
+
+
+def equal_texts(samples: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], int]:
+    """As many texts as samples and of the same words, but each as long as the others.
+
+    Returns:
+        The texts, and the tokens to take of each, which every one of them has.
+    """
+    stream = [token for sample in samples for token in sample]
+    length = len(stream) // len(samples)
+    # What the tokenizer puts before every text, such as a begin token, must not be there twice.
+    prefix: list[int] = tokenizer("")["input_ids"]
+    texts = []
+    for begin in range(0, length * len(samples), length):
+        piece = stream[begin : begin + length]
+        piece = piece[len(prefix) :] if prefix and piece[: len(prefix)] == prefix else piece
+        texts.append(str(tokenizer.decode(piece, skip_special_tokens=False)))
+    return texts, min(length, *(len(tokenizer(text)["input_ids"]) for text in texts))
+
+
+@contextlib.contextmanager
+def workplace(model: Path, texts: Sequence[str]) -> Iterator[Path]:
+    """A folder with the model and the texts under plain names, which is the current one meanwhile."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="yap-calibration-") as folder:
+        place = Path(folder)
+        (place / MODEL).mkdir()
+        (place / TEXTS).mkdir()
+        for path in sorted(model.resolve().iterdir()):
+            if path.suffix != ".py":
+                _take(path, place / MODEL / path.name)
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
+        (place / TEXTS / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+        os.chdir(place)
+        try:
+            yield place
+        finally:
+            os.chdir(before)
+
+
+def _take(path: Path, link: Path) -> None:
+    """Link to a file of the model; one that names code is written anew without it."""
+    document = json.loads(path.read_bytes()) if path.name in {"config.json", "tokenizer_config.json"} else {}
+    if CODE_KEY in document:
+        del document[CODE_KEY]
+        link.write_text(json.dumps(document), encoding="utf-8")
+    else:
+        link.symlink_to(path)

@@ -1,0 +1,1 @@
+"""What the quantizer's worker needs of ModelOpt before TensorRT-LLM takes over: its configurations."""
