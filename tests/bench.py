@@ -10,7 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
-from client import ClientError, Options, Turn, connect, parser, read_options
+from client import ClientError, Options, Turn, connect, parser, positive, read_options, whole
 from client.command import run
 from client.statistics import percentile
 from messages.conversation import TURNS
@@ -50,8 +50,7 @@ async def one_client(
         async with connect(options) as client:
             for tag in tags:
                 turn = await asyncio.wait_for(client.start(**fields, history=[], user_utterance=utterance), timeout)
-                problem = None if turn.ok else (turn.error.code if turn.error else "text and tokens differ")
-                results.append((tag, turn, problem))
+                results.append((tag, turn, turn.problem))
     except asyncio.TimeoutError:
         results.append((tags[len(results)], None, f"no end within {timeout:g} s"))
     except ClientError as error:
@@ -131,10 +130,10 @@ def plot(path: Path, results: list[tuple[str, Turn | None, str | None]], began: 
 async def main() -> bool:
     arguments_parser = parser(__doc__.splitlines()[0])
     add = arguments_parser.add_argument
-    add("-n", "--requests", type=int, default=32, help="connections, each with one turn")
-    add("-c", "--concurrency", type=int, default=8, help="connections at once")
+    add("-n", "--requests", type=whole, metavar="N", default=32, help="connections, each with one turn")
+    add("-c", "--concurrency", type=whole, metavar="N", default=8, help="connections at once")
     add("--double-ttfb", action="store_true", help="each connection sends its start twice, reported apart")
-    add("--timeout", type=float, default=180.0, help="seconds a turn may take")
+    add("--timeout", type=positive, metavar="SECONDS", default=180.0, help="longest turn")
     add("--json", type=Path, metavar="FILE", help="write the figures")
     add("--plot", type=Path, metavar="FILE.png", help="draw latency and throughput")
     arguments = arguments_parser.parse_args()

@@ -16,19 +16,20 @@ async def main() -> bool:
     persona = prompt_for(options.gender, options.personality)
     fields = options.start_fields(f"conversation-{uuid.uuid4().hex[:8]}", persona)
     ok = True
-    cached = prompted = 0
+    cached = prompted = last = 0
     async with connect(options) as client:
         for number, utterance in enumerate(TURNS, 1):
             turn = await client.start(**fields, user_utterance=utterance)
             fields.pop("chat_prompt", None)  # the session keeps it
             print(f"{number:2}  user       {utterance}")
             print(f"    assistant  {turn.text}")
-            print(f"    {turn.summary()}")
-            if turn.error:
-                print(f"    failed: {turn.error.code}: {turn.error.message}")
+            print(turn.report("    "))
             usage = turn.done.usage if turn.done else {}
             cached += usage.get("cached_tokens", 0)
             prompted += usage.get("prompt_tokens", 0)
+            if usage.get("prompt_tokens", 0) < last:  # the history only grows, so the prompt shrinks for one reason
+                print("    the oldest turns no longer fit and were left out")
+            last = usage.get("prompt_tokens", last)
             ok = ok and turn.ok
         await client.end()
     if prompted:

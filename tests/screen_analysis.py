@@ -27,15 +27,13 @@ async def main() -> bool:
     async with connect(options) as client:
         asked = await client.start(**fields, user_utterance=arguments.utterance)
         status = asked.tool.status if asked.tool else "absent"
-        print(f"user       {arguments.utterance}\ntoolcall   {status}\nassistant  {asked.text}\n{asked.summary()}")
+        print(f"user       {arguments.utterance}\ntoolcall   {status}\nassistant  {asked.text}\n{asked.report()}")
         ok = asked.ok and status == "yes"
         if status != "yes":
             print("failed: expected the decision yes; is a tool model deployed?")
         if asked.ok and options.chat_prompt:
             answered = await client.followup(analysis_text=arguments.analysis)
-            print(f"analysis   {arguments.analysis}\nassistant  {answered.text}\n{answered.summary()}")
-            if answered.error:
-                print(f"failed: {answered.error.code}: {answered.error.message}")
+            print(f"analysis   {arguments.analysis}\nassistant  {answered.text}\n{answered.report()}")
             ok = ok and answered.ok and answered.tool is None
         await client.end()
     return ok

@@ -16,9 +16,7 @@ async def one_turn(client: Client, label: str, fields: dict) -> bool:
     async for frame in client.frames(turn):
         elapsed = (turn.clock() - turn.started) * 1000
         print(f"{label}{elapsed:8.1f} ms  {frame.raw}")
-    print(f"{label}{turn.summary()}")
-    if turn.error:
-        print(f"{label}failed: {turn.error.code}: {turn.error.message}")
+    print(turn.report(label))
     return turn.ok
 
 

@@ -6,7 +6,7 @@ typed frames. A `Turn` follows one reply from the sent `start` to its `done` and
 
 from .connection import Client, ClientError, connect
 from .frames import Ack, Done, Error, Final, Frame, Token, ToolCall, Unknown, Warmed, parse
-from .options import Options, parser, read_options
+from .options import Options, parser, positive, read_options, whole
 from .turn import Turn
 
 __all__ = [
@@ -26,5 +26,7 @@ __all__ = [
     "connect",
     "parse",
     "parser",
+    "positive",
     "read_options",
+    "whole",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import websockets
@@ -14,6 +14,9 @@ from websockets.asyncio.client import ClientConnection
 from .frames import Error, Frame, parse
 from .options import Options
 from .turn import Turn
+
+# Errors that end the connection before it begins.
+REFUSALS = frozenset({"authentication_failed", "server_at_capacity"})
 
 
 class ClientError(Exception):
@@ -28,16 +31,24 @@ class Client:
         self.recv_timeout = recv_timeout
 
     async def send(self, type_: str, **fields: Any) -> None:
-        await self.socket.send(json.dumps({"type": type_, **fields}))
+        # What the server said before it closed is still to be read, so it is `recv` that tells.
+        with suppress(websockets.ConnectionClosed):
+            await self.socket.send(json.dumps({"type": type_, **fields}))
 
     async def recv(self) -> Frame:
+        """The next frame; a refusal of the whole connection is raised."""
         try:
-            return parse(await asyncio.wait_for(self.socket.recv(decode=True), self.recv_timeout))
+            frame = parse(await asyncio.wait_for(self.socket.recv(decode=True), self.recv_timeout))
         except asyncio.TimeoutError:
             raise ClientError(f"expected a frame within {self.recv_timeout:g} s, got none") from None
         except websockets.ConnectionClosed as closed:
             code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, "no close frame")
-            raise ClientError(f"the server closed the connection: {code} {reason}") from None
+            raise ClientError(f"the server closed the connection: {code} {reason}".rstrip()) from None
+        except ValueError as error:
+            raise ClientError(f"the server does not speak this protocol: {error}") from None
+        if isinstance(frame, Error) and frame.code in REFUSALS:
+            raise ClientError(f"{frame.code}: {frame.message}")
+        return frame
 
     async def until(self, *kinds: str) -> Frame:
         """The next frame of one of these types; an `error` on the way is raised."""
@@ -71,6 +82,11 @@ class Client:
             pass
         return turn
 
+    async def ping(self) -> None:
+        """Find out whether the server let us in: it says nothing of itself to those whom it did."""
+        await self.send("ping")
+        await self.until("pong")
+
     async def end(self) -> None:
         """Say goodbye and wait for the server to close."""
         await self.send("end")
@@ -86,8 +102,11 @@ async def connect(options: Options) -> AsyncIterator[Client]:
         socket = await websockets.connect(
             options.url, additional_headers=headers, compression=None, max_size=2**22, open_timeout=options.recv_timeout
         )
+    except (websockets.InvalidURI, ValueError) as error:
+        raise ClientError(f"--server: expected an address such as ws://127.0.0.1:8000/ws, found {error}") from None
     except (OSError, asyncio.TimeoutError, websockets.InvalidHandshake) as error:
-        raise ClientError(f"cannot reach {options.url}: {error}; is the server running and ready?") from error
+        why = error or f"no answer within {options.recv_timeout:g} s"
+        raise ClientError(f"cannot reach {options.url}: {why}; is the server running?") from None
     try:
         yield Client(socket, options.recv_timeout)
     finally:

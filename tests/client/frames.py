@@ -79,7 +79,13 @@ def parse(text: str) -> Frame:
     raw = json.loads(text)
     if not isinstance(raw, dict) or not isinstance(raw.get("type"), str):
         raise ValueError(f"expected an object with a type, found {text[:80]!r}")
-    kind = raw["type"]
+    try:
+        return _typed(raw["type"], raw)
+    except KeyError as missing:
+        raise ValueError(f"expected {missing} in {text[:80]!r}") from None
+
+
+def _typed(kind: str, raw: dict) -> Frame:
     if kind == "ack":
         return Ack(kind, raw, raw["for"], raw["ok"], raw.get("code"))
     if kind == "toolcall":

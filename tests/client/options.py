@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-PERSONALITIES = ("wholesome", "savage", "flirty", "religious", "delulu")
 
 
 @dataclass(frozen=True)
@@ -55,41 +54,73 @@ def websocket_url(server: str) -> str:
     return address + mark + query
 
 
+class _Help(argparse.HelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default not in (None, False, argparse.SUPPRESS) and "%(default)" not in (action.help or "")
+        return f"{action.help} (default: %(default)s)" if told else action.help
+
+
+def positive(text: str) -> float:
+    """A number above zero, for argparse."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+    return number
+
+
+def whole(text: str) -> int:
+    """A whole number above zero, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text}")
+    return number
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with the shared options; commands add their own."""
-    result = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    result = argparse.ArgumentParser(description=description, formatter_class=_Help)
     add = result.add_argument
-    default_url = os.environ.get("SERVER_WS_URL", "ws://127.0.0.1:8000/ws")
-    add("--server", "--url", dest="server", default=default_url, help="address; /ws is appended if missing")
-    add("--api-key", default=os.environ.get("TEXT_API_KEY"), help="key (else TEXT_API_KEY)")
+    # Defaults are texts where they come from the environment, so that argparse checks them like arguments.
+    default_url = os.environ.get("SERVER_WS_URL") or "ws://127.0.0.1:8000/ws"
+    add("--server", "--url", dest="server", metavar="URL", default=default_url, help="/ws is appended if missing")
+    # Not a default: --help would show the key.
+    add("--api-key", metavar="KEY", help="else TEXT_API_KEY")
     add(
         "--recv-timeout",
-        type=float,
-        default=float(os.environ.get("RECV_TIMEOUT_SEC", "60")),
-        help="seconds of silence before giving up",
+        type=positive,
+        metavar="SECONDS",
+        default=os.environ.get("RECV_TIMEOUT_SEC") or "60",
+        help="silence before giving up",
     )
     add("--no-chat-prompt", action="store_true", help="send no system prompt (implied for tool-only deployments)")
-    add("--gender", default=os.environ.get("GENDER"), help="woman, man, female or male")
+    add("--gender", default=os.environ.get("GENDER") or None, help="woman, man, female or male")
     personality = os.environ.get("PERSONALITY") or os.environ.get("PERSONA_STYLE") or "wholesome"
-    add("--personality", "--persona-style", default=personality, help="letters, at most 20")
+    add("--personality", "--persona-style", metavar="STYLE", default=personality, help="letters, at most 20")
     for name in SAMPLING:
-        kind = int if name == "top_k" else float
         dashed = "--" + name.replace("_", "-")
-        add(*dict.fromkeys([f"--{name}", dashed]), dest=name, type=kind, default=None, help="sampling override")
+        kind = int if name == "top_k" else float
+        add(*dict.fromkeys([f"--{name}", dashed]), dest=name, type=kind, metavar="X", help="sampling override")
     return result
 
 
 def read_options(arguments: argparse.Namespace) -> Options:
     """The shared part of parsed arguments."""
-    tool_only = os.environ.get("DEPLOY_MODE") == "tool" or os.environ.get("DEPLOY_CHAT") == "0"
     # A comma-separated list is how the server is given several keys; a client uses the first.
-    key = arguments.api_key.split(",")[0].strip() if arguments.api_key else None
+    key = (arguments.api_key or os.environ.get("TEXT_API_KEY") or "").split(",")[0].strip()
     return Options(
         url=websocket_url(arguments.server),
-        api_key=key,
+        api_key=key or None,
         recv_timeout=arguments.recv_timeout,
-        chat_prompt=not (arguments.no_chat_prompt or tool_only),
+        chat_prompt=not (arguments.no_chat_prompt or _tool_only()),
         gender=arguments.gender,
         personality=arguments.personality,
         sampling={name: getattr(arguments, name) for name in SAMPLING if getattr(arguments, name) is not None},
     )
+
+
+def _tool_only() -> bool:
+    """Whether the environment, which is often the server's too, says that no chat model is deployed."""
+    mode, chat = (os.environ.get(name, "").strip().lower() for name in ("DEPLOY_MODE", "DEPLOY_CHAT"))
+    return mode == "tool" or chat in ("0", "false", "no", "off")

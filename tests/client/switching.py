@@ -6,9 +6,11 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 
-from .connection import connect
+from .connection import Client, connect
 from .frames import Ack
 from .options import Options
+
+LIMITED = 429
 
 
 async def switch_personas(
@@ -16,33 +18,49 @@ async def switch_personas(
 ) -> bool:
     """Hold one conversation; before each turn after the first, replace the persona with `chat_prompt`.
 
+    Without system prompts there is nothing to replace; gender and style then change with the `start` itself.
+
     Args:
         steps: (gender, personality, system prompt) of each turn.
         utterances: what the user says, repeated as needed.
         delay: seconds between turns.
     """
-    gender, personality, prompt = steps[0]
-    fields = options.start_fields(f"switch-{uuid.uuid4().hex[:8]}", prompt)
-    fields.update(gender=gender, personality=personality)
+    session = {"session_id": f"switch-{uuid.uuid4().hex[:8]}"}
+    if options.sampling:
+        session["sampling"] = options.sampling
     ok = True
     async with connect(options) as client:
-        for number, (gender, personality, prompt) in enumerate(steps):
+        for number, (gender, style, prompt) in enumerate(steps):
+            fields = dict(session)
             if number:
                 await asyncio.sleep(delay)
-                await client.send("chat_prompt", persona_text=prompt, gender=gender, persona_style=personality)
-                ack = await client.until("ack")
-                assert isinstance(ack, Ack)
-                print(f"    switched to {gender} {personality}: {ack.code} {ack.raw.get('message', '')}")
-                ok = ok and ack.ok
-                for name in ("gender", "personality", "chat_prompt"):
-                    fields.pop(name, None)
+            if number and options.chat_prompt:
+                ok = await set_persona(client, gender, style, prompt) and ok
+            else:
+                fields.update(gender=gender, personality=style)
+                if options.chat_prompt:
+                    fields["chat_prompt"] = prompt
             utterance = utterances[number % len(utterances)]
             turn = await client.start(**fields, user_utterance=utterance)
             print(f"{number + 1:2}  user       {utterance}")
-            print(f"    {gender} {personality:10}  {turn.text}")
-            print(f"    {turn.summary()}")
-            if turn.error:
-                print(f"    failed: {turn.error.code}: {turn.error.message}")
+            print(f"    {gender} {style:10}  {turn.text}")
+            print(turn.report("    "))
             ok = ok and turn.ok
         await client.end()
     return ok
+
+
+async def set_persona(client: Client, gender: str, style: str, prompt: str) -> bool:
+    """Replace the session's persona and say how that went; where the server limits updates, wait as long as it says.
+
+    Raises:
+        ClientError: the server takes no persona at all.
+    """
+    while True:
+        await client.send("chat_prompt", persona_text=prompt, gender=gender, persona_style=style)
+        answer = await client.until("ack")
+        assert isinstance(answer, Ack)
+        print(f"    switch to {gender} {style}: {answer.code} {answer.raw.get('message', '')}", flush=True)
+        if answer.code != LIMITED:
+            return answer.ok
+        await asyncio.sleep(answer.raw.get("retry_in", 1))

@@ -41,13 +41,19 @@ class Turn:
 
     @property
     def ok(self) -> bool:
-        """Whether the turn ended as a turn should: done, neither failed nor contradicting its own tokens."""
-        return (
-            self.done is not None
-            and not self.done.failed
-            and self.error is None
-            and (self.final is None or self.final == self.text)
-        )
+        """Whether the turn ended as a turn should."""
+        return self.problem is None
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the turn: an error, no proper end, or a `final` that contradicts its own tokens."""
+        if self.error is not None:
+            return f"{self.error.code}: {self.error.message}"
+        if self.done is None or self.done.failed:
+            return "it did not end as a turn should"
+        if self.final is not None and self.final != self.text:
+            return "the tokens are not the final text"
+        return None
 
     @property
     def tokens(self) -> int:
@@ -87,6 +93,13 @@ class Turn:
             self.first_words = now
         if self.first_sentence is None and SENTENCE_END.search(self.text):
             self.first_sentence = now
+
+    def report(self, indent: str = "") -> str:
+        """The summary and, where the turn went wrong, what was wrong with it."""
+        lines = [self.summary()]
+        if self.problem:
+            lines.append(f"failed: {self.problem}")
+        return "\n".join(indent + line for line in lines)
 
     def summary(self) -> str:
         """The times in milliseconds, one line."""
