@@ -92,7 +92,7 @@ def compile_ahead(out: Path, plan: BuildPlan) -> None:
 
     cache = out / COMPILE_CACHE
     cache.mkdir()
-    with _cache_root(cache):
+    with _caches_in(cache):
         try:
             asyncio.run(start_and_stop())
         except (EngineDeadError, RuntimeError, ValueError, OSError) as error:
@@ -104,14 +104,18 @@ def compile_ahead(out: Path, plan: BuildPlan) -> None:
 
 
 @contextmanager
-def _cache_root(folder: Path) -> Iterator[None]:
-    """vLLM reads the folder of its caches from the environment."""
-    before = os.environ.get("VLLM_CACHE_ROOT")
-    os.environ["VLLM_CACHE_ROOT"] = str(folder)
+def _caches_in(folder: Path) -> Iterator[None]:
+    """Compilers read the folders of their caches from the environment."""
+    from runtime.engines.vllm import caches
+
+    variables = caches(folder)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["VLLM_CACHE_ROOT"]
-        else:
-            os.environ["VLLM_CACHE_ROOT"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -157,14 +157,19 @@ def _weights(config: Mapping[str, Any]) -> Weights:
     quantization = config.get("quantization") or {}
     algorithm = quantization.get("quant_algo")
     method = METHOD_OF_ALGORITHM.get(algorithm, str(algorithm).lower()) if algorithm else "none"
-    mapping = config.get("mapping") or {}
     return Weights(
         architecture=str(config["architecture"]),
         dtype=str(config["dtype"]),
         method=method,
         group_size=int(quantization.get("group_size") or 128) if method == "int4_awq" else None,
-        parallel=int(mapping.get("world_size") or mapping.get("tp_size") or 1),
+        parallel=parallel_of(config),
     )
+
+
+def parallel_of(config: Mapping[str, Any]) -> int:
+    """GPUs that share the model of a checkpoint, by its `config.json`."""
+    mapping = config.get("mapping") or {}
+    return int(mapping.get("world_size") or mapping.get("tp_size") or 1)
 
 
 def _check_ranks(folder: Path, parallel: int, suffix: str) -> None:

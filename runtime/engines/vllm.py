@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -33,6 +34,8 @@ EXERCISE_STREAMS = 32
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
+    # It compiles with nvcc when it is first needed, and there is none in a runtime image; `vllm_sampling` needs none.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -47,6 +50,8 @@ class VllmEngine:
         options: what reaches vLLM; checked in `start`.
         compile_cache: a `VLLM_CACHE_ROOT` that was filled ahead of time. vLLM writes into its cache and the artifact
             may be read-only, so a copy in a temporary folder is used; a `VLLM_CACHE_ROOT` in the environment wins.
+            Triton's own cache lies inside (`caches`): with it no kernel is compiled again, nor Triton's C helper, for
+            which a runtime image has no compiler.
     """
 
     def __init__(self, folder: Path, options: EngineOptions, *, compile_cache: Path | None = None) -> None:
@@ -54,6 +59,7 @@ class VllmEngine:
         self._options = options
         self._compile_cache = compile_cache
         self._scratch: Path | None = None
+        self._set_here: dict[str, str] = {}
         self._llm: AsyncLLM | None = None
         self._ids = count()
         self._aborts: set[asyncio.Future[None]] = set()
@@ -82,19 +88,22 @@ class VllmEngine:
         """
         from vllm.platforms import current_platform
 
-        async def once(number: int) -> None:
-            async for _ in self.generate([number], Sampling(max_tokens=2, ignore_eos=True)):
+        async def once(number: int, sampling: Sampling) -> None:
+            async for _ in self.generate([number], replace(sampling, max_tokens=2, ignore_eos=True)):
                 pass
 
+        usual, open_ended = Sampling(), Sampling(top_k=0)  # the second by vLLM's own kernel, see `vllm_sampling`
         for streams in (1,) if current_platform.is_cpu() else (1, EXERCISE_STREAMS):
-            await asyncio.gather(*(once(number) for number in range(streams)))
+            for sampling in (usual, open_ended):
+                await asyncio.gather(*(once(number, sampling) for number in range(streams)))
 
     def _load_model(self) -> AsyncLLM:
         prepare_environment(self._options)
         if self._compile_cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
             self._scratch = Path(tempfile.mkdtemp(prefix="yap-vllm-cache-"))
             shutil.copytree(self._compile_cache, self._scratch, dirs_exist_ok=True)
-            os.environ["VLLM_CACHE_ROOT"] = str(self._scratch)
+            self._set_here = {name: folder for name, folder in caches(self._scratch).items() if name not in os.environ}
+            os.environ.update(self._set_here)
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.executor import Executor
@@ -228,7 +237,8 @@ class VllmEngine:
                 await asyncio.wait((llm.output_handler,), timeout=5)
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
-            os.environ.pop("VLLM_CACHE_ROOT", None)
+            for name in self._set_here:
+                os.environ.pop(name, None)
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     def _alive(self) -> AsyncLLM:
@@ -274,6 +284,11 @@ def parameters(sampling: Sampling) -> SamplingParams:
     )
 
 
+def caches(folder: Path) -> dict[str, str]:
+    """The variables that put everything vLLM compiles into one folder."""
+    return {"VLLM_CACHE_ROOT": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
+
+
 def prepare_environment(options: EngineOptions) -> None:
     """Set what vLLM reads from the environment, where the user has not set it. Call before vLLM is imported.
 
@@ -316,6 +331,7 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_model_len": options.max_model_len,
         "attention_backend": _attention_backend(options.attention_backend),
+        "worker_extension_cls": "runtime.engines.vllm_worker.Worker",
     }
     if on_cpu:
         arguments["kv_cache_memory_bytes"] = int(options.cpu_kv_cache_gib * 2**30)
