@@ -149,13 +149,11 @@ class PromptRenderer:
 
     def _system(self, persona: str | None, runtime_text: str | None) -> str:
         persona = self._plain(persona or "")
-        found = self._count_to(persona, self._budgets.persona)
-        if found > self._budgets.persona:
-            raise PersonaTooLongError(found, self._budgets.persona)
         system = "\n\n".join(part for part in (persona, self._plain(runtime_text or "")) if part)
-        room = self._budgets.input
-        if (found := self._count_to(system, room)) > room:
-            raise PersonaTooLongError(found, room)
+        for text, limit in ((persona, self._budgets.persona), (system, self._budgets.input)):
+            # A token is at least one byte: most texts are known to fit without being tokenized for that.
+            if len(text.encode()) > limit and (found := self._count_to(text, limit)) > limit:
+                raise PersonaTooLongError(found, limit)
         return system
 
     def _keep(self, system: str, history: Sequence[Message]) -> list[Message]:
@@ -201,7 +199,8 @@ class PromptRenderer:
         return self._encode_cached(text) if len(text) <= CACHED_CHARACTERS else self._encode_whole(text)
 
     def _encode_whole(self, text: str) -> array[int]:
-        return array("I", self._tokenizer.encode(text, add_special_tokens=False).ids)
+        # The fast form keeps no offsets.
+        return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def _count_to(self, text: str, limit: int) -> int:
         """Tokens of a text, exact up to `limit`; above it, some number above it."""
