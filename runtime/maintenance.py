@@ -35,12 +35,16 @@ class CacheHygiene:
 
     async def tend(self) -> bool:
         """Reset the caches unless something runs or was warmed within the interval; whether it was done."""
-        if self._last_warm is not None and self._clock() - self._last_warm < self._interval:
+        if self._warm():
             return False
         load = await self._engine.load()
-        if load.running or load.waiting:
+        # Asked again: a prefill may have come to its end while the engine was answering.
+        if load.running or load.waiting or self._warm():
             return False
         return await self.reset_engine_caches()
+
+    def _warm(self) -> bool:
+        return self._last_warm is not None and self._clock() - self._last_warm < self._interval
 
     async def reset_engine_caches(self) -> bool:
         """Drop the prefix cache now; false when the engine refused because something runs."""

@@ -464,6 +464,8 @@ def shown(value: object) -> str:
 
 # Spaces and tabs only: `\s` would also run over the blank lines before a label, and cost quadratic time there.
 _LABEL = re.compile(r"^[ \t]*(user|assistant)[ \t]*:", re.IGNORECASE | re.MULTILINE)
+# As JSON writes numbers, which is less than Python's `float` takes: no `1_0`, no `٣`.
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 
 
 def _not_an_object(found: str) -> Rejected:
@@ -473,6 +475,8 @@ def _not_an_object(found: str) -> Rejected:
 
 def _as_number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
         return None
     try:
         number = float(value)

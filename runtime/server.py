@@ -88,23 +88,26 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def web_config(service: Service) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        create_app(service),
+        ws="websockets-sansio",
+        ws_max_size=service.settings.ws_max_message_bytes,
+        ws_per_message_deflate=False,
+        # A slow reader answers pings late; silence is judged by the idle timeout alone.
+        ws_ping_interval=None,
+        ws_ping_timeout=None,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+
+
 async def _serve(settings: Settings, listener: socket.socket) -> int:
     service = Service(settings)
-    server = Server(
-        uvicorn.Config(
-            create_app(service),
-            ws="websockets-sansio",
-            ws_max_size=settings.ws_max_message_bytes,
-            ws_per_message_deflate=False,
-            # A slow reader answers pings late; silence is judged by the idle timeout alone.
-            ws_ping_interval=None,
-            ws_ping_timeout=None,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=1,
-        )
-    )
+    server = Server(web_config(service))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, service)

@@ -13,14 +13,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
-from runtime.app import create_app
 from runtime.deployment import Chat
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.prompt import Budgets, Message, PersonaTooLongError, Prompt
-from runtime.server import Server, bind
+from runtime.server import Server, bind, web_config
 from runtime.service import Service
 from runtime.serving import ChatPlan, ServingPlan, ToolPlan
 from runtime.settings import Settings
@@ -308,18 +306,7 @@ async def serving(
     if opened:
         service.open(stack, classifier, plan)
     listener = bind("127.0.0.1", 0)
-    config = uvicorn.Config(
-        create_app(service),
-        ws="websockets-sansio",
-        ws_max_size=chosen.ws_max_message_bytes,
-        ws_per_message_deflate=False,
-        ws_ping_interval=None,
-        ws_ping_timeout=None,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = Server(config)
+    server = Server(web_config(service))
     task = asyncio.create_task(server.serve([listener]))
     try:
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it

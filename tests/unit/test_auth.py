@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+
 import pytest
 
 from runtime.auth import Keyring, origin_allowed
@@ -20,6 +22,23 @@ def test_each_key_is_a_principal_of_its_own() -> None:
 @pytest.mark.parametrize("key", ["", "on", "one ", "onе", "\udcff"])
 def test_what_only_resembles_a_key_is_none(key: str) -> None:
     assert Keyring(["one"]).identify({"x-api-key": key}, {}) is None
+
+
+def test_every_key_is_compared_in_constant_time_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def watched(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    ring = Keyring(["first", "second", "third"])
+    for key in ("first", "third", "x" * 1000, ""):
+        compared.clear()
+        ring.identify({"x-api-key": key}, {})
+        assert len(compared) == 3
+        assert {len(side) for pair in compared for side in pair} == {32}  # digests: no key's length shows
 
 
 def test_the_header_wins_also_when_it_is_wrong() -> None:

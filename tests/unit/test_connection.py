@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import httpx
 import pytest
 from websockets.asyncio.client import connect
 
+from runtime.prompt import Budgets, Prompt
 from runtime.service import Phase
-from tests.scripted import KEY, Client, Running, ScriptedClassifier, ScriptedEngine, serving
+from tests.scripted import KEY, Client, Running, ScriptedClassifier, ScriptedEngine, ScriptedRenderer, serving
 
 
 async def closed(client: Client) -> tuple[int, str]:
@@ -102,7 +104,8 @@ async def test_end_is_answered_and_closes_normally() -> None:
             async with running.client() as client:
                 await client.socket.send(say)
                 frame = await client.receive()
-                assert (frame["type"], frame["reason"]) == ("connection_closed", "client_request")
+                request = {"request_id": 3} if "request_id" in say else {}
+                assert frame == {"type": "connection_closed", "reason": "client_request", **request}
                 assert (await closed(client)) == (1000, "client_request")
         async with running.client() as client:
             await client.send(type="start", session_id="s1", user_utterance="hello")
@@ -221,6 +224,94 @@ async def test_cancel_and_ping_overtake_slow_messages() -> None:
         assert (frame["type"], frame["segment"], frame["request_id"]) == ("warmed", "persona_static", "w")
 
 
+class SlowRenderer(ScriptedRenderer):
+    """Stands for texts that take long to tokenize."""
+
+    def __init__(self) -> None:
+        super().__init__(Budgets(persona=8))
+        self.go = threading.Event()
+        self.asked = threading.Event()
+
+    def render(self, **parts: Any) -> Prompt:
+        """When told to."""
+        self.asked.set()
+        assert self.go.wait(10)
+        return super().render(**parts)
+
+    def render_prefix(self, **parts: Any) -> list[int]:
+        """When told to."""
+        self.asked.set()
+        assert self.go.wait(10)
+        return super().render_prefix(**parts)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "warm_persona", "persona_text": "You are Mia."},
+        {"type": "warm_history", "history": [], "persona_text": "You are Mia."},
+        {"type": "chat_prompt", "persona_text": "You are Mia."},
+        {"type": "followup", "analysis_text": "a cat"},
+        {"type": "start", "session_id": "s1", "user_utterance": "hello"},
+    ],
+    ids=lambda message: message["type"],
+)
+async def test_nothing_that_takes_long_holds_up_cancel_ping_and_end(message: dict[str, Any]) -> None:
+    renderer = SlowRenderer()
+    try:
+        async with serving(renderer=renderer) as running, running.client() as client:
+            renderer.go.set()
+            await client.turn(user_utterance="hello")
+            renderer.go.clear()
+            renderer.asked.clear()
+            await client.send(**message, request_id="slow")
+            await eventually(renderer.asked.is_set)
+            await client.send(type="ping")
+            frames = await client.until("pong")
+            await client.send(type="cancel", request_id="c")
+            frames += await client.until("done")
+            assert frames[-1] == {"type": "done", "cancelled": True, "request_id": "c"}
+            assert {frame["type"] for frame in frames} <= {"pong", "ack", "done"}
+            await client.send(type="end")
+            assert (await client.receive())["type"] == "connection_closed"
+            assert await closed(client) == (1000, "client_request")
+    finally:
+        renderer.go.set()
+
+
+async def test_a_prefill_that_takes_too_long_is_given_up() -> None:
+    engine = ScriptedEngine(gate=asyncio.Event())
+    async with serving(engine, gen_timeout_s=0.1) as running, running.client() as client:
+        await client.send(type="warm_persona", persona_text="You are Mia.", request_id="w")
+        frame = await client.receive()
+        assert (frame["error_code"], frame["request_id"]) == ("generation_timeout", "w")
+
+
+async def test_what_the_server_did_not_foresee_is_an_internal_error_without_its_text() -> None:
+    async with serving(chat_prompt_update_max_per_window=1) as running, running.client() as client:
+        assert running.service.sessions is not None
+        running.service.sessions.open = None  # type: ignore[assignment,method-assign]
+        await client.send(type="start", session_id="s1", user_utterance="hello", request_id="r")
+        await client.send(type="cancel", request_id="c")
+        frame = await client.receive()
+        assert (frame["error_code"], frame["request_id"]) == ("internal_error", "r")
+        assert "NoneType" not in str(frame)
+        # The turn never began, and the cancel behind it has its answer all the same.
+        assert await client.receive() == {"type": "done", "cancelled": True, "request_id": "c"}
+        await client.send(type="ping")
+        assert (await client.receive())["type"] == "pong"
+
+
+async def test_a_limit_of_zero_is_none() -> None:
+    limits = {"ws_max_messages_per_window": 0, "ws_max_cancels_per_window": 0}
+    async with serving(**limits) as running, running.client() as client:
+        for number in range(60):
+            await client.send(type="dance", request_id=number)
+            await client.send(type="cancel", request_id=number)
+        frames = [await client.receive() for _ in range(120)]
+    assert {frame.get("error_code") for frame in frames} == {"unknown_message_type", None}
+
+
 async def status(running: Running, path: str) -> httpx.Response:
     async with httpx.AsyncClient() as http:
         return await http.get(f"http://127.0.0.1:{running.port}{path}")
@@ -228,7 +319,7 @@ async def status(running: Running, path: str) -> httpx.Response:
 
 async def test_health_readiness_and_metrics() -> None:
     async with serving(classifier=ScriptedClassifier()) as running, running.client() as client:
-        await client.turn(user_utterance="look")
+        prompted = (await client.turn(user_utterance="look"))[-1]["usage"]["prompt_tokens"]
         await client.send(type="cancel")
         await client.receive()
         assert (await status(running, "/healthz")).status_code == 200
@@ -242,7 +333,12 @@ async def test_health_readiness_and_metrics() -> None:
             "yap_connections_max 64.0",
             "yap_engine_up 1.0",
             "yap_ttft_seconds_count 1.0",
+            "yap_turn_seconds_count 1.0",
+            "yap_inter_token_seconds_count 1.0",
+            "yap_tool_seconds_count 1.0",
             'yap_tokens_total{kind="completion"} 4.0',
+            'yap_tokens_total{kind="cached"} 3.0',
+            f"yap_cache_hit_ratio {3 / prompted}",
         ):
             assert line in text
 

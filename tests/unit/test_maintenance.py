@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from runtime.engines import Sampling
+from runtime.engines import Load, Sampling
 from runtime.maintenance import CacheHygiene
 from runtime.metrics import Metrics
 from tests.scripted import ScriptedEngine
@@ -44,6 +44,18 @@ async def test_what_was_warmed_within_the_interval_stays() -> None:
     assert await hygiene.tend() is False
     clock.now = 600
     assert await hygiene.tend() is True
+
+
+async def test_what_is_warmed_while_the_engine_is_asked_stays_too() -> None:
+    class Asked(ScriptedEngine):
+        async def load(self) -> Load:
+            hygiene.warmed()
+            return await super().load()
+
+    engine = Asked()
+    hygiene = CacheHygiene(engine, Metrics(), 600)
+    assert await hygiene.tend() is False
+    assert engine.resets == 0
 
 
 async def test_an_engine_that_refuses_is_not_counted() -> None:

@@ -82,6 +82,11 @@ def test_flat_and_nested_sampling_mean_the_same_and_nested_wins() -> None:
     assert start(top_p=0.8, sampling={"top_p": 0.9}).sampling.values == {"top_p": 0.9}
 
 
+@pytest.mark.parametrize("text", ["0.5", " 0.5 ", "5e-1", "+.5", "0.50"])
+def test_a_number_may_come_as_text(text: str) -> None:
+    assert start(temperature=text).sampling.values == {"temperature": 0.5}
+
+
 def test_null_means_absent() -> None:
     assert start(gender=None, history=None, sampling=None, temperature=None, request_id=None) == start()
 
@@ -158,6 +163,10 @@ def test_sentinels_and_bounds_are_the_operators() -> None:
         ({"temperature": "warm"}, "invalid_temperature"),
         ({"temperature": True}, "invalid_temperature"),
         ({"temperature": "nan"}, "invalid_temperature"),
+        ({"temperature": "1e999"}, "invalid_temperature"),
+        ({"temperature": "0_1"}, "invalid_temperature"),
+        ({"temperature": "٠"}, "invalid_temperature"),
+        ({"temperature": ""}, "invalid_temperature"),
         ({"temperature": 1.3}, "temperature_out_of_range"),
         ({"temperature": "-0.1"}, "temperature_out_of_range"),
         ({"top_p": 0.59}, "top_p_out_of_range"),

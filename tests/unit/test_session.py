@@ -132,6 +132,7 @@ async def test_chat_prompt_replaces_the_persona_from_the_next_turn_on() -> None:
         assert [answer["code"] for answer in answers] == [200, 204, 413, 200, 429, 400]
         assert [answer["ok"] for answer in answers] == [True, True, False, True, False, False]
         assert all((answer["type"], answer["for"]) == ("ack", "chat_prompt") for answer in answers)
+        assert [answer["request_id"] for answer in answers] == ["new", "new", "word w", "newer", "newest", ""]
         assert answers[4]["retry_in"] > 0
         await client.turn(user_utterance="two")
         assert prompt(running).startswith("[system] newer [user] one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from runtime.engines import EngineDeadError
@@ -26,6 +27,7 @@ async def test_a_turn_with_both_models_is_ack_toolcall_token_final_done() -> Non
     assert kinds(frames) == ["ack", "toolcall", "token", "final", "done"]
     assert all(frame["request_id"] == "r1" for frame in frames)
     assert frames[0]["for"] == "start"
+    assert abs(datetime.now(timezone.utc) - datetime.fromisoformat(frames[0]["now"])) < timedelta(seconds=10)
     assert frames[1] == {"type": "toolcall", "status": "no", "raw": [], "request_id": "r1"}
     assert "".join(frame["text"] for frame in frames if frame["type"] == "token") == TEXT
     assert frames[-2]["normalized_text"] == TEXT
