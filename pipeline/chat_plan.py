@@ -67,8 +67,8 @@ class ChatPlanner:
         if moe:
             self.ledger.decide("mixture of experts", moe.experts or "yes", f"recognized by {moe.recognized_by}")
         per_weight = facts.weight_bytes / shape.parameters if facts.weight_bytes else None
-        prequantized = recognize(facts.config, facts.name, bytes_per_weight=per_weight)
-        method = self._take_over(prequantized) if prequantized else self._method()
+        prequantized = self._recognize(facts, per_weight)
+        method = self._take_over(prequantized, facts) if prequantized else self._method()
         kept: tuple[str, ...] = ()
         group, symmetric, calibration = None, True, None
         if prequantized:
@@ -130,12 +130,18 @@ class ChatPlanner:
         self.ledger.decide("method", f"{method} ({METHODS[method].scheme})", reason + source)
         return method
 
-    def _take_over(self, found: Prequantized) -> str:
+    def _recognize(self, facts: SourceFacts, bytes_per_weight: float | None) -> Prequantized | None:
+        return recognize(facts.config, facts.name, bytes_per_weight=bytes_per_weight)
+
+    def _take_over(self, found: Prequantized, facts: SourceFacts) -> str:
         lane = self.lane
         if lane and (found.format not in lane.loads or (found.method == "fp8" and lane.device == "cpu")):
             expected = f"a source in float, or one of {', '.join(lane.loads)} that {lane.name} can run"
             kind = found.format if found.format == found.method else f"{found.format} ({found.method})"
             self.ledger.problem("CHAT_MODEL", expected, kind, "name the float model")
+        elif lane and (refusal := lane.refusal(found.method, self.machine.sm, allow_emulated=True)):
+            expected = f"a source that {lane.name} can run here"
+            self.ledger.problem("CHAT_MODEL", expected, found.method, refusal.partition(";")[0])
         reason = f"the source is quantized already, by {found.recognized_by}; it is not quantized again"
         if self.request.method:
             reason += f", and {self.request.method} is not used"

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from pipeline import prepare, progress, report
 from pipeline.lanes import LANES
-from pipeline.plan import Request
+from pipeline.plan import CalibrationPlan, Request
 from pipeline.prepare import Prepared
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.stages import StageError
@@ -48,7 +48,8 @@ Models = Annotated[
     typer.Argument(
         metavar="[METHOD] CHAT_MODEL [TOOL_MODEL]",
         show_default=False,
-        help="METHOD: 4bit, 8bit, awq, gptq, fp8, int8 or none (else QUANTIZATION, which is 4bit). "
+        help="METHOD: 4bit, 8bit, awq, gptq, fp8, int8 or none, with --trt 4bit, 8bit, int4_awq, fp8 or int8_sq (else "
+        "QUANTIZATION, which is 4bit). "
         "A model: a folder, a hub id (`org/name`, `org/name@revision`), or `embedded`.",
     ),
 ]
@@ -354,12 +355,22 @@ def advise(prepared: Prepared, *, classifier: bool) -> None:
     elif chat is None or chat.prequantized:
         ways = "choose another model, or set the bound"
     else:
-        methods = [name for name in prepared.plan.lane.methods if name != chat.method]
-        ways = (
-            f"try `--fallback {methods[0]}`, more samples (AWQ_NSAMPLES is {prepared.settings.awq_nsamples}), "
-            "or set the bound"
-        )
+        ways = ", ".join([*other_methods(prepared, chat.method), *more_samples(prepared, chat.calibration)])
+        ways = f"try {ways}, or set the bound" if ways else "choose another model, or set the bound"
     typer.echo(f"next: {ways}; see `yap-pipeline run --help`", err=True)
+
+
+def other_methods(prepared: Prepared, method: str) -> list[str]:
+    """What to ask for instead of a method that failed: the first that can run here, and quantizes too."""
+    lane, sm = prepared.plan.lane, prepared.plan.sm
+    runs = [name for name in lane.methods if not lane.refusal(name, sm, allow_emulated=False)]
+    return [f"`--fallback {name}`" for name in runs if name not in {method, "none"}][:1]
+
+
+def more_samples(prepared: Prepared, calibration: CalibrationPlan | None) -> list[str]:
+    """Where a method looks at text: the variable that says at how much."""
+    name = "TRT_CALIB_SIZE" if prepared.plan.lane.name == "trt" else "AWQ_NSAMPLES"
+    return [f"more samples ({name}; there were {calibration.samples})"] if calibration else []
 
 
 @contextmanager

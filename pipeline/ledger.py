@@ -25,5 +25,10 @@ class Ledger:
         self.problems.append(Problem(where, expected, found, next_step))
 
     def distinct_problems(self, earlier: Iterable[Problem]) -> tuple[Problem, ...]:
-        """Every problem once, those that were known before first."""
-        return tuple(dict.fromkeys([*earlier, *self.problems]))
+        """Every problem once, those that were known before first.
+
+        What was wrong with a value before is not told again of the default that took its place.
+        """
+        known = list(earlier)
+        told = {problem.where for problem in known}
+        return tuple(dict.fromkeys([*known, *(problem for problem in self.problems if problem.where not in told)]))

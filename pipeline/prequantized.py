@@ -55,15 +55,21 @@ def recognize(config: Mapping[str, Any], name: str, *, bytes_per_weight: float |
     """
     if is_checkpoint(config):
         stated = config.get("quantization") or {}
-        method = METHOD_OF_ALGORITHM.get(str(stated.get("quant_algo")), "none")
+        method = _algorithm(stated)
         group = int(stated.get("group_size") or 128) if method == "int4_awq" else None
-        return Prequantized("trt-llm", method, TRT_SCHEMES.get(method, "float"), group, "config.json (TensorRT-LLM)")
+        return Prequantized(
+            "trt-llm",
+            method,
+            TRT_SCHEMES.get(method, str(stated.get("quant_algo") or "float")),
+            group,
+            "config.json (TensorRT-LLM)",
+        )
     stated = config.get("quantization_config") or config.get("compression_config")
     if isinstance(stated, Mapping):
         kind = str(stated.get("quant_method") or "compressed-tensors").lower().replace("intel/", "")
         bits, group = _bits(stated), _group_size(stated)
         if kind == "modelopt":
-            method = METHOD_OF_ALGORITHM.get(str(stated.get("quant_algo")), "none")
+            method = _algorithm(stated)
             scheme = TRT_SCHEMES.get(method, str(stated.get("quant_algo")))
             return Prequantized(kind, method, scheme, group, "config.json (modelopt)")
         return Prequantized(kind, _method(kind, bits, name), _scheme(kind, bits), group, f"config.json ({kind})")
@@ -77,6 +83,12 @@ def recognize(config: Mapping[str, Any], name: str, *, bytes_per_weight: float |
         if re.search(rf"(?<![a-z0-9]){text}(?![a-z])", name.lower()):
             return Prequantized(kind, _method(kind, 4, name), "W4A16", None, f"its name ({text})")
     return None
+
+
+def _algorithm(stated: Mapping[str, Any]) -> str:
+    """Our name for TensorRT-LLM's `quant_algo`; its own in small letters where we have none."""
+    algorithm = stated.get("quant_algo")
+    return METHOD_OF_ALGORITHM.get(str(algorithm), str(algorithm).lower()) if algorithm else "none"
 
 
 def _bits(stated: Mapping[str, Any]) -> int:

@@ -27,9 +27,14 @@ def show_plan(plan: BuildPlan, console: Console) -> None:
     gpu = f", {cost.gpu_bytes / GIB:.1f} GiB on the GPU" if cost.gpu_bytes else ""
     console.print(
         f"\nIt takes about {cost.disk_bytes / GIB:.1f} GiB of disk, {cost.memory_bytes / GIB:.1f} GiB of memory{gpu}, "
-        f"and {duration(cost.seconds)} when nothing is done yet.",
+        f"and {duration(cost.seconds)} when nothing is done yet{_not_counted(plan)}.",
         highlight=False,
     )
+
+
+def _not_counted(plan: BuildPlan) -> str:
+    compiles = plan.chat and plan.chat.trt and plan.chat.trt.label and not plan.chat.trt.engine
+    return "; compiling the engine comes on top, some minutes" if compiles else ""
 
 
 def steps(plan: BuildPlan) -> Iterable[str]:
@@ -42,6 +47,8 @@ def steps(plan: BuildPlan) -> Iterable[str]:
             yield f"calibration: tokenize {chat.calibration.samples} samples of {chat.calibration.dataset}"
         if chat.prequantized:
             yield f"quantize: nothing, it comes as {chat.scheme}"
+        elif chat.given:
+            yield f"quantize: nothing, {chat.given} holds {chat.scheme}"
         elif chat.method == "none":
             yield "quantize: nothing, the weights stay in float"
         else:
@@ -50,13 +57,24 @@ def steps(plan: BuildPlan) -> Iterable[str]:
     if plan.tool:
         verb = "train" if plan.tool.source.kind == "embedded" else "copy"
         yield f"tool: {verb} the classifier {plan.tool.source.ref}, in float"
-    yield "build: lay out the artifact" + ("" if plan.eager or not plan.chat else " and compile ahead of time")
+    yield f"build: lay out the artifact{_compiling(plan)}"
     if plan.chat and not plan.chat.prequantized:
         yield "reference: score held-out text with the float model"
     yield "validate: load it with the runtime's engine and hold it against its gates"
     yield f"finish: move it to {plan.out}"
     for method in plan.fallback:
         yield f"where the gates fail: the same with {method}"
+
+
+def _compiling(plan: BuildPlan) -> str:
+    chat = plan.chat
+    if chat is None or plan.eager:
+        return ""
+    if chat.trt is None:
+        return " and compile ahead of time"
+    if chat.trt.label is None:
+        return ""
+    return f" and take the engine {chat.trt.engine}" if chat.trt.engine else f" and compile {chat.trt.label}"
 
 
 def show_artifact(metadata: BuildMetadata, console: Console) -> None:

@@ -80,7 +80,8 @@ class Run:
             came = Quantization(
                 method=found.method, scheme=found.scheme, group_size=found.group_size, prequantized=True
             )
-            return base, base, came
+            model = self.workshop.model(source.checkpoint_in(base.folder)) if self.plan.engine == "trt" else base
+            return base, model, came
         if given := chat.given:
             self.progress.step(f"quantize: nothing to do, {given} holds {chat.scheme}")
             made = Quantization(method=chat.method, scheme=chat.scheme, group_size=chat.group_size)

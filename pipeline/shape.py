@@ -13,7 +13,8 @@ from runtime.artifact import Moe
 # Names that the families give to the number of experts.
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 EXPERTS_PER_TOKEN_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
-MOE_MODEL_TYPES = re.compile(r"moe|mixtral|deepseek_v[23]|dbrx|gpt_oss")
+# Written "ernie-4.5", it stands for the family, whose larger models are mixtures; the dense ones are `ernie4_5`.
+MOE_MODEL_TYPES = re.compile(r"moe|mixtral|deepseek_v[23]|ernie_4_5|dbrx|gpt_oss")
 
 # `Qwen3-30B-A3B`: 30 billion parameters, 3 billion of them active.
 MOE_NAME = re.compile(r"-a\d+(?:\.\d+)?b(?![a-z0-9])", re.IGNORECASE)

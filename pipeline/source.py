@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pipeline.problem import Problem
 from pipeline.progress import Progress
 from runtime.artifact import sha256_of
+from runtime.engines.trt_folders import is_checkpoint
 
 Kind = Literal["embedded", "folder", "hub"]
 Role = Literal["CHAT_MODEL", "TOOL_MODEL"]
@@ -29,7 +30,16 @@ HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # What decides a model's answers; cards and pictures do not.
 CONTENT_SUFFIXES = (".safetensors", ".engine", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 FETCHED = [f"*{suffix}" for suffix in CONTENT_SUFFIXES] + ["README.md", "LICENSE*"]
-READ_FIRST: tuple[str, ...] = ("config.json", "tokenizer_config.json")
+# ModelOpt says there how it quantized; older releases of it only there.
+HF_QUANT_CONFIG = "hf_quant_config.json"
+# Where a repository holds a TensorRT-LLM checkpoint beside a tokenizer and the float model's config.
+CHECKPOINTS = "trt-llm/checkpoints"
+READ_FIRST: tuple[str, ...] = (
+    "config.json",
+    "tokenizer_config.json",
+    HF_QUANT_CONFIG,
+    f"{CHECKPOINTS}/config.json",
+)
 TOKENIZER_FILES = frozenset({"tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tekken.json"})
 
 # The embedded models' own configs, so that a plan can be made before they are exported; tests hold them equal.
@@ -68,6 +78,7 @@ class SourceFacts:
         name: what the metadata calls it: hub id, `embedded`, or the folder's name.
         path: the folder, where it is already here.
         config: `config.json`; empty when it could not be read, in which case `problems` says why.
+        checkpoint: `config.json` of the TensorRT-LLM checkpoint that it is or holds; empty for all others.
         sizes: bytes of each file by relative path; empty for embedded models.
     """
 
@@ -77,6 +88,7 @@ class SourceFacts:
     path: Path | None = None
     revision: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     license: str | None = None
     chat_template: bool = False
@@ -89,9 +101,9 @@ class SourceFacts:
 
     @property
     def architecture(self) -> str | None:
-        """The first of `architectures`."""
-        names = self.config.get("architectures")
-        return str(names[0]) if names else None
+        """The first of `architectures`; a TensorRT-LLM checkpoint names its one in `architecture`."""
+        names = self.config.get("architectures") or [self.config.get("architecture")]
+        return str(names[0]) if names[0] else None
 
 
 def look(ref: str, role: Role) -> SourceFacts:
@@ -110,9 +122,8 @@ def look(ref: str, role: Role) -> SourceFacts:
 
 
 def _look_into(ref: str, folder: Path, role: Role) -> SourceFacts:
-    sizes = {
-        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()
-    }
+    inside = [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(inside) if path.is_file()}
     documents = {name: _json(folder / name) for name in READ_FIRST if name in sizes}
     problems = _missing(role, str(folder), sizes, documents)
     if not problems:
@@ -122,7 +133,8 @@ def _look_into(ref: str, folder: Path, role: Role) -> SourceFacts:
         "folder",
         folder.name,
         path=folder,
-        config=documents.get("config.json") or {},
+        config=_config(documents),
+        checkpoint=_checkpoint(documents),
         sizes=sizes,
         license=_license_of(folder / "README.md"),
         chat_template=_has_template(sizes, documents),
@@ -147,7 +159,8 @@ def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> Sourc
             "hub",
             repo,
             revision=info.sha,
-            config=documents.get("config.json") or {},
+            config=_config(documents),
+            checkpoint=_checkpoint(documents),
             sizes=sizes,
             license=info.card_data.get("license") if info.card_data else None,
             chat_template=_has_template(sizes, documents),
@@ -177,6 +190,7 @@ def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> Sourc
                 path=folder,
                 revision=folder.name,
                 config=facts.config,
+                checkpoint=facts.checkpoint,
                 sizes=facts.sizes,
                 license=facts.license,
                 chat_template=facts.chat_template,
@@ -184,6 +198,28 @@ def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> Sourc
             )
     problem = Problem(role, f"the model {ref} on the hub", found, remedy)
     return SourceFacts(ref, "hub", repo, problems=(problem,))
+
+
+def _config(documents: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """`config.json`, with ModelOpt's word on the quantization where it is silent."""
+    config = documents.get("config.json") or {}
+    stated = (documents.get(HF_QUANT_CONFIG) or {}).get("quantization")
+    if isinstance(stated, dict) and not config.get("quantization_config"):
+        config = {**config, "quantization_config": {"quant_method": "modelopt", **stated}}
+    return config
+
+
+def _checkpoint(documents: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    for name in ("config.json", f"{CHECKPOINTS}/config.json"):
+        if is_checkpoint(document := documents.get(name) or {}):
+            return document
+    return {}
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """Where a model's TensorRT-LLM checkpoint lies: in its folder of checkpoints, else in the folder itself."""
+    inside = folder / CHECKPOINTS
+    return inside if (inside / "config.json").is_file() else folder
 
 
 def _missing(

@@ -13,11 +13,12 @@ from pathlib import Path
 from pipeline.chat_plan import HEADS, MOE_GATES, ChatPlanner
 from pipeline.lanes import METHODS
 from pipeline.plan import SEED, CalibrationPlan, ChatPlan, TrtPlan
+from pipeline.prequantized import Prequantized, recognize
 from pipeline.scores import WINDOW_TOKENS
 from pipeline.shape import Shape
-from pipeline.source import SourceFacts
+from pipeline.source import CHECKPOINTS, HF_QUANT_CONFIG, SourceFacts
 from runtime.artifact import ArtifactError, Limits, Moe
-from runtime.engines.trt_folders import CheckpointFolder, EngineFolder, Weights
+from runtime.engines.trt_folders import CheckpointFolder, EngineFolder, Weights, parallel_of
 from runtime.labels import PACKAGE, EngineLabel
 
 # The line of versions that this lane is written for; compiled engines end with it.
@@ -109,6 +110,38 @@ class TrtPlanner(ChatPlanner):
         if self.lane and (refusal := self.lane.refusal(given.method, self.machine.sm, allow_emulated=False)):
             self.ledger.problem(name, f"a method that {self.lane.name} can run here", given.method, refusal)
         return given.method
+
+    def _recognize(self, facts: SourceFacts, bytes_per_weight: float | None) -> Prequantized | None:
+        if self._compiles and facts.checkpoint:
+            return recognize(facts.checkpoint, facts.name, bytes_per_weight=bytes_per_weight)
+        return ChatPlanner._recognize(self, facts, bytes_per_weight)
+
+    def _take_over(self, found: Prequantized, facts: SourceFacts) -> str:
+        method = ChatPlanner._take_over(self, found, facts)
+        if self._compiles and found.format == "trt-llm":
+            self._check_checkpoint(found, facts)
+        elif found.format == "modelopt" and HF_QUANT_CONFIG not in facts.sizes:
+            expected = f"{HF_QUANT_CONFIG}, where TensorRT-LLM reads how the model is quantized"
+            self.ledger.problem("CHAT_MODEL", expected, "none", "export it again, or name the float model")
+        return method
+
+    def _check_checkpoint(self, found: Prequantized, facts: SourceFacts) -> None:
+        """A source that comes as a TensorRT-LLM checkpoint, or at least says so in its name."""
+        expected, next_step = (
+            f"a {PACKAGE} checkpoint in {facts.ref}, there or in {CHECKPOINTS}",
+            "name the float model",
+        )
+        if not facts.checkpoint:
+            told = f"none, though {found.recognized_by} tells of one"
+            self.ledger.problem("CHAT_MODEL", expected, told, next_step)
+        elif found.method not in METHODS:
+            methods = ", ".join(self.lane.methods if self.lane else METHODS)
+            self.ledger.problem("CHAT_MODEL", f"a checkpoint in one of {methods}", found.method, next_step)
+        else:
+            parallel, asked = parallel_of(facts.checkpoint), self.settings.tensor_parallel_size
+            if parallel != asked:
+                expected = f"{parallel}, which the checkpoint was made for"
+                self.ledger.problem("TENSOR_PARALLEL_SIZE", expected, str(asked))
 
     def _check_quantizer(self) -> None:
         if self._given() is None:

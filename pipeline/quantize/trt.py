@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_companions, trt_checkpoint, trt_folder, worker
+from pipeline.source import HF_QUANT_CONFIG
 from pipeline.stages import StageError
 from runtime.artifact import ArtifactError, Quantization
 from runtime.engines.trt_folders import METHOD_OF_ALGORITHM, CheckpointFolder
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 SCHEMES = {"int4_awq": "W4A16", "fp8": "FP8", "int8_sq": "W8A8"}
-
-# What ModelOpt writes into a Hugging Face folder about the quantization.
-HF_QUANT_CONFIG = "hf_quant_config.json"
 
 
 def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Quantization:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 
 from pipeline.prequantized import recognize
 from pipeline.shape import Shape, mixture_of_experts
-from pipeline.source import content_hash, fetch, look, safetensors_size
+from pipeline.source import checkpoint_in, content_hash, fetch, look, safetensors_size
 
 
 def safetensors(path: Path, size: int = 16) -> None:
@@ -64,6 +64,30 @@ def test_a_card_without_a_licence_is_no_obstacle(folder: Path, card: str) -> Non
 def test_a_relative_folder_is_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     assert look("My-Model", "CHAT_MODEL").path == folder
+
+
+def test_modelopts_word_on_the_quantization_counts_where_config_json_is_silent(folder: Path) -> None:
+    stated = {"quant_algo": "FP8", "kv_cache_quant_algo": None}
+    (folder / "hf_quant_config.json").write_text(json.dumps({"producer": {}, "quantization": stated}))
+    config = look(str(folder), "CHAT_MODEL").config
+    assert config["quantization_config"] == {"quant_method": "modelopt", **stated}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq"}}))
+    assert look(str(folder), "CHAT_MODEL").config["quantization_config"] == {"quant_method": "awq"}
+
+
+def test_a_tensorrt_llm_checkpoint_inside_a_folder_is_seen(folder: Path) -> None:
+    assert look(str(folder), "CHAT_MODEL").checkpoint == {}
+    assert checkpoint_in(folder) == folder
+    (folder / "model.safetensors").unlink()
+    inside = folder / "trt-llm" / "checkpoints"
+    inside.mkdir(parents=True)
+    config = {"architecture": "LlamaForCausalLM", "dtype": "float16", "quantization": {"quant_algo": "FP8"}}
+    (inside / "config.json").write_text(json.dumps(config))
+    safetensors(inside / "rank0.safetensors")
+    facts = look(str(folder), "CHAT_MODEL")
+    assert (facts.problems, facts.checkpoint, facts.architecture) == ((), config, "LlamaForCausalLM")
+    assert facts.weight_bytes == (inside / "rank0.safetensors").stat().st_size
+    assert checkpoint_in(folder) == inside
 
 
 def test_the_embedded_models_need_no_files() -> None:
@@ -210,6 +234,8 @@ def test_fetching_a_folder_copies_nothing(folder: Path) -> None:
         ({"model_type": "deepseek_v3"}, "x", None),
         ({"model_type": "qwen3_moe"}, "x", None),
         ({"model_type": "ernie4_5_moe"}, "x", None),
+        ({"model_type": "ernie-4.5"}, "x", None),
+        ({"model_type": "deepseek-v2"}, "x", None),
         ({"model_type": "llama"}, "Qwen3-30B-A3B-Instruct", None),
         ({"model_type": "llama"}, "big-a22b", None),
     ],

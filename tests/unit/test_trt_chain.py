@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import cli
 from pipeline.plan import Request
 from pipeline.prepare import Prepared, prepare
 from pipeline.run import GateError, Run
@@ -204,6 +206,22 @@ def test_a_checkpoint_that_exists_is_compiled_without_quantizing(workplace: Path
     assert (place / str(metadata.chat.engine_path) / "rank0.engine").is_file()
 
 
+def test_a_repository_with_a_checkpoint_is_compiled_without_quantizing(workplace: Path) -> None:
+    run = Run(prepared(workplace), Silent())
+    assert run.plan.chat is not None
+    checkpoint = run.quantized(run.plan.chat)[1].folder
+    source = Path(shutil.copytree(workplace / "prompts/model", workplace / "llama-trt-awq"))
+    shutil.copytree(checkpoint, source / "trt-llm/checkpoints")
+    request = Request(chat=str(source), lanes=("trt",), out=workplace / "from-repository", thresholds=BOUNDS)
+    place, metadata, steps = made(prepare(request, None, environment(workplace)))
+    assert not [step for step in steps if "quantizing" in step]
+    assert metadata.chat is not None
+    assert metadata.chat.quantization.prequantized
+    assert metadata.chat.quantization.method == "int4_awq"
+    assert (place / str(metadata.chat.engine_path) / "rank0.engine").is_file()
+    assert not (place / "trt-llm/checkpoints").exists()
+
+
 def test_an_engine_that_exists_is_taken_as_it_is_and_needs_no_batch_size(workplace: Path, proven: Path) -> None:
     engine = proven / "trt-llm/engines" / LABEL
     work = prepared(workplace, None, "from-engine", TRTLLM_ENGINE_DIR=str(engine), TRT_MAX_BATCH_SIZE="")
@@ -214,18 +232,22 @@ def test_an_engine_that_exists_is_taken_as_it_is_and_needs_no_batch_size(workpla
 
 
 def test_an_engine_that_chooses_otherwise_than_the_float_model_fails_its_gate(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import tensorrt_llm._llm as stand_in
 
     monkeypatch.setattr(stand_in.TrtLLM, "token_after", lambda _, token: (token + 1 + token % 2) % 256)
-    run = Run(prepared(workplace, TRT_MAX_BATCH_SIZE="15"), Silent())
+    work = prepared(workplace, TRT_MAX_BATCH_SIZE="15", TRT_CALIB_SIZE="6")
     with pytest.raises(GateError, match=r"top1_agreement is 0\.[3-7]"):
-        run.proven()
+        Run(work, Silent()).proven()
+    cli.advise(work, classifier=False)
+    assert "try `--fallback fp8`, more samples (TRT_CALIB_SIZE; there were 6), or set" in capsys.readouterr().err
 
 
 def test_a_modelopt_folder_goes_to_the_pytorch_backend_as_it_is(workplace: Path) -> None:
     source = model(workplace / "fp8", quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"})
+    stated = json.dumps({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}})
+    (source / "hf_quant_config.json").write_text(stated)
     request = Request(chat=str(source), lanes=("trt",), out=workplace / "pytorch", thresholds=BOUNDS)
     work = prepare(request, None, environment(workplace, TRT_BACKEND="pytorch"))
     place, metadata, _ = made(work)
@@ -234,6 +256,7 @@ def test_a_modelopt_folder_goes_to_the_pytorch_backend_as_it_is(workplace: Path)
     assert metadata.chat.engine_path is None
     assert metadata.chat.quantization.prequantized
     assert (place / "model.safetensors").is_file()
+    assert (place / "hf_quant_config.json").read_text() == stated
     assert not (place / "trt-llm").exists()
     other = replace(H200, gpus=(replace(H200.gpus[0], sm=89, name="NVIDIA L40S"),))
     with pytest.raises(ArtifactError, match="prove it here with `yap-pipeline validate`"):
@@ -302,9 +325,10 @@ async def test_a_cancelled_turn_is_aborted_in_the_engine(proven: Path, monkeypat
     async with served(proven) as running, running.client() as client:
         llm = stand_in.MADE[-1]
         llm.token_after = lambda token: 70  # a reply without end
+        asked = len(llm.requests)
         await client.send(type="start", session_id="s1", user_utterance="hello")
         await client.until("ack")
-        await asyncio.sleep(0.02)
+        await eventually(lambda: len(llm.requests) > asked)
         await client.send(type="cancel")
         done = (await client.until("done"))[-1]
         assert done["cancelled"] is True

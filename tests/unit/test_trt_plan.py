@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from pipeline import planner, settings
+from pipeline import planner, report, settings
 from pipeline.hardware import Hardware, Quantizer
 from pipeline.plan import BuildPlan, Request
 from pipeline.problem import WrongRequestError
-from pipeline.source import SourceFacts, look
+from pipeline.source import HF_QUANT_CONFIG, SourceFacts, look
 from runtime.machine import Gpu, Machine
 from tests.trt_lane import H200, LABEL
 
@@ -53,8 +55,24 @@ def on(sm: int, *, gpus: int = 1, **changes: Any) -> Hardware:
 A100, ADA, HOPPER, B200, DESKTOP = on(80), on(89), on(90), on(100), on(120)
 
 
-def model(config: Mapping[str, Any] = LLAMA_8B, name: str = "org/model", size: int = 16 * GIB) -> SourceFacts:
-    sizes = {"model.safetensors": size, "config.json": 1000, "tokenizer.json": 1000}
+# A TensorRT-LLM checkpoint's config.json, and that of a Hugging Face folder by ModelOpt.
+CHECKPOINT_CONFIG = {name: value for name, value in LLAMA_8B.items() if name != "architectures"} | {
+    "architecture": "LlamaForCausalLM",
+    "dtype": "float16",
+    "quantization": {"quant_algo": "FP8"},
+}
+MODELOPT = LLAMA_8B | {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}}
+
+
+def holding(config: Mapping[str, Any], checkpoint: Mapping[str, Any], name: str = "org/model") -> SourceFacts:
+    """A repository with a TensorRT-LLM checkpoint."""
+    return replace(model(config, name), checkpoint=checkpoint)
+
+
+def model(
+    config: Mapping[str, Any] = LLAMA_8B, name: str = "org/model", size: int = 16 * GIB, *others: str
+) -> SourceFacts:
+    sizes = {"model.safetensors": size, "config.json": 1000, "tokenizer.json": 1000} | dict.fromkeys(others, 100)
     return SourceFacts(name, "hub", name, revision="c0ffee", config=config, sizes=sizes, chat_template=True)
 
 
@@ -173,34 +191,33 @@ PLANS = [
         "perplexity is not promised",
         expect=lambda p: next(d for d in p.decisions if d.name == "gates").value.startswith("top-1 agreement"),
     ),
-    *(
-        Row(
-            f"{name} is quantized already",
-            chat=model(LLAMA_8B, name, size=5 * GIB),
-            expect=lambda p, m=method: p.chat.prequantized.format == "trt-llm" and p.chat.method == m,
-        )
-        for name, method in {
-            "org/llama-trt-awq": "int4_awq",
-            "org/llama-TRT-FP8": "fp8",
-            "org/llama-trt-llm-8bit": "fp8",
-            "org/trt-llama-8-bit": "fp8",
-            "org/llama-trt-int8": "int8_sq",
-            "org/llama-trt-int-8": "int8_sq",
-        }.items()
+    Row(
+        "a checkpoint as it is, whose config beats its name",
+        chat=holding(CHECKPOINT_CONFIG, CHECKPOINT_CONFIG, "org/llama-trt-awq"),
+        expect=lambda p: (
+            method_is("fp8", scheme="FP8")(p)
+            and p.chat.prequantized.format == "trt-llm"
+            and "config.json" in p.chat.prequantized.recognized_by
+            and p.chat.source.architecture == "LlamaForCausalLM"
+        ),
     ),
     Row(
-        "its config beats its name",
-        chat=model(
-            {
-                **{k: v for k, v in LLAMA_8B.items() if k != "architectures"},
-                "architecture": "LlamaForCausalLM",
-                "dtype": "float16",
-                "quantization": {"quant_algo": "FP8"},
-            },
-            "org/llama-trt-awq",
-            size=8 * GIB,
-        ),
-        expect=lambda p: p.chat.method == "fp8" and "config.json" in p.chat.prequantized.recognized_by,
+        "a checkpoint inside a repository",
+        chat=holding(LLAMA_8B, CHECKPOINT_CONFIG),
+        expect=method_is("fp8", scheme="FP8", calibration=None),
+    ),
+    Row(
+        "a checkpoint is nothing to PyTorch, the float model beside it is",
+        chat=holding(LLAMA_8B, CHECKPOINT_CONFIG),
+        env=PYTORCH,
+        expect=lambda p: p.chat.prequantized is None,
+    ),
+    Row(
+        "a checkpoint for two GPUs",
+        chat=holding(LLAMA_8B, CHECKPOINT_CONFIG | {"mapping": {"world_size": 2, "tp_size": 2}}),
+        on=on(90, gpus=2),
+        env={"TENSOR_PARALLEL_SIZE": "2"},
+        expect=method_is("fp8"),
     ),
     Row(
         "a name alone is not believed of 16-bit weights",
@@ -209,7 +226,7 @@ PLANS = [
     ),
     Row(
         "a ModelOpt folder on PyTorch",
-        chat=model(LLAMA_8B | {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}}, size=8 * GIB),
+        chat=model(MODELOPT, "org/model", 8 * GIB, HF_QUANT_CONFIG),
         env=PYTORCH,
         expect=lambda p: p.chat.prequantized.format == "modelopt" and p.chat.method == "fp8",
     ),
@@ -358,6 +375,46 @@ PROBLEMS = [
         chat=model(LLAMA_8B | {"quantization_config": {"quant_method": "compressed-tensors"}}, size=5 * GIB),
         wrong=("CHAT_MODEL: expected a source in float, or one of trt-llm that trt can run",),
     ),
+    *(
+        Row(
+            f"{name} says that it is quantized, and holds no checkpoint",
+            chat=model(LLAMA_8B, name, size=5 * GIB),
+            wrong=(
+                f"CHAT_MODEL: expected a tensorrt-llm checkpoint in {name}, there or in trt-llm/checkpoints, "
+                "found none, though its name",
+            ),
+        )
+        for name in (
+            "org/llama-trt-awq",
+            "org/llama-TRT-FP8",
+            "org/llama-trt-llm-8bit",
+            "org/trt-llama-8-bit",
+            "org/llama-trt-int8",
+            "org/llama-trt-int-8",
+        )
+    ),
+    Row(
+        "a checkpoint in a format of its own",
+        chat=holding(LLAMA_8B, CHECKPOINT_CONFIG | {"quantization": {"quant_algo": "W4A8_AWQ"}}),
+        wrong=("CHAT_MODEL: expected a checkpoint in one of int4_awq, fp8, int8_sq, found w4a8_awq",),
+    ),
+    Row(
+        "a checkpoint for another number of GPUs",
+        chat=holding(LLAMA_8B, CHECKPOINT_CONFIG | {"mapping": {"world_size": 2}}),
+        wrong=("TENSOR_PARALLEL_SIZE: expected 2, which the checkpoint was made for, found 1",),
+    ),
+    Row(
+        "a checkpoint in FP8 on Ampere",
+        on=A100,
+        chat=holding(LLAMA_8B, CHECKPOINT_CONFIG),
+        wrong=("CHAT_MODEL: expected a source that trt can run here, found fp8; FP8 arithmetic begins with sm89",),
+    ),
+    Row(
+        "a ModelOpt folder that TensorRT-LLM would not recognize",
+        chat=model(MODELOPT, size=8 * GIB),
+        env=PYTORCH,
+        wrong=("CHAT_MODEL: expected hf_quant_config.json, where TensorRT-LLM reads how the model is quantized",),
+    ),
     Row(
         "no quantizer",
         on=replace(HOPPER, quantizer=None),
@@ -389,3 +446,37 @@ def test_a_machine_without_a_gpu_is_told_all_that_is_missing() -> None:
         make(Row("nothing here", on=here, env={"TRT_MAX_BATCH_SIZE": ""}))
     found = {str(problem).partition(":")[0] for problem in error.value.problems}
     assert found >= {"--trt", "TRT_MAX_BATCH_SIZE", "QUANTIZE_PYTHON"}
+
+
+@pytest.mark.parametrize(
+    ("env", "lines"),
+    [
+        ({}, ("quantize: int4_awq (W4A16, groups of 128) on cuda", f"build: lay out the artifact and compile {LABEL}")),
+        (PYTORCH, ("quantize: int4_awq (W4A16, groups of 128) on cuda", "build: lay out the artifact")),
+        (
+            {"TRT_CHECKPOINT_DIR": str(CHECKPOINT)},
+            (f"quantize: nothing, {CHECKPOINT} holds W4A16", f"build: lay out the artifact and compile {LABEL}"),
+        ),
+        (
+            {"TRTLLM_ENGINE_DIR": str(ENGINE)},
+            (f"quantize: nothing, {ENGINE} holds W4A16", f"build: lay out the artifact and take the engine {ENGINE}"),
+        ),
+    ],
+    ids=["engine", "pytorch", "checkpoint", "engine that exists"],
+)
+def test_the_plan_tells_what_is_quantized_and_compiled(env: dict[str, str], lines: tuple[str, ...]) -> None:
+    plan = make(Row("told", env=env))
+    steps = [line for line in report.steps(plan) if line.startswith(("quantize", "build"))]
+    assert steps == list(lines)
+    console = Console(record=True, file=io.StringIO(), width=200)
+    report.show_plan(plan, console)
+    compiles = "compile " in lines[1]
+    assert ("compiling the engine comes on top" in console.export_text()) is compiles
+
+
+def test_what_was_wrong_with_a_value_is_not_told_again_of_its_default() -> None:
+    with pytest.raises(WrongRequestError) as error:
+        make(Row("a batch size that is no number", env={"TRT_MAX_BATCH_SIZE": "many"}))
+    assert [str(problem) for problem in error.value.problems] == [
+        "TRT_MAX_BATCH_SIZE: expected a valid integer, found 'many'"
+    ]
