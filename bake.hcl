@@ -28,11 +28,19 @@ variable "TAG" {
 variable "VERSION" {
   description = "version of this project"
   default     = "0.1.0"
+  validation {
+    condition     = length(regexall("^[0-9]+\\.[0-9]+\\.[0-9]+", VERSION)) == 1
+    error_message = "VERSION: expected major.minor.patch."
+  }
 }
 
 variable "REVISION" {
   description = "commit that is built, for the labels"
   default     = ""
+  validation {
+    condition     = length(regexall("^([0-9a-f]{40})?$", REVISION)) == 1
+    error_message = "REVISION: expected a full commit id, or nothing."
+  }
 }
 
 variable "CUDA_VERSION" {
@@ -56,14 +64,18 @@ variable "PYTHON_VERSION" {
 variable "MPI_VERSION_PIN" {
   description = "version of the packages libopenmpi3, openmpi-bin and libopenmpi-dev; empty takes the distribution's"
   default     = "4.1.2-2ubuntu1"
+  validation {
+    condition     = length(regexall("^(4\\.[0-9A-Za-z.+~:-]+)?$", MPI_VERSION_PIN)) == 1
+    error_message = "MPI_VERSION_PIN: expected a version of Open MPI 4, such as 4.1.2-2ubuntu1, or nothing."
+  }
 }
 
 variable "BASE_DEVEL" {
   description = "base with compilers, by tag and digest"
   default     = "nvidia/cuda:13.0.0-devel-ubuntu22.04@sha256:1470d2d7904fac4e5cb3bdfd4993305c46d3ee76deb0213eaaf248e5cf9c7400"
   validation {
-    condition     = BASE_DEVEL != ""
-    error_message = "BASE_DEVEL: expected an image reference, found nothing."
+    condition     = length(regexall("^[a-z0-9][A-Za-z0-9._/:-]*:[A-Za-z0-9_.-]+(@sha256:[0-9a-f]{64})?$", BASE_DEVEL)) == 1
+    error_message = "BASE_DEVEL: expected NAME:TAG@sha256:DIGEST, or NAME:TAG of a local image."
   }
 }
 
@@ -71,8 +83,8 @@ variable "BASE_RUNTIME" {
   description = "base for serving, by tag and digest; the smallest that has libcudart, for torch brings the other libraries"
   default     = "nvidia/cuda:13.0.0-base-ubuntu22.04@sha256:c08986c5ea16a41bba86f4ac08b327861c7b7d05dee7fae0648dcf0e964bf6e4"
   validation {
-    condition     = BASE_RUNTIME != ""
-    error_message = "BASE_RUNTIME: expected an image reference, found nothing."
+    condition     = length(regexall("^[a-z0-9][A-Za-z0-9._/:-]*:[A-Za-z0-9_.-]+(@sha256:[0-9a-f]{64})?$", BASE_RUNTIME)) == 1
+    error_message = "BASE_RUNTIME: expected NAME:TAG@sha256:DIGEST, or NAME:TAG of a local image."
   }
 }
 
@@ -145,18 +157,24 @@ function "image" {
   result = ["${REGISTRY == "" ? "yap" : REGISTRY}/${name}:${TAG}"]
 }
 
+function "base" {
+  params = [name]
+  result = length(regexall("^runtime-", name)) == 1 ? BASE_RUNTIME : BASE_DEVEL
+}
+
 function "labels" {
   params = [name, lane]
   result = {
-    "org.opencontainers.image.title"    = name
-    "org.opencontainers.image.version"  = VERSION
-    "org.opencontainers.image.revision" = REVISION
-    "org.opencontainers.image.licenses" = "Apache-2.0"
-    "org.opencontainers.image.base.name" = length(regexall("^runtime-", name)) == 1 ? BASE_RUNTIME : BASE_DEVEL
-    "yap.lane"                          = lane
-    "yap.engine"                        = ENGINES[lane]
-    "yap.cuda"                          = CUDA_VERSION
-    "yap.python"                        = PYTHON_VERSION
+    "org.opencontainers.image.title"       = name
+    "org.opencontainers.image.version"     = VERSION
+    "org.opencontainers.image.revision"    = REVISION
+    "org.opencontainers.image.licenses"    = "Apache-2.0"
+    "org.opencontainers.image.base.name"   = split("@", base(name))[0]
+    "org.opencontainers.image.base.digest" = length(split("@", base(name))) == 2 ? split("@", base(name))[1] : ""
+    "yap.lane"                             = lane
+    "yap.engine"                           = ENGINES[lane]
+    "yap.cuda"                             = CUDA_VERSION
+    "yap.python"                           = PYTHON_VERSION
   }
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +48,19 @@ def test_labels_say_what_is_inside(everything: dict) -> None:
     labels = everything["target"]["runtime-vllm"]["labels"]
     assert (labels["yap.lane"], labels["yap.cuda"], labels["yap.python"]) == ("vllm", "13.0", "3.10")
     assert labels["org.opencontainers.image.title"] == "runtime-vllm"
+    assert labels["org.opencontainers.image.base.name"] == "nvidia/cuda:13.0.0-base-ubuntu22.04"
+    assert labels["org.opencontainers.image.base.digest"].startswith("sha256:")
+    assert "-devel-" in everything["target"]["pipeline-vllm"]["labels"]["org.opencontainers.image.base.name"]
+
+
+def test_tags_and_labels_of_a_release_go_over_ours(tmp_path: Path) -> None:
+    """As docker/metadata-action gives them: a second file with a target of the same name."""
+    given = {"tags": ["registry.invalid/acme/runtime-vllm:v1"], "labels": {"org.opencontainers.image.source": "here"}}
+    (tmp_path / "metadata.json").write_text(json.dumps({"target": {"runtime-vllm": given}}))
+    target = bake.printed("-f", str(tmp_path / "metadata.json"), "runtime-vllm")["target"]["runtime-vllm"]
+    assert target["tags"] == given["tags"]
+    assert target["labels"].items() >= {"org.opencontainers.image.source": "here", "yap.lane": "vllm"}.items()
+    assert target["contexts"] == {"base": "target:base-runtime", "environment": "target:serving-vllm"}
 
 
 def test_no_secret_is_a_build_argument(everything: dict) -> None:
@@ -75,6 +90,11 @@ def test_releases_attest_contents_and_provenance(everything: dict) -> None:
         ("REGISTRY", "example/", "REGISTRY: expected no slash"),
         ("CUDA_VERSION", "12.9", "CUDA_VERSION: expected 13.x"),
         ("PYTHON_VERSION", "3.13", "PYTHON_VERSION: expected 3.10"),
+        ("VERSION", "one", "VERSION: expected major.minor.patch"),
+        ("REVISION", "main", "REVISION: expected a full commit id"),
+        ("MPI_VERSION_PIN", "5.0.1", "MPI_VERSION_PIN: expected a version of Open MPI 4"),
+        ("BASE_DEVEL", "nvidia/cuda", "BASE_DEVEL: expected NAME:TAG@sha256:DIGEST"),
+        ("BASE_RUNTIME", "nvidia/cuda:13.0.0@sha256:12", "BASE_RUNTIME: expected NAME:TAG@sha256:DIGEST"),
         ("NETWORK", "none", "NETWORK: expected default or host"),
         ("ARTIFACT_LANE", "gpu", "ARTIFACT_LANE: expected vllm"),
     ],
@@ -83,6 +103,12 @@ def test_a_wrong_variable_is_refused(variable: str, value: str, message: str) ->
     done = bake.command("--print", "runtime-vllm", **{variable: value})
     assert done.returncode != 0
     assert message in done.stderr
+
+
+def test_every_variable_is_described() -> None:
+    blocks = re.findall(r'^variable "(\w+)" \{\n(.*?)^\}', (bake.ROOT / "bake.hcl").read_text(), re.M | re.S)
+    assert len(blocks) >= 18
+    assert [name for name, body in blocks if "  description = " not in body] == []
 
 
 def test_dockerfiles_pass_dockers_own_checks() -> None:
