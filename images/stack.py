@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -82,12 +83,18 @@ def torch_cuda(lane: str) -> Iterator[str]:
 
 
 def built_for(package: str) -> str | None:
-    """The CUDA version in a package's version file: read, not imported. `none` is a CPU build."""
+    """The CUDA version in a package's version file: read, not imported. `none` is a CPU build.
+
+    torch writes its CUDA down. torchvision finds it out when it is imported, so there the build in its version says it.
+    """
     for entry in sys.path:
         path = Path(entry) / package / "version.py"
         if path.is_file():
-            found = re.search(r"^cuda(?::[^=]*)? = ['\"]([\d.]+)['\"]", path.read_text("utf-8"), re.MULTILINE)
-            return found[1] if found else "none"
+            text = path.read_text("utf-8")
+            if found := re.search(r"^cuda(?::[^=]*)? = ['\"]([\d.]+)['\"]", text, re.MULTILINE):
+                return found[1]
+            found = re.search(r"^__version__ = ['\"][^'\"]*\+cu(\d+)(\d)['\"]", text, re.MULTILINE)
+            return f"{found[1]}.{found[2]}" if found else "none"
     return None
 
 
@@ -153,6 +160,13 @@ def shared_memory() -> Iterator[str]:
         yield f"{place}: expected {MINIMUM_SHM_MIB} MiB or more, found {mib}; run the container with --shm-size 1g"
 
 
+def temporary_folder() -> Iterator[str]:
+    """A place from which Triton's compiled helper loads; Docker mounts a tmpfs so that nothing does, unless told."""
+    place = tempfile.gettempdir()
+    if os.statvfs(place).f_flag & os.ST_NOEXEC:
+        yield f"{place}: expected it to allow executables, found noexec; run the container with --tmpfs {place}:exec"
+
+
 def problems(lane: str, *, start: bool) -> Iterator[str]:
     """Everything that does not fit."""
     yield from cuda_runtime()
@@ -161,6 +175,8 @@ def problems(lane: str, *, start: bool) -> Iterator[str]:
     if start:
         if lane in USES_CUDA:
             yield from driver()
+        if lane == "vllm":
+            yield from temporary_folder()
         if lane == "cpu":
             yield from shared_memory()
         return

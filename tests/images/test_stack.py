@@ -1,0 +1,69 @@
+"""How the stack check reads what is installed, on files as the packages write them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.images import bake
+
+TORCH = "from typing import Optional\n__version__ = '2.13.0+{build}'\ndebug = False\ncuda: Optional[str] = {cuda}\n"
+TORCHVISION = (
+    "__version__ = '0.28.0+{build}'\n"
+    "from torchvision.extension import _check_cuda_version\n"
+    "if _check_cuda_version() > 0:\n    cuda = _check_cuda_version()\n"
+)
+
+
+@pytest.fixture(scope="module")
+def stack() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("stack", bake.ROOT / "images" / "stack.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "expected"),
+    [
+        (TORCH.format(build="cu130", cuda="'13.0'"), TORCHVISION.format(build="cu130"), []),
+        (
+            TORCH.format(build="cu128", cuda="'12.8'"),
+            TORCHVISION.format(build="cu130"),
+            ["torch: expected a build for CUDA 13, found 12.8; pip may have replaced it"],
+        ),
+        (
+            TORCH.format(build="cu130", cuda="'13.0'"),
+            TORCHVISION.format(build="cu128"),
+            ["torchvision: expected a build for CUDA 13, found 12.8; pip may have replaced it"],
+        ),
+        (
+            TORCH.format(build="cpu", cuda="None"),
+            TORCHVISION.format(build="cpu"),
+            [
+                "torch: expected a build for CUDA 13, found none; pip may have replaced it",
+                "torchvision: expected a build for CUDA 13, found none; pip may have replaced it",
+            ],
+        ),
+    ],
+    ids=["13", "torch 12", "torchvision 12", "cpu"],
+)
+def test_torch_and_torchvision_are_told_by_the_cuda_they_were_built_for(
+    stack: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    torch: str,
+    torchvision: str,
+    expected: list[str],
+) -> None:
+    for package, text in (("torch", torch), ("torchvision", torchvision)):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "version.py").write_text(text)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert list(stack.torch_cuda("vllm")) == expected
