@@ -47,8 +47,11 @@ async def measure(llm: Any, token_ids: list[list[int]], streams: int, rounds: in
     return [sample for group in groups for sample in group]
 
 
-def start(folder: Path, **options: Any) -> Any:
-    """An AsyncLLM on an artifact's model, with the engine arguments that the runtime would choose for these options."""
+def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
+    """An AsyncLLM on an artifact's model, with the engine arguments that the runtime would choose for these options.
+
+    With `as_vllm_ships` without what the runtime adds to vLLM's workers.
+    """
     from runtime.engines import EngineOptions
     from runtime.engines.vllm import engine_arguments, prepare_environment
 
@@ -56,4 +59,7 @@ def start(folder: Path, **options: Any) -> Any:
     prepare_environment(chosen)
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(engine_arguments(folder, chosen))
+    arguments = engine_arguments(folder, chosen)
+    if as_vllm_ships:
+        arguments.worker_extension_cls = ""
+    return AsyncLLM.from_engine_args(arguments)

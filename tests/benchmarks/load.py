@@ -61,8 +61,8 @@ async def _yap_stream(target: Target, seeds: list[int], ready: asyncio.Event, go
                 elif frame.startswith(b'{"type":"error"'):
                     raise RuntimeError(frame.decode())
             ended = time.perf_counter()
-            tokens = json.loads(frame)["usage"]["completion_tokens"]
-            samples.append(Sample(started, first, ended, tokens, frames))
+            usage = json.loads(frame)["usage"]
+            samples.append(Sample(started, first, ended, usage["completion_tokens"], frames, usage["ttft_ms"] / 1000))
     return samples
 
 

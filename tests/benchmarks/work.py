@@ -28,13 +28,19 @@ def work(seed: int, words: int) -> Work:
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished turn, times in seconds on the machine's monotonic clock."""
+    """One finished turn, times in seconds on the machine's monotonic clock.
+
+    Attributes:
+        frames: pieces that the reply came in.
+        server_ttft: the time to the first token as the server itself took it.
+    """
 
     started: float
     first: float
     ended: float
     tokens: int
     frames: int = 0
+    server_ttft: float = 0.0
 
     @property
     def ttft(self) -> float:

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """The engine alone, our runtime over WebSocket, and vLLM's OpenAI server: the same work, one run, one machine.
 
-    python3 tests/gpu/streams.py ARTIFACT [--streams 1 64 256] [--only alone runtime openai] [--profile DIR]
+    python3 tests/gpu/streams.py ARTIFACT [--streams 1 64 256] [--only vllm alone runtime openai] [--profile DIR]
+
+`vllm` is the engine alone as vLLM ships it, `alone` the same with what the runtime adds to its workers.
 
 Prompts are about 400 tokens and unique, replies 150 tokens, prefix caching on, sampling as our clients send it. The
 load comes from processes of its own. `--profile` adds a pass under py-spy and prints where the server's time goes.
@@ -20,6 +22,7 @@ import time
 import urllib.request
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -47,15 +50,19 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def alone(folder: Path, limits: dict, streams: list[int]) -> dict[int, Figures]:
+def alone(folder: Path, limits: dict, streams: list[int], *, as_vllm_ships: bool) -> dict[int, Figures]:
     """vLLM's AsyncLLM in this process."""
     found = {}
+    name = "engine as vLLM ships it" if as_vllm_ships else "engine alone"
+    options = {"max_model_len": limits["max_model_len"], "max_num_seqs": limits["max_batch_size"]}
 
     async def main() -> None:
         began = time.monotonic()
-        llm = engine_alone.start(folder, max_model_len=limits["max_model_len"], max_num_seqs=limits["max_batch_size"])
+        llm = engine_alone.start(folder, as_vllm_ships=as_vllm_ships, **options)
         await engine_alone.measure(llm, engine_alone.prompts(folder, [1, 2, 3], WORDS), 1, 3, REPLY)
-        print(f"engine alone: ready after {time.monotonic() - began:.0f} s", flush=True)
+        # A full batch, so that nothing is compiled while time is taken.
+        await engine_alone.measure(llm, engine_alone.prompts(folder, list(range(100, 132)), WORDS), 32, 1, 8)
+        print(f"{name}: ready after {time.monotonic() - began:.0f} s", flush=True)
         try:
             for count in streams:
                 rounds = rounds_for(count)
@@ -65,7 +72,7 @@ def alone(folder: Path, limits: dict, streams: list[int]) -> dict[int, Figures]:
                 samples = await engine_alone.measure(llm, prompts, count, rounds, REPLY)
                 used = cpu_seconds(os.getpid()) - before
                 found[count] = figures(count, samples)
-                print(found[count].line("engine alone"), f" CPU {used / found[count].tokens * 1e6:.1f} µs/token")
+                print(found[count].line(name), f" CPU {used / found[count].tokens * 1e6:.1f} µs/token")
                 print(f"    prompts of {len(prompts[0])} tokens", flush=True)
         finally:
             llm.shutdown()
@@ -117,7 +124,8 @@ def runtime(folder: Path, streams: list[int], processes: int, profiles: Path | N
             frames = sum(sample.frames for sample in samples) / found[count].tokens
             print(
                 found[count].line("runtime over WebSocket"),
-                f" CPU {used / found[count].tokens * 1e6:.1f} µs/token, {frames:.2f} frames/token",
+                f" CPU {used / found[count].tokens * 1e6:.1f} µs/token, {frames:.2f} frames/token, "
+                f"TTFT p50 in the server {median(sample.server_ttft for sample in samples) * 1000:.1f} ms",
                 flush=True,
             )
         if profiles:
@@ -168,23 +176,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256])
-    parser.add_argument("--only", nargs="+", choices=["alone", "runtime", "openai"])
+    parser.add_argument("--only", nargs="+", choices=["vllm", "alone", "runtime", "openai"])
     parser.add_argument("--processes", type=int, default=8, help="processes that the load comes from")
     parser.add_argument("--profile", type=Path, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     limits = json.loads((arguments.artifact / "build_metadata.json").read_text())["chat"]["limits"]
-    wanted = arguments.only or ["alone", "runtime", "openai"]
+    wanted = arguments.only or ["vllm", "alone", "runtime", "openai"]
     results: dict[str, dict[int, Figures]] = {}
-    if "alone" in wanted:
-        results["alone"] = alone(arguments.artifact, limits, arguments.streams)
+    for name in ("vllm", "alone"):
+        if name in wanted:
+            ships = name == "vllm"
+            results[name] = alone(arguments.artifact, limits, arguments.streams, as_vllm_ships=ships)
     if "runtime" in wanted:
         results["runtime"] = runtime(arguments.artifact, arguments.streams, arguments.processes, arguments.profile)
     if "openai" in wanted:
         results["openai"] = openai(arguments.artifact, limits, arguments.streams, arguments.processes)
     for count in arguments.streams:
         parts = []
-        for name, other in (("alone", "the engine alone"), ("openai", "vLLM's server")):
+        for name, other in (
+            ("alone", "the engine alone"),
+            ("vllm", "the engine as vLLM ships it"),
+            ("openai", "vLLM's server"),
+        ):
             if name in results and "runtime" in results:
                 ours, theirs = results["runtime"][count], results[name][count]
                 gap = (ours.ttft_p50 - theirs.ttft_p50) * 1000
