@@ -15,7 +15,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from runtime.deployment import Chat
+from runtime.deployment import Chat, Renderer
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.prompt import Budgets, Message, PersonaTooLongError, Prompt
 from runtime.server import Server, bind, web_config
@@ -285,7 +285,7 @@ async def serving(
     classifier: ScriptedClassifier | None = None,
     *,
     chat: bool = True,
-    renderer: ScriptedRenderer | None = None,
+    renderer: Renderer | None = None,
     max_out: int = 150,
     opened: bool = True,
     **values: Any,
@@ -296,10 +296,11 @@ async def serving(
     service = Service(chosen)
     pool = ThreadPoolExecutor(2)
     renderer = renderer or ScriptedRenderer()
-    stack = Chat(engine, renderer, pool, renderer.budgets) if chat else None
+    budgets = renderer.budgets if isinstance(renderer, ScriptedRenderer) else Budgets()
+    stack = Chat(engine, renderer, pool, budgets) if chat else None
     plan = ServingPlan(
         "both" if chat and classifier else "chat" if chat else "tool",
-        ChatPlan(renderer.budgets, max_out, EngineOptions()) if chat else None,
+        ChatPlan(budgets, max_out, EngineOptions()) if chat else None,
         ToolPlan(0.66, 128, 0.2) if classifier else None,
         None,
     )

@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.client import Ack, Client, Done, Final, Options, Token, ToolCall, Turn, Warmed, connect
+from tests.client import Ack, Client, ClientError, Done, Final, Options, Token, ToolCall, Turn, Warmed, connect
 from tests.messages.conversation import TURNS
 from tests.prompts.detailed import PERSONAS
 from tests.server import Server
@@ -215,3 +218,73 @@ async def test_a_conversation_grows_and_reuses_its_own_prefix(server: Server) ->
             assert turn.ok
             shares.append(turn.done.usage["cached_tokens"] / turn.done.usage["prompt_tokens"])
     assert shares[-1] > 0.5, shares
+
+
+COMMANDS = {
+    "warmup": ["--double-ttfb"],
+    "bench": ["-n", "4", "-c", "2"],
+    "live": ["Hello there.", "--persona", "mark_coach"],
+    "conversation": [],
+    "personality": ["--switches", "2", "--delay", "0"],
+    "gender": ["--switches", "1", "--delay", "0"],
+    "screen_analysis": [],
+    "tool": ["--limit", "20", "--timeout", "20"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_do_what_they_say(server: Server, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", f"{command}.py", *COMMANDS[command], "--server", server.url],
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "TEXT_API_KEY": server.api_key},
+        input="/persona anna_flirty\nAnd you?\n/stop\n",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def test_a_classifier_alone_decides_and_says_nothing(served_artifact: Path) -> None:
+    with Server(served_artifact, DEPLOY_MODE="tool") as alone:
+        alone.wait_ready()
+        async with connect(options(alone)) as client:
+            looked = await client.start(session_id="s", user_utterance="Can you look at my screen?", gender="woman")
+            chatted = await client.start(session_id="s", user_utterance="I slept badly and it rains all day.")
+            await client.send("warm_persona", persona_text=PERSONA)
+            with pytest.raises(ClientError, match="chat_not_deployed"):
+                await client.until("warmed")
+        assert [type(frame) for frame in looked.frames] == [Ack, ToolCall, Done]
+        assert (looked.tool.status, chatted.tool.status) == ("yes", "no")
+        assert alone.stop() == 0
+
+
+def engine_process(server: Server) -> int:
+    """The id of vLLM's engine process under a server."""
+    listing = subprocess.run(
+        ["ps", "--ppid", str(server.process.pid), "-o", "pid=,args="], check=True, capture_output=True, text=True
+    ).stdout
+    (found,) = [int(line.split()[0]) for line in listing.splitlines() if "EngineCore" in line]
+    return found
+
+
+async def test_a_chat_model_alone_speaks_at_once_and_its_engine_s_death_is_told_and_ends_the_server(
+    served_artifact: Path,
+) -> None:
+    with Server(served_artifact, DEPLOY_MODE="chat") as alone:
+        alone.wait_ready()
+        async with connect(options(alone)) as client:
+            turn = await client.start(session_id="s", user_utterance="Can you look at my screen?")
+            assert turn.ok
+            assert turn.tool is None
+            turn = await begin(client, "s", STORY)
+            await first_token(client, turn)
+            os.kill(engine_process(alone), signal.SIGKILL)
+            async for _ in client.frames(turn):
+                pass
+        assert turn.error.code == "generation_failed"
+        assert turn.done.failed
+        assert alone.process.wait(5) == 70
+        assert "the engine died" in alone.log_tail()

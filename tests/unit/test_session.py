@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.engines import Sampling
-from runtime.prompt import Budgets, Message
+from runtime.engines import Delta, Sampling
+from runtime.prompt import Budgets, Message, PromptRenderer
 from runtime.ratelimit import SlidingWindow
 from runtime.session import HISTORY_MAX_CHARS, HISTORY_MAX_MESSAGES, History, Session, SessionStore
 from tests.scripted import REPLY, ScriptedClassifier, ScriptedEngine, ScriptedRenderer, serving
+from tests.unit import chat_templates
 
 TEXT = "".join(REPLY)
 
@@ -186,6 +191,32 @@ async def test_warming_prefills_what_the_next_start_renders() -> None:
         await client.send(type="warm_history", history=history)
         await client.receive()
         assert running.engine.warmed[-1][:2] == ["[system]", "Mia"]
+
+
+class Mute(ScriptedEngine):
+    """Replies to prompts of any tokenizer."""
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        async with aclosing(super().generate([], sampling)) as stream:
+            async for delta in stream:
+                yield delta
+
+
+async def test_a_history_of_a_whole_frame_is_answered_within_a_tenth_of_a_second(tmp_path: Path) -> None:
+    renderer = PromptRenderer(chat_templates.write("chatml", tmp_path), Budgets())
+    times = []
+    async with serving(Mute(), renderer=renderer) as running, running.client() as client:
+        for attempt in range(3):  # each a new text, so that nothing comes out of a cache; other work may slow one down
+            text = "\n\n".join(
+                f"{'Assistant' if number % 2 else 'User'}: the cat said {attempt} {number} {'and so on ' * 20}"
+                for number in range(1070)
+            )
+            assert 245_000 < len(text) < 255_000
+            began = time.perf_counter()
+            frames = await client.turn(history_text=text, user_utterance="and then", session_id=f"s{attempt}")
+            times.append(time.perf_counter() - began)
+            assert 2500 < frames[-1]["usage"]["prompt_tokens"] <= 5525
+    assert min(times) < 0.1, times
 
 
 async def test_a_warm_that_fails_says_so() -> None:
