@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from starlette.types import Receive, Send
 
 from runtime import frames, protocol
+from runtime.decoder import Decoder
 from runtime.dialogue import Dialogue
 from runtime.frames import Frame, RequestId
 from runtime.outbox import Close, Outbox
-from runtime.protocol import Decoder, Rejected
+from runtime.protocol import Rejected
 from runtime.ratelimit import SlidingWindow
 from runtime.turn import Stop
 

@@ -24,13 +24,13 @@ from runtime import artifact, engines, machine, verify
 from runtime.admission import Admission
 from runtime.auth import Keyring
 from runtime.connection import Connection, Manners
+from runtime.decoder import Decoder
 from runtime.deployment import Chat, Classifier, Deployment
 from runtime.engines import Engine, EngineDeadError, Sampling
 from runtime.machine import Machine
 from runtime.maintenance import CacheHygiene, expire_sessions
 from runtime.metrics import Metrics
 from runtime.prompt import PromptRenderer
-from runtime.protocol import Decoder
 from runtime.ratelimit import SlidingWindow
 from runtime.repository import named_on_hub
 from runtime.serving import ServingPlan, plan

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from runtime import frames, protocol
 from runtime.connection import rejection
+from runtime.decoder import Decoder
+from runtime.fields import parse_transcript
 from runtime.prompt import Message
-from runtime.protocol import Bound, Decoder, Grammar, Inbound, Rejected, SamplingChange, parse_transcript
+from runtime.protocol import Bound, Grammar, Inbound, Rejected, SamplingChange
 
 DECODER = Decoder()
 

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from runtime import frames
+from runtime.decoder import Decoder
 from runtime.metrics import Metrics
-from runtime.protocol import DEFAULT_BOUNDS, Decoder
+from runtime.protocol import DEFAULT_BOUNDS
 from runtime.sanitize import RULES
 from runtime.settings import Settings
 from tests.scripted import settings
