@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pipeline.build import vllm
 from pipeline.stages import StageError
 from runtime.artifact import ArtifactError
-from runtime.engines.trt import STEP_TOKENS
+from runtime.engines.trt_arguments import STEP_TOKENS
 from runtime.engines.trt_folders import CheckpointFolder, EngineFolder, is_checkpoint, is_engine, read_config
 from runtime.labels import ENGINES_FOLDER
 

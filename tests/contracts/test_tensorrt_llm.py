@@ -24,7 +24,7 @@ from pipeline.source import SourceFacts
 from runtime.artifact import Limits
 from runtime.engines import EngineOptions, Sampling
 from runtime.engines import trt as serving
-from runtime.engines.trt import kv_cache_arguments, llm_arguments, sampling_arguments
+from runtime.engines.trt_arguments import kv_cache_arguments, llm_arguments, sampling_arguments
 from runtime.engines.trt_folders import METHOD_OF_ALGORITHM
 from runtime.engines.trt_tokens import SpecialTokens
 from tests import trt_api as api

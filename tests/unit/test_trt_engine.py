@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import runpy
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,8 @@ import pytest_asyncio
 from runtime.artifact import ArtifactError
 from runtime.cuda import CudaError, Failure
 from runtime.engines import EngineDeadError, EngineOptionError, EngineOptions, Sampling
-from runtime.engines.trt import TrtEngine, llm_arguments, sampling_arguments
+from runtime.engines.trt import ENVIRONMENT, TrtEngine
+from runtime.engines.trt_arguments import llm_arguments, sampling_arguments
 from runtime.engines.trt_tokens import SpecialTokens
 from tests.trt_lane import H200, eventually, installed, model
 
@@ -213,6 +216,33 @@ async def test_limits_come_from_the_engine_and_are_passed(engine: TrtEngine, sta
         "max_num_tokens": 8192,
     }
     assert arguments["kv_cache_config"].dtype == "auto"
+
+
+async def test_an_engine_for_two_gpus_is_loaded_for_two(folder: Path, stand_in: Any) -> None:
+    options = EngineOptions(tensor_parallel_size=2)
+    engine = TrtEngine(GOLDEN / "mistral-fp8-tp2", options, tokenizer=folder, style="engine")
+    await engine.start()
+    assert stand_in.MADE[-1].arguments["tensor_parallel_size"] == 2
+    await engine.shutdown()
+
+
+async def test_openmpi_may_start_the_worker_as_root_and_beside_others_unless_told_otherwise(
+    folder: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
+        monkeypatch.delenv(name, raising=False)
+    beside = "OMPI_MCA_rmaps_base_oversubscribe"
+    monkeypatch.setenv(beside, "0")
+    engine = TrtEngine(LLAMA, EngineOptions(), tokenizer=folder, style="engine")
+    await engine.start()
+    assert os.environ["OMPI_ALLOW_RUN_AS_ROOT"] == os.environ["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
+    assert (os.environ[beside], ENVIRONMENT[beside]) == ("0", "1")
+    await engine.shutdown()
+
+
+@pytest.mark.parametrize("file", ["runtime/__main__.py", "pipeline/__main__.py", "pipeline/quantize/trt.py"])
+def test_the_main_module_does_nothing_when_an_mpi_worker_runs_it_again(file: str) -> None:
+    runpy.run_path(str(Path(__file__).parents[2] / file), run_name="__worker__")
 
 
 @pytest.mark.parametrize(("fraction", "reuse"), [(None, True), (0.4, False)])
