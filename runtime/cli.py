@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from runtime import settings as environment
-from runtime.settings import SettingsError
+from runtime.settings import Settings, SettingsError
 
 EX_USAGE = 64
 
@@ -29,23 +29,31 @@ def default(context: typer.Context) -> None:
 @app.command()
 def serve() -> None:
     """Load the artifact and serve it until SIGTERM."""
-    try:
-        chosen = environment.load()
-    except SettingsError as error:
-        for problem in error.problems:
-            print(f"yap-runtime: {problem}", file=sys.stderr)
-        raise typer.Exit(EX_USAGE) from None
+    chosen = load()
     from runtime import server
 
     raise typer.Exit(server.run(chosen))
 
 
+def load() -> Settings:
+    """What the environment says, or an exit that tells all that is wrong with it."""
+    try:
+        return environment.load()
+    except SettingsError as error:
+        for problem in error.problems:
+            print(f"yap-runtime: {problem}", file=sys.stderr)
+        raise typer.Exit(EX_USAGE) from None
+
+
 @app.command()
 def settings(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/environment.md.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Tell only what is wrong here; exit 64 then.")] = False,
 ) -> None:
     """List every variable: default, unit, meaning."""
-    if markdown:
+    if check:
+        load()
+    elif markdown:
         print(environment.markdown(), end="")
     else:
         environment.show()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from runtime import settings as module
+from runtime.cli import app
 from runtime.engines import Sampling
 from runtime.protocol import DEFAULT_BOUNDS
 from runtime.settings import Settings, SettingsError, load, markdown
@@ -116,3 +118,12 @@ def test_show_prints_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
     module.show()
     text = capsys.readouterr().out
     assert "TENSOR_PARALLEL_SIZE" in text
+
+
+def test_settings_can_be_checked_without_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CliRunner().invoke(app, ["settings", "--check"]).exit_code == 0
+    monkeypatch.setenv("PORT", "many")
+    monkeypatch.delenv("TEXT_API_KEY")
+    checked = CliRunner().invoke(app, ["settings", "--check"])
+    assert checked.exit_code == 64
+    assert [line.split(": ")[1] for line in checked.stderr.splitlines()] == ["PORT", "TEXT_API_KEY"]
