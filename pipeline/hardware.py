@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.lanes import LANES
-from runtime import machine
+from pipeline.stages import StageError
+from runtime import cuda, machine
 from runtime.machine import RELEVANT_PACKAGES, Machine
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -72,6 +73,18 @@ def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] =
         cores=len(os.sched_getaffinity(0)),
         quantizer=find_quantizer(quantize_python, needs),
     )
+
+
+def require_cuda(stage: str) -> None:
+    """Make sure that CUDA can use the GPU that the driver lists, before a library hides why it cannot.
+
+    Raises:
+        StageError: it cannot, with the diagnosis.
+    """
+    try:
+        cuda.check(machine.describe())
+    except cuda.CudaError as error:
+        raise StageError(stage, str(error)) from error
 
 
 def find_quantizer(named: Path | None, needs: tuple[str, ...] = LANES["vllm"].quantizer) -> Quantizer | None:

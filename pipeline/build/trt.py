@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.build import vllm
+from pipeline.hardware import require_cuda
 from pipeline.stages import StageError
 from runtime.artifact import ArtifactError
 from runtime.engines.trt_arguments import STEP_TOKENS
@@ -84,12 +85,13 @@ def compile_engine(checkpoint: CheckpointFolder, engine: Path, chat: ChatPlan, p
     """Run `trtllm-build` into a new folder, and move its output to `engine`.
 
     Raises:
-        StageError: the command is missing or failed, with its last lines.
+        StageError: the command is missing, the GPU cannot be used, or it failed, with its last lines.
     """
     if checkpoint.weights.parallel != chat.limits.tensor_parallel_size:
         what = f"expected a checkpoint for {chat.limits.tensor_parallel_size} GPUs, found {checkpoint.weights.parallel}"
         raise StageError("build", what, checkpoint.folder, "quantize it again, or set TENSOR_PARALLEL_SIZE")
     command = find_command()
+    require_cuda("build")
     with tempfile.TemporaryDirectory(prefix=".engine-", dir=engine.parent) as folder:
         output = Path(folder) / "engine"
         run([str(command), *flags(checkpoint.folder, output, chat)], checkpoint.folder, progress)

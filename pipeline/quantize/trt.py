@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.hardware import require_cuda
 from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_companions, trt_checkpoint, trt_folder, worker
 from pipeline.source import HF_QUANT_CONFIG
 from pipeline.stages import StageError
@@ -38,13 +39,16 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
         What was done, without the calibration, which the caller knows.
 
     Raises:
-        StageError: the method is not one of this lane, the quantizer failed, or wrote something else than was asked.
+        StageError: the method is not one of this lane, the GPU cannot be used, the quantizer failed, or wrote something
+            else than was asked.
     """
     if job.method not in SCHEMES:
         what = f"expected one of the methods {', '.join(SCHEMES)}, found {job.method!r}"
         raise StageError("quantize", what, next_step="choose one of them")
     if job.samples is None:
         raise StageError("quantize", f"{job.method} needs calibration samples, found none", next_step=CHOOSE_DATA_SET)
+    if job.device == "cuda":
+        require_cuda("quantize")
     job.out.mkdir(parents=True, exist_ok=True)
     worker.run("pipeline.quantize.trt", job, python=python, progress=progress)
     found = written_method(job.out, job.style)
@@ -87,7 +91,7 @@ def main() -> None:
     random.seed(job.seed)
     torch.manual_seed(job.seed)
     if job.device == "cuda":
-        # What follows hides the exception of a GPU that cannot be used ("Device 0 seems unavailable"); this one tells.
+        # What follows hides PyTorch's exception ("Device 0 seems unavailable"); this one tells.
         torch.zeros(1, device="cuda:0")
     write = trt_checkpoint.write if job.style == "engine" else trt_folder.write
     write(job, report)

@@ -20,6 +20,7 @@ from pipeline.run import GateError, Run
 from pipeline.stages import StageError
 from runtime import artifact, machine, verify
 from runtime.artifact import ArtifactError, BuildMetadata
+from runtime.cuda import Failure
 from runtime.engines.trt_folders import EngineFolder
 from runtime.settings import SettingsError
 from tests.scripted import Running, serving
@@ -28,6 +29,7 @@ from tests.trt_lane import H200, LABEL, eventually, installed, model, quantizer_
 # Short held-out texts: the stand-in's arithmetic needs no more.
 TEXTS = ["The kettle sings on the stove while somebody reads the paper aloud.", "Rain again."]
 BOUNDS = {"known_prompts": 0.0}
+GOLDEN = Path(__file__).parents[1] / "data/trt"
 
 
 class Silent:
@@ -280,6 +282,20 @@ def test_a_failed_quantization_fails_the_stage_with_its_last_lines(
     monkeypatch.setenv("STAND_IN_QUANTIZE", "fail")
     with pytest.raises(StageError, match="CUDA out of memory while quantizing"):
         Run(prepared(workplace, TRT_CALIB_SIZE="3"), Silent()).built()
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["quantize", "build"])
+def test_a_gpu_that_cuda_cannot_use_is_diagnosed_before_work_begins(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    variables = {"TRT_CHECKPOINT_DIR": str(GOLDEN / "checkpoints/llama-int4-awq")} if given else {"TRT_CALIB_SIZE": "5"}
+    work = prepared(workplace, None, **variables)
+    monkeypatch.setattr("runtime.cuda.probe", lambda: Failure("cuInit", 999, "CUDA_ERROR_UNKNOWN", "unknown error"))
+    with pytest.raises(
+        StageError, match=r"CUDA_ERROR_UNKNOWN \(999\).*device nodes: .*try \(1\).*\(2\).*\(3\)"
+    ) as error:
+        Run(work, Silent()).built()
+    assert str(error.value).startswith(f"stage {'build' if given else 'quantize'} failed")
 
 
 def test_a_flag_that_trtllm_build_does_not_know_fails_the_stage(
