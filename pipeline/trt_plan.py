@@ -204,11 +204,11 @@ class TrtPlanner(ChatPlanner):
             return self._engine_limits()
         longest_in, longest_out = self._lengths()
         length = longest_in + longest_out
+        name = "TRT_MAX_INPUT_LEN" if settings.trt_max_input_len else "CHAT_MAX_LEN"
         if shape.context and length > shape.context:
             found, next_step = f"a model made for {shape.context}", f"set it to {shape.context - longest_out} or less"
-            self.ledger.problem("TRT_MAX_INPUT_LEN", f"{length} tokens of context", found, next_step)
+            self.ledger.problem(name, f"{length} tokens of context", found, next_step)
         if longest_in < WINDOW_TOKENS:
-            name = "TRT_MAX_INPUT_LEN" if settings.trt_max_input_len else "CHAT_MAX_LEN"
             expected = f"at least {WINDOW_TOKENS} tokens, the length of the held-out texts"
             self.ledger.problem(name, expected, str(longest_in), "raise it")
         batch = settings.trt_max_batch_size

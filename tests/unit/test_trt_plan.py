@@ -188,6 +188,24 @@ PLANS = [
         expect=lambda p: any(d.name == "TRTLLM_REPO_DIR" and "obsolete" in d.reason for d in p.decisions),
     ),
     Row(
+        "a small model's bound of FP8 with static scales",
+        "8bit",
+        chat=look("embedded", "CHAT_MODEL"),
+        expect=lambda p: (p.thresholds.top1_agreement, p.thresholds.perplexity_ratio) == (0.83, 1.05),
+    ),
+    Row(
+        "that of INT8 with static scales",
+        "int8_sq",
+        chat=look("embedded", "CHAT_MODEL"),
+        expect=lambda p: p.thresholds.top1_agreement == 0.83,
+    ),
+    Row(
+        "that of 4 bits",
+        chat=look("embedded", "CHAT_MODEL"),
+        expect=lambda p: p.thresholds.top1_agreement == 0.76,
+    ),
+    Row("a large model's bound", "8bit", expect=lambda p: p.thresholds.top1_agreement == 0.94),
+    Row(
         "perplexity is not promised",
         expect=lambda p: next(d for d in p.decisions if d.name == "gates").value.startswith("top-1 agreement"),
     ),
@@ -333,6 +351,11 @@ PROBLEMS = [
         wrong=(
             "TRT_MAX_INPUT_LEN: expected 131222 tokens of context, found a model made for 131072; set it to 130922 o",
         ),
+    ),
+    Row(
+        "the same by the runtime's own variable",
+        env={"CHAT_MAX_LEN": "131072"},
+        wrong=("CHAT_MAX_LEN: expected 131222 tokens of context, found a model made for 131072",),
     ),
     Row(
         "too short to be proven",
