@@ -16,7 +16,9 @@ RUN chmod 0755 /opt/yap/bin/entrypoint && ln -s entrypoint /opt/yap/bin/yap-pipe
     /opt/yap/venv/bin/python -m compileall -q /opt/yap/app && \
     install -d -o 2000 -g 0 -m 2775 /artifacts
 
-ENV PATH=/opt/yap/venv/bin:/opt/yap/bin:$PATH \
+# Without CUDA's folder, which the devel base has in its PATH: where vLLM finds nvcc it chooses kernels that nvcc compiles on
+# demand, and the artifact would be proven, and its compile cache filled, with others than those that serve it.
+ENV PATH=/opt/yap/venv/bin:/opt/yap/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONPATH=/opt/yap/app:/opt/yap/embedded/lib/python${PYTHON_VERSION}/site-packages \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import os
 import re
 import shutil
@@ -120,6 +121,20 @@ def agreement(lane: str) -> Iterator[str]:
                 yield f"{package} {installed[package]}: expected {wanted.name}{wanted.specifier}, found {found}"
 
 
+def triton() -> Iterator[str]:
+    """The helper that Triton compiles when it first sees a GPU, where there is nothing to compile it."""
+    if shutil.which("gcc") or shutil.which("clang"):
+        return
+    name = "triton/backends/nvidia/driver.c"
+    source = next((path for entry in sys.path if (path := Path(entry) / name).is_file()), None)
+    if source is None:
+        yield f"{name}: expected Triton's source, found none; see images/drivers.sh"
+        return
+    compiled = Path(sys.prefix) / "lib" / "compiled" / f"{hashlib.sha256(source.read_bytes()).hexdigest()}.so"
+    if not compiled.is_file():
+        yield f"{name}: expected it compiled as {compiled}, found neither that nor a compiler; see images/drivers.sh"
+
+
 def mpi() -> Iterator[str]:
     """Open MPI, and whether mpi4py sees the same one."""
     library, reason = load(["libmpi.so.40"])
@@ -182,6 +197,8 @@ def problems(lane: str, *, start: bool) -> Iterator[str]:
         return
     yield from compiler()
     yield from mpi()
+    if lane == "vllm":
+        yield from triton()
     if lane != "base":
         yield from agreement(lane)
 

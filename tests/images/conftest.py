@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from docker.models.containers import Container
 from tests.images import bake, stand_in
 
 HERE = Path(__file__).parent
+# For the stand-in base and the registry: the packages debootstrap, docker-registry, dpkg-dev and gcc.
+TOOLS = ("debootstrap", "docker-registry", "dpkg-scanpackages", "gcc")
 SKIPPED = pytest.StashKey[str]()
 
 
@@ -28,6 +31,8 @@ def missing() -> str | None:
         if done.returncode:
             found = done.stderr.strip().splitlines()[-1:] or ["nothing"]
             return f"expected {needed}, found: {found[0]}; start one, or set DOCKER_HOST"
+    if lacking := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        return f"expected {', '.join(TOOLS)}, found no {' and no '.join(lacking)}; install them"
     return None
 
 
@@ -83,6 +88,14 @@ def pipeline(runtime: str) -> str:
 @pytest.fixture(scope="session")
 def finished_stages(engine: docker.DockerClient) -> Iterator[str]:
     """A volume for the pipeline's cache."""
+    volume = engine.volumes.create()
+    yield volume.name
+    volume.remove(force=True)
+
+
+@pytest.fixture
+def cache(engine: docker.DockerClient) -> Iterator[str]:
+    """A volume for what a server fetches."""
     volume = engine.volumes.create()
     yield volume.name
     volume.remove(force=True)

@@ -7,6 +7,7 @@ that offers an Open MPI whose dependency brings CUDA 12: the downgrade that the 
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -114,8 +115,12 @@ def make_debian() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         root = Path(name) / "root"
-        run("debootstrap", "--variant=minbase", RELEASE, str(root))
-        run("sh", "-c", f"tar -C {root} --exclude=./var/cache/apt/archives/*.deb -c . | docker import - {DEBIAN}")
+        # Only root may make devices and read what they make; the folder that is left behind is root's as well.
+        become = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
+        run(*become, "debootstrap", "--variant=minbase", RELEASE, str(root))
+        pack = " ".join([*become, "tar", "-C", str(root), "--exclude=./var/cache/apt/archives/*.deb", "-c", "."])
+        run("sh", "-c", f"{pack} | docker import - {DEBIAN}")
+        run(*become, "rm", "-rf", str(root))
 
 
 DOCKERFILE = """\
@@ -124,6 +129,7 @@ COPY source /opt/stand-in
 COPY runtime /tmp/packages
 RUN dpkg -i /tmp/packages/*.deb && rm -rf /tmp/packages && ldconfig
 FROM runtime AS devel
+ENV PATH=/usr/local/cuda/bin:$PATH
 COPY devel /tmp/packages
 RUN dpkg -i /tmp/packages/*.deb && rm -rf /tmp/packages
 """

@@ -16,8 +16,12 @@ from docker.models.containers import Container
 
 from runtime import artifact as artifacts
 from tests.client import Options, Token, Turn, connect
+from tests.hub import Hub, Repository
+from tests.hub.artifacts import contents
+from tests.hub.store import Stored, is_lfs
 from tests.images import bake
 from tests.images.conftest import outcome, running
+from tests.server import free_port
 
 SECURE = {
     "read_only": True,
@@ -88,6 +92,14 @@ def test_a_container_without_settings_names_all_problems_and_exits_64(
     assert status == 64
     named = {line.split(": ")[1] for line in output.splitlines()}
     assert named == {"PORT", "CHAT_TOP_P", "TEXT_API_KEY"}
+
+
+def test_a_wrong_environment_and_a_wrong_stack_are_told_at_once(engine: docker.DockerClient, runtime: str) -> None:
+    with running(engine, runtime, environment={"PORT": "many"}, shm_size="64m") as container:
+        status, output = outcome(container)
+    assert status == 64
+    named = [line.partition(": ")[2].partition(": ")[0] for line in output.splitlines()]
+    assert named == ["/dev/shm", "PORT", "TEXT_API_KEY"]
 
 
 def test_a_container_without_artifact_says_so_and_exits_65(engine: docker.DockerClient, runtime: str) -> None:
@@ -166,18 +178,40 @@ def test_an_artifact_for_another_gpu_is_refused(
     assert "expected GPU architecture sm90 (NVIDIA H200), found no GPU" in refusal(engine, runtime, other)
 
 
-def test_an_image_with_the_artifact_baked_in_needs_no_mount(
-    engine: docker.DockerClient, runtime: str, artifact: Path
+async def test_an_image_with_the_artifact_baked_in_serves_it_without_mount_and_network(
+    engine: docker.DockerClient, runtime: str, artifact: Path, network: str
 ) -> None:
     bake.build("artifact-image", ARTIFACT=str(artifact), ARTIFACT_LANE="cpu")
-    check = (
-        "from pathlib import Path; from runtime import machine, verify; "
-        "verify.check(Path('/artifact'), machine.describe())"
-    )
-    options = {**SECURE, "network_mode": "none", "entrypoint": "python"}
-    with running(engine, bake.name("artifact"), "-c", check, **options) as container:
-        status, output = outcome(container)
-    assert status == 0, output
+    with running(engine, bake.name("artifact"), **SECURE, network=network, environment=KEY) as container:
+        wait_healthy(container)
+        turn = await speak(f"ws://{address(container)}:8000/ws", "What is the capital of France?")
+    assert "Paris" in turn.text
+
+
+def published(folder: Path) -> Repository:
+    """A repository of a hub that holds the artifact."""
+    repository = Repository("acme/embedded")
+    files = {name: Stored(content, is_lfs(name, len(content))) for name, content in contents(folder).items()}
+    repository.commit("artifact", files)
+    return repository
+
+
+async def test_an_artifact_from_the_hub_stays_in_the_volume_and_is_served_again_without_it(
+    engine: docker.DockerClient, runtime: str, artifact: Path, network: str, cache: str
+) -> None:
+    repository = published(artifact)
+    environment = {**KEY, "ARTIFACT": f"hf:{repository.name}@{repository.head.oid}"}
+    options = {**SECURE, "volumes": {cache: {"bind": "/cache"}}}
+    with Hub() as hub:
+        hub.repositories[repository.name] = repository
+        reaching = {**environment, "HF_ENDPOINT": hub.url, "HOST": "127.0.0.1", "PORT": str(free_port())}
+        with running(engine, runtime, **options, network_mode="host", environment=reaching) as container:
+            wait_healthy(container)
+        assert hub.requests("GET", "^/storage/")
+    with running(engine, runtime, **options, network=network, environment=environment) as container:
+        wait_healthy(container)
+        turn = await speak(f"ws://{address(container)}:8000/ws", "What is the capital of France?")
+    assert "Paris" in turn.text
 
 
 def test_a_tampered_artifact_cannot_be_baked_in(runtime: str, artifact: Path, tmp_path: Path) -> None:
@@ -187,12 +221,13 @@ def test_a_tampered_artifact_cannot_be_baked_in(runtime: str, artifact: Path, tm
         bake.build("artifact-image", ARTIFACT=str(spoiled), ARTIFACT_LANE="cpu")
 
 
-# Names of files that have no business in a server: sources and products of compilers, compilers, tests, caches.
+# Names of files that have no business in a server: sources and products of compilers, compilers, tests, caches. torch's
+# own Python files all stay, tests too, for they are part of its compile caches' keys.
 UNWANTED = """
-find / -xdev \\( -path /proc -o -path /sys \\) -prune -o -type f \\( -name '*.a' -o -name '*.h' -o -name '*.hpp' \\
-  -o -name '*.cuh' -o -name nvcc -o -name ptxas -o -name gcc -o -name g++ -o -name 'cc1*' -o -name uv -o -name pip \\
-  -o -name 'calibration*' -o -path '/opt/*/tests/*' -o -path '*/pip/*' -o -path '*/llmcompressor/*' \\
-  -o -path '*/modelopt/*' \\
+find / -xdev \\( -path /proc -o -path /sys -o -path '*/torch/fx/passes/tests' \\) -prune -o -type f \\( -name '*.a' \\
+  -o -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -name nvcc -o -name ptxas -o -name gcc -o -name g++ \\
+  -o -name 'cc1*' -o -name uv -o -name pip -o -name 'calibration*' -o -path '/opt/*/tests/*' -o -path '*/pip/*' \\
+  -o -path '*/llmcompressor/*' -o -path '*/modelopt/*' \\
   -o -path '/root/.cache/*' -o -path '/opt/yap/app/pipeline/*' -o -path '/var/lib/apt/lists/*' \\) -print
 """
 

@@ -109,3 +109,14 @@ def test_the_stack_check_notices_a_torch_for_another_cuda(engine: docker.DockerC
     assert status == 78
     assert "torch: expected a build for CUDA 13, found 12.8; pip may have replaced it" in output
     assert "driver: expected NVIDIA 580 or newer, found none; run the container with --gpus all" in output
+
+
+@pytest.mark.parametrize(("options", "told"), [("", True), ("exec", False)])
+def test_a_temporary_folder_that_libraries_cannot_load_from_is_told(
+    engine: docker.DockerClient, runtime: str, options: str, told: bool
+) -> None:
+    command = ["/opt/yap/bin/stack.py", "vllm", "--start"]
+    with running(engine, runtime, *command, entrypoint="python", tmpfs={"/tmp": options}) as container:
+        output = outcome(container)[1]
+    message = "/tmp: expected it to allow executables, found noexec; run the container with --tmpfs /tmp:exec"
+    assert (message in output) == told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -67,3 +68,28 @@ def test_torch_and_torchvision_are_told_by_the_cuda_they_were_built_for(
         (tmp_path / package / "version.py").write_text(text)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert list(stack.torch_cuda("vllm")) == expected
+
+
+def test_tritons_helper_must_be_compiled_where_no_compiler_is(
+    stack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert next(stack.triton()).startswith("triton/backends/nvidia/driver.c: expected Triton's source, found none")
+    source = tmp_path / "triton" / "backends" / "nvidia" / "driver.c"
+    source.parent.mkdir(parents=True)
+    source.write_text("int x;")
+    compiled = tmp_path / "lib" / "compiled" / f"{hashlib.sha256(b'int x;').hexdigest()}.so"
+    assert f"expected it compiled as {compiled}, found neither that nor a compiler" in next(stack.triton())
+    compiled.parent.mkdir(parents=True)
+    compiled.touch()
+    assert list(stack.triton()) == []
+
+
+def test_tritons_helper_is_left_to_a_compiler(
+    stack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "gcc").touch(mode=0o755)
+    assert list(stack.triton()) == []
