@@ -63,16 +63,11 @@ say "creating $venv (Python $version)"
 rm -rf "$venv"
 "$uv" venv --quiet --python "$python" "$venv"
 
-torch_of() { # which torch the locks leave out, because PyPI's is a build for another machine
-    for lock in "$@"; do
-        case $lock in
-        cpu | cpu-quantize | tool) echo cpu && return ;;
-        trt) echo cu130 && return ;;
-        esac
-    done
-}
-case $(torch_of "$@") in
-cpu)
+on_cpu=
+for lock in "$@"; do
+    case $lock in cpu | cpu-quantize | tool) on_cpu=yes ;; esac
+done
+if [ -n "$on_cpu" ]; then
     say "installing torch $TORCH_CPU"
     # PyPI's torch is a CUDA build of several GB: take the CPU build from a local folder, else from PyTorch's own index,
     # which uv knows as a backend. Its hash differs by Python version, so it is pinned by version alone.
@@ -87,22 +82,21 @@ cpu)
     else
         "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --torch-backend cpu "torch==$TORCH_CPU"
     fi || die "no CPU build of torch $TORCH_CPU for Python $version within reach; use a Python that has one (PYTHON=…) or put its wheel into a folder and name that in PIP_FIND_LINKS"
-    ;;
-cu130)
-    unset UV_FIND_LINKS
-    say "installing torch $TORCH_TRT"
-    # PyPI's build of this version is for CUDA 12. With its dependencies: it pins NVIDIA's libraries itself.
-    "$uv" pip install --quiet --python "$venv/bin/python" --torch-backend cu130 \
-        "torch==$TORCH_TRT" "torchvision==$TORCHVISION_TRT" ||
-        die "no CUDA 13 build of torch $TORCH_TRT for Python $version within reach; check that PyTorch's index is"
-    ;;
-*) unset UV_FIND_LINKS ;; # a CPU build there would be taken for the same version
-esac
+else
+    unset UV_FIND_LINKS # a CPU build there would be taken for the same version
+fi
 
 for lock in "$@"; do
     say "installing $lock ($(grep -c '==' "$here/locks/$lock.txt") pins)"
     "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --require-hashes --compile-bytecode \
         -r "$here/locks/$lock.txt" || die "$lock: the packages could not be installed; the lines above say which"
+    if [ "$lock" = trt ]; then
+        say "installing torch $TORCH_TRT"
+        # PyPI's build of this version is for CUDA 12. With its dependencies: it pins NVIDIA's libraries itself.
+        "$uv" pip install --quiet --python "$venv/bin/python" --torch-backend cu130 --compile-bytecode \
+            "torch==$TORCH_TRT" "torchvision==$TORCHVISION_TRT" ||
+            die "no CUDA 13 build of torch $TORCH_TRT for Python $version within reach; check that PyTorch's index is"
+    fi
     # What only stubs of PyPI name: their content comes from the vendor's index, so no hash of it is known here.
     [ ! -f "$here/locks/$lock.unhashed" ] ||
         "$uv" pip install --quiet --python "$venv/bin/python" --no-deps -r "$here/locks/$lock.unhashed" ||
