@@ -244,8 +244,8 @@ class TrtPlanner(ChatPlanner):
         self.ledger.decide("context", f"{engine.max_seq_len} tokens", "baked into TRTLLM_ENGINE_DIR")
         return Limits(
             max_batch_size=engine.max_batch_size,
-            max_input_len=engine.max_input_len,
-            max_output_len=max(1, engine.max_seq_len - engine.max_input_len),
+            max_input_len=engine.longest_prompt,
+            max_output_len=max(1, engine.max_seq_len - engine.longest_prompt),
             max_model_len=engine.max_seq_len,
             tensor_parallel_size=engine.weights.parallel,
         )

@@ -92,9 +92,11 @@ def compile_engine(checkpoint: CheckpointFolder, engine: Path, chat: ChatPlan, p
         raise StageError("build", what, checkpoint.folder, "quantize it again, or set TENSOR_PARALLEL_SIZE")
     command = find_command()
     require_cuda("build")
-    with tempfile.TemporaryDirectory(prefix=".engine-", dir=engine.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".engine-", dir=engine.parent.resolve()) as folder:
         output = Path(folder) / "engine"
-        run([str(command), *flags(checkpoint.folder, output, chat)], checkpoint.folder, progress)
+        # It leaves its timing cache in the folder that it runs in.
+        words = [str(command), *flags(checkpoint.folder.resolve(), output, chat)]
+        run(words, Path(folder), checkpoint.folder, progress)
         output.rename(engine)
 
 
@@ -136,15 +138,27 @@ def find_command() -> Path:
     return Path(found)
 
 
-def run(command: list[str], where: Path, progress: Progress) -> None:
+def run(command: list[str], inside: Path, where: Path, progress: Progress) -> None:
     """Run a command to its end; each of its lines is told as it comes.
+
+    Args:
+        command: what to run.
+        inside: the folder to run it in.
+        where: what it works on, for a failure's message.
+        progress: told of each line.
 
     Raises:
         StageError: it failed, with its last lines.
     """
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        cwd=inside,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     ) as process:
         try:
             for line in process.stdout or ():
@@ -173,7 +187,7 @@ def _check(engine: EngineFolder, chat: ChatPlan) -> None:
         raise StageError("build", f"expected an engine in {chat.method}, found {found}", engine.folder)
     for name, wanted, baked in (
         ("max_batch_size", limits.max_batch_size, engine.max_batch_size),
-        ("max_input_len", limits.max_input_len, engine.max_input_len),
+        ("max_input_len", limits.max_input_len, engine.longest_prompt),
         ("max_seq_len", limits.max_model_len, engine.max_seq_len),
     ):
         if baked != wanted:

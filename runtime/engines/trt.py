@@ -124,14 +124,15 @@ class TrtEngine:
         self._special = SpecialTokens.read(self._tokenizer)
         arguments = llm_arguments(self._model, self._options, tokenizer=self._tokenizer, style=self._style)
         here = machine.describe()
-        if self._style == "engine":
-            check_version(EngineFolder.read(self._model), here.packages.get("tensorrt-llm"))
+        engine = EngineFolder.read(self._model) if self._style == "engine" else None
+        if engine:
+            check_version(engine, here.packages.get("tensorrt-llm"))
         if here.gpus:
             cuda.check(here)
         from tensorrt_llm.llmapi import KvCacheConfig
 
-        arguments["kv_cache_config"] = KvCacheConfig(**kv_cache_arguments(self._options, style=self._style))
-        if self._style == "engine":
+        arguments["kv_cache_config"] = KvCacheConfig(**kv_cache_arguments(self._options, engine))
+        if engine:
             from tensorrt_llm._tensorrt_engine import LLM
         else:
             from tensorrt_llm import LLM

@@ -114,8 +114,8 @@ def llm_arguments(model: Path, options: EngineOptions, *, tokenizer: Path, style
     }
 
 
-def kv_cache_arguments(options: EngineOptions, *, style: Style) -> dict[str, Any]:
-    """TensorRT-LLM's `KvCacheConfig` arguments.
+def kv_cache_arguments(options: EngineOptions, engine: EngineFolder | None) -> dict[str, Any]:
+    """TensorRT-LLM's `KvCacheConfig` arguments; `engine` is none for its PyTorch backend.
 
     Its fraction is of the memory that is free once the weights are loaded, so that the whole stays below the same
     fraction of the GPU.
@@ -124,8 +124,12 @@ def kv_cache_arguments(options: EngineOptions, *, style: Style) -> dict[str, Any
         "free_gpu_memory_fraction": options.kv_free_fraction or options.gpu_fraction,
         "enable_block_reuse": options.kv_block_reuse,
     }
-    # A compiled engine insists on its own type.
-    return {**arguments, "dtype": options.kv_cache_dtype} if style == "pytorch" else dict(arguments)
+    if engine is None:
+        return {**arguments, "dtype": options.kv_cache_dtype}
+    # A compiled engine insists on its own type, and cannot start from cached blocks unless it was built to.
+    if options.kv_block_reuse and not engine.reuses_blocks:
+        log.warning("trt_no_block_reuse", reason="the engine was built without use_paged_context_fmha")
+    return {**arguments, "enable_block_reuse": options.kv_block_reuse and engine.reuses_blocks}
 
 
 def check_version(engine: EngineFolder, installed: str | None) -> None:

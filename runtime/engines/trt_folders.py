@@ -62,6 +62,11 @@ class EngineFolder:
     max_beam_width: int
     reuses_blocks: bool
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt at most. It is not cut into chunks, so that all of it runs in one step."""
+        return min(self.max_input_len, self.max_num_tokens)
+
     @classmethod
     def read(cls, folder: Path) -> EngineFolder:
         """Read an engine's limits.

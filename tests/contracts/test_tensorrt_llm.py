@@ -25,7 +25,7 @@ from runtime.artifact import Limits
 from runtime.engines import EngineOptions, Sampling
 from runtime.engines import trt as serving
 from runtime.engines.trt_arguments import kv_cache_arguments, llm_arguments, sampling_arguments
-from runtime.engines.trt_folders import METHOD_OF_ALGORITHM
+from runtime.engines.trt_folders import METHOD_OF_ALGORITHM, EngineFolder
 from runtime.engines.trt_tokens import SpecialTokens
 from tests import trt_api as api
 
@@ -101,11 +101,11 @@ EVERY_OPTION = EngineOptions(
 def test_the_models_constructor_takes_every_argument(style: Any, callable_name: str, options: EngineOptions) -> None:
     arguments = llm_arguments(ENGINE, options, tokenizer=Path("tokenizer"), style=style)
     hold(f"{callable_name}.__init__", arguments | {"kv_cache_config": None})
-    hold("KvCacheConfig", kv_cache_arguments(options, style=style))
+    hold("KvCacheConfig", kv_cache_arguments(options, EngineFolder.read(ENGINE) if style == "engine" else None))
 
 
 def test_a_compiled_engine_is_told_nothing_about_the_caches_type() -> None:
-    assert "dtype" not in kv_cache_arguments(EngineOptions(), style="engine")
+    assert "dtype" not in kv_cache_arguments(EngineOptions(), EngineFolder.read(ENGINE))
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0, top_k=0, seed=1, ignore_eos=True)])

@@ -93,7 +93,11 @@ def made(work: Prepared) -> tuple[Path, BuildMetadata, list[str]]:
 
 @pytest.fixture(scope="module")
 def proven(workplace: Path) -> Path:
-    return made(prepared(workplace))[0]
+    place = made(prepared(workplace))[0]
+    # trtllm-build leaves it where it runs.
+    assert not Path("model.cache").exists()
+    assert not list(place.rglob("model.cache"))
+    return place
 
 
 def test_the_artifact_holds_a_compiled_engine_and_all_that_the_runtime_needs(proven: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import runpy
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +256,17 @@ async def test_the_kv_caches_variables_reach_it(
     cache = stand_in.MADE[-1].arguments["kv_cache_config"]
     assert cache.free_gpu_memory_fraction == (fraction or 0.7)
     assert cache.enable_block_reuse is reuse
+    await engine.shutdown()
+
+
+async def test_an_engine_that_cannot_reuse_blocks_is_not_asked_to(folder: Path, stand_in: Any, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(LLAMA, tmp_path / "engine"))
+    config = json.loads((other / "config.json").read_bytes())
+    config["build_config"]["plugin_config"]["use_paged_context_fmha"] = False
+    (other / "config.json").write_text(json.dumps(config))
+    engine = TrtEngine(other, EngineOptions(kv_block_reuse=True), tokenizer=folder, style="engine")
+    await engine.start()
+    assert stand_in.MADE[-1].arguments["kv_cache_config"].enable_block_reuse is False
     await engine.shutdown()
 
 

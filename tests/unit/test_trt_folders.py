@@ -87,6 +87,12 @@ def test_without_paged_attention_no_blocks_are_reused(engine: Path) -> None:
     assert not EngineFolder.read(engine).reuses_blocks
 
 
+def test_a_prompt_is_no_longer_than_a_step(engine: Path) -> None:
+    assert EngineFolder.read(engine).longest_prompt == 5525
+    change(engine, "build_config", "max_num_tokens", value=2048)
+    assert EngineFolder.read(engine).longest_prompt == 2048
+
+
 def test_one_kind_of_folder_is_not_taken_for_another(tmp_path: Path) -> None:
     checkpoint = GOLDEN / "checkpoints/llama-int4-awq"
     assert "expected a compiled engine, found a checkpoint" in refusal(checkpoint)
