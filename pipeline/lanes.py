@@ -56,6 +56,9 @@ class Method:
 # and bfloat16 agree at 0.97 only, so bounds need some room. A large model loses less, so it must.
 FOUR_BIT = (Bounds(1.25, 0.76), Bounds(1.10, 0.88))
 EIGHT_BIT = (Bounds(1.05, 0.88), Bounds(1.03, 0.94))
+# TensorRT-LLM's 8 bits scale activations beforehand, by one number a matrix: FP8 reaches 0.88 on SmolLM2-135M and INT8
+# 0.86 to 0.87, with ModelOpt's own smoothing only 0.79. Large models were not measured, so that theirs stay.
+STATIC_EIGHT_BIT = (Bounds(1.05, 0.83), Bounds(1.03, 0.94))
 # The same weights in the same engine: only the order of additions differs, which flips a first choice now and then.
 FLOAT = (Bounds(1.005, 0.98), Bounds(1.005, 0.98))
 
@@ -68,7 +71,7 @@ METHODS = {
         Method("fp8", "FP8", 8, False, False, *EIGHT_BIT, seconds=0.0),
         Method("int8", "W8A8", 8, False, True, *EIGHT_BIT, seconds=1e-10),
         Method("int4_awq", "W4A16", 4, True, True, *FOUR_BIT, seconds=5e-10),
-        Method("int8_sq", "W8A8", 8, False, True, *EIGHT_BIT, seconds=1e-10),
+        Method("int8_sq", "W8A8", 8, False, True, *STATIC_EIGHT_BIT, seconds=1e-10),
     )
 }
 
@@ -144,6 +147,10 @@ class Lane:
         """Why a model is known not to work with a method here, and the way out; none when nothing is known."""
         return None
 
+    def bounds(self, method: str) -> tuple[Bounds, Bounds]:
+        """What a method must reach here: for models under a billion parameters, and for the others."""
+        return METHODS[method].small, METHODS[method].large
+
 
 # TensorRT-LLM lists no weight-only INT4 kernels for the desktop Blackwell, and no INT8 from Blackwell on
 # (its support matrix, release 1.2).
@@ -187,6 +194,10 @@ class TrtLane(Lane):
         if method == "int8_sq" and sm > LAST_INT8_SM:
             return f"TensorRT-LLM lists no INT8 for sm{sm}; use fp8"
         return None
+
+    def bounds(self, method: str) -> tuple[Bounds, Bounds]:
+        """What a method must reach here: for models under a billion parameters, and for the others."""
+        return STATIC_EIGHT_BIT if method == "fp8" else Lane.bounds(self, method)
 
     def unfit(self, config: Mapping[str, Any], method: str) -> str | None:
         """Why a model is known not to work with a method here, and the way out; none when nothing is known."""

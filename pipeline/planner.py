@@ -198,7 +198,8 @@ def default_thresholds(method: str | None, parameters: int, lane: Lane | None) -
     """
     bounds = Thresholds(perplexity_ratio=math.inf, top1_agreement=0.0)
     if method in METHODS:
-        least = METHODS[method].small if parameters < SMALL_MODEL else METHODS[method].large
+        small, large = lane.bounds(method) if lane else (METHODS[method].small, METHODS[method].large)
+        least = small if parameters < SMALL_MODEL else large
         bounds = Thresholds(least.perplexity_ratio, least.top1_agreement)
     if lane is None:
         return bounds
