@@ -7,6 +7,7 @@ scheduler itself (`vllm_core`).
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -101,7 +102,7 @@ class VllmEngine:
         prepare_environment(self._options)
         if self._compile_cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
             self._scratch = Path(tempfile.mkdtemp(prefix="yap-vllm-cache-"))
-            shutil.copytree(self._compile_cache, self._scratch, dirs_exist_ok=True)
+            copy_caches(self._compile_cache, self._scratch)
             self._set_here = {name: folder for name, folder in caches(self._scratch).items() if name not in os.environ}
             os.environ.update(self._set_here)
         from vllm.usage.usage_lib import UsageContext
@@ -287,6 +288,18 @@ def parameters(sampling: Sampling) -> SamplingParams:
 def caches(folder: Path) -> dict[str, str]:
     """The variables that put everything vLLM compiles into one folder."""
     return {"VLLM_CACHE_ROOT": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
+
+
+def copy_caches(folder: Path, to: Path) -> None:
+    """Copy what `caches` put into a folder, so that it is found there as well.
+
+    Triton lists the files of each kernel by absolute path (`FileCacheManager.put_group`) and passes over those that are
+    elsewhere now: it would compile every kernel again.
+    """
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    for group in to.rglob("__grp__*.json"):
+        names = json.loads(group.read_text("utf-8"))["child_paths"]
+        group.write_text(json.dumps({"child_paths": {name: str(group.parent / name) for name in names}}), "utf-8")
 
 
 def prepare_environment(options: EngineOptions) -> None:
