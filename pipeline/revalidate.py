@@ -64,7 +64,10 @@ def revalidate(
         shape = Shape.of(source.look(str(model.folder), "CHAT_MODEL").config)
         thresholds = default_thresholds(chat.quantization.method, shape.parameters, lane)
         context = chat.limits.max_model_len
-        scores = workshop.reference(model, lane=lane.name, context=context, eager=lane.eager, engine=lane.engine)
+        dtype = chat.dtype if lane.name == "trt" else "auto"
+        scores = workshop.reference(
+            model, lane=lane.name, context=context, eager=lane.eager, engine=lane.engine, dtype=dtype
+        )
     for name, value in bounds.items():
         thresholds = replace(thresholds, **{name: value})
     validation = validate(folder, metadata, reference=scores, thresholds=thresholds, progress=progress)

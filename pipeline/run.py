@@ -180,9 +180,13 @@ class Run:
         reference: Path | None = None
         if chat and not chat.prequantized:
             base = self.workshop.chat_source(chat.source)
-            context, lane = chat.limits.max_model_len, self.plan.lane.name
             reference = self.workshop.reference(
-                base, lane=lane, context=context, eager=self.plan.eager, engine=self.plan.engine
+                base,
+                lane=self.plan.lane.name,
+                context=chat.limits.max_model_len,
+                eager=self.plan.eager,
+                engine=self.plan.engine,
+                dtype=chat.dtype if chat.trt else "auto",
             )
 
         def work(_: Path) -> Mapping[str, Any]:

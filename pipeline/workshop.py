@@ -81,17 +81,23 @@ class Workshop:
         done = self.stage("tool", inputs, self._train_tool)
         return self.model(done.output), done.result
 
-    def reference(self, model: Model, *, lane: str, context: int, eager: bool, engine: str = "vllm") -> Path:
-        """The float model's scores on held-out text, in a file."""
+    def reference(
+        self, model: Model, *, lane: str, context: int, eager: bool, engine: str = "vllm", dtype: str = "auto"
+    ) -> Path:
+        """The float model's scores on held-out text, in a file.
+
+        It computes in `dtype`, as the artifact does: float32 and bfloat16 alone disagree on one first choice in thirty.
+        """
         from pipeline.validate import measure_reference
 
-        options = EngineOptions(max_model_len=context, enforce_eager=eager or None)
+        options = EngineOptions(max_model_len=context, enforce_eager=eager or None, dtype=dtype)
         inputs = {
             "content": model.content,
             "texts": code_of("embedded", ("texts.py", "data/*")),
             "lane": lane,
             "context": context,
             "machine": self.identity(),
+            "dtype": dtype,
         }
 
         def work(out: Path) -> Mapping[str, Any]:

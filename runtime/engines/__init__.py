@@ -32,6 +32,7 @@ class EngineOptions:
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens in one step of the scheduler.
         max_model_len: context in tokens, prompt and reply together.
+        dtype: TensorRT-LLM's PyTorch backend: type of what is not quantized; `auto` is the model's own.
         kv_cache_dtype: `auto` is the model's own; `fp8` halves the cache on GPUs that have it.
         attention_backend: the engine's name of an attention kernel, such as `FLASH_ATTN`.
         enforce_eager: run without compiled graphs; none means eager on a CPU, compiled on a GPU.
@@ -46,6 +47,7 @@ class EngineOptions:
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
     tensor_parallel_size: int | None = None
+    dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     attention_backend: str | None = None
     enforce_eager: bool | None = None

@@ -84,6 +84,7 @@ def llm_arguments(model: Path, options: EngineOptions, *, tokenizer: Path, style
             "max_input_len": length - 1 if length else None,
             "max_num_tokens": max(options.max_num_batched_tokens or STEP_TOKENS, length or 0),
         }
+        arguments["dtype"] = options.dtype
         if options.enforce_eager:
             arguments["cuda_graph_config"] = None
         return arguments | {name: value for name, value in limits.items() if value is not None}

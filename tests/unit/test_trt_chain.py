@@ -136,6 +136,19 @@ def test_validation_gates_the_first_choice_and_tells_no_perplexity(proven: Path)
     assert gates["throughput_streams"].value == 16
 
 
+def test_the_float_model_computes_in_the_type_of_the_engine(workplace: Path, proven: Path) -> None:
+    import tensorrt_llm._llm as stand_in
+
+    run = Run(prepared(workplace, TRT_DTYPE="bfloat16"), Silent())
+    before = len(stand_in.MADE)
+    run.proven()
+    loaded = stand_in.MADE[before:]
+    assert [(type(llm).__name__, llm.arguments["dtype"]) for llm in loaded] == [
+        ("TorchLLM", "bfloat16"),
+        ("TrtLLM", "auto"),
+    ]
+
+
 def test_every_variable_reaches_the_call_that_it_is_meant_for(workplace: Path) -> None:
     variables = {
         "TRT_MAX_BATCH_SIZE": "7",
