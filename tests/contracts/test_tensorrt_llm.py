@@ -165,12 +165,15 @@ def test_trtllm_build_lists_every_flag_and_word(method: str) -> None:
 
 
 def test_the_limits_reach_trtllm_build() -> None:
-    words = building.flags(Path("checkpoint"), Path("engine"), chat_plan(max_input_len=9000, max_model_len=9150))
+    words = building.flags(
+        Path("checkpoint"), Path("engine"), chat_plan(max_input_len=9000, max_model_len=9150, tensor_parallel_size=2)
+    )
     given = dict(zip(words[::2], words[1::2], strict=True))
     assert given["--max_batch_size"] == "8"
     assert given["--max_input_len"] == "9000"
     assert given["--max_seq_len"] == "9150"
     assert given["--max_num_tokens"] == "9000"
+    assert given["--workers"] == "2"
     assert given["--checkpoint_dir"] == "checkpoint"
     assert given["--output_dir"] == "engine"
 

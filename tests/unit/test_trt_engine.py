@@ -208,6 +208,13 @@ async def test_the_pytorch_backend_loads_hugging_face_folders(folder: Path, stan
     await engine.shutdown()
 
 
+async def test_a_step_of_the_pytorch_backend_holds_the_longest_prompt(folder: Path, stand_in: Any) -> None:
+    engine = TrtEngine(folder, EngineOptions(max_model_len=20_000), tokenizer=folder, style="pytorch")
+    await engine.start()
+    assert stand_in.MADE[-1].arguments["max_num_tokens"] == 20_000
+    await engine.shutdown()
+
+
 async def test_limits_come_from_the_engine_and_are_passed(engine: TrtEngine, stand_in: Any) -> None:
     arguments = stand_in.MADE[-1].arguments
     assert {name: arguments[name] for name in ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")} == {
