@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.lanes import METHODS
 from runtime.engines.trt_folders import METHOD_OF_ALGORITHM, is_checkpoint
 
 # A word in a model's name, and the format that it stands for.
@@ -23,7 +24,6 @@ NAMES = {
 TRT_NAME = re.compile(r"(?<![a-z0-9])trt(?:-?llm)?(?![a-z0-9])", re.IGNORECASE)
 TRT_FORMAT = re.compile(r"(?<![a-z0-9])(?:awq|fp8|8-?bit|int-?8)(?![a-z0-9])", re.IGNORECASE)
 TRT_FORMATS = {"awq": "int4_awq", "fp8": "fp8", "8bit": "fp8", "int8": "int8_sq"}
-TRT_SCHEMES = {"int4_awq": "W4A16", "fp8": "FP8", "int8_sq": "W8A8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def recognize(config: Mapping[str, Any], name: str, *, bytes_per_weight: float |
         return Prequantized(
             "trt-llm",
             method,
-            TRT_SCHEMES.get(method, str(stated.get("quant_algo") or "float")),
+            _scheme_of(method, stated),
             group,
             "config.json (TensorRT-LLM)",
         )
@@ -70,7 +70,7 @@ def recognize(config: Mapping[str, Any], name: str, *, bytes_per_weight: float |
         bits, group = _bits(stated), _group_size(stated)
         if kind == "modelopt":
             method = _algorithm(stated)
-            scheme = TRT_SCHEMES.get(method, str(stated.get("quant_algo")))
+            scheme = _scheme_of(method, stated)
             return Prequantized(kind, method, scheme, group, "config.json (modelopt)")
         return Prequantized(kind, _method(kind, bits, name), _scheme(kind, bits), group, f"config.json ({kind})")
     if bytes_per_weight is not None and bytes_per_weight > 1.5:
@@ -78,7 +78,7 @@ def recognize(config: Mapping[str, Any], name: str, *, bytes_per_weight: float |
     if (word := TRT_NAME.search(name)) and (format_ := TRT_FORMAT.search(name)):
         method = TRT_FORMATS[format_[0].lower().replace("-", "")]
         recognized_by = f"its name ({word[0]}, {format_[0]})"
-        return Prequantized("trt-llm", method, TRT_SCHEMES[method], None, recognized_by)
+        return Prequantized("trt-llm", method, METHODS[method].scheme, None, recognized_by)
     for text, kind in NAMES.items():
         if re.search(rf"(?<![a-z0-9]){text}(?![a-z])", name.lower()):
             return Prequantized(kind, _method(kind, 4, name), "W4A16", None, f"its name ({text})")
@@ -89,6 +89,11 @@ def _algorithm(stated: Mapping[str, Any]) -> str:
     """Our name for TensorRT-LLM's `quant_algo`; its own in small letters where we have none."""
     algorithm = stated.get("quant_algo")
     return METHOD_OF_ALGORITHM.get(str(algorithm), str(algorithm).lower()) if algorithm else "none"
+
+
+def _scheme_of(method: str, stated: Mapping[str, Any]) -> str:
+    known = METHOD_OF_ALGORITHM.values()
+    return METHODS[method].scheme if method in known else str(stated.get("quant_algo") or "float")
 
 
 def _bits(stated: Mapping[str, Any]) -> int:

@@ -11,11 +11,13 @@ That reads the exported files alone, so that it proves them rather than the quan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.engines import TokenScore
+from runtime.engines import Delta, Sampling, TokenScore
+from runtime.engines.trt_tokens import SpecialTokens
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +28,44 @@ FP8_MOST = 448.0
 
 
 class TransformersEngine:
-    """The one method of an engine that scoring needs."""
+    """An engine, as far as proving an artifact needs one: it scores texts and generates greedily.
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
+    Args:
+        load: makes the model.
+        tokenizer: folder with the tokenizer and the generation config.
+    """
+
+    def __init__(self, load: Callable[[], torch.nn.Module], tokenizer: Path) -> None:
+        self._load, self._folder = load, tokenizer
+
+    async def start(self) -> None:
+        """Load the model."""
+        from transformers import AutoTokenizer
+
+        self._model = self._load()
+        self._tokenizer = AutoTokenizer.from_pretrained(self._folder)
+        self._special = SpecialTokens.read(self._folder)
+
+    async def shutdown(self) -> None:
+        """Let go of the model."""
+        self._model = None
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        """The most probable token each time."""
+        import torch
+
+        assert sampling.temperature == 0
+        ends = () if sampling.ignore_eos else (self._special.end_id, *self._special.stop_ids)
+        given, cache = torch.tensor([list(prompt)]), None
+        with torch.inference_mode():
+            for left in reversed(range(sampling.max_tokens)):
+                step = self._model(given, past_key_values=cache, use_cache=True)
+                cache, given = step.past_key_values, step.logits[:, -1:].argmax(-1)
+                token = given.item()
+                reason = "stop" if token in ends else "length" if left == 0 else None
+                yield Delta("" if token in ends else self._tokenizer.decode(token), 1, reason)
+                if reason:
+                    return
 
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
         """Score each token after the first."""
@@ -43,21 +79,35 @@ class TransformersEngine:
         return [TokenScore(logprob, top) for logprob, top in zip(chosen, logits.argmax(-1).tolist(), strict=True)]
 
 
-def load_float(folder: Path) -> TransformersEngine:
-    """A float model."""
+def engine_of_float(folder: Path) -> TransformersEngine:
+    """An engine for a float model."""
+    return TransformersEngine(lambda: load_float(folder), folder)
+
+
+def engine_of(folder: Path) -> TransformersEngine:
+    """An engine for a folder that ModelOpt quantized, which says itself how."""
+    algorithm = json.loads((folder / "hf_quant_config.json").read_bytes())["quantization"]["quant_algo"]
+    return TransformersEngine(lambda: load(folder, algorithm), folder)
+
+
+def load_float(folder: Path) -> torch.nn.Module:
+    """A float model, in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    return TransformersEngine(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval())
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
 
-def load(folder: Path, source: Path, algorithm: str) -> TransformersEngine:
-    """A quantized folder, in the architecture of its source."""
+def load(folder: Path, algorithm: str) -> torch.nn.Module:
+    """A quantized model, with its weights multiplied out and its inputs rounded on their way."""
     import torch
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+    config = AutoConfig.from_pretrained(folder)
+    # transformers would look for ModelOpt's own loader.
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     state = load_file(folder / "model.safetensors")
     layers = {name.removesuffix(".weight_scale") for name in state if name.endswith(".weight_scale")}
     plain = {name: value for name, value in state.items() if name.rpartition(".")[0] not in layers}
@@ -68,7 +118,7 @@ def load(folder: Path, source: Path, algorithm: str) -> TransformersEngine:
     missing, unexpected = model.load_state_dict(plain, strict=False)
     assert not unexpected, unexpected
     assert set(missing) <= {"lm_head.weight"}, missing  # tied to the embedding
-    return TransformersEngine(model)
+    return model
 
 
 def weight(stored: Tensor, scale: Any, algorithm: str) -> Tensor:

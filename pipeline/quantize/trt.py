@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.hardware import require_cuda
+from pipeline.lanes import LANES, METHODS
 from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_companions, trt_checkpoint, trt_folder, worker
 from pipeline.source import HF_QUANT_CONFIG
 from pipeline.stages import StageError
@@ -23,7 +24,7 @@ from runtime.engines.trt_folders import METHOD_OF_ALGORITHM, CheckpointFolder
 if TYPE_CHECKING:
     from pipeline.progress import Progress
 
-SCHEMES = {"int4_awq": "W4A16", "fp8": "FP8", "int8_sq": "W8A8"}
+FORMATS = LANES["trt"].methods
 
 
 def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Quantization:
@@ -42,8 +43,8 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
         StageError: the method is not one of this lane, the GPU cannot be used, the quantizer failed, or wrote something
             else than was asked.
     """
-    if job.method not in SCHEMES:
-        what = f"expected one of the methods {', '.join(SCHEMES)}, found {job.method!r}"
+    if job.method not in FORMATS:
+        what = f"expected one of the methods {', '.join(FORMATS)}, found {job.method!r}"
         raise StageError("quantize", what, next_step="choose one of them")
     if job.samples is None:
         raise StageError("quantize", f"{job.method} needs calibration samples, found none", next_step=CHOOSE_DATA_SET)
@@ -56,7 +57,7 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
         raise StageError("quantize", f"expected a checkpoint in {job.method}, found {found}", job.out)
     return Quantization(
         method=job.method,
-        scheme=SCHEMES[job.method],
+        scheme=METHODS[job.method].scheme,
         group_size=job.group_size if job.method == "int4_awq" else None,
         symmetric=True,
         kept_in_float=job.kept_in_float,

@@ -154,7 +154,7 @@ def test_every_method_of_the_lane_is_a_format_and_an_algorithm_of_tensorrt_llm()
         assert algorithm in enums["QuantAlgo"]
         assert enums["QuantAlgo_to_qformat"][algorithm] == method
         assert algorithm in enums["MODELOPT_FLOW_QUANTIZATIONS"]
-    assert set(lanes.LANES["trt"].methods) == set(METHOD_OF_ALGORITHM.values()) == set(quantizing.SCHEMES)
+    assert set(lanes.LANES["trt"].methods) == set(METHOD_OF_ALGORITHM.values()) == set(quantizing.FORMATS)
 
 
 @pytest.mark.parametrize("method", ["int4_awq", "fp8", "int8_sq"])
