@@ -18,7 +18,7 @@ ANALYSIS = (
 
 async def main() -> bool:
     arguments_parser = parser(__doc__.splitlines()[0])
-    arguments_parser.add_argument("utterance", nargs="?", default=REQUEST)
+    arguments_parser.add_argument("utterance", nargs="?", default=REQUEST, help="what the user says")
     arguments_parser.add_argument("--analysis", default=ANALYSIS, help="what the client saw on the screenshot")
     arguments = arguments_parser.parse_args()
     options = read_options(arguments)

@@ -22,7 +22,9 @@ async def one_turn(client: Client, label: str, fields: dict) -> bool:
 
 async def main() -> bool:
     arguments_parser = parser(__doc__.splitlines()[0])
-    arguments_parser.add_argument("utterance", nargs="?", default="Hey, how is your evening going?")
+    arguments_parser.add_argument(
+        "utterance", nargs="?", default="Hey, how is your evening going?", help="what the user says"
+    )
     arguments_parser.add_argument("--double-ttfb", action="store_true", help="send the same start twice, one socket")
     arguments = arguments_parser.parse_args()
     options = read_options(arguments)
