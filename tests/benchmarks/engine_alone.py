@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
+import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.work import SAMPLING, Sample, work
+from tests.benchmarks.work import SAMPLING, Sample, turns, work
 
 
-def prompts(folder: Path, seeds: list[int], words: int) -> list[list[int]]:
-    """The same prompts that the listeners send, rendered by the same renderer."""
+def prompts(
+    folder: Path, streams: int, rounds: int, words: int, first_seed: int, first_persona: int | None = None
+) -> list[list[int]]:
+    """The same prompts that the listeners send (`run_load`), rendered by the same renderer, stream after stream."""
     from runtime.prompt import Budgets, PromptRenderer
 
     renderer = PromptRenderer(folder, Budgets())
-    items = (work(seed, words) for seed in seeds)
+    items = (
+        work(seed, words, persona) for own in turns(streams, rounds, first_seed, first_persona) for seed, persona in own
+    )
     return [
         renderer.render(persona=item.persona, runtime_text=None, history=[], utterance=item.utterance).token_ids
         for item in items
@@ -53,10 +61,15 @@ def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
     With `as_vllm_ships` without what the runtime adds to vLLM's workers.
     """
     from runtime.engines import EngineOptions
-    from runtime.engines.vllm import engine_arguments, prepare_environment
+    from runtime.engines.vllm import caches, copy_caches, engine_arguments, prepare_environment
 
     chosen = EngineOptions(**options)
     prepare_environment(chosen)
+    if (folder / "compile_cache").is_dir() and "VLLM_CACHE_ROOT" not in os.environ:
+        scratch = Path(tempfile.mkdtemp(prefix="yap-alone-"))
+        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+        copy_caches(folder / "compile_cache", scratch)
+        os.environ.update(caches(scratch))
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = engine_arguments(folder, chosen)

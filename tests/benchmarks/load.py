@@ -6,16 +6,15 @@ import asyncio
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import websockets
 
-from tests.benchmarks.work import SAMPLING, Sample, work
+from tests.benchmarks.work import SAMPLING, Sample, turns, work
 
-Talk = Callable[["Target", int], Coroutine[Any, Any, Sample]]
+Turns = list[tuple[int, int | None]]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Target:
 
     Attributes:
         kind: `yap` for our WebSocket, `openai` for a chat completions endpoint.
-        words: length of the unique system prompt in words.
+        words: length of the system prompt in words.
         max_tokens: length of a reply (the runtime's is its `CHAT_MAX_OUT`).
     """
 
@@ -37,15 +36,15 @@ class Target:
     ignore_eos: bool = False
 
 
-async def _yap_stream(target: Target, seeds: list[int], ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
+async def _yap_stream(target: Target, own: Turns, ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
     samples = []
     async with websockets.connect(
         target.url, additional_headers={"X-API-Key": target.key}, compression=None, max_size=2**22, open_timeout=60
     ) as socket:
         ready.set()
         await go.wait()
-        for seed in seeds:
-            item = work(seed, target.words)
+        for seed, persona in own:
+            item = work(seed, target.words, persona)
             message = {"type": "start", "session_id": f"load-{seed}", "chat_prompt": item.persona, "history": []}
             started = time.perf_counter()
             await socket.send(json.dumps({**message, "user_utterance": item.utterance, "sampling": SAMPLING}))
@@ -66,13 +65,13 @@ async def _yap_stream(target: Target, seeds: list[int], ready: asyncio.Event, go
     return samples
 
 
-async def _openai_stream(target: Target, seeds: list[int], ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
+async def _openai_stream(target: Target, own: Turns, ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
     address = urlsplit(target.url)
     samples = []
     ready.set()
     await go.wait()
-    for seed in seeds:
-        item = work(seed, target.words)
+    for seed, persona in own:
+        item = work(seed, target.words, persona)
         body = json.dumps(
             {
                 "model": target.model,
@@ -112,13 +111,13 @@ async def _openai_stream(target: Target, seeds: list[int], ready: asyncio.Event,
 STREAMS = {"yap": _yap_stream, "openai": _openai_stream}
 
 
-def _worker(target: Target, seeds: list[list[int]], barrier: Any, results: Any) -> None:
+def _worker(target: Target, share: list[Turns], barrier: Any, results: Any) -> None:
     async def main() -> list[Sample]:
         go = asyncio.Event()
-        ready = [asyncio.Event() for _ in seeds]
+        ready = [asyncio.Event() for _ in share]
         tasks = [
             asyncio.create_task(STREAMS[target.kind](target, own, event, go))
-            for own, event in zip(seeds, ready, strict=True)
+            for own, event in zip(share, ready, strict=True)
         ]
         waiting = asyncio.gather(*(event.wait() for event in ready))
         await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -134,17 +133,27 @@ def _worker(target: Target, seeds: list[list[int]], barrier: Any, results: Any) 
         raise
 
 
-def run_load(target: Target, streams: int, rounds: int, processes: int, first_seed: int = 1) -> list[Sample]:
+def run_load(
+    target: Target,
+    streams: int,
+    rounds: int,
+    processes: int,
+    first_seed: int = 1,
+    first_persona: int | None = None,
+) -> list[Sample]:
     """Let `streams` listeners each have `rounds` turns, all starting together; their samples.
+
+    With `first_persona` a listener keeps its persona for all its turns, and so do later loads with the same one: the
+    engine finds it in its prefix cache. Without, no two turns share a prefix.
 
     Raises:
         RuntimeError: any listener failed.
     """
     context = multiprocessing.get_context("spawn")
     processes = min(processes, streams)
-    shares: list[list[list[int]]] = [[] for _ in range(processes)]
-    for stream in range(streams):
-        shares[stream % processes].append([first_seed + stream * rounds + turn for turn in range(rounds)])
+    shares: list[list[Turns]] = [[] for _ in range(processes)]
+    for stream, own in enumerate(turns(streams, rounds, first_seed, first_persona)):
+        shares[stream % processes].append(own)
     barrier, results = context.Barrier(processes), context.Queue()
     workers = [context.Process(target=_worker, args=(target, share, barrier, results)) for share in shares]
     for worker in workers:

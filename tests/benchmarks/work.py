@@ -13,17 +13,32 @@ SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": 30}
 
 @dataclass(frozen=True)
 class Work:
-    """One turn: a system prompt of about `words` × 1.9 tokens that no other turn shares, and a short utterance."""
+    """One turn: a system prompt of about `words` × 2.3 tokens, and a short utterance."""
 
     persona: str
     utterance: str
 
 
-def work(seed: int, words: int) -> Work:
-    """Deterministic, unique by seed: the first words differ, so no prefix is shared beyond the template's own."""
-    source = random.Random(seed)
+def work(seed: int, words: int, persona: int | None = None) -> Work:
+    """Deterministic, unique by seed. `persona` chooses the system prompt; by default each seed has its own.
+
+    Personas share no prefix beyond the template's own: their first words differ.
+    """
+    source = random.Random(seed if persona is None else persona)
     text = " ".join("".join(source.choices(SYLLABLES, k=2)) for _ in range(words))
-    return Work(f"{seed} {text}.", "Tell me a long story about the sea and do not stop.")
+    name = seed if persona is None else persona
+    return Work(f"{name} {text}.", f"Tell me long story {seed} about the sea and do not stop.")
+
+
+def turns(streams: int, rounds: int, first_seed: int, first_persona: int | None) -> list[list[tuple[int, int | None]]]:
+    """Seed and persona of each turn of each stream: a persona to every stream, or, with none, to every turn."""
+    return [
+        [
+            (first_seed + stream * rounds + turn, None if first_persona is None else first_persona + stream)
+            for turn in range(rounds)
+        ]
+        for stream in range(streams)
+    ]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 
     python3 tests/gpu/behaviour.py ARTIFACT [shadow] [barge-in] [prefix] [soak] [--soak-seconds 120]
 
-The artifact must hold a chat model and a classifier. Each section starts its own server and prints its own lines.
+The artifact must hold a chat model and a classifier. One server serves all sections, but for the half of `shadow`
+that has the chat model alone.
 """
 
 from __future__ import annotations
@@ -25,8 +26,14 @@ from tests.client import Client, ClientError, Options, Token, Turn, connect
 from tests.client.statistics import percentile
 from tests.server import Server
 
-QUIET = {"WS_MAX_MESSAGES_PER_WINDOW": "0", "WS_MAX_CANCELS_PER_WINDOW": "0", "MAX_SESSIONS": "20000"}
-MANY = QUIET | {"MAX_CONCURRENT_CONNECTIONS": "1100"}
+MANY = {
+    "WS_MAX_MESSAGES_PER_WINDOW": "0",
+    "WS_MAX_CANCELS_PER_WINDOW": "0",
+    "MAX_SESSIONS": "20000",
+    "MAX_CONCURRENT_CONNECTIONS": "1100",
+}
+SECTIONS = ("shadow", "barge-in", "prefix", "soak")
+STREAMS = (1, 64)
 WORDS = 200
 
 
@@ -43,29 +50,40 @@ def line(name: str, values: list[float]) -> str:
     return f"{name:44} {cells}  ({len(ordered)})"
 
 
-def shadow(folder: Path, streams: tuple[int, ...] = (1, 64), **env: str) -> None:
+def ready(server: Server) -> None:
+    """Wait for a server, and let it speak."""
+    server.wait_ready(400)
+    run_load(Target("yap", server.url, server.api_key, words=WORDS), 32, 2, 8, first_seed=1)
+
+
+def first_tokens(server: Server, name: str) -> dict[int, float]:
+    """Median time to first token by number of streams, no two prompts sharing anything."""
+    medians = {}
+    for count in STREAMS:
+        rounds = 30 if count == 1 else 6
+        target = Target("yap", server.url, server.api_key, words=WORDS)
+        found = figures(count, run_load(target, count, rounds, 8, first_seed=10_000_000 + count * 10_000))
+        medians[count] = found.ttft_p50
+        print(found.line(f"shadow, {name}"), flush=True)
+    return medians
+
+
+def shadow(both: Server, alone: dict[int, float]) -> None:
     """Time to first token with the classifier and without, prefill being the same."""
-    medians: dict[tuple[str, int], float] = {}
-    for mode in ("chat", "both"):
-        # Both leave the chat engine the same memory, so that only the classifier differs.
-        variables = MANY | env | {"DEPLOY_MODE": mode, "CHAT_GPU_FRAC": "0.70"}
-        with Server(folder, **variables) as server:
-            server.wait_ready(400)
-            target = Target("yap", server.url, server.api_key, words=WORDS)
-            run_load(target, 3, 2, 1, first_seed=1)
-            for count in streams:
-                rounds = 30 if count == 1 else 6
-                first_seed = 10_000_000 + count * 10_000
-                found = figures(count, run_load(target, count, rounds, 8, first_seed=first_seed))
-                medians[mode, count] = found.ttft_p50
-                print(found.line(f"shadow, {mode}"), flush=True)
-            if mode == "both":
-                shown = [f"{name} {value:g}" for name, value in gauges(server).items() if "tool_seconds_bucket" in name]
-                print("decision latency, cumulative:", "; ".join(shown))
-            server.stop()
-    for count in streams:
-        ratio = medians["both", count] / medians["chat", count]
-        print(f"shadow: {count} streams, TTFT p50 with the decision is {ratio:.3f} × chat only", flush=True)
+    medians = first_tokens(both, "both")
+    buckets = [
+        (float(bound), count)
+        for name, count in gauges(both).items()
+        if (bound := name.partition('yap_tool_seconds_bucket{le="')[2].rstrip('"}').replace("+Inf", "inf"))
+    ]
+    total = buckets[-1][1]
+    p99 = next(bound for bound, count in buckets if count >= 0.99 * total)
+    print(f"shadow: {total:.0f} decisions, 99 % of them within {p99 * 1000:g} ms")
+    for count, median in medians.items():
+        print(
+            f"shadow: {count} streams, TTFT p50 with the decision is {median / alone[count]:.3f} × chat only",
+            flush=True,
+        )
 
 
 async def interrupted(client: Client, number: int, source: random.Random) -> float:
@@ -101,48 +119,42 @@ async def interrupted(client: Client, number: int, source: random.Random) -> flo
     return waited
 
 
-def barge_in(folder: Path, streams: int = 64, rounds: int = 4, **env: str) -> None:
+def barge_in(server: Server, streams: int = 64, rounds: int = 4) -> None:
     """Interrupt every stream again and again."""
-    with Server(folder, **(MANY | env)) as server:
-        server.wait_ready(400)
-        run_load(Target("yap", server.url, server.api_key, words=WORDS), 3, 2, 1, first_seed=1)
-        waits: list[float] = []
+    waits: list[float] = []
 
-        async def one(number: int) -> None:
-            source = random.Random(number)
-            async with connect(Options(url=server.url, api_key=server.api_key)) as client:
-                for turn in range(rounds):
-                    waits.append(await interrupted(client, number * rounds + turn, source))
+    async def one(number: int) -> None:
+        source = random.Random(number)
+        async with connect(Options(url=server.url, api_key=server.api_key)) as client:
+            for turn in range(rounds):
+                waits.append(await interrupted(client, number * rounds + turn, source))
 
-        async def everyone() -> None:
-            await asyncio.gather(*(one(number) for number in range(streams)))
+    async def everyone() -> None:
+        await asyncio.gather(*(one(number) for number in range(streams)))
 
-        asyncio.run(everyone())
-        print(line(f"barge-in, {streams} streams: start to first token", waits))
-        time.sleep(1.5)
-        found = gauges(server)
-        held = [found[f'yap_engine_requests{{state="{state}"}}'] for state in ("running", "waiting")]
-        print(
-            f"after: running {held[0]:g}, waiting {held[1]:g}, KV cache in use {found['yap_engine_kv_cache_usage']:.4f}"
-        )
-        server.stop()
+    asyncio.run(everyone())
+    print(line(f"barge-in, {streams} streams: start to first token", waits))
+    time.sleep(1.5)
+    found = gauges(server)
+    held = [found[f'yap_engine_requests{{state="{state}"}}'] for state in ("running", "waiting")]
+    print(f"after: running {held[0]:g}, waiting {held[1]:g}, KV cache in use {found['yap_engine_kv_cache_usage']:.4f}")
 
 
-def prefix(folder: Path, rounds: int = 8, **env: str) -> None:
+def prefix(server: Server, rounds: int = 8) -> None:
     """A 5,000-token persona and history: the first turn cold, and after `warm_history`."""
 
-    async def measure(server: Server) -> None:
+    async def measure() -> None:
         times: dict[bool, list[float]] = {False: [], True: []}
         usage: dict[bool, dict] = {}
         async with connect(Options(url=server.url, api_key=server.api_key)) as client:
             for number in range(rounds * 2):
                 warm = bool(number % 2)
-                text = work(30_000_000 + number, 950).persona
+                text = work(30_000_000 + number, 780).persona
                 history = [
                     {"role": role, "content": work(31_000_000 + number * 100 + turn, 110).persona}
                     for turn in range(12)
                     for role in ("user", "assistant")
-                ][:13]
+                ][:11]
                 common = {"persona_text": text, "history": history}
                 if warm:
                     await client.send("warm_history", **common)
@@ -159,11 +171,7 @@ def prefix(folder: Path, rounds: int = 8, **env: str) -> None:
         ratio = percentile(sorted(times[False]), 50) / percentile(sorted(times[True]), 50)
         print(f"prefix: the first token comes {ratio:.1f} × sooner after warm_history", flush=True)
 
-    with Server(folder, **(QUIET | env)) as server:
-        server.wait_ready(400)
-        run_load(Target("yap", server.url, server.api_key, words=WORDS), 3, 2, 1, first_seed=1)
-        asyncio.run(measure(server))
-        server.stop()
+    asyncio.run(measure())
 
 
 def resident(pid: int) -> float:
@@ -173,95 +181,103 @@ def resident(pid: int) -> float:
     return int(found.group(1)) / 1024
 
 
-def soak(folder: Path, clients: int = 256, seconds: float = 120, **env: str) -> bool:
+def soak(server: Server, clients: int = 256, seconds: float = 120) -> bool:
     """Listeners who interrupt, cancel and hang up at random; afterwards everything is where it began."""
-    with Server(folder, **(MANY | env)) as server:
-        server.wait_ready(400)
-        assert server.process is not None
-        pid = server.process.pid
-        options = Options(url=server.url, api_key=server.api_key)
-        run_load(Target("yap", server.url, server.api_key, words=50), clients, 1, 8, first_seed=40_000_000)
-        time.sleep(1.5)
-        memory_before, before = resident(pid), gauges(server)
-        counts = {"turns": 0, "barge-ins": 0, "cancels": 0, "hang-ups": 0, "errors": 0}
+    assert server.process is not None
+    pid = server.process.pid
+    options = Options(url=server.url, api_key=server.api_key)
+    run_load(Target("yap", server.url, server.api_key, words=50), clients, 1, 8, first_seed=40_000_000)
+    time.sleep(1.5)
+    memory_before, before = resident(pid), gauges(server)
+    counts = {"turns": 0, "barge-ins": 0, "cancels": 0, "hang-ups": 0, "errors": 0}
 
-        async def one(number: int, until: float) -> None:
-            source = random.Random(number)
-            serial = 0
-            while time.monotonic() < until:
-                async with connect(options) as client:
-                    for _ in range(source.randint(1, 6)):
-                        serial += 1
-                        item = work(50_000_000 + number * 10_000 + serial, source.randint(10, 120))
-                        turn = Turn()
-                        fields = {"session_id": f"soak-{number}-{serial % 3}", "chat_prompt": item.persona}
-                        await client.send("start", **fields, user_utterance=item.utterance)
-                        act = source.choice(["finish", "finish", "cancel", "barge", "leave"])
-                        stop_at = source.randint(1, 60)
-                        seen = 0
-                        async for frame in client.frames(turn):
-                            seen += isinstance(frame, Token)
-                            if act != "finish" and seen >= stop_at:
-                                break
-                        if turn.error:
-                            counts["errors"] += 1
-                        if turn.done:
-                            counts["turns"] += 1
-                        elif act == "cancel":
-                            await client.send("cancel")
-                            await client.until("done")
-                            counts["cancels"] += 1
-                        elif act == "barge":
-                            await client.send("start", **fields, user_utterance="Wait.")
-                            await client.until("done")
-                            await client.until("done")
-                            counts["barge-ins"] += 1
-                        else:
-                            counts["hang-ups"] += 1
-                            client.socket.transport.abort()
+    async def one(number: int, until: float) -> None:
+        source = random.Random(number)
+        serial = 0
+        while time.monotonic() < until:
+            async with connect(options) as client:
+                for _ in range(source.randint(1, 6)):
+                    serial += 1
+                    item = work(50_000_000 + number * 10_000 + serial, source.randint(10, 120))
+                    turn = Turn()
+                    fields = {"session_id": f"soak-{number}-{serial % 3}", "chat_prompt": item.persona}
+                    await client.send("start", **fields, user_utterance=item.utterance)
+                    act = source.choice(["finish", "finish", "cancel", "barge", "leave"])
+                    stop_at = source.randint(1, 60)
+                    seen = 0
+                    async for frame in client.frames(turn):
+                        seen += isinstance(frame, Token)
+                        if act != "finish" and seen >= stop_at:
                             break
+                    if turn.error:
+                        counts["errors"] += 1
+                    if turn.done:
+                        counts["turns"] += 1
+                    elif act == "cancel":
+                        await client.send("cancel")
+                        await client.until("done")
+                        counts["cancels"] += 1
+                    elif act == "barge":
+                        await client.send("start", **fields, user_utterance="Wait.")
+                        await client.until("done")
+                        await client.until("done")
+                        counts["barge-ins"] += 1
+                    else:
+                        counts["hang-ups"] += 1
+                        client.socket.transport.abort()
+                        break
 
-        async def everyone() -> None:
-            until = time.monotonic() + seconds
-            await asyncio.gather(*(one(number, until) for number in range(clients)))
+    async def everyone() -> None:
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(one(number, until) for number in range(clients)))
 
-        asyncio.run(everyone())
-        time.sleep(3)
-        memory_after, after = resident(pid), gauges(server)
-        print(f"soak: {clients} clients, {seconds:.0f} s: {counts}")
-        print(f"soak: memory {memory_before:.0f} → {memory_after:.0f} MiB")
-        ok = counts["errors"] == 0
-        for name in (
-            'yap_engine_requests{state="running"}',
-            'yap_engine_requests{state="waiting"}',
-            "yap_connections_active",
-            "yap_engine_kv_cache_usage",
-        ):
-            print(f"soak: {name} {before[name]:g} → {after[name]:g}")
-            ok = ok and after[name] <= before[name] + 1e-6
-        print(f"soak: the server exited {server.stop()}; {'clean' if ok else 'NOT CLEAN'}", flush=True)
-        return ok
+    asyncio.run(everyone())
+    time.sleep(3)
+    memory_after, after = resident(pid), gauges(server)
+    print(f"soak: {clients} clients, {seconds:.0f} s: {counts}")
+    print(f"soak: memory {memory_before:.0f} → {memory_after:.0f} MiB")
+    ok = counts["errors"] == 0
+    for name in (
+        'yap_engine_requests{state="running"}',
+        'yap_engine_requests{state="waiting"}',
+        "yap_connections_active",
+        "yap_engine_kv_cache_usage",
+    ):
+        print(f"soak: {name} {before[name]:g} → {after[name]:g}")
+        ok = ok and after[name] <= before[name] + 1e-6
+    print(f"soak: {'clean' if ok else 'NOT CLEAN'}", flush=True)
+    return ok
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
-    parser.add_argument("sections", nargs="*", default=["shadow", "barge-in", "prefix", "soak"])
+    parser.add_argument("sections", nargs="*", default=list(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--soak-seconds", type=float, default=120)
     arguments = parser.parse_args()
+    if unknown := set(arguments.sections) - set(SECTIONS):
+        parser.error(f"expected sections out of {', '.join(SECTIONS)}, found {', '.join(sorted(unknown))}")
+    alone: dict[int, float] = {}
+    # Both leave the chat engine the same memory, so that only the classifier differs.
+    if "shadow" in arguments.sections:
+        with Server(arguments.artifact, **MANY, DEPLOY_MODE="chat", CHAT_GPU_FRAC="0.70") as server:
+            ready(server)
+            alone = first_tokens(server, "chat only")
+            server.stop()
     ok = True
-    for section in arguments.sections:
-        if section == "shadow":
-            shadow(arguments.artifact)
-        elif section == "barge-in":
-            barge_in(arguments.artifact)
-        elif section == "prefix":
-            prefix(arguments.artifact)
-        elif section == "soak":
-            ok = soak(arguments.artifact, seconds=arguments.soak_seconds) and ok
-        else:
-            parser.error(f"expected shadow, barge-in, prefix or soak, found {section}")
-    sys.exit(0 if ok else 1)
+    with Server(arguments.artifact, **MANY, DEPLOY_MODE="both") as server:
+        ready(server)
+        if "shadow" in arguments.sections:
+            shadow(server, alone)
+        if "barge-in" in arguments.sections:
+            barge_in(server)
+        if "prefix" in arguments.sections:
+            prefix(server)
+        if "soak" in arguments.sections:
+            ok = soak(server, seconds=arguments.soak_seconds)
+        status = server.stop()
+        print(f"the server exited {status}")
+    sys.exit(0 if ok and status == 0 else 1)
 
 
 if __name__ == "__main__":

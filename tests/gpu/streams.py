@@ -5,8 +5,10 @@
 
 `vllm` is the engine alone as vLLM ships it, `alone` the same with what the runtime adds to its workers.
 
-Prompts are about 400 tokens and unique, replies 150 tokens, prefix caching on, sampling as our clients send it. The
-load comes from processes of its own. `--profile` adds a pass under py-spy and prints where the server's time goes.
+Every stream has a persona of its own of about 450 tokens, which the engine has in its prefix cache as in a conversation
+that goes on, and asks something new each time; replies are 150 tokens, sampled as our clients ask for. With `--cold` no
+two prompts share anything, and prefill takes most of the GPU's time. The load comes from processes of its own.
+`--profile` adds a pass under py-spy and prints where the server's time goes.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -28,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks import engine_alone
 from tests.benchmarks.load import Target, run_load
-from tests.benchmarks.work import Figures, figures
+from tests.benchmarks.work import Figures, Sample, figures
 from tests.server import Server, free_port
 
 WORDS, REPLY = 200, 150
@@ -39,9 +43,20 @@ def rounds_for(streams: int) -> int:
     return 10 if streams < 8 else 4 if streams < 128 else 3
 
 
-def seeds_for(streams: int, contender: int) -> int:
-    """First seed of a run; no two runs share a prompt."""
-    return contender * 1_000_000 + streams * 10_000
+@dataclass(frozen=True)
+class Plan:
+    """Which turns a contender's streams have. Seeds are its own, so that contenders on one engine share no prompt."""
+
+    contender: int
+    cold: bool
+
+    def seed(self, streams: int) -> int:
+        """First seed of the measured turns."""
+        return self.contender * 1_000_000 + streams * 10_000
+
+    def persona(self, streams: int) -> int | None:
+        """First persona; none where every turn has one of its own."""
+        return None if self.cold else self.seed(streams) + 5_000
 
 
 def cpu_seconds(pid: int) -> float:
@@ -50,7 +65,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def alone(folder: Path, limits: dict, streams: list[int], *, as_vllm_ships: bool) -> dict[int, Figures]:
+def alone(folder: Path, limits: dict, streams: list[int], plan: Plan, *, as_vllm_ships: bool) -> dict[int, Figures]:
     """vLLM's AsyncLLM in this process."""
     found = {}
     name = "engine as vLLM ships it" if as_vllm_ships else "engine alone"
@@ -59,15 +74,16 @@ def alone(folder: Path, limits: dict, streams: list[int], *, as_vllm_ships: bool
     async def main() -> None:
         began = time.monotonic()
         llm = engine_alone.start(folder, as_vllm_ships=as_vllm_ships, **options)
-        await engine_alone.measure(llm, engine_alone.prompts(folder, [1, 2, 3], WORDS), 1, 3, REPLY)
-        # A full batch, so that nothing is compiled while time is taken.
-        await engine_alone.measure(llm, engine_alone.prompts(folder, list(range(100, 132)), WORDS), 32, 1, 8)
+        # A batch, so that nothing is compiled while time is taken.
+        await engine_alone.measure(llm, engine_alone.prompts(folder, 32, 1, WORDS, 1), 32, 1, 8)
         print(f"{name}: ready after {time.monotonic() - began:.0f} s", flush=True)
         try:
             for count in streams:
-                rounds = rounds_for(count)
-                first = seeds_for(count, 1)
-                prompts = engine_alone.prompts(folder, list(range(first, first + count * rounds)), WORDS)
+                rounds, seed, persona = rounds_for(count), plan.seed(count), plan.persona(count)
+                if persona is not None:
+                    warming = engine_alone.prompts(folder, count, 1, WORDS, seed - count, persona)
+                    await engine_alone.measure(llm, warming, count, 1, 8)
+                prompts = engine_alone.prompts(folder, count, rounds, WORDS, seed, persona)
                 before = cpu_seconds(os.getpid())
                 samples = await engine_alone.measure(llm, prompts, count, rounds, REPLY)
                 used = cpu_seconds(os.getpid()) - before
@@ -101,7 +117,20 @@ def hot_lines(raw: Path, most: int = 45) -> None:
         print(f"  {count / max(total, 1):6.1%}  {frame}")
 
 
-def runtime(folder: Path, streams: list[int], processes: int, profiles: Path | None, **env: str) -> dict[int, Figures]:
+def warm(target: Target, count: int, processes: int, plan: Plan) -> None:
+    """A turn of each stream that is not measured, unless the plan is a cold one."""
+    if not plan.cold:
+        run_load(target, count, 1, processes, plan.seed(count) - count, plan.persona(count))
+
+
+def load(target: Target, count: int, processes: int, plan: Plan) -> list[Sample]:
+    """The measured turns."""
+    return run_load(target, count, rounds_for(count), processes, plan.seed(count), plan.persona(count))
+
+
+def runtime(
+    folder: Path, streams: list[int], processes: int, plan: Plan, profiles: Path | None, **env: str
+) -> dict[int, Figures]:
     """Our server, sanitizer on."""
     found = {}
     variables = {
@@ -117,8 +146,9 @@ def runtime(folder: Path, streams: list[int], processes: int, profiles: Path | N
         target = Target("yap", server.url, server.api_key, words=WORDS, max_tokens=REPLY)
         run_load(target, 3, 1, 1, first_seed=1)
         for count in streams:
+            warm(target, count, processes, plan)
             before = cpu_seconds(server.process.pid)
-            samples = run_load(target, count, rounds_for(count), processes, first_seed=seeds_for(count, 2))
+            samples = load(target, count, processes, plan)
             used = cpu_seconds(server.process.pid) - before
             found[count] = figures(count, samples)
             frames = sum(sample.frames for sample in samples) / found[count].tokens
@@ -131,14 +161,16 @@ def runtime(folder: Path, streams: list[int], processes: int, profiles: Path | N
         if profiles:
             raw = profiles / "runtime.raw"
             watch = profile(server.process.pid, raw)
-            run_load(target, max(streams), 6, processes, first_seed=seeds_for(max(streams), 4))
+            most = max(streams)
+            run_load(target, most, 8, processes, plan.seed(most) + 100_000, plan.persona(most))
             watch.wait(60)
             hot_lines(raw)
+            shutil.copy(server.log, profiles / "server.log")
         print(f"runtime exited {server.stop()}", flush=True)
     return found
 
 
-def openai(folder: Path, limits: dict, streams: list[int], processes: int) -> dict[int, Figures]:
+def openai(folder: Path, limits: dict, streams: list[int], processes: int, plan: Plan) -> dict[int, Figures]:
     """vLLM's own server."""
     port = free_port()
     command = [
@@ -149,7 +181,9 @@ def openai(folder: Path, limits: dict, streams: list[int], processes: int) -> di
     ]
     found = {}
     began = time.monotonic()
-    server = subprocess.Popen(command, start_new_session=True)
+    caches = tempfile.TemporaryDirectory(prefix="yap-openai-")  # empty: this start is a cold one
+    environment = os.environ | {"VLLM_CACHE_ROOT": caches.name, "TRITON_CACHE_DIR": f"{caches.name}/triton"}
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         while True:
             try:
@@ -159,16 +193,18 @@ def openai(folder: Path, limits: dict, streams: list[int], processes: int) -> di
                 if server.poll() is not None or time.monotonic() - began > 400:
                     raise RuntimeError("vLLM's server did not start") from None
                 time.sleep(0.2)
-        print(f"vLLM's OpenAI server: ready after {time.monotonic() - began:.0f} s", flush=True)
+        print(f"vLLM's OpenAI server, no compile cache: ready after {time.monotonic() - began:.0f} s", flush=True)
         target = Target("openai", f"http://127.0.0.1:{port}", model="chat", words=WORDS, max_tokens=REPLY)
         run_load(target, 3, 1, 1, first_seed=1)
         for count in streams:
-            samples = run_load(target, count, rounds_for(count), processes, first_seed=seeds_for(count, 3))
+            warm(target, count, processes, plan)
+            samples = load(target, count, processes, plan)
             found[count] = figures(count, samples)
             print(found[count].line("vLLM's OpenAI server"), flush=True)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)
+        caches.cleanup()
     return found
 
 
@@ -177,6 +213,7 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--only", nargs="+", choices=["vllm", "alone", "runtime", "openai"])
+    parser.add_argument("--cold", action="store_true", help="no two prompts share anything")
     parser.add_argument("--processes", type=int, default=8, help="processes that the load comes from")
     parser.add_argument("--profile", type=Path, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -184,14 +221,15 @@ def main() -> None:
     limits = json.loads((arguments.artifact / "build_metadata.json").read_text())["chat"]["limits"]
     wanted = arguments.only or ["vllm", "alone", "runtime", "openai"]
     results: dict[str, dict[int, Figures]] = {}
-    for name in ("vllm", "alone"):
-        if name in wanted:
-            ships = name == "vllm"
-            results[name] = alone(arguments.artifact, limits, arguments.streams, as_vllm_ships=ships)
-    if "runtime" in wanted:
-        results["runtime"] = runtime(arguments.artifact, arguments.streams, arguments.processes, arguments.profile)
-    if "openai" in wanted:
-        results["openai"] = openai(arguments.artifact, limits, arguments.streams, arguments.processes)
+    folder, streams, processes = arguments.artifact, arguments.streams, arguments.processes
+    for number, name in enumerate(wanted, 1):
+        plan = Plan(number, arguments.cold)
+        if name in ("vllm", "alone"):
+            results[name] = alone(folder, limits, streams, plan, as_vllm_ships=name == "vllm")
+        elif name == "runtime":
+            results[name] = runtime(folder, streams, processes, plan, arguments.profile)
+        else:
+            results[name] = openai(folder, limits, streams, processes, plan)
     for count in arguments.streams:
         parts = []
         for name, other in (

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Make an artifact of a model folder for measuring, in place: compiled ahead as `build` does, and sealed ungated.
+
+    python3 tests/gpu/make_artifact.py FOLDER [--tool FOLDER]
+
+A model with random weights has the speed of a real one and passes no gate of quality, so the pipeline would refuse
+it, and rightly. The metadata says `unproven` where figures would be; nothing made here is fit to be published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from pipeline.build.vllm import COMPILE_CACHE, compile_ahead
+from runtime import artifact, machine
+from runtime.artifact import (
+    BuildMetadata,
+    ChatModel,
+    Gate,
+    Limits,
+    Platform,
+    Quantization,
+    Source,
+    ToolModel,
+    Validation,
+)
+
+LIMITS = Limits(max_batch_size=256, max_input_len=5525, max_output_len=150, max_model_len=5808)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tool", type=Path, help="a sequence classifier to serve beside it")
+    parser.add_argument("--tool-tokens", type=int, default=512, help="the classifier's window")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    began = time.monotonic()
+    compile_ahead(folder, SimpleNamespace(chat=SimpleNamespace(limits=LIMITS)))
+    print(f"compiled ahead in {time.monotonic() - began:.1f} s, the engine's whole start", flush=True)
+    source = Source(repo="unproven", content_sha256="0" * 64)
+    tool = None
+    if arguments.tool:
+        shutil.copytree(arguments.tool, folder / "tool")
+        tool = ToolModel(source=source, max_tokens=arguments.tool_tokens)
+    here = machine.describe()
+    gpu = here.gpus[0]
+    files = tuple(artifact.hash_folder(folder))
+    digest = artifact.digest_of(files)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    BuildMetadata(
+        lane="vllm",
+        engine="vllm",
+        created_at=now,
+        chat=ChatModel(
+            source=source,
+            quantization=Quantization(method="none", scheme="BF16"),
+            limits=LIMITS,
+            dtype="bfloat16",
+            compile_cache=COMPILE_CACHE,
+        ),
+        tool=tool,
+        platform=Platform(
+            gpu_name=gpu.name,
+            gpu_count=1,
+            sm=gpu.sm,
+            driver=here.driver,
+            cuda=here.torch_cuda,
+            python=here.python,
+            machine=here.processor,
+            packages=here.packages,
+        ),
+        validation=Validation(gates=(Gate(name="unproven", value=0.0),), validated_at=now, digest=digest),
+        files=files,
+        digest=digest,
+    ).write(folder)
+    print(f"{folder}: {sum(entry.size for entry in files) / 1e9:.1f} GB, digest {digest[:12]}")
+
+
+if __name__ == "__main__":
+    main()
