@@ -36,7 +36,7 @@ from runtime.repository import named_on_hub
 from runtime.serving import ServingPlan, plan
 from runtime.session import Session, SessionStore
 from runtime.settings import Settings
-from runtime.tool import ToolClassifier
+from runtime.tool import ALONE_THREADS, BESIDE_CHAT_THREADS, ToolClassifier
 from runtime.turn import Stop
 
 log = structlog.get_logger(__name__)
@@ -134,6 +134,7 @@ class Service:
                 positive_label=metadata.tool.positive_label,
                 device="cuda" if here.gpus else "cpu",
                 gpu_fraction=serving.tool.gpu_fraction,
+                cpu_threads=BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS,
             )
             await self._classifier.start()
         chat: Chat | None = None

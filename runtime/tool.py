@@ -21,8 +21,11 @@ from typing import Any
 BATCH_TOKENS = 16384
 # Ordinary text has 3 to 5 characters a token; this much of its end is looked at first.
 LIKELY_CHARACTERS_PER_TOKEN = 16
-# The chat engine owns the cores. Small classifiers gain little from more threads than these.
-MOST_CPU_THREADS = 2
+# Threads of a forward pass on a CPU. Small classifiers gain little from more than two. Beside a chat engine, which has
+# threads of its own on every core, it is one: two would wait for each other at every layer until both of them get a
+# core, and the engine's would wait for both cores.
+ALONE_THREADS = 2
+BESIDE_CHAT_THREADS = 1
 # Positions of these models begin after the padding index.
 OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "longformer", "camembert"})
 
@@ -65,6 +68,7 @@ class ToolClassifier:
         positive_label: index of the logit that means yes. A model with one logit answers by its sigmoid.
         device: `cpu` or a CUDA device.
         gpu_fraction: part of the GPU's memory that this process may use for it; none leaves it unlimited.
+        cpu_threads: most threads of a forward pass on a CPU.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class ToolClassifier:
         positive_label: int = 1,
         device: str = "cpu",
         gpu_fraction: float | None = None,
+        cpu_threads: int = ALONE_THREADS,
     ) -> None:
         self._folder = folder
         self._threshold = threshold
@@ -83,6 +88,7 @@ class ToolClassifier:
         self._positive_label = positive_label
         self._device = device
         self._gpu_fraction = gpu_fraction
+        self._cpu_threads = cpu_threads
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._network: _Network | None = None
@@ -100,6 +106,7 @@ class ToolClassifier:
             self._positive_label,
             self._device,
             self._gpu_fraction,
+            self._cpu_threads,
         )
         self._worker = threading.Thread(target=self._work, args=(self._network,), name="tool-classifier", daemon=True)
         self._worker.start()
@@ -168,7 +175,13 @@ class _Network:
     """Tokenizer and model; used by one thread."""
 
     def __init__(
-        self, folder: Path, max_tokens: int, positive_label: int, device: str, gpu_fraction: float | None
+        self,
+        folder: Path,
+        max_tokens: int,
+        positive_label: int,
+        device: str,
+        gpu_fraction: float | None,
+        cpu_threads: int,
     ) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -178,7 +191,7 @@ class _Network:
             torch.cuda.set_per_process_memory_fraction(gpu_fraction, torch.device(device).index or 0)
         if not on_gpu:
             # For the whole process: beside this model, it computes nothing with torch.
-            torch.set_num_threads(min(MOST_CPU_THREADS, len(os.sched_getaffinity(0))))
+            torch.set_num_threads(min(cpu_threads, len(os.sched_getaffinity(0))))
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(f"{folder}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from runtime.tool import BATCH_TOKENS, Decision, ToolClassifier, ToolClosedError, _batches, format_turns
+from runtime.tool import BATCH_TOKENS, Decision, ToolClassifier, ToolClosedError, _batches, _Network, format_turns
 
 WORDS = ["look", "at", "this", "hello", "screen", "what", "is", "it", "now", "you", "see", "my", "the", "cat"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -247,3 +248,25 @@ def test_batches_are_bounded_and_hold_everything_once():
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(max(lengths[i] for i in batch) * len(batch) <= BATCH_TOKENS for batch in batches)
     assert len(batches) <= 8
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_it_computes_on_as_many_threads_as_it_was_given(bert, monkeypatch, threads):
+    import torch
+
+    forward, used = _Network._forward, []
+
+    def watched(self, batch):
+        used.append(torch.get_num_threads())
+        return forward(self, batch)
+
+    monkeypatch.setattr(_Network, "_forward", watched)
+    before = torch.get_num_threads()
+    running = ToolClassifier(bert, threshold=0.5, max_tokens=64, cpu_threads=threads)
+    try:
+        await running.start()
+        await running.decide((), "look")
+    finally:
+        await running.shutdown()
+        torch.set_num_threads(before)
+    assert set(used) == {min(threads, len(os.sched_getaffinity(0)))}
