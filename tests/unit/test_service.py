@@ -1,0 +1,75 @@
+"""What loading makes of an artifact and the settings, with models that stand in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import artifact, engines, service, verify
+from runtime.service import Phase, Service
+from runtime.settings import SettingsError
+from tests.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
+
+GOLDEN = Path(__file__).resolve().parents[1] / "data" / "artifacts"
+
+
+class Loaded(ScriptedClassifier):
+    """A classifier that tells what it was made with."""
+
+    options: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        super().__init__()
+        type(self).options = {"folder": folder, **options}
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def shutdown(self) -> None:
+        """Nothing to stop."""
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "1")  # loading sets them; the test's end takes them back
+    monkeypatch.setattr(verify, "check", lambda folder, *_, **__: artifact.read(folder))
+    monkeypatch.setattr(engines, "create", lambda *_: ScriptedEngine())
+    monkeypatch.setattr(service, "PromptRenderer", lambda *_: ScriptedRenderer())
+    monkeypatch.setattr(service, "ToolClassifier", Loaded)
+    monkeypatch.setattr(Loaded, "options", {})
+
+
+async def loaded(**values: Any) -> Service:
+    made = Service(settings(artifact=str(GOLDEN / "cpu-int8"), **values))
+    try:
+        await made.load()
+    finally:
+        await made.close()
+    return made
+
+
+@pytest.mark.parametrize(("mode", "threads", "fraction"), [(None, 1, 0.2), ("both", 1, 0.2), ("tool", 2, 0.9)])
+async def test_beside_a_chat_engine_the_classifier_takes_one_thread_and_little_memory(
+    mode: str | None, threads: int, fraction: float
+) -> None:
+    made = await loaded(deploy_mode=mode)
+    assert made.phase is Phase.READY
+    assert Loaded.options["folder"] == GOLDEN / "cpu-int8" / "tool"
+    assert (Loaded.options["cpu_threads"], Loaded.options["gpu_fraction"]) == (threads, fraction)
+
+
+@pytest.mark.parametrize(("mode", "chat", "tool"), [("chat", True, False), ("tool", False, True), ("both", True, True)])
+async def test_what_is_not_deployed_is_not_loaded(mode: str, chat: bool, tool: bool) -> None:
+    made = await loaded(deploy_mode=mode)
+    assert made.deployment is not None
+    assert (made.deployment.chat is not None, made.deployment.classifier is not None) == (chat, tool)
+    assert bool(Loaded.options) is tool
+
+
+async def test_settings_that_the_artifact_cannot_fit_stop_it_before_anything_is_loaded() -> None:
+    with pytest.raises(SettingsError, match="CHAT_MAX_LEN"):
+        await loaded(chat_max_len=1_000_000)
+    assert not Loaded.options
