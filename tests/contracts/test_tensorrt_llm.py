@@ -144,6 +144,8 @@ def test_the_quantizer_takes_every_argument(method: str) -> None:
     assert accepts(name, arguments) is None
     required = {parameter["name"] for parameter in api.parameters(name) if parameter.get("required")}
     assert required <= arguments.keys()
+    given = {"dtype": JOB.dtype, "tp_size": JOB.tensor_parallel, "awq_block_size": JOB.group_size, "seed": JOB.seed}
+    assert {argument: arguments[argument] for argument in given} == given
     assert method in api.API["enums"]["qformat"]
     assert CONFIGURATIONS[method] == api.API["enums"]["qformat_to_mtq_cfg"][method]
 

@@ -293,12 +293,28 @@ def test_a_failed_compilation_fails_the_stage_with_its_last_lines(
     assert not list((workplace / "cache/build").glob("*.partial-*"))
 
 
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        ("fail", "CUDA out of memory while quantizing"),
+        ("no gpu", "CUDA error: initialization error"),
+        ("other", "expected a checkpoint in int4_awq, found w4a8_awq"),
+    ],
+)
 def test_a_failed_quantization_fails_the_stage_with_its_last_lines(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, how: str, line: str
+) -> None:
+    monkeypatch.setenv("STAND_IN_QUANTIZE", how)
+    with pytest.raises(StageError, match=line):
+        Run(prepared(workplace, TRT_CALIB_SIZE="3"), Silent()).built()
+
+
+def test_an_engine_with_other_limits_than_planned_fails_the_stage(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STAND_IN_QUANTIZE", "fail")
-    with pytest.raises(StageError, match="CUDA out of memory while quantizing"):
-        Run(prepared(workplace, TRT_CALIB_SIZE="3"), Silent()).built()
+    monkeypatch.setenv("STAND_IN_BUILD", "small")
+    with pytest.raises(StageError, match="expected an engine with max_batch_size 28, found 14"):
+        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="28"), Silent()).built()
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["quantize", "build"])
