@@ -220,6 +220,7 @@ async def test_a_conversation_grows_and_reuses_its_own_prefix(server: Server) ->
     assert shares[-1] > 0.5, shares
 
 
+TESTS = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "warmup": ["--double-ttfb"],
     "bench": ["-n", "4", "-c", "2"],
@@ -233,10 +234,11 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_do_what_they_say(server: Server, command: str) -> None:
-    done = subprocess.run(
+async def test_the_commands_do_what_they_say(server: Server, command: str) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
         [sys.executable, "-W", "error", f"{command}.py", *COMMANDS[command], "--server", server.url],
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=TESTS,
         env={**os.environ, "TEXT_API_KEY": server.api_key},
         input="/persona anna_flirty\nAnd you?\n/stop\n",
         capture_output=True,
