@@ -99,6 +99,18 @@ def test_progress_arrives_though_libraries_print(job: QuantizeJob) -> None:
     assert (job.out / "config.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("device", "policy", "expected"), [("cpu", None, "PASSIVE"), ("cpu", "ACTIVE", "ACTIVE"), ("cuda", None, None)]
+)
+def test_waiting_threads_leave_the_processor_to_others(
+    job: QuantizeJob, monkeypatch: pytest.MonkeyPatch, device: str, policy: str | None, expected: str | None
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    assert worker._environment(replace(job, device=device)).get("OMP_WAIT_POLICY") == expected
+
+
 def test_a_failed_worker_tells_its_last_lines(job: QuantizeJob) -> None:
     with pytest.raises(StageError, match=r"exit code 3: .*bar 99% \| the weights are torn") as failure:
         worker.run("tests.workers", replace(job, method="crash"), python=None, progress=Told())
