@@ -122,6 +122,10 @@ def look(ref: str, role: Role) -> SourceFacts:
 
 
 def _look_into(ref: str, folder: Path, role: Role) -> SourceFacts:
+    if locked := _locked(folder):
+        remedy = "let this user read it; in a container, `docker run --user`"
+        problem = Problem(role, f"to read {locked}", "that this user may not", remedy)
+        return SourceFacts(ref, "folder", folder.name, path=folder, problems=(problem,))
     inside = [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(inside) if path.is_file()}
     documents = {name: _json(folder / name) for name in READ_FIRST if name in sizes}
@@ -140,6 +144,13 @@ def _look_into(ref: str, folder: Path, role: Role) -> SourceFacts:
         chat_template=_has_template(sizes, documents),
         problems=tuple(problems),
     )
+
+
+def _locked(folder: Path) -> Path | None:
+    """The folder, or the first file in it, that this user may not read, as it happens in containers."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return folder
+    return next((path for path in sorted(folder.iterdir()) if path.is_file() and not os.access(path, os.R_OK)), None)
 
 
 def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFacts:

@@ -132,6 +132,17 @@ def test_everything_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
     assert len(problems(tmp_path, "TOOL_MODEL")) == 3
 
 
+@pytest.mark.parametrize("locked", [".", "model.safetensors"])
+def test_what_this_user_may_not_read_is_named(folder: Path, locked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = (folder / locked).resolve()
+    monkeypatch.setattr("os.access", lambda asked, mode: Path(asked) != path)  # root may read everything
+    (problem,) = look(str(folder), "CHAT_MODEL").problems
+    assert str(problem) == (
+        f"CHAT_MODEL: expected to read {path}, found that this user may not; "
+        "let this user read it; in a container, `docker run --user`"
+    )
+
+
 def test_a_classifier_needs_no_chat_template(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     assert problems(folder, "TOOL_MODEL") == []
