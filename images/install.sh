@@ -78,9 +78,10 @@ if [ -n "$on_cpu" ]; then
         done
     done
     if [ -n "$local_torch" ]; then
-        "$uv" pip install --quiet --python "$venv/bin/python" --no-deps "torch==$TORCH_CPU"
+        "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --compile-bytecode "torch==$TORCH_CPU"
     else
-        "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --torch-backend cpu "torch==$TORCH_CPU"
+        "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --compile-bytecode --torch-backend cpu \
+            "torch==$TORCH_CPU"
     fi || die "no CPU build of torch $TORCH_CPU for Python $version within reach; use a Python that has one (PYTHON=…) or put its wheel into a folder and name that in PIP_FIND_LINKS"
 else
     unset UV_FIND_LINKS # a CPU build there would be taken for the same version
@@ -99,7 +100,8 @@ for lock in "$@"; do
     fi
     # What only stubs of PyPI name: their content comes from the vendor's index, so no hash of it is known here.
     [ ! -f "$here/locks/$lock.unhashed" ] ||
-        "$uv" pip install --quiet --python "$venv/bin/python" --no-deps -r "$here/locks/$lock.unhashed" ||
+        "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --compile-bytecode \
+            -r "$here/locks/$lock.unhashed" ||
         die "$lock: the vendor's packages could not be installed; name their index in PIP_EXTRA_INDEX_URL"
 done
 printf '%s' "$wanted" >"$stamp"
