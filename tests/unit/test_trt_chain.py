@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli
+from pipeline import cli, revalidate
 from pipeline.plan import Request
 from pipeline.prepare import Prepared, prepare
 from pipeline.run import GateError, Run
@@ -134,6 +134,19 @@ def test_validation_gates_the_first_choice_and_tells_no_perplexity(proven: Path)
     assert "perplexity" not in gates
     assert "perplexity_ratio" not in gates
     assert gates["throughput_streams"].value == 16
+
+
+def test_an_artifact_is_proven_again_where_it_lies(workplace: Path, proven: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(proven, tmp_path / "artifact"))
+    before = artifact.read(place)
+    source = str(workplace / "prompts/model")
+    again = revalidate.revalidate(place, source, BOUNDS | {"top1_agreement": 1.0}, workplace / "cache", Silent())
+    assert again.validation is not None
+    assert again.validation.passed
+    assert again.digest == before.digest
+    assert {gate.name: gate.threshold for gate in again.validation.gates}["top1_agreement"] == 1.0
+    assert again.platform.packages["tensorrt-llm"] == "1.2.1"
+    artifact.verify_files(place, artifact.read(place))
 
 
 def test_the_float_model_computes_in_the_type_of_the_engine(workplace: Path, proven: Path) -> None:
