@@ -1,10 +1,8 @@
-"""What this project adds to vLLM's workers, the processes that run the model.
+"""What this project changes in vLLM's workers, the processes that run the model: where a compile cache is found.
 
-vLLM imports the module in each of them, because `Worker` is named as its `worker_extension_cls`. Two things change:
-
-- small top-k batches are filtered by `vllm_sampling`;
-- the key of the compile cache does not hold the model's folder. vLLM counts it in, so a cache that was filled where an
-  artifact was built would never be found where it is served.
+vLLM counts the model's folder into the key of its compile cache, so a cache that was filled where an artifact was built
+would never be found where it is served. vLLM imports the module in every worker, because `Worker` is named as its
+`worker_extension_cls`.
 """
 
 from __future__ import annotations
@@ -14,20 +12,16 @@ from typing import Any
 
 from vllm.config import ModelConfig
 
-from runtime.engines import vllm_sampling
-
 # Stands in the key for the model's folder, wherever that is.
 ANYWHERE = "artifact"
 
 
 class Worker:
-    """What is added to vLLM's own worker."""
+    """Adds one question to vLLM's own worker."""
 
-    def sampling_filter(self) -> str:
-        """The module whose filter is in force in this process."""
-        from vllm.v1.sample.ops import topk_topp_sampler
-
-        return str(topk_topp_sampler.apply_top_k_top_p.__module__)
+    def model_key(self) -> str:
+        """What this worker counts of the model into the key of its compile cache."""
+        return str(self.vllm_config.model_config.compute_hash())  # type: ignore[attr-defined]
 
 
 _compute_hash = ModelConfig.compute_hash
@@ -49,4 +43,3 @@ def compute_hash(config: Any) -> str:  # noqa: ANN401 - vLLM is untyped to us
 
 
 ModelConfig.compute_hash = compute_hash
-vllm_sampling.install()
