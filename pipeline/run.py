@@ -27,6 +27,7 @@ from pipeline.quantize import trt as quantize_trt
 from pipeline.quantize import vllm as quantize_vllm
 from pipeline.stages import StageError, sweep
 from pipeline.validate import validate
+from pipeline.wholeness import TOKENIZER_FILES
 from pipeline.workshop import Model, Workshop, code_of
 from runtime import artifact
 from runtime.artifact import BuildMetadata, Calibration, ChatModel, Quantization, ToolModel, Validation
@@ -288,6 +289,6 @@ def tokenizer_hash(folder: Path) -> str:
     prefixes = ("tokenizer", "chat_template", "special_tokens")
     hasher = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.name in source.TOKENIZER_FILES or path.name.startswith(prefixes):
+        if path.name in TOKENIZER_FILES or path.name.startswith(prefixes):
             hasher.update(path.name.encode() + b"\0" + path.read_bytes())
     return hasher.hexdigest()

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +17,11 @@ from typing import Any, Literal
 
 from pipeline.problem import Problem
 from pipeline.progress import Progress
+from pipeline.wholeness import Role, damaged_weights, has_template, json_object, missing
 from runtime.artifact import sha256_of
 from runtime.engines.trt_folders import is_checkpoint
 
 Kind = Literal["embedded", "folder", "hub"]
-Role = Literal["CHAT_MODEL", "TOOL_MODEL"]
 
 EMBEDDED = "embedded"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -40,7 +39,6 @@ READ_FIRST: tuple[str, ...] = (
     HF_QUANT_CONFIG,
     f"{CHECKPOINTS}/config.json",
 )
-TOKENIZER_FILES = frozenset({"tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tekken.json"})
 
 # The embedded models' own configs, so that a plan can be made before they are exported; tests hold them equal.
 EMBEDDED_CHAT: dict[str, Any] = {
@@ -128,10 +126,10 @@ def _look_into(ref: str, folder: Path, role: Role) -> SourceFacts:
         return SourceFacts(ref, "folder", folder.name, path=folder, problems=(problem,))
     inside = [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(inside) if path.is_file()}
-    documents = {name: _json(folder / name) for name in READ_FIRST if name in sizes}
-    problems = _missing(role, str(folder), sizes, documents)
+    documents = {name: json_object(folder / name) for name in READ_FIRST if name in sizes}
+    problems = missing(role, str(folder), sizes, documents)
     if not problems:
-        problems = _damaged_weights(role, folder, sizes)
+        problems = damaged_weights(role, folder, sizes)
     return SourceFacts(
         ref,
         "folder",
@@ -141,7 +139,7 @@ def _look_into(ref: str, folder: Path, role: Role) -> SourceFacts:
         checkpoint=_checkpoint(documents),
         sizes=sizes,
         license=_license_of(folder / "README.md"),
-        chat_template=_has_template(sizes, documents),
+        chat_template=has_template(sizes, documents),
         problems=tuple(problems),
     )
 
@@ -163,7 +161,9 @@ def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> Sourc
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         documents = {
-            name: _json(Path(hf_hub_download(repo, name, revision=info.sha))) for name in READ_FIRST if name in sizes
+            name: json_object(Path(hf_hub_download(repo, name, revision=info.sha)))
+            for name in READ_FIRST
+            if name in sizes
         }
         return SourceFacts(
             ref,
@@ -174,8 +174,8 @@ def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> Sourc
             checkpoint=_checkpoint(documents),
             sizes=sizes,
             license=info.card_data.get("license") if info.card_data else None,
-            chat_template=_has_template(sizes, documents),
-            problems=tuple(_missing(role, repo, sizes, documents)),
+            chat_template=has_template(sizes, documents),
+            problems=tuple(missing(role, repo, sizes, documents)),
         )
     except GatedRepoError:
         found, remedy = "a gated one", f"accept its terms at https://huggingface.co/{repo} and set HF_TOKEN"
@@ -233,72 +233,6 @@ def checkpoint_in(folder: Path) -> Path:
     return inside if (inside / "config.json").is_file() else folder
 
 
-def _missing(
-    role: Role, where: str, sizes: Mapping[str, int], documents: Mapping[str, dict[str, Any] | None]
-) -> list[Problem]:
-    """What a model lacks, told from the names of its files."""
-    again = "fetch it again or choose another model"
-    problems = []
-    if "config.json" not in sizes:
-        problems.append(Problem(role, f"config.json in {where}", "none", "name a Hugging Face model folder"))
-    elif documents.get("config.json") is None:
-        problems.append(Problem(role, f"a JSON object in {where}/config.json", "something else", again))
-    if not any(name.endswith(".safetensors") for name in sizes):
-        other = next((name for name in sizes if name.endswith((".bin", ".gguf", ".pt", ".pth"))), "no weights")
-        problems.append(
-            Problem(role, f"*.safetensors in {where}", other, "save it with `save_pretrained` or choose another model")
-        )
-    if not TOKENIZER_FILES & sizes.keys():
-        problems.append(Problem(role, f"a tokenizer in {where} (tokenizer.json)", "none", again))
-    if role == "CHAT_MODEL" and not _has_template(sizes, documents):
-        problems.append(
-            Problem(role, f"a chat template in {where}", "none", "choose an instruct model, or add chat_template.jinja")
-        )
-    return problems
-
-
-def _damaged_weights(role: Role, folder: Path, sizes: Mapping[str, int]) -> list[Problem]:
-    """Shards that the index names and the folder lacks, and files that are shorter than their header says."""
-    again = "fetch it again"
-    problems = []
-    for name in sizes:
-        if not name.endswith(".safetensors.index.json"):
-            continue
-        index = _json(folder / name)
-        if index is None or not isinstance(index.get("weight_map"), dict):
-            problems.append(Problem(role, f"a weight map in {folder / name}", "none", again))
-            continue
-        shards = set(index["weight_map"].values())
-        problems += [
-            Problem(role, f"the shard {folder / shard}", "none", again) for shard in sorted(shards - set(sizes))
-        ]
-    for name, size in sizes.items():
-        if name.endswith(".safetensors"):
-            expected = safetensors_size(folder / name)
-            if expected is None:
-                problems.append(Problem(role, f"a safetensors header in {folder / name}", "something else", again))
-            elif expected != size:
-                problems.append(Problem(role, f"{expected} bytes in {folder / name}", f"{size}", again))
-    return problems
-
-
-def safetensors_size(path: Path) -> int | None:
-    """Bytes that a safetensors file has by its own header; none when the header cannot be read.
-
-    The format: eight bytes, little endian, with the header's length; the header, JSON; the tensors.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > 100 << 20:
-                return None
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return None
-    return int(8 + length + max(ends, default=0))
-
-
 def fetch(facts: SourceFacts, progress: Progress) -> Path:
     """The folder of a model that is a folder already or lies on the hub; resumes a download that was cut off."""
     if facts.path is not None:
@@ -317,7 +251,7 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
         cache: JSON file that remembers hashes by path, size and modification time, so that a second run need not read
             gigabytes again; none hashes everything.
     """
-    known: dict[str, list[Any]] = (_json(cache) or {}) if cache and cache.is_file() else {}
+    known: dict[str, list[Any]] = (json_object(cache) or {}) if cache and cache.is_file() else {}
     lines = []
     for path in sorted(folder.iterdir()):
         if not path.is_file() or not path.name.endswith(CONTENT_SUFFIXES):
@@ -334,20 +268,6 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
         partial.write_text(json.dumps(known), encoding="utf-8")
         partial.replace(cache)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _has_template(sizes: Mapping[str, int], documents: Mapping[str, dict[str, Any] | None]) -> bool:
-    if sizes.keys() & {"chat_template.jinja", "chat_template.json"}:
-        return True
-    return bool((documents.get("tokenizer_config.json") or {}).get("chat_template"))
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _license_of(card: Path) -> str | None:

@@ -21,7 +21,8 @@ from huggingface_hub.errors import (
 
 from pipeline.prequantized import recognize
 from pipeline.shape import Shape, mixture_of_experts
-from pipeline.source import checkpoint_in, content_hash, fetch, look, safetensors_size
+from pipeline.source import checkpoint_in, content_hash, fetch, look
+from pipeline.wholeness import safetensors_size
 
 
 def safetensors(path: Path, size: int = 16) -> None:
