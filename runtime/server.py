@@ -115,6 +115,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     try:
         await asyncio.wait((service.ended, serving), return_when=asyncio.FIRST_COMPLETED)
         status = _status(service)
+        if status in (EX_USAGE, EX_DATAERR):
+            leave_now(status)  # nobody was served, and an import that is under way cannot be interrupted
     finally:
         server.should_exit = True
     try:

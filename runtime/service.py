@@ -22,6 +22,7 @@ import structlog
 
 from runtime import artifact, engines, machine, verify
 from runtime.admission import Admission
+from runtime.artifact import BuildMetadata, ToolModel
 from runtime.auth import Keyring
 from runtime.connection import Connection, Manners
 from runtime.decoder import Decoder
@@ -33,7 +34,7 @@ from runtime.metrics import Metrics
 from runtime.prompt import PromptRenderer
 from runtime.ratelimit import SlidingWindow
 from runtime.repository import named_on_hub
-from runtime.serving import ServingPlan, plan
+from runtime.serving import ChatPlan, ServingPlan, ToolPlan, plan
 from runtime.session import Session, SessionStore
 from runtime.settings import Settings
 from runtime.tool import ALONE_THREADS, BESIDE_CHAT_THREADS, ToolClassifier
@@ -109,43 +110,52 @@ class Service:
         here = await asyncio.to_thread(machine.describe)
         folder = await asyncio.to_thread(self._folder, here)
         self.reason = "checking the artifact"
-        serving = plan(settings, await asyncio.to_thread(artifact.read, folder))
+        described = await asyncio.to_thread(artifact.read, folder)
+        serving = plan(settings, described)
+        _prepare_environment(allow_long_context=settings.vllm_allow_long_max_model_len)
         fraction = serving.chat.options.gpu_fraction if serving.chat else 0.0
-        metadata = await asyncio.to_thread(
-            verify.check,
-            folder,
-            here,
-            batch_size=serving.batch_size,
-            gpu_fraction=fraction or 0.9,
-            public_key=settings.artifact_public_key_file,
+        # Importing an engine takes as long as hashing tens of gigabytes, and touches no weight.
+        importing = (
+            asyncio.to_thread(engines.preload, described, serving.chat.options) if serving.chat else asyncio.sleep(0)
         )
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of ours, never a fork, run the tokenizer
-        if settings.vllm_allow_long_max_model_len:
-            os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
+        metadata, _ = await asyncio.gather(
+            asyncio.to_thread(
+                verify.check,
+                folder,
+                here,
+                batch_size=serving.batch_size,
+                gpu_fraction=fraction or 0.9,
+                public_key=settings.artifact_public_key_file,
+            ),
+            importing,
+        )
+        # The engine first: its processes are forked from this one, imports and all, as long as it has not used CUDA.
+        chat = await self._load_chat(folder, metadata, serving.chat) if serving.chat else None
         if serving.tool is not None and metadata.tool is not None:
-            self.reason = "loading the classifier"
-            self._classifier = ToolClassifier(
-                folder / metadata.tool.path,
-                threshold=serving.tool.threshold,
-                max_tokens=serving.tool.max_tokens,
-                positive_label=metadata.tool.positive_label,
-                device="cuda" if here.gpus else "cpu",
-                gpu_fraction=serving.tool.gpu_fraction,
-                cpu_threads=BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS,
-            )
-            await self._classifier.start()
-        chat: Chat | None = None
-        if serving.chat is not None:
-            self.reason = "loading the chat model"
-            renderer = await asyncio.to_thread(PromptRenderer, folder, serving.chat.budgets)
-            self._engine = engines.create(folder, metadata, serving.chat.options)
-            await self._engine.start()
-            chat = Chat(self._engine, renderer, self._pool, serving.chat.budgets)
+            beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
+            await self._load_tool(folder, metadata.tool, serving.tool, "cuda" if here.gpus else "cpu", beside)
         log.info("loaded", mode=serving.mode, lane=metadata.lane, digest=metadata.digest[:12])
         self.open(chat, self._classifier, serving)
+
+    async def _load_chat(self, folder: Path, metadata: BuildMetadata, chat: ChatPlan) -> Chat:
+        self.reason = "loading the chat model"
+        renderer = await asyncio.to_thread(PromptRenderer, folder, chat.budgets)
+        self._engine = engines.create(folder, metadata, chat.options)
+        await self._engine.start()
+        return Chat(self._engine, renderer, self._pool, chat.budgets)
+
+    async def _load_tool(self, folder: Path, tool: ToolModel, chosen: ToolPlan, device: str, cpu_threads: int) -> None:
+        self.reason = "loading the classifier"
+        self._classifier = ToolClassifier(
+            folder / tool.path,
+            threshold=chosen.threshold,
+            max_tokens=chosen.max_tokens,
+            positive_label=tool.positive_label,
+            device=device,
+            gpu_fraction=chosen.gpu_fraction,
+            cpu_threads=cpu_threads,
+        )
+        await self._classifier.start()
 
     def _folder(self, here: Machine) -> Path:
         """Where the artifact lies, fetched first where it is named on the hub."""
@@ -261,3 +271,13 @@ class Service:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _prepare_environment(*, allow_long_context: bool) -> None:
+    """Set what the engines' libraries read when they are imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of ours, never a fork, run the tokenizer
+    if allow_long_context:
+        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from runtime.artifact import ArtifactError, BuildMetadata
+from runtime.artifact import ArtifactError, BuildMetadata, Limits
 
 
 class EngineDeadError(Exception):
@@ -160,13 +160,7 @@ def create(folder: Path, metadata: BuildMetadata, options: EngineOptions) -> Eng
     chat = metadata.chat
     if chat is None:
         raise ArtifactError(f"{folder}: expected a chat model, found a tool-only artifact; set DEPLOY_MODE=tool")
-    limits = chat.limits
-    options = replace(
-        options,
-        max_num_seqs=options.max_num_seqs or limits.max_batch_size,
-        max_model_len=options.max_model_len or limits.max_model_len,
-        tensor_parallel_size=options.tensor_parallel_size or limits.tensor_parallel_size,
-    )
+    options = _limited(options, chat.limits)
     if metadata.engine == "vllm":
         from runtime.engines.vllm import VllmEngine
 
@@ -179,6 +173,26 @@ def create(folder: Path, metadata: BuildMetadata, options: EngineOptions) -> Eng
     known = ", ".join(("vllm", *STYLES))
     raise ArtifactError(
         f"{folder}: expected one of the engines {known}, found {metadata.engine!r}; use the runtime image of its lane"
+    )
+
+
+def preload(metadata: BuildMetadata, options: EngineOptions) -> None:
+    """Import what loading the artifact will need, which takes seconds. Reads nothing of it but its metadata.
+
+    What cannot be imported is told by the engine's `start`.
+    """
+    if metadata.engine == "vllm" and metadata.chat is not None:
+        from runtime.engines.vllm import preload as preload_vllm
+
+        preload_vllm(_limited(options, metadata.chat.limits))
+
+
+def _limited(options: EngineOptions, limits: Limits) -> EngineOptions:
+    return replace(
+        options,
+        max_num_seqs=options.max_num_seqs or limits.max_batch_size,
+        max_model_len=options.max_model_len or limits.max_model_len,
+        tensor_parallel_size=options.tensor_parallel_size or limits.tensor_parallel_size,
     )
 
 

@@ -7,6 +7,8 @@ scheduler itself (`vllm_core`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -302,6 +304,14 @@ def copy_caches(folder: Path, to: Path) -> None:
     for group in to.rglob("__grp__*.json"):
         names = json.loads(group.read_text("utf-8"))["child_paths"]
         group.write_text(json.dumps({"child_paths": {name: str(group.parent / name) for name in names}}), "utf-8")
+
+
+def preload(options: EngineOptions) -> None:
+    """Import what `start` will import."""
+    prepare_environment(options)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("vllm.v1.engine.async_llm")
+        importlib.import_module("vllm.v1.executor")
 
 
 def prepare_environment(options: EngineOptions) -> None:

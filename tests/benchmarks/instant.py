@@ -2,6 +2,7 @@
 
 `python -m tests.benchmarks.instant`, set by the server's variables; `INSTANT_TOKENS` is the length of a reply and
 `INSTANT_PAUSE` the seconds between its tokens (0: every stream gets a token in each step of the event loop).
+`INSTANT_MODEL` is the folder of a chat model whose tokenizer and template render the prompts; without, nothing does.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from runtime import server
 from runtime.deployment import Chat
 from runtime.engines import Delta, EngineOptions, Load, Sampling, TokenScore
-from runtime.service import Service
+from runtime.prompt import Budgets, PromptRenderer
+from runtime.service import TOKENIZER_THREADS, Service
 from runtime.serving import ChatPlan, ServingPlan
 from runtime.settings import load
 from tests.scripted import ScriptedRenderer
 
+BUDGETS = Budgets()
 WORDS = (" the", " sea", " was", " calm", ",", " and", " nobody", " spoke", " of", " it", ".")
 
 
@@ -70,9 +74,10 @@ class InstantEngine:
 async def load_instant(service: Service) -> None:
     """In the place of `Service.load`."""
     tokens, pause = int(os.environ.get("INSTANT_TOKENS", "150")), float(os.environ.get("INSTANT_PAUSE", "0"))
-    renderer = ScriptedRenderer()
-    chat = Chat(InstantEngine(tokens, pause), renderer, ThreadPoolExecutor(1), renderer.budgets)
-    service.open(chat, None, ServingPlan("chat", ChatPlan(renderer.budgets, tokens, EngineOptions()), None, None))
+    model = os.environ.get("INSTANT_MODEL")
+    renderer = PromptRenderer(Path(model), BUDGETS) if model else ScriptedRenderer()
+    chat = Chat(InstantEngine(tokens, pause), renderer, ThreadPoolExecutor(TOKENIZER_THREADS), BUDGETS)
+    service.open(chat, None, ServingPlan("chat", ChatPlan(BUDGETS, tokens, EngineOptions()), None, None))
 
 
 if __name__ == "__main__":

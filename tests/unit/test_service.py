@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runtime import artifact, engines, service, verify
+from runtime.artifact import ArtifactError
 from runtime.service import Phase, Service
 from runtime.settings import SettingsError
 from tests.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
@@ -36,6 +38,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "1")  # loading sets them; the test's end takes them back
     monkeypatch.setattr(verify, "check", lambda folder, *_, **__: artifact.read(folder))
+    monkeypatch.setattr(engines, "preload", lambda *_: None)
     monkeypatch.setattr(engines, "create", lambda *_: ScriptedEngine())
     monkeypatch.setattr(service, "PromptRenderer", lambda *_: ScriptedRenderer())
     monkeypatch.setattr(service, "ToolClassifier", Loaded)
@@ -73,3 +76,47 @@ async def test_settings_that_the_artifact_cannot_fit_stop_it_before_anything_is_
     with pytest.raises(SettingsError, match="CHAT_MAX_LEN"):
         await loaded(chat_max_len=1_000_000)
     assert not Loaded.options
+
+
+async def test_the_engine_is_imported_while_the_files_are_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = threading.Event()
+
+    def check(folder: Path, *_: Any, **__: Any) -> artifact.BuildMetadata:
+        assert imported.wait(5)
+        return artifact.read(folder)
+
+    monkeypatch.setattr(engines, "preload", lambda *_: imported.set())
+    monkeypatch.setattr(verify, "check", check)
+    assert (await loaded(deploy_mode="chat")).phase is Phase.READY
+
+
+async def test_a_refused_artifact_does_not_wait_for_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = threading.Event()
+
+    def check(*_: Any, **__: Any) -> artifact.BuildMetadata:
+        raise ArtifactError("expected another")
+
+    monkeypatch.setattr(engines, "preload", lambda *_: refused.wait(5))
+    monkeypatch.setattr(verify, "check", check)
+    with pytest.raises(ArtifactError, match="expected another"):
+        await loaded(deploy_mode="chat")
+    refused.set()
+
+
+async def test_the_engine_forks_before_the_classifier_uses_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM cannot fork a process that has used CUDA: it would start a new one and import everything again."""
+    order: list[str] = []
+
+    class Engine(ScriptedEngine):
+        async def start(self) -> None:
+            order.append("engine")
+            await super().start()
+
+    class Tool(Loaded):
+        async def start(self) -> None:
+            order.append("classifier")
+
+    monkeypatch.setattr(engines, "create", lambda *_: Engine())
+    monkeypatch.setattr(service, "ToolClassifier", Tool)
+    await loaded(deploy_mode="both")
+    assert order == ["engine", "classifier"]
