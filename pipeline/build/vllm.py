@@ -106,7 +106,7 @@ def compile_ahead(out: Path, plan: BuildPlan) -> None:
 @contextmanager
 def _caches_in(folder: Path) -> Iterator[None]:
     """Compilers read the folders of their caches from the environment."""
-    from runtime.engines.vllm import caches
+    from runtime.engines.vllm_caches import caches
 
     variables = caches(folder)
     before = {name: os.environ.get(name) for name in variables}

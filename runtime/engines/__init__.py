@@ -182,7 +182,7 @@ def preload(metadata: BuildMetadata, options: EngineOptions) -> None:
     What cannot be imported is told by the engine's `start`.
     """
     if metadata.engine == "vllm" and metadata.chat is not None:
-        from runtime.engines.vllm import preload as preload_vllm
+        from runtime.engines.vllm_arguments import preload as preload_vllm
 
         preload_vllm(_limited(options, metadata.chat.limits))
 

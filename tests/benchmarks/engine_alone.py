@@ -61,7 +61,8 @@ def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
     With `as_vllm_ships` without what the runtime adds to vLLM's workers.
     """
     from runtime.engines import EngineOptions
-    from runtime.engines.vllm import caches, copy_caches, engine_arguments, prepare_environment
+    from runtime.engines.vllm_arguments import engine_arguments, prepare_environment
+    from runtime.engines.vllm_caches import caches, copy_caches
 
     chosen = EngineOptions(**options)
     prepare_environment(chosen)

@@ -150,7 +150,7 @@ async def test_a_prompt_longer_than_the_context_is_refused_and_harms_nothing(eng
 
 
 async def test_every_option_reaches_vllm(chat_folder):
-    from runtime.engines.vllm import engine_arguments
+    from runtime.engines.vllm_arguments import engine_arguments
 
     options = EngineOptions(
         gpu_fraction=0.55,
@@ -177,7 +177,7 @@ async def test_every_option_reaches_vllm(chat_folder):
 
 @pytest.mark.parametrize("options", [EngineOptions(kv_cache_dtype="fp3"), EngineOptions(attention_backend="MAGIC")])
 async def test_an_option_that_vllm_does_not_know_is_refused_with_the_known_ones(chat_folder, options):
-    from runtime.engines.vllm import engine_arguments
+    from runtime.engines.vllm_arguments import engine_arguments
 
     with pytest.raises(EngineOptionError, match="expected one of "):
         engine_arguments(chat_folder, options)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime.engines import EngineOptions
-from runtime.engines.vllm import engine_arguments, prepare_environment
+from runtime.engines.vllm_arguments import engine_arguments, prepare_environment
 
 pytestmark = pytest.mark.engine
 

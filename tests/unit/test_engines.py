@@ -10,7 +10,8 @@ import pytest
 
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits, Platform, Quantization, Source
 from runtime.engines import EngineOptions, create
-from runtime.engines.vllm import VllmEngine, prepare_environment
+from runtime.engines.vllm import VllmEngine
+from runtime.engines.vllm_arguments import prepare_environment
 
 
 def metadata(engine: str = "vllm", **changes: Any) -> BuildMetadata:

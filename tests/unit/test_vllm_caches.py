@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from runtime.engines.vllm import caches, copy_caches
+from runtime.engines.vllm_caches import caches, copy_caches
 
 
 def test_tritons_kernels_are_found_where_the_cache_was_copied_to(tmp_path: Path) -> None:
