@@ -139,11 +139,11 @@ class PromptRenderer:
             PersonaTooLongError: as `render`.
         """
         system = self._system(persona, runtime_text)
+        kept = self._keep(system, history or ())
         if history is None:
             renderings = [self._compose(system, [], probe) for probe in PROBES]
             renderings += [self._compose(system, [Message(role, "a")], "a") for role in ("user", "assistant")]
         else:
-            kept = self._keep(system, history)
             renderings = [self._compose(system, kept, probe) for probe in PROBES]
         return _common_prefix(renderings)
 
@@ -159,7 +159,11 @@ class PromptRenderer:
     def _keep(self, system: str, history: Sequence[Message]) -> list[Message]:
         # The whole utterance budget is set aside, so that a prefix warmed before the utterance is known stays valid.
         room = self._budgets.input - self._budgets.utterance - SEAM_TOKENS
-        start = self._first_that_fits(history, room - len(self._compose(system, [], "")))
+        least = len(self._compose(system, [], ""))
+        if least > room:
+            found = len(self._encode(system))
+            raise PersonaTooLongError(found, room - (least - found))
+        start = self._first_that_fits(history, room - least)
         while True:
             kept = [Message(message.role, self._plain(message.content)) for message in history[start:]]
             if not kept or len(self._compose(system, kept, "")) <= room:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -117,6 +118,16 @@ async def test_warming_a_prefix_makes_the_next_prompt_hit(engine, ask):
     assert len(prompt) - 20 - 128 <= first.cached_tokens < len(prompt)
     assert await engine.reset_caches()
     assert await engine.warm(prompt) == 0
+
+
+async def test_a_worker_computes_the_compile_cache_s_key_without_the_model_s_place(engine, chat_folder, tmp_path):
+    import runtime.engines.vllm_worker  # noqa: F401 - what a worker imports
+    from runtime.engines.vllm_arguments import engine_arguments
+
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(chat_folder, elsewhere, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = engine_arguments(elsewhere, engine._options).create_engine_config()
+    assert await engine._llm.collective_rpc("model_key") == [config.model_config.compute_hash()]
 
 
 async def test_the_cache_is_not_reset_under_a_running_request(engine, ask):

@@ -17,23 +17,12 @@ pytestmark = pytest.mark.engine
 OPTIONS = EngineOptions(max_model_len=2048, max_num_seqs=16)
 
 
-@pytest.mark.asyncio(loop_scope="session")
-async def test_a_worker_computes_its_key_without_the_model_s_place(engine, chat_folder: Path) -> None:
-    [told] = await engine._llm.collective_rpc("model_key")
-    assert told == configured(chat_folder).model_config.compute_hash()
-
-
-def configured(folder: Path, options: EngineOptions = OPTIONS):
-    """vLLM's configuration, in a process that has what a worker imports."""
+def key(folder: Path, options: EngineOptions = OPTIONS) -> str:
+    """The compile cache's key, in a process that has what a worker imports."""
     import runtime.engines.vllm_worker  # noqa: F401
 
     prepare_environment(options)
-    return engine_arguments(folder, options).create_engine_config()
-
-
-def key(folder: Path, options: EngineOptions = OPTIONS) -> str:
-    """The compile cache's key, as a worker computes it."""
-    return configured(folder, options).compute_hash()
+    return engine_arguments(folder, options).create_engine_config().compute_hash()
 
 
 def test_the_compile_cache_is_keyed_by_the_model_and_not_by_its_place(chat_folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pipeline.embedded.chat
 import pipeline.embedded.tool
 import pipeline.hardware
 import pipeline.place
+import pipeline.revalidate
 import pipeline.run
 import pipeline.validate
 from pipeline import cli
@@ -126,6 +127,7 @@ REPLACED: tuple[tuple[Any, str, Any], ...] = (
     (pipeline.run, "QUANTIZERS", {"vllm": quantize}),
     (pipeline.run, "BUILDERS", {"vllm": build}),
     (pipeline.run, "validate", validate),
+    (pipeline.revalidate, "validate", validate),
     (pipeline.validate, "validate", validate),
     (pipeline.validate, "measure_reference", measure_reference),
     (pipeline.hardware, "describe", describe),
