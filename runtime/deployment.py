@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypedDict, TypeVar
 
 from runtime.engines import Engine, EngineDeadError
 from runtime.metrics import Metrics
@@ -16,14 +16,28 @@ from runtime.tool import Decision
 T = TypeVar("T")
 
 
+class Parts(TypedDict):
+    """What a prompt is made of."""
+
+    persona: str
+    runtime_text: str
+    history: Sequence[Message]
+    utterance: str
+
+
 class Renderer(Protocol):
-    """Texts in, token ids out. Blocking: called in a thread."""
+    """Texts in, token ids out. Blocking, and called in a thread, but for `render_at_once`."""
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
 
     def render(self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str) -> Prompt:
         """The prompt of a turn."""
+
+    def render_at_once(
+        self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str
+    ) -> Prompt | None:
+        """The same where that takes no time worth a thread, else None."""
 
     def render_prefix(self, *, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
         """The part of a prompt that the next turn will share."""
@@ -37,7 +51,7 @@ class Classifier(Protocol):
 
 
 class Chat:
-    """A chat model: its engine, and its renderer behind a thread pool, so that tokenizing never blocks the loop."""
+    """A chat model: its engine, and its renderer, behind a thread pool wherever tokenizing would hold up the loop."""
 
     def __init__(self, engine: Engine, renderer: Renderer, pool: Executor, budgets: Budgets) -> None:
         self.engine = engine
@@ -60,12 +74,13 @@ class Chat:
 
     async def render(self, persona: str, runtime_text: str, history: Sequence[Message], utterance: str) -> list[int]:
         """Token ids of a turn's prompt."""
-        prompt = await self._in_thread(
-            lambda: self._renderer.render(
-                persona=persona, runtime_text=runtime_text, history=history, utterance=utterance
-            )
-        )
-        return list(prompt.token_ids)
+        # Most turns are quick. When many begin at once, handing each to a thread and back costs more than rendering it,
+        # and the threads wait for the loop, which holds the interpreter.
+        parts: Parts = {"persona": persona, "runtime_text": runtime_text, "history": history, "utterance": utterance}
+        prompt = self._renderer.render_at_once(**parts)
+        if prompt is None:
+            prompt = await self._in_thread(lambda: self._renderer.render(**parts))
+        return prompt.token_ids
 
     async def render_prefix(self, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
         """Token ids of what the next turn's prompt will begin with."""

@@ -13,6 +13,7 @@ Three things decide the shape of this module:
 from __future__ import annotations
 
 import re
+import threading
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ LIKELY_CHARACTERS_PER_TOKEN = 16
 # Chunks kept in the cache, and the longest that is: some 10 MB when each is a usual chat message.
 CACHED_CHUNKS = 8192
 CACHED_CHARACTERS = 16384
+# What `render_at_once` may read in all, and tokenize anew: a quarter of a millisecond at most on a usual core.
+QUICK_CHARACTERS = 16384
+QUICK_NEW_CHARACTERS = 768
+# System messages whose length in tokens is remembered.
+CACHED_SYSTEMS = 1024
 # Joining an utterance to its surroundings can add a token on either side, never more than these.
 SEAM_TOKENS = 4
 # First characters of every kind that tokenizers treat differently, for finding what all prompts have in common.
@@ -75,6 +81,16 @@ class PersonaTooLongError(ValueError):
         self.limit = limit
 
 
+class _TakesLongError(Exception):
+    """More would have to be tokenized than there is patience for."""
+
+
+class _Patience(threading.local):
+    """Characters that this thread may still tokenize; no limit by default."""
+
+    left: float = float("inf")
+
+
 class PromptRenderer:
     """Renders prompts for one chat model. Loading blocks; every method is safe to call from several threads.
 
@@ -101,7 +117,9 @@ class PromptRenderer:
         self._template = ChatTemplate(tokenizer)
         self._control = _control_pattern(tokenizer)
         self._longest_token = max(len(token) for token in tokenizer.get_vocab())
+        self._patience = _Patience()
         self._encode_cached: Callable[[str], array[int]] = lru_cache(CACHED_CHUNKS)(self._encode_whole)
+        self._least: Callable[[str], int] = lru_cache(CACHED_SYSTEMS)(self._measure_least)
         self._chunked = self._chunks_agree()
         self._overhead = self._message_overhead()
 
@@ -127,6 +145,27 @@ class PromptRenderer:
             limit = self._budgets.input - (len(tokens) - len(self._encode(system)))
             raise PersonaTooLongError(len(self._encode(system)), limit)
         return Prompt(tokens, len(kept))
+
+    def render_at_once(
+        self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message], utterance: str
+    ) -> Prompt | None:
+        """`render` for a caller that must not be held up: None where it would take longer than a hop to a thread.
+
+        A conversation that goes on is quick, since little more than its utterance has not been tokenized before.
+
+        Raises:
+            PersonaTooLongError: as `render`.
+        """
+        texts = (persona or "", runtime_text or "", utterance, *(message.content for message in history))
+        if sum(map(len, texts)) > QUICK_CHARACTERS:
+            return None
+        self._patience.left = QUICK_NEW_CHARACTERS
+        try:
+            return self.render(persona=persona, runtime_text=runtime_text, history=history, utterance=utterance)
+        except _TakesLongError:
+            return None
+        finally:
+            del self._patience.left
 
     def render_prefix(
         self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message] | None
@@ -159,19 +198,27 @@ class PromptRenderer:
     def _keep(self, system: str, history: Sequence[Message]) -> list[Message]:
         # The whole utterance budget is set aside, so that a prefix warmed before the utterance is known stays valid.
         room = self._budgets.input - self._budgets.utterance - SEAM_TOKENS
-        least = len(self._compose(system, [], ""))
+        least = self._least(system)
         if least > room:
             found = len(self._encode(system))
             raise PersonaTooLongError(found, room - (least - found))
-        start = self._first_that_fits(history, room - least)
+        if not history:
+            return []
+        start, left = self._first_that_fits(history, room - least)
         while True:
             kept = [Message(message.role, self._plain(message.content)) for message in history[start:]]
-            if not kept or len(self._compose(system, kept, "")) <= room:
+            # Far from the limit nothing needs to be composed to know that it fits.
+            if len(kept) * SEAM_TOKENS <= left or len(self._compose(system, kept, "")) <= room:
                 return kept
             start += _step(len(history) - start)
 
-    def _first_that_fits(self, history: Sequence[Message], room: int) -> int:
-        """Index of the oldest message such that all from it on are within the history budget and `room`."""
+    def _measure_least(self, system: str) -> int:
+        """Tokens of a prompt with this system message and nothing said."""
+        return len(self._compose(system, [], ""))
+
+    def _first_that_fits(self, history: Sequence[Message], room: int) -> tuple[int, int]:
+        """Index of the oldest message such that all from it on are within the history budget and `room`, and what they
+        leave of that."""
         budget = self._budgets.history
         start = len(history)
         for message in reversed(history):
@@ -182,7 +229,7 @@ class PromptRenderer:
             budget -= cost
             room -= cost + self._overhead
             start -= 1
-        return _stable_start(start, len(history))
+        return _stable_start(start, len(history)), room
 
     def _compose(self, system: str, history: Sequence[Message], utterance: str) -> list[int]:
         messages = [(message.role, message.content) for message in history]
@@ -203,8 +250,15 @@ class PromptRenderer:
         return self._encode_cached(text) if len(text) <= CACHED_CHARACTERS else self._encode_whole(text)
 
     def _encode_whole(self, text: str) -> array[int]:
+        self._spend(len(text))
         # The fast form keeps no offsets.
         return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    def _spend(self, characters: int) -> None:
+        """Account for text that is about to be tokenized."""
+        if characters > self._patience.left:
+            raise _TakesLongError
+        self._patience.left -= characters
 
     def _count_to(self, text: str, limit: int) -> int:
         """Tokens of a text, exact up to `limit`; above it, some number above it."""
@@ -221,6 +275,8 @@ class PromptRenderer:
     def _tail(self, text: str) -> str:
         """The longest end of a text that is within the utterance budget, cut before a token."""
         limit = self._budgets.utterance
+        if len(text.encode()) <= limit:  # a token is at least one byte
+            return text
         window = max(limit, 1) * LIKELY_CHARACTERS_PER_TOKEN
         while len(text) > window:
             end = text[-window:]
@@ -228,6 +284,7 @@ class PromptRenderer:
                 text = end
                 break
             window *= 2
+        self._spend(len(text))
         while (encoding := self._tokenizer.encode(text, add_special_tokens=False)) and len(encoding.ids) > limit:
             # Tokens inside one character share its offsets, and a cut can change how the rest is split: look again.
             start = encoding.offsets[len(encoding.ids) - limit][0] if limit else len(text)

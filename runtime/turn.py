@@ -208,8 +208,9 @@ class Turn:
                     self._take(delta, feed)
             if sanitizer and (text := sanitizer.finish()):
                 self._say(text)
-        finally:
-            await _close(stream)
+        except BaseException:
+            await _close(stream)  # one that was read to its end has closed itself
+            raise
 
     def _take(self, delta: Delta, feed: Callable[[str], str]) -> None:
         self._completion_tokens += delta.tokens

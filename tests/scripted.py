@@ -181,6 +181,12 @@ class ScriptedRenderer:
         text = self._prefix(persona, runtime_text, history)
         return Prompt(Words.ids_of(f"{text} [user] {utterance}"), len(history))
 
+    def render_at_once(
+        self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str
+    ) -> Prompt | None:
+        """Never: what a slow renderer meets must be met by tests."""
+        return None
+
     def render_prefix(self, *, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
         """The prompt up to the utterance."""
         return Words.ids_of(self._prefix(persona, runtime_text, history or ()))

@@ -1,7 +1,7 @@
 """`make bench`: every benchmark that fits a machine without a GPU, in one run.
 
 python -m tests.benchmarks            all sections
-python -m tests.benchmarks engine     one of them: gateway, prompts, engine, shadow
+python -m tests.benchmarks engine     one of them: gateway, prompts, starts, engine, shadow
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tests.benchmarks import engine_alone
 from tests.benchmarks.gateway import gateway_section
 from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.prompts import prompt_section
+from tests.benchmarks.starts import starts_section
 from tests.benchmarks.work import Figures, Sample, figures
 from tests.client.statistics import percentile
 from tests.server import Server
@@ -100,6 +101,7 @@ def main() -> None:
     sections = {
         "gateway": gateway_section,
         "prompts": prompt_section,
+        "starts": starts_section,
         "engine": engine_section,
         "shadow": shadow_section,
     }

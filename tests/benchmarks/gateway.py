@@ -23,9 +23,9 @@ LIMITS = {
 }
 
 
-def instant(tokens: int, pause: float = 0.0) -> Server:
+def instant(tokens: int, pause: float = 0.0, **more: str) -> Server:
     """A server whose engine replies out of a table."""
-    variables = LIMITS | {"INSTANT_TOKENS": str(tokens), "INSTANT_PAUSE": str(pause)}
+    variables = LIMITS | {"INSTANT_TOKENS": str(tokens), "INSTANT_PAUSE": str(pause)} | more
     return Server(Path(), module="tests.benchmarks.instant", **variables)
 
 

@@ -17,7 +17,7 @@ from runtime import server
 from runtime.deployment import Chat
 from runtime.engines import Delta, EngineOptions, Load, Sampling, TokenScore
 from runtime.prompt import Budgets, PromptRenderer
-from runtime.service import TOKENIZER_THREADS, Service
+from runtime.service import TOKENIZER_THREADS, Service, settle_heap
 from runtime.serving import ChatPlan, ServingPlan
 from runtime.settings import load
 from tests.scripted import ScriptedRenderer
@@ -76,6 +76,7 @@ async def load_instant(service: Service) -> None:
     tokens, pause = int(os.environ.get("INSTANT_TOKENS", "150")), float(os.environ.get("INSTANT_PAUSE", "0"))
     model = os.environ.get("INSTANT_MODEL")
     renderer = PromptRenderer(Path(model), BUDGETS) if model else ScriptedRenderer()
+    settle_heap()
     chat = Chat(InstantEngine(tokens, pause), renderer, ThreadPoolExecutor(TOKENIZER_THREADS), BUDGETS)
     service.open(chat, None, ServingPlan("chat", ChatPlan(BUDGETS, tokens, EngineOptions()), None, None))
 

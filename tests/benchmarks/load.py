@@ -38,16 +38,19 @@ class Target:
 
 async def _yap_stream(target: Target, own: Turns, ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
     samples = []
+    messages = []  # made ahead, so that a turn begins as soon as the last one ends
+    for seed, persona in own:
+        item = work(seed, target.words, persona)
+        message = {"type": "start", "session_id": f"load-{seed}", "chat_prompt": item.persona, "history": []}
+        messages.append(json.dumps({**message, "user_utterance": item.utterance, "sampling": SAMPLING}))
     async with websockets.connect(
         target.url, additional_headers={"X-API-Key": target.key}, compression=None, max_size=2**22, open_timeout=60
     ) as socket:
         ready.set()
         await go.wait()
-        for seed, persona in own:
-            item = work(seed, target.words, persona)
-            message = {"type": "start", "session_id": f"load-{seed}", "chat_prompt": item.persona, "history": []}
+        for message in messages:
             started = time.perf_counter()
-            await socket.send(json.dumps({**message, "user_utterance": item.utterance, "sampling": SAMPLING}))
+            await socket.send(message)
             first, frames = 0.0, 0
             while True:
                 frame = await socket.recv(decode=False)
@@ -68,24 +71,25 @@ async def _yap_stream(target: Target, own: Turns, ready: asyncio.Event, go: asyn
 async def _openai_stream(target: Target, own: Turns, ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
     address = urlsplit(target.url)
     samples = []
-    ready.set()
-    await go.wait()
+    bodies = []
     for seed, persona in own:
         item = work(seed, target.words, persona)
-        body = json.dumps(
-            {
-                "model": target.model,
-                "messages": [
-                    {"role": "system", "content": item.persona},
-                    {"role": "user", "content": item.utterance},
-                ],
-                "max_tokens": target.max_tokens,
-                "ignore_eos": target.ignore_eos,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-                **SAMPLING,
-            }
-        ).encode()
+        request = {
+            "model": target.model,
+            "messages": [
+                {"role": "system", "content": item.persona},
+                {"role": "user", "content": item.utterance},
+            ],
+            "max_tokens": target.max_tokens,
+            "ignore_eos": target.ignore_eos,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **SAMPLING,
+        }
+        bodies.append(json.dumps(request).encode())
+    ready.set()
+    await go.wait()
+    for body in bodies:
         started = time.perf_counter()
         reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=2**20)
         head = (

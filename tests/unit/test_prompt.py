@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.prompt import Budgets, Message, PersonaTooLongError, PromptRenderer
+from runtime.prompt import QUICK_NEW_CHARACTERS, Budgets, Message, PersonaTooLongError, PromptRenderer
 from tests.unit import chat_templates as templates
 
 SMALL = Budgets(persona=30, history=60, utterance=20, input=150)
@@ -243,6 +244,54 @@ def test_a_history_of_a_frame_full_takes_a_moment(tmp_path):
         assert time.perf_counter() - began < 0.1
         assert len(prompt.token_ids) <= 5525
         assert prompt.history_kept < len(history)
+
+
+@given(persona=TEXT, runtime_text=TEXT | st.none(), history=HISTORY, utterance=TEXT | st.text(max_size=300))
+@settings(max_examples=60, deadline=None)
+def test_at_once_is_the_same_prompt_or_none(renderers, persona, runtime_text, history, utterance):
+    parts = {"persona": persona, "runtime_text": runtime_text, "history": history, "utterance": utterance}
+    for renderer in renderers.values():
+        try:
+            whole = renderer.render(**parts)
+        except PersonaTooLongError as error:
+            with pytest.raises(PersonaTooLongError, match=re.escape(str(error))):
+                renderer.render_at_once(**parts)
+        else:
+            assert renderer.render_at_once(**parts) in (whole, None)
+
+
+def test_at_once_is_for_a_conversation_that_goes_on(tmp_path):
+    renderer = PromptRenderer(templates.write("chatml", tmp_path), Budgets())
+    tokenized: list[str] = []
+    whole_tokenizer = renderer._tokenizer
+
+    class Watched:
+        """Notes what is tokenized."""
+
+        def encode_batch_fast(self, texts: list[str], **options: bool) -> object:
+            tokenized.extend(texts)
+            return whole_tokenizer.encode_batch_fast(texts, **options)
+
+        def encode(self, text: str, **options: bool) -> object:
+            """The form that keeps offsets."""
+            tokenized.append(text)
+            return whole_tokenizer.encode(text, **options)
+
+    renderer._tokenizer = Watched()
+    history = [Message("user", "Who are you? " * 60), Message("assistant", "I am Ada. " * 60)]
+    parts = {"persona": "You are Ada. " * 70, "runtime_text": None, "history": history}
+    assert renderer.render_at_once(**parts, utterance="Where?") is None
+    assert sum(map(len, tokenized)) <= QUICK_NEW_CHARACTERS
+    whole = renderer.render(**parts, utterance="Where?")
+    tokenized.clear()
+    assert renderer.render_at_once(**parts, utterance="Where?") == whole
+    assert tokenized == []
+    assert renderer.render_at_once(**parts, utterance="When?") is not None
+    assert sum(map(len, tokenized)) < 200
+    assert renderer.render_at_once(**parts, utterance="When " * 200) is None
+    # What one caller had no patience for is no limit for the next.
+    assert renderer.render(**parts, utterance="When " * 200).history_kept == 2
+    assert renderer.render_at_once(**parts, utterance="word " * 4000) is None
 
 
 def test_threads_may_share_a_renderer(renderers):

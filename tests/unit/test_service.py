@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,12 @@ async def test_beside_a_chat_engine_the_classifier_takes_one_thread_and_little_m
     assert made.phase is Phase.READY
     assert Loaded.options["folder"] == GOLDEN / "cpu-int8" / "tool"
     assert (Loaded.options["cpu_threads"], Loaded.options["gpu_fraction"]) == (threads, fraction)
+
+
+async def test_what_was_loaded_is_not_looked_through_for_garbage_again() -> None:
+    gc.unfreeze()
+    await loaded()
+    assert gc.get_freeze_count() > 10_000
 
 
 @pytest.mark.parametrize(("mode", "chat", "tool"), [("chat", True, False), ("tool", False, True), ("both", True, True)])
