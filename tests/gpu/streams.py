@@ -28,6 +28,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+import websockets
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks import engine_alone
@@ -117,6 +119,27 @@ def hot_lines(raw: Path, most: int = 45) -> None:
         print(f"  {count / max(total, 1):6.1%}  {frame}")
 
 
+async def _round_trips(target: Target, count: int, silence: float) -> list[float]:
+    times = []
+    headers = {"X-API-Key": target.key}
+    async with websockets.connect(target.url, additional_headers=headers, compression=None) as socket:
+        for _ in range(count):
+            await asyncio.sleep(silence)
+            began = time.perf_counter()
+            await socket.send('{"type":"ping"}')
+            await socket.recv(decode=False)
+            times.append(time.perf_counter() - began)
+    return times
+
+
+def socket_price(target: Target, silence: float = 0.02) -> None:
+    """A ping's round trip after a silence as long as a prefill: what the socket and waking up cost any turn here."""
+    times = asyncio.run(_round_trips(target, 100, silence))
+    print(
+        f"a ping's round trip after {silence * 1000:.0f} ms of silence: p50 {median(times) * 1000:.2f} ms", flush=True
+    )
+
+
 def warm(target: Target, count: int, processes: int, plan: Plan) -> None:
     """A turn of each stream that is not measured, unless the plan is a cold one."""
     if not plan.cold:
@@ -145,6 +168,7 @@ def runtime(
         assert server.process is not None
         target = Target("yap", server.url, server.api_key, words=WORDS, max_tokens=REPLY)
         run_load(target, 3, 1, 1, first_seed=1)
+        socket_price(target)
         for count in streams:
             warm(target, count, processes, plan)
             before = cpu_seconds(server.process.pid)
