@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 
 import structlog
 
-from runtime import frames, protocol
+from runtime import eager, frames, protocol
 from runtime.deployment import Chat, Deployment
 from runtime.engines import EngineDeadError
 from runtime.frames import RequestId
@@ -50,7 +50,7 @@ class Dialogue:
         self._turn: Turn | None = None
         self._jobs: deque[Job] = deque()
         self._current: Job | None = None
-        self._worker: asyncio.Task[None] | None = None
+        self._worker: asyncio.Future[None] | None = None
         self._warming: set[asyncio.Task[None]] = set()
 
     @property
@@ -74,7 +74,8 @@ class Dialogue:
             return
         self._jobs.append(self._job(message))
         if self._worker is None:
-            self._worker = asyncio.get_running_loop().create_task(self._work())
+            worker = eager.start(self._work())
+            self._worker = None if worker.done() else worker
 
     def cancel(self, request_id: RequestId | None) -> None:
         """Stop what runs and what is about to; answered with `done`, also when that is nothing."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from runtime import frames
+from runtime import eager, frames
 from runtime.deployment import Chat, Classifier, Deployment
 from runtime.engines import Delta, EngineDeadError, Sampling
 from runtime.frames import RequestId, Usage
@@ -82,7 +82,7 @@ class Turn:
         self._received = time.perf_counter()
         self._stop: Stop | None = None
         self._cancels: list[RequestId | None] = []
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Future[None] | None = None
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._said: list[str] = []
         self._gaps: list[float] = []
@@ -128,15 +128,17 @@ class Turn:
         """Run the turn. Its `ack` must have been sent."""
         loop = asyncio.get_running_loop()
         deadline = loop.call_later(self._deployment.generation_timeout, self.stop, Stop.TIMEOUT)
-        self._task = loop.create_task(self._run(request))
 
-        def finish(task: asyncio.Task[None]) -> None:
+        def finish(task: asyncio.Future[None]) -> None:
             deadline.cancel()
             self._finish(request, task)
 
-        self._task.add_done_callback(finish)
-        if self._stop is not None:
+        if self._stop is None:
+            self._task = eager.start(self._run(request))
+        else:
+            self._task = loop.create_task(self._run(request))
             self._task.cancel()
+        self._task.add_done_callback(finish)
 
     def refuse(self) -> None:
         """End a turn that never began: its message was answered with an error. Its cancels still want their answer."""
@@ -168,7 +170,7 @@ class Turn:
         try:
             stream = await self._open(chat, request, request.utterance)
             # Asking for the first delta is what submits the request; the engine keeps what comes before it is read.
-            first = asyncio.ensure_future(_first(stream))
+            first = eager.start(_first(stream))
             yes = await decision
             self._announce(yes)
             if not yes:
@@ -248,7 +250,7 @@ class Turn:
         status, raw = ("yes", _YES) if yes else ("no", [])
         self._outbox.put(frames.ToolCall(status=status, raw=raw, request_id=self.request_id))
 
-    def _finish(self, request: Request, task: asyncio.Task[None]) -> None:
+    def _finish(self, request: Request, task: asyncio.Future[None]) -> None:
         """Send the terminal frames; runs exactly once, after the task has let go of the engine."""
         error = None if task.cancelled() else task.exception()
         usage = self._usage()

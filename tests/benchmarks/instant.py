@@ -73,6 +73,7 @@ class InstantEngine:
 
 async def load_instant(service: Service) -> None:
     """In the place of `Service.load`."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as the server sets it
     tokens, pause = int(os.environ.get("INSTANT_TOKENS", "150")), float(os.environ.get("INSTANT_PAUSE", "0"))
     model = os.environ.get("INSTANT_MODEL")
     renderer = PromptRenderer(Path(model), BUDGETS) if model else ScriptedRenderer()

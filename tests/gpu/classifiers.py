@@ -3,8 +3,8 @@
 
     python3 tests/gpu/classifiers.py CHAT CLASSIFIER [--longformer]
 
-CHAT and CLASSIFIER are Hugging Face folders. `--longformer` adds a Longformer of base size with random weights and the
-classifier's tokenizer: what it decides means nothing, how long it takes does.
+CHAT is an artifact, CLASSIFIER a Hugging Face folder. `--longformer` adds a Longformer of base size with random
+weights and the classifier's tokenizer: what it decides means nothing, how long it takes does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -75,7 +76,11 @@ async def decide(folder: Path, name: str) -> bool:
 
 async def measure(chat: Path, classifiers: dict[str, Path]) -> bool:
     """All classifiers, one after the other, while the chat model speaks."""
-    engine = VllmEngine(chat, EngineOptions(gpu_fraction=CHAT_SHARE, max_model_len=2048, max_num_seqs=STREAMS))
+    limits = json.loads((chat / "build_metadata.json").read_text())["chat"]["limits"]
+    options = EngineOptions(
+        gpu_fraction=CHAT_SHARE, max_model_len=limits["max_model_len"], max_num_seqs=limits["max_batch_size"]
+    )
+    engine = VllmEngine(chat, options, compile_cache=chat / "compile_cache")
     await engine.start()
     talking = [asyncio.create_task(chatter(engine, number)) for number in range(STREAMS)]
     try:
