@@ -72,6 +72,7 @@ def lay_out(model_dir: Path, out: Path) -> None:
 def compile_ahead(out: Path, plan: BuildPlan) -> None:
     """Start the engine once with an empty cache inside the artifact, so that it leaves there what it compiled."""
     from runtime.engines.vllm import VllmEngine
+    from runtime.engines.vllm_caches import ELSEWHERE, relocate
 
     if plan.chat is None:
         raise StageError("build", "expected a chat model to compile, found none", out)
@@ -101,6 +102,10 @@ def compile_ahead(out: Path, plan: BuildPlan) -> None:
     for pattern in NOT_KEPT:
         for path in cache.rglob(pattern):
             path.unlink()
+    try:
+        relocate(cache, ELSEWHERE)
+    except ValueError as error:
+        raise StageError("build", str(error), out) from error
 
 
 @contextmanager

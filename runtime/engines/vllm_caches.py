@@ -1,10 +1,19 @@
-"""Where vLLM and Triton keep what they compile, and how it is carried from where it was compiled to where it serves."""
+"""Where vLLM and Triton keep what they compile, and how it is carried from where it was compiled to where it serves.
+
+Both write absolute paths into their caches. Triton passes over a file that is not where it is said to be, and compiles
+again; vLLM ends with an error, and its engine does not start.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
+import pprint
 import shutil
 from pathlib import Path
+
+# Stands for the cache's folder in an artifact, which names no machine's.
+ELSEWHERE = Path("/compile_cache")
 
 
 def caches(folder: Path) -> dict[str, str]:
@@ -13,12 +22,45 @@ def caches(folder: Path) -> dict[str, str]:
 
 
 def copy_caches(folder: Path, to: Path) -> None:
-    """Copy what `caches` put into a folder, so that it is found there as well.
-
-    Triton lists the files of each kernel by absolute path (`FileCacheManager.put_group`) and passes over those that are
-    elsewhere now: it would compile every kernel again.
-    """
+    """Copy what `caches` put into a folder, so that it is found there as well."""
     shutil.copytree(folder, to, dirs_exist_ok=True)
-    for group in to.rglob("__grp__*.json"):
-        names = json.loads(group.read_text("utf-8"))["child_paths"]
-        group.write_text(json.dumps({"child_paths": {name: str(group.parent / name) for name in names}}), "utf-8")
+    relocate(to, to)
+
+
+def relocate(folder: Path, becomes: Path) -> None:
+    """Write every path in a cache's lists as if the cache lay at `becomes`.
+
+    Raises:
+        ValueError: a list that is not as the versions known to us write it.
+    """
+    for group in folder.rglob("__grp__*.json"):
+        _rewrite_triton(group, becomes / group.parent.relative_to(folder))
+    for index in folder.rglob("vllm_compile_cache.py"):
+        _rewrite_vllm(index, becomes / index.parent.relative_to(folder))
+
+
+def _rewrite_triton(group: Path, home: Path) -> None:
+    """The files of one kernel (`triton.runtime.cache.FileCacheManager.put_group`), all in the folder of the list."""
+    names = json.loads(group.read_text("utf-8"))["child_paths"]
+    group.write_text(json.dumps({"child_paths": {name: str(home / name) for name in names}}), "utf-8")
+
+
+def _rewrite_vllm(index: Path, home: Path) -> None:
+    """The compiled graphs (`vllm.compilation.backends.CompilerManager`), each in a file beside the list.
+
+    An entry's handle is the file's name and its path (`InductorStandaloneAdaptor`). Newer versions keep the graphs
+    elsewhere, in one file without paths, and have no entries here.
+    """
+    try:
+        entries = ast.literal_eval(index.read_text("utf-8"))
+        for entry in entries.values():
+            name, path = entry["graph_handle"]
+            if Path(path).name != name:
+                raise ValueError(f"a graph named {name} at {path}")
+            entry["graph_handle"] = (name, str(home / name))
+    except (ValueError, TypeError, KeyError, SyntaxError, AttributeError) as error:
+        raise ValueError(
+            f"{index}: expected vLLM's list of compiled graphs, found {error}; rebuild with this vLLM"
+        ) from error
+    # As vLLM writes it, so that a cache that was relocated twice is the same as one relocated once.
+    index.write_text(pprint.PrettyPrinter(indent=4).pformat(entries), "utf-8")

@@ -1,0 +1,48 @@
+"""What vLLM compiled at one place is found at another, by vLLM itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.engines.vllm_caches import ELSEWHERE, copy_caches, relocate
+
+pytestmark = [
+    pytest.mark.engine,
+    # On a CPU vLLM's compiler makes C++ of a graph; on a GPU, and in our images, none is needed.
+    pytest.mark.skipif(shutil.which("g++") is None, reason="compiling a graph for a CPU needs g++"),
+]
+
+ANSWER = 32.0 + sum(range(32))
+
+
+def compile_one(cache: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.integration.compile_one", str(cache)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def answered(cache: Path) -> tuple[int, float]:
+    """How many graphs were known, and the graph's answer."""
+    done = compile_one(cache)
+    assert done.returncode == 0, done.stderr[-3000:]
+    known, answer = done.stdout.split()[-2:]
+    return int(known), float(answer)
+
+
+def test_a_graph_compiled_elsewhere_is_loaded_where_its_cache_was_copied_to(tmp_path: Path) -> None:
+    built, artifact, served = (tmp_path / name for name in ("built", "artifact", "served"))
+    assert answered(built) == (0, ANSWER)
+    relocate(built, ELSEWHERE)
+    built.rename(artifact)
+    copy_caches(artifact, served)
+    assert answered(served) == (1, ANSWER)
+    # Moved without that, the engine does not start: the reason for all this.
+    plain = tmp_path / "plain"
+    shutil.copytree(artifact, plain)
+    done = compile_one(plain)
+    assert done.returncode != 0
+    assert str(ELSEWHERE) in done.stderr
