@@ -30,8 +30,13 @@ def prompts(
     ]
 
 
-async def measure(llm: Any, token_ids: list[list[int]], streams: int, rounds: int, max_tokens: int) -> list[Sample]:
-    """Let `streams` requests run at once, `rounds` after one another; delta outputs, as our runtime asks for them."""
+async def measure(
+    llm: Any, token_ids: list[list[int]], streams: int, rounds: int, max_tokens: int, spread: float = 0.0
+) -> list[Sample]:
+    """Let `streams` requests run at once, `rounds` after one another; delta outputs, as our runtime asks for them.
+
+    They begin as the listeners do (`run_load`).
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -39,6 +44,7 @@ async def measure(llm: Any, token_ids: list[list[int]], streams: int, rounds: in
 
     async def one(stream: int) -> list[Sample]:
         samples = []
+        await asyncio.sleep(spread * stream / streams)
         for turn in range(rounds):
             number = stream * rounds + turn
             started = time.perf_counter()
@@ -48,7 +54,7 @@ async def measure(llm: Any, token_ids: list[list[int]], streams: int, rounds: in
                 tokens += len(output.outputs[0].token_ids)
                 if not first and tokens:
                     first = time.perf_counter()
-            samples.append(Sample(started, first, time.perf_counter(), tokens))
+            samples.append(Sample(started, first, time.perf_counter(), tokens, stream=stream))
         return samples
 
     groups = await asyncio.gather(*(one(stream) for stream in range(streams)))

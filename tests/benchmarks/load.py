@@ -14,7 +14,14 @@ import websockets
 
 from tests.benchmarks.work import SAMPLING, Sample, turns, work
 
-Turns = list[tuple[int, int | None]]
+
+@dataclass(frozen=True)
+class Listener:
+    """One stream: which turns it has, by seed and persona, and how many seconds after the others' start it begins."""
+
+    number: int
+    turns: list[tuple[int, int | None]]
+    delay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,10 @@ class Target:
     ignore_eos: bool = False
 
 
-async def _yap_stream(target: Target, own: Turns, ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
+async def _yap_stream(target: Target, own: Listener, ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
     samples = []
     messages = []  # made ahead, so that a turn begins as soon as the last one ends
-    for seed, persona in own:
+    for seed, persona in own.turns:
         item = work(seed, target.words, persona)
         message = {"type": "start", "session_id": f"load-{seed}", "chat_prompt": item.persona, "history": []}
         messages.append(json.dumps({**message, "user_utterance": item.utterance, "sampling": SAMPLING}))
@@ -48,6 +55,7 @@ async def _yap_stream(target: Target, own: Turns, ready: asyncio.Event, go: asyn
     ) as socket:
         ready.set()
         await go.wait()
+        await asyncio.sleep(own.delay)
         for message in messages:
             started = time.perf_counter()
             await socket.send(message)
@@ -64,15 +72,16 @@ async def _yap_stream(target: Target, own: Turns, ready: asyncio.Event, go: asyn
                     raise RuntimeError(frame.decode())
             ended = time.perf_counter()
             usage = json.loads(frame)["usage"]
-            samples.append(Sample(started, first, ended, usage["completion_tokens"], frames, usage["ttft_ms"] / 1000))
+            tokens, server_ttft = usage["completion_tokens"], usage["ttft_ms"] / 1000
+            samples.append(Sample(started, first, ended, tokens, frames, server_ttft, own.number))
     return samples
 
 
-async def _openai_stream(target: Target, own: Turns, ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
+async def _openai_stream(target: Target, own: Listener, ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
     address = urlsplit(target.url)
     samples = []
     bodies = []
-    for seed, persona in own:
+    for seed, persona in own.turns:
         item = work(seed, target.words, persona)
         request = {
             "model": target.model,
@@ -89,6 +98,7 @@ async def _openai_stream(target: Target, own: Turns, ready: asyncio.Event, go: a
         bodies.append(json.dumps(request).encode())
     ready.set()
     await go.wait()
+    await asyncio.sleep(own.delay)
     for body in bodies:
         started = time.perf_counter()
         reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=2**20)
@@ -108,14 +118,14 @@ async def _openai_stream(target: Target, own: Turns, ready: asyncio.Event, go: a
                 tokens = json.loads(line[6:])["usage"]["completion_tokens"]
             ended = time.perf_counter()
         writer.close()
-        samples.append(Sample(started, first or ended, ended, tokens, frames))
+        samples.append(Sample(started, first or ended, ended, tokens, frames, stream=own.number))
     return samples
 
 
 STREAMS = {"yap": _yap_stream, "openai": _openai_stream}
 
 
-def _worker(target: Target, share: list[Turns], barrier: Any, results: Any) -> None:
+def _worker(target: Target, share: list[Listener], barrier: Any, results: Any) -> None:
     async def main() -> list[Sample]:
         go = asyncio.Event()
         ready = [asyncio.Event() for _ in share]
@@ -144,8 +154,11 @@ def run_load(
     processes: int,
     first_seed: int = 1,
     first_persona: int | None = None,
+    spread: float = 0.0,
 ) -> list[Sample]:
-    """Let `streams` listeners each have `rounds` turns, all starting together; their samples.
+    """Let `streams` listeners each have `rounds` turns; their samples.
+
+    They all start together, or evenly within `spread` seconds, and ask again as soon as a reply has ended.
 
     With `first_persona` a listener keeps its persona for all its turns, and so do later loads with the same one: the
     engine finds it in its prefix cache. Without, no two turns share a prefix.
@@ -155,9 +168,9 @@ def run_load(
     """
     context = multiprocessing.get_context("spawn")
     processes = min(processes, streams)
-    shares: list[list[Turns]] = [[] for _ in range(processes)]
+    shares: list[list[Listener]] = [[] for _ in range(processes)]
     for stream, own in enumerate(turns(streams, rounds, first_seed, first_persona)):
-        shares[stream % processes].append(own)
+        shares[stream % processes].append(Listener(stream, own, spread * stream / streams))
     barrier, results = context.Barrier(processes), context.Queue()
     workers = [context.Process(target=_worker, args=(target, share, barrier, results)) for share in shares]
     for worker in workers:

@@ -48,6 +48,7 @@ class Sample:
     Attributes:
         frames: pieces that the reply came in.
         server_ttft: the time to the first token as the server itself took it.
+        stream: whose turn it was.
     """
 
     started: float
@@ -56,6 +57,7 @@ class Sample:
     tokens: int
     frames: int = 0
     server_ttft: float = 0.0
+    stream: int = 0
 
     @property
     def ttft(self) -> float:
@@ -65,6 +67,16 @@ class Sample:
     def itl(self) -> float:
         """Mean time between this turn's tokens."""
         return (self.ended - self.first) / max(1, self.tokens - 1)
+
+    def tokens_within(self, begin: float, end: float) -> float:
+        """How many of its tokens came in a span of time, as if they came evenly."""
+        length = self.ended - self.first
+        share = (
+            max(0.0, min(self.ended, end) - max(self.first, begin)) / length
+            if length
+            else float(begin <= self.first < end)
+        )
+        return self.tokens * share
 
 
 @dataclass(frozen=True)
@@ -87,16 +99,27 @@ class Figures:
         )
 
 
-def figures(streams: int, samples: list[Sample]) -> Figures:
-    """Throughput from the first start to the last end; percentiles over turns."""
+def figures(streams: int, samples: list[Sample], *, steady: bool = False) -> Figures:
+    """Throughput from the first start to the last end; percentiles over turns.
+
+    With `steady` only of the time in which every stream speaks, and of the turns that began in it.
+    """
+    begin = min((sample.started for sample in samples), default=0.0)
+    end = max((sample.ended for sample in samples), default=0.0)
+    spoken = float(sum(sample.tokens for sample in samples))
+    if steady:
+        numbers = {sample.stream for sample in samples}
+        begin = max(min(s.first for s in samples if s.stream == number) for number in numbers)
+        end = min(max(s.ended for s in samples if s.stream == number) for number in numbers)
+        spoken = sum(sample.tokens_within(begin, end) for sample in samples)
+        samples = [sample for sample in samples if begin <= sample.started < end]
     if not samples:
         raise ValueError("expected finished turns, found none")
-    elapsed = max(sample.ended for sample in samples) - min(sample.started for sample in samples)
     ttft = sorted(sample.ttft for sample in samples)
     tokens = sum(sample.tokens for sample in samples)
     return Figures(
         streams=streams,
-        tokens_per_s=tokens / elapsed,
+        tokens_per_s=spoken / (end - begin),
         ttft_p50=percentile(ttft, 50),
         ttft_p95=percentile(ttft, 95),
         itl_p50=percentile(sorted(sample.itl for sample in samples), 50),

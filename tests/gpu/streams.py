@@ -8,6 +8,10 @@
 Every stream has a persona of its own of about 450 tokens, which the engine has in its prefix cache as in a conversation
 that goes on, and asks something new each time; replies are 150 tokens, sampled as our clients ask for. With `--cold` no
 two prompts share anything, and prefill takes most of the GPU's time. The load comes from processes of its own.
+
+More than one stream is measured twice. `spread`: the streams begin one after another within a reply's time, and what
+counts is the time in which all of them speak; so it is where people talk. `together`: all begin at the same moment, end
+at the same moment, and begin again; nothing is harder for what stands between the socket and the engine.
 `--profile` adds a pass under py-spy and prints where the server's time goes.
 """
 
@@ -40,9 +44,38 @@ from tests.server import Server, free_port
 WORDS, REPLY = 200, 150
 
 
-def rounds_for(streams: int) -> int:
-    """Turns each listener has: enough of them for steady figures, few enough to be done in seconds."""
-    return 10 if streams < 8 else 4 if streams < 128 else 3
+@dataclass(frozen=True)
+class Load:
+    """One measurement: how many streams, and whether all begin at the same moment."""
+
+    streams: int
+    together: bool
+
+    @property
+    def name(self) -> str:
+        """As results name it."""
+        return f"{self.streams}" if self.streams == 1 else f"{self.streams} {'together' if self.together else 'spread'}"
+
+    @property
+    def rounds(self) -> int:
+        """Turns each listener has: enough of them for steady figures, few enough to be done in seconds."""
+        if self.streams < 8:
+            return 30
+        return (4 if self.streams < 128 else 3) + (0 if self.together else 2)
+
+    @property
+    def spread(self) -> float:
+        """Seconds within which the streams begin: about as long as a reply takes."""
+        return 0.0 if self.together else 1.3 if self.streams < 128 else 2.5
+
+    def figures(self, samples: list[Sample]) -> Figures:
+        """What was measured."""
+        return figures(self.streams, samples, steady=not self.together)
+
+
+def loads(streams: list[int]) -> list[Load]:
+    """All measurements, in their order."""
+    return [Load(count, together) for count in streams for together in ((True,) if count == 1 else (False, True))]
 
 
 @dataclass(frozen=True)
@@ -52,13 +85,13 @@ class Plan:
     contender: int
     cold: bool
 
-    def seed(self, streams: int) -> int:
+    def seed(self, load: Load) -> int:
         """First seed of the measured turns."""
-        return self.contender * 1_000_000 + streams * 10_000
+        return self.contender * 10_000_000 + load.streams * 20_000 + (10_000 if load.together else 0)
 
-    def persona(self, streams: int) -> int | None:
+    def persona(self, load: Load) -> int | None:
         """First persona; none where every turn has one of its own."""
-        return None if self.cold else self.seed(streams) + 5_000
+        return None if self.cold else self.seed(load) + 5_000
 
 
 def cpu_seconds(pid: int) -> float:
@@ -67,7 +100,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def alone(folder: Path, limits: dict, streams: list[int], plan: Plan, *, as_vllm_ships: bool) -> dict[int, Figures]:
+def alone(folder: Path, limits: dict, wanted: list[Load], plan: Plan, *, as_vllm_ships: bool) -> dict[str, Figures]:
     """vLLM's AsyncLLM in this process."""
     found = {}
     name = "engine as vLLM ships it" if as_vllm_ships else "engine alone"
@@ -80,23 +113,32 @@ def alone(folder: Path, limits: dict, streams: list[int], plan: Plan, *, as_vllm
         await engine_alone.measure(llm, engine_alone.prompts(folder, 32, 1, WORDS, 1), 32, 1, 8)
         print(f"{name}: ready after {time.monotonic() - began:.0f} s", flush=True)
         try:
-            for count in streams:
-                rounds, seed, persona = rounds_for(count), plan.seed(count), plan.persona(count)
+            for load in wanted:
+                count, rounds, seed, persona = load.streams, load.rounds, plan.seed(load), plan.persona(load)
                 if persona is not None:
                     warming = engine_alone.prompts(folder, count, 1, WORDS, seed - count, persona)
                     await engine_alone.measure(llm, warming, count, 1, 8)
                 prompts = engine_alone.prompts(folder, count, rounds, WORDS, seed, persona)
                 before = cpu_seconds(os.getpid())
-                samples = await engine_alone.measure(llm, prompts, count, rounds, REPLY)
+                samples = await engine_alone.measure(llm, prompts, count, rounds, REPLY, load.spread)
                 used = cpu_seconds(os.getpid()) - before
-                found[count] = figures(count, samples)
-                print(found[count].line(name), f" CPU {used / found[count].tokens * 1e6:.1f} µs/token")
-                print(f"    prompts of {len(prompts[0])} tokens", flush=True)
+                found[load.name] = load.figures(samples)
+                tell(name, load, found[load.name], f"prompts of {len(prompts[0])} tokens, {cpu(used, samples)}")
         finally:
             llm.shutdown()
 
     asyncio.run(main())
     return found
+
+
+def cpu(used: float, samples: list[Sample]) -> str:
+    """A process's CPU time per token."""
+    return f"CPU {used / sum(sample.tokens for sample in samples) * 1e6:.1f} µs/token"
+
+
+def tell(name: str, load: Load, found: Figures, more: str = "") -> None:
+    """One line for one measurement."""
+    print(f"{found.line(f'{name}, {load.name}')}  {more}", flush=True)
 
 
 def profile(pid: int, out: Path, seconds: int = 12) -> subprocess.Popen[bytes]:
@@ -140,20 +182,20 @@ def socket_price(target: Target, silence: float = 0.02) -> None:
     )
 
 
-def warm(target: Target, count: int, processes: int, plan: Plan) -> None:
+def warm(target: Target, load: Load, processes: int, plan: Plan) -> None:
     """A turn of each stream that is not measured, unless the plan is a cold one."""
     if not plan.cold:
-        run_load(target, count, 1, processes, plan.seed(count) - count, plan.persona(count))
+        run_load(target, load.streams, 1, processes, plan.seed(load) - load.streams, plan.persona(load))
 
 
-def load(target: Target, count: int, processes: int, plan: Plan) -> list[Sample]:
+def measured(target: Target, load: Load, processes: int, plan: Plan) -> list[Sample]:
     """The measured turns."""
-    return run_load(target, count, rounds_for(count), processes, plan.seed(count), plan.persona(count))
+    return run_load(target, load.streams, load.rounds, processes, plan.seed(load), plan.persona(load), load.spread)
 
 
 def runtime(
-    folder: Path, streams: list[int], processes: int, plan: Plan, profiles: Path | None, **env: str
-) -> dict[int, Figures]:
+    folder: Path, wanted: list[Load], processes: int, plan: Plan, profiles: Path | None, **env: str
+) -> dict[str, Figures]:
     """Our server, sanitizer on."""
     found = {}
     variables = {
@@ -169,24 +211,21 @@ def runtime(
         target = Target("yap", server.url, server.api_key, words=WORDS, max_tokens=REPLY)
         run_load(target, 3, 1, 1, first_seed=1)
         socket_price(target)
-        for count in streams:
-            warm(target, count, processes, plan)
+        for load in wanted:
+            warm(target, load, processes, plan)
             before = cpu_seconds(server.process.pid)
-            samples = load(target, count, processes, plan)
+            samples = measured(target, load, processes, plan)
             used = cpu_seconds(server.process.pid) - before
-            found[count] = figures(count, samples)
-            frames = sum(sample.frames for sample in samples) / found[count].tokens
-            print(
-                found[count].line("runtime over WebSocket"),
-                f" CPU {used / found[count].tokens * 1e6:.1f} µs/token, {frames:.2f} frames/token, "
-                f"TTFT p50 in the server {median(sample.server_ttft for sample in samples) * 1000:.1f} ms",
-                flush=True,
-            )
+            found[load.name] = load.figures(samples)
+            frames = sum(sample.frames for sample in samples) / sum(sample.tokens for sample in samples)
+            inside = median(sample.server_ttft for sample in samples) * 1000
+            more = f"{cpu(used, samples)}, {frames:.2f} frames/token, TTFT p50 in the server {inside:.1f} ms"
+            tell("runtime", load, found[load.name], more)
         if profiles:
             raw = profiles / "runtime.raw"
             watch = profile(server.process.pid, raw)
-            most = max(streams)
-            run_load(target, most, 8, processes, plan.seed(most) + 100_000, plan.persona(most))
+            most = wanted[-1]
+            run_load(target, most.streams, 8, processes, plan.seed(most) + 4_000_000, plan.persona(most))
             watch.wait(60)
             hot_lines(raw)
             shutil.copy(server.log, profiles / "server.log")
@@ -194,7 +233,7 @@ def runtime(
     return found
 
 
-def openai(folder: Path, limits: dict, streams: list[int], processes: int, plan: Plan) -> dict[int, Figures]:
+def openai(folder: Path, limits: dict, wanted: list[Load], processes: int, plan: Plan) -> dict[str, Figures]:
     """vLLM's own server."""
     port = free_port()
     command = [
@@ -220,11 +259,10 @@ def openai(folder: Path, limits: dict, streams: list[int], processes: int, plan:
         print(f"vLLM's OpenAI server, no compile cache: ready after {time.monotonic() - began:.0f} s", flush=True)
         target = Target("openai", f"http://127.0.0.1:{port}", model="chat", words=WORDS, max_tokens=REPLY)
         run_load(target, 3, 1, 1, first_seed=1)
-        for count in streams:
-            warm(target, count, processes, plan)
-            samples = load(target, count, processes, plan)
-            found[count] = figures(count, samples)
-            print(found[count].line("vLLM's OpenAI server"), flush=True)
+        for load in wanted:
+            warm(target, load, processes, plan)
+            found[load.name] = load.figures(measured(target, load, processes, plan))
+            tell("vLLM's server", load, found[load.name])
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)
@@ -243,18 +281,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     limits = json.loads((arguments.artifact / "build_metadata.json").read_text())["chat"]["limits"]
-    wanted = arguments.only or ["vllm", "alone", "runtime", "openai"]
-    results: dict[str, dict[int, Figures]] = {}
-    folder, streams, processes = arguments.artifact, arguments.streams, arguments.processes
-    for number, name in enumerate(wanted, 1):
+    contenders = arguments.only or ["vllm", "alone", "runtime", "openai"]
+    results: dict[str, dict[str, Figures]] = {}
+    folder, wanted, processes = arguments.artifact, loads(arguments.streams), arguments.processes
+    for number, name in enumerate(contenders, 1):
         plan = Plan(number, arguments.cold)
         if name in ("vllm", "alone"):
-            results[name] = alone(folder, limits, streams, plan, as_vllm_ships=name == "vllm")
+            results[name] = alone(folder, limits, wanted, plan, as_vllm_ships=name == "vllm")
         elif name == "runtime":
-            results[name] = runtime(folder, streams, processes, plan, arguments.profile)
+            results[name] = runtime(folder, wanted, processes, plan, arguments.profile)
         else:
-            results[name] = openai(folder, limits, streams, processes, plan)
-    for count in arguments.streams:
+            results[name] = openai(folder, limits, wanted, processes, plan)
+    for load in wanted:
         parts = []
         for name, other in (
             ("alone", "the engine alone"),
@@ -262,13 +300,13 @@ def main() -> None:
             ("openai", "vLLM's server"),
         ):
             if name in results and "runtime" in results:
-                ours, theirs = results["runtime"][count], results[name][count]
+                ours, theirs = results["runtime"][load.name], results[name][load.name]
                 gap = (ours.ttft_p50 - theirs.ttft_p50) * 1000
                 parts.append(f"{ours.tokens_per_s / theirs.tokens_per_s:.3f} × {other} (TTFT p50 {gap:+.1f} ms)")
         if parts:
-            print(f"{count:4} streams: the runtime makes {', '.join(parts)}")
+            print(f"streams {load.name}: the runtime makes {', '.join(parts)}")
     if arguments.json:
-        plain = {name: {str(count): asdict(f) for count, f in found.items()} for name, found in results.items()}
+        plain = {name: {load: asdict(f) for load, f in found.items()} for name, found in results.items()}
         arguments.json.write_text(json.dumps(plain, indent=2) + "\n")
 
 
