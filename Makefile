@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 RUN := .venv/bin/python
-SCRIPTS := images/*.sh .ci/run .ci/docker
+SCRIPTS := images/*.sh .ci/run .ci/docker tests/gpu/*.sh
 export PYTHON
 
 .PHONY: help setup setup-lane demo demo-publish test test-unit test-images lint format locks locks-check images images-size bench clean
