@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from runtime.engines import Engine, Sampling
+from runtime.engines import Delta, Engine, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,15 @@ def greedy(max_tokens: int, *, ignore_eos: bool = False) -> Sampling:
 async def reply_to(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> Reply:
     """Generate one reply to its end."""
     begun = time.perf_counter()
-    first = last = begun
-    text, tokens = "", 0
-    async for delta in engine.generate(prompt, sampling):
-        last = time.perf_counter()
-        if tokens == 0:
-            first, first_tokens = last, delta.tokens
-        text += delta.text
-        tokens += delta.tokens
-    if tokens == 0:
-        return Reply(text, 0, last - begun, None)
-    later = tokens - first_tokens
+    heard: list[tuple[float, Delta]] = []
+    await engine.generate(prompt, sampling, lambda delta: heard.append((time.perf_counter(), delta)))
+    text = "".join(delta.text for _, delta in heard)
+    spoken = [(when, delta.tokens) for when, delta in heard if delta.tokens]
+    if not spoken:
+        return Reply(text, 0, time.perf_counter() - begun, None)
+    first, last = spoken[0][0], heard[-1][0]
+    tokens = sum(count for _, count in spoken)
+    later = tokens - spoken[0][1]
     return Reply(text, tokens, first - begun, (last - first) / later if later else None)
 
 

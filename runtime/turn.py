@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,47 @@ class Request:
         return f"{self.prefix}{gap}{self.utterance}"
 
 
+class Speech:
+    """A reply on its way from the engine to the client: sanitized, and held back for as long as the decision takes.
+
+    Args:
+        take: told of every delta that is not held back any more.
+        say: given every piece of text that is fit to be sent.
+    """
+
+    __slots__ = ("_feed", "_held", "_sanitizer", "_say", "_take")
+
+    def __init__(
+        self, take: Callable[[Delta], None], say: Callable[[str], None], *, sanitize: bool, held: bool = False
+    ) -> None:
+        self._take = take
+        self._say = say
+        self._sanitizer = Sanitizer() if sanitize else None
+        self._feed = self._sanitizer.feed if self._sanitizer else _unchanged
+        self._held: list[Delta] | None = [] if held else None
+
+    def hear(self, delta: Delta) -> None:
+        """Take what the engine made. It calls this for every token, so nothing here waits."""
+        if self._held is not None:
+            self._held.append(delta)
+            return
+        self._take(delta)
+        if text := self._feed(delta.text):
+            self._say(text)
+
+    def release(self) -> None:
+        """Say what was held back, as one piece, and from now on everything at once."""
+        held, self._held = self._held, None
+        if held:
+            text, tokens = "".join(delta.text for delta in held), sum(delta.tokens for delta in held)
+            self.hear(Delta(text, tokens, held[-1].finish_reason, held[0].cached_tokens))
+
+    def finish(self) -> None:
+        """Say what the sanitizer kept until it knew what follows."""
+        if self._sanitizer and (text := self._sanitizer.finish()):
+            self._say(text)
+
+
 class Turn:
     """A turn from the moment its message was read. Stopping it is possible from then on, also before it begins."""
 
@@ -87,6 +128,8 @@ class Turn:
         self._said: list[str] = []
         self._gaps: list[float] = []
         self._first_token: float | None = None
+        self._last_token = 0.0
+        self._steps = 0
         self._prompt_tokens = 0
         self._cached_tokens = 0
         self._completion_tokens = 0
@@ -159,67 +202,53 @@ class Turn:
         elif classifier is not None and request.decide:
             await self._run_both(chat, classifier, request)
         else:
-            text = request.utterance if request.decide else request.prefixed()
-            await self._speak(request, await self._open(chat, request, text))
+            await self._speak(chat, request, request.utterance if request.decide else request.prefixed())
 
     async def _run_both(self, chat: Chat, classifier: Classifier, request: Request) -> None:
         """Prefill for the likelier answer, no, while the classifier thinks; a yes starts again behind the prefix."""
         decision = asyncio.ensure_future(self._decide(classifier, request, alone=False))
-        stream: AsyncGenerator[Delta, None] | None = None
-        first: asyncio.Future[Delta | None] | None = None
+        reply: asyncio.Future[None] | None = None
         try:
-            stream = await self._open(chat, request, request.utterance)
-            # Asking for the first delta is what submits the request; the engine keeps what comes before it is read.
-            first = eager.start(_first(stream))
+            prompt = await self._render(chat, request, request.utterance)
+            speech = Speech(self._take, self._say, sanitize=request.sanitize, held=True)
+            reply = eager.start(chat.engine.generate(prompt, request.sampling, speech.hear))
             yes = await decision
             self._announce(yes)
             if not yes:
-                await self._speak(request, stream, await first)
+                speech.release()
+                await reply
+                speech.finish()
                 return
         finally:
-            try:
-                await _settle(*(helper for helper in (decision, first) if helper is not None))
-            finally:
-                if stream is not None:
-                    await _close(stream)
-        await self._speak(request, await self._open(chat, request, request.prefixed()))
+            await _settle(*(helper for helper in (decision, reply) if helper is not None))
+        await self._speak(chat, request, request.prefixed())
 
-    async def _open(self, chat: Chat, request: Request, text: str) -> AsyncGenerator[Delta, None]:
+    async def _speak(self, chat: Chat, request: Request, text: str) -> None:
+        """Send the reply as it comes."""
+        prompt = await self._render(chat, request, text)
+        speech = Speech(self._take, self._say, sanitize=request.sanitize)
+        await chat.engine.generate(prompt, request.sampling, speech.hear)
+        speech.finish()
+
+    async def _render(self, chat: Chat, request: Request, text: str) -> list[int]:
         prompt = await chat.render(request.persona, request.runtime_text, request.history, text)
         self._prompt_tokens = len(prompt)
-        return chat.engine.generate(prompt, request.sampling)
+        return prompt
 
-    async def _speak(self, request: Request, stream: AsyncGenerator[Delta, None], delta: Delta | None = None) -> None:
-        """Send the reply. `delta` is what was read from the stream already."""
-        sanitizer = Sanitizer() if request.sanitize else None
-        feed = sanitizer.feed if sanitizer else _unchanged
-        try:
-            if delta is None:
-                delta = await _first(stream)
-            if delta is not None:
-                last = self._first_token = time.perf_counter()
-                self._cached_tokens = delta.cached_tokens
-                self._take(delta, feed)
-                steps = 0
-                async for delta in stream:
-                    now = time.perf_counter()
-                    if steps % GAP_SAMPLE == 0 and delta.tokens:
-                        self._gaps.append((now - last) / delta.tokens)
-                    steps += 1
-                    last = now
-                    self._take(delta, feed)
-            if sanitizer and (text := sanitizer.finish()):
-                self._say(text)
-        except BaseException:
-            await _close(stream)  # one that was read to its end has closed itself
-            raise
-
-    def _take(self, delta: Delta, feed: Callable[[str], str]) -> None:
+    def _take(self, delta: Delta) -> None:
+        """Account for what the engine made."""
+        now = time.perf_counter()
+        if self._first_token is None:
+            self._first_token = now
+            self._cached_tokens = delta.cached_tokens
+        else:
+            if self._steps % GAP_SAMPLE == 0 and delta.tokens:
+                self._gaps.append((now - self._last_token) / delta.tokens)
+            self._steps += 1
+        self._last_token = now
         self._completion_tokens += delta.tokens
         if delta.finish_reason is not None:
             self._finish_reason = delta.finish_reason
-        if text := feed(delta.text):
-            self._say(text)
 
     def _say(self, text: str) -> None:
         self._said.append(text)
@@ -313,27 +342,10 @@ def _unchanged(text: str) -> str:
     return text
 
 
-async def _first(stream: AsyncGenerator[Delta, None]) -> Delta | None:
-    try:
-        return await stream.__anext__()
-    except StopAsyncIteration:
-        return None
-
-
-async def _close(stream: AsyncGenerator[Delta, None]) -> None:
-    """Close a stream, and with it the engine's request; being cancelled meanwhile does not interrupt the abort."""
-    await _over(asyncio.ensure_future(stream.aclose()))
-
-
 async def _settle(*helpers: asyncio.Future[Any]) -> None:
-    """Cancel helpers and wait until they are over, so that they hold nothing."""
+    """Cancel helpers and wait until they are over, so that they hold nothing; told afterwards of a cancellation."""
     for helper in helpers:
         helper.cancel()
-    await _over(*helpers)
-
-
-async def _over(*helpers: asyncio.Future[Any]) -> None:
-    """Wait until helpers are over. Being cancelled meanwhile waits too, and is told afterwards."""
     cancelled: asyncio.CancelledError | None = None
     for helper in helpers:
         while not helper.done():

@@ -12,7 +12,7 @@ That reads the exported files alone, so that it proves them rather than the quan
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class TransformersEngine:
         """Let go of the model."""
         self._model = None
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         """The most probable token each time."""
         import torch
 
@@ -63,7 +63,7 @@ class TransformersEngine:
                 cache, given = step.past_key_values, step.logits[:, -1:].argmax(-1)
                 token = given.item()
                 reason = "stop" if token in ends else "length" if left == 0 else None
-                yield Delta("" if token in ends else self._tokenizer.decode(token), 1, reason)
+                each(Delta("" if token in ends else self._tokenizer.decode(token), 1, reason))
                 if reason:
                     return
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class ScriptedEngine:
     async def start(self) -> None:
         """Nothing to load."""
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         """The scripted reply."""
         words = Words.read(prompt)
         number = len(self.prompts)
@@ -82,7 +82,7 @@ class ScriptedEngine:
                 if self.fail_after is not None and index >= self.fail_after:
                     raise self.error
                 last = index == len(reply) - 1
-                yield Delta(text, 1, "stop" if last else None, cached_tokens=3)
+                each(Delta(text, 1, "stop" if last else None, cached_tokens=3))
             finished = True
         finally:
             if not finished:

@@ -1,13 +1,13 @@
 """Engines behind one small interface.
 
-An `Engine` turns prompt token ids into a stream of `Delta`s. The pipeline validates with the same classes that serve.
+An `Engine` turns prompt token ids into `Delta`s. The pipeline validates with the same classes that serve.
 Nothing outside this package imports vLLM or TensorRT-LLM, and those imports happen inside `start`, so that importing
 `runtime` stays cheap.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -124,9 +124,14 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Load the model; return when it answers. Raises what the engine raises."""
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        """Stream a reply to prompt token ids. Closing the iterator, however that happens, aborts the request in the
-        engine. Raises EngineDeadError when the engine is gone."""
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+        """Reply to prompt token ids; return when the reply has ended.
+
+        `each` gets every delta as it comes, in the event loop: it must be quick. It is called rather than awaited on,
+        because waking a task for every token costs more than what is done with the token. When it raises, that is
+        raised here. Leaving early, by cancellation or an error, aborts the request in the engine first. Raises
+        EngineDeadError when the engine is gone.
+        """
 
     async def warm(self, prompt: Sequence[int]) -> int:
         """Prefill the prompt into the prefix cache; return how many of its tokens were cached already."""

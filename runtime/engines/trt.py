@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,11 +138,11 @@ class TrtEngine:
             from tensorrt_llm import LLM
         return LLM(**arguments)
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        """Stream a reply to prompt token ids.
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+        """Reply to prompt token ids, telling `each` every delta.
 
-        When the iterator is closed early by `aclose`, cancellation or an error, TensorRT-LLM has been told to abort
-        before control returns. How much of a prompt came out of the cache is not told by TensorRT-LLM.
+        When this is left early, by cancellation or an error, TensorRT-LLM has been told to abort before control
+        returns. How much of a prompt came out of the cache is not told by TensorRT-LLM.
 
         Raises:
             EngineDeadError: the worker is gone.
@@ -152,7 +152,7 @@ class TrtEngine:
         try:
             while True:
                 step = await request.next()
-                yield Delta(step.text, len(step.tokens), step.reason)
+                each(Delta(step.text, len(step.tokens), step.reason))
                 if step.reason is not None:
                     return
         finally:
@@ -199,8 +199,7 @@ class TrtEngine:
 
     async def warm(self, prompt: Sequence[int]) -> int:
         """Prefill the prompt into the prefix cache; 0, because TensorRT-LLM does not tell what was cached already."""
-        async for _ in self.generate(prompt, Sampling(temperature=0.0, max_tokens=1)):
-            pass
+        await self.generate(prompt, Sampling(temperature=0.0, max_tokens=1), lambda delta: None)
         return 0
 
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:

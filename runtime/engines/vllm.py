@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,6 +22,7 @@ from runtime.engines.vllm_arguments import engine_arguments, parameters, prepare
 from runtime.engines.vllm_caches import caches, copy_caches
 
 if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
 T = TypeVar("T")
@@ -80,8 +81,7 @@ class VllmEngine:
         from vllm.platforms import current_platform
 
         async def once(number: int, sampling: Sampling) -> None:
-            async for _ in self.generate([number], replace(sampling, max_tokens=2, ignore_eos=True)):
-                pass
+            await self.generate([number], replace(sampling, max_tokens=2, ignore_eos=True), lambda delta: None)
 
         # Three kernels: both filters, one of them, none.
         ways = (Sampling(), Sampling(top_k=0), Sampling(top_k=0, top_p=1.0))
@@ -113,11 +113,11 @@ class VllmEngine:
 
         return Model(config, OBSERVED.get(executor, executor), log_stats=False, log_requests=False)
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        """Stream a reply to prompt token ids.
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+        """Reply to prompt token ids, telling `each` every delta.
 
-        When the iterator is closed early by `aclose`, cancellation or an error, the abort has been handed to the engine
-        before control returns; a `load` asked afterwards does not see the request any more.
+        When this is left early, by cancellation or an error, the abort has been handed to the engine before control
+        returns; a `load` asked afterwards does not see the request any more.
 
         Raises:
             EngineDeadError: the engine process is gone.
@@ -128,21 +128,36 @@ class VllmEngine:
 
         llm = self._alive()
         request_id = str(next(self._ids))
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         finished = False
+
+        def put(output: RequestOutput | Exception) -> None:
+            nonlocal finished
+            if over.done():
+                return
+            try:
+                if isinstance(output, Exception):
+                    raise output
+                finished = output.finished
+                each(delta_of(output))
+            except Exception as error:  # noqa: BLE001 - vLLM would take it for its own death, and end every request
+                over.set_exception(error)
+            else:
+                if finished:
+                    over.set_result(None)
+
         try:
-            # The collector rather than `AsyncLLM.generate`: that is one more async generator for each token, and it
-            # loses the request when it is cancelled while adding it.
+            # Not `AsyncLLM.generate`: it wakes a task for every token, which costs more than all that is done with the
+            # token here, and it loses the request when it is cancelled while adding it. So vLLM's output handler
+            # calls `put` itself, in the place of the collector's own.
             collector = await llm.add_request(
                 request_id, {"type": "token", "prompt_token_ids": list(prompt)}, parameters(sampling)
             )
-            while not finished:
-                output = collector.get_nowait() or await collector.get()
-                completion = output.outputs[0]
-                finished = output.finished
-                reason = completion.finish_reason
-                if reason is not None and reason not in ("stop", "length"):
-                    raise EngineDeadError(f"the engine ended the request itself ({reason})")
-                yield Delta(completion.text, len(completion.token_ids), reason, output.num_cached_tokens or 0)
+            early = collector.get_nowait()
+            collector.put = put
+            if early is not None:
+                put(early)
+            await over
         except Dead:
             finished = True
             raise EngineDeadError("the vLLM engine process died") from None
@@ -166,10 +181,9 @@ class VllmEngine:
 
     async def warm(self, prompt: Sequence[int]) -> int:
         """Prefill the prompt into the prefix cache; return how many of its tokens were cached already."""
-        cached = 0
-        async for delta in self.generate(prompt, Sampling(temperature=0.0, max_tokens=1)):
-            cached = delta.cached_tokens
-        return cached
+        deltas: list[Delta] = []
+        await self.generate(prompt, Sampling(temperature=0.0, max_tokens=1), deltas.append)
+        return deltas[-1].cached_tokens if deltas else 0
 
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
         """Score each token after the first, given those before it; `len(tokens) - 1` entries.
@@ -254,3 +268,16 @@ class VllmEngine:
             raise EngineDeadError("the vLLM engine process died") from None
         finally:
             call.cancel()
+
+
+def delta_of(output: RequestOutput) -> Delta:
+    """What one of vLLM's outputs adds to its reply.
+
+    Raises:
+        EngineDeadError: the engine ended the request, though nobody asked it to.
+    """
+    completion = output.outputs[0]
+    reason = completion.finish_reason
+    if reason is not None and reason not in ("stop", "length"):
+        raise EngineDeadError(f"the engine ended the request itself ({reason})")
+    return Delta(completion.text, len(completion.token_ids), reason, output.num_cached_tokens or 0)

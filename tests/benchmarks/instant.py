@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,27 +26,43 @@ BUDGETS = Budgets()
 WORDS = (" the", " sea", " was", " calm", ",", " and", " nobody", " spoke", " of", " it", ".")
 
 
+Stream = tuple[Iterator[Delta], Callable[[Delta], None]]
+
+
 class InstantEngine:
-    """Tokens out of a table."""
+    """Tokens out of a table. As in a real engine, one task has a token for every stream in each step."""
 
     def __init__(self, tokens: int, pause: float) -> None:
         self._deltas = [Delta(WORDS[index % len(WORDS)], 1) for index in range(tokens)]
         self._pause = pause
-        self._running = 0
+        self._streams: dict[asyncio.Future[None], Stream] = {}
+        self._stepping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Nothing to load."""
 
-    async def generate(self, prompt: Sequence[object], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+    async def generate(self, prompt: Sequence[object], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         """One token in each step of the loop, or every `pause` seconds."""
-        self._running += 1
-        pause = self._pause
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._streams[over] = (iter(self._deltas), each)
+        if self._stepping is None:
+            self._stepping = asyncio.get_running_loop().create_task(self._step())
         try:
-            for delta in self._deltas:
-                await asyncio.sleep(pause)
-                yield delta
+            await over
         finally:
-            self._running -= 1
+            self._streams.pop(over, None)
+
+    async def _step(self) -> None:
+        while self._streams:
+            await asyncio.sleep(self._pause)
+            for over, (left, each) in list(self._streams.items()):
+                delta = next(left, None)
+                if delta is not None:
+                    each(delta)
+                elif not over.done():
+                    over.set_result(None)
+                    del self._streams[over]
+        self._stepping = None
 
     async def warm(self, prompt: Sequence[object]) -> int:
         """Nothing to fill."""
@@ -58,7 +74,7 @@ class InstantEngine:
 
     async def load(self) -> Load:
         """The streams that are open."""
-        return Load(self._running, 0, 0.0)
+        return Load(len(self._streams), 0, 0.0)
 
     async def reset_caches(self) -> bool:
         """Nothing to drop."""

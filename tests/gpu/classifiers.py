@@ -45,8 +45,7 @@ def longformer(like: Path, out: Path) -> Path:
 async def chatter(engine: VllmEngine, number: int) -> None:
     """One stream of the chat model, without end."""
     while True:
-        async for _ in engine.generate([number + 1] * 64, Sampling(max_tokens=400, ignore_eos=True)):
-            pass
+        await engine.generate([number + 1] * 64, Sampling(max_tokens=400, ignore_eos=True), lambda delta: None)
 
 
 async def decide(folder: Path, name: str) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.engines import EngineDeadError, EngineOptionError, EngineOptions, Load, Sampling
+from runtime.engines import Delta, EngineDeadError, EngineOptionError, EngineOptions, Load, Sampling
+from tests.streaming import deltas
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
 
@@ -38,11 +39,9 @@ def ask(tokenizer):
 
 
 async def reply(engine, prompt, sampling) -> tuple[str, int, str | None]:
-    text, tokens, reason = "", 0, None
-    async with aclosing(engine.generate(prompt, sampling)) as deltas:
-        async for delta in deltas:
-            text, tokens, reason = text + delta.text, tokens + delta.tokens, delta.finish_reason
-    return text, tokens, reason
+    heard: list[Delta] = []
+    await engine.generate(prompt, sampling, heard.append)
+    return "".join(delta.text for delta in heard), sum(delta.tokens for delta in heard), heard[-1].finish_reason
 
 
 async def test_it_answers_and_stops_by_itself(engine, ask):
@@ -69,9 +68,9 @@ async def test_deltas_concatenate_to_the_text_of_the_tokens(engine, ask, tokeniz
 
 
 @pytest.mark.parametrize("deltas_before_closing", [0, 1, 5])
-async def test_closing_the_iterator_leaves_the_scheduler_empty(engine, ask, deltas_before_closing):
+async def test_stopping_in_the_middle_leaves_the_scheduler_empty(engine, ask, deltas_before_closing):
     endless = Sampling(max_tokens=1500, ignore_eos=True)
-    stream = engine.generate(ask("Count."), endless)
+    stream = deltas(engine, ask("Count."), endless)
     for _ in range(deltas_before_closing):
         await anext(stream)
     if deltas_before_closing:
@@ -81,16 +80,26 @@ async def test_closing_the_iterator_leaves_the_scheduler_empty(engine, ask, delt
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.0005, 0.005, 0.3])
-async def test_cancelling_the_consumer_leaves_the_scheduler_empty(engine, ask, delay):
+async def test_cancelling_leaves_the_scheduler_empty(engine, ask, delay):
     async def consume() -> None:
-        async for _ in engine.generate(ask("Count."), Sampling(max_tokens=1500, ignore_eos=True)):
-            pass
+        await engine.generate(ask("Count."), Sampling(max_tokens=1500, ignore_eos=True), lambda delta: None)
 
     tasks = [asyncio.create_task(consume()) for _ in range(4)]
     await asyncio.sleep(delay)
     for task in tasks:
         task.cancel()
     assert all(isinstance(r, asyncio.CancelledError) for r in await asyncio.gather(*tasks, return_exceptions=True))
+    assert await engine.load() == IDLE
+
+
+async def test_a_listener_that_fails_ends_its_own_reply_and_no_other(engine, ask):
+    def fail(delta: Delta) -> None:
+        raise LookupError("nobody there")
+
+    other = asyncio.create_task(reply(engine, ask("What is 2 plus 2?"), Sampling(temperature=0.0, max_tokens=30)))
+    with pytest.raises(LookupError, match="nobody there"):
+        await engine.generate(ask("Count."), Sampling(max_tokens=1500, ignore_eos=True), fail)
+    assert (await other)[1] > 0
     assert await engine.load() == IDLE
 
 
@@ -113,8 +122,8 @@ async def test_warming_a_prefix_makes_the_next_prompt_hit(engine, ask):
     assert await engine.reset_caches()
     prompt = ask("Who are you?", system)
     assert await engine.warm(prompt[:-20]) == 0
-    async with aclosing(engine.generate(prompt, GREEDY)) as deltas:
-        first = await anext(deltas)
+    async with aclosing(deltas(engine, prompt, GREEDY)) as stream:
+        first = await anext(stream)
     assert len(prompt) - 20 - 128 <= first.cached_tokens < len(prompt)
     assert await engine.reset_caches()
     assert await engine.warm(prompt) == 0
@@ -131,7 +140,7 @@ async def test_a_worker_computes_the_compile_cache_s_key_without_the_model_s_pla
 
 
 async def test_the_cache_is_not_reset_under_a_running_request(engine, ask):
-    stream = engine.generate(ask("Count."), Sampling(max_tokens=1500, ignore_eos=True))
+    stream = deltas(engine, ask("Count."), Sampling(max_tokens=1500, ignore_eos=True))
     await anext(stream)
     assert not await engine.reset_caches()
     await stream.aclose()
@@ -205,7 +214,7 @@ def engine_processes() -> list[int]:
 
 # Last in this file: it takes the shared engine's life.
 async def test_the_death_of_the_engine_process_ends_everything_within_five_seconds(engine, ask):
-    stream = engine.generate(ask("Count."), Sampling(max_tokens=1500, ignore_eos=True))
+    stream = deltas(engine, ask("Count."), Sampling(max_tokens=1500, ignore_eos=True))
     await anext(stream)
     (process,) = engine_processes()
     killed = time.monotonic()

@@ -27,8 +27,7 @@ async def test_caches_are_reset_while_nothing_runs() -> None:
 async def test_nothing_is_reset_under_a_running_turn() -> None:
     engine = ScriptedEngine(gate=asyncio.Event())
     hygiene = CacheHygiene(engine, Metrics(), 600)
-    stream = engine.generate([], Sampling())
-    running = asyncio.ensure_future(stream.__anext__())
+    running = asyncio.ensure_future(engine.generate([], Sampling(), lambda delta: None))
     await asyncio.sleep(0)
     assert await hygiene.tend() is False
     running.cancel()

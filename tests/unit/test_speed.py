@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -18,19 +18,18 @@ class Paced:
     def __init__(self) -> None:
         self.asked: list[Sampling] = []
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         self.asked.append(sampling)
         await asyncio.sleep(0.02)
-        yield Delta("a", 1)
+        each(Delta("a", 1))
         for _ in range((sampling.max_tokens - 1) // 2):
             await asyncio.sleep(0.01)
-            yield Delta("bc", 2)
+            each(Delta("bc", 2))
 
 
 class Mute:
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        return
-        yield
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+        """Not a word."""
 
 
 async def test_a_reply_is_timed_by_its_tokens() -> None:

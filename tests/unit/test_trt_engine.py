@@ -21,6 +21,7 @@ from runtime.engines import EngineDeadError, EngineOptionError, EngineOptions, S
 from runtime.engines.trt import ENVIRONMENT, TrtEngine
 from runtime.engines.trt_arguments import llm_arguments, sampling_arguments
 from runtime.engines.trt_tokens import SpecialTokens
+from tests.streaming import deltas as deltas_of
 from tests.trt_lane import H200, eventually, installed, model
 
 GREEDY = Sampling(temperature=0.0, max_tokens=5)
@@ -48,12 +49,12 @@ async def engine(folder: Path, stand_in: Any) -> AsyncIterator[TrtEngine]:
 
 
 async def text_of(engine: TrtEngine, prompt: list[int], sampling: Sampling) -> tuple[str, str | None]:
-    deltas = [delta async for delta in engine.generate(prompt, sampling)]
+    deltas = [delta async for delta in deltas_of(engine, prompt, sampling)]
     return "".join(delta.text for delta in deltas), deltas[-1].finish_reason
 
 
 async def test_a_reply_streams_as_deltas_and_says_why_it_ended(engine: TrtEngine) -> None:
-    deltas = [delta async for delta in engine.generate([64], GREEDY)]
+    deltas = [delta async for delta in deltas_of(engine, [64], GREEDY)]
     assert [delta.tokens for delta in deltas] == [1] * 5
     assert all(len(delta.text) == 1 for delta in deltas)
     assert [delta.finish_reason for delta in deltas] == [None] * 4 + ["length"]
@@ -61,7 +62,7 @@ async def test_a_reply_streams_as_deltas_and_says_why_it_ended(engine: TrtEngine
 
 @pytest.mark.parametrize("end", [0, 255])
 async def test_every_end_token_of_the_generation_config_ends_a_reply(engine: TrtEngine, end: int) -> None:
-    deltas = [delta async for delta in engine.generate([end - 1 & 255], GREEDY)]
+    deltas = [delta async for delta in deltas_of(engine, [end - 1 & 255], GREEDY)]
     # At once: had one been passed over, the next token would end the reply too.
     assert [delta.tokens for delta in deltas] == [0]
     assert deltas[-1].finish_reason == "stop"
@@ -75,7 +76,7 @@ async def test_end_tokens_are_ignored_when_asked(engine: TrtEngine) -> None:
 @pytest.mark.parametrize("how", ["aclose", "cancel", "error"])
 async def test_leaving_a_reply_aborts_the_request_in_the_engine(engine: TrtEngine, stand_in: Any, how: str) -> None:
     llm = stand_in.MADE[-1]
-    stream = engine.generate([1], Sampling(max_tokens=200))
+    stream = deltas_of(engine, [1], Sampling(max_tokens=200))
     await anext(stream)
     if how == "cancel":
         waiting = asyncio.ensure_future(anext(stream))
@@ -109,7 +110,7 @@ async def test_no_request_ever_asks_for_logprobs(engine: TrtEngine, stand_in: An
 
 
 async def test_the_load_counts_what_the_engine_has_not_ended(engine: TrtEngine) -> None:
-    streams = [engine.generate([number], Sampling(max_tokens=200)) for number in range(1, 7)]
+    streams = [deltas_of(engine, [number], Sampling(max_tokens=200)) for number in range(1, 7)]
     for stream in streams:
         await anext(stream)
     load = await engine.load()
@@ -164,7 +165,7 @@ async def test_an_unknown_error_while_running_is_the_engines_death(
 
 
 async def test_a_worker_that_dies_ends_every_reply_with_an_error(engine: TrtEngine, stand_in: Any) -> None:
-    streams = [engine.generate([1], Sampling(max_tokens=200)) for _ in range(3)]
+    streams = [deltas_of(engine, [1], Sampling(max_tokens=200)) for _ in range(3)]
     for stream in streams:
         await anext(stream)
     stand_in.MADE[-1].die()
@@ -181,7 +182,7 @@ async def drain(stream: Any) -> None:
 
 
 async def test_shutting_down_twice_is_safe_and_ends_what_runs(engine: TrtEngine, stand_in: Any) -> None:
-    stream = engine.generate([1], Sampling(max_tokens=200))
+    stream = deltas_of(engine, [1], Sampling(max_tokens=200))
     await anext(stream)
     await engine.shutdown()
     await engine.shutdown()

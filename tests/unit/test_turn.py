@@ -56,7 +56,7 @@ async def test_tool_only_ends_after_the_toolcall() -> None:
 
 
 async def test_yes_starts_again_behind_the_prefix_and_still_streams_the_reply() -> None:
-    engine = ScriptedEngine(pause=0.001)
+    engine = ScriptedEngine(pause=0.02)
     async with serving(engine, ScriptedClassifier(pause=0.02)) as running, running.client() as client:
         frames = await client.turn(user_utterance="look here", check_screen_prefix="SCREEN:")
         assert kinds(frames) == ["ack", "toolcall", "token", "final", "done"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,10 +47,10 @@ class StandIn:
     async def shutdown(self) -> None:
         self.calls.append("shutdown")
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         self.calls.append("generate")
         for _ in range(2):
-            yield Delta(self.text, 1)
+            each(Delta(self.text, 1))
 
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
         self.calls.append("score")
