@@ -1,7 +1,7 @@
 """`make bench`: every benchmark that fits a machine without a GPU, in one run.
 
 python -m tests.benchmarks            all sections
-python -m tests.benchmarks engine     one of them: gateway, prompts, starts, engine, shadow
+python -m tests.benchmarks engine     one of them: gateway, prompts, starts, front, engine, shadow
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.benchmarks import engine_alone
+from tests.benchmarks.front import front_section
 from tests.benchmarks.gateway import gateway_section
 from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.prompts import prompt_section
@@ -102,6 +103,7 @@ def main() -> None:
         "gateway": gateway_section,
         "prompts": prompt_section,
         "starts": starts_section,
+        "front": front_section,
         "engine": engine_section,
         "shadow": shadow_section,
     }

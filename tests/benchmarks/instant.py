@@ -3,6 +3,7 @@
 `python -m tests.benchmarks.instant`, set by the server's variables; `INSTANT_TOKENS` is the length of a reply and
 `INSTANT_PAUSE` the seconds between its tokens (0: every stream gets a token in each step of the event loop).
 `INSTANT_MODEL` is the folder of a chat model whose tokenizer and template render the prompts; without, nothing does.
+`INSTANT_ENGINE=vllm` puts vLLM's own output handling in front of the table.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from runtime import server
 from runtime.deployment import Chat
-from runtime.engines import Delta, EngineOptions, Load, Sampling, TokenScore
+from runtime.engines import Delta, Engine, EngineOptions, Load, Sampling, TokenScore
 from runtime.prompt import Budgets, PromptRenderer
 from runtime.service import TOKENIZER_THREADS, Service, settle_heap
 from runtime.serving import ChatPlan, ServingPlan
@@ -93,8 +94,14 @@ async def load_instant(service: Service) -> None:
     tokens, pause = int(os.environ.get("INSTANT_TOKENS", "150")), float(os.environ.get("INSTANT_PAUSE", "0"))
     model = os.environ.get("INSTANT_MODEL")
     renderer = PromptRenderer(Path(model), BUDGETS) if model else ScriptedRenderer()
+    if model and os.environ.get("INSTANT_ENGINE") == "vllm":
+        from tests.benchmarks.front import table_engine
+
+        engine: Engine = table_engine(Path(model), tokens, pause)
+    else:
+        engine = InstantEngine(tokens, pause)
     settle_heap()
-    chat = Chat(InstantEngine(tokens, pause), renderer, ThreadPoolExecutor(TOKENIZER_THREADS), BUDGETS)
+    chat = Chat(engine, renderer, ThreadPoolExecutor(TOKENIZER_THREADS), BUDGETS)
     service.open(chat, None, ServingPlan("chat", ChatPlan(BUDGETS, tokens, EngineOptions()), None, None))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import subprocess
 import time
@@ -104,7 +105,8 @@ def cache(engine: docker.DockerClient) -> Iterator[str]:
 @pytest.fixture
 def network(engine: docker.DockerClient) -> Iterator[str]:
     """A network without a way out: this machine reaches the container, the container reaches nothing."""
-    network = engine.networks.create(f"{bake.NAMES}-internal", internal=True)
+    # A name of its own: a run that was killed leaves its network behind.
+    network = engine.networks.create(f"{bake.NAMES}-{secrets.token_hex(4)}", internal=True)
     yield network.name
     network.remove()
 

@@ -1,0 +1,149 @@
+"""vLLM's own output handling in front of an engine that costs nothing: alone, and with the whole server around it.
+
+What `AsyncLLM` does for each token in the server's process (detokenizing, making outputs) is vLLM's; only its engine
+process is left out, and a table answers. So the difference is what the server adds, and the sum is what bounds one
+process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.gateway import cost, instant
+
+STREAMS, REPLY = 256, 150
+TEXT = (
+    "The sea was calm that morning, and nobody on the shore spoke of it. She walked along the water, counting boats. "
+)
+
+
+class TableLLM:
+    """As much of `AsyncLLM` as `VllmEngine` uses, on a table of tokens: every stream gets one in each step.
+
+    Args:
+        folder: the model whose tokenizer is used.
+        tokens: length of a reply.
+        pause: seconds between steps; 0 is as fast as can be.
+    """
+
+    def __init__(self, folder: Path, tokens: int, pause: float) -> None:
+        from transformers import AutoTokenizer
+        from vllm.v1.engine.output_processor import OutputProcessor
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer(TEXT)["input_ids"]
+        self._ids = (ids * (tokens // len(ids) + 1))[:tokens]
+        self._pause = pause
+        self._said: dict[str, int] = {}
+        self._stepping: asyncio.Task[None] | None = None
+        self.output_processor = OutputProcessor(tokenizer, log_stats=False)
+        self.output_handler = None
+        self.errored = False
+
+    async def add_request(self, request_id: str, prompt: dict[str, Any], params: Any) -> Any:
+        """Begin a reply."""
+        from vllm.v1.engine import EngineCoreRequest
+        from vllm.v1.engine.output_processor import RequestOutputCollector
+
+        request = EngineCoreRequest(
+            request_id=request_id,
+            prompt_token_ids=prompt["prompt_token_ids"],
+            mm_features=None,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=time.time(),
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+            external_req_id=request_id,
+        )
+        collector = RequestOutputCollector(params.output_kind, request_id)
+        self.output_processor.add_request(request, None, None, 0, collector)
+        self._said[request_id] = 0
+        if self._stepping is None:
+            self._stepping = asyncio.get_running_loop().create_task(self._step())
+        return collector
+
+    async def abort(self, request_id: str) -> None:
+        """End a reply."""
+        self._said.pop(request_id, None)
+        self.output_processor.abort_requests([request_id], internal=False)
+
+    def shutdown(self) -> None:
+        """Nothing to stop."""
+
+    async def _step(self) -> None:
+        from vllm.v1.engine import EngineCoreOutput, FinishReason
+
+        last = len(self._ids) - 1
+        while self._said:
+            await asyncio.sleep(self._pause)
+            outputs = []
+            for request_id, said in list(self._said.items()):
+                reason = FinishReason.LENGTH if said == last else None
+                outputs.append(
+                    EngineCoreOutput(request_id=request_id, new_token_ids=[self._ids[said]], finish_reason=reason)
+                )
+                if said == last:
+                    del self._said[request_id]
+                else:
+                    self._said[request_id] = said + 1
+            self.output_processor.process_outputs(outputs)
+        self._stepping = None
+
+
+def table_engine(folder: Path, tokens: int, pause: float) -> Any:
+    """Our engine on a table, loaded."""
+    from runtime.engines import EngineOptions, Load
+    from runtime.engines.vllm import VllmEngine
+
+    class Table(VllmEngine):
+        async def load(self) -> Load:
+            """Nobody schedules anything."""
+            return Load(0, 0, 0.0)
+
+    engine = Table(folder, EngineOptions())
+    engine._llm = TableLLM(folder, tokens, pause)
+    return engine
+
+
+async def alone(folder: Path, rounds: int) -> float:
+    """CPU in microseconds per token of vLLM's part, read the way `AsyncLLM.generate` reads it."""
+    from runtime.engines import Sampling
+    from runtime.engines.vllm_arguments import parameters
+
+    llm = TableLLM(folder, REPLY, 0.0)
+
+    async def one(stream: int) -> None:
+        for turn in range(rounds):
+            prompt = {"type": "token", "prompt_token_ids": [1] * 400}
+            collector = await llm.add_request(f"{stream}-{turn}", prompt, parameters(Sampling(max_tokens=REPLY)))
+            finished = False
+            while not finished:
+                output = collector.get_nowait() or await collector.get()
+                finished = output.finished
+
+    before = time.process_time()
+    await asyncio.gather(*(one(stream) for stream in range(STREAMS)))
+    return (time.process_time() - before) / (STREAMS * rounds * REPLY) * 1e6
+
+
+def front_section(folder: Path) -> None:
+    """Both, one after the other, twice."""
+    import uvloop
+
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    print(f"\nfront: vLLM's output handling at {STREAMS} streams, alone and inside the server ({folder})")
+    for _ in range(2):
+        vllm = uvloop.run(alone(folder, 2))
+        print(f"front: vLLM's part alone: {vllm:.1f} µs CPU per token", flush=True)
+        with instant(REPLY, INSTANT_MODEL=str(folder), INSTANT_ENGINE="vllm") as server:
+            server.wait_ready()
+            whole = cost(server, REPLY, STREAMS, 3)
+            server.stop()
+        most = 1e6 / whole
+        print(f"front: the server adds {whole - vllm:.1f} µs; one process makes {most:,.0f} tokens a second at most")
