@@ -7,7 +7,7 @@ each key lets two runs share one cache: the second waits, then finds the work do
     CACHE/quantize/4f1c…/output/…       what the stage made
     CACHE/quantize/4f1c…/record.json    its inputs, its result, its seconds, and what each file was like
     CACHE/quantize/4f1c….lock           held while the stage runs
-    CACHE/quantize/4f1c….partial-XXXX/  a run in progress, or what a killed one left; the next run removes it
+    CACHE/quantize/4f1c….partial-k3w9/  a run in progress, or what a killed one left; the next run removes it
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ LIKELY_CHARACTERS_PER_TOKEN = 16
 # Chunks kept in the cache, and the longest that is: some 10 MB when each is a usual chat message.
 CACHED_CHUNKS = 8192
 CACHED_CHARACTERS = 16384
-# What `render_at_once` may read in all, and tokenize anew: a quarter of a millisecond at most on a usual core.
+# What `render_at_once` may look at and read in all, and tokenize anew: half a millisecond at most on a usual core.
+QUICK_MESSAGES = 32
 QUICK_CHARACTERS = 16384
 QUICK_NEW_CHARACTERS = 768
 # System messages whose length in tokens is remembered.
@@ -156,6 +157,8 @@ class PromptRenderer:
         Raises:
             PersonaTooLongError: as `render`.
         """
+        if len(history) > QUICK_MESSAGES:
+            return None
         texts = (persona or "", runtime_text or "", utterance, *(message.content for message in history))
         if sum(map(len, texts)) > QUICK_CHARACTERS:
             return None

@@ -111,6 +111,8 @@ def figures(streams: int, samples: list[Sample], *, steady: bool = False) -> Fig
         numbers = {sample.stream for sample in samples}
         begin = max(min(s.first for s in samples if s.stream == number) for number in numbers)
         end = min(max(s.ended for s in samples if s.stream == number) for number in numbers)
+        if end <= begin:
+            raise ValueError("expected a time in which every stream speaks, found none; give the streams more turns")
         spoken = sum(sample.tokens_within(begin, end) for sample in samples)
         samples = [sample for sample in samples if begin <= sample.started < end]
     if not samples:

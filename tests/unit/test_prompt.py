@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.prompt import QUICK_NEW_CHARACTERS, Budgets, Message, PersonaTooLongError, PromptRenderer
+from runtime.prompt import QUICK_MESSAGES, QUICK_NEW_CHARACTERS, Budgets, Message, PersonaTooLongError, PromptRenderer
 from tests.unit import chat_templates as templates
 
 SMALL = Budgets(persona=30, history=60, utterance=20, input=150)
@@ -292,6 +292,10 @@ def test_at_once_is_for_a_conversation_that_goes_on(tmp_path):
     # What one caller had no patience for is no limit for the next.
     assert renderer.render(**parts, utterance="When " * 200).history_kept == 2
     assert renderer.render_at_once(**parts, utterance="word " * 4000) is None
+    # Known or not, many messages take their time.
+    many = parts | {"history": [Message("user", "a")] * (QUICK_MESSAGES + 1)}
+    assert renderer.render(**many, utterance="b").history_kept == QUICK_MESSAGES + 1
+    assert renderer.render_at_once(**many, utterance="b") is None
 
 
 def test_threads_may_share_a_renderer(renderers):

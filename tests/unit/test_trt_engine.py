@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from runtime.artifact import ArtifactError
 from runtime.cuda import CudaError, Failure
-from runtime.engines import EngineDeadError, EngineOptionError, EngineOptions, Sampling
+from runtime.engines import Delta, EngineDeadError, EngineOptionError, EngineOptions, Sampling
 from runtime.engines.trt import ENVIRONMENT, TrtEngine
 from runtime.engines.trt_arguments import llm_arguments, sampling_arguments
 from runtime.engines.trt_tokens import SpecialTokens
@@ -73,21 +73,17 @@ async def test_end_tokens_are_ignored_when_asked(engine: TrtEngine) -> None:
     assert reason == "length"
 
 
-@pytest.mark.parametrize("how", ["aclose", "cancel", "error"])
+@pytest.mark.parametrize("how", ["cancel", "error"])
 async def test_leaving_a_reply_aborts_the_request_in_the_engine(engine: TrtEngine, stand_in: Any, how: str) -> None:
+    def listen(delta: Delta) -> None:
+        if how == "error":
+            raise LookupError
+        reply.cancel()
+
     llm = stand_in.MADE[-1]
-    stream = deltas_of(engine, [1], Sampling(max_tokens=200))
-    await anext(stream)
-    if how == "cancel":
-        waiting = asyncio.ensure_future(anext(stream))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.wait([waiting])
-    elif how == "error":
-        with pytest.raises(LookupError):
-            await stream.athrow(LookupError())
-    else:
-        await stream.aclose()
+    reply = asyncio.ensure_future(engine.generate([1], Sampling(max_tokens=200), listen))
+    with pytest.raises(LookupError if how == "error" else asyncio.CancelledError):
+        await reply
     output = llm.requests[-1]
     assert output.aborted()
     await eventually(lambda: not llm.running)

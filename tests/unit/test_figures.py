@@ -1,0 +1,34 @@
+"""What a benchmark makes of its turns."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks.work import Sample, figures
+
+# Two streams of two turns, a token a second; the second begins two seconds later.
+SPREAD = [
+    Sample(0, 1, 5, 4, stream=0),
+    Sample(5, 6, 10, 4, stream=0),
+    Sample(2, 3, 7, 4, stream=1),
+    Sample(7, 8, 12, 4, stream=1),
+]
+
+
+def test_the_whole_time_counts_from_the_first_start_to_the_last_end() -> None:
+    found = figures(2, SPREAD)
+    assert (found.turns, found.tokens) == (4, 16)
+    assert found.tokens_per_s == pytest.approx(16 / 12)
+
+
+def test_the_steady_time_is_the_one_in_which_every_stream_speaks() -> None:
+    found = figures(2, SPREAD, steady=True)
+    # From 3 to 10: 2 and 4 tokens of the first stream, 4 and 2 of the second; the turns that began at 5 and 7.
+    assert found.tokens_per_s == pytest.approx(12 / 7)
+    assert found.turns == 2
+    assert found.ttft_p50 == 1
+
+
+def test_streams_that_never_speak_at_once_have_no_steady_time() -> None:
+    with pytest.raises(ValueError, match="give the streams more turns"):
+        figures(2, [Sample(0, 1, 2, 1, stream=0), Sample(5, 6, 7, 1, stream=1)], steady=True)
