@@ -43,6 +43,7 @@ class Server:
             "HOST": "127.0.0.1",
             "PORT": str(self.port),
             "LOG_DIR": self._folder.name,
+            "PYTHONFAULTHANDLER": "1",
             **variables,
         }
         self.process: subprocess.Popen[bytes] | None = None
@@ -58,9 +59,11 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.process and self.process.poll() is None:
-            self.stop(30)
-        self._folder.cleanup()
+        try:
+            if self.process and self.process.poll() is None:
+                self.stop(30)
+        finally:
+            self._folder.cleanup()
 
     def log_tail(self, lines: int = 30) -> str:
         """The last lines that the server printed."""
@@ -88,11 +91,20 @@ class Server:
         return time.monotonic() - self.began
 
     def stop(self, timeout: float = 60) -> int:
-        """SIGTERM, as `docker stop` does; the exit status."""
+        """SIGTERM, as `docker stop` does; the exit status.
+
+        Raises:
+            RuntimeError: it did not end in time; with what it printed, and where each of its threads stood.
+        """
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+            self.process.wait()
+        raise RuntimeError(f"it did not end within {timeout:g} s of SIGTERM:\n{self.log_tail(120)}")

@@ -198,7 +198,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault.also:
             fault.also()
         if fault.status:
-            self._head(fault.status, {**fault.headers, "Content-Type": "application/json"}, len(fault.body))
+            # Without `Connection: close`, a client that is quick would send its next request into the closing one.
+            more = {"Content-Type": "application/json", "Connection": "close"}
+            self._head(fault.status, {**fault.headers, **more}, len(fault.body))
             if self.command != "HEAD":
                 self.wfile.write(fault.body)
         self._log(fault.status)
