@@ -14,6 +14,7 @@ from runtime.decoder import Decoder
 from runtime.dialogue import Dialogue
 from runtime.frames import Frame, RequestId
 from runtime.outbox import Close, Outbox
+from runtime.patience import within
 from runtime.protocol import Rejected
 from runtime.ratelimit import SlidingWindow
 from runtime.turn import Stop
@@ -96,7 +97,7 @@ class Connection:
 
     async def _drain(self, seconds: float) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._dialogue.finished(), seconds)
+            await within(seconds, self._dialogue.finished())
         self.depart(1001, "draining")
 
     async def _depart(self, code: int, reason: str, last: Frame | None, why: Stop) -> None:

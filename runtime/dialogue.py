@@ -19,6 +19,7 @@ from runtime.deployment import Chat, Deployment
 from runtime.engines import EngineDeadError
 from runtime.frames import RequestId
 from runtime.outbox import Outbox
+from runtime.patience import within
 from runtime.prompt import Message
 from runtime.session import Session, SessionStore
 from runtime.turn import Request, Stop, Turn
@@ -320,7 +321,7 @@ class Dialogue:
     ) -> None:
         try:
             tokens = await chat.render_prefix(persona, runtime_text, history)
-            await asyncio.wait_for(chat.engine.warm(tokens), self._deployment.generation_timeout)
+            await within(self._deployment.generation_timeout, chat.engine.warm(tokens))
         except asyncio.TimeoutError:
             self._error("generation_timeout", "The prefix was not prefilled in time.", request_id)
             return

@@ -6,7 +6,7 @@
 | 64 | the settings are wrong, or do not fit the artifact |
 | 65 | the artifact is refused |
 | 69 | the port is taken, or cannot be listened on |
-| 70 | the engine failed to load or died |
+| 70 | the engine failed to load, died, or could not be stopped |
 | 143 | a second SIGTERM, or SIGINT |
 """
 
@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 
 import structlog
@@ -37,8 +39,10 @@ EX_UNAVAILABLE = 69
 EX_SOFTWARE = 70
 EX_TERMINATED = 128 + signal.SIGTERM
 
-# The engine may hang when it is stopped after it died; then its processes are killed instead.
-STOP_PATIENCE_S = 2.0
+# Seconds from the last turn's end to the process's. vLLM gives its own processes 5 to end before it kills them.
+STOP_PATIENCE_S = 20.0
+# An engine that died may hang when it is stopped; nobody waits for that.
+DEAD_PATIENCE_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -119,11 +123,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
             leave_now(status)  # nobody was served, and an import that is under way cannot be interrupted
     finally:
         server.should_exit = True
-    try:
-        patience = STOP_PATIENCE_S if status == EX_SOFTWARE else None
-        await asyncio.wait_for(serving, patience)
-    except asyncio.TimeoutError:
-        leave_now(status)
+    leave_within(DEAD_PATIENCE_S if status == EX_SOFTWARE else STOP_PATIENCE_S, status)
+    await serving
     return status
 
 
@@ -151,6 +152,23 @@ def _on_signal(service: Service) -> None:
         leave_now(0)  # nobody is connected, and a model that is being loaded cannot be interrupted
     else:
         leave_now(EX_TERMINATED)
+
+
+def leave_within(seconds: float, status: int) -> None:
+    """Exit in time even when something cannot be stopped, until the interpreter itself has ended.
+
+    A timer of the loop would not do: a thread that hangs is waited for after the loop's end too.
+    """
+
+    def leave() -> None:
+        if status == 0:
+            _refuse(EX_SOFTWARE, f"drained, and not stopped {seconds:g} s later; every thread's place follows")
+            faulthandler.dump_traceback()
+        leave_now(status or EX_SOFTWARE)
+
+    timer = threading.Timer(seconds, leave)
+    timer.name, timer.daemon = "leave", True
+    timer.start()
 
 
 def leave_now(status: int) -> None:

@@ -32,6 +32,7 @@ from runtime.engines import Engine, EngineDeadError, Sampling
 from runtime.machine import Machine
 from runtime.maintenance import CacheHygiene, expire_sessions
 from runtime.metrics import Metrics
+from runtime.patience import within
 from runtime.prompt import PromptRenderer
 from runtime.ratelimit import SlidingWindow
 from runtime.repository import named_on_hub
@@ -44,6 +45,7 @@ from runtime.turn import Stop
 log = structlog.get_logger(__name__)
 
 HEALTH_INTERVAL_S = 0.5
+LOAD_PATIENCE_S = 2.0
 # Time that clients have to take note of the engine's death; the whole exit must fit into 5 s.
 FAREWELL_S = 1.5
 TOKENIZER_THREADS = 2
@@ -243,7 +245,7 @@ class Service:
     async def _connections_gone(self, patience: float) -> None:
         gone = [connection.gone.wait() for connection in self.connections]
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*gone), patience)
+            await within(patience, asyncio.gather(*gone))
 
     async def close(self) -> None:
         """Stop everything that was started."""
@@ -264,7 +266,7 @@ class Service:
             try:
                 await engine.health()
                 with contextlib.suppress(asyncio.TimeoutError):  # busy, and alive
-                    self.metrics.engine(up=True, load=await asyncio.wait_for(engine.load(), 2.0))
+                    self.metrics.engine(up=True, load=await within(LOAD_PATIENCE_S, engine.load()))
             except EngineDeadError as error:
                 self.died(error)
                 return

@@ -169,6 +169,17 @@ def test_a_dead_engine_ends_its_turns_and_the_process_within_5_s(tmp_path: Path)
         assert process.stderr.read() == "yap-runtime: the engine died: the scripted engine died; restart the server\n"
 
 
+@pytest.mark.parametrize("where", ["loop", "thread"])
+def test_what_cannot_be_stopped_is_left_and_told(tmp_path: Path, where: str) -> None:
+    with scripted(tmp_path, SCRIPT_STUCK=where) as (process, url), client(url):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 70
+        assert process.stderr is not None
+        told = process.stderr.read()
+        assert told.startswith("yap-runtime: drained, and not stopped 0.5 s later; every thread's place follows\n")
+        assert told.count("most recent call first") >= 2
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["settings"], ["serve", "--help"]])
 def test_the_command_line_explains_itself(arguments: list[str]) -> None:
     result = subprocess.run(
