@@ -1,35 +1,19 @@
 """The prompt: persona, history and utterance, rendered once by the model's own chat template to token ids.
 
-Three things decide the shape of this module:
-
-- Budgets are in the chat model's own tokens and are kept exactly, while text that cannot fit is never tokenized.
-- A client's text must not become control tokens. Control tokens found in it are broken up (`<|im_end|>` becomes
-  `< |im_end|>`), so that every control token in a prompt comes from the template.
-- A control token ends the tokenizer's view: what stands on either side is tokenized independently. So a prompt is
-  tokenized in chunks that begin at control tokens, and chunks that were seen before come from a cache. A new turn
-  costs the tokenization of its utterance, not of its whole history.
+Budgets are in the chat model's own tokens and are kept exactly, while text that cannot fit is never tokenized. What a
+token is, and what is no longer one when a client says it, `text_tokens.py` knows.
 """
 
 from __future__ import annotations
 
-import re
-import threading
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from runtime.template import ChatTemplate
+from runtime.text_tokens import TakesLongError, TextTokens
 
-# Ordinary text has 3 to 5 characters a token. Longer texts than this many are tokenized in part first: most are over
-# their budget by then and need not be tokenized whole.
-LIKELY_CHARACTERS_PER_TOKEN = 16
-# Chunks kept in the cache, and the longest that is: some 10 MB when each is a usual chat message.
-CACHED_CHUNKS = 8192
-CACHED_CHARACTERS = 16384
 # What `render_at_once` may look at and read in all, and tokenize anew: half a millisecond at most on a usual core.
 QUICK_MESSAGES = 32
 QUICK_CHARACTERS = 16384
@@ -82,16 +66,6 @@ class PersonaTooLongError(ValueError):
         self.limit = limit
 
 
-class _TakesLongError(Exception):
-    """More would have to be tokenized than there is patience for."""
-
-
-class _Patience(threading.local):
-    """Characters that this thread may still tokenize; no limit by default."""
-
-    left: float = float("inf")
-
-
 class PromptRenderer:
     """Renders prompts for one chat model. Loading blocks; every method is safe to call from several threads.
 
@@ -112,21 +86,15 @@ class PromptRenderer:
         if not tokenizer.chat_template:
             raise ValueError(f"{folder}: expected a chat template, found none; serve an instruction-tuned model")
         self._budgets = budgets
-        self._tokenizer = tokenizer.backend_tokenizer
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self._template = ChatTemplate(tokenizer)
-        self._control = _control_pattern(tokenizer)
-        self._longest_token = max(len(token) for token in tokenizer.get_vocab())
-        self._patience = _Patience()
-        self._encode_cached: Callable[[str], array[int]] = lru_cache(CACHED_CHUNKS)(self._encode_whole)
+        self._tokens = TextTokens(tokenizer)
+        self._tokens.chunk(self._chunk_samples())
         self._least: Callable[[str], int] = lru_cache(CACHED_SYSTEMS)(self._measure_least)
-        self._chunked = self._chunks_agree()
         self._overhead = self._message_overhead()
 
     def count(self, text: str) -> int:
         """Tokens of a text on its own, as budgets count them."""
-        return len(self._encode(self._plain(text)))
+        return len(self._tokens.encode(self._tokens.plain(text)))
 
     def render(
         self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message], utterance: str
@@ -141,10 +109,11 @@ class PromptRenderer:
         """
         system = self._system(persona, runtime_text)
         kept = self._keep(system, history)
-        tokens = self._compose(system, kept, self._tail(self._plain(utterance)))
+        said = self._tokens.tail(self._tokens.plain(utterance), self._budgets.utterance)
+        tokens = self._compose(system, kept, said)
         if len(tokens) > self._budgets.input:
-            limit = self._budgets.input - (len(tokens) - len(self._encode(system)))
-            raise PersonaTooLongError(len(self._encode(system)), limit)
+            limit = self._budgets.input - (len(tokens) - len(self._tokens.encode(system)))
+            raise PersonaTooLongError(len(self._tokens.encode(system)), limit)
         return Prompt(tokens, len(kept))
 
     def render_at_once(
@@ -162,13 +131,11 @@ class PromptRenderer:
         texts = (persona or "", runtime_text or "", utterance, *(message.content for message in history))
         if sum(map(len, texts)) > QUICK_CHARACTERS:
             return None
-        self._patience.left = QUICK_NEW_CHARACTERS
         try:
-            return self.render(persona=persona, runtime_text=runtime_text, history=history, utterance=utterance)
-        except _TakesLongError:
+            with self._tokens.patience(QUICK_NEW_CHARACTERS):
+                return self.render(persona=persona, runtime_text=runtime_text, history=history, utterance=utterance)
+        except TakesLongError:
             return None
-        finally:
-            del self._patience.left
 
     def render_prefix(
         self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message] | None
@@ -190,11 +157,11 @@ class PromptRenderer:
         return _common_prefix(renderings)
 
     def _system(self, persona: str | None, runtime_text: str | None) -> str:
-        persona = self._plain(persona or "")
-        system = "\n\n".join(part for part in (persona, self._plain(runtime_text or "")) if part)
+        persona = self._tokens.plain(persona or "")
+        system = "\n\n".join(part for part in (persona, self._tokens.plain(runtime_text or "")) if part)
         for text, limit in ((persona, self._budgets.persona), (system, self._budgets.input)):
             # A token is at least one byte: most texts are known to fit without being tokenized for that.
-            if len(text.encode()) > limit and (found := self._count_to(text, limit)) > limit:
+            if len(text.encode()) > limit and (found := self._tokens.count_to(text, limit)) > limit:
                 raise PersonaTooLongError(found, limit)
         return system
 
@@ -203,13 +170,13 @@ class PromptRenderer:
         room = self._budgets.input - self._budgets.utterance - SEAM_TOKENS
         least = self._least(system)
         if least > room:
-            found = len(self._encode(system))
+            found = len(self._tokens.encode(system))
             raise PersonaTooLongError(found, room - (least - found))
         if not history:
             return []
         start, left = self._first_that_fits(history, room - least)
         while True:
-            kept = [Message(message.role, self._plain(message.content)) for message in history[start:]]
+            kept = [Message(message.role, self._tokens.plain(message.content)) for message in history[start:]]
             # Far from the limit nothing needs to be composed to know that it fits.
             if len(kept) * SEAM_TOKENS <= left or len(self._compose(system, kept, "")) <= room:
                 return kept
@@ -226,7 +193,7 @@ class PromptRenderer:
         start = len(history)
         for message in reversed(history):
             limit = min(budget, room - self._overhead)
-            cost = self._count_to(self._plain(message.content), limit) if limit >= 0 else 1
+            cost = self._tokens.count_to(self._tokens.plain(message.content), limit) if limit >= 0 else 1
             if cost > limit:
                 break
             budget -= cost
@@ -237,96 +204,19 @@ class PromptRenderer:
     def _compose(self, system: str, history: Sequence[Message], utterance: str) -> list[int]:
         messages = [(message.role, message.content) for message in history]
         text = self._template.render(system, [*messages, ("user", utterance)])
-        if not self._chunked:
-            return list(self._encode(text))
-        tokens: list[int] = []
-        for chunk in self._chunks(text):
-            tokens.extend(self._encode(chunk))
-        return tokens
+        return self._tokens.encode_prompt(text)
 
-    def _chunks(self, text: str) -> list[str]:
-        starts = [match.start() for match in self._control.finditer(text)]
-        edges = sorted({0, *starts, len(text)})
-        return [text[start:end] for start, end in pairwise(edges)]
-
-    def _encode(self, text: str) -> array[int]:
-        return self._encode_cached(text) if len(text) <= CACHED_CHARACTERS else self._encode_whole(text)
-
-    def _encode_whole(self, text: str) -> array[int]:
-        self._spend(len(text))
-        # The fast form keeps no offsets.
-        return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
-
-    def _spend(self, characters: int) -> None:
-        """Account for text that is about to be tokenized."""
-        if characters > self._patience.left:
-            raise _TakesLongError
-        self._patience.left -= characters
-
-    def _count_to(self, text: str, limit: int) -> int:
-        """Tokens of a text, exact up to `limit`; above it, some number above it."""
-        if len(text) > limit * self._longest_token:
-            return limit + 1
-        likely = limit * LIKELY_CHARACTERS_PER_TOKEN
-        if len(text) > likely:
-            # The cut can split a last word into more tokens than it has in the whole.
-            head = len(self._encode_whole(text[:likely])) - self._longest_token
-            if head > limit:
-                return head
-        return len(self._encode(text))
-
-    def _tail(self, text: str) -> str:
-        """The longest end of a text that is within the utterance budget, cut before a token."""
-        limit = self._budgets.utterance
-        if len(text.encode()) <= limit:  # a token is at least one byte
-            return text
-        window = max(limit, 1) * LIKELY_CHARACTERS_PER_TOKEN
-        while len(text) > window:
-            end = text[-window:]
-            if len(self._encode_whole(end)) > limit:
-                text = end
-                break
-            window *= 2
-        self._spend(len(text))
-        while (encoding := self._tokenizer.encode(text, add_special_tokens=False)) and len(encoding.ids) > limit:
-            # Tokens inside one character share its offsets, and a cut can change how the rest is split: look again.
-            start = encoding.offsets[len(encoding.ids) - limit][0] if limit else len(text)
-            text = text[max(start, 1) :].lstrip()
-        return text
-
-    def _plain(self, text: str) -> str:
-        """A client's text with its control tokens broken up, so that none of them is one, and without outer space."""
-        text = text.strip()
-        while self._control.search(text):
-            text = self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-        return text
-
-    def _chunks_agree(self) -> bool:
-        """Whether chunks give the tokens of the whole: not where control tokens swallow space on their left."""
+    def _chunk_samples(self) -> list[str]:
         turns = [("user", "One, 2 "), ("assistant", "  x\n"), ("user", "é\n\n🙂"), ("assistant", "y"), ("user", "z")]
-        for system in ("", "Be brief.\n"):
-            text = self._template.render(system, turns)
-            chunked = [token for chunk in self._chunks(text) for token in self._encode_whole(chunk)]
-            if chunked != list(self._encode_whole(text)):
-                return False
-        return True
+        return [self._template.render(system, turns) for system in ("", "Be brief.\n")]
 
     def _message_overhead(self) -> int:
         """Tokens that the template adds to one message, at most."""
         turns = [("user", "a"), ("assistant", "a")]
-        lengths = [len(self._encode_whole(self._template.render("", [*turns * n, ("user", "a")]))) for n in (1, 2)]
+        lengths = [
+            len(self._tokens.encode_anew(self._template.render("", [*turns * n, ("user", "a")]))) for n in (1, 2)
+        ]
         return max(0, (lengths[1] - lengths[0] + 1) // 2 - 1)
-
-
-def _control_pattern(tokenizer: Any) -> re.Pattern[str]:  # noqa: ANN401 - transformers is untyped to us
-    """Matches every control token: the special ones, and added ones that look like markup, such as `<think>`."""
-    tokens = [
-        token.content
-        for token in tokenizer.added_tokens_decoder.values()
-        if len(token.content.strip()) > 1 and (token.special or token.content[0] + token.content[-1] in ("<>", "[]"))
-    ]
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) if tokens else r"(?!)")
 
 
 def _step(messages: int) -> int:

@@ -30,7 +30,7 @@ def renderer(request: pytest.FixtureRequest, renderers: dict[str, PromptRenderer
 
 
 def decoded(renderer: PromptRenderer, tokens: list[int]) -> str:
-    return renderer._tokenizer.decode(tokens, skip_special_tokens=False)
+    return renderer._tokens._tokenizer.decode(tokens, skip_special_tokens=False)
 
 
 def rendered(renderer: PromptRenderer, *, persona=None, runtime_text=None, history=(), utterance="hello") -> str:
@@ -69,7 +69,7 @@ def test_a_default_system_message_of_the_template_is_not_rendered(renderers, nam
 def test_there_is_one_beginning_of_sequence(renderers):
     for name in ("dated", "instruct", "pieces"):
         tokens = renderers[name].render(persona="Be Ada.", runtime_text=None, history=(), utterance="hi").token_ids
-        bos = renderers[name]._tokenizer.token_to_id("<|bos|>" if name == "dated" else "<s>")
+        bos = renderers[name]._tokens._tokenizer.token_to_id("<|bos|>" if name == "dated" else "<s>")
         assert tokens.count(bos) == 1
         assert tokens[0] == bos
 
@@ -92,20 +92,20 @@ def test_roles_that_do_not_alternate_are_joined_where_the_template_refuses_them(
 
 
 def test_composing_from_chunks_gives_the_tokens_of_the_whole_text(renderer):
-    assert renderer._chunked
+    assert renderer._tokens.chunked
     turns = [("user", "Hello, world"), ("assistant", "It is 3.5\n\nor so"), ("user", "é🙂 你好")]
     text = renderer._template.render("Be  brief.", turns)
     history = [Message(role, content) for role, content in turns[:2]]
     prompt = renderer.render(persona="Be  brief.", runtime_text=None, history=history, utterance=turns[2][1])
-    assert prompt.token_ids == renderer._tokenizer.encode(text, add_special_tokens=False).ids
+    assert prompt.token_ids == renderer._tokens._tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_a_tokenizer_whose_control_tokens_swallow_space_is_tokenized_whole(tmp_path):
     renderer = PromptRenderer(templates.write("chatml", tmp_path, swallow_left=True), SMALL)
-    assert not renderer._chunked
+    assert not renderer._tokens.chunked
     prompt = renderer.render(persona="Be Ada.", runtime_text=None, history=(), utterance="hi")
     text = renderer._template.render("Be Ada.", [("user", "hi")])
-    assert prompt.token_ids == renderer._tokenizer.encode(text, add_special_tokens=False).ids
+    assert prompt.token_ids == renderer._tokens._tokenizer.encode(text, add_special_tokens=False).ids
 
 
 HOSTILE = st.text(max_size=80) | st.lists(
@@ -123,7 +123,7 @@ def test_a_client_cannot_write_control_tokens(renderers, persona, runtime_text, 
             prompt = renderer.render(persona=persona, runtime_text=runtime_text, history=history, utterance=utterance)
         except PersonaTooLongError:
             continue
-        control = {renderer._tokenizer.token_to_id(token) for token in templates.CONTROL_TOKENS} - {None}
+        control = {renderer._tokens._tokenizer.token_to_id(token) for token in templates.CONTROL_TOKENS} - {None}
         harmless = [Message(m.role, "a") for m in history[len(history) - prompt.history_kept :]]
         system = "a" if renderer._system(persona, runtime_text) else ""
         expected = renderer._compose(system, harmless, "a")
@@ -206,7 +206,7 @@ def test_of_a_long_utterance_the_latest_tail_is_kept(renderer):
     text = rendered(renderer, utterance=utterance)
     assert "w4999" in text
     assert "w4900 " not in text
-    tail = renderer._tail(utterance)
+    tail = renderer._tokens.tail(utterance, SMALL.utterance)
     assert utterance.endswith(tail)
     assert SMALL.utterance - 2 <= renderer.count(tail) <= SMALL.utterance
 
@@ -215,7 +215,7 @@ def test_of_a_long_utterance_the_latest_tail_is_kept(renderer):
 @settings(max_examples=100, deadline=None)
 def test_a_cut_utterance_is_an_end_of_it_within_the_budget(renderers, utterance):
     for renderer in renderers.values():
-        tail = renderer._tail(utterance)
+        tail = renderer._tokens.tail(utterance, SMALL.utterance)
         assert utterance.endswith(tail)
         assert renderer.count(tail) <= SMALL.utterance
 
@@ -263,7 +263,7 @@ def test_at_once_is_the_same_prompt_or_none(renderers, persona, runtime_text, hi
 def test_at_once_is_for_a_conversation_that_goes_on(tmp_path):
     renderer = PromptRenderer(templates.write("chatml", tmp_path), Budgets())
     tokenized: list[str] = []
-    whole_tokenizer = renderer._tokenizer
+    whole_tokenizer = renderer._tokens._tokenizer
 
     class Watched:
         """Notes what is tokenized."""
@@ -277,7 +277,7 @@ def test_at_once_is_for_a_conversation_that_goes_on(tmp_path):
             tokenized.append(text)
             return whole_tokenizer.encode(text, **options)
 
-    renderer._tokenizer = Watched()
+    renderer._tokens._tokenizer = Watched()
     history = [Message("user", "Who are you? " * 60), Message("assistant", "I am Ada. " * 60)]
     parts = {"persona": "You are Ada. " * 70, "runtime_text": None, "history": history}
     assert renderer.render_at_once(**parts, utterance="Where?") is None
@@ -319,4 +319,4 @@ def test_a_folder_without_a_chat_template_is_refused(tmp_path):
 def test_counting_is_in_the_models_own_tokens(renderers, tmp_path: Path):
     renderer = renderers["chatml"]
     assert renderer.count("") == 0
-    assert renderer.count("the cat") == len(renderer._tokenizer.encode("the cat", add_special_tokens=False).ids)
+    assert renderer.count("the cat") == len(renderer._tokens._tokenizer.encode("the cat", add_special_tokens=False).ids)
