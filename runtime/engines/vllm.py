@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.engines.vllm_arguments import engine_arguments, parameters, prepare_environment
 from runtime.engines.vllm_caches import caches, copy_caches
+from runtime.engines.vllm_text import forget_prompt
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -157,6 +158,8 @@ class VllmEngine:
             collector.put = put
             if early is not None:
                 put(early)
+            else:
+                forget_prompt(llm.output_processor.request_states.get(collector.request_id), prompt)
             await over
         except Dead:
             finished = True

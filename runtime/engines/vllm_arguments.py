@@ -29,7 +29,8 @@ ENVIRONMENT = {
 
 
 def parameters(sampling: Sampling) -> SamplingParams:
-    """vLLM's form of `Sampling`. Stop tokens come from the model's generation_config.json, through vLLM."""
+    """vLLM's form of `Sampling`, for one request. Stop tokens come from the model's generation_config.json, through
+    vLLM."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -45,6 +46,7 @@ def parameters(sampling: Sampling) -> SamplingParams:
         seed=sampling.seed,
         ignore_eos=sampling.ignore_eos,
         output_kind=RequestOutputKind.DELTA,
+        skip_clone=True,  # nobody else has them, so vLLM need not copy deeply what it changes in them
     )
 
 

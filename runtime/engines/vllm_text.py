@@ -1,0 +1,44 @@
+"""How vLLM makes text of a reply's tokens, without reading the whole prompt first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.output_processor import RequestState
+
+# Tokens before the reply that its text may depend on: enough to hold some word beside a template's control tokens.
+CONTEXT_TOKENS = 32
+# Tokens that one character can take: its bytes.
+CHARACTER_TOKENS = 4
+
+
+def forget_prompt(state: RequestState | None, prompt: Sequence[int]) -> None:
+    """Let a reply's text begin after the prompt's last tokens; to be called before the first token of the reply.
+
+    At the first token vLLM's detokenizer makes text of the whole prompt, on the event loop: 0.08 ms for 500 tokens and
+    0.8 ms for 5,000 (two cores of an AMD EPYC), of which nothing is used but how the text ends. Tokenizers look back
+    no further than the character before, to tell whether a word begins with a space. The context must begin with a
+    whole character, or what is broken in it would come out as part of the reply. Where no end of the prompt is text,
+    the whole of it is read after all.
+
+    Args:
+        state: the request's, none when it has ended.
+        prompt: token ids.
+    """
+    from tokenizers.decoders import DecodeStream
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+
+    if state is None or len(prompt) <= CONTEXT_TOKENS:
+        return
+    detokenizer = state.detokenizer
+    if not isinstance(detokenizer, FastIncrementalDetokenizer):
+        return
+    hides = detokenizer.skip_special_tokens
+    for length in range(CONTEXT_TOKENS, CONTEXT_TOKENS - CHARACTER_TOKENS, -1):
+        tail = list(prompt[-length:])
+        text = detokenizer.tokenizer.decode(tail, skip_special_tokens=hides)
+        if text.strip() and "\ufffd" not in text:
+            detokenizer.stream = DecodeStream(ids=tail, skip_special_tokens=hides)
+            return
