@@ -98,21 +98,13 @@ class VllmEngine:
             self._set_here = {name: folder for name, folder in caches(self._scratch).items() if name not in os.environ}
             os.environ.update(self._set_here)
         from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.executor import Executor
 
         from runtime.engines.vllm_core import OBSERVED
 
         config = engine_arguments(self._folder, self._options).create_engine_config(UsageContext.ENGINE_CONTEXT)
         executor = Executor.get_class(config)
-
-        class Model(AsyncLLM):  # type: ignore[misc]
-            def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-                # At the interpreter's end vLLM's own would fail on modules that are gone already, and print that.
-                if not finalizing():
-                    super().__del__()
-
-        return Model(config, OBSERVED.get(executor, executor), log_stats=False, log_requests=False)
+        return model_class()(config, OBSERVED.get(executor, executor), log_stats=False, log_requests=False)
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         """Reply to prompt token ids, telling `each` every delta.
@@ -271,6 +263,19 @@ class VllmEngine:
             raise EngineDeadError("the vLLM engine process died") from None
         finally:
             call.cancel()
+
+
+def model_class() -> type[AsyncLLM]:
+    """vLLM's `AsyncLLM`, which says nothing at the interpreter's end."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    class Model(AsyncLLM):  # type: ignore[misc]
+        def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+            # vLLM's own would fail on modules that are gone already, and print that.
+            if not finalizing():
+                super().__del__()
+
+    return Model
 
 
 def delta_of(output: RequestOutput) -> Delta:

@@ -67,6 +67,7 @@ def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
     With `as_vllm_ships` without what the runtime adds to vLLM's workers.
     """
     from runtime.engines import EngineOptions
+    from runtime.engines.vllm import model_class
     from runtime.engines.vllm_arguments import engine_arguments, prepare_environment
     from runtime.engines.vllm_caches import caches, copy_caches
 
@@ -77,9 +78,7 @@ def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
         copy_caches(folder / "compile_cache", scratch)
         os.environ.update(caches(scratch))
-    from vllm.v1.engine.async_llm import AsyncLLM
-
     arguments = engine_arguments(folder, chosen)
     if as_vllm_ships:
         arguments.worker_extension_cls = ""
-    return AsyncLLM.from_engine_args(arguments)
+    return model_class().from_engine_args(arguments)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import queue
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -175,10 +178,28 @@ def run_load(
     workers = [context.Process(target=_worker, args=(target, share, barrier, results)) for share in shares]
     for worker in workers:
         worker.start()
-    answers = [results.get(timeout=900) for _ in workers]
-    for worker in workers:
-        worker.join(30)
-    for answer in answers:
+    try:
+        answers = _answers(workers, results)
+        for worker in workers:
+            worker.join(30)
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [sample for answer in answers for sample in answer]
+
+
+def _answers(workers: Sequence[BaseProcess], results: Any) -> list[list[Sample]]:
+    """What every process has measured; an error as soon as one has failed, or is gone without a word."""
+    answers: list[list[Sample]] = []
+    while len(answers) < len(workers):
+        try:
+            answer = results.get(timeout=1)
+        except queue.Empty:
+            status = next((worker.exitcode for worker in workers if worker.exitcode), None)
+            if status is None:
+                continue
+            answer = f"a process of listeners exited with {status}"
         if isinstance(answer, str):
             raise RuntimeError(f"the load failed: {answer}")
-    return [sample for answer in answers for sample in answer]
+        answers.append(answer)
+    return answers

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+
 import pytest
 
+from tests.benchmarks.load import Target, _answers, run_load
 from tests.benchmarks.work import Sample, figures
+from tests.server import free_port
 
 # Two streams of two turns, a token a second; the second begins two seconds later.
 SPREAD = [
@@ -32,3 +37,16 @@ def test_the_steady_time_is_the_one_in_which_every_stream_speaks() -> None:
 def test_streams_that_never_speak_at_once_have_no_steady_time() -> None:
     with pytest.raises(ValueError, match="give the streams more turns"):
         figures(2, [Sample(0, 1, 2, 1, stream=0), Sample(5, 6, 7, 1, stream=1)], steady=True)
+
+
+def test_a_load_that_cannot_run_ends_at_once() -> None:
+    with pytest.raises(RuntimeError, match="the load failed"):
+        run_load(Target("yap", f"ws://127.0.0.1:{free_port()}/ws", "key"), 2, 1, 2)
+
+
+def test_a_process_that_is_gone_without_a_word_ends_the_load() -> None:
+    context = multiprocessing.get_context("spawn")
+    gone = context.Process(target=os._exit, args=(3,))
+    gone.start()
+    with pytest.raises(RuntimeError, match="exited with 3"):
+        _answers([gone], context.Queue())
