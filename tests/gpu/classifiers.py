@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from runtime.engines import EngineOptions, Sampling
 from runtime.engines.vllm import VllmEngine
-from runtime.tool import ToolClassifier
+from runtime.tool import Decision, ToolClassifier
 from tests.benchmarks.work import work
 from tests.client.statistics import percentile
 
@@ -49,7 +49,7 @@ async def chatter(engine: VllmEngine, number: int) -> None:
 
 
 async def decide(folder: Path, name: str) -> bool:
-    """Measure one classifier; whether it kept to its memory."""
+    """Measure one classifier; whether it kept to its memory and gave probabilities."""
     import torch
 
     torch.cuda.empty_cache()
@@ -57,20 +57,25 @@ async def decide(folder: Path, name: str) -> bool:
     classifier = ToolClassifier(folder, threshold=0.66, max_tokens=1536, device="cuda", gpu_fraction=TOOL_SHARE)
     await classifier.start()
     history = [work(number, 12).utterance for number in range(6)]
+    sound = True
     for streams, rounds in ((1, 100), (64, 8)):
-        waits: list[float] = []
+        decisions: list[Decision] = []
         for turn in range(rounds):
             questions = (classifier.decide(history, f"Look at this, {turn} {number}") for number in range(streams))
-            waits += [decision.seconds for decision in await asyncio.gather(*questions)]
-        waits.sort()
+            decisions += await asyncio.gather(*questions)
+        # Half precision may overflow, and what is not a number is no probability.
+        sound = sound and all(0 <= decision.probability <= 1 for decision in decisions)
+        waits = sorted(decision.seconds for decision in decisions)
         cells = "  ".join(f"p{p} {percentile(waits, p) * 1000:6.1f} ms" for p in (50, 99))
         print(f"{name:12} {streams:3} at once  {cells}  ({len(waits)} decisions)", flush=True)
     dtype = str(classifier._network._model.dtype)
     peak = torch.cuda.max_memory_reserved()
     share = peak / torch.cuda.get_device_properties(0).total_memory
-    print(f"{name:12} {dtype}, {peak / 2**20:.0f} MiB at most, {share:.2%} of the GPU (allowed {TOOL_SHARE:.0%})")
+    told = "probabilities" if sound else "NO PROBABILITIES"
+    used = f"{peak / 2**20:.0f} MiB at most, {share:.2%} of the GPU (allowed {TOOL_SHARE:.0%})"
+    print(f"{name:12} {dtype}, {told}, {used}")
     await classifier.shutdown()
-    return share <= TOOL_SHARE and dtype == "torch.float16"
+    return share <= TOOL_SHARE and dtype == "torch.float16" and sound
 
 
 async def measure(chat: Path, classifiers: dict[str, Path]) -> bool:
