@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -25,6 +26,8 @@ from tests.server import Server
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="function")]
 
 PERSONA = PERSONAS["anna_wholesome"][1]
+# Two servers are up at once in some tests; on a GPU there must be room for both.
+SHARE = {"CHAT_GPU_FRAC": "0.35", "TOOL_GPU_FRAC": "0.1"}
 STORY = "Tell me a very long story about a lighthouse, and do not stop."
 
 
@@ -36,7 +39,7 @@ def served_artifact(artifact_of: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def server(served_artifact: Path) -> Iterator[Server]:
-    with Server(served_artifact, WS_MAX_MESSAGES_PER_WINDOW="0", WS_MAX_CANCELS_PER_WINDOW="0") as running:
+    with Server(served_artifact, **SHARE, WS_MAX_MESSAGES_PER_WINDOW="0", WS_MAX_CANCELS_PER_WINDOW="0") as running:
         running.wait_ready()
         yield running
         assert running.stop() == 0, running.log_tail()
@@ -250,7 +253,7 @@ async def test_the_commands_do_what_they_say(server: Server, command: str) -> No
 
 
 async def test_a_classifier_alone_decides_and_says_nothing(served_artifact: Path) -> None:
-    with Server(served_artifact, DEPLOY_MODE="tool") as alone:
+    with Server(served_artifact, **SHARE, DEPLOY_MODE="tool") as alone:
         alone.wait_ready()
         async with connect(options(alone)) as client:
             looked = await client.start(session_id="s", user_utterance="Can you look at my screen?", gender="woman")
@@ -265,17 +268,20 @@ async def test_a_classifier_alone_decides_and_says_nothing(served_artifact: Path
 
 def engine_process(server: Server) -> int:
     """The id of vLLM's engine process under a server."""
-    listing = subprocess.run(
-        ["ps", "--ppid", str(server.process.pid), "-o", "pid=,args="], check=True, capture_output=True, text=True
-    ).stdout
-    (found,) = [int(line.split()[0]) for line in listing.splitlines() if "EngineCore" in line]
-    return found
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == server.process.pid and b"EngineCore" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    (engine,) = found
+    return engine
 
 
 async def test_a_chat_model_alone_speaks_at_once_and_its_engine_s_death_is_told_and_ends_the_server(
     served_artifact: Path,
 ) -> None:
-    with Server(served_artifact, DEPLOY_MODE="chat") as alone:
+    with Server(served_artifact, **SHARE, DEPLOY_MODE="chat") as alone:
         alone.wait_ready()
         async with connect(options(alone)) as client:
             turn = await client.start(session_id="s", user_utterance="Can you look at my screen?")
