@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.report import show_artifact
-from runtime import artifact
+from runtime import artifact, hashes
 
 
 def inspect(folder: Path, console: Console, *, as_json: bool, verify: bool) -> None:
@@ -22,6 +22,6 @@ def inspect(folder: Path, console: Console, *, as_json: bool, verify: bool) -> N
     else:
         show_artifact(metadata, console)
     if verify:
-        artifact.verify_files(folder, metadata)
+        hashes.verify_files(folder, metadata)
         if not as_json:
             console.print(f"\nAll {len(metadata.files)} files match their hashes.", highlight=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.problem import Problem
 from pipeline.stages import StageError, flush, flush_tree, locked
-from runtime import artifact
+from runtime import artifact, hashes
 from runtime.artifact import ArtifactError, BuildMetadata
 from runtime.engines.trt_folders import is_checkpoint
 
@@ -41,7 +41,7 @@ def put(folder: Path, out: Path, metadata: BuildMetadata, cache: Path) -> Path:
             if same(out, metadata):
                 return out
             shutil.copytree(folder, partial)
-            artifact.verify_files(partial, metadata)
+            hashes.verify_files(partial, metadata)
             metadata.write(partial)
             flush_tree(partial)
             swap(partial, out, old)
@@ -106,7 +106,7 @@ def same(out: Path, metadata: BuildMetadata) -> bool:
     """Whether the very same artifact, proven as much, is there already."""
     try:
         there = artifact.read(out)
-        artifact.verify_files(out, there)
+        hashes.verify_files(out, there)
     except ArtifactError:
         return False
     ignored = {"created_at"}

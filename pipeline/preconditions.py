@@ -17,7 +17,7 @@ from pipeline.plan import BuildPlan
 from pipeline.problem import Problem
 from pipeline.report import proof
 from pipeline.sign import key_problem
-from runtime import artifact, hub, signature
+from runtime import artifact, hashes, hub, signature
 from runtime.artifact import ArtifactError, BuildMetadata
 from runtime.hub import TokenError
 
@@ -114,7 +114,7 @@ def examine_artifact(folder: Path, *, signing: bool) -> tuple[BuildMetadata | No
         metadata = artifact.read(folder)
         if not (proven := proof(metadata)).startswith("yes"):
             return metadata, [Problem("ARTIFACT", "an artifact that passed its gates", proven, again)]
-        artifact.verify_files(folder, metadata)
+        hashes.verify_files(folder, metadata)
         if not signing and (folder / signature.SIGNATURE_NAME).exists():
             signature.check_subject(folder, metadata)
     except ArtifactError as error:

@@ -20,7 +20,7 @@ from pipeline.progress import Progress
 from pipeline.shelf import Change, Shelf, change, look, mismatch
 from pipeline.sign import sign
 from pipeline.stages import StageError
-from runtime import artifact, hub, signature
+from runtime import artifact, hashes, hub, signature
 from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def push(folder: Path, destination: Destination, sign_key: Path | None, progress
             metadata = sign(folder, sign_key)
         else:
             metadata = artifact.read(folder)
-            artifact.verify_files(folder, metadata)
+            hashes.verify_files(folder, metadata)
     except ArtifactError as error:
         raise StageError("push", str(error), "", f"then run `{again}`") from error
     remedy = f"the artifact stays at {folder}; go on with `{again}`"

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from pipeline.settings import Settings
-from runtime import settings as runtime_settings
+from runtime import settings_table
 from runtime.artifact import BuildMetadata
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -59,7 +59,7 @@ def pages() -> dict[str, str]:
     }
     schema["required"].append("seal")
     return {
-        "environment.md": ENVIRONMENT.format(pipeline=pipeline_table(), runtime=runtime_settings.markdown()),
+        "environment.md": ENVIRONMENT.format(pipeline=pipeline_table(), runtime=settings_table.markdown()),
         "build_metadata.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
     }
 

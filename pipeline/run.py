@@ -29,7 +29,7 @@ from pipeline.stages import StageError, sweep
 from pipeline.validate import validate
 from pipeline.wholeness import TOKENIZER_FILES
 from pipeline.workshop import Model, Workshop, code_of
-from runtime import artifact
+from runtime import artifact, hashes
 from runtime.artifact import BuildMetadata, Calibration, ChatModel, Quantization, ToolModel, Validation
 from runtime.labels import ENGINES_FOLDER
 
@@ -149,11 +149,11 @@ class Run:
 
         done = self.workshop.stage("build", inputs, work)
         self.progress.step("hashing the artifact")
-        files = artifact.hash_folder(done.output)
+        files = hashes.hash_folder(done.output)
         if any(done.hashes[entry.path] != entry.sha256 for entry in files):
             self.progress.step("build: its files changed on the disk; doing it again")
             done = self.workshop.stage("build", inputs, work, again=True)
-            files = artifact.hash_folder(done.output)
+            files = hashes.hash_folder(done.output)
         if chat:
             chat = chat.model_copy(update=dict(done.result))
         metadata = BuildMetadata(
@@ -165,7 +165,7 @@ class Run:
             platform=describe.platform(self.hardware),
             stages=self._records(),
             files=files,
-            digest=artifact.digest_of(files),
+            digest=hashes.digest_of(files),
         )
         return done.output, metadata
 

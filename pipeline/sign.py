@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.problem import Problem
-from runtime import artifact, signature
+from runtime import artifact, hashes, signature
 from runtime.artifact import BuildMetadata
 
 CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
@@ -47,9 +47,9 @@ def sign(folder: Path, key: Path) -> BuildMetadata:
     from model_signing import hashing, signing
 
     metadata = artifact.read(folder)
-    artifact.verify_files(folder, metadata)
+    hashes.verify_files(folder, metadata)
     # Those that may come later are named too, so that the library's own check passes when they are there.
-    ignored = artifact.UNLISTED_NAMES - {artifact.METADATA_NAME}
+    ignored = hashes.UNLISTED_NAMES - {artifact.METADATA_NAME}
     left_out = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if left_behind(path)}
     config = hashing.Config().set_ignored_paths(paths=sorted(ignored | left_out))
     config.set_allow_symlinks(True)
@@ -64,5 +64,5 @@ def sign(folder: Path, key: Path) -> BuildMetadata:
 
 
 def left_behind(path: Path) -> bool:
-    """Whether a path is left out of the digest by its name, as `artifact.listed_files` does it."""
+    """Whether a path is left out of the digest by its name, as `hashes.listed_files` does it."""
     return path.name.startswith(".") or path.name.endswith(".partial")

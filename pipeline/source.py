@@ -18,8 +18,8 @@ from typing import Any, Literal
 from pipeline.problem import Problem
 from pipeline.progress import Progress
 from pipeline.wholeness import Role, damaged_weights, has_template, json_object, missing
-from runtime.artifact import sha256_of
 from runtime.engines.trt_folders import is_checkpoint
+from runtime.hashes import sha256_of
 
 Kind = Literal["embedded", "folder", "hub"]
 

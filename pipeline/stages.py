@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.progress import Progress
-from runtime.artifact import StageRecord, sha256_of
+from runtime.artifact import StageRecord
+from runtime.hashes import sha256_of
 
 RECORD_NAME = "record.json"
 

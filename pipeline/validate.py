@@ -22,7 +22,7 @@ from pipeline.scores import Scores
 from pipeline.source import EMBEDDED
 from pipeline.stages import StageError
 from pipeline.tool_accuracy import tool_accuracy
-from runtime import artifact, engines
+from runtime import engines, hashes
 from runtime.artifact import BuildMetadata, Validation
 from runtime.engines import Engine, EngineDeadError, EngineOptions
 
@@ -90,7 +90,7 @@ def validate(
         StageError: the engine did not start, or died; or the reference is not one for this model.
     """
     progress.step("verifying the files")
-    artifact.verify_files(folder, metadata)
+    hashes.verify_files(folder, metadata)
     figures = Figures(files=len(metadata.files))
     if metadata.chat is not None:
         kept = Scores.read(reference) if reference is not None else None

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import hub
-from runtime.artifact import ArtifactError, FileEntry, sha256_of
+from runtime.artifact import ArtifactError, FileEntry
+from runtime.hashes import sha256_of
 
 HTTP_RANGE_NOT_SATISFIABLE = 416
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from runtime import settings as environment
+from runtime import settings_table
 from runtime.settings import Settings, SettingsError
 
 EX_USAGE = 64
@@ -54,9 +55,9 @@ def settings(
     if check:
         load()
     elif markdown:
-        print(environment.markdown(), end="")
+        print(settings_table.markdown(), end="")
     else:
-        environment.show()
+        settings_table.show()
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from runtime.artifact import ArtifactError
@@ -291,36 +290,3 @@ def _problem(error: Any) -> str:  # noqa: ANN401 - pydantic's own record
     name = str(error["loc"][0]).upper() if error["loc"] else "environment"
     found = "" if "key" in name.lower() else f", found {error['input']!r}"
     return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}{found}"
-
-
-def markdown() -> str:
-    """The table of `docs/environment.md`."""
-    rows = ["| variable | default | unit | meaning |", "|---|---|---|---|"]
-    for name, info in Settings.model_fields.items():
-        rows.append(f"| `{name.upper()}` | {_default(info)} | {_unit(info)} | {info.description} |")
-    return "\n".join(rows) + "\n"
-
-
-def _default(info: FieldInfo) -> str:
-    value = info.default
-    if value is None or value == ():
-        return ""
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
-
-
-def _unit(info: FieldInfo) -> str:
-    extra = info.json_schema_extra
-    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
-
-
-def show() -> None:
-    """Print the variables as a table for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("variable", "default", "unit", "meaning")
-    for name, info in Settings.model_fields.items():
-        table.add_row(name.upper(), _default(info).strip("`"), _unit(info), info.description)
-    Console().print(table)

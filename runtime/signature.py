@@ -16,7 +16,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata, sha256_of
+from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata
+from runtime.hashes import sha256_of
 
 SIGNATURE_NAME = "model.sig"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"

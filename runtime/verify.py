@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime import artifact, signature
+from runtime import artifact, hashes, signature
 from runtime.artifact import ArtifactError, BuildMetadata
 from runtime.machine import Machine
 
@@ -39,7 +39,7 @@ def check(
         ArtifactError: the first check that failed.
     """
     metadata = artifact.read(folder)
-    artifact.verify_files(folder, metadata)
+    hashes.verify_files(folder, metadata)
     if public_key is not None:
         signature.verify(folder, metadata, public_key)
     check_validation(metadata)

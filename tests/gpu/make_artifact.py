@@ -20,7 +20,7 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline.build.vllm import COMPILE_CACHE, compile_ahead
-from runtime import artifact, machine
+from runtime import hashes, machine
 from runtime.artifact import (
     BuildMetadata,
     ChatModel,
@@ -53,8 +53,8 @@ def main() -> None:
         tool = ToolModel(source=source, max_tokens=arguments.tool_tokens)
     here = machine.describe()
     gpu = here.gpus[0]
-    files = tuple(artifact.hash_folder(folder))
-    digest = artifact.digest_of(files)
+    files = tuple(hashes.hash_folder(folder))
+    digest = hashes.digest_of(files)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     BuildMetadata(
         lane="vllm",

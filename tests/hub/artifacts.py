@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from runtime import artifact
+from runtime import artifact, hashes
 from runtime.artifact import (
     BuildMetadata,
     Calibration,
@@ -115,8 +115,8 @@ def _tool(license: str | None) -> ToolModel:
 def _seal(
     folder: Path, lane: str, engine: str, chat: ChatModel, machine: Machine, passed: bool | None, tool: ToolModel | None
 ) -> Path:
-    files = artifact.hash_folder(folder)
-    digest = artifact.digest_of(files)
+    files = hashes.hash_folder(folder)
+    digest = hashes.digest_of(files)
     gates = (
         Gate(name="known_prompts", value=1.0, relation=">=", threshold=0.5),
         Gate(name="perplexity_ratio", value=1.011 if passed else 1.4, relation="<=", threshold=1.05),
@@ -155,5 +155,5 @@ def _seal(
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every listed file of an artifact, and its metadata."""
-    paths = [*artifact.listed_files(folder), artifact.METADATA_NAME]
+    paths = [*hashes.listed_files(folder), artifact.METADATA_NAME]
     return {path: (folder / path).read_bytes() for path in paths}

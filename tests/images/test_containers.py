@@ -15,6 +15,7 @@ import pytest
 from docker.models.containers import Container
 
 from runtime import artifact as artifacts
+from runtime import hashes
 from tests.client import Options, Token, Turn, connect
 from tests.hub import Hub, Repository
 from tests.hub.artifacts import contents
@@ -118,7 +119,7 @@ def test_the_pipeline_plans_in_its_lane_without_being_told(engine: docker.Docker
 
 def test_an_artifact_made_by_a_killed_and_resumed_container_is_whole(artifact: Path) -> None:
     metadata = artifacts.read(artifact)
-    artifacts.verify_files(artifact, metadata)
+    hashes.verify_files(artifact, metadata)
     assert metadata.validation is not None
     assert metadata.validation.passed
 

@@ -22,7 +22,7 @@ from pipeline.embedded.tool import (
 )
 from pipeline.embedded.utterances import Utterance, training_utterances
 from pipeline.progress import PlainProgress
-from runtime.artifact import hash_folder
+from runtime.hashes import hash_folder
 from runtime.tool import ToolClassifier
 from tests.messages.tool import CASES
 

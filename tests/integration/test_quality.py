@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.gates import failures
-from runtime import artifact
+from runtime import artifact, hashes
 from runtime.artifact import ArtifactError
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
@@ -22,7 +22,7 @@ LARGEST = {"int8": 180e6, "awq": 135e6}
 def test_a_method_passes_its_gates_and_records_them(method: str, artifact_of: Callable[[str], Path]) -> None:
     folder = artifact_of(method)
     metadata = artifact.read(folder)
-    artifact.verify_files(folder, metadata)
+    hashes.verify_files(folder, metadata)
     validation, chat = metadata.validation, metadata.chat
     assert validation is not None
     assert chat is not None
@@ -52,12 +52,12 @@ def test_a_quantized_weight_that_was_changed_is_refused(artifact_of: Callable[[s
         file.write(bytes([before[0] ^ 1]))
     try:
         with pytest.raises(ArtifactError, match=r"model\.safetensors: expected SHA-256"):
-            artifact.verify_files(folder, artifact.read(folder))
+            hashes.verify_files(folder, artifact.read(folder))
     finally:
         with weights.open("r+b") as file:
             file.seek(middle)
             file.write(before)
-    artifact.verify_files(folder, artifact.read(folder))
+    hashes.verify_files(folder, artifact.read(folder))
 
 
 def test_stricter_bounds_fail_the_measured_figures_by_a_told_amount(artifact_of: Callable[[str], Path]) -> None:

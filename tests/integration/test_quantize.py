@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from pipeline.quantize import QuantizeJob
 from pipeline.quantize.vllm import quantize
-from runtime.artifact import hash_folder
+from runtime.hashes import hash_folder
 from tests import tiny
 
 pytestmark = pytest.mark.engine

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from runtime import artifact
+from runtime import artifact, hashes
 from tests.unit import pipeline_standins as standins
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def test_run_goes_through_every_stage_and_puts_a_proven_artifact_in_its_place(sh
     code, out, err = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
     assert (code, shell.calls()) == (0, list(standins.PARTS))
     metadata = artifact.read(tmp_path / "a")
-    artifact.verify_files(tmp_path / "a", metadata)
+    hashes.verify_files(tmp_path / "a", metadata)
     assert metadata.validation is not None
     assert metadata.validation.passed
     assert metadata.validation.digest == metadata.digest
@@ -126,7 +126,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_digest(shell: Shell, tmp_path
     assert code == 0, err
     assert shell.calls() == list(standins.PARTS[standins.PARTS.index(part) :])
     assert artifact.read(out).digest == artifact.read(tmp_path / "whole").digest
-    artifact.verify_files(out, artifact.read(out))
+    hashes.verify_files(out, artifact.read(out))
     assert not list((tmp_path / "cache").glob("*/*.partial-*"))
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -341,7 +341,7 @@ def test_an_artifact_that_is_replaced_is_replaced_whole(shell: Shell, tmp_path: 
     first = artifact.read(out).digest
     shell.run("run", "--cpu", "awq", "embedded", "--out", str(out))
     assert artifact.read(out).digest != first
-    artifact.verify_files(out, artifact.read(out))
+    hashes.verify_files(out, artifact.read(out))
     assert not (out / "tool").exists()
 
 
@@ -352,7 +352,7 @@ def test_an_artifact_that_was_damaged_is_put_right(shell: Shell, tmp_path: Path)
     shell.calls()
     code, _, _ = shell.run("run", *REQUEST, "--out", str(out))
     assert (code, shell.calls()) == (0, ["swap"])
-    artifact.verify_files(out, artifact.read(out))
+    hashes.verify_files(out, artifact.read(out))
 
 
 @pytest.mark.parametrize("rot", [False, True], ids=["written", "bit rot"])

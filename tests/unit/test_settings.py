@@ -11,7 +11,8 @@ from runtime import settings as module
 from runtime.cli import app
 from runtime.engines import Sampling
 from runtime.protocol import DEFAULT_BOUNDS
-from runtime.settings import Settings, SettingsError, load, markdown
+from runtime.settings import Settings, SettingsError, load
+from runtime.settings_table import markdown
 
 ENVIRONMENT_PAGE = Path(__file__).resolve().parents[2] / "docs" / "environment.md"
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.sign import key_problem, sign
-from runtime import artifact, signature, verify
+from runtime import artifact, hashes, signature, verify
 from runtime.artifact import ArtifactError
 from tests.hub.artifacts import CPU, cpu_artifact
 from tests.hub.client import key_pair
@@ -82,8 +82,8 @@ def test_files_that_were_exchanged_with_their_hashes_are_refused(
     folder = copy(signed, tmp_path)
     (folder / "model.safetensors").write_bytes(b"other weights")
     (folder / "extra.json").write_text("{}")
-    files = artifact.hash_folder(folder)
-    digest, before = artifact.digest_of(files), artifact.read(folder)
+    files = hashes.hash_folder(folder)
+    digest, before = hashes.digest_of(files), artifact.read(folder)
     assert before.validation
     proof = before.validation.model_copy(update={"digest": digest})
     before.model_copy(update={"files": files, "digest": digest, "validation": proof}).write(folder)

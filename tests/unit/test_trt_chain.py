@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli, revalidate
+from pipeline import advice, revalidate
 from pipeline.plan import Request
 from pipeline.prepare import Prepared, prepare
 from pipeline.run import GateError, Run
 from pipeline.stages import StageError
-from runtime import artifact, machine, verify
+from runtime import artifact, hashes, machine, verify
 from runtime.artifact import ArtifactError, BuildMetadata
 from runtime.cuda import Failure
 from runtime.engines.trt_folders import EngineFolder
@@ -102,7 +102,7 @@ def proven(workplace: Path) -> Path:
 
 def test_the_artifact_holds_a_compiled_engine_and_all_that_the_runtime_needs(proven: Path) -> None:
     metadata = artifact.read(proven)
-    artifact.verify_files(proven, metadata)
+    hashes.verify_files(proven, metadata)
     assert metadata.lane == metadata.engine == "trt"
     assert metadata.chat is not None
     assert metadata.chat.engine_path == f"trt-llm/engines/{LABEL}"
@@ -146,7 +146,7 @@ def test_an_artifact_is_proven_again_where_it_lies(workplace: Path, proven: Path
     assert again.digest == before.digest
     assert {gate.name: gate.threshold for gate in again.validation.gates}["top1_agreement"] == 1.0
     assert again.platform.packages["tensorrt-llm"] == "1.2.1"
-    artifact.verify_files(place, artifact.read(place))
+    hashes.verify_files(place, artifact.read(place))
 
 
 def test_the_float_model_computes_in_the_type_of_the_engine(workplace: Path, proven: Path) -> None:
@@ -272,7 +272,7 @@ def test_an_engine_that_chooses_otherwise_than_the_float_model_fails_its_gate(
     work = prepared(workplace, TRT_MAX_BATCH_SIZE="15", TRT_CALIB_SIZE="6")
     with pytest.raises(GateError, match=r"top1_agreement is 0\.[3-7]"):
         Run(work, Silent()).proven()
-    cli.advise(work, classifier=False)
+    advice.advise(work, classifier=False)
     assert "try `--fallback fp8`, more samples (TRT_CALIB_SIZE; there were 6), or set" in capsys.readouterr().err
 
 

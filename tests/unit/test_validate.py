@@ -15,19 +15,9 @@ from pipeline.gates import Thresholds, failures
 from pipeline.stages import StageError
 from pipeline.validate import validate
 from runtime import engines
-from runtime.artifact import (
-    ArtifactError,
-    BuildMetadata,
-    ChatModel,
-    Limits,
-    Platform,
-    Quantization,
-    Source,
-    ToolModel,
-    digest_of,
-    hash_folder,
-)
+from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits, Platform, Quantization, Source, ToolModel
 from runtime.engines import Delta, EngineDeadError, Sampling, TokenScore
+from runtime.hashes import digest_of, hash_folder
 from tests import tiny
 
 BOUNDS = Thresholds(perplexity_ratio=1.05, top1_agreement=0.9, known_prompts=0.5)

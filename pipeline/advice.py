@@ -1,0 +1,40 @@
+"""What a person is told after a gate has failed."""
+
+from __future__ import annotations
+
+import typer
+
+from pipeline.plan import CalibrationPlan
+from pipeline.prepare import Prepared
+
+
+def explain(method: str, shortfalls: list[str]) -> None:
+    """Say which gates failed, and by how much."""
+    for line in shortfalls:
+        typer.echo(f"gate failed: {method}: {line}", err=True)
+
+
+def advise(prepared: Prepared, *, classifier: bool) -> None:
+    """Say what to do after a failed gate."""
+    chat = prepared.plan.chat
+    if classifier:
+        ways = "name another TOOL_MODEL, or set --min-tool-accuracy"
+    elif chat is None or chat.prequantized:
+        ways = "choose another model, or set the bound"
+    else:
+        ways = ", ".join([*other_methods(prepared, chat.method), *more_samples(prepared, chat.calibration)])
+        ways = f"try {ways}, or set the bound" if ways else "choose another model, or set the bound"
+    typer.echo(f"next: {ways}; see `yap-pipeline run --help`", err=True)
+
+
+def other_methods(prepared: Prepared, method: str) -> list[str]:
+    """What to ask for instead of a method that failed: the first that can run here, and quantizes too."""
+    lane, sm = prepared.plan.lane, prepared.plan.sm
+    runs = [name for name in lane.methods if not lane.refusal(name, sm, allow_emulated=False)]
+    return [f"`--fallback {name}`" for name in runs if name not in {method, "none"}][:1]
+
+
+def more_samples(prepared: Prepared, calibration: CalibrationPlan | None) -> list[str]:
+    """Where a method looks at text: the variable that says at how much."""
+    name = "TRT_CALIB_SIZE" if prepared.plan.lane.name == "trt" else "AWQ_NSAMPLES"
+    return [f"more samples ({name}; there were {calibration.samples})"] if calibration else []
