@@ -16,13 +16,11 @@ import structlog
 
 from runtime import eager, frames, protocol
 from runtime.deployment import Chat, Deployment
-from runtime.engines import EngineDeadError
 from runtime.frames import RequestId
 from runtime.outbox import Outbox
-from runtime.patience import within
-from runtime.prompt import Message
 from runtime.session import Session, SessionStore
 from runtime.turn import Request, Stop, Turn
+from runtime.warming import Prefix, Warming
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +50,7 @@ class Dialogue:
         self._jobs: deque[Job] = deque()
         self._current: Job | None = None
         self._worker: asyncio.Future[None] | None = None
-        self._warming: set[asyncio.Task[None]] = set()
+        self._warming = Warming(outbox, deployment)
 
     @property
     def busy(self) -> bool:
@@ -104,7 +102,7 @@ class Dialogue:
         if self._session is not None:
             self._sessions.release(self._session, self)
         self.stop(why)
-        tasks = [task for task in (self._worker, *self._warming) if task is not None]
+        tasks = [task for task in (self._worker, *self._warming.tasks) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -287,54 +285,17 @@ class Dialogue:
         )
 
     async def _warm_persona(self, warm: protocol.WarmPersona) -> None:
-        await self._warm("persona_static", warm.request_id, warm.persona, "", None)
+        await self._warm(Prefix("persona_static", warm.request_id, warm.persona))
 
     async def _warm_history(self, warm: protocol.WarmHistory) -> None:
         session = self._active(warm.session_id)
         persona = warm.persona if warm.persona is not None else session.persona if session is not None else ""
-        await self._warm("history", warm.request_id, persona, warm.runtime_text, warm.history)
+        await self._warm(Prefix("history", warm.request_id, persona, warm.runtime_text, warm.history))
 
-    async def _warm(
-        self,
-        segment: str,
-        request_id: RequestId | None,
-        persona: str,
-        runtime_text: str,
-        history: tuple[Message, ...] | None,
-    ) -> None:
+    async def _warm(self, prefix: Prefix) -> None:
         chat = self._deployment.chat
-        if chat is None or await self._too_long(chat, persona, runtime_text, request_id):
-            return
-        prefill = self._prefill(chat, segment, request_id, persona, runtime_text, history)
-        task = asyncio.get_running_loop().create_task(prefill)
-        self._warming.add(task)
-        task.add_done_callback(self._warming.discard)
-
-    async def _prefill(
-        self,
-        chat: Chat,
-        segment: str,
-        request_id: RequestId | None,
-        persona: str,
-        runtime_text: str,
-        history: tuple[Message, ...] | None,
-    ) -> None:
-        try:
-            tokens = await chat.render_prefix(persona, runtime_text, history)
-            await within(self._deployment.generation_timeout, chat.engine.warm(tokens))
-        except asyncio.TimeoutError:
-            self._error("generation_timeout", "The prefix was not prefilled in time.", request_id)
-            return
-        except Exception as error:
-            if isinstance(error, EngineDeadError):
-                self._deployment.died(error)
-            log.exception("warm_failed", error=type(error).__name__)
-            self._error("generation_failed", "The prefix could not be prefilled.", request_id)
-            return
-        self._deployment.warmed()
-        texts = (persona, runtime_text, *(message.content for message in history or ()))
-        size = sum(len(text.encode()) for text in texts)
-        self._outbox.put(frames.Warmed(segment=segment, tokens=len(tokens), bytes=size, request_id=request_id))
+        if chat is not None and not await self._too_long(chat, prefix.persona, prefix.runtime_text, prefix.request_id):
+            self._warming.begin(chat, prefix)
 
     # Shared
 

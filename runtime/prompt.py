@@ -87,8 +87,7 @@ class PromptRenderer:
             raise ValueError(f"{folder}: expected a chat template, found none; serve an instruction-tuned model")
         self._budgets = budgets
         self._template = ChatTemplate(tokenizer)
-        self._tokens = TextTokens(tokenizer)
-        self._tokens.chunk(self._chunk_samples())
+        self._tokens = TextTokens(tokenizer, self._chunk_samples())
         self._least: Callable[[str], int] = lru_cache(CACHED_SYSTEMS)(self._measure_least)
         self._overhead = self._message_overhead()
 

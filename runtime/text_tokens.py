@@ -41,9 +41,11 @@ class TextTokens:
 
     Args:
         tokenizer: a fast tokenizer of the transformers library. It no longer truncates nor pads from here on.
+        samples: prompts. Where chunks do not give the tokens of the whole for each of them, none is chunked: they do
+            not where control tokens swallow space on their left.
     """
 
-    def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401 - transformers is untyped to us
+    def __init__(self, tokenizer: Any, samples: Sequence[str]) -> None:  # noqa: ANN401 - transformers is untyped to us
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -51,13 +53,6 @@ class TextTokens:
         self._longest_token = max(len(token) for token in tokenizer.get_vocab())
         self._patience = _Patience()
         self._encode_cached: Callable[[str], array[int]] = lru_cache(CACHED_CHUNKS)(self.encode_anew)
-        self.chunked = True
-
-    def chunk(self, samples: Sequence[str]) -> None:
-        """Tokenize prompts in chunks only if that gives the tokens of the whole for every sample.
-
-        It does not where control tokens swallow space on their left.
-        """
         self.chunked = all(
             [token for chunk in self._chunks(text) for token in self.encode_anew(chunk)] == list(self.encode_anew(text))
             for text in samples

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from runtime.engines import Sampling
 from runtime.engines.vllm_arguments import parameters
 from runtime.engines.vllm_text import CONTEXT_TOKENS, forget_prompt
-from tests.unit.chat_templates import _trained
+from tests.unit.chat_templates import trained
 
 pytestmark = pytest.mark.engine
 
@@ -28,7 +28,7 @@ def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def copy(*, metaspace: bool) -> Tokenizer:
-    described = json.loads(_trained(metaspace).to_str())
+    described = json.loads(trained(metaspace).to_str())
     described["added_tokens"] = []  # a byte is an ordinary token, which has a text
     return Tokenizer.from_str(json.dumps(described))
 

@@ -58,7 +58,7 @@ ROLES = {
 
 
 @cache
-def _trained(metaspace: bool) -> Tokenizer:
+def trained(metaspace: bool) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(byte_fallback=metaspace, unk_token="<unk>" if metaspace else None))
     if metaspace:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
@@ -76,7 +76,7 @@ def _trained(metaspace: bool) -> Tokenizer:
 
 def write(name: str, folder: Path, *, swallow_left: bool = False) -> Path:
     """Write a tokenizer folder with the template `name`; control tokens are those that the template uses."""
-    tokenizer = Tokenizer.from_str(_trained(name in ("instruct", "pieces")).to_str())
+    tokenizer = Tokenizer.from_str(trained(name in ("instruct", "pieces")).to_str())
     used = [token for token in CONTROL_TOKENS if token in TEMPLATES[name] or token in ("<s>", "</s>")]
     tokenizer.add_special_tokens([AddedToken(token, lstrip=swallow_left, normalized=False) for token in used])
     roles = ROLES.get(name, {"bos_token": "<s>", "eos_token": "</s>"})
