@@ -17,8 +17,8 @@ CHARACTER_TOKENS = 4
 def forget_prompt(state: RequestState | None, prompt: Sequence[int]) -> None:
     """Let a reply's text begin after the prompt's last tokens; to be called before the first token of the reply.
 
-    At the first token vLLM's detokenizer makes text of the whole prompt, on the event loop: 0.08 ms for 500 tokens and
-    0.8 ms for 5,000 (two cores of an AMD EPYC), of which nothing is used but how the text ends. Tokenizers look back
+    At the first token vLLM's detokenizer makes text of the whole prompt, on the event loop (`python -m tests.benchmarks
+    starts` tells how long that takes), of which nothing is used but how the text ends. Tokenizers look back
     no further than the character before, to tell whether a word begins with a space. The context must begin with a
     whole character, or what is broken in it would come out as part of the reply. Where no end of the prompt is text,
     the whole of it is read after all.

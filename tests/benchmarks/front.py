@@ -21,6 +21,24 @@ TEXT = (
 )
 
 
+def engine_request(request_id: str, prompt: list[int], params: Any) -> Any:
+    """A request as vLLM hands it to its engine and to its detokenizer."""
+    from vllm.v1.engine import EngineCoreRequest
+
+    return EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        mm_features=None,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+        external_req_id=request_id,
+    )
+
+
 class TableLLM:
     """As much of `AsyncLLM` as `VllmEngine` uses, on a table of tokens: every stream gets one in each step.
 
@@ -46,21 +64,9 @@ class TableLLM:
 
     async def add_request(self, request_id: str, prompt: dict[str, Any], params: Any) -> Any:
         """Begin a reply."""
-        from vllm.v1.engine import EngineCoreRequest
         from vllm.v1.engine.output_processor import RequestOutputCollector
 
-        request = EngineCoreRequest(
-            request_id=request_id,
-            prompt_token_ids=prompt["prompt_token_ids"],
-            mm_features=None,
-            sampling_params=params,
-            pooling_params=None,
-            arrival_time=time.time(),
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-            external_req_id=request_id,
-        )
+        request = engine_request(request_id, prompt["prompt_token_ids"], params)
         collector = RequestOutputCollector(params.output_kind, request_id)
         self.output_processor.add_request(request, None, None, 0, collector)
         self._said[request_id] = 0

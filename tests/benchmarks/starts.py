@@ -6,9 +6,12 @@ at the first token.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
+from tests.benchmarks.front import TEXT, engine_request
 from tests.benchmarks.gateway import cpu_seconds, instant
 from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.work import figures
@@ -22,6 +25,37 @@ def starts_section(folder: Path) -> None:
     print(f"\nstarts: turns of one token, a persona of {WORDS} words kept from turn to turn ({folder})")
     for name, variables in (("table", {}), ("vllm", {"INSTANT_ENGINE": "vllm"})):
         _measure(name, folder, variables)
+    _first_tokens(folder)
+
+
+def _first_tokens(folder: Path, rounds: int = 200) -> None:
+    """What vLLM's detokenizer takes for a reply's first token, with the prompt and without."""
+    from transformers import AutoTokenizer
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+
+    from runtime.engines import Sampling
+    from runtime.engines.vllm_arguments import parameters
+    from runtime.engines.vllm_text import forget_prompt
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ids = tokenizer(TEXT * 250)["input_ids"]
+    for size in (500, 5000):
+        took = {}
+        for forgotten in (False, True):
+            request = engine_request("1", ids[:size], parameters(Sampling()))
+            states = [
+                SimpleNamespace(detokenizer=FastIncrementalDetokenizer(tokenizer, request)) for _ in range(rounds)
+            ]
+            began = time.process_time()
+            for state in states:
+                if forgotten:
+                    forget_prompt(state, ids[:size])
+                state.detokenizer.update([ids[0]], False)
+            took[forgotten] = (time.process_time() - began) / rounds * 1e6
+        print(
+            f"starts: text of the first token after {len(ids[:size])} tokens of prompt: "
+            f"{took[False]:.0f} µs with all of them, {took[True]:.0f} µs with the last ones"
+        )
 
 
 def _measure(name: str, folder: Path, variables: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from runtime.engines import Sampling
 from runtime.engines.vllm_arguments import parameters
 from runtime.engines.vllm_text import CONTEXT_TOKENS, forget_prompt
+from tests.benchmarks.front import engine_request
 from tests.unit.chat_templates import trained
 
 pytestmark = pytest.mark.engine
@@ -50,20 +51,9 @@ TOKENIZERS = {
 
 def state(tokenizer: PreTrainedTokenizerFast, prompt: list[int]) -> Any:
     """As much of a request as has to do with its text."""
-    from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 
-    request = EngineCoreRequest(
-        request_id="1",
-        prompt_token_ids=prompt,
-        mm_features=None,
-        sampling_params=parameters(Sampling(max_tokens=500)),
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
+    request = engine_request("1", prompt, parameters(Sampling(max_tokens=500)))
     return SimpleNamespace(detokenizer=FastIncrementalDetokenizer(tokenizer, request))
 
 
