@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from runtime import settings as module
 from runtime.cli import app
 from runtime.engines import Sampling
 from runtime.protocol import DEFAULT_BOUNDS
 from runtime.settings import Settings, SettingsError, load
-from runtime.settings_table import markdown
+from runtime.settings_table import markdown, show
 
 ENVIRONMENT_PAGE = Path(__file__).resolve().parents[2] / "docs" / "environment.md"
 
@@ -116,7 +115,7 @@ def test_the_page_holds_the_table() -> None:
 
 
 def test_show_prints_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
-    module.show()
+    show()
     text = capsys.readouterr().out
     assert "TENSOR_PARALLEL_SIZE" in text
 
