@@ -3,4 +3,4 @@
 FROM runtime
 
 COPY --from=artifact / /artifact
-RUN ["python", "-c", "from pathlib import Path; from runtime import artifact, verify; folder = Path('/artifact'); metadata = artifact.read(folder); artifact.verify_files(folder, metadata); verify.check_validation(metadata)"]
+RUN ["yap-runtime", "check", "/artifact"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from runtime import settings as environment
-from runtime import settings_table
+from runtime import settings_table, verify
+from runtime.artifact import ArtifactError
 from runtime.settings import Settings, SettingsError
-
-EX_USAGE = 64
 
 app = typer.Typer(
     add_completion=False,
@@ -43,7 +44,26 @@ def load() -> Settings:
     except SettingsError as error:
         for problem in error.problems:
             print(f"yap-runtime: {problem}", file=sys.stderr)
-        raise typer.Exit(EX_USAGE) from None
+        raise typer.Exit(os.EX_USAGE) from None
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="The artifact.", show_default=False)],
+    public_key: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Refuse it unless this key's owner signed it.")
+    ] = None,
+) -> None:
+    """Tell whether an artifact is whole and proven, on any machine; exit 65 when it is not.
+
+    Whether this machine can serve it is what `serve` finds out.
+    """
+    try:
+        metadata = verify.check_proven(folder, public_key)
+    except ArtifactError as error:
+        print(f"yap-runtime: {error}", file=sys.stderr)
+        raise typer.Exit(os.EX_DATAERR) from None
+    print(f"{folder}: whole and proven, {len(metadata.files)} files, digest {metadata.digest[:12]}")
 
 
 @app.command()

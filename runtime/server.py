@@ -33,10 +33,6 @@ from runtime.engines import EngineDeadError, EngineOptionError
 from runtime.service import Phase, Service
 from runtime.settings import Settings, SettingsError
 
-EX_USAGE = 64
-EX_DATAERR = 65
-EX_UNAVAILABLE = 69
-EX_SOFTWARE = 70
 EX_TERMINATED = 128 + signal.SIGTERM
 
 # Seconds from the last turn's end to the process's. vLLM gives its own processes 5 to end before it kills them.
@@ -65,7 +61,7 @@ def run(settings: Settings) -> int:
         listener = bind(settings.host, settings.port)
     except OSError as error:
         return _refuse(
-            EX_UNAVAILABLE,
+            os.EX_UNAVAILABLE,
             f"PORT: expected a free port, found {settings.host}:{settings.port} ({error.strerror}); set HOST or PORT",
         )
     import uvloop
@@ -119,29 +115,29 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     try:
         await asyncio.wait((service.ended, serving), return_when=asyncio.FIRST_COMPLETED)
         status = _status(service)
-        if status in (EX_USAGE, EX_DATAERR):
+        if status in (os.EX_USAGE, os.EX_DATAERR):
             leave_now(status)  # nobody was served, and an import that is under way cannot be interrupted
     finally:
         server.should_exit = True
-    leave_within(DEAD_PATIENCE_S if status == EX_SOFTWARE else STOP_PATIENCE_S, status)
+    leave_within(DEAD_PATIENCE_S if status == os.EX_SOFTWARE else STOP_PATIENCE_S, status)
     await serving
     return status
 
 
 def _status(service: Service) -> int:
     if not service.ended.done():
-        return _refuse(EX_SOFTWARE, "the web server stopped by itself; see the log")
+        return _refuse(os.EX_SOFTWARE, "the web server stopped by itself; see the log")
     error = service.ended.exception()
     if error is None:
         return 0
     if isinstance(error, (SettingsError, EngineOptionError)):
-        return _refuse(EX_USAGE, str(error))
+        return _refuse(os.EX_USAGE, str(error))
     if isinstance(error, ArtifactError):
-        return _refuse(EX_DATAERR, str(error))
+        return _refuse(os.EX_DATAERR, str(error))
     if isinstance(error, EngineDeadError):
-        return _refuse(EX_SOFTWARE, f"the engine died: {error}; restart the server")
+        return _refuse(os.EX_SOFTWARE, f"the engine died: {error}; restart the server")
     log.error("loading_failed", exc_info=error)
-    return _refuse(EX_SOFTWARE, f"loading failed: {type(error).__name__}: {error}".splitlines()[0])
+    return _refuse(os.EX_SOFTWARE, f"loading failed: {type(error).__name__}: {error}".splitlines()[0])
 
 
 def _on_signal(service: Service) -> None:
@@ -162,9 +158,9 @@ def leave_within(seconds: float, status: int) -> None:
 
     def leave() -> None:
         if status == 0:
-            _refuse(EX_SOFTWARE, f"drained, and not stopped {seconds:g} s later; every thread's place follows")
+            _refuse(os.EX_SOFTWARE, f"drained, and not stopped {seconds:g} s later; every thread's place follows")
             faulthandler.dump_traceback()
-        leave_now(status or EX_SOFTWARE)
+        leave_now(status or os.EX_SOFTWARE)
 
     timer = threading.Timer(seconds, leave)
     timer.name, timer.daemon = "leave", True

@@ -38,14 +38,24 @@ def check(
     Raises:
         ArtifactError: the first check that failed.
     """
+    metadata = check_proven(folder, public_key)
+    check_machine(metadata, machine)
+    check_limits(metadata, batch_size)
+    check_memory(metadata, machine, gpu_fraction)
+    return metadata
+
+
+def check_proven(folder: Path, public_key: Path | None = None) -> BuildMetadata:
+    """Run the checks that ask nothing of this machine: the artifact is whole, signed if it must be, and proven.
+
+    Raises:
+        ArtifactError: the first check that failed.
+    """
     metadata = artifact.read(folder)
     hashes.verify_files(folder, metadata)
     if public_key is not None:
         signature.verify(folder, metadata, public_key)
     check_validation(metadata)
-    check_machine(metadata, machine)
-    check_limits(metadata, batch_size)
-    check_memory(metadata, machine, gpu_fraction)
     return metadata
 
 

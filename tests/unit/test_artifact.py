@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from runtime import artifact, hashes, verify
 from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata, FileEntry, Gate, Validation, encode, seal_of
+from runtime.cli import app
 from runtime.hashes import digest_of, hash_folder, sha256_of
 from runtime.machine import Gpu, Machine
 
@@ -384,6 +386,37 @@ def test_an_artifact_that_failed_a_gate_is_not_served(tmp_path: Path) -> None:
     metadata.model_copy(update={"validation": failed}).write(folder)
     with pytest.raises(ArtifactError, match=r"found perplexity_ratio = 1.5 \(must be <= 1.05\)"):
         verify.check(folder, CPU)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_is_proven_anywhere_is_told_without_the_machine_for_it(name: str) -> None:
+    checked = CliRunner().invoke(app, ["check", str(GOLDEN / name)])
+    assert checked.exit_code == 0, checked.output
+    assert f"whole and proven, {len(artifact.read(GOLDEN / name).files)} files" in checked.output
+
+
+def unproven(folder: Path) -> None:
+    artifact.read(folder).model_copy(update={"validation": None}).write(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json: expected"),
+        (unproven, "expected a validated artifact, found no validation"),
+        (lambda folder: (folder / METADATA_NAME).unlink(), "expected an artifact with build_metadata.json, found none"),
+    ],
+)
+def test_the_command_refuses_what_is_not_whole_and_proven_in_one_line(
+    tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    folder = copy("vllm-fp8", tmp_path / "a")
+    spoil(folder)
+    checked = CliRunner().invoke(app, ["check", str(folder)])
+    assert checked.exit_code == 65
+    assert checked.stdout == ""
+    assert len(checked.stderr.splitlines()) == 1
+    assert message in checked.stderr
 
 
 def test_files_that_changed_after_the_proof_are_not_served(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from pipeline.sign import key_problem, sign
 from runtime import artifact, hashes, signature, verify
 from runtime.artifact import ArtifactError
+from runtime.cli import app
 from tests.hub.artifacts import CPU, cpu_artifact
 from tests.hub.client import key_pair
 
@@ -55,6 +57,14 @@ def test_an_unsigned_artifact_is_refused_when_a_key_is_set(tmp_path: Path, keys:
     assert verify.check(folder, CPU).validation
     with pytest.raises(ArtifactError, match=r"expected a signed artifact, found no model\.sig; sign it with"):
         verify.check(folder, CPU, public_key=keys[1])
+
+
+def test_the_command_asks_for_the_signature_when_it_is_given_a_key(
+    signed: Path, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    for folder, status in ((signed, 0), (cpu_artifact(tmp_path / "unsigned"), 65)):
+        checked = CliRunner().invoke(app, ["check", str(folder), "--public-key", str(keys[1])])
+        assert checked.exit_code == status, checked.output
 
 
 def test_another_key_is_refused(signed: Path, tmp_path: Path) -> None:
