@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import os
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -128,7 +130,36 @@ async def _openai_stream(target: Target, own: Listener, ready: asyncio.Event, go
 STREAMS = {"yap": _yap_stream, "openai": _openai_stream}
 
 
-def _worker(target: Target, share: list[Listener], barrier: Any, results: Any) -> None:
+def siblings(cpu: int) -> frozenset[int]:
+    """The CPUs that are threads of the same core, this one among them, as Linux tells."""
+    listed = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    if not listed.exists():
+        return frozenset({cpu})
+    spans = [span.split("-") for span in listed.read_text().strip().split(",")]
+    return frozenset(number for span in spans for number in range(int(span[0]), int(span[-1]) + 1))
+
+
+def shared_out(
+    cpus: set[int], most: int | None = None, core_of: Callable[[int], frozenset[int]] = siblings
+) -> tuple[set[int], set[int]]:
+    """CPUs for a server with its engine, and CPUs for the load alone: whole cores, `most` CPUs at most.
+
+    On one machine a load takes time from what it measures, also as the other thread of a core; real listeners have
+    machines of their own. By default a quarter is theirs. Where there are fewer than 8 CPUs all share all.
+    """
+    wanted = len(cpus) // 4 if most is None else most
+    listening: set[int] = set()
+    for cpu in sorted(cpus, reverse=True):
+        core = core_of(cpu) & cpus
+        if len(cpus) >= 8 and cpu not in listening and len(listening | core) <= wanted:
+            listening |= core
+    return (cpus - listening, listening) if listening else (cpus, cpus)
+
+
+def _worker(target: Target, share: list[Listener], cpus: set[int], barrier: Any, results: Any) -> None:
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+
     async def main() -> list[Sample]:
         go = asyncio.Event()
         ready = [asyncio.Event() for _ in share]
@@ -158,13 +189,15 @@ def run_load(
     first_seed: int = 1,
     first_persona: int | None = None,
     spread: float = 0.0,
+    cpus: Sequence[int] = (),
 ) -> list[Sample]:
     """Let `streams` listeners each have `rounds` turns; their samples.
 
     They all start together, or evenly within `spread` seconds, and ask again as soon as a reply has ended.
 
     With `first_persona` a listener keeps its persona for all its turns, and so do later loads with the same one: the
-    engine finds it in its prefix cache. Without, no two turns share a prefix.
+    engine finds it in its prefix cache. Without, no two turns share a prefix. `cpus` are those that the listeners may
+    use; by default any.
 
     Raises:
         RuntimeError: any listener failed.
@@ -175,7 +208,7 @@ def run_load(
     for stream, own in enumerate(turns(streams, rounds, first_seed, first_persona)):
         shares[stream % processes].append(Listener(stream, own, spread * stream / streams))
     barrier, results = context.Barrier(processes), context.Queue()
-    workers = [context.Process(target=_worker, args=(target, share, barrier, results)) for share in shares]
+    workers = [context.Process(target=_worker, args=(target, share, set(cpus), barrier, results)) for share in shares]
     for worker in workers:
         worker.start()
     try:

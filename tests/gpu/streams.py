@@ -7,7 +7,8 @@
 
 Every stream has a persona of its own of about 450 tokens, which the engine has in its prefix cache as in a conversation
 that goes on, and asks something new each time; replies are 150 tokens, sampled as our clients ask for. With `--cold` no
-two prompts share anything, and prefill takes most of the GPU's time. The load comes from processes of its own.
+two prompts share anything, and prefill takes most of the GPU's time. The load comes from processes of its own, and
+where there are 8 CPUs or more, from CPUs that no contender uses.
 
 More than one stream is measured twice. `spread`: the streams begin one after another within a reply's time, and what
 counts is the time in which all of them speak; so it is where people talk. `together`: all begin at the same moment, end
@@ -37,7 +38,7 @@ import websockets
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks import engine_alone
-from tests.benchmarks.load import Target, run_load
+from tests.benchmarks.load import Target, run_load, shared_out
 from tests.benchmarks.work import Figures, Sample, figures
 from tests.server import Server, free_port
 
@@ -92,6 +93,20 @@ class Plan:
     def persona(self, load: Load) -> int | None:
         """First persona; none where every turn has one of its own."""
         return None if self.cold else self.seed(load) + 5_000
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """The processes that the load comes from, and the CPUs that they may use."""
+
+    processes: int
+    cpus: tuple[int, ...]
+
+    def run(
+        self, target: Target, streams: int, rounds: int, seed: int, persona: int | None = None, spread: float = 0.0
+    ) -> list[Sample]:
+        """Let `streams` listeners have `rounds` turns each (`run_load`)."""
+        return run_load(target, streams, rounds, self.processes, seed, persona, spread, self.cpus)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -181,19 +196,19 @@ def socket_price(target: Target, silence: float = 0.02) -> None:
     )
 
 
-def warm(target: Target, load: Load, processes: int, plan: Plan) -> None:
+def warm(target: Target, load: Load, crowd: Crowd, plan: Plan) -> None:
     """A turn of each stream that is not measured, unless the plan is a cold one."""
     if not plan.cold:
-        run_load(target, load.streams, 1, processes, plan.seed(load) - load.streams, plan.persona(load))
+        crowd.run(target, load.streams, 1, plan.seed(load) - load.streams, plan.persona(load))
 
 
-def measured(target: Target, load: Load, processes: int, plan: Plan) -> list[Sample]:
+def measured(target: Target, load: Load, crowd: Crowd, plan: Plan) -> list[Sample]:
     """The measured turns."""
-    return run_load(target, load.streams, load.rounds, processes, plan.seed(load), plan.persona(load), load.spread)
+    return crowd.run(target, load.streams, load.rounds, plan.seed(load), plan.persona(load), load.spread)
 
 
 def runtime(
-    folder: Path, wanted: list[Load], processes: int, plan: Plan, profiles: Path | None, **env: str
+    folder: Path, wanted: list[Load], crowd: Crowd, plan: Plan, profiles: Path | None, **env: str
 ) -> dict[str, Figures]:
     """Our server, sanitizer on."""
     found = {}
@@ -208,12 +223,12 @@ def runtime(
         print(f"runtime: ready after {server.wait_ready(400):.0f} s", flush=True)
         assert server.process is not None
         target = Target("yap", server.url, server.api_key, words=WORDS, max_tokens=REPLY)
-        run_load(target, 3, 1, 1, first_seed=1)
+        crowd.run(target, 3, 1, 1)
         socket_price(target)
         for load in wanted:
-            warm(target, load, processes, plan)
+            warm(target, load, crowd, plan)
             before = cpu_seconds(server.process.pid)
-            samples = measured(target, load, processes, plan)
+            samples = measured(target, load, crowd, plan)
             used = cpu_seconds(server.process.pid) - before
             found[load.name] = load.figures(samples)
             frames = sum(sample.frames for sample in samples) / sum(sample.tokens for sample in samples)
@@ -224,7 +239,7 @@ def runtime(
             raw = profiles / "runtime.raw"
             watch = profile(server.process.pid, raw)
             most = wanted[-1]
-            run_load(target, most.streams, 8, processes, plan.seed(most) + 4_000_000, plan.persona(most))
+            crowd.run(target, most.streams, 8, plan.seed(most) + 4_000_000, plan.persona(most))
             watch.wait(60)
             hot_lines(raw)
             shutil.copy(server.log, profiles / "server.log")
@@ -232,7 +247,7 @@ def runtime(
     return found
 
 
-def openai(folder: Path, limits: dict, wanted: list[Load], processes: int, plan: Plan) -> dict[str, Figures]:
+def openai(folder: Path, limits: dict, wanted: list[Load], crowd: Crowd, plan: Plan) -> dict[str, Figures]:
     """vLLM's own server."""
     port = free_port()
     command = [
@@ -257,10 +272,10 @@ def openai(folder: Path, limits: dict, wanted: list[Load], processes: int, plan:
                 time.sleep(0.2)
         print(f"vLLM's OpenAI server, no compile cache: ready after {time.monotonic() - began:.0f} s", flush=True)
         target = Target("openai", f"http://127.0.0.1:{port}", model="chat", words=WORDS, max_tokens=REPLY)
-        run_load(target, 3, 1, 1, first_seed=1)
+        crowd.run(target, 3, 1, 1)
         for load in wanted:
-            warm(target, load, processes, plan)
-            found[load.name] = load.figures(measured(target, load, processes, plan))
+            warm(target, load, crowd, plan)
+            found[load.name] = load.figures(measured(target, load, crowd, plan))
             tell("vLLM's server", load, found[load.name])
     finally:
         os.killpg(server.pid, signal.SIGTERM)
@@ -276,21 +291,26 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=["vllm", "alone", "runtime", "openai"])
     parser.add_argument("--cold", action="store_true", help="no two prompts share anything")
     parser.add_argument("--processes", type=int, default=8, help="processes that the load comes from")
+    parser.add_argument("--listeners-cpus", type=int, metavar="N", help="CPUs for the load alone; default: a quarter")
     parser.add_argument("--profile", type=Path, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     limits = json.loads((arguments.artifact / "build_metadata.json").read_text())["chat"]["limits"]
     contenders = arguments.only or ["vllm", "alone", "runtime", "openai"]
     results: dict[str, dict[str, Figures]] = {}
-    folder, wanted, processes = arguments.artifact, loads(arguments.streams), arguments.processes
+    folder, wanted = arguments.artifact, loads(arguments.streams)
+    serving, listening = shared_out(os.sched_getaffinity(0), arguments.listeners_cpus)
+    os.sched_setaffinity(0, serving)  # every contender inherits it
+    crowd = Crowd(arguments.processes, tuple(sorted(listening)))
+    print(f"CPUs: {sorted(serving)} for each contender, {sorted(listening)} for the load", flush=True)
     for number, name in enumerate(contenders, 1):
         plan = Plan(number, arguments.cold)
         if name in ("vllm", "alone"):
             results[name] = alone(folder, limits, wanted, plan, as_vllm_ships=name == "vllm")
         elif name == "runtime":
-            results[name] = runtime(folder, wanted, processes, plan, arguments.profile)
+            results[name] = runtime(folder, wanted, crowd, plan, arguments.profile)
         else:
-            results[name] = openai(folder, limits, wanted, processes, plan)
+            results[name] = openai(folder, limits, wanted, crowd, plan)
     for load in wanted:
         parts = []
         for name, other in (

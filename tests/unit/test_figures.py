@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.benchmarks.load import Target, _answers, run_load
+from tests.benchmarks.load import Target, _answers, run_load, shared_out, siblings
 from tests.benchmarks.work import Sample, figures
 from tests.server import free_port
 
@@ -50,3 +50,31 @@ def test_a_process_that_is_gone_without_a_word_ends_the_load() -> None:
     gone.start()
     with pytest.raises(RuntimeError, match="exited with 3"):
         _answers([gone], context.Queue())
+
+
+@pytest.mark.parametrize(
+    ("cpus", "most", "threads", "listening"),
+    [
+        (16, None, 1, {12, 13, 14, 15}),
+        (16, None, 2, {6, 7, 14, 15}),  # the threads of a core are 8 apart
+        (16, 3, 2, {7, 15}),  # whole cores only
+        (8, None, 4, {*range(8)}),  # no whole core is within a quarter
+        (16, 0, 1, {*range(16)}),
+        (2, None, 1, {0, 1}),
+    ],
+)
+def test_the_load_gets_whole_cores_of_its_own_where_there_are_many(
+    cpus: int, most: int | None, threads: int, listening: set[int]
+) -> None:
+    def core_of(cpu: int) -> frozenset[int]:
+        return frozenset(range(cpu % (cpus // threads), cpus, cpus // threads))
+
+    everything = set(range(cpus))
+    serving, found = shared_out(everything, most, core_of)
+    assert found == listening
+    assert serving == (everything - listening or everything)
+
+
+def test_a_cpu_is_a_thread_of_its_own_core() -> None:
+    assert all(cpu in siblings(cpu) for cpu in os.sched_getaffinity(0))
+    assert siblings(10_000) == {10_000}
