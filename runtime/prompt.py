@@ -131,8 +131,10 @@ class PromptRenderer:
         if sum(map(len, texts)) > QUICK_CHARACTERS:
             return None
         try:
-            with self._tokens.patience(QUICK_NEW_CHARACTERS):
-                return self.render(persona=persona, runtime_text=runtime_text, history=history, utterance=utterance)
+            return self._tokens.within(
+                QUICK_NEW_CHARACTERS,
+                lambda: self.render(persona=persona, runtime_text=runtime_text, history=history, utterance=utterance),
+            )
         except TakesLongError:
             return None
 

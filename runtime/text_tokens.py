@@ -9,14 +9,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # Ordinary text has 3 to 5 characters a token. Longer texts than this many are tokenized in part first: most are over
 # their budget by then and need not be tokenized whole.
@@ -58,16 +59,15 @@ class TextTokens:
             for text in samples
         )
 
-    @contextlib.contextmanager
-    def patience(self, characters: int) -> Iterator[None]:
-        """Inside, this thread tokenizes at most so many characters anew.
+    def within(self, characters: int, work: Callable[[], T]) -> T:
+        """The result of work during which this thread tokenizes at most so many characters anew.
 
         Raises:
             TakesLongError: more would be needed.
         """
         self._patience.left = characters
         try:
-            yield
+            return work()
         finally:
             del self._patience.left
 

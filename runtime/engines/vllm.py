@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
-from runtime.engines.vllm_arguments import engine_arguments, parameters, prepare_environment
+from runtime.engines.vllm_arguments import CopiedParameters, engine_arguments, prepare_environment
 from runtime.engines.vllm_caches import caches, copy_caches
 from runtime.engines.vllm_text import forget_prompt
 
@@ -56,6 +56,7 @@ class VllmEngine:
         self._llm: AsyncLLM | None = None
         self._ids = count()
         self._aborts: set[asyncio.Future[None]] = set()
+        self._parameters = CopiedParameters()
 
     async def start(self) -> None:
         """Load the model; return when it has generated a token.
@@ -116,9 +117,6 @@ class VllmEngine:
             EngineDeadError: the engine process is gone.
             ValueError: vLLM refuses the request, such as a prompt longer than the context.
         """
-        from vllm.exceptions import VLLMValidationError
-        from vllm.v1.engine.exceptions import EngineDeadError as Dead
-
         llm = self._alive()
         request_id = str(next(self._ids))
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -144,7 +142,7 @@ class VllmEngine:
             # token here, and it loses the request when it is cancelled while adding it. So vLLM's output handler
             # calls `put` itself, in the place of the collector's own.
             collector = await llm.add_request(
-                request_id, {"type": "token", "prompt_token_ids": list(prompt)}, parameters(sampling)
+                request_id, {"type": "token", "prompt_token_ids": list(prompt)}, self._parameters(sampling)
             )
             early = collector.get_nowait()
             collector.put = put
@@ -153,25 +151,23 @@ class VllmEngine:
             else:
                 forget_prompt(llm.output_processor.request_states.get(collector.request_id), prompt)
             await over
-        except Dead:
+        except _dead():
             finished = True
             raise EngineDeadError("the vLLM engine process died") from None
-        except VLLMValidationError as error:
+        except _refused() as error:
             raise ValueError(str(error)) from error
         finally:
             if not finished:
                 await self._abort(llm, request_id)
 
     async def _abort(self, llm: AsyncLLM, request_id: str) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError as Dead
-
         # Shielded, so that a second cancellation cannot stop the abort half way.
         abort = asyncio.ensure_future(llm.abort(request_id))
         self._aborts.add(abort)
         abort.add_done_callback(self._aborts.discard)
         try:
             await asyncio.shield(abort)
-        except Dead:
+        except _dead():
             return
 
     async def warm(self, prompt: Sequence[int]) -> int:
@@ -187,7 +183,6 @@ class VllmEngine:
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError as Dead
 
         llm = self._alive()
         params = SamplingParams(
@@ -205,7 +200,7 @@ class VllmEngine:
                 for token, entry in zip(tokens[1:], output.prompt_logprobs[1:], strict=True):
                     top = next(candidate for candidate, view in entry.items() if view.rank == 1)
                     scores.append(TokenScore(entry[token].logprob, top))
-        except Dead:
+        except _dead():
             raise EngineDeadError("the vLLM engine process died") from None
         return scores
 
@@ -230,10 +225,8 @@ class VllmEngine:
         """Stop vLLM's processes and end what still runs with EngineDeadError; safe to call twice."""
         llm, self._llm = self._llm, None
         if llm is not None:
-            from vllm.v1.engine.exceptions import EngineDeadError as Dead
-
             await asyncio.to_thread(llm.shutdown)
-            llm.output_processor.propagate_error(Dead())
+            llm.output_processor.propagate_error(_dead()())
             if llm.output_handler is not None:
                 await asyncio.wait((llm.output_handler,), timeout=5)
         scratch, self._scratch = self._scratch, None
@@ -250,8 +243,6 @@ class VllmEngine:
         return self._llm
 
     async def _call(self, llm: AsyncLLM, awaitable: Awaitable[T]) -> T:
-        from vllm.v1.engine.exceptions import EngineDeadError as Dead
-
         call = asyncio.ensure_future(awaitable)
         try:
             while not call.done():
@@ -259,10 +250,24 @@ class VllmEngine:
                 if not call.done() and llm.errored:
                     raise EngineDeadError("the vLLM engine process died")
             return call.result()
-        except Dead:
+        except _dead():
             raise EngineDeadError("the vLLM engine process died") from None
         finally:
             call.cancel()
+
+
+def _dead() -> type[Exception]:
+    """vLLM's error for an engine that died. Called where one is caught: a turn that goes well imports nothing."""
+    from vllm.v1.engine.exceptions import EngineDeadError as Dead
+
+    return Dead  # type: ignore[no-any-return]
+
+
+def _refused() -> type[Exception]:
+    """vLLM's error for a request that it does not take."""
+    from vllm.exceptions import VLLMValidationError
+
+    return VLLMValidationError  # type: ignore[no-any-return]
 
 
 def model_class() -> type[AsyncLLM]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tokenizers.decoders import DecodeStream
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
     from vllm.v1.engine.output_processor import RequestState
 
 # Tokens before the reply that its text may depend on: enough to hold some word beside a template's control tokens.
@@ -27,18 +30,25 @@ def forget_prompt(state: RequestState | None, prompt: Sequence[int]) -> None:
         state: the request's, none when it has ended.
         prompt: token ids.
     """
-    from tokenizers.decoders import DecodeStream
-    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
-
     if state is None or len(prompt) <= CONTEXT_TOKENS:
         return
     detokenizer = state.detokenizer
-    if not isinstance(detokenizer, FastIncrementalDetokenizer):
+    stream_of, fast = _classes()
+    if not isinstance(detokenizer, fast):
         return
     hides = detokenizer.skip_special_tokens
     for length in range(CONTEXT_TOKENS, CONTEXT_TOKENS - CHARACTER_TOKENS, -1):
         tail = list(prompt[-length:])
         text = detokenizer.tokenizer.decode(tail, skip_special_tokens=hides)
         if text.strip() and "\ufffd" not in text:
-            detokenizer.stream = DecodeStream(ids=tail, skip_special_tokens=hides)
+            detokenizer.stream = stream_of(ids=tail, skip_special_tokens=hides)
             return
+
+
+@cache
+def _classes() -> tuple[type[DecodeStream], type[FastIncrementalDetokenizer]]:
+    """Imported once: statements that import cost more than the rest when a turn begins in an idle process."""
+    from tokenizers.decoders import DecodeStream
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+
+    return DecodeStream, FastIncrementalDetokenizer

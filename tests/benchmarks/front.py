@@ -11,6 +11,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.benchmarks.gateway import cost, instant
@@ -117,25 +118,30 @@ def table_engine(folder: Path, tokens: int, pause: float) -> Any:
     return engine
 
 
-async def alone(folder: Path, rounds: int) -> float:
-    """CPU in microseconds per token of vLLM's part, read the way `AsyncLLM.generate` reads it."""
+async def alone(folder: Path, streams: int, rounds: int, pause: float = 0.0) -> tuple[float, float]:
+    """vLLM's part, read the way `AsyncLLM.generate` reads it: CPU in microseconds per token, and the median time to the
+    first token in seconds."""
     from runtime.engines import Sampling
     from runtime.engines.vllm_arguments import parameters
 
-    llm = TableLLM(folder, REPLY, 0.0)
+    llm = TableLLM(folder, REPLY, pause)
+    firsts = []
 
     async def one(stream: int) -> None:
         for turn in range(rounds):
+            began, first = time.perf_counter(), 0.0
             prompt = {"type": "token", "prompt_token_ids": [1] * 400}
             collector = await llm.add_request(f"{stream}-{turn}", prompt, parameters(Sampling(max_tokens=REPLY)))
             finished = False
             while not finished:
                 output = collector.get_nowait() or await collector.get()
+                first = first or time.perf_counter() - began
                 finished = output.finished
+            firsts.append(first)
 
     before = time.process_time()
-    await asyncio.gather(*(one(stream) for stream in range(STREAMS)))
-    return (time.process_time() - before) / (STREAMS * rounds * REPLY) * 1e6
+    await asyncio.gather(*(one(stream) for stream in range(streams)))
+    return (time.process_time() - before) / (streams * rounds * REPLY) * 1e6, median(firsts)
 
 
 def front_section(folder: Path) -> None:
@@ -145,7 +151,7 @@ def front_section(folder: Path) -> None:
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     print(f"\nfront: vLLM's output handling at {STREAMS} streams, alone and inside the server ({folder})")
     for _ in range(2):
-        vllm = uvloop.run(alone(folder, 2))
+        vllm, _ = uvloop.run(alone(folder, STREAMS, 2))
         print(f"front: vLLM's part alone: {vllm:.1f} µs CPU per token", flush=True)
         with instant(REPLY, INSTANT_MODEL=str(folder), INSTANT_ENGINE="vllm") as server:
             server.wait_ready()

@@ -145,7 +145,7 @@ def shared_out(
     """CPUs for a server with its engine, and CPUs for the load alone: whole cores, `most` CPUs at most.
 
     On one machine a load takes time from what it measures, also as the other thread of a core; real listeners have
-    machines of their own. By default a quarter is theirs. Where there are fewer than 8 CPUs all share all.
+    machines of their own. By default a quarter is theirs, and none where there are fewer than 8.
     """
     wanted = len(cpus) // 4 if most is None else most
     listening: set[int] = set()
@@ -153,10 +153,16 @@ def shared_out(
         core = core_of(cpu) & cpus
         if len(cpus) >= 8 and cpu not in listening and len(listening | core) <= wanted:
             listening |= core
-    return (cpus - listening, listening) if listening else (cpus, cpus)
+    return cpus - listening, listening
 
 
-def _worker(target: Target, share: list[Listener], cpus: set[int], barrier: Any, results: Any) -> None:
+async def _stay_awake() -> None:
+    """Never let this process wait: a processor that has to wake up reads late what has arrived."""
+    while True:  # noqa: ASYNC110 - an event would be waited for
+        await asyncio.sleep(0)
+
+
+def _worker(target: Target, share: list[Listener], cpus: set[int], awake: bool, barrier: Any, results: Any) -> None:
     if cpus:
         os.sched_setaffinity(0, cpus)
 
@@ -170,8 +176,12 @@ def _worker(target: Target, share: list[Listener], cpus: set[int], barrier: Any,
         waiting = asyncio.gather(*(event.wait() for event in ready))
         await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.get_running_loop().run_in_executor(None, barrier.wait, 120)
+        staying = asyncio.create_task(_stay_awake()) if awake else None
         go.set()
-        return [sample for samples in await asyncio.gather(*tasks) for sample in samples]
+        samples = await asyncio.gather(*tasks)
+        if staying is not None:
+            staying.cancel()
+        return [sample for own in samples for sample in own]
 
     try:
         results.put(asyncio.run(main()))
@@ -196,8 +206,9 @@ def run_load(
     They all start together, or evenly within `spread` seconds, and ask again as soon as a reply has ended.
 
     With `first_persona` a listener keeps its persona for all its turns, and so do later loads with the same one: the
-    engine finds it in its prefix cache. Without, no two turns share a prefix. `cpus` are those that the listeners may
-    use; by default any.
+    engine finds it in its prefix cache. Without, no two turns share a prefix. `cpus` are those that the listeners have
+    for themselves, by default none. Where there is one for each process, none of them sleeps, so that how long a
+    listener takes to wake up is not measured.
 
     Raises:
         RuntimeError: any listener failed.
@@ -208,7 +219,10 @@ def run_load(
     for stream, own in enumerate(turns(streams, rounds, first_seed, first_persona)):
         shares[stream % processes].append(Listener(stream, own, spread * stream / streams))
     barrier, results = context.Barrier(processes), context.Queue()
-    workers = [context.Process(target=_worker, args=(target, share, set(cpus), barrier, results)) for share in shares]
+    awake = processes <= len(cpus)
+    workers = [
+        context.Process(target=_worker, args=(target, share, set(cpus), awake, barrier, results)) for share in shares
+    ]
     for worker in workers:
         worker.start()
     try:

@@ -11,13 +11,15 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
-from tests.benchmarks.front import TEXT, engine_request
+from tests.benchmarks.front import REPLY, TEXT, alone, engine_request
 from tests.benchmarks.gateway import cpu_seconds, instant
 from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.work import figures
 
 STREAMS = (1, 64, 256)
 WORDS = 200
+# Seconds between one stream's tokens: what an H100 takes for a model of 8B shape in bfloat16.
+STEP = 0.0064
 
 
 def starts_section(folder: Path) -> None:
@@ -25,7 +27,30 @@ def starts_section(folder: Path) -> None:
     print(f"\nstarts: turns of one token, a persona of {WORDS} words kept from turn to turn ({folder})")
     for name, variables in (("table", {}), ("vllm", {"INSTANT_ENGINE": "vllm"})):
         _measure(name, folder, variables)
+    _paced(folder)
     _first_tokens(folder)
+
+
+def _paced(folder: Path, rounds: int = 12) -> None:
+    """One stream at an engine's pace: everything is cold when a word comes, for the processor has slept meanwhile."""
+    import uvloop
+
+    vllm, first = uvloop.run(alone(folder, 1, rounds, STEP))
+    with instant(REPLY, STEP, INSTANT_MODEL=str(folder), INSTANT_ENGINE="vllm") as server:
+        server.wait_ready()
+        target = Target("yap", server.url, server.api_key, words=WORDS)
+        run_load(target, 1, 2, 1, 1, 1)
+        before = cpu_seconds(server)
+        samples = run_load(target, 1, rounds, 1, 1000, 1)
+        used = (cpu_seconds(server) - before) / sum(sample.tokens for sample in samples) * 1e6
+        server.stop()
+    above = (figures(1, samples).ttft_p50 - first) * 1000
+    inside = (median(sample.server_ttft for sample in samples) - first) * 1000
+    print(
+        f"starts: a token in {STEP * 1000:.1f} ms: vLLM's part alone takes {vllm:.0f} µs CPU a token, the server "
+        f"{used:.0f}; TTFT p50 {above:.2f} ms above vLLM's part, {inside:.2f} by the server's clock",
+        flush=True,
+    )
 
 
 def _first_tokens(folder: Path, rounds: int = 200) -> None:

@@ -302,7 +302,8 @@ def main() -> None:
     serving, listening = shared_out(os.sched_getaffinity(0), arguments.listeners_cpus)
     os.sched_setaffinity(0, serving)  # every contender inherits it
     crowd = Crowd(arguments.processes, tuple(sorted(listening)))
-    print(f"CPUs: {sorted(serving)} for each contender, {sorted(listening)} for the load", flush=True)
+    alone_there = sorted(listening) or "none of its own"
+    print(f"CPUs: {sorted(serving)} for each contender; for the load: {alone_there}", flush=True)
     for number, name in enumerate(contenders, 1):
         plan = Plan(number, arguments.cold)
         if name in ("vllm", "alone"):

@@ -1,0 +1,63 @@
+"""What vLLM is told of a request, as vLLM itself understands it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.engines import EngineOptions, Sampling
+from runtime.engines.vllm_arguments import CopiedParameters, engine_arguments, parameters, prepare_environment
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def processor(chat_folder: Path) -> Any:
+    """What vLLM does with a request before its engine has it; it fills in the model's own stop tokens."""
+    options = EngineOptions(max_model_len=2048, max_num_seqs=16)
+    prepare_environment(options)
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    return InputProcessor(engine_arguments(chat_folder, options).create_engine_config())
+
+
+def sent(processor: Any, params: Any) -> bytes:
+    """What the engine process is sent of the parameters."""
+    prompt = {"type": "token", "prompt_token_ids": [1, 2, 3]}
+    request = processor.process_inputs("1", prompt, params, supported_tasks=("generate",))
+    return msgspec.msgpack.encode(request.sampling_params)
+
+
+SAMPLINGS = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.005, 0.8, 2.0]),
+    top_p=st.sampled_from([0.5, 1.0]),
+    top_k=st.sampled_from([0, 1, 30]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    max_tokens=st.sampled_from([1, 150]),
+    seed=st.sampled_from([None, 7]),
+    ignore_eos=st.booleans(),
+)
+
+
+@given(st.lists(SAMPLINGS, min_size=2, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_parameters_that_were_used_before_are_sent_as_new_ones_are(processor: Any, samplings: list[Sampling]) -> None:
+    copied = CopiedParameters()
+    for sampling in [*samplings, *samplings]:
+        assert sent(processor, copied(sampling)) == sent(processor, parameters(sampling))
+
+
+def test_each_request_has_parameters_of_its_own() -> None:
+    copied, sampling = CopiedParameters(), Sampling(temperature=0.3)
+    first = copied(sampling)
+    first.max_tokens, first.stop_token_ids = 1, [5]
+    second = copied(replace(sampling))
+    assert second == parameters(sampling)
+    assert second is not copied(sampling)
