@@ -6,10 +6,8 @@ vLLM is imported inside the functions, after the environment was prepared: it re
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -29,13 +27,13 @@ ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }
 
-# Sampling parameters that are remembered.
-KNOWN_SAMPLINGS = 256
-
 
 def parameters(sampling: Sampling) -> SamplingParams:
-    """vLLM's form of `Sampling`, for one request. Stop tokens come from the model's generation_config.json, through
-    vLLM."""
+    """vLLM's form of `Sampling`, for any number of requests to one engine.
+
+    vLLM copies it for each request and adds the stop tokens of the model's generation_config.json. A shallow copy will
+    do (`skip_clone`): what vLLM changes inside is the same for every request to one model.
+    """
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     return SamplingParams(
@@ -50,23 +48,8 @@ def parameters(sampling: Sampling) -> SamplingParams:
         seed=sampling.seed,
         ignore_eos=sampling.ignore_eos,
         output_kind=RequestOutputKind.DELTA,
-        skip_clone=True,  # nobody else has them, so vLLM need not copy deeply what it changes in them
+        skip_clone=True,
     )
-
-
-class CopiedParameters:
-    """`parameters` for one engine, made once for each `Sampling` and copied for each request.
-
-    A server's turns share a few samplings, and making and checking the parameters takes 0.1 ms when a turn begins in an
-    idle process. A shallow copy will do: what vLLM changes inside is the same for every request of one model.
-    """
-
-    def __init__(self) -> None:
-        self._made = lru_cache(KNOWN_SAMPLINGS)(parameters)
-
-    def __call__(self, sampling: Sampling) -> SamplingParams:
-        """Parameters that nobody else has."""
-        return copy.copy(self._made(sampling))
 
 
 def preload(options: EngineOptions) -> None:

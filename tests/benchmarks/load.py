@@ -147,11 +147,12 @@ def shared_out(
     On one machine a load takes time from what it measures, also as the other thread of a core; real listeners have
     machines of their own. By default a quarter is theirs, and none where there are fewer than 8.
     """
-    wanted = len(cpus) // 4 if most is None else most
+    default = len(cpus) // 4 if len(cpus) >= 8 else 0
+    wanted = default if most is None else min(most, len(cpus) - 1)
     listening: set[int] = set()
     for cpu in sorted(cpus, reverse=True):
         core = core_of(cpu) & cpus
-        if len(cpus) >= 8 and cpu not in listening and len(listening | core) <= wanted:
+        if cpu not in listening and len(listening | core) <= wanted:
             listening |= core
     return cpus - listening, listening
 

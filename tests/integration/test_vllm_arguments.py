@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.engines import EngineOptions, Sampling
-from runtime.engines.vllm_arguments import CopiedParameters, engine_arguments, parameters, prepare_environment
+from runtime.engines.vllm_arguments import engine_arguments, parameters, prepare_environment
 
 pytestmark = pytest.mark.engine
+
+PROMPT = {"type": "token", "prompt_token_ids": [1, 2, 3]}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,7 @@ def processor(chat_folder: Path) -> Any:
 
 def sent(processor: Any, params: Any) -> bytes:
     """What the engine process is sent of the parameters."""
-    prompt = {"type": "token", "prompt_token_ids": [1, 2, 3]}
-    request = processor.process_inputs("1", prompt, params, supported_tasks=("generate",))
+    request = processor.process_inputs("1", PROMPT, params, supported_tasks=("generate",))
     return msgspec.msgpack.encode(request.sampling_params)
 
 
@@ -49,15 +49,14 @@ SAMPLINGS = st.builds(
 @given(st.lists(SAMPLINGS, min_size=2, max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_parameters_that_were_used_before_are_sent_as_new_ones_are(processor: Any, samplings: list[Sampling]) -> None:
-    copied = CopiedParameters()
+    kept = {sampling: parameters(sampling) for sampling in samplings}
     for sampling in [*samplings, *samplings]:
-        assert sent(processor, copied(sampling)) == sent(processor, parameters(sampling))
+        assert sent(processor, kept[sampling]) == sent(processor, parameters(sampling))
 
 
-def test_each_request_has_parameters_of_its_own() -> None:
-    copied, sampling = CopiedParameters(), Sampling(temperature=0.3)
-    first = copied(sampling)
-    first.max_tokens, first.stop_token_ids = 1, [5]
-    second = copied(replace(sampling))
-    assert second == parameters(sampling)
-    assert second is not copied(sampling)
+def test_what_a_request_is_given_stays_with_it(processor: Any) -> None:
+    kept = parameters(Sampling(temperature=0.3))
+    request = processor.process_inputs("1", PROMPT, kept, supported_tasks=("generate",))
+    request.sampling_params.max_tokens = 1
+    assert kept.max_tokens == 150
+    assert request.sampling_params.eos_token_id is not None

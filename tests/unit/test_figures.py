@@ -60,7 +60,9 @@ def test_a_process_that_is_gone_without_a_word_ends_the_load() -> None:
         (16, 3, 2, {7, 15}),  # whole cores only
         (8, None, 4, set()),  # no whole core is within a quarter
         (16, 0, 1, set()),
-        (2, None, 1, set()),
+        (4, None, 1, set()),
+        (4, 1, 1, {3}),  # who asks for it gets it
+        (4, 9, 1, {1, 2, 3}),  # but a contender needs one
     ],
 )
 def test_the_load_gets_whole_cores_of_its_own_where_there_are_many(
