@@ -138,7 +138,9 @@ def alone(folder: Path, limits: dict, wanted: list[Load], plan: Plan, *, as_vllm
                 samples = await engine_alone.measure(llm, prompts, count, rounds, REPLY, load.spread)
                 used = cpu_seconds(os.getpid()) - before
                 found[load.name] = load.figures(samples)
-                tell(name, load, found[load.name], f"prompts of {len(prompts[0])} tokens, {cpu(used, samples)}")
+                tell(
+                    name, load, found[load.name], samples, f"prompts of {len(prompts[0])} tokens, {cpu(used, samples)}"
+                )
         finally:
             llm.shutdown()
 
@@ -151,9 +153,11 @@ def cpu(used: float, samples: list[Sample]) -> str:
     return f"CPU {used / sum(sample.tokens for sample in samples) * 1e6:.1f} µs/token"
 
 
-def tell(name: str, load: Load, found: Figures, more: str = "") -> None:
-    """One line for one measurement."""
+def tell(name: str, load: Load, found: Figures, samples: list[Sample], more: str = "") -> None:
+    """One line for one measurement; for one stream its times to first token as well, since a median hides scatter."""
     print(f"{found.line(f'{name}, {load.name}')}  {more}", flush=True)
+    if load.streams == 1:
+        print("  TTFT, ms:", *(f"{sample.ttft * 1000:.1f}" for sample in sorted(samples, key=lambda s: s.started)))
 
 
 def profile(pid: int, out: Path, seconds: int = 12) -> subprocess.Popen[bytes]:
@@ -234,7 +238,7 @@ def runtime(
             frames = sum(sample.frames for sample in samples) / sum(sample.tokens for sample in samples)
             inside = median(sample.server_ttft for sample in samples) * 1000
             more = f"{cpu(used, samples)}, {frames:.2f} frames/token, TTFT p50 in the server {inside:.1f} ms"
-            tell("runtime", load, found[load.name], more)
+            tell("runtime", load, found[load.name], samples, more)
         if profiles:
             raw = profiles / "runtime.raw"
             watch = profile(server.process.pid, raw)
@@ -275,8 +279,9 @@ def openai(folder: Path, limits: dict, wanted: list[Load], crowd: Crowd, plan: P
         crowd.run(target, 3, 1, 1)
         for load in wanted:
             warm(target, load, crowd, plan)
-            found[load.name] = load.figures(measured(target, load, crowd, plan))
-            tell("vLLM's server", load, found[load.name])
+            samples = measured(target, load, crowd, plan)
+            found[load.name] = load.figures(samples)
+            tell("vLLM's server", load, found[load.name], samples)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)
