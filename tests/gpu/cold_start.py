@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--only", nargs="+", choices=["with", "both", "without", "vllm"])
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started here is ended here
     wanted = arguments.only or ["with", "both", "without", "vllm"]
     times: dict[str, float] = {}
     for path in arguments.artifact.rglob("*.safetensors"):  # warm the operating system's file cache for everyone

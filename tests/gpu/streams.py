@@ -300,6 +300,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started here is ended here
     limits = json.loads((arguments.artifact / "build_metadata.json").read_text())["chat"]["limits"]
     contenders = arguments.only or ["vllm", "alone", "runtime", "openai"]
     results: dict[str, dict[str, Figures]] = {}
