@@ -230,6 +230,7 @@ class Dialogue:
 
     def _begin(self, turn: Turn, session: Session, request: Request) -> None:
         self._turn = session.turn = turn
+        turn.when_ended(lambda: session.forget(turn))
         turn.begin(request)
 
     def _acknowledge(self, kind: str, session: Session, request_id: RequestId | None) -> None:

@@ -47,7 +47,9 @@ class _Rest(Coroutine[Any, Any, T]):
     def send(self, value: object) -> object:
         """The first step, and the only one that comes here."""
         self.send = self._coroutine.send  # type: ignore[assignment, method-assign]
-        return self._waits_for
+        # A task keeps its coroutine when it has ended, and whoever keeps the task must not keep this future's result.
+        waits_for, self._waits_for = self._waits_for, None
+        return waits_for
 
     def throw(self, *error: Any) -> object:  # noqa: ANN401 - the three forms of a generator's `throw`
         """Cancelled, perhaps before the first step."""

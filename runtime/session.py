@@ -104,6 +104,11 @@ class Session:
         self.gender = update.gender or self.gender
         self.personality = update.personality or self.personality
 
+    def forget(self, turn: Turn) -> None:
+        """Let go of a turn that has ended: sessions are kept for long, and a turn holds its connection's queue."""
+        if self.turn is turn:
+            self.turn = None
+
     def remember(self, utterance: str, reply: str) -> None:
         """Append a turn: the user's words and what was said, each when there was any."""
         spoken = (Message("user", utterance), Message("assistant", reply))

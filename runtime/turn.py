@@ -126,6 +126,10 @@ class Turn:
         """Until its `done` was sent. Cancelling the wait does not touch the turn."""
         await asyncio.shield(self._ended)
 
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Have something called soon after its `done` was sent."""
+        self._ended.add_done_callback(lambda _: call())
+
     def begin(self, request: Request) -> None:
         """Run the turn. Its `ack` must have been sent."""
         loop = asyncio.get_running_loop()

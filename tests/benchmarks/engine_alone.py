@@ -31,7 +31,13 @@ def prompts(
 
 
 async def measure(
-    llm: Any, token_ids: list[list[int]], streams: int, rounds: int, max_tokens: int, spread: float = 0.0
+    llm: Any,
+    token_ids: list[list[int]],
+    streams: int,
+    rounds: int,
+    max_tokens: int,
+    spread: float = 0.0,
+    pause: float = 0.0,
 ) -> list[Sample]:
     """Let `streams` requests run at once, `rounds` after one another; delta outputs, as our runtime asks for them.
 
@@ -55,6 +61,8 @@ async def measure(
                 if not first and tokens:
                     first = time.perf_counter()
             samples.append(Sample(started, first, time.perf_counter(), tokens, stream=stream))
+            if pause:
+                await asyncio.sleep(pause)
         return samples
 
     groups = await asyncio.gather(*(one(stream) for stream in range(streams)))

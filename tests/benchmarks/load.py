@@ -22,11 +22,12 @@ from tests.benchmarks.work import SAMPLING, Sample, turns, work
 
 @dataclass(frozen=True)
 class Listener:
-    """One stream: which turns it has, by seed and persona, and how many seconds after the others' start it begins."""
+    """One stream: which turns it has, by seed and persona; seconds of silence before all of them, and after each."""
 
     number: int
     turns: list[tuple[int, int | None]]
     delay: float = 0.0
+    pause: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ async def _yap_stream(target: Target, own: Listener, ready: asyncio.Event, go: a
             usage = json.loads(frame)["usage"]
             tokens, server_ttft = usage["completion_tokens"], usage["ttft_ms"] / 1000
             samples.append(Sample(started, first, ended, tokens, frames, server_ttft, own.number))
+            if own.pause:
+                await asyncio.sleep(own.pause)
     return samples
 
 
@@ -124,6 +127,8 @@ async def _openai_stream(target: Target, own: Listener, ready: asyncio.Event, go
             ended = time.perf_counter()
         writer.close()
         samples.append(Sample(started, first or ended, ended, tokens, frames, stream=own.number))
+        if own.pause:
+            await asyncio.sleep(own.pause)
     return samples
 
 
@@ -201,10 +206,11 @@ def run_load(
     first_persona: int | None = None,
     spread: float = 0.0,
     cpus: Sequence[int] = (),
+    pause: float = 0.0,
 ) -> list[Sample]:
     """Let `streams` listeners each have `rounds` turns; their samples.
 
-    They all start together, or evenly within `spread` seconds, and ask again as soon as a reply has ended.
+    They all start together, or evenly within `spread` seconds, and ask again `pause` seconds after a reply has ended.
 
     With `first_persona` a listener keeps its persona for all its turns, and so do later loads with the same one: the
     engine finds it in its prefix cache. Without, no two turns share a prefix. `cpus` are those that the listeners have
@@ -218,7 +224,7 @@ def run_load(
     processes = min(processes, streams)
     shares: list[list[Listener]] = [[] for _ in range(processes)]
     for stream, own in enumerate(turns(streams, rounds, first_seed, first_persona)):
-        shares[stream % processes].append(Listener(stream, own, spread * stream / streams))
+        shares[stream % processes].append(Listener(stream, own, spread * stream / streams, pause))
     barrier, results = context.Barrier(processes), context.Queue()
     awake = processes <= len(cpus)
     workers = [

@@ -196,11 +196,13 @@ def soak(server: Server, clients: int = 256, seconds: float = 120) -> bool:
         serial = quarter * 1000
         while time.monotonic() < until:
             async with connect(options) as client:
-                for _ in range(source.randint(1, 6)):
+                for turn_number in range(source.randint(1, 6)):
                     serial += 1
                     item = work(50_000_000 + number * 10_000 + serial, source.randint(10, 120))
                     turn = Turn()
                     fields = {"session_id": f"soak-{number}-{serial % 3}", "chat_prompt": item.persona}
+                    if not turn_number:  # a new conversation: what sessions remember must not grow all the time
+                        fields["history"] = []
                     await client.send("start", **fields, user_utterance=item.utterance)
                     act = source.choice(["finish", "finish", "cancel", "barge", "leave"])
                     stop_at = source.randint(1, 60)

@@ -7,6 +7,8 @@
 # WORK is a folder for 60 GB, best on a tmpfs. Where there are two GPUs, run both at once, each with a
 # CUDA_VISIBLE_DEVICES and cores of its own (`taskset`), `prove` by `setsid`: while speed is measured, `measure` stops the
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
+# Less than everything: SKIP names steps to leave out, STREAMS how many streams (1 64 256), CONTENDERS who is measured
+# with them (alone runtime openai), SECTIONS what of the behaviour (all).
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
@@ -19,6 +21,7 @@ out=$(realpath "$out") model=$work/8b
 step() {
     local name=$1 limit=$2 began=$SECONDS status
     shift 2
+    [[ " ${SKIP:-} " != *" $name "* ]] || return 0
     timeout "$limit" "$@" >"$out/$name.log" 2>&1
     status=$?
     echo "$name: $status after $((SECONDS - began)) s" >>"$out/steps"
@@ -36,9 +39,10 @@ parts() {
 
 # Stop the other session while a contender that is ready has not yet told its last result.
 quiet() {
-    local ready told
+    local ready told last="${streams[-1]} together"
+    [ "${streams[-1]}" != 1 ] || last="1 with pauses"
     while [ ! -e "$out/quiet-over" ]; do
-        ready=$(grep -c "ready after" "$out/streams.log") told=$(grep -c "256 together  " "$out/streams.log")
+        ready=$(grep -c "ready after" "$out/streams.log") told=$(grep -c ", $last  " "$out/streams.log")
         pkill "$([ "$ready" -gt "$told" ] && echo -STOP || echo -CONT)" -s "$PAUSES"
         sleep 0.3
     done
@@ -46,17 +50,22 @@ quiet() {
 }
 
 measure() {
+    local streams contenders sections
+    read -ra streams <<<"${STREAMS:-1 64 256}"
+    read -ra contenders <<<"${CONTENDERS:-alone runtime openai}"
+    read -ra sections <<<"${SECTIONS:-shadow barge-in prefix soak}"
     parts
     step artifact 400 "$python" tests/gpu/make_artifact.py "$model" --tool "$work/tool"
     touch "$out/streams.log"
     [ -z "${PAUSES:-}" ] || quiet &
-    step streams 900 "$python" tests/gpu/streams.py "$model" --only alone runtime openai --profile "$out" \
-        --json "$out/streams.json"
+    step streams 900 "$python" tests/gpu/streams.py "$model" --streams "${streams[@]}" \
+        --only "${contenders[@]}" --profile "$out" --json "$out/streams.json"
     touch "$out/quiet-over"
-    step behaviour 700 "$python" tests/gpu/behaviour.py "$model" --soak-seconds 150
+    step behaviour 700 "$python" tests/gpu/behaviour.py "$model" "${sections[@]}" --soak-seconds 150
     step cold-start 300 "$python" tests/gpu/cold_start.py "$model" --only with both
     step roofline 300 "$python" tests/gpu/roofline.py "$model"
     roofline_quantized
+    classifiers
     wait
 }
 
@@ -83,10 +92,15 @@ prove() {
             cp "$work/a/$method/build_metadata.json" "$out/$method.json" &&
             YAP_TEST_ARTIFACT=$work/a/$method step "protocol-$method" 400 "$python" -m pytest -q \
                 tests/integration/test_server.py -k "not commands"
-        [ "$method" != fp8 ] ||
-            step classifiers 300 "$python" tests/gpu/classifiers.py "$work/a/fp8" "$work/tool" --longformer
     done
+    classifiers
     roofline_quantized
+}
+
+# By whichever lane is through first.
+classifiers() {
+    [ -e "$work/a/fp8" ] && mkdir "$work/classifiers-taken" 2>/dev/null || return 0
+    step classifiers 300 "$python" tests/gpu/classifiers.py "$work/a/fp8" "$work/tool" --longformer
 }
 
 # By whichever lane is through first, once the other has quantized the models.

@@ -49,7 +49,7 @@ start() { # LANE …
     if [ "${#lanes[@]}" -eq 2 ] && [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
         CUDA_VISIBLE_DEVICES=1 WAITS=1 setsid taskset -c "$half-$last" \
             bash tests/gpu/everything.sh prove "$room/logs/prove" "$work" >"$room/logs/prove.log" 2>&1 </dev/null &
-        CUDA_VISIBLE_DEVICES=0 PAUSES=$! setsid taskset -c "0-$((half - 1))" \
+        CUDA_VISIBLE_DEVICES=0 PAUSES=${PAUSES-$!} setsid taskset -c "0-$((half - 1))" \
             bash tests/gpu/everything.sh measure "$room/logs/measure" "$work" >"$room/logs/measure.log" 2>&1 </dev/null &
     else
         export -f in_turn

@@ -10,7 +10,9 @@ that goes on, and asks something new each time; replies are 150 tokens, sampled 
 two prompts share anything, and prefill takes most of the GPU's time. The load comes from processes of its own, and
 where there are 8 CPUs or more, from CPUs that no contender uses.
 
-More than one stream is measured twice. `spread`: the streams begin one after another within a reply's time, and what
+Every number of streams is measured twice. One stream: the next turn begins when the last one has ended, while all that
+takes part in it is still awake; `with pauses`, half a second later, as after any answer that somebody has listened to.
+More streams: `spread`: the streams begin one after another within a reply's time, and what
 counts is the time in which all of them speak; so it is where people talk. `together`: all begin at the same moment, end
 at the same moment, and begin again; nothing is harder for what stands between the socket and the engine.
 `--profile` adds a pass under py-spy and prints where the server's time goes.
@@ -43,19 +45,23 @@ from tests.benchmarks.work import Figures, Sample, figures
 from tests.server import Server, free_port
 
 WORDS, REPLY = 200, 150
+PAUSE = 0.5  # seconds that one listener is silent between turns
 
 
 @dataclass(frozen=True)
 class Load:
-    """One measurement: how many streams, and whether all begin at the same moment."""
+    """One measurement: how many streams, whether all begin at the same moment, and seconds between a stream's turns."""
 
     streams: int
     together: bool
+    pause: float = 0.0
 
     @property
     def name(self) -> str:
         """As results name it."""
-        return f"{self.streams}" if self.streams == 1 else f"{self.streams} {'together' if self.together else 'spread'}"
+        if self.streams == 1:
+            return "1 with pauses" if self.pause else "1"
+        return f"{self.streams} {'together' if self.together else 'spread'}"
 
     @property
     def rounds(self) -> int:
@@ -76,7 +82,10 @@ class Load:
 
 def loads(streams: list[int]) -> list[Load]:
     """All measurements, in their order."""
-    return [Load(count, together) for count in streams for together in ((True,) if count == 1 else (False, True))]
+    found = []
+    for count in streams:
+        found += [Load(1, True), Load(1, True, PAUSE)] if count == 1 else [Load(count, False), Load(count, True)]
+    return found
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,8 @@ class Plan:
 
     def seed(self, load: Load) -> int:
         """First seed of the measured turns."""
-        return self.contender * 10_000_000 + load.streams * 20_000 + (10_000 if load.together else 0)
+        kind = 2_500 if load.pause else 10_000 if load.together else 0
+        return self.contender * 10_000_000 + load.streams * 20_000 + kind
 
     def persona(self, load: Load) -> int | None:
         """First persona; none where every turn has one of its own."""
@@ -103,10 +113,17 @@ class Crowd:
     cpus: tuple[int, ...]
 
     def run(
-        self, target: Target, streams: int, rounds: int, seed: int, persona: int | None = None, spread: float = 0.0
+        self,
+        target: Target,
+        streams: int,
+        rounds: int,
+        seed: int,
+        persona: int | None = None,
+        spread: float = 0.0,
+        pause: float = 0.0,
     ) -> list[Sample]:
         """Let `streams` listeners have `rounds` turns each (`run_load`)."""
-        return run_load(target, streams, rounds, self.processes, seed, persona, spread, self.cpus)
+        return run_load(target, streams, rounds, self.processes, seed, persona, spread, self.cpus, pause)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -135,7 +152,7 @@ def alone(folder: Path, limits: dict, wanted: list[Load], plan: Plan, *, as_vllm
                     await engine_alone.measure(llm, warming, count, 1, 8)
                 prompts = engine_alone.prompts(folder, count, rounds, WORDS, seed, persona)
                 before = cpu_seconds(os.getpid())
-                samples = await engine_alone.measure(llm, prompts, count, rounds, REPLY, load.spread)
+                samples = await engine_alone.measure(llm, prompts, count, rounds, REPLY, load.spread, load.pause)
                 used = cpu_seconds(os.getpid()) - before
                 found[load.name] = load.figures(samples)
                 tell(
@@ -208,7 +225,7 @@ def warm(target: Target, load: Load, crowd: Crowd, plan: Plan) -> None:
 
 def measured(target: Target, load: Load, crowd: Crowd, plan: Plan) -> list[Sample]:
     """The measured turns."""
-    return crowd.run(target, load.streams, load.rounds, plan.seed(load), plan.persona(load), load.spread)
+    return crowd.run(target, load.streams, load.rounds, plan.seed(load), plan.persona(load), load.spread, load.pause)
 
 
 def runtime(

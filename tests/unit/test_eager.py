@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -66,6 +67,19 @@ async def test_what_it_waits_for_may_be_over_before_its_task_begins():
     task = eager.start(work())
     ready.set_result(7)
     assert await task == 7
+
+
+async def test_who_keeps_a_task_that_has_ended_does_not_keep_what_it_waited_for():
+    async def wait(future: asyncio.Future[str]) -> None:
+        await future
+
+    waited_for: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    task = eager.start(wait(waited_for))
+    waited_for.set_result("a whole prompt")
+    await task
+    gone = weakref.ref(waited_for)
+    del waited_for
+    assert gone() is None
 
 
 @pytest.mark.parametrize("steps_before", [0, 1, 3])
