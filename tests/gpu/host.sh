@@ -12,7 +12,13 @@ room=${ROOM:-/tmp/yap} site=${SITE:-/tmp/site} build=${BUILD:-/tmp/build} python
 
 lay() {
     mkdir -p "$room/more" "$room/logs"
-    { date; lscpu; nvidia-smi; df -h; free -g; } >"$room/logs/machine" 2>&1 || true
+    {
+        date
+        lscpu
+        nvidia-smi
+        df -h
+        free -g
+    } >"$room/logs/machine" 2>&1 || true
     cat "${PIECES:-/tmp/pieces-more}"/piece* | tar -xz -C "$room/more"
     # A copy: what is measured must not change under it.
     mkdir -p "$room/repo" && tar -c --exclude=.git --exclude=.gpu . | tar -x -C "$room/repo"
