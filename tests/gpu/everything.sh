@@ -61,6 +61,7 @@ measure() {
     step streams 900 "$python" tests/gpu/streams.py "$model" --streams "${streams[@]}" \
         --only "${contenders[@]}" --profile "$out" --json "$out/streams.json"
     touch "$out/quiet-over"
+    step first-token 500 "$python" tests/gpu/first_token.py "$model"
     step behaviour 700 "$python" tests/gpu/behaviour.py "$model" "${sections[@]}" --soak-seconds 150
     step cold-start 300 "$python" tests/gpu/cold_start.py "$model" --only with both
     step roofline 300 "$python" tests/gpu/roofline.py "$model"
