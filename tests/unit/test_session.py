@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,12 +34,16 @@ async def test_history_grows_by_what_the_user_said_and_what_was_said_to_them() -
 
 async def test_a_session_holds_no_turn_that_has_ended() -> None:
     async with serving() as running, running.client() as client:
-        await client.turn(user_utterance="one")
-        sessions = [session for session in gc.get_objects() if type(session) is Session]
-        assert len(sessions) == 1
+        store = running.service.sessions
+        assert store is not None
+        await client.send(type="start", session_id="s1", user_utterance="one")
+        assert (await client.receive())["type"] == "ack"
+        (session,) = store._sessions.values()
+        assert session.turn is not None
+        await client.until("done")
         await client.send(type="ping")  # what is called soon after `done` has been called
         await client.until("pong")
-        assert sessions[0].turn is None
+        assert session.turn is None
 
 
 async def test_history_is_replaced_when_given_even_when_empty() -> None:
