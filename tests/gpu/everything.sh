@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Every measurement of this folder, in the order of their worth; logs and results go to OUT.
 #
-#     bash tests/gpu/everything.sh measure OUT WORK     the 8B shape: speed, behaviour, starts, roofline (20 minutes)
-#     bash tests/gpu/everything.sh prove OUT WORK       the embedded models: the pipeline, the protocol, classifiers (20)
+#     bash tests/gpu/everything.sh measure OUT WORK     the 8B shape: speed, behaviour, starts, roofline (26 minutes)
+#     bash tests/gpu/everything.sh prove OUT WORK       the embedded models: the pipeline, the protocol, classifiers (14)
 #
 # WORK is a folder for 60 GB, best on a tmpfs. Where there are two GPUs, run both at once, each with a
 # CUDA_VISIBLE_DEVICES and cores of its own (`taskset`), `prove` by `setsid`: while speed is measured, `measure` stops the
@@ -61,6 +61,7 @@ measure() {
     step streams 900 "$python" tests/gpu/streams.py "$model" --streams "${streams[@]}" \
         --only "${contenders[@]}" --profile "$out" --json "$out/streams.json"
     touch "$out/quiet-over"
+    # Its contenders take turns, so the other lane may go on: it disturbs both alike.
     step first-token 500 "$python" tests/gpu/first_token.py "$model"
     step behaviour 700 "$python" tests/gpu/behaviour.py "$model" "${sections[@]}" --soak-seconds 150
     step cold-start 300 "$python" tests/gpu/cold_start.py "$model" --only with both

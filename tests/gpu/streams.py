@@ -11,10 +11,10 @@ two prompts share anything, and prefill takes most of the GPU's time. The load c
 where there are 8 CPUs or more, from CPUs that no contender uses.
 
 Every number of streams is measured twice. One stream: the next turn begins when the last one has ended, while all that
-takes part in it is still awake; `with pauses`, half a second later, as after any answer that somebody has listened to.
-More streams: `spread`: the streams begin one after another within a reply's time, and what
-counts is the time in which all of them speak; so it is where people talk. `together`: all begin at the same moment, end
-at the same moment, and begin again; nothing is harder for what stands between the socket and the engine.
+takes part in it is still awake; `with pauses`, half a second later, as after an answer that somebody has listened to.
+More streams: `spread`, they begin one after another within a reply's time, and what counts is the time in which all of
+them speak; so it is where people talk. `together`, all begin at the same moment, end at the same moment, and begin
+again; nothing is harder for what stands between the socket and the engine.
 `--profile` adds a pass under py-spy and prints where the server's time goes.
 """
 

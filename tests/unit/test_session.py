@@ -33,7 +33,7 @@ async def test_history_grows_by_what_the_user_said_and_what_was_said_to_them() -
 
 
 async def test_a_session_holds_no_turn_that_has_ended() -> None:
-    async with serving() as running, running.client() as client:
+    async with serving(ScriptedEngine(pause=0.02)) as running, running.client() as client:
         store = running.service.sessions
         assert store is not None
         await client.send(type="start", session_id="s1", user_utterance="one")
