@@ -126,10 +126,10 @@ class Dialogue:
         request_id = message.request_id
         match message:
             case protocol.Start():
-                turn = Turn(request_id, self._outbox, self._deployment)
+                turn = self._new_turn(request_id)
                 return Job(lambda: self._start(message, turn), request_id, turn)
             case protocol.Followup():
-                turn = Turn(request_id, self._outbox, self._deployment)
+                turn = self._new_turn(request_id)
                 return Job(lambda: self._follow_up(message, turn), request_id, turn)
             case protocol.ChatPrompt():
                 return Job(lambda: self._set_persona(message), request_id)
@@ -138,6 +138,12 @@ class Dialogue:
             case protocol.WarmHistory():
                 return Job(lambda: self._warm_history(message), request_id)
         raise TypeError(f"no job for {type(message).__name__}")
+
+    def _new_turn(self, request_id: RequestId | None) -> Turn:
+        turn = Turn(request_id, self._outbox, self._deployment)
+        if self._deployment.chat is not None:
+            self._deployment.chat.engine.rouse()
+        return turn
 
     async def _work(self) -> None:
         try:

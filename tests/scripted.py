@@ -56,11 +56,16 @@ class ScriptedEngine:
     prompts: list[list[str]] = field(default_factory=list)
     samplings: list[Sampling] = field(default_factory=list)
     warmed: list[list[str]] = field(default_factory=list)
+    roused: list[int] = field(default_factory=list)
     resets: int = 0
     aborts: int = 0
 
     async def start(self) -> None:
         """Nothing to load."""
+
+    def rouse(self) -> None:
+        """Remember how many requests had come by then."""
+        self.roused.append(len(self.prompts))
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         """The scripted reply."""

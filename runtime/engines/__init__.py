@@ -124,6 +124,9 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Load the model; return when it answers. Raises what the engine raises."""
 
+    def rouse(self) -> None:
+        """Say that a request will come within a moment. Costs little, raises nothing, and may do nothing."""
+
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         """Reply to prompt token ids; return when the reply has ended.
 

@@ -138,6 +138,9 @@ class TrtEngine:
             from tensorrt_llm import LLM
         return LLM(**arguments)
 
+    def rouse(self) -> None:
+        """Nothing: TensorRT-LLM's executor has no request that says nothing."""
+
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         """Reply to prompt token ids, telling `each` every delta.
 

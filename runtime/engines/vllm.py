@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from runtime import eager
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.engines.vllm_arguments import engine_arguments, parameters, prepare_environment
 from runtime.engines.vllm_caches import caches, copy_caches
@@ -34,6 +35,9 @@ DEATH_CHECK_S = 0.5
 
 # Samplings whose parameters are kept: a server's turns share a few, and making them takes 0.1 ms in an idle process.
 KNOWN_SAMPLINGS = 256
+
+# A request that nobody has: ending it makes vLLM's processes look up, and says nothing.
+NOBODY = "nobody"
 
 # Enough streams for the batched form of vLLM's sampler, which small batches do not use.
 EXERCISE_STREAMS = 32
@@ -59,6 +63,7 @@ class VllmEngine:
         self._set_here: dict[str, str] = {}
         self._llm: AsyncLLM | None = None
         self._ids = count()
+        self._open = 0
         self._aborts: set[asyncio.Future[None]] = set()
         self._parameters = lru_cache(KNOWN_SAMPLINGS)(parameters)
 
@@ -111,6 +116,16 @@ class VllmEngine:
         executor = Executor.get_class(config)
         return model_class()(config, OBSERVED.get(executor, executor), log_stats=False, log_requests=False)
 
+    def rouse(self) -> None:
+        """Have vLLM's processes awake when the next request comes, for which they were about to wait asleep.
+
+        Between the socket and the engine's loop lie four threads that wake one another. Woken while the prompt is still
+        rendered, they had the request 0.3 to 0.5 ms sooner (an H100).
+        """
+        llm = self._llm
+        if llm is not None and not self._open and not llm.errored:
+            self._keep(eager.start(llm.engine_core.abort_requests_async([NOBODY])))
+
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         """Reply to prompt token ids, telling `each` every delta.
 
@@ -141,6 +156,7 @@ class VllmEngine:
                 if finished:
                     over.set_result(None)
 
+        self._open += 1
         try:
             # Not `AsyncLLM.generate`: it wakes a task for every token, which costs more than all that is done with the
             # token here, and it loses the request when it is cancelled while adding it. So vLLM's output handler
@@ -161,14 +177,24 @@ class VllmEngine:
         except _refused() as error:
             raise ValueError(str(error)) from error
         finally:
+            self._open -= 1
             if not finished:
                 await self._abort(llm, request_id)
+
+    def _keep(self, abort: asyncio.Future[None]) -> None:
+        self._aborts.add(abort)
+
+        def done(abort: asyncio.Future[None]) -> None:
+            self._aborts.discard(abort)
+            if not abort.cancelled():
+                abort.exception()  # an engine that died is told where something is asked of it
+
+        abort.add_done_callback(done)
 
     async def _abort(self, llm: AsyncLLM, request_id: str) -> None:
         # Shielded, so that a second cancellation cannot stop the abort half way.
         abort = asyncio.ensure_future(llm.abort(request_id))
-        self._aborts.add(abort)
-        abort.add_done_callback(self._aborts.discard)
+        self._keep(abort)
         try:
             await asyncio.shield(abort)
         except _dead():

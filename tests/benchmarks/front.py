@@ -62,6 +62,7 @@ class TableLLM:
         self.output_processor = OutputProcessor(tokenizer, log_stats=False)
         self.output_handler = None
         self.errored = False
+        self.engine_core = self
 
     async def add_request(self, request_id: str, prompt: dict[str, Any], params: Any) -> Any:
         """Begin a reply."""
@@ -79,6 +80,9 @@ class TableLLM:
         """End a reply."""
         self._said.pop(request_id, None)
         self.output_processor.abort_requests([request_id], internal=False)
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        """Nobody sleeps here."""
 
     def shutdown(self) -> None:
         """Nothing to stop."""

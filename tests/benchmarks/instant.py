@@ -42,6 +42,9 @@ class InstantEngine:
     async def start(self) -> None:
         """Nothing to load."""
 
+    def rouse(self) -> None:
+        """Never sleeps."""
+
     async def generate(self, prompt: Sequence[object], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         """One token in each step of the loop, or every `pause` seconds."""
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()

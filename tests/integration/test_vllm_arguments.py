@@ -60,3 +60,27 @@ def test_what_a_request_is_given_stays_with_it(processor: Any) -> None:
     request.sampling_params.max_tokens = 1
     assert kept.max_tokens == 150
     assert request.sampling_params.eos_token_id is not None
+
+
+@pytest.mark.parametrize(
+    ("major", "options", "whole"),
+    [
+        (9, EngineOptions(), True),
+        (9, EngineOptions(attention_backend="flash_attn"), True),
+        (9, EngineOptions(attention_backend="FLASHINFER"), False),
+        (9, EngineOptions(enforce_eager=True), False),
+        (8, EngineOptions(), False),
+        (10, EngineOptions(), False),
+        (None, EngineOptions(), False),
+    ],
+)
+def test_prompts_run_as_one_graph_where_the_attention_kernel_can(
+    major: int | None, options: EngineOptions, whole: bool, chat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm import platforms
+
+    capability = None if major is None else platforms.interface.DeviceCapability(major, 0)
+    monkeypatch.setattr(platforms.current_platform, "is_cpu", lambda: False)
+    monkeypatch.setattr(platforms.current_platform, "get_device_capability", lambda: capability)
+    mode = engine_arguments(chat_folder, options).compilation_config.cudagraph_mode
+    assert (mode is not None and mode.name == "FULL") is whole

@@ -117,6 +117,31 @@ async def test_eight_at_once_share_the_batch(engine, ask):
     assert most == 8
 
 
+async def test_rousing_reaches_a_silent_engine_alone_and_changes_no_reply(engine, ask, monkeypatch):
+    core, reached = engine._llm.engine_core, []
+    send = core.abort_requests_async
+
+    async def spied(request_ids: list[str]) -> None:
+        reached.append(request_ids)
+        await send(request_ids)
+
+    prompt = ask("What is the capital of France?")
+    expected = await reply(engine, prompt, GREEDY)
+    monkeypatch.setattr(core, "abort_requests_async", spied)
+    for _ in range(3):
+        engine.rouse()
+        assert await reply(engine, prompt, GREEDY) == expected
+    assert len(reached) == 3
+
+    running = asyncio.create_task(reply(engine, prompt, GREEDY))
+    while not (await engine.load()).running:
+        await asyncio.sleep(0)
+    engine.rouse()
+    assert await running == expected
+    assert len(reached) == 3
+    assert await engine.load() == IDLE
+
+
 async def test_warming_a_prefix_makes_the_next_prompt_hit(engine, ask):
     system = "You are Ada, a patient teacher of arithmetic. " * 20
     assert await engine.reset_caches()
@@ -225,6 +250,7 @@ async def test_the_death_of_the_engine_process_ends_everything_within_five_secon
     for question in (engine.health, engine.load, engine.reset_caches, lambda: engine.warm([1, 2, 3])):
         with pytest.raises(EngineDeadError):
             await question()
+    engine.rouse()  # says nothing
     assert time.monotonic() - killed < 5
     await engine.shutdown()
     await engine.shutdown()

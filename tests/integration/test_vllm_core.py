@@ -1,0 +1,173 @@
+"""What is added to vLLM's engine process, on vLLM's own step with a GPU that does as it is told."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from concurrent.futures import Future
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from runtime.engines import EngineOptions
+from runtime.engines.vllm_arguments import prepare_environment
+
+pytestmark = pytest.mark.engine
+
+PATIENCE = 0.5
+
+
+class Event:
+    """As `torch.cuda.Event`: what is asked for arrives after so many looks, or when somebody waits for it."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def query(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+class Core:
+    """As much of `EngineCore` as its step uses: each step gives every running request a token, in at most two batches.
+
+    `log` tells in which order batches are launched and taken.
+    """
+
+    def __init__(self, event: str | None, looks: int = 0) -> None:
+        self.event, self.looks = event, looks
+        self.batch_queue: deque[Any] = deque(maxlen=2)
+        self.batch_queue_size = 2
+        self.is_ec_consumer, self.is_pooling_model = True, False
+        self.log: list[str] = []
+        self.new: list[str] = []
+        self.running: list[str] = []
+        self.steps = 0
+        self.scheduler = SimpleNamespace()
+        self.scheduler = Scheduler(self)
+        self.model_executor = self
+        self.log_error_detail = self.log_iteration_details = self.capture_iteration_details = lambda *_: nullcontext()
+        self._process_aborts_queue = self._attach_iteration_details = lambda *_: None
+
+    def _should_throttle_prefills(self) -> bool:
+        return False
+
+    def execute_model(self, batch: Any, non_block: bool) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(None)
+        return done
+
+    def sample_tokens(self, grammar: object, non_block: bool) -> Any:
+        self.log.append(f"launch {self.steps}")
+        future: Any = Future()
+        future.set_result(self.steps)
+        if self.event:
+            future.async_output = SimpleNamespace(**{self.event: Event(self.looks)})
+        return future
+
+
+class Scheduler:
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    def has_requests(self) -> bool:
+        return bool(self.core.new or self.core.running)
+
+    def schedule(self, throttled: bool) -> Any:
+        core = self.core
+        core.steps += 1
+        batch = SimpleNamespace(
+            scheduled_new_reqs=core.new, total_num_scheduled_tokens=1, pending_structured_output_tokens=False
+        )
+        core.running, core.new = core.running + core.new, []
+        return batch
+
+    def get_grammar_bitmask(self, batch: object) -> None:
+        return None
+
+    def update_from_output(self, batch: object, output: int) -> dict[int, str]:
+        self.core.log.append(f"take {output}")
+        return {0: f"tokens of {output}"}
+
+
+@pytest.fixture(scope="module")
+def module() -> Any:
+    prepare_environment(EngineOptions())
+    from runtime.engines import vllm_core
+
+    return vllm_core
+
+
+@pytest.fixture(autouse=True)
+def patient(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_TOKEN_WAIT_S", PATIENCE)
+
+
+def run(core: Core, steps: int) -> list[Any]:
+    from vllm.v1.engine.core import EngineCore
+
+    return [EngineCore.step_with_batch_queue(core) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("event", ["copy_event", "async_copy_ready_event"])
+@pytest.mark.parametrize("looks", [0, 5])
+def test_out_of_silence_the_first_token_is_told_before_the_second_is_prepared(
+    module: Any, event: str, looks: int
+) -> None:
+    core = Core(event, looks)
+    core.new = ["a"]
+    assert run(core, 1) == [({0: "tokens of 1"}, True)]
+    assert core.log == ["launch 1", "take 1"]
+    # From then on the GPU has its next batch before the last one's tokens are taken.
+    assert run(core, 3) == [(None, True), ({0: "tokens of 2"}, True), ({0: "tokens of 3"}, True)]
+    assert core.log[2:] == ["launch 2", "launch 3", "take 2", "launch 4", "take 3"]
+
+
+def test_a_request_that_joins_others_changes_nothing(module: Any) -> None:
+    core = Core("copy_event")
+    core.new = ["a"]
+    run(core, 3)
+    core.new = ["b"]
+    del core.log[:]
+    run(core, 2)
+    assert core.log == ["launch 4", "take 3", "launch 5", "take 4"]
+
+
+@pytest.mark.parametrize("event", [None, "another_event", "copy_event"])
+def test_where_the_first_token_does_not_come_vllm_does_what_it_did(
+    module: Any, event: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_TOKEN_WAIT_S", 0.0)
+    core = Core(event, looks=1000)
+    core.new = ["a"]
+    assert run(core, 2) == [(None, True), ({0: "tokens of 1"}, True)]
+    assert core.log == ["launch 1", "launch 2", "take 1"]
+
+
+def test_a_failure_on_the_gpu_is_raised_and_the_scheduler_has_its_own_mind_again(module: Any) -> None:
+    core = Core("copy_event")
+    core.new = ["a"]
+
+    def fail(grammar: object, non_block: bool) -> Any:
+        future: Any = Future()
+        future.set_exception(RuntimeError("CUDA error"))
+        future.async_output = SimpleNamespace(copy_event=Event(0))
+        return future
+
+    core.sample_tokens = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run(core, 1)
+    assert core.scheduler.has_requests()
+
+
+def test_vllm_s_model_runners_have_the_events_that_are_looked_at(module: Any) -> None:
+    from vllm.v1.executor.uniproc_executor import AsyncOutputFuture
+    from vllm.v1.worker import gpu_model_runner
+    from vllm.v1.worker.gpu import async_utils
+
+    second, first = module.EVENTS
+    assert f"self.{second} = torch.cuda.Event" in inspect.getsource(async_utils.AsyncOutput)
+    assert f"self.{first} = torch.cuda.Event" in inspect.getsource(gpu_model_runner.AsyncGPUModelRunnerOutput)
+    assert "self.async_output = " in inspect.getsource(AsyncOutputFuture)
