@@ -135,7 +135,7 @@ async def test_rousing_reaches_a_silent_engine_alone_and_changes_no_reply(engine
 
     running = asyncio.create_task(reply(engine, prompt, GREEDY))
     while not (await engine.load()).running:
-        await asyncio.sleep(0)
+        pass
     engine.rouse()
     assert await running == expected
     assert len(reached) == 3
