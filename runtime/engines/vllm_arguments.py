@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -105,7 +106,7 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_model_len": options.max_model_len,
         "attention_backend": _attention_backend(options.attention_backend),
-        "compilation_config": _compilation(options, current_platform),
+        "compilation_config": _compilation(folder, options, current_platform),
         "worker_extension_cls": "runtime.engines.vllm_worker.Worker",
     }
     if on_cpu:
@@ -113,7 +114,7 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
     return AsyncEngineArgs(**{name: value for name, value in arguments.items() if value is not None})
 
 
-def _compilation(options: EngineOptions, platform: Any) -> dict[str, str] | None:  # noqa: ANN401 - vLLM's platform
+def _compilation(folder: Path, options: EngineOptions, platform: Any) -> dict[str, str] | None:  # noqa: ANN401 - vLLM's
     """Whole graphs for prompts too, where the attention kernel can: FlashAttention 3, which Hopper has.
 
     vLLM's own choice runs a prompt's layers as a graph each, so launching them takes longer than running them when most
@@ -121,7 +122,14 @@ def _compilation(options: EngineOptions, platform: Any) -> dict[str, str] | None
     """
     capability = None if platform.is_cpu() or options.enforce_eager else platform.get_device_capability()
     flash = (options.attention_backend or FLASH).upper() == FLASH
-    return {"cudagraph_mode": "FULL"} if flash and capability is not None and capability.major == HOPPER else None
+    able = flash and capability is not None and capability.major == HOPPER and not _attends_in_chunks(folder)
+    return {"cudagraph_mode": "FULL"} if able else None
+
+
+def _attends_in_chunks(folder: Path) -> bool:
+    """Whether some layers attend to a chunk, as Llama 4's do. vLLM has no graph for those, and refuses to start."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return any(part.get("attention_chunk_size") for part in (config, config.get("text_config") or {}))
 
 
 def _attention_backend(name: str | None) -> Any:  # noqa: ANN401 - an enum that only vLLM can name

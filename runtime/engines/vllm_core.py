@@ -60,7 +60,7 @@ def first_token_first(step: Step) -> Step:
         if not scheduled.scheduled_new_reqs or not _arrives(future):
             return outputs, executed
         # With nothing to schedule, vLLM's own step takes the oldest batch's result, and does all that belongs to it.
-        core.scheduler.has_requests = bool
+        core.scheduler.has_requests = lambda: False
         try:
             outputs, _ = step(core)
         finally:
