@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -27,9 +26,6 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }
-
-# vLLM's default attention kernel on this generation of GPUs (its major compute capability).
-FLASH, HOPPER = "FLASH_ATTN", 9
 
 
 def parameters(sampling: Sampling) -> SamplingParams:
@@ -106,30 +102,11 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_model_len": options.max_model_len,
         "attention_backend": _attention_backend(options.attention_backend),
-        "compilation_config": _compilation(folder, options, current_platform),
         "worker_extension_cls": "runtime.engines.vllm_worker.Worker",
     }
     if on_cpu:
         arguments["kv_cache_memory_bytes"] = int(options.cpu_kv_cache_gib * 2**30)
     return AsyncEngineArgs(**{name: value for name, value in arguments.items() if value is not None})
-
-
-def _compilation(folder: Path, options: EngineOptions, platform: Any) -> dict[str, str] | None:  # noqa: ANN401 - vLLM's
-    """Whole graphs for prompts too, where the attention kernel can: FlashAttention 3, which Hopper has.
-
-    vLLM's own choice runs a prompt's layers as a graph each, so launching them takes longer than running them when most
-    of the prompt is cached. In one graph a first token came after 11.8 ms rather than 15.3 (an H100, 8B shape).
-    """
-    capability = None if platform.is_cpu() or options.enforce_eager else platform.get_device_capability()
-    flash = (options.attention_backend or FLASH).upper() == FLASH
-    able = flash and capability is not None and capability.major == HOPPER and not _attends_in_chunks(folder)
-    return {"cudagraph_mode": "FULL"} if able else None
-
-
-def _attends_in_chunks(folder: Path) -> bool:
-    """Whether some layers attend to a chunk, as Llama 4's do. vLLM has no graph for those, and refuses to start."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    return any(part.get("attention_chunk_size") for part in (config, config.get("text_config") or {}))
 
 
 def _attention_backend(name: str | None) -> Any:  # noqa: ANN401 - an enum that only vLLM can name

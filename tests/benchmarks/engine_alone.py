@@ -72,10 +72,8 @@ async def measure(
 def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
     """An AsyncLLM on an artifact's model, with the engine arguments that the runtime would choose for these options.
 
-    With `as_vllm_ships` without what the runtime adds to vLLM's workers, and with vLLM's own choice of CUDA graphs.
+    With `as_vllm_ships` without what the runtime adds to vLLM's workers.
     """
-    from vllm.config import CompilationConfig
-
     from runtime.engines import EngineOptions
     from runtime.engines.vllm import model_class
     from runtime.engines.vllm_arguments import engine_arguments, prepare_environment
@@ -91,5 +89,4 @@ def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
     arguments = engine_arguments(folder, chosen)
     if as_vllm_ships:
         arguments.worker_extension_cls = ""
-        arguments.compilation_config = CompilationConfig()
     return model_class().from_engine_args(arguments)

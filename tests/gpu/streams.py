@@ -3,7 +3,7 @@
 
     python3 tests/gpu/streams.py ARTIFACT [--streams 1 64 256] [--only vllm alone runtime openai] [--profile DIR]
 
-`vllm` is the engine alone as vLLM ships it, `alone` the same with the runtime's workers and choice of CUDA graphs.
+`vllm` is the engine alone as vLLM ships it, `alone` the same with what the runtime adds to its workers.
 
 Every stream has a persona of its own of about 450 tokens, which the engine has in its prefix cache as in a conversation
 that goes on, and asks something new each time; replies are 150 tokens, sampled as our clients ask for. With `--cold` no

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.engines import EngineOptions, Sampling
-from runtime.engines.vllm_arguments import HOPPER, engine_arguments, parameters, prepare_environment
+from runtime.engines.vllm_arguments import engine_arguments, parameters, prepare_environment
 
 pytestmark = pytest.mark.engine
 
@@ -61,43 +60,3 @@ def test_what_a_request_is_given_stays_with_it(processor: Any) -> None:
     request.sampling_params.max_tokens = 1
     assert kept.max_tokens == 150
     assert request.sampling_params.eos_token_id is not None
-
-
-@pytest.mark.parametrize(
-    ("major", "options", "whole"),
-    [
-        (9, EngineOptions(), True),
-        (9, EngineOptions(attention_backend="flash_attn"), True),
-        (9, EngineOptions(attention_backend="FLASHINFER"), False),
-        (9, EngineOptions(enforce_eager=True), False),
-        (8, EngineOptions(), False),
-        (10, EngineOptions(), False),
-        (None, EngineOptions(), False),
-    ],
-)
-def test_prompts_run_as_one_graph_where_the_attention_kernel_can(
-    major: int | None, options: EngineOptions, whole: bool, chat_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(major, monkeypatch)
-    mode = engine_arguments(chat_folder, options).compilation_config.cudagraph_mode
-    assert (mode is not None and mode.name == "FULL") is whole
-
-
-@pytest.mark.parametrize("chunks", [{"attention_chunk_size": 8192}, {"text_config": {"attention_chunk_size": 8192}}])
-def test_a_model_that_attends_in_chunks_keeps_vllm_s_own_graphs(
-    chunks: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(HOPPER, monkeypatch)
-    for config, whole in ((chunks, False), ({"text_config": None}, True)):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        mode = engine_arguments(tmp_path, EngineOptions()).compilation_config.cudagraph_mode
-        assert (mode is not None) is whole
-
-
-def pretend(major: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU of this major compute capability, or of none that is known."""
-    from vllm import platforms
-
-    capability = None if major is None else platforms.interface.DeviceCapability(major, 0)
-    monkeypatch.setattr(platforms.current_platform, "is_cpu", lambda: False)
-    monkeypatch.setattr(platforms.current_platform, "get_device_capability", lambda: capability)
