@@ -22,6 +22,7 @@ from runtime import artifact, hashes, machine, verify
 from runtime.artifact import ArtifactError, BuildMetadata
 from runtime.cuda import Failure
 from runtime.engines.trt_folders import EngineFolder
+from runtime.service import Phase
 from runtime.settings import SettingsError
 from tests.scripted import Running, serving
 from tests.trt_lane import H200, LABEL, eventually, installed, model, quantizer_python
@@ -360,12 +361,14 @@ def test_a_flag_that_trtllm_build_does_not_know_fails_the_stage(
 
 @asynccontextmanager
 async def served(folder: Path, **values: Any) -> AsyncIterator[Running]:
-    async with serving(opened=False, artifact=str(folder), inference_engine="trt", **values) as running:
-        try:
-            await running.service.load()
-            yield running
-        finally:
-            await running.service.close()
+    wanted = {"artifact": str(folder), "inference_engine": "trt", **values}
+    async with serving(opened=False, **wanted) as running:
+        # The server loads as it starts. Loading here as well would make two engines, and either could be served.
+        while running.service.phase is Phase.LOADING:  # noqa: ASYNC110 - the service has no event for it
+            await asyncio.sleep(0.005)
+        if running.service.ended.done():
+            running.service.ended.result()
+        yield running
 
 
 async def test_a_turn_streams_over_websocket(proven: Path) -> None:
@@ -464,5 +467,5 @@ async def test_a_smaller_batch_reaches_the_engine(proven: Path) -> None:
 
 async def test_another_lane_is_refused(proven: Path) -> None:
     with pytest.raises(SettingsError, match="INFERENCE_ENGINE: expected trt"):
-        async with serving(opened=False, artifact=str(proven), inference_engine="vllm") as running:
-            await running.service.load()
+        async with served(proven, inference_engine="vllm"):
+            pytest.fail("it was loaded")
