@@ -63,7 +63,6 @@ class VllmEngine:
         self._set_here: dict[str, str] = {}
         self._llm: AsyncLLM | None = None
         self._ids = count()
-        self._open = 0
         self._aborts: set[asyncio.Future[None]] = set()
         self._parameters = lru_cache(KNOWN_SAMPLINGS)(parameters)
 
@@ -123,7 +122,7 @@ class VllmEngine:
         rendered, they had the request 0.3 to 0.5 ms sooner (an H100).
         """
         llm = self._llm
-        if llm is not None and not self._open and not llm.errored:
+        if llm is not None and not llm.errored and not llm.output_processor.has_unfinished_requests():
             self._keep(eager.start(llm.engine_core.abort_requests_async([NOBODY])))
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
@@ -156,7 +155,6 @@ class VllmEngine:
                 if finished:
                     over.set_result(None)
 
-        self._open += 1
         try:
             # Not `AsyncLLM.generate`: it wakes a task for every token, which costs more than all that is done with the
             # token here, and it loses the request when it is cancelled while adding it. So vLLM's output handler
@@ -177,7 +175,6 @@ class VllmEngine:
         except _refused() as error:
             raise ValueError(str(error)) from error
         finally:
-            self._open -= 1
             if not finished:
                 await self._abort(llm, request_id)
 
