@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from runtime import eager
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.engines.vllm_arguments import engine_arguments, parameters, prepare_environment
-from runtime.engines.vllm_caches import caches, copy_caches
+from runtime.engines.vllm_caches import CacheCopy
 from runtime.engines.vllm_text import forget_prompt
 
 if TYPE_CHECKING:
@@ -59,8 +57,7 @@ class VllmEngine:
         self._folder = folder
         self._options = options
         self._compile_cache = compile_cache
-        self._scratch: Path | None = None
-        self._set_here: dict[str, str] = {}
+        self._scratch: CacheCopy | None = None
         self._llm: AsyncLLM | None = None
         self._ids = count()
         self._aborts: set[asyncio.Future[None]] = set()
@@ -102,10 +99,7 @@ class VllmEngine:
     def _load_model(self) -> AsyncLLM:
         prepare_environment(self._options)
         if self._compile_cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
-            self._scratch = Path(tempfile.mkdtemp(prefix="yap-vllm-cache-"))
-            copy_caches(self._compile_cache, self._scratch)
-            self._set_here = {name: folder for name, folder in caches(self._scratch).items() if name not in os.environ}
-            os.environ.update(self._set_here)
+            self._scratch = CacheCopy(self._compile_cache)
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.executor import Executor
 
@@ -258,9 +252,7 @@ class VllmEngine:
                 await asyncio.wait((llm.output_handler,), timeout=5)
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
-            for name in self._set_here:
-                os.environ.pop(name, None)
-            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+            await asyncio.to_thread(scratch.remove)
 
     def _alive(self) -> AsyncLLM:
         if self._llm is None:

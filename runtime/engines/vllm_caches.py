@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import pprint
 import shutil
+import tempfile
 from pathlib import Path
 
 # Stands for the cache's folder in an artifact, which names no machine's.
@@ -25,6 +27,31 @@ def copy_caches(folder: Path, to: Path) -> None:
     """Copy what `caches` put into a folder, so that it is found there as well."""
     shutil.copytree(folder, to, dirs_exist_ok=True)
     relocate(to, to)
+
+
+class CacheCopy:
+    """A copy of an artifact's caches that vLLM may write to, in a temporary folder; this process's variables name it.
+
+    Raises:
+        ValueError: caches that are not as the versions known to us write them; nothing is left of the copy.
+    """
+
+    def __init__(self, source: Path) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="yap-vllm-cache-"))
+        self._set_here: dict[str, str] = {}
+        try:
+            copy_caches(source, self.folder)
+        except BaseException:
+            self.remove()
+            raise
+        self._set_here = {name: value for name, value in caches(self.folder).items() if name not in os.environ}
+        os.environ.update(self._set_here)
+
+    def remove(self) -> None:
+        """Delete it, and the variables that it set."""
+        for name in self._set_here:
+            os.environ.pop(name, None)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def relocate(folder: Path, becomes: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -77,15 +75,12 @@ def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
     from runtime.engines import EngineOptions
     from runtime.engines.vllm import model_class
     from runtime.engines.vllm_arguments import engine_arguments, prepare_environment
-    from runtime.engines.vllm_caches import caches, copy_caches
+    from runtime.engines.vllm_caches import CacheCopy
 
     chosen = EngineOptions(**options)
     prepare_environment(chosen)
     if (folder / "compile_cache").is_dir() and "VLLM_CACHE_ROOT" not in os.environ:
-        scratch = Path(tempfile.mkdtemp(prefix="yap-alone-"))
-        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-        copy_caches(folder / "compile_cache", scratch)
-        os.environ.update(caches(scratch))
+        atexit.register(CacheCopy(folder / "compile_cache").remove)
     arguments = engine_arguments(folder, chosen)
     if as_vllm_ships:
         arguments.worker_extension_cls = ""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from runtime.engines.vllm_caches import ELSEWHERE, caches, copy_caches, relocate
+from runtime.engines.vllm_caches import ELSEWHERE, CacheCopy, caches, copy_caches, relocate
 
 GRAPHS = "torch_compile_cache/KEY/rank_0_0/backbone"
 INDEX = """{   ((1, 8192), 0, 'inductor_standalone'): {   'cache_key': 'abc',
@@ -72,3 +74,33 @@ def test_a_list_that_is_not_as_vllm_writes_it_is_refused_by_name(tmp_path: Path,
     with pytest.raises(ValueError, match=r"vllm_compile_cache\.py: expected vLLM's list of compiled graphs, found"):
         relocate(tmp_path, ELSEWHERE)
     assert index.read_text() == text
+
+
+def test_a_copy_is_named_while_it_lasts_and_a_variable_of_the_user_s_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
+    source = built(tmp_path / "built")
+    before = everything(source)
+    copy = CacheCopy(source)
+    assert os.environ["VLLM_CACHE_ROOT"] == str(copy.folder)
+    assert os.environ["TRITON_CACHE_DIR"] == "/mine"
+    assert everything(copy.folder).keys() == before.keys()
+    copy.remove()
+    assert "VLLM_CACHE_ROOT" not in os.environ
+    assert os.environ["TRITON_CACHE_DIR"] == "/mine"
+    assert not copy.folder.exists()
+    assert everything(source) == before
+
+
+def test_nothing_is_left_of_a_copy_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    source = built(tmp_path / "built")
+    (source / GRAPHS / "vllm_compile_cache.py").write_text("not a list")
+    with pytest.raises(ValueError, match="expected vLLM's list of compiled graphs"):
+        CacheCopy(source)
+    assert not list((tmp_path / "temporary").iterdir())
+    assert "VLLM_CACHE_ROOT" not in os.environ
