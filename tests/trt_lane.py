@@ -58,20 +58,23 @@ def model(folder: Path, **config: object) -> Path:
 
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, here: Machine = H200) -> Iterator[ModuleType]:
-    """The stand-in on `sys.path`, its `trtllm-build` on the PATH, on a machine with a GPU that CUDA can use."""
-    with monkeypatch.context() as patch:
-        patch.syspath_prepend(str(STAND_IN))
-        patch.setenv("PATH", f"{STAND_IN / 'bin'}{os.pathsep}{os.environ['PATH']}")
-        patch.setattr(machine, "describe", lambda: here)
-        patch.setattr(cuda, "probe", lambda: None)
-        import tensorrt_llm._llm as stand_in
+    """The stand-in on `sys.path`, its `trtllm-build` on the PATH, on a machine with a GPU that CUDA can use.
 
-        stand_in.MADE.clear()
-        try:
-            yield stand_in
-        finally:
-            for name in [name for name in sys.modules if name.partition(".")[0] == "tensorrt_llm"]:
-                del sys.modules[name]
+    All is undone together with what the test itself patches, last first. Undone here, what a test put over it would
+    come back afterwards and stay for the tests that follow.
+    """
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    monkeypatch.setenv("PATH", f"{STAND_IN / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(machine, "describe", lambda: here)
+    monkeypatch.setattr(cuda, "probe", lambda: None)
+    import tensorrt_llm._llm as stand_in
+
+    stand_in.MADE.clear()
+    try:
+        yield stand_in
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tensorrt_llm"]:
+            del sys.modules[name]
 
 
 def quantizer_python(folder: Path) -> Path:
