@@ -12,12 +12,15 @@ import random
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.plan import CalibrationPlan
 from pipeline.progress import Progress
 from pipeline.source import EMBEDDED
 from pipeline.stages import StageError
 from runtime.artifact import Calibration
+
+if TYPE_CHECKING:
+    from pipeline.plan import CalibrationPlan
 
 HUB_NAMES = {"open_platypus": "garage-bAInd/Open-Platypus"}
 SAMPLES_NAME = "samples.jsonl"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline import calibration, describe, place, source
 from pipeline.build import awq
 from pipeline.build import trt as build_trt
 from pipeline.build import vllm as build_vllm
+from pipeline.build.assemble import assemble
 from pipeline.gates import failures
 from pipeline.plan import CalibrationPlan, ChatPlan
 from pipeline.prepare import Prepared
@@ -25,13 +26,13 @@ from pipeline.progress import Progress
 from pipeline.quantize import QuantizeJob
 from pipeline.quantize import trt as quantize_trt
 from pipeline.quantize import vllm as quantize_vllm
+from pipeline.recipes import recipe_of
 from pipeline.stages import StageError, sweep
 from pipeline.validate import validate
 from pipeline.wholeness import TOKENIZER_FILES
-from pipeline.workshop import Model, Workshop, code_of
+from pipeline.workshop import Model, Workshop
 from runtime import artifact, hashes
 from runtime.artifact import BuildMetadata, Calibration, ChatModel, Quantization, ToolModel, Validation
-from runtime.labels import ENGINES_FOLDER
 
 # One entry for each engine: the lane's module in `quantize/` and in `build/`.
 QUANTIZERS = {
@@ -119,19 +120,27 @@ class Run:
             StageError: a stage failed.
         """
         plan = self.plan
-        inputs: dict[str, Any] = {"lane": plan.lane.name, "code": code_of("build")}
+        inputs: dict[str, Any] = {
+            "lane": plan.lane.name,
+            "eager": plan.eager,
+            "code": recipe_of("build", plan.engine if plan.chat else None),
+        }
         chat: ChatModel | None = None
         tool: ToolModel | None = None
         models: dict[str, Path] = {}
+        build: Callable[[Path, Path], None] | None = None
         if plan.chat:
             base, model, quantization = self.quantized(plan.chat)
-            models |= {"chat": model.folder, "source": base.folder}
+            models["chat"] = model.folder
+            build = partial(BUILDERS[plan.engine], source=base.folder, plan=plan, progress=self.progress)
             inputs |= {"chat": model.content, "source": base.content, "engine": plan.engine}
             chat = describe.chat_model(plan.chat, base.content, quantization)
             if not plan.eager:
                 # What is compiled ahead of time depends on all of these.
                 inputs |= {"limits": plan.chat.limits.model_dump(), "machine": self.workshop.identity()}
                 inputs |= {"method": plan.chat.method, "dtype": plan.chat.dtype}
+                # The folder of a compiled engine is named by it.
+                inputs["label"] = plan.chat.trt.label if plan.chat.trt else None
         if plan.tool:
             classifier, report = self.workshop.tool_source(plan.tool.source)
             models["tool"], inputs["tool"] = classifier.folder, classifier.content
@@ -142,10 +151,7 @@ class Run:
             inputs["awq"] = described
 
         def work(out: Path) -> Mapping[str, Any]:
-            laid_out = self._lay_out(models, out)
-            if described:
-                (out / awq.NAME).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-            return laid_out
+            return assemble(models, out, build=build, described=described, progress=self.progress)
 
         done = self.workshop.stage("build", inputs, work)
         self.progress.step("hashing the artifact")
@@ -190,6 +196,7 @@ class Run:
                 dtype=chat.dtype if chat.trt else "auto",
             )
 
+        # What the works hand over stands in the inputs; what they do, in the modules that the recipes name.
         def work(_: Path) -> Mapping[str, Any]:
             validation = validate(folder, metadata, reference=reference, thresholds=thresholds, progress=self.progress)
             if shortfalls := failures(validation):
@@ -198,11 +205,15 @@ class Run:
 
         inputs = {
             "digest": metadata.digest,
+            "lane": metadata.lane,
+            "engine": metadata.engine,
+            # The digest is over the files; how the classifier is asked stands in the metadata.
+            "tool": metadata.tool.model_dump(mode="json") if metadata.tool else None,
+            "reference": hashes.sha256_of(reference) if reference else None,
             "limits": chat.limits.model_dump() if chat else None,
             "thresholds": {name: str(value) for name, value in asdict(thresholds).items()},
             "machine": self.workshop.identity(),
-            "asked": code_of("embedded", ("texts.py", "utterances.py", "data/*")),
-            "code": code_of(".", ("validate.py", "gates.py", "scores.py", "speed.py", "tool_accuracy.py")),
+            "code": recipe_of("validate", self.plan.engine if chat else None),
         }
         done = self.workshop.stage("validate", inputs, work)
         validation = Validation.model_validate_json(json.dumps(done.result))
@@ -229,7 +240,7 @@ class Run:
             "sequence_length": plan.sequence_length,
             "seed": seed,
             "tokenizer": tokenizer_hash(base.folder),
-            "code": code_of(".", ("calibration.py",)),
+            "code": recipe_of("calibration"),
         }
 
         def work(out: Path) -> Mapping[str, Any]:
@@ -251,7 +262,7 @@ class Run:
             "kept_in_float": list(job.kept_in_float),
             "calibration": calibrated.digest if calibrated else None,
             "packages": self.hardware.quantizer.packages if self.hardware.quantizer else {},
-            "code": code_of("quantize"),
+            "code": recipe_of("quantize", self.plan.engine),
         }
 
         def work(out: Path) -> Mapping[str, Any]:
@@ -260,28 +271,6 @@ class Run:
 
         done = self.workshop.stage("quantize", inputs, work)
         return self.workshop.model(done.output), Quantization.model_validate_json(json.dumps(done.result))
-
-    def _lay_out(self, models: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
-        if "chat" in models:
-            build = BUILDERS[self.plan.engine]
-            build(models["chat"], out, source=models["source"], plan=self.plan, progress=self.progress)
-        if "tool" in models:
-            self.progress.step("laying out the classifier")
-            lay_out_tool(models["tool"], out / "tool")
-        compiled = (out / build_vllm.COMPILE_CACHE).is_dir()
-        engine = next((out / ENGINES_FOLDER).glob("*"), None)
-        return {
-            "compile_cache": build_vllm.COMPILE_CACHE if compiled else None,
-            "engine_path": engine.relative_to(out).as_posix() if engine else None,
-        }
-
-
-def lay_out_tool(model: Path, out: Path) -> None:
-    """Copy the classifier's files; its card is the source's, not the artifact's."""
-    out.mkdir()
-    for path in sorted(model.iterdir()):
-        if path.is_file() and path.name.endswith(source.CONTENT_SUFFIXES) and not path.name.startswith("."):
-            shutil.copyfile(path, out / path.name)
 
 
 def tokenizer_hash(folder: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata as distributions
@@ -11,12 +10,11 @@ from typing import Any
 
 from pipeline import source
 from pipeline.progress import Progress
+from pipeline.recipes import recipe_of
 from pipeline.source import SourceFacts
 from pipeline.stages import Cache, Done, Stage, StageError
 from runtime.engines import EngineOptions
 from runtime.machine import Machine
-
-PACKAGE = Path(__file__).resolve().parent
 
 Work = Callable[[Path], Mapping[str, Any]]
 
@@ -65,7 +63,7 @@ class Workshop:
         if facts.kind != "embedded":
             return self._fetch("source", facts)
         inputs = {
-            "code": code_of("embedded", ("chat.py", "packages.py")),
+            "code": recipe_of("source"),
             "packages": versions("torch", "transformers", "tokenizers", "gguf"),
         }
         return self.model(self.stage("source", inputs, self._export_chat).output)
@@ -75,7 +73,7 @@ class Workshop:
         if facts.kind != "embedded":
             return self._fetch("tool", facts), {}
         inputs = {
-            "code": code_of("embedded", ("tool.py", "utterances.py", "packages.py", "data/utterances*")),
+            "code": recipe_of("tool"),
             "packages": versions("torch", "transformers", "tokenizers"),
         }
         done = self.stage("tool", inputs, self._train_tool)
@@ -93,7 +91,7 @@ class Workshop:
         options = EngineOptions(max_model_len=context, enforce_eager=eager or None, dtype=dtype)
         inputs = {
             "content": model.content,
-            "texts": code_of("embedded", ("texts.py", "data/*")),
+            "code": recipe_of("reference", engine),
             "lane": lane,
             "context": context,
             "machine": self.identity(),
@@ -139,16 +137,6 @@ class Workshop:
             return asdict(train_tool(out, self.progress))
         except EmbeddedModelError as error:
             raise StageError("tool", str(error)) from error
-
-
-def code_of(package: str, patterns: tuple[str, ...] = ("*.py",)) -> str:
-    """SHA-256 over the pipeline's own files that decide an output: a changed recipe is not taken for the old one."""
-    hasher = hashlib.sha256()
-    for pattern in patterns:
-        for path in sorted((PACKAGE / package).glob(pattern)):
-            if path.is_file():
-                hasher.update(path.name.encode() + b"\0" + path.read_bytes())
-    return hasher.hexdigest()
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.build import vllm
+from pipeline.build.layout import LEFT_OUT_NAMES, OTHER_WEIGHTS, lay_out
 from pipeline.hardware import require_cuda
 from pipeline.stages import StageError
 from runtime.artifact import ArtifactError
@@ -78,7 +78,7 @@ def build_folder(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, p
     """
     del source, plan  # everything travels with the quantized model already
     progress.step("laying out the model")
-    vllm.lay_out(model_dir, out)
+    lay_out(model_dir, out)
 
 
 def compile_engine(checkpoint: CheckpointFolder, engine: Path, chat: ChatPlan, progress: Progress) -> None:
@@ -196,9 +196,9 @@ def _check(engine: EngineFolder, chat: ChatPlan) -> None:
 
 def _travels(path: Path) -> bool:
     """Whether a file of the source belongs beside the engine: everything but weights and TensorRT-LLM's own config."""
-    if not path.is_file() or path.name.startswith(".") or path.name in vllm.LEFT_OUT_NAMES:
+    if not path.is_file() or path.name.startswith(".") or path.name in LEFT_OUT_NAMES:
         return False
-    if path.name.endswith((".safetensors", ".safetensors.index.json", ".engine", *vllm.OTHER_WEIGHTS)):
+    if path.name.endswith((".safetensors", ".safetensors.index.json", ".engine", *OTHER_WEIGHTS)):
         return False
     if path.name != "config.json":
         return True

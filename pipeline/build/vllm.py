@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.build.layout import COMPILE_CACHE, lay_out
 from pipeline.stages import StageError
 from runtime.engines import EngineDeadError, EngineOptions
 
 if TYPE_CHECKING:
     from pipeline.plan import BuildPlan
     from pipeline.progress import Progress
-
-COMPILE_CACHE = "compile_cache"
-
-# What belongs to a checkpoint in another format, or to the source's page rather than to the model.
-LEFT_OUT_NAMES = frozenset({"README.md", "recipe.yaml", ".gitattributes"})
-OTHER_WEIGHTS = (".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 # Bookkeeping of the compilers that names this machine, changes from start to start, and that no start needs.
 NOT_KEPT = ("*.lock", "*.tmp", "*.partial", "*.log")
@@ -46,27 +40,6 @@ def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress
     if not plan.eager:
         progress.step("compiling ahead of time")
         compile_ahead(out, plan)
-
-
-def lay_out(model_dir: Path, out: Path) -> None:
-    """Copy a Hugging Face folder's files.
-
-    They are copied, not linked: an artifact that is changed in place must not change the finished stage it came from.
-
-    Raises:
-        StageError: no config.json, or no weights in safetensors.
-    """
-    names = sorted(path.name for path in model_dir.iterdir() if path.is_file()) if model_dir.is_dir() else []
-    for expected, found in (
-        ("config.json", "config.json" in names),
-        ("*.safetensors", any(name.endswith(".safetensors") for name in names)),
-    ):
-        if not found:
-            raise StageError("build", f"expected {expected}, found none", model_dir, "choose a Hugging Face folder")
-    for name in names:
-        if name in LEFT_OUT_NAMES or name.startswith(".") or name.endswith(OTHER_WEIGHTS):
-            continue
-        shutil.copyfile(model_dir / name, out / name)
 
 
 def compile_ahead(out: Path, plan: BuildPlan) -> None:

@@ -19,7 +19,8 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pipeline.build.vllm import COMPILE_CACHE, compile_ahead
+from pipeline.build.layout import COMPILE_CACHE
+from pipeline.build.vllm import compile_ahead
 from runtime import hashes, machine
 from runtime.artifact import (
     BuildMetadata,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build.vllm import lay_out
+from pipeline.build.layout import lay_out
 from pipeline.stages import StageError
 
 

@@ -1,0 +1,44 @@
+"""Laying out: which files of a model go into an artifact."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pipeline.source import CONTENT_SUFFIXES
+from pipeline.stages import StageError
+
+COMPILE_CACHE = "compile_cache"
+
+# What belongs to a checkpoint in another format, or to the source's page rather than to the model.
+LEFT_OUT_NAMES = frozenset({"README.md", "recipe.yaml", ".gitattributes"})
+OTHER_WEIGHTS = (".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+def lay_out(model_dir: Path, out: Path) -> None:
+    """Copy a Hugging Face folder's files.
+
+    They are copied, not linked: an artifact that is changed in place must not change the finished stage it came from.
+
+    Raises:
+        StageError: no config.json, or no weights in safetensors.
+    """
+    names = sorted(path.name for path in model_dir.iterdir() if path.is_file()) if model_dir.is_dir() else []
+    for expected, found in (
+        ("config.json", "config.json" in names),
+        ("*.safetensors", any(name.endswith(".safetensors") for name in names)),
+    ):
+        if not found:
+            raise StageError("build", f"expected {expected}, found none", model_dir, "choose a Hugging Face folder")
+    for name in names:
+        if name in LEFT_OUT_NAMES or name.startswith(".") or name.endswith(OTHER_WEIGHTS):
+            continue
+        shutil.copyfile(model_dir / name, out / name)
+
+
+def lay_out_tool(model: Path, out: Path) -> None:
+    """Copy the classifier's files; its card is the source's, not the artifact's."""
+    out.mkdir()
+    for path in sorted(model.iterdir()):
+        if path.is_file() and path.name.endswith(CONTENT_SUFFIXES) and not path.name.startswith("."):
+            shutil.copyfile(path, out / path.name)
