@@ -72,10 +72,13 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> dict[str, Path]:
     """The source file of each module that counts when these are named, by the module's name.
 
     Raises:
-        MissingSourceError: one of them, or one that they import, is unknown.
+        MissingSourceError: none is named, or one of them or one that they import is unknown.
     """
     found: dict[str, Path] = {}
-    waiting = [within for name in modules for within in _with_packages(name, root, "a recipe")]
+    named = list(modules)
+    if not named or (skipped := NOT_COUNTED.keys() & set(named)):
+        raise MissingSourceError(f"recipe: expected modules that count, found {sorted(skipped) if named else 'none'}")
+    waiting = [within for name in named for within in _with_packages(name, root, "a recipe")]
     while waiting:
         name = waiting.pop()
         if name in found or name in NOT_COUNTED:
@@ -214,6 +217,8 @@ def _with_packages(name: str, root: Path, user: str) -> list[str]:
 
 
 def _find(name: str, root: Path) -> Path | None:
+    if not all(word.isidentifier() for word in name.split(".")):
+        return None
     path = root.joinpath(*name.split("."))
     candidates = (path / "__init__.py", path.with_name(path.name + ".py"))
     return next((candidate for candidate in candidates if candidate.is_file()), None)

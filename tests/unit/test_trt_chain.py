@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Iterator
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,8 +19,11 @@ import pytest
 from pipeline import advice, revalidate
 from pipeline.plan import Request
 from pipeline.prepare import Prepared, prepare
+from pipeline.recipe import NOT_COUNTED, OURS, closure
+from pipeline.recipes import ingredients
 from pipeline.run import GateError, Run
 from pipeline.stages import StageError
+from pipeline.workshop import Work, Workshop
 from runtime import artifact, hashes, machine, verify
 from runtime.artifact import ArtifactError, BuildMetadata
 from runtime.cuda import Failure
@@ -92,9 +98,44 @@ def made(work: Prepared) -> tuple[Path, BuildMetadata, list[str]]:
     return run.finish(folder, metadata), metadata, progress.steps
 
 
+class Traced(dict[str, set[str]]):
+    """The modules of ours whose functions were called while a stage worked, in any thread, by the stage's name."""
+
+    def of(self, name: str, work: Work) -> Work:
+        called = self.setdefault(name, set())
+
+        def look(frame: FrameType, event: str, _: object) -> None:
+            # What runs when a module is imported is not a call of anything in it.
+            if event == "call" and frame.f_code.co_name != "<module>":
+                called.add(str(frame.f_globals.get("__name__")))
+
+        def traced(out: Path) -> Mapping[str, Any]:
+            threading.setprofile(look)
+            sys.setprofile(look)
+            try:
+                return work(out)
+            finally:
+                sys.setprofile(None)
+                threading.setprofile(None)
+
+        return traced
+
+
 @pytest.fixture(scope="module")
-def proven(workplace: Path) -> Path:
-    place = made(prepared(workplace))[0]
+def traced() -> Traced:
+    return Traced()
+
+
+@pytest.fixture(scope="module")
+def proven(workplace: Path, traced: Traced) -> Path:
+    stage = Workshop.stage
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Workshop,
+            "stage",
+            lambda self, name, inputs, work, **how: stage(self, name, inputs, traced.of(name, work), **how),
+        )
+        place = made(prepared(workplace))[0]
     # trtllm-build leaves it where it runs.
     assert not Path("model.cache").exists()
     assert not list(place.rglob("model.cache"))
@@ -123,6 +164,15 @@ def test_the_artifact_holds_a_compiled_engine_and_all_that_the_runtime_needs(pro
     }
     assert metadata.platform.sm == 90
     assert metadata.platform.packages["tensorrt-llm"] == "1.2.1"
+
+
+@pytest.mark.parametrize("stage", ["calibration", "quantize", "build", "reference", "validate"])
+def test_whatever_a_stage_called_is_counted_by_its_recipe(proven: Path, traced: Traced, stage: str) -> None:
+    called = {name for name in traced[stage] if name.partition(".")[0] in OURS}
+    assert {"reference": "runtime.engines.trt", "validate": "runtime.engines.trt"}.get(stage, "pipeline.run") in called
+    counted = closure(ingredients(stage, "trt").modules).keys() | NOT_COUNTED.keys()
+    # The runner hands over what stands in the key, and so does the plan.
+    assert called - counted <= {"pipeline.run", "pipeline.workshop", "pipeline.plan"}
 
 
 def test_validation_gates_the_first_choice_and_tells_no_perplexity(proven: Path) -> None:
