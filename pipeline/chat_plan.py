@@ -14,6 +14,7 @@ from pipeline.settings import Settings
 from pipeline.shape import Shape, mixture_of_experts
 from pipeline.source import EMBEDDED, SourceFacts
 from runtime.artifact import Limits, Moe
+from runtime.defaults import first_set
 from runtime.machine import Machine
 
 # What a chat template adds around persona, history and utterance.
@@ -203,8 +204,8 @@ class ChatPlanner:
         self._check_parallel(shape)
         if self.lane is None:
             return None
-        batch = settings.max_num_seqs or self.lane.batch
-        reason = "MAX_NUM_SEQS" if settings.max_num_seqs else f"default of the {self.lane.name} lane"
+        batch = first_set(settings.max_num_seqs, default=self.lane.batch)
+        reason = "MAX_NUM_SEQS" if settings.max_num_seqs is not None else f"default of the {self.lane.name} lane"
         self.ledger.decide("batch", batch, reason)
         reason = f"CHAT_MAX_LEN {settings.chat_max_len} + CHAT_MAX_OUT {settings.chat_max_out} + template"
         self.ledger.decide("context", f"{length} tokens", f"{reason}, rounded to the cache's block")

@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pipeline.report import GIB, duration, measured
 from pipeline.source import EMBEDDED
-from runtime.artifact import BuildMetadata, ChatModel, Gate, Platform, Source
+from runtime.artifact import METADATA_NAME, BuildMetadata, ChatModel, Gate, Platform, Source
+from runtime.defaults import PORT
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -208,7 +209,7 @@ def _serving(metadata: BuildMetadata, repo: str) -> str:
     image = f"runtime-{metadata.lane}" if metadata.chat else "runtime-tool"
     text = (
         "## How to serve it\n\nWith its own runtime, over WebSocket. Pin the commit that you tried: `@REVISION`.\n\n"
-        f"```\ndocker run {gpus}-p 8000:8000 -v yap-cache:/cache \\\n"
+        f"```\ndocker run {gpus}-p {PORT}:{PORT} -v yap-cache:/cache \\\n"
         f"    -e ARTIFACT=hf:{repo}@main -e HF_TOKEN -e TEXT_API_KEY=… {image}\n```"
     )
     if metadata.engine == "vllm" and metadata.chat:
@@ -220,7 +221,7 @@ def _serving(metadata: BuildMetadata, repo: str) -> str:
 def _integrity(metadata: BuildMetadata) -> str:
     total = sum(entry.size for entry in metadata.files)
     return (
-        f"## Integrity\n\n`build_metadata.json` lists {len(metadata.files)} files, {total / 2**20:,.1f} MiB, each with "
+        f"## Integrity\n\n`{METADATA_NAME}` lists {len(metadata.files)} files, {total / 2**20:,.1f} MiB, each with "
         f"its SHA-256; the digest over the list is `{metadata.digest}`. The runtime checks all of it before it loads."
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from pipeline.settings import Settings
 from pipeline.shape import Shape
 from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.trt_plan import TrtPlanner
+from runtime.artifact import METADATA_NAME
+from runtime.tool import window_of
 
 # The planner of the chat model, where a lane has its own.
 CHAT_PLANNERS: dict[str, type[ChatPlanner]] = {"trt": TrtPlanner}
@@ -124,24 +125,9 @@ def _tool(facts: SourceFacts, ledger: Ledger) -> ToolPlan | None:
     positive = next((int(index) for index, label in labels.items() if POSITIVE_LABEL.search(str(label))), 1)
     if facts.config.get("quantization_config"):
         ledger.problem("TOOL_MODEL", "a classifier in float", "a quantized one", "name the float classifier")
-    window = classifier_window(facts.config)
+    window = window_of(facts.config)
     ledger.decide("classifier", facts.architecture or facts.name, f"kept in float; window of {window} tokens")
     return ToolPlan(facts, window, positive)
-
-
-def classifier_window(config: Mapping[str, object]) -> int:
-    """Tokens that a classifier reads at most. RoBERTa's family, Longformer too, numbers positions from `pad + 1`.
-
-    A checkpoint may say in `trained_window` that it learned from shorter texts than it has positions for.
-    """
-    positions = config.get("max_position_embeddings")
-    if not isinstance(positions, int):
-        return 512
-    kind = str(config.get("model_type", ""))
-    pad = config.get("pad_token_id")
-    offset = (pad if isinstance(pad, int) else 1) + 1 if re.search(r"roberta|longformer|camembert", kind) else 0
-    trained = config.get("trained_window")
-    return min(positions - offset, trained) if isinstance(trained, int) and trained > 0 else positions - offset
 
 
 def _out(request: Request, chat: ChatPlan | None, facts: SourceFacts | None, lane: Lane | None, ledger: Ledger) -> Path:
@@ -153,7 +139,7 @@ def _out(request: Request, chat: ChatPlan | None, facts: SourceFacts | None, lan
     ledger.decide("artifact", out, "--out" if request.out else "named after model, method and lane")
     if out.exists() and not out.is_dir():
         ledger.problem("--out", "a folder, or nothing", f"a file at {out}", "choose another --out")
-    elif out.is_dir() and any(out.iterdir()) and not (out / "build_metadata.json").is_file():
+    elif out.is_dir() and any(out.iterdir()) and not (out / METADATA_NAME).is_file():
         ledger.problem("--out", "an empty folder, an artifact or nothing", f"other files in {out}", "choose another")
     return out
 

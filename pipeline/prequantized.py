@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.lanes import METHODS
+from runtime.defaults import TRT_GROUP_SIZES
 from runtime.engines.trt_folders import METHOD_OF_ALGORITHM, is_checkpoint
 
 # A word in a model's name, and the format that it stands for.
@@ -56,7 +57,7 @@ def recognize(config: Mapping[str, Any], name: str, *, bytes_per_weight: float |
     if is_checkpoint(config):
         stated = config.get("quantization") or {}
         method = _algorithm(stated)
-        group = int(stated.get("group_size") or 128) if method == "int4_awq" else None
+        group = int(stated.get("group_size") or TRT_GROUP_SIZES[0]) if method == "int4_awq" else None
         return Prequantized(
             "trt-llm",
             method,

@@ -21,7 +21,7 @@ from pipeline.shelf import Change, Shelf, change, look, mismatch
 from pipeline.sign import sign
 from pipeline.stages import StageError
 from runtime import artifact, hashes, hub, signature
-from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata
+from runtime.artifact import CARD_NAME, METADATA_NAME, ArtifactError, BuildMetadata
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -145,7 +145,7 @@ def documents(folder: Path, metadata: BuildMetadata, repo: str, shelf: Shelf) ->
     sealed = (folder / METADATA_NAME).read_bytes()
     signed = folder / signature.SIGNATURE_NAME
     others = [entry for label, entry in shelf.engines.items() if label != artifact.engine_label(metadata)]
-    made: dict[str, bytes] = {"README.md": model_card.card(metadata, repo, others).encode()}
+    made: dict[str, bytes] = {CARD_NAME: model_card.card(metadata, repo, others).encode()}
     places = [f"{metadata.chat.engine_path}/"] if metadata.chat and metadata.chat.engine_path else []
     for place in (*places, ""):
         if signed.is_file():

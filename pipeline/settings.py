@@ -9,7 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from pipeline.lanes import LANES
 from pipeline.problem import Problem
+from runtime import defaults
+
+LARGE, SMALL = defaults.TRT_GROUP_SIZES
 
 
 def _without_spaces(value: object) -> object:
@@ -34,7 +38,11 @@ class Settings(BaseModel):
         "none means `open_platypus`, or `embedded` for the embedded model",
     )
     awq_nsamples: int = Field(
-        64, ge=1, le=65536, json_schema_extra={"unit": "samples"}, description="calibration samples"
+        defaults.CALIBRATION_SAMPLES,
+        ge=1,
+        le=65536,
+        json_schema_extra={"unit": "samples"},
+        description="calibration samples",
     )
     awq_seqlen: int = Field(
         2048, ge=8, json_schema_extra={"unit": "tokens"}, description="length of a calibration sample, at most"
@@ -47,13 +55,20 @@ class Settings(BaseModel):
         None,
         ge=1,
         json_schema_extra={"unit": "sequences"},
-        description="sequences that run at once, baked in; none means 256 on a GPU and 16 on a CPU",
+        description=f"sequences that run at once, baked in; none means {LANES['vllm'].batch} on a GPU and "
+        f"{LANES['cpu'].batch} on a CPU",
     )
     chat_max_len: int = Field(
-        5525, ge=16, json_schema_extra={"unit": "tokens"}, description="length of the prompt, at most; baked in"
+        defaults.INPUT_TOKENS,
+        ge=16,
+        json_schema_extra={"unit": "tokens"},
+        description="length of the prompt, at most; baked in",
     )
     chat_max_out: int = Field(
-        150, ge=1, json_schema_extra={"unit": "tokens"}, description="length of a reply, at most; baked in"
+        defaults.OUTPUT_TOKENS,
+        ge=1,
+        json_schema_extra={"unit": "tokens"},
+        description="length of a reply, at most; baked in",
     )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one model; baked in")
     hf_push_repo_id: Word | None = Field(
@@ -98,10 +113,15 @@ class Settings(BaseModel):
         None,
         ge=1,
         json_schema_extra={"unit": "weights"},
-        description="weights that share a scale; none means 128, or 64 where 128 does not divide the model's widths",
+        description=f"weights that share a scale; none means {LARGE}, or {SMALL} where {LARGE} does not divide the "
+        "model's widths",
     )
     trt_calib_size: int = Field(
-        64, ge=1, le=65536, json_schema_extra={"unit": "samples"}, description="calibration samples"
+        defaults.CALIBRATION_SAMPLES,
+        ge=1,
+        le=65536,
+        json_schema_extra={"unit": "samples"},
+        description="calibration samples",
     )
     trt_calib_seqlen: int | None = Field(
         None,

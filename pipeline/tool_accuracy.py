@@ -11,9 +11,6 @@ from pipeline.stages import StageError
 from runtime.artifact import ToolModel
 from runtime.tool import ToolClassifier
 
-# TOOL_DECISION_THRESHOLD's default, for a classifier whose metadata names no threshold.
-DEFAULT_THRESHOLD = 0.66
-
 
 def tool_accuracy(folder: Path, tool: ToolModel, device: str, progress: Progress) -> float:
     """Part of the embedded held-out utterances, 0 to 1, on which the classifier decides as their labels say.
@@ -27,8 +24,8 @@ def tool_accuracy(folder: Path, tool: ToolModel, device: str, progress: Progress
     """
     classifier = ToolClassifier(
         folder / tool.path,
-        threshold=tool.threshold or DEFAULT_THRESHOLD,
-        max_tokens=tool.max_tokens,
+        threshold=tool.default_threshold,
+        max_tokens=tool.default_tokens,
         positive_label=tool.positive_label,
         device=device,
     )

@@ -18,13 +18,12 @@ from pipeline.scores import WINDOW_TOKENS
 from pipeline.shape import Shape
 from pipeline.source import CHECKPOINTS, HF_QUANT_CONFIG, SourceFacts
 from runtime.artifact import ArtifactError, Limits, Moe
+from runtime.defaults import TENSORRT_LLM, TRT_GROUP_SIZES, first_set
 from runtime.engines.trt_folders import CheckpointFolder, EngineFolder, Weights, parallel_of
 from runtime.labels import PACKAGE, EngineLabel
 
 # The line of versions that this lane is written for; compiled engines end with it.
-VERSION_LINE = "1.2."
-# Sizes of a group of weights for which TensorRT-LLM has kernels.
-GROUP_SIZES = (128, 64)
+VERSION_LINE = f"{TENSORRT_LLM.rpartition('.')[0]}."
 # TensorRT-LLM's quantizer takes no more samples for AWQ, whatever it is told.
 AWQ_MOST_SAMPLES = 32
 
@@ -70,7 +69,8 @@ class TrtPlanner(ChatPlanner):
     def _check_version(self) -> None:
         found = self.machine.packages.get(PACKAGE)
         if found and self._compiles and not found.startswith(VERSION_LINE):
-            expected, next_step = f"{PACKAGE} {VERSION_LINE}x, which compiles engines", f"install {PACKAGE} 1.2.1"
+            expected = f"{PACKAGE} {VERSION_LINE}x, which compiles engines"
+            next_step = f"install {PACKAGE} {TENSORRT_LLM}"
             self.ledger.problem(PACKAGE, expected, found, next_step)
 
     def _given(self) -> Weights | None:
@@ -164,17 +164,19 @@ class TrtPlanner(ChatPlanner):
         cut = [width // parallel for width in (shape.attention, shape.intermediate, shape.expert_intermediate)]
         common = math.gcd(shape.hidden, *cut)
         widths = ", ".join(map(str, shape.widths)) + (f" on {parallel} GPUs" if parallel > 1 else "")
-        fitting = [size for size in GROUP_SIZES if common % size == 0]
-        if asked and asked not in fitting:
+        fitting = [size for size in TRT_GROUP_SIZES if common % size == 0]
+        if asked is not None and asked not in fitting:
             choice = f"set it to {' or '.join(map(str, fitting))}" if fitting else "use 8bit"
-            expected = f"{' or '.join(map(str, GROUP_SIZES))}, and a divisor of the widths {widths}"
+            expected = f"{' or '.join(map(str, TRT_GROUP_SIZES))}, and a divisor of the widths {widths}"
             self.ledger.problem("TRT_AWQ_BLOCK_SIZE", expected, str(asked), choice)
         elif not fitting:
-            self.ledger.problem("CHAT_MODEL", f"widths that {GROUP_SIZES[-1]} divides, for AWQ", widths, "use 8bit")
+            self.ledger.problem("CHAT_MODEL", f"widths that {TRT_GROUP_SIZES[-1]} divides, for AWQ", widths, "use 8bit")
         else:
-            reason = "TRT_AWQ_BLOCK_SIZE" if asked else f"the largest up to 128 that divides the widths {widths}"
-            self.ledger.decide("group size", asked or fitting[0], reason)
-            return asked or fitting[0], True, kept
+            size = first_set(asked, default=fitting[0])
+            largest = f"the largest up to {TRT_GROUP_SIZES[0]} that divides the widths {widths}"
+            reason = largest if asked is None else "TRT_AWQ_BLOCK_SIZE"
+            self.ledger.decide("group size", size, reason)
+            return size, True, kept
         return None, True, kept
 
     def _calibration(self, method: str | None, facts: SourceFacts) -> CalibrationPlan | None:
@@ -185,7 +187,7 @@ class TrtPlanner(ChatPlanner):
         if method == "int4_awq" and self._compiles and samples > AWQ_MOST_SAMPLES:
             samples = AWQ_MOST_SAMPLES
             reason += f"; TensorRT-LLM takes at most {samples} samples for AWQ"
-        length = self.settings.trt_calib_seqlen or sum(self._lengths())
+        length = first_set(self.settings.trt_calib_seqlen, default=sum(self._lengths()))
         self.ledger.decide("calibration", f"{dataset}, {samples} × {length} tokens at most", f"{reason}; seed {SEED}")
         return CalibrationPlan(dataset, samples, length)
 
@@ -193,8 +195,8 @@ class TrtPlanner(ChatPlanner):
         """Longest prompt and longest reply, in tokens."""
         settings = self.settings
         return (
-            settings.trt_max_input_len or settings.chat_max_len,
-            settings.trt_max_output_len or settings.chat_max_out,
+            first_set(settings.trt_max_input_len, default=settings.chat_max_len),
+            first_set(settings.trt_max_output_len, default=settings.chat_max_out),
         )
 
     def _limits(self, shape: Shape) -> Limits | None:
@@ -204,7 +206,7 @@ class TrtPlanner(ChatPlanner):
             return self._engine_limits()
         longest_in, longest_out = self._lengths()
         length = longest_in + longest_out
-        name = "TRT_MAX_INPUT_LEN" if settings.trt_max_input_len else "CHAT_MAX_LEN"
+        name = "CHAT_MAX_LEN" if settings.trt_max_input_len is None else "TRT_MAX_INPUT_LEN"
         if shape.context and length > shape.context:
             found, next_step = f"a model made for {shape.context}", f"set it to {shape.context - longest_out} or less"
             self.ledger.problem(name, f"{length} tokens of context", found, next_step)
@@ -219,11 +221,11 @@ class TrtPlanner(ChatPlanner):
             )
         if self.lane is None:
             return None
-        reason = "TRT_MAX_BATCH_SIZE" if batch else "default of the PyTorch backend here"
-        self.ledger.decide("batch", batch or self.lane.batch, reason)
+        reason = "default of the PyTorch backend here" if batch is None else "TRT_MAX_BATCH_SIZE"
+        self.ledger.decide("batch", first_set(batch, default=self.lane.batch), reason)
         self.ledger.decide("context", f"{length} tokens", f"{longest_in} in + {longest_out} out")
         return Limits(
-            max_batch_size=batch or self.lane.batch,
+            max_batch_size=first_set(batch, default=self.lane.batch),
             max_input_len=longest_in,
             max_output_len=longest_out,
             max_model_len=length,
@@ -236,7 +238,7 @@ class TrtPlanner(ChatPlanner):
         except ArtifactError:
             return None  # told already
         wanted = self.settings.trt_max_batch_size
-        if wanted and wanted > engine.max_batch_size:
+        if wanted is not None and wanted > engine.max_batch_size:
             found, next_step = str(wanted), "lower it, or compile another engine"
             expected = f"at most {engine.max_batch_size}, baked into TRTLLM_ENGINE_DIR"
             self.ledger.problem("TRT_MAX_BATCH_SIZE", expected, found, next_step)

@@ -24,6 +24,7 @@ from pipeline.stages import StageError
 from pipeline.tool_accuracy import tool_accuracy
 from runtime import engines, hashes
 from runtime.artifact import BuildMetadata, Validation
+from runtime.defaults import first_set
 from runtime.engines import Engine, EngineDeadError, EngineOptions
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def measure_reference(
         StageError: the engine did not start, or died.
     """
     tokenizer = _tokenizer(model)
-    windows = scores.windows_of(tokenizer, heldout_texts(), options.max_model_len or scores.WINDOW_TOKENS + 1)
+    context = first_set(options.max_model_len, default=scores.WINDOW_TOKENS + 1)
+    windows = scores.windows_of(tokenizer, heldout_texts(), context)
     progress.step("starting the engine on the float model")
 
     async def measure(engine: Engine) -> Scores:

@@ -77,18 +77,19 @@ class Door:
         query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         if not origin_allowed(headers.get("origin"), service.settings.ws_allowed_origins):
             refusal = frames.Error(error_code="authentication_failed", message="This origin may not connect.")
-            return await self._refuse(send, refusal, 1008, "authentication_failed")
+            return await self._refuse(send, refusal, frames.CLOSE_POLICY, "authentication_failed")
         principal = service.keyring.identify(headers, query)
         if principal is None:
             refusal = frames.Error(error_code="authentication_failed", message="The API key is missing or wrong.")
-            return await self._refuse(send, refusal, 1008, "authentication_failed")
+            return await self._refuse(send, refusal, frames.CLOSE_POLICY, "authentication_failed")
         if service.phase is Phase.DRAINING:
-            return await self._refuse(send, frames.Draining(deadline_s=0), 1001, "draining")
+            return await self._refuse(send, frames.Draining(deadline_s=0), frames.CLOSE_GOING_AWAY, "draining")
         if service.phase is not Phase.READY:
-            return await self._refuse(send, self._full(f"Not ready: {service.reason}."), 1013, service.phase.value)
+            full = self._full(f"Not ready: {service.reason}.")
+            return await self._refuse(send, full, frames.CLOSE_TRY_LATER, service.phase.value)
         slot = await service.admission.acquire()
         if slot is None:
-            return await self._refuse(send, self._full("Server is at capacity."), 1013, "at_capacity")
+            return await self._refuse(send, self._full("Server is at capacity."), frames.CLOSE_TRY_LATER, "at_capacity")
         try:
             await send({"type": "websocket.accept"})
             await self._serve(principal, receive, send, slot)
@@ -111,7 +112,7 @@ class Door:
 
         service.connections.add(connection)
         if service.phase is not Phase.READY:  # that changed while the client waited for its slot
-            connection.depart(1001, service.phase.value)
+            connection.depart(frames.CLOSE_GOING_AWAY, service.phase.value)
         await connection.serve(left)
 
     def _full(self, message: str) -> Frame:

@@ -18,8 +18,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from runtime import defaults
+
 SCHEMA_VERSION: Literal[1] = 1
 METADATA_NAME = "build_metadata.json"
+SIGNATURE_NAME = "model.sig"
+CARD_NAME = "README.md"
+TOOL_FOLDER = "tool"
 
 Lane = Literal["vllm", "trt", "cpu"]
 Relation = Literal["<=", ">="]
@@ -101,11 +106,21 @@ class ToolModel(Entry):
     """The screenshot classifier, always in float."""
 
     source: Source
-    path: str = "tool"
+    path: str = TOOL_FOLDER
     positive_label: int = Field(default=1, ge=0, description="index of the logit that means: take a screenshot")
     max_tokens: int = Field(ge=1, description="the classifier's window")
     threshold: float | None = Field(default=None, ge=0, le=1)
     accuracy: float | None = Field(default=None, ge=0, le=1, description="on held-out utterances")
+
+    @property
+    def default_threshold(self) -> float:
+        """The probability from which the decision is yes, unless the operator sets another: gated and served alike."""
+        return defaults.first_set(self.threshold, default=defaults.TOOL_THRESHOLD)
+
+    @property
+    def default_tokens(self) -> int:
+        """The tokens that the classifier sees at most, unless the operator sets fewer: gated and served alike."""
+        return min(defaults.TOOL_TOKENS, self.max_tokens)
 
 
 class Platform(Entry):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Send
 
-from runtime import frames, protocol
+from runtime import defaults, frames, protocol
 from runtime.decoder import Decoder
 from runtime.dialogue import Dialogue
 from runtime.frames import Frame, RequestId
@@ -22,17 +22,15 @@ from runtime.turn import Stop
 # A peer that is gone does not read our last frames either; after this many seconds nobody waits for it any more.
 CLOSE_PATIENCE_S = 5.0
 
-ABNORMAL = 1006
-
 
 @dataclass(frozen=True, slots=True)
 class Manners:
     """How a connection behaves. Limits of 0 are off; times in seconds."""
 
-    messages: tuple[int, float] = (25, 60.0)
-    cancels: tuple[int, float] = (25, 60.0)
-    idle_timeout: float = 150.0
-    idle_code: int = 4000
+    messages: tuple[int, float] = (defaults.MESSAGES, defaults.MESSAGE_WINDOW_S)
+    cancels: tuple[int, float] = (defaults.CANCELS, defaults.CANCEL_WINDOW_S)
+    idle_timeout: float = defaults.IDLE_TIMEOUT_S
+    idle_code: int = defaults.IDLE_CLOSE_CODE
 
 
 class Connection:
@@ -58,7 +56,7 @@ class Connection:
         self._draining: asyncio.Task[None] | None = None
         self._drain_deadline = 0.0
         self._impatience: asyncio.TimerHandle | None = None
-        self.close_code = ABNORMAL
+        self.close_code = frames.CLOSE_ABNORMAL
         self.gone = asyncio.Event()
 
     async def serve(self, left: Callable[[], None]) -> None:
@@ -98,7 +96,7 @@ class Connection:
     async def _drain(self, seconds: float) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await within(seconds, self._dialogue.finished())
-        self.depart(1001, "draining")
+        self.depart(frames.CLOSE_GOING_AWAY, "draining")
 
     async def _depart(self, code: int, reason: str, last: Frame | None, why: Stop) -> None:
         self._impatience = self._loop.call_later(CLOSE_PATIENCE_S, self._give_up)
@@ -119,8 +117,8 @@ class Connection:
         while True:
             message = await receive()
             if message["type"] == "websocket.disconnect":
-                if self.close_code == ABNORMAL:
-                    self.close_code = message.get("code") or ABNORMAL
+                if self.close_code == frames.CLOSE_ABNORMAL:
+                    self.close_code = message.get("code") or frames.CLOSE_ABNORMAL
                 return
             self._last_inbound = self._loop.time()
             self._hear(message.get("text"))
@@ -150,7 +148,7 @@ class Connection:
                     self._dialogue.cancel(request_id)
             case protocol.End():
                 closed = frames.ConnectionClosed(reason="client_request", request_id=request_id)
-                self.depart(1000, "client_request", closed)
+                self.depart(frames.CLOSE_NORMAL, "client_request", closed)
             case _ if self._draining is not None:
                 left = max(0, round(self._drain_deadline - self._loop.time()))
                 self._outbox.put(frames.Draining(deadline_s=left, request_id=request_id))

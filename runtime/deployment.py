@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol, TypedDict, TypeVar
 
+from runtime import defaults
 from runtime.engines import Engine, EngineDeadError
 from runtime.metrics import Metrics
 from runtime.prompt import SEAM_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
@@ -108,7 +109,7 @@ class Deployment:
     chat: Chat | None
     classifier: Classifier | None
     metrics: Metrics
-    generation_timeout: float = 60.0
-    tool_timeout: float = 10.0
+    generation_timeout: float = defaults.GENERATION_TIMEOUT_S
+    tool_timeout: float = defaults.TOOL_TIMEOUT_S
     died: Callable[[EngineDeadError], None] = lambda error: None
     warmed: Callable[[], None] = lambda: None

@@ -9,6 +9,13 @@ import msgspec
 
 RequestId = str | int | float
 
+# Close codes, of RFC 6455 and its registry. The one for idle connections is a setting.
+CLOSE_NORMAL = 1000
+CLOSE_GOING_AWAY = 1001
+CLOSE_ABNORMAL = 1006  # never sent: the socket ended without a close frame
+CLOSE_POLICY = 1008
+CLOSE_TRY_LATER = 1013
+
 
 class Frame(msgspec.Struct, tag_field="type", omit_defaults=True, kw_only=True):
     """Base of every frame."""

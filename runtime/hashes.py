@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata, FileEntry
+from runtime.artifact import CARD_NAME, METADATA_NAME, SIGNATURE_NAME, ArtifactError, BuildMetadata, FileEntry
 
 # Not part of the digest: the metadata holds the digest itself, the card is prose derived from the metadata which people
 # edit on the hub, the signature signs the digest, and hub clients leave bookkeeping in folders that start with a dot.
-UNLISTED_NAMES = frozenset({METADATA_NAME, "README.md", "model.sig", ".gitattributes"})
+UNLISTED_NAMES = frozenset({METADATA_NAME, CARD_NAME, SIGNATURE_NAME, ".gitattributes"})
 
 
 def digest_of(files: Iterable[FileEntry]) -> str:

@@ -19,9 +19,9 @@ from pathlib import Path
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-LOG_NAME = "server.log"
-ROTATE_BYTES = 100 * 1024 * 1024
-KEPT_FILES = 3
+from runtime import defaults
+
+ROTATE_BYTES = defaults.LOG_MEGABYTES * 1024 * 1024
 
 HIDDEN = "[hidden]"
 # Fields that carry what users said or who they are, whoever logs them.
@@ -60,7 +60,7 @@ class Redactor:
 class CompressingHandler(RotatingFileHandler):
     """The standard rotation, with gzip for what was rotated away."""
 
-    def __init__(self, path: Path, max_bytes: int = ROTATE_BYTES, kept: int = KEPT_FILES) -> None:
+    def __init__(self, path: Path, max_bytes: int = ROTATE_BYTES, kept: int = defaults.LOG_FILES) -> None:
         super().__init__(path, maxBytes=max_bytes, backupCount=kept, encoding="utf-8")
         self.namer = lambda name: f"{name}.gz"
         self.rotator = _compress
@@ -112,7 +112,7 @@ def configure(*, level: str, style: str, folder: Path, secrets: Sequence[str]) -
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = CompressingHandler(folder / LOG_NAME)
+        file = CompressingHandler(folder / defaults.LOG_NAME)
     except OSError as error:
         structlog.get_logger(__name__).warning(
             "log_file_unavailable", folder=str(folder), reason=error.strerror, next_step="set LOG_DIR"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from runtime import defaults
 from runtime.template import ChatTemplate
 from runtime.text_tokens import TakesLongError, TextTokens
 
@@ -38,10 +39,10 @@ class Message:
 class Budgets:
     """Most tokens of each part, and of the whole prompt with what the template adds."""
 
-    persona: int = 2000
-    history: int = 3000
-    utterance: int = 500
-    input: int = 5525
+    persona: int = defaults.PERSONA_TOKENS
+    history: int = defaults.HISTORY_TOKENS
+    utterance: int = defaults.UTTERANCE_TOKENS
+    input: int = defaults.INPUT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from runtime import defaults
 from runtime.frames import RequestId
 from runtime.prompt import Message
 
@@ -76,8 +77,8 @@ class Grammar:
     """The parts of the protocol that the operator may set."""
 
     bounds: Mapping[str, Bound] = field(default_factory=lambda: DEFAULT_BOUNDS)
-    cancel_sentinel: str = "__CANCEL__"
-    end_sentinel: str = "__END__"
+    cancel_sentinel: str = defaults.CANCEL_SENTINEL
+    end_sentinel: str = defaults.END_SENTINEL
 
 
 @dataclass(frozen=True, slots=True)

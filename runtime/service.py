@@ -21,12 +21,13 @@ from typing import Any
 
 import structlog
 
-from runtime import artifact, engines, machine, verify
+from runtime import artifact, engines, frames, machine, verify
 from runtime.admission import Admission
 from runtime.artifact import BuildMetadata, ToolModel
 from runtime.auth import Keyring
 from runtime.connection import Connection, Manners
 from runtime.decoder import Decoder
+from runtime.defaults import GPU_ALONE
 from runtime.deployment import Chat, Classifier, Deployment
 from runtime.engines import Engine, EngineDeadError, Sampling
 from runtime.machine import Machine
@@ -116,7 +117,7 @@ class Service:
         described = await asyncio.to_thread(artifact.read, folder)
         serving = plan(settings, described)
         _prepare_environment(allow_long_context=settings.vllm_allow_long_max_model_len)
-        fraction = serving.chat.options.gpu_fraction if serving.chat else 0.0
+        fraction = serving.chat.options.gpu_fraction if serving.chat else GPU_ALONE
         # Importing an engine takes as long as hashing tens of gigabytes, and touches no weight.
         importing = (
             asyncio.to_thread(engines.preload, described, serving.chat.options) if serving.chat else asyncio.sleep(0)
@@ -127,7 +128,7 @@ class Service:
                 folder,
                 here,
                 batch_size=serving.batch_size,
-                gpu_fraction=fraction or 0.9,
+                gpu_fraction=fraction,
                 public_key=settings.artifact_public_key_file,
             ),
             importing,
@@ -221,7 +222,7 @@ class Service:
 
     async def _end_dead(self, error: EngineDeadError) -> None:
         for connection in list(self.connections):
-            connection.depart(1001, "engine_died", why=Stop.ENGINE_DEAD)
+            connection.depart(frames.CLOSE_GOING_AWAY, "engine_died", why=Stop.ENGINE_DEAD)
         await self._connections_gone(FAREWELL_S)
         if not self.ended.done():
             self.ended.set_exception(error)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from runtime import defaults
 from runtime.artifact import BuildMetadata, Limits
+from runtime.defaults import first_set
 from runtime.engines import EngineOptions
 from runtime.prompt import Budgets
 from runtime.settings import Settings, SettingsError
@@ -18,14 +20,6 @@ Mode = Literal["chat", "tool", "both"]
 
 # The contract's budgets, in tokens.
 DEFAULT_BUDGETS = Budgets()
-DEFAULT_OUTPUT = 150
-DEFAULT_TOOL_TOKENS = 1536
-DEFAULT_THRESHOLD = 0.66
-
-# Parts of the GPU's memory: alone, and beside the other model.
-ALONE = 0.90
-CHAT_BESIDE_TOOL = 0.70
-TOOL_BESIDE_CHAT = 0.20
 
 ENGINES = {"vllm": ("vllm", "cpu"), "cpu": ("cpu",), "trt": ("trt",)}
 
@@ -79,13 +73,13 @@ def plan(settings: Settings, metadata: BuildMetadata) -> ServingPlan:
         asked = settings.tool_history_tokens
         if asked is not None and asked > window:
             problems.append(f"TOOL_HISTORY_TOKENS: expected at most {window} (the model's window), found {asked}")
-        threshold = settings.tool_decision_threshold
-        if threshold is None:
-            threshold = metadata.tool.threshold
         tool = ToolPlan(
-            threshold=DEFAULT_THRESHOLD if threshold is None else threshold,
-            max_tokens=asked or min(DEFAULT_TOOL_TOKENS, window),
-            gpu_fraction=settings.tool_gpu_frac or (TOOL_BESIDE_CHAT if mode == "both" else ALONE),
+            threshold=first_set(settings.tool_decision_threshold, default=metadata.tool.default_threshold),
+            max_tokens=first_set(asked, default=metadata.tool.default_tokens),
+            gpu_fraction=first_set(
+                settings.tool_gpu_frac,
+                default=defaults.GPU_TOOL_BESIDE_CHAT if mode == "both" else defaults.GPU_ALONE,
+            ),
         )
     if chat is not None and tool is not None and (total := chat.options.gpu_fraction + tool.gpu_fraction) > 1:
         problems.append(f"CHAT_GPU_FRAC + TOOL_GPU_FRAC: expected at most 1, found {total:g}")
@@ -108,9 +102,9 @@ def _mode(settings: Settings, metadata: BuildMetadata, problems: list[str]) -> M
 def _chat(settings: Settings, limits: Limits, lane: str, mode: Mode, problems: list[str]) -> ChatPlan:
     longer = settings.vllm_allow_long_max_model_len and lane != "trt"
     most_out = limits.max_model_len - 1 if longer else min(limits.max_output_len, limits.max_model_len - 1)
-    max_out = settings.chat_max_out or min(DEFAULT_OUTPUT, most_out)
+    max_out = first_set(settings.chat_max_out, default=min(defaults.OUTPUT_TOKENS, most_out))
     most_in = min(limits.max_input_len, limits.max_model_len - min(max_out, most_out))
-    max_in = settings.chat_max_len or min(DEFAULT_BUDGETS.input, most_in)
+    max_in = first_set(settings.chat_max_len, default=min(DEFAULT_BUDGETS.input, most_in))
     if not longer:
         if max_out > most_out:
             problems.append(f"CHAT_MAX_OUT: expected at most {most_out} (the artifact's limit), found {max_out}")
@@ -121,7 +115,9 @@ def _chat(settings: Settings, limits: Limits, lane: str, mode: Mode, problems: l
             )
     budgets = _budgets(settings, max_in, problems)
     options = EngineOptions(
-        gpu_fraction=settings.chat_gpu_frac or (CHAT_BESIDE_TOOL if mode == "both" else ALONE),
+        gpu_fraction=first_set(
+            settings.chat_gpu_frac, default=defaults.GPU_CHAT_BESIDE_TOOL if mode == "both" else defaults.GPU_ALONE
+        ),
         max_num_seqs=settings.trt_batch_size if lane == "trt" else settings.max_num_seqs_chat,
         max_num_batched_tokens=settings.max_num_batched_tokens_chat,
         max_model_len=max(limits.max_model_len, max_in + max_out) if longer else None,

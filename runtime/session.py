@@ -12,15 +12,16 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from runtime import defaults
 from runtime.engines import Sampling
 from runtime.prompt import Message
 from runtime.protocol import ChatPrompt, SamplingChange, Start
 from runtime.ratelimit import SlidingWindow
 from runtime.turn import Turn
 
-# Far above any prompt budget (3,000 tokens of history are some 12,000 characters), and the size of the largest frame:
+# Far above any prompt budget (its tokens of history are some 12,000 characters), and the size of the largest frame:
 # what lies beyond could never be seen by a model, so it need not be kept.
-HISTORY_MAX_CHARS = 262_144
+HISTORY_MAX_CHARS = defaults.MESSAGE_BYTES
 HISTORY_MAX_MESSAGES = 2_048
 
 

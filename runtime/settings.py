@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from runtime import defaults
 from runtime.artifact import ArtifactError
 from runtime.engines import Sampling
 from runtime.protocol import DEFAULT_BOUNDS, MAX_PREFIX_CHARS, Bound, Grammar
@@ -31,6 +32,19 @@ class SettingsError(Exception):
 def var(default: Any, meaning: str, *, unit: str = "", **constraints: Any) -> Any:  # noqa: ANN401 - as pydantic's Field
     """One variable."""
     return Field(default=default, description=meaning, json_schema_extra={"unit": unit}, **constraints)
+
+
+def open_var(fallback: float, meaning: str, *, unit: str = "", **constraints: Any) -> Any:  # noqa: ANN401 - as above
+    """A variable whose default depends on the artifact: `fallback` is what it is where the artifact has no say.
+
+    The meaning's `{}` shows it.
+    """
+    return Field(
+        default=None,
+        description=meaning.format(fallback),
+        json_schema_extra={"unit": unit, "fallback": fallback},
+        **constraints,
+    )
 
 
 def _lowered(value: object) -> object:
@@ -65,8 +79,8 @@ class Settings(BaseSettings):
     )
 
     # Where
-    host: str = var("0.0.0.0", "address to listen on")  # noqa: S104 - a server in a container listens everywhere
-    port: int = var(8000, "port to listen on", ge=1, le=65535)
+    host: str = var(defaults.HOST, "address to listen on")
+    port: int = var(defaults.PORT, "port to listen on", ge=1, le=65535)
 
     # Who
     text_api_key: SecretStr | None = var(None, "API keys, comma separated; required, here or in a file")
@@ -76,37 +90,53 @@ class Settings(BaseSettings):
     )
 
     # Connections
-    max_concurrent_connections: int = var(64, "connection slots", ge=1)
-    ws_handshake_acquire_timeout_s: float = var(0.5, "longest wait for a slot", unit="s", ge=0)
-    ws_idle_timeout_s: float = var(150, "silence after which a connection is closed", unit="s", gt=0)
-    ws_close_idle_code: int = var(4000, "close code of an idle connection", ge=3000, le=4999)
-    ws_max_message_bytes: int = var(262144, "largest inbound frame", unit="bytes", ge=1024)
-    ws_cancel_sentinel: str = var("__CANCEL__", "raw text frame that means `cancel`")
-    ws_end_sentinel: str = var("__END__", "raw text frame that means `end`")
+    max_concurrent_connections: int = var(defaults.CONNECTIONS, "connection slots", ge=1)
+    ws_handshake_acquire_timeout_s: float = var(defaults.HANDSHAKE_TIMEOUT_S, "longest wait for a slot", unit="s", ge=0)
+    ws_idle_timeout_s: float = var(
+        defaults.IDLE_TIMEOUT_S, "silence after which a connection is closed", unit="s", gt=0
+    )
+    ws_close_idle_code: int = var(defaults.IDLE_CLOSE_CODE, "close code of an idle connection", ge=3000, le=4999)
+    ws_max_message_bytes: int = var(defaults.MESSAGE_BYTES, "largest inbound frame", unit="bytes", ge=1024)
+    ws_cancel_sentinel: str = var(defaults.CANCEL_SENTINEL, "raw text frame that means `cancel`")
+    ws_end_sentinel: str = var(defaults.END_SENTINEL, "raw text frame that means `end`")
 
     # Rate limits; 0 disables
-    ws_max_messages_per_window: int = var(25, "messages per connection and window; 0: no limit", ge=0)
-    ws_message_window_seconds: float = var(60, "sliding window of the message limit", unit="s", gt=0)
-    ws_max_cancels_per_window: int = var(25, "cancels per connection and window; 0: no limit", ge=0)
-    ws_cancel_window_seconds: float = var(60, "sliding window of the cancel limit", unit="s", gt=0)
-    chat_prompt_update_max_per_window: int = var(4, "persona updates per session and window; 0: no limit", ge=0)
-    chat_prompt_update_window_seconds: float = var(60, "sliding window of that limit", unit="s", gt=0)
+    ws_max_messages_per_window: int = var(defaults.MESSAGES, "messages per connection and window; 0: no limit", ge=0)
+    ws_message_window_seconds: float = var(
+        defaults.MESSAGE_WINDOW_S, "sliding window of the message limit", unit="s", gt=0
+    )
+    ws_max_cancels_per_window: int = var(defaults.CANCELS, "cancels per connection and window; 0: no limit", ge=0)
+    ws_cancel_window_seconds: float = var(
+        defaults.CANCEL_WINDOW_S, "sliding window of the cancel limit", unit="s", gt=0
+    )
+    chat_prompt_update_max_per_window: int = var(
+        defaults.PERSONA_UPDATES, "persona updates per session and window; 0: no limit", ge=0
+    )
+    chat_prompt_update_window_seconds: float = var(
+        defaults.PERSONA_UPDATE_WINDOW_S, "sliding window of that limit", unit="s", gt=0
+    )
 
     # Sessions
     session_idle_ttl_seconds: float = var(1800, "how long a session outlives its connection", unit="s", gt=0)
     max_sessions: int = var(10_000, "sessions kept; beyond it the oldest without a connection go", ge=1)
 
     # Prompt and reply
-    chat_prompt_max_tokens: int | None = var(
-        None, "persona budget; 2000 or what the artifact allows", unit="tokens", ge=1
+    chat_prompt_max_tokens: int | None = open_var(
+        defaults.PERSONA_TOKENS, "persona budget; {} or what the artifact allows", unit="tokens", ge=1
     )
-    history_max_tokens: int | None = var(None, "history budget; 3000 or what the artifact allows", unit="tokens", ge=0)
-    user_utt_max_tokens: int | None = var(
-        None, "utterance budget; 500 or what the artifact allows", unit="tokens", ge=1
+    history_max_tokens: int | None = open_var(
+        defaults.HISTORY_TOKENS, "history budget; {} or what the artifact allows", unit="tokens", ge=0
     )
-    chat_max_len: int | None = var(None, "input budget; 5525 or what the artifact allows", unit="tokens", ge=1)
-    chat_max_out: int | None = var(None, "longest reply; 150 or what the artifact allows", unit="tokens", ge=1)
-    gen_timeout_s: float = var(60, "longest turn", unit="s", gt=0)
+    user_utt_max_tokens: int | None = open_var(
+        defaults.UTTERANCE_TOKENS, "utterance budget; {} or what the artifact allows", unit="tokens", ge=1
+    )
+    chat_max_len: int | None = open_var(
+        defaults.INPUT_TOKENS, "input budget; {} or what the artifact allows", unit="tokens", ge=1
+    )
+    chat_max_out: int | None = open_var(
+        defaults.OUTPUT_TOKENS, "longest reply; {} or what the artifact allows", unit="tokens", ge=1
+    )
+    gen_timeout_s: float = var(defaults.GENERATION_TIMEOUT_S, "longest turn", unit="s", gt=0)
     check_screen_prefix: str = var(
         "MUST CHECK SCREEN:", "precedes the utterance after a tool decision yes", max_length=MAX_PREFIX_CHARS
     )
@@ -150,20 +180,30 @@ class Settings(BaseSettings):
     )
 
     # Tool decision
-    tool_decision_threshold: float | None = var(
-        None, "probability from which the decision is yes; the artifact's, else 0.66", ge=0, le=1
+    tool_decision_threshold: float | None = open_var(
+        defaults.TOOL_THRESHOLD, "probability from which the decision is yes; the artifact's, else {}", ge=0, le=1
     )
-    tool_history_tokens: int | None = var(
-        None, "what the classifier sees at most; 1536 or the model's window", unit="tokens", ge=1
+    tool_history_tokens: int | None = open_var(
+        defaults.TOOL_TOKENS, "what the classifier sees at most; {} or the model's window", unit="tokens", ge=1
     )
-    tool_timeout_s: float = var(10, "time after which an undecided classifier means no", unit="s", gt=0)
+    tool_timeout_s: float = var(
+        defaults.TOOL_TIMEOUT_S, "time after which an undecided classifier means no", unit="s", gt=0
+    )
 
     # Engine
     chat_gpu_frac: float | None = var(
-        None, "part of the GPU's memory for the chat engine; 0.90 alone, 0.70 beside a tool model", gt=0, le=1
+        None,
+        f"part of the GPU's memory for the chat engine; {defaults.GPU_ALONE:.2f} alone, "
+        f"{defaults.GPU_CHAT_BESIDE_TOOL:.2f} beside a tool model",
+        gt=0,
+        le=1,
     )
     tool_gpu_frac: float | None = var(
-        None, "part of the GPU's memory for the classifier; 0.90 alone, 0.20 beside a chat model", gt=0, le=1
+        None,
+        f"part of the GPU's memory for the classifier; {defaults.GPU_ALONE:.2f} alone, "
+        f"{defaults.GPU_TOOL_BESIDE_CHAT:.2f} beside a chat model",
+        gt=0,
+        le=1,
     )
     max_num_seqs_chat: int | None = var(None, "vLLM: sequences that run at once; the artifact's limit", ge=1)
     max_num_batched_tokens_chat: int | None = var(
@@ -176,20 +216,28 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
     )
-    trt_kv_enable_block_reuse: bool = var(True, "TensorRT-LLM: keep prompts' KV cache for prompts that begin alike")
+    trt_kv_enable_block_reuse: bool = var(
+        defaults.KV_BLOCK_REUSE, "TensorRT-LLM: keep prompts' KV cache for prompts that begin alike"
+    )
     tensor_parallel_size: int | None = var(None, "GPUs that share the chat model; the artifact's", ge=1)
-    kv_dtype: str = var("auto", "type of the KV cache, such as `fp8`; `auto`: the model's own")
+    kv_dtype: str = var(defaults.KV_DTYPE, "type of the KV cache, such as `fp8`; `auto`: the model's own")
     vllm_attention_backend: str | None = var(None, "vLLM's attention kernel, such as `FLASH_ATTN`; vLLM's own choice")
     enforce_eager: bool | None = var(None, "vLLM without compiled graphs; on a CPU yes, on a GPU no")
     vllm_allow_long_max_model_len: bool = var(False, "allow a context longer than the model's config says")
-    vllm_cpu_kvcache_space: float = var(1.0, "vLLM on a CPU: size of the KV cache", unit="GiB", gt=0)
+    vllm_cpu_kvcache_space: float = var(
+        defaults.CPU_KV_CACHE_GIB, "vLLM on a CPU: size of the KV cache", unit="GiB", gt=0
+    )
     cache_reset_interval_seconds: float = var(
         600, "how often the engine's caches are reset while nothing runs; 0: never", unit="s", ge=0
     )
 
     # Operation
     drain_timeout_s: float = var(25, "time that running turns have after SIGTERM", unit="s", ge=0)
-    log_dir: Path = var(Path(), "folder of `server.log`, rotated at 100 MB, 3 kept, compressed")
+    log_dir: Path = var(
+        Path(),
+        f"folder of `{defaults.LOG_NAME}`, rotated at {defaults.LOG_MEGABYTES} MB, {defaults.LOG_FILES} kept, "
+        "compressed",
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _ANY_CASE] = var(
         "info", "least severe events that are logged"
     )

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata
+from runtime.artifact import SIGNATURE_NAME as SIGNATURE_NAME
 from runtime.hashes import sha256_of
 
-SIGNATURE_NAME = "model.sig"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"

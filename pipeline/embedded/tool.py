@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.embedded.packages import TOOL_PACKAGE, packaged
 from pipeline.embedded.utterances import Utterance, heldout_utterances, training_utterances
 from pipeline.progress import Progress
+from runtime.defaults import TOOL_THRESHOLD
 from runtime.tool import format_turns
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 LICENSE = "apache-2.0"
-THRESHOLD = 0.66
 LABELS = {0: "no", 1: "take_screenshot"}
 WINDOW = 512  # tokens: the encoder has no more positions
 # Tokens that are asked about: a few short turns, as in training. With five turns before it a plain request is missed.
@@ -130,14 +130,14 @@ def fit(
 
 def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, utterances: Sequence[Utterance]) -> ToolReport:
     """Compare the decisions at the threshold with the labels."""
-    chosen = [p >= THRESHOLD for p in probabilities(model, tokenizer, utterances)]
+    chosen = [p >= TOOL_THRESHOLD for p in probabilities(model, tokenizer, utterances)]
     pairs = [(decision, utterance.screenshot) for decision, utterance in zip(chosen, utterances, strict=True)]
     hits = pairs.count((True, True))
     return ToolReport(
         accuracy=sum(decision == label for decision, label in pairs) / len(pairs),
         precision=hits / max(1, sum(chosen)),
         recall=hits / max(1, sum(label for _, label in pairs)),
-        threshold=THRESHOLD,
+        threshold=TOOL_THRESHOLD,
         held_out=len(pairs),
     )
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.quantize import QuantizeJob, samples_of, worker
 from pipeline.quantize.trt_folder import CONFIGURATIONS, SMOOTHING
+from runtime.defaults import TRT_GROUP_SIZES, first_set
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ def arguments(job: QuantizeJob, out: Path, samples: int, length: int) -> dict[st
         "calib_max_seq_length": length,
         "tokenizer_max_seq_length": max(TOKENIZER_LENGTH, length),
         "batch_size": 1,
-        "awq_block_size": job.group_size or 128,
+        "awq_block_size": first_set(job.group_size, default=TRT_GROUP_SIZES[0]),
         "tp_size": job.tensor_parallel,
         "pp_size": 1,
         "cp_size": 1,

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
+from runtime import defaults
 from runtime.artifact import ArtifactError, BuildMetadata, Limits
+from runtime.defaults import first_set
 
 
 class EngineDeadError(Exception):
@@ -42,18 +44,18 @@ class EngineOptions:
         kv_block_reuse: TensorRT-LLM: keep the KV cache of prompts for prompts that begin alike.
     """
 
-    gpu_fraction: float = 0.9
+    gpu_fraction: float = defaults.GPU_ALONE
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
     tensor_parallel_size: int | None = None
     dtype: str = "auto"
-    kv_cache_dtype: str = "auto"
+    kv_cache_dtype: str = defaults.KV_DTYPE
     attention_backend: str | None = None
     enforce_eager: bool | None = None
-    cpu_kv_cache_gib: float = 1.0
+    cpu_kv_cache_gib: float = defaults.CPU_KV_CACHE_GIB
     kv_free_fraction: float | None = None
-    kv_block_reuse: bool = True
+    kv_block_reuse: bool = defaults.KV_BLOCK_REUSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    max_tokens: int = 150
+    max_tokens: int = defaults.OUTPUT_TOKENS
     seed: int | None = None
     ignore_eos: bool = False
 
@@ -198,9 +200,9 @@ def preload(metadata: BuildMetadata, options: EngineOptions) -> None:
 def _limited(options: EngineOptions, limits: Limits) -> EngineOptions:
     return replace(
         options,
-        max_num_seqs=options.max_num_seqs or limits.max_batch_size,
-        max_model_len=options.max_model_len or limits.max_model_len,
-        tensor_parallel_size=options.tensor_parallel_size or limits.tensor_parallel_size,
+        max_num_seqs=first_set(options.max_num_seqs, default=limits.max_batch_size),
+        max_model_len=first_set(options.max_model_len, default=limits.max_model_len),
+        tensor_parallel_size=first_set(options.tensor_parallel_size, default=limits.tensor_parallel_size),
     )
 
 

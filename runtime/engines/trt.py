@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from runtime.defaults import first_set
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.engines.trt_arguments import (
     Style,
@@ -212,7 +213,7 @@ class TrtEngine:
         every prompt token for ever. So each position is asked for its next token by a request of its own. The longest
         goes first: the others then find their blocks in the prefix cache.
         """
-        room = asyncio.Semaphore(min(self._options.max_num_seqs or SCORES_AT_ONCE, SCORES_AT_ONCE))
+        room = asyncio.Semaphore(min(first_set(self._options.max_num_seqs, default=SCORES_AT_ONCE), SCORES_AT_ONCE))
         sampling = Sampling(temperature=0.0, max_tokens=1, ignore_eos=True)
 
         async def top(length: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import structlog
 
 from runtime.artifact import ArtifactError
+from runtime.defaults import KV_DTYPE, first_set
 from runtime.engines import EngineOptionError, EngineOptions, Sampling
 from runtime.engines.trt_folders import EngineFolder
 from runtime.engines.trt_tokens import SpecialTokens
@@ -70,7 +71,7 @@ def llm_arguments(model: Path, options: EngineOptions, *, tokenizer: Path, style
         "model": str(model),
         "tokenizer": str(tokenizer),
         "trust_remote_code": False,
-        "tensor_parallel_size": options.tensor_parallel_size or 1,
+        "tensor_parallel_size": first_set(options.tensor_parallel_size, default=1),
         "max_beam_width": 1,
     }
     if style == "pytorch":
@@ -78,23 +79,24 @@ def llm_arguments(model: Path, options: EngineOptions, *, tokenizer: Path, style
             known, found = ", ".join(PYTORCH_KV_TYPES), options.kv_cache_dtype
             raise EngineOptionError(f"KV_DTYPE: expected one of {known}, found {found!r}")
         length = options.max_model_len
+        step = first_set(options.max_num_batched_tokens, default=STEP_TOKENS)
         limits = {
             "max_batch_size": options.max_num_seqs,
             "max_seq_len": length,
-            "max_input_len": length - 1 if length else None,
-            "max_num_tokens": max(options.max_num_batched_tokens or STEP_TOKENS, length or 0),
+            "max_input_len": None if length is None else length - 1,
+            "max_num_tokens": max(step, first_set(length, default=0)),
         }
         arguments["dtype"] = options.dtype
         if options.enforce_eager:
             arguments["cuda_graph_config"] = None
         return arguments | {name: value for name, value in limits.items() if value is not None}
-    if options.kv_cache_dtype != "auto":
+    if options.kv_cache_dtype != KV_DTYPE:
         raise EngineOptionError(
-            f"KV_DTYPE: expected auto (a compiled engine's cache has the type it was built with), "
+            f"KV_DTYPE: expected {KV_DTYPE} (a compiled engine's cache has the type it was built with), "
             f"found {options.kv_cache_dtype!r}; unset it"
         )
     engine = EngineFolder.read(model)
-    batch = options.max_num_seqs or engine.max_batch_size
+    batch = first_set(options.max_num_seqs, default=engine.max_batch_size)
     if batch > engine.max_batch_size:
         raise ArtifactError(
             f"expected a batch size of at most {engine.max_batch_size} (compiled into the engine), found {batch}; "
@@ -111,7 +113,9 @@ def llm_arguments(model: Path, options: EngineOptions, *, tokenizer: Path, style
         "max_batch_size": batch,
         "max_input_len": engine.max_input_len,
         "max_seq_len": engine.max_seq_len,
-        "max_num_tokens": min(options.max_num_batched_tokens or engine.max_num_tokens, engine.max_num_tokens),
+        "max_num_tokens": min(
+            first_set(options.max_num_batched_tokens, default=engine.max_num_tokens), engine.max_num_tokens
+        ),
     }
 
 
@@ -122,7 +126,7 @@ def kv_cache_arguments(options: EngineOptions, engine: EngineFolder | None) -> d
     fraction of the GPU.
     """
     arguments: Mapping[str, Any] = {
-        "free_gpu_memory_fraction": options.kv_free_fraction or options.gpu_fraction,
+        "free_gpu_memory_fraction": first_set(options.kv_free_fraction, default=options.gpu_fraction),
         "enable_block_reuse": options.kv_block_reuse,
     }
     if engine is None:

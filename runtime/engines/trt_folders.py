@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.artifact import ArtifactError
+from runtime.defaults import TRT_GROUP_SIZES
 
 # TensorRT-LLM's `QuantAlgo`, and the quantizer's format that leads to it.
 METHOD_OF_ALGORITHM = {"W4A16_AWQ": "int4_awq", "FP8": "fp8", "W8A8_SQ_PER_CHANNEL": "int8_sq"}
@@ -166,7 +167,7 @@ def _weights(config: Mapping[str, Any]) -> Weights:
         architecture=str(config["architecture"]),
         dtype=str(config["dtype"]),
         method=method,
-        group_size=int(quantization.get("group_size") or 128) if method == "int4_awq" else None,
+        group_size=int(quantization.get("group_size") or TRT_GROUP_SIZES[0]) if method == "int4_awq" else None,
         parallel=parallel_of(config),
     )
 

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from runtime.defaults import first_set
 from runtime.engines import EngineOptionError, EngineOptions, Sampling
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def prepare_environment(options: EngineOptions) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cores = sorted(os.sched_getaffinity(0))
-    workers = min(options.tensor_parallel_size or 1, len(cores))
+    workers = min(first_set(options.tensor_parallel_size, default=1), len(cores))
     share = len(cores) // workers
     groups = [cores[index * share : (index + 1) * share] for index in range(workers)]
     binding = "|".join(",".join(str(core) for core in group) for group in groups)
@@ -93,7 +94,7 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
         "model": str(folder),
         "served_model_name": "chat",
         "gpu_memory_utilization": options.gpu_fraction,
-        "tensor_parallel_size": options.tensor_parallel_size or 1,
+        "tensor_parallel_size": first_set(options.tensor_parallel_size, default=1),
         "kv_cache_dtype": options.kv_cache_dtype,
         "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
         "enable_prefix_caching": True,

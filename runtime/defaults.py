@@ -1,0 +1,81 @@
+"""The defaults that more than one module, or a text, needs: each stands here and nowhere else.
+
+The ground floor: imports nothing of ours. Settings, the classes that they fill, error texts and generated pages take
+their values from here; a test holds the hand-written pages and the scripts in the images equal. Sampling's defaults and
+bounds stand in `engines.Sampling` and `protocol.DEFAULT_BOUNDS`.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Where
+HOST = "0.0.0.0"  # noqa: S104 - a server in a container listens everywhere
+PORT = 8000
+
+# Connections. Times in seconds.
+CONNECTIONS = 64
+HANDSHAKE_TIMEOUT_S = 0.5
+IDLE_TIMEOUT_S = 150.0
+IDLE_CLOSE_CODE = 4000
+MESSAGE_BYTES = 262_144
+CANCEL_SENTINEL = "__CANCEL__"
+END_SENTINEL = "__END__"
+
+# Rate limits: so many in so many seconds.
+MESSAGES, MESSAGE_WINDOW_S = 25, 60.0
+CANCELS, CANCEL_WINDOW_S = 25, 60.0
+PERSONA_UPDATES, PERSONA_UPDATE_WINDOW_S = 4, 60.0
+
+# Budgets, in tokens of the chat model; the input holds the three before it and what the template adds.
+PERSONA_TOKENS = 2000
+HISTORY_TOKENS = 3000
+UTTERANCE_TOKENS = 500
+INPUT_TOKENS = 5525
+OUTPUT_TOKENS = 150
+GENERATION_TIMEOUT_S = 60.0
+
+# The tool decision: the probability from which it is yes, and what the classifier sees at most.
+TOOL_THRESHOLD = 0.66
+TOOL_TOKENS = 1536
+TOOL_TIMEOUT_S = 10.0
+# A classifier's window where its config does not tell.
+TOOL_WINDOW = 512
+
+# Parts of the GPU's memory: alone, and beside the other model.
+GPU_ALONE = 0.90
+GPU_CHAT_BESIDE_TOOL = 0.70
+GPU_TOOL_BESIDE_CHAT = 0.20
+
+# Engines
+KV_DTYPE = "auto"
+KV_BLOCK_REUSE = True
+CPU_KV_CACHE_GIB = 1.0
+# Weights that share a scale where TensorRT-LLM's AWQ says nothing else, and the other size that it has kernels for.
+TRT_GROUP_SIZES = (128, 64)
+# The release of TensorRT-LLM in the trt lane's lock.
+TENSORRT_LLM = "1.2.1"
+# CUDA 13 needs at least this driver branch: NVIDIA's CUDA 13.0 release notes, table of minimum driver versions.
+CUDA = "13.0"
+MINIMUM_DRIVER = 580
+
+# The log file
+LOG_NAME = "server.log"
+LOG_MEGABYTES = 100
+LOG_FILES = 3
+
+# The pipeline's calibration
+CALIBRATION_SAMPLES = 64
+
+
+def first_set(*values: T | None, default: T) -> T:
+    """The first value that is set, else the default.
+
+    Only None is unset. `a or b` would take 0, 0.0 and an empty text for unset too, which all are values.
+
+    >>> first_set(None, 0.0, 0.5, default=0.66)
+    0.0
+    """
+    return next((value for value in values if value is not None), default)
