@@ -18,11 +18,12 @@ from pipeline.progress import Progress
 from pipeline.source import EMBEDDED
 from pipeline.stages import StageError
 from runtime.artifact import Calibration
+from runtime.defaults import CALIBRATION_DATASET
 
 if TYPE_CHECKING:
     from pipeline.plan import CalibrationPlan
 
-HUB_NAMES = {"open_platypus": "garage-bAInd/Open-Platypus"}
+HUB_NAMES = {CALIBRATION_DATASET: "garage-bAInd/Open-Platypus"}
 SAMPLES_NAME = "samples.jsonl"
 
 # Shorter texts say nothing about how activations are distributed.

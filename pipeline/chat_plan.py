@@ -14,7 +14,7 @@ from pipeline.settings import Settings
 from pipeline.shape import Shape, mixture_of_experts
 from pipeline.source import EMBEDDED, SourceFacts
 from runtime.artifact import Limits, Moe
-from runtime.defaults import first_set
+from runtime.defaults import CALIBRATION_DATASET, QUANTIZATION, first_set
 from runtime.machine import Machine
 
 # What a chat template adds around persona, history and utterance.
@@ -127,7 +127,7 @@ class ChatPlanner:
         method, reason = self.lane.resolve(word, sm)
         if refusal := self.lane.refusal(method, sm, allow_emulated=self.request.allow_emulated):
             self.ledger.problem(where, f"a method that {self.lane.name} can run here", method, refusal)
-        source = "" if asked else "; QUANTIZATION" + (" is 4bit by default" if word == "4bit" else "")
+        source = "" if asked else "; QUANTIZATION" + (f" is {QUANTIZATION} by default" if word == QUANTIZATION else "")
         self.ledger.decide("method", f"{method} ({METHODS[method].scheme})", reason + source)
         return method
 
@@ -179,16 +179,16 @@ class ChatPlanner:
 
     def _dataset(self, facts: SourceFacts) -> tuple[str, str]:
         named = self.settings.awq_calib_dataset
-        dataset = named or (EMBEDDED if facts.kind == "embedded" else "open_platypus")
+        dataset = named or (EMBEDDED if facts.kind == "embedded" else CALIBRATION_DATASET)
         reason = "AWQ_CALIB_DATASET" if named else f"default for {'the embedded' if dataset == EMBEDDED else 'a'} model"
         file = Path(dataset).expanduser()
         if file.suffix in {".txt", ".jsonl"}:
             if not file.is_file():
                 self.ledger.problem("AWQ_CALIB_DATASET", "a text or JSONL file", f"no file {dataset}")
-        elif file.exists() and dataset not in {EMBEDDED, "open_platypus"}:
+        elif file.exists() and dataset not in {EMBEDDED, CALIBRATION_DATASET}:
             self.ledger.problem("AWQ_CALIB_DATASET", "a .txt or .jsonl file", dataset, "rename or convert it")
-        elif dataset not in {EMBEDDED, "open_platypus"} and not HUB_DATASET.fullmatch(dataset):
-            expected = "open_platypus, embedded, a hub data set (org/name), or a .txt or .jsonl file"
+        elif dataset not in {EMBEDDED, CALIBRATION_DATASET} and not HUB_DATASET.fullmatch(dataset):
+            expected = f"{CALIBRATION_DATASET}, embedded, a hub data set (org/name), or a .txt or .jsonl file"
             self.ledger.problem("AWQ_CALIB_DATASET", expected, repr(dataset))
         return dataset, reason
 

@@ -6,6 +6,7 @@ are kept; 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from pipeline.problem import Problem, WrongRequestError
 from pipeline.stages import StageError
 from runtime.artifact import ArtifactError
 
-WRONG_REQUEST, FAILED_GATE, FAILED_STAGE, INTERRUPTED = 64, 65, 1, 130
+WRONG_REQUEST, FAILED_GATE, FAILED_STAGE, INTERRUPTED = os.EX_USAGE, os.EX_DATAERR, 1, 128 + signal.SIGINT
 
 # What a command line parser reports as wrong usage; everything else keeps its code.
 PARSER_USAGE = 2
@@ -34,8 +35,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Turn a model into an artifact: plan, quantize, build, validate; sign and publish it.\n\n"
     "Start with `yap-pipeline plan --cpu 8bit embedded embedded`, which downloads and changes nothing.",
-    epilog="Exit codes: 0 done · 64 wrong request, nothing was started · 65 a gate failed · 1 a stage failed, "
-    "finished stages are kept · 130 interrupted",
+    epilog=f"Exit codes: 0 done · {WRONG_REQUEST} wrong request, nothing was started · {FAILED_GATE} a gate failed · "
+    f"{FAILED_STAGE} a stage failed, finished stages are kept · {INTERRUPTED} interrupted",
 )
 
 

@@ -10,6 +10,7 @@ import typer
 from pipeline.lanes import LANES
 from pipeline.plan import Request
 from pipeline.problem import Problem, WrongRequestError
+from runtime.defaults import QUANTIZATION
 
 METHOD_WORDS = frozenset(word for lane in LANES.values() for word in lane.words)
 
@@ -19,7 +20,7 @@ Models = Annotated[
         metavar="[METHOD] CHAT_MODEL [TOOL_MODEL]",
         show_default=False,
         help="METHOD: 4bit, 8bit, awq, gptq, fp8, int8 or none, with --trt 4bit, 8bit, int4_awq, fp8 or int8_sq (else "
-        "QUANTIZATION, which is 4bit). "
+        f"QUANTIZATION, which is {QUANTIZATION}). "
         "A model: a folder, a hub id (`org/name`, `org/name@revision`), or `embedded`.",
     ),
 ]

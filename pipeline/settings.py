@@ -31,11 +31,13 @@ class Settings(BaseModel):
     inference_engine: Literal["trt", "vllm", "cpu"] = Field(
         "trt", description="the lane, unless `--trt`, `--vllm` or `--cpu` is given"
     )
-    quantization: Word = Field("4bit", description="`4bit`, `8bit` or a method, unless one is given as an argument")
+    quantization: Word = Field(
+        defaults.QUANTIZATION, description="`4bit`, `8bit` or a method, unless one is given as an argument"
+    )
     awq_calib_dataset: Word | None = Field(
         None,
-        description="calibration text: `open_platypus`, `embedded`, a hub data set, or a `.txt` or `.jsonl` file; "
-        "none means `open_platypus`, or `embedded` for the embedded model",
+        description=f"calibration text: `{defaults.CALIBRATION_DATASET}`, `embedded`, a hub data set, or a `.txt` or "
+        f"`.jsonl` file; none means `{defaults.CALIBRATION_DATASET}`, or `embedded` for the embedded model",
     )
     awq_nsamples: int = Field(
         defaults.CALIBRATION_SAMPLES,

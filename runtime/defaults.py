@@ -66,7 +66,9 @@ LOG_NAME = "server.log"
 LOG_MEGABYTES = 100
 LOG_FILES = 3
 
-# The pipeline's calibration
+# The pipeline
+QUANTIZATION = "4bit"
+CALIBRATION_DATASET = "open_platypus"
 CALIBRATION_SAMPLES = 64
 
 

@@ -133,7 +133,7 @@ def persistently(work: Callable[[], T], say: Callable[[str], None], *, tries: in
     Raises:
         Exception: the work's own, when it will not pass or has been tried often enough.
     """
-    tries = tries or TRIES
+    tries = TRIES if tries is None else tries
     for number in range(1, tries):
         try:
             return work()

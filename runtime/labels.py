@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from runtime.artifact import ArtifactError
+from runtime.defaults import CUDA, TENSORRT_LLM
 from runtime.machine import Machine
 
 ENGINES_FOLDER = "trt-llm/engines"
@@ -49,7 +50,7 @@ class EngineLabel:
         """
         found = _LABEL.fullmatch(text)
         if found is None:
-            raise ValueError(f"expected a label such as sm90_trt-llm-1.2.1_cuda13.0, found {text!r}")
+            raise ValueError(f"expected a label such as {cls(90, TENSORRT_LLM, CUDA)}, found {text!r}")
         return cls(int(found["sm"]), found["version"], found["cuda"])
 
     @classmethod

@@ -160,7 +160,7 @@ def leave_within(seconds: float, status: int) -> None:
         if status == 0:
             _refuse(os.EX_SOFTWARE, f"drained, and not stopped {seconds:g} s later; every thread's place follows")
             faulthandler.dump_traceback()
-        leave_now(status or os.EX_SOFTWARE)
+        leave_now(os.EX_SOFTWARE if status == os.EX_OK else status)
 
     timer = threading.Timer(seconds, leave)
     timer.name, timer.daemon = "leave", True

@@ -239,7 +239,7 @@ class TrtEngine:
         An aborted request counts until TensorRT-LLM confirms its end.
         """
         llm, outstanding = self._alive(), len(self._requests)
-        running = min(outstanding, self._options.max_num_seqs or outstanding)
+        running = min(outstanding, first_set(self._options.max_num_seqs, default=outstanding))
         if outstanding == 0:
             return Load(0, 0, 0.0)
         for record in await asyncio.to_thread(llm.get_stats, STATISTICS_TIMEOUT_S):

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from runtime.tool import BATCH_TOKENS, Decision, ToolClassifier, ToolClosedError, _batches, _Network, format_turns
+from runtime.tool import (
+    BATCH_TOKENS,
+    PADDING_BEFORE_POSITIONS,
+    Decision,
+    ToolClassifier,
+    ToolClosedError,
+    _batches,
+    _Network,
+    format_turns,
+    window_of,
+)
 
 WORDS = ["look", "at", "this", "hello", "screen", "what", "is", "it", "now", "you", "see", "my", "the", "cat"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -270,3 +280,101 @@ async def test_it_computes_on_as_many_threads_as_it_was_given(bert, monkeypatch,
         await running.shutdown()
         torch.set_num_threads(before)
     assert set(used) == {min(threads, len(os.sched_getaffinity(0)))}
+
+
+# Model types that are asked with text alone, and need no more than the usual sizes.
+OTHERS = ("albert", "bert", "distilbert", "electra", "gpt2", "opt")
+FAMILIES = [*sorted(PADDING_BEFORE_POSITIONS.keys() - {"layoutlmv3"}), *OTHERS]
+
+
+def longest(model, most: int) -> int:
+    """The longest text that a model reads, found by asking it."""
+    import torch
+
+    for length in range(most, 0, -1):
+        ids = torch.full((1, length), 5)
+        try:
+            with torch.inference_mode():
+                model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        except (IndexError, RuntimeError):
+            continue
+        return length
+    return 0
+
+
+def tiny_config(family: str, pad: int | None):
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if family == "distilbert":
+        sizes = {"dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2}
+    elif family == "gpt2":
+        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24}
+    elif family == "opt":
+        sizes = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes["word_embed_proj_dim"] = 16
+    if family != "gpt2":
+        sizes["max_position_embeddings"] = 24
+    if pad is not None:
+        sizes["pad_token_id"] = pad
+    extra = {
+        "longformer": {"attention_window": [4]},
+        "luke": {"entity_vocab_size": 4, "entity_emb_size": 8},
+        "albert": {"embedding_size": 8},
+        "electra": {"embedding_size": 16},
+        "lilt": {"channel_shrink_ratio": 1, "max_2d_position_embeddings": 32},
+        "markuplm": {"max_depth": 4, "xpath_unit_hidden_size": 4},
+        "xmod": {"default_language": "en_XX", "languages": ["en_XX"], "adapter_reduction_factor": 1},
+        "esm": {"position_embedding_type": "absolute"},
+    }.get(family, {})
+    return AutoConfig.for_model(family, vocab_size=12, num_labels=2, **sizes, **extra)
+
+
+@pytest.mark.parametrize("pad", [None, 0, 1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_window_is_what_the_model_reads(family: str, pad: int | None) -> None:
+    """Planned from `config.json` as it is written, served from what transformers makes of it."""
+    import json
+
+    from transformers import AutoModelForSequenceClassification
+
+    if family == "esm" and pad is None:
+        pytest.skip("has no padding index of its own")
+    config = tiny_config(family, pad)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    written = json.loads(config.to_json_string(use_diff=True))
+    assert window_of(written) == window_of(config.to_dict())
+    assert window_of(written) == longest(model, 40)
+
+
+def test_every_family_that_numbers_positions_after_the_padding_is_known() -> None:
+    from importlib.util import find_spec
+
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
+
+    models = Path(find_spec("transformers").submodule_search_locations[0]) / "models"
+    numbering = set()
+    for kind in CLASSIFIERS:
+        for path in (models / model_type_to_module_name(kind)).glob("modeling_*.py"):
+            source = path.read_text("utf-8")
+            if CLASSIFIERS[kind] in source and "create_position_ids_from_input_ids" in source:
+                numbering.add(kind)
+    assert {"roberta", "mpnet"} <= numbering <= PADDING_BEFORE_POSITIONS.keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": None}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 0}, 513),
+        ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 0}, 512),
+        ({"model_type": "bert", "max_position_embeddings": 512, "trained_window": 48}, 48),
+        ({"model_type": "bert", "max_position_embeddings": 512, "trained_window": 0}, 512),
+        ({"model_type": "gpt2", "n_positions": 1024}, 1024),
+    ],
+)
+def test_a_window_by_what_a_config_says(config: dict, window: int) -> None:
+    assert window_of(config) == window
