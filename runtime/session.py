@@ -19,7 +19,7 @@ from runtime.protocol import ChatPrompt, SamplingChange, Start
 from runtime.ratelimit import SlidingWindow
 from runtime.turn import Turn
 
-# Far above any prompt budget (its tokens of history are some 12,000 characters), and the size of the largest frame:
+# Far above any prompt budget (the default history is some 12,000 characters), and the size of the largest frame:
 # what lies beyond could never be seen by a model, so it need not be kept.
 HISTORY_MAX_CHARS = defaults.MESSAGE_BYTES
 HISTORY_MAX_MESSAGES = 2_048
