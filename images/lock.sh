@@ -40,6 +40,6 @@ compile vllm -c "$locks/vllm.constraints" --extra vllm pyproject.toml
 compile vllm-quantize --extra vllm-quantize pyproject.toml
 compile trt --override "$locks/trt.overrides" \
     --no-emit-package torch --no-emit-package torchvision --no-emit-package triton --no-emit-package tensorrt \
-    "$locks/trt.in" pyproject.toml
+    --extra trt "$locks/trt.in" pyproject.toml
 
 [ "$target" = "$locks" ] || diff -r -x '*.overrides' -x '*.constraints' -x '*.in' -x '*.unhashed' "$locks" "$target"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from pipeline.progress import Progress
 from pipeline.source import EMBEDDED
 from pipeline.stages import StageError
+from runtime import hub, hub_client
 from runtime.artifact import Calibration
 from runtime.defaults import CALIBRATION_DATASET
 
@@ -220,20 +222,19 @@ def _encoder(model: Path) -> Callable[[Sample], list[int]]:
 
 def _download(repository: str) -> tuple[Path, str]:
     """The first file of a hub data set's training split, and the data set's revision."""
-    from httpx import HTTPError
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     remedy = "set AWQ_CALIB_DATASET=embedded or name a .txt or .jsonl file"
     try:
-        info = HfApi().dataset_info(repository)
+        token = hub.token_of(os.environ)
+        info = HfApi(token=token).dataset_info(repository)
         name = training_file([file.rfilename for file in info.siblings or []])
         if name is None:
             raise StageError("calibration", "expected a .jsonl, .json or .parquet file, found none", repository, remedy)
-        return Path(hf_hub_download(repository, name, repo_type="dataset", revision=info.sha)), str(info.sha)
-    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise StageError("calibration", f"the hub gave no data set: {first}", repository, remedy) from error
+        file = hf_hub_download(repository, name, repo_type="dataset", revision=info.sha, token=token)
+        return Path(file), str(info.sha)
+    except hub_client.failures(hub.TokenError) as error:
+        raise StageError("calibration", f"the hub gave no data set: {hub.reason(error)}", repository, remedy) from error
 
 
 def training_file(names: Iterable[str]) -> str | None:

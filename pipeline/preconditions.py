@@ -17,7 +17,7 @@ from pipeline.plan import BuildPlan
 from pipeline.problem import Problem
 from pipeline.report import proof
 from pipeline.sign import key_problem
-from runtime import artifact, hashes, hub, signature
+from runtime import artifact, hashes, hub, hub_client, signature
 from runtime.artifact import ArtifactError, BuildMetadata
 from runtime.hub import TokenError
 
@@ -171,9 +171,7 @@ def _token(environment: Mapping[str, str]) -> tuple[str | None, Problem | None]:
     try:
         token = hub.token_of(environment)
     except TokenError as error:
-        name, _, rest = str(error).partition(": expected ")
-        expected, _, found = rest.partition(", found ")
-        return None, Problem(name, expected, found)
+        return None, Problem(error.variables, error.expected, error.found)
     if token is None and not environment.get("HF_OIDC_RESOURCE"):
         return None, Problem(
             "HF_TOKEN",
@@ -186,31 +184,31 @@ def _token(environment: Mapping[str, str]) -> tuple[str | None, Problem | None]:
 
 def _exchanged_token(resource: str, repo: str) -> tuple[str | None, Problem | None]:
     """A short-lived token for a CI job that proved who it is (OIDC); the client does the exchange."""
-    from httpx import HTTPError
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import OIDCError
+    from huggingface_hub import __version__, get_token
 
     if resource != repo:
         return None, Problem("HF_OIDC_RESOURCE", f"{repo or 'a repository'}, as HF_PUSH_REPO_ID says", resource)
+    if not (refused := hub_client.exchange_errors()):
+        expected, found = "a hub client that exchanges a job's identity (1.x)", f"huggingface_hub {__version__}"
+        return None, Problem("HF_OIDC_RESOURCE", expected, found, "set HF_TOKEN instead")
     try:
         return get_token(), None
-    except (OIDCError, HTTPError, OSError) as error:
+    except hub_client.failures(*refused) as error:
         expected = "a token in exchange for this job's identity"
         return None, Problem("HF_OIDC_RESOURCE", expected, hub.reason(error))
 
 
 def _access_problem(token: str, repo: str) -> Problem | None:
     """Why a token may not write to a repository, as far as the hub says before it is tried."""
-    from httpx import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    hub.bound_waiting()
+    hub_client.bound_waiting()
     try:
         account = hub.persistently(lambda: HfApi(token=token).whoami(), lambda line: None, tries=3)
     except OfflineModeIsEnabled:
         return Problem("HF_HUB_OFFLINE", "0 for an upload", "1")
-    except (HTTPError, OSError) as error:
+    except hub_client.failures() as error:
         where = HfApi().endpoint
         if hub.status_of(error) == 401:
             return Problem("HF_TOKEN", f"a token that {where} accepts", "one that it refuses", "make a new one")

@@ -20,7 +20,7 @@ from pipeline.progress import Progress
 from pipeline.shelf import Change, Shelf, change, look, mismatch
 from pipeline.sign import sign
 from pipeline.stages import StageError
-from runtime import artifact, hashes, hub, signature
+from runtime import artifact, hashes, hub, hub_client, signature
 from runtime.artifact import CARD_NAME, METADATA_NAME, ArtifactError, BuildMetadata
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def retry_command(folder: Path, sign_key: Path | None) -> str:
 def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, progress: Progress) -> Published:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    hub.bound_waiting()
+    hub_client.bound_waiting()
     api = HfApi(token=destination.token)
     repo = destination.repo
     progress.step(f"push: looking at {repo}")

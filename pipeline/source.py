@@ -15,11 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import weights
 from pipeline.problem import Problem
 from pipeline.progress import Progress
 from pipeline.wholeness import Role, damaged_weights, has_template, json_object, missing
+from runtime import hub, hub_client
 from runtime.engines.trt_folders import is_checkpoint
 from runtime.hashes import sha256_of
+from runtime.hub import TokenError
+from runtime.repository import Reference
 
 Kind = Literal["embedded", "folder", "hub"]
 
@@ -78,6 +82,7 @@ class SourceFacts:
         config: `config.json`; empty when it could not be read, in which case `problems` says why.
         checkpoint: `config.json` of the TensorRT-LLM checkpoint that it is or holds; empty for all others.
         sizes: bytes of each file by relative path; empty for embedded models.
+        hashes: SHA-256 of the large files on the hub; empty for all others.
     """
 
     ref: str
@@ -88,6 +93,7 @@ class SourceFacts:
     config: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
     license: str | None = None
     chat_template: bool = False
     problems: tuple[Problem, ...] = ()
@@ -152,16 +158,17 @@ def _locked(folder: Path) -> Path | None:
 
 
 def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFacts:
-    from httpx import HTTPError
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
     found: str
     try:
-        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        token = hub.token_of(os.environ)
+        info = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True)
+        siblings = info.siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in siblings}
         documents = {
-            name: json_object(Path(hf_hub_download(repo, name, revision=info.sha)))
+            name: json_object(Path(hf_hub_download(repo, name, revision=info.sha, token=token)))
             for name in READ_FIRST
             if name in sizes
         }
@@ -173,10 +180,13 @@ def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> Sourc
             config=_config(documents),
             checkpoint=_checkpoint(documents),
             sizes=sizes,
+            hashes={file.rfilename: file.lfs.sha256 for file in siblings if file.lfs},
             license=info.card_data.get("license") if info.card_data else None,
             chat_template=has_template(sizes, documents),
             problems=tuple(missing(role, repo, sizes, documents)),
         )
+    except TokenError as error:
+        return SourceFacts(ref, "hub", repo, problems=(Problem(error.variables, error.expected, error.found),))
     except GatedRepoError:
         found, remedy = "a gated one", f"accept its terms at https://huggingface.co/{repo} and set HF_TOKEN"
     except HfHubHTTPError as error:
@@ -184,10 +194,10 @@ def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> Sourc
         # The hub answers 401 for what does not exist, so that strangers cannot probe for private repositories.
         found = "none that this token may see" if status in {401, 403, 404} else f"status {status} from the hub"
         remedy = "check its name and revision, and HF_TOKEN when it is private"
-    except (OfflineModeIsEnabled, HTTPError, LocalEntryNotFoundError, OSError) as error:
+    except hub_client.failures() as error:
         try:
             cached = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=FETCHED)
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError):
+        except hub_client.failures():
             reason = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else "the hub is out of reach"
             found = f"no copy in the local cache, and {reason}"
             remedy = "name a folder or `embedded`, or go online"
@@ -234,13 +244,26 @@ def checkpoint_in(folder: Path) -> Path:
 
 
 def fetch(facts: SourceFacts, progress: Progress) -> Path:
-    """The folder of a model that is a folder already or lies on the hub; resumes a download that was cut off."""
+    """The folder of a model that is a folder already or lies on the hub; a download that was cut off goes on.
+
+    Raises:
+        ArtifactError: the hub sent other bytes than it lists.
+        HfHubHTTPError, or what `hub_client.failures` lists: the hub refused, is out of reach, or the disk is full.
+    """
     if facts.path is not None:
         return facts.path
     from huggingface_hub import snapshot_download
 
+    if facts.revision is None:
+        raise ValueError(f"{facts.ref} was not found on the hub, so there is nothing to fetch")
     progress.step(f"downloading {facts.name}@{facts.revision} ({facts.weight_bytes / 2**30:.1f} GiB)")
-    return Path(snapshot_download(facts.name, revision=facts.revision, allow_patterns=FETCHED))
+    weights.bring(Reference(facts.name, facts.revision), facts.sizes, facts.hashes, FETCHED, progress)
+    token = hub.token_of(os.environ)
+
+    def rest() -> str:
+        return snapshot_download(facts.name, revision=facts.revision, allow_patterns=FETCHED, token=token)
+
+    return Path(hub.persistently(rest, progress.step))
 
 
 def content_hash(folder: Path, cache: Path | None = None) -> str:

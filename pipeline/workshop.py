@@ -13,6 +13,8 @@ from pipeline.progress import Progress
 from pipeline.recipes import recipe_of
 from pipeline.source import SourceFacts
 from pipeline.stages import Cache, Done, Stage, StageError
+from runtime import hub, hub_client
+from runtime.artifact import ArtifactError
 from runtime.engines import EngineOptions
 from runtime.machine import Machine
 
@@ -110,14 +112,11 @@ class Workshop:
         return {"sm": self.machine.sm, "gpus": gpus, "packages": self.machine.packages}
 
     def _fetch(self, name: str, facts: SourceFacts) -> Model:
-        from httpx import HTTPError
-
         try:
             return self.model(source.fetch(facts, self.progress))
-        except (OSError, HTTPError) as error:
-            first = str(error).strip().partition("\n")[0]
+        except hub_client.failures(ArtifactError, hub.TokenError) as error:
             again = "run the same command again; a download resumes"
-            raise StageError(name, f"the model could not be read: {first}", facts.ref, again) from error
+            raise StageError(name, f"the model could not be read: {hub.reason(error)}", facts.ref, again) from error
 
     def _export_chat(self, out: Path) -> Mapping[str, Any]:
         from pipeline.embedded.chat import export_chat

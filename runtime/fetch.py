@@ -18,19 +18,17 @@ import logging
 import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from runtime import artifact, hub, labels, signature, verify
+from runtime import artifact, hub, hub_client, labels, signature, verify
 from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata, FileEntry
-from runtime.blobs import Blobs
+from runtime.blobs import Blobs, watched
 from runtime.machine import Machine
 from runtime.repository import Reference, Say, Source, explained
 
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WHOLE = "whole"
-DOWNLOADS_AT_ONCE = 4
 SECONDS_BETWEEN_REPORTS = 10.0
 MIB = 2**20
 
@@ -105,7 +102,6 @@ class Fetcher:
 
     def _commit(self, reference: Reference, home: Path) -> str:
         """The commit that a revision stands for; without the hub, the one that it stood for when it was fetched."""
-        from httpx import HTTPError
         from huggingface_hub.errors import OfflineModeIsEnabled
 
         if COMMIT.fullmatch(reference.revision):
@@ -118,7 +114,7 @@ class Fetcher:
                 self.say,
                 tries=2 if known else None,
             )
-        except (OfflineModeIsEnabled, HTTPError, OSError) as error:
+        except hub_client.failures() as error:
             # A hub that answers no is believed; one that does not answer is not needed for what is here.
             if known is None or not (isinstance(error, OfflineModeIsEnabled) or hub.passing(error)):
                 raise
@@ -203,17 +199,8 @@ class Fetcher:
                 f"{source.reference}: expected {missing / MIB:,.0f} MiB free in {self.cache}, found {free / MIB:,.0f}; "
                 "make room, or set ARTIFACT_CACHE_DIR elsewhere"
             )
-        headers = source.headers()
-        with reporting(blobs, metadata.files, self.say), ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-            # One download for each content: files that are equal share it.
-            unique = {entry.sha256: entry for entry in metadata.files}.values()
-            running = [pool.submit(blobs.get, entry, source.url(entry.path), headers, self.say) for entry in unique]
-            done, _ = wait(running, return_when=FIRST_EXCEPTION)
-            for future in running:
-                future.cancel()
-            for future in done:
-                if not future.cancelled():
-                    future.result()
+        with reporting(blobs, metadata.files, self.say):
+            blobs.get_all(metadata.files, source.url, source.headers(), self.say)
         for entry in metadata.files:
             link(blobs.path(entry), staging / entry.path)
 
@@ -230,19 +217,11 @@ def link(blob: Path, path: Path) -> None:
 @contextmanager
 def reporting(blobs: Blobs, files: Sequence[FileEntry], say: Say) -> Iterator[None]:
     """Say now and then how much has arrived, and how fast."""
-    total, began, before = sum(entry.size for entry in files), time.monotonic(), sum(map(blobs.arrived, files))
-    finished = threading.Event()
+    began, before = time.monotonic(), sum(map(blobs.arrived, files))
 
-    def report() -> None:
-        while not finished.wait(SECONDS_BETWEEN_REPORTS):
-            here = sum(map(blobs.arrived, files))
-            rate = (here - before) / (time.monotonic() - began)
-            say(f"{here / MIB:,.0f} of {total / MIB:,.0f} MiB ({here / total:.0%}), {rate / MIB:,.1f} MiB/s")
+    def report(here: int, total: int) -> None:
+        rate = (here - before) / (time.monotonic() - began)
+        say(f"{here / MIB:,.0f} of {total / MIB:,.0f} MiB ({here / total:.0%}), {rate / MIB:,.1f} MiB/s")
 
-    reporter = threading.Thread(target=report, name="fetch-report", daemon=True)
-    reporter.start()
-    try:
+    with watched(blobs, files, report, SECONDS_BETWEEN_REPORTS):
         yield
-    finally:
-        finished.set()
-        reporter.join()

@@ -6,10 +6,13 @@ error ended) is tried again here, with the same patience.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
+
+from runtime import hub_client
 
 T = TypeVar("T")
 
@@ -20,9 +23,16 @@ PASSING = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 TRIES = 6
 
+# `requests` names hosts and whole addresses in its messages, and those of the storage carry a signature.
+ADDRESS = re.compile(r"\w+\(host=[^)]*\):? ?|https?://\S+|\S*/\S*\?\S+")
+
 
 class TokenError(ValueError):
     """The environment names a token that cannot be used. The message is one line."""
+
+    def __init__(self, variables: str, expected: str, found: str) -> None:
+        super().__init__(f"{variables}: expected {expected}, found {found}")
+        self.variables, self.expected, self.found = variables, expected, found
 
 
 def token_of(environment: Mapping[str, str]) -> str | None:
@@ -38,7 +48,7 @@ def token_of(environment: Mapping[str, str]) -> str | None:
         if file := environment.get(f"{name}_FILE", "").strip():
             found[f"{name}_FILE"] = _read(f"{name}_FILE", Path(file))
     if len(set(found.values())) > 1:
-        raise TokenError(f"{' and '.join(found)}: expected one token, found {len(set(found.values()))}; unset one")
+        raise TokenError(" and ".join(found), "one token", f"{len(set(found.values()))}; unset one")
     return next(iter(found.values()), None)
 
 
@@ -47,20 +57,22 @@ def _read(variable: str, path: Path) -> str:
         text = path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise TokenError(f"{variable}: expected a readable file, found {path} ({reason})") from None
+        raise TokenError(variable, "a readable file", f"{path} ({reason})") from None
     if not text or len(text.split()) != 1:
-        raise TokenError(
-            f"{variable}: expected a file with one token, found {'nothing' if not text else 'more'} in {path}"
-        )
+        raise TokenError(variable, "a file with one token", f"{'nothing' if not text else 'more'} in {path}")
     return text
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what led to it: uploads wrap what the network said."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__
+    seen: list[BaseException] = []
+    inner: BaseException | None = error
+    while inner is not None and inner not in seen:
+        yield inner
+        seen.append(inner)
+        # `requests` and `urllib3` hand on what they wrap as an argument or as `reason`, not as the cause.
+        found = (inner.__cause__, getattr(inner, "reason", None), *inner.args[:1])
+        inner = next((one for one in found if isinstance(one, BaseException)), None)
 
 
 def status_of(error: BaseException) -> int | None:
@@ -75,7 +87,6 @@ def status_of(error: BaseException) -> int | None:
 
 def passing(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
-    from httpx import TransportError
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
@@ -83,7 +94,8 @@ def passing(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in PASSING
-    return any(isinstance(cause, (TransportError, TimeoutError, ConnectionError)) for cause in causes(error))
+    kinds = (*hub_client.unanswered(), TimeoutError, ConnectionError)
+    return any(isinstance(cause, kinds) for cause in causes(error))
 
 
 def reason(error: BaseException) -> str:
@@ -93,7 +105,7 @@ def reason(error: BaseException) -> str:
     status = status_of(error)
     if status is None:
         last = list(causes(error))[-1]
-        text = " ".join(str(last).split()) or type(last).__name__
+        text = " ".join(ADDRESS.sub("", str(last)).split()) or type(last).__name__
         return f"{type(last).__name__}: {text}" if isinstance(last, OSError) else text
     known = {
         401: "it does not accept the token",
@@ -144,14 +156,3 @@ def persistently(work: Callable[[], T], say: Callable[[str], None], *, tries: in
             say(f"the hub: {reason(error)}; again in {seconds:g} s ({number} of {tries - 1})")
             time.sleep(seconds)
     return work()
-
-
-def bound_waiting() -> None:
-    """Give up on a hub that says nothing: the client's own session waits for ever.
-
-    A commit of many files may take minutes to answer; a connection or one write of a block may not.
-    """
-    from httpx import Timeout
-    from huggingface_hub import get_session
-
-    get_session().timeout = Timeout(300.0, connect=10.0, write=60.0)

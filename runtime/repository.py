@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from runtime import hub, labels
+from runtime import hub, hub_client, labels
 from runtime.artifact import METADATA_NAME, ArtifactError
 
 if TYPE_CHECKING:
@@ -60,23 +60,12 @@ class Source:
 
     def headers(self) -> dict[str, str]:
         """With the token, which the client drops where a redirect leaves the hub."""
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-        headers: dict[str, str] = build_hf_headers(token=self.api.token)
-        # Compressed answers cannot be resumed.
-        return headers | {"Accept-Encoding": "identity"}
+        return hub_client.headers(self.api.token)
 
     def document(self, path: str, folder: Path, say: Say) -> None:
         """Download a small file into a folder, under its bare name."""
-        from huggingface_hub import get_session
-        from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
-
-        def get() -> bytes:
-            answer = get_session().get(self.url(path), headers=self.headers(), timeout=30.0)
-            hf_raise_for_status(answer)
-            return answer.content
-
-        (folder / path.rpartition("/")[2]).write_bytes(hub.persistently(get, say))
+        content = hub.persistently(lambda: hub_client.get(self.url(path), self.headers()), say)
+        (folder / path.rpartition("/")[2]).write_bytes(content)
 
     def optional(self, path: str, folder: Path, say: Say) -> None:
         """The same for a file that may be missing."""
@@ -111,7 +100,6 @@ def named_on_hub(text: str) -> bool:
 @contextmanager
 def explained(reference: Reference) -> Iterator[None]:
     """Turn every way in which the hub can fail into one line."""
-    from httpx import HTTPError
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -149,7 +137,7 @@ def explained(reference: Reference) -> Iterator[None]:
             f"{reference}: expected an artifact with {METADATA_NAME}, found a repository that is not whole; "
             "publish one with `yap-pipeline push`"
         ) from None
-    except HTTPError as error:
+    except hub_client.http_errors() as error:
         raise ArtifactError(f"{reference}: the hub: {hub.reason(error)}; {_remedy(error)}") from error
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

@@ -1,4 +1,4 @@
-"""The endpoints that `huggingface_hub` 1.x calls to publish to and to fetch from a plain LFS hub.
+"""The endpoints that `huggingface_hub` calls to publish to and to fetch from a plain LFS hub.
 
 Written after the client's own code: `hf_api.py` (whoami, create, tree, revision, commit), `_commit_api.py` (preupload,
 ndjson commit), `lfs.py` (batch, single part, several parts with completion, verify), `file_download.py` (resolve).
@@ -161,7 +161,9 @@ def create(hub: Hub, call: Call, _: re.Match[str]) -> Answer:
     url = f"{hub.url}/{name}"
     if name in hub.repositories:
         return Answer({"error": "You already created this model repo", "url": url}, 409)
-    hub.repositories[name] = Repository(name, private=wanted.get("visibility") == "private")
+    # The client before 1.0 asks for `private`, later ones for a visibility.
+    private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+    hub.repositories[name] = Repository(name, private=private)
     return Answer({"url": url, "name": name, "id": "1"})
 
 
@@ -195,10 +197,20 @@ def validate_yaml(hub: Hub, call: Call, _: re.Match[str]) -> Answer:
 def info(hub: Hub, call: Call, match: re.Match[str]) -> Answer:
     repository = readable(hub, call, match["repo"])
     commit = commit_at(repository, match["revision"] or "main")
-    siblings = [{"rfilename": path} for path in sorted(commit.files)]
+    with_blobs = call.query.get("blobs", "").lower() in {"true", "1"}
+    siblings = [
+        {"rfilename": path, **(blob(stored) if with_blobs else {})} for path, stored in sorted(commit.files.items())
+    ]
     return Answer(
         {"id": repository.name, "sha": commit.oid, "private": repository.private, "siblings": siblings, "tags": []}
     )
+
+
+def blob(stored: Stored) -> dict[str, object]:
+    """What the hub adds for each file when it is asked for blobs."""
+    size = len(stored.content)
+    found: dict[str, object] = {"size": size, "blobId": stored.blob_id}
+    return {**found, "lfs": {"sha256": stored.sha256, "size": size, "pointerSize": 130}} if stored.lfs else found
 
 
 @route("GET", f"/api/models/{REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?")

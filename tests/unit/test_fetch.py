@@ -139,9 +139,8 @@ def test_a_tag_can_be_named(hub: Hub, published: Path, tmp_path: Path) -> None:
     ],
 )
 def test_an_interrupted_download_goes_on_where_it_was(
-    hub: Hub, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
+    hub: Hub, published: Path, tmp_path: Path, fault: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
     [weights] = [entry for entry in artifact.read(published).files if entry.path == "model.safetensors"]
     hub.fail("GET", f"^/storage/{weights.sha256}", **fault)
     folder = fetcher(tmp_path).fetch(f"hf:{REPO}")

@@ -325,7 +325,7 @@ class Hub:
         self.home = home
         self.fetched: list[str] = []
         self.failure: Exception | None = None
-        monkeypatch.setattr("huggingface_hub.HfApi", lambda: self)
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda **_: self)
         monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
         monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot)
 
@@ -333,10 +333,11 @@ class Hub:
         assert files_metadata
         if self.failure:
             raise self.failure
-        files = [SimpleNamespace(rfilename=path.name, size=path.stat().st_size) for path in self.home.iterdir()]
+        sizes = {path.name: path.stat().st_size for path in self.home.iterdir()}
+        files = [SimpleNamespace(rfilename=name, size=size, lfs=None) for name, size in sizes.items()]
         return SimpleNamespace(sha=f"sha-of-{revision}", siblings=files, card_data={"license": "mit"})
 
-    def download(self, repo: str, name: str, *, revision: str) -> str:
+    def download(self, repo: str, name: str, *, revision: str, token: str | None) -> str:
         assert revision.startswith("sha-of-")
         self.fetched.append(name)
         return str(self.home / name)
