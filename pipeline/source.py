@@ -263,7 +263,10 @@ def fetch(facts: SourceFacts, progress: Progress) -> Path:
     def rest() -> str:
         return snapshot_download(facts.name, revision=facts.revision, allow_patterns=FETCHED, token=token)
 
-    return Path(hub.persistently(rest, progress.step))
+    folder = Path(hub.persistently(rest, progress.step))
+    named = HUB_ID.fullmatch(facts.ref)
+    weights.remember(Reference(facts.name, (named and named["revision"]) or "main"), facts.revision)
+    return folder
 
 
 def content_hash(folder: Path, cache: Path | None = None) -> str:

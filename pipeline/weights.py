@@ -1,10 +1,11 @@
 """Large files of a model on the hub, brought into the hub's own cache so that a download that was cut off goes on.
 
-    HF_HUB_CACHE/models--ORG--NAME/blobs/SHA256     where the client looks for a file before it downloads it
+    HF_HUB_CACHE/models--ORG--NAME/blobs/SHA256      where the client looks for a file before it downloads it
+    HF_HUB_CACHE/models--ORG--NAME/refs/REVISION     the commit that a branch or tag stood for
 
 The client downloads such a file anew when its process was killed. So they are brought here first, through our blobs
-(`runtime.blobs`), and the client does what is left: small files, links, and the names of revisions. What uses the
-hub's cache, other tools and a later run without network among it, finds all of it there.
+(`runtime.blobs`), and the client does what is left: small files and links. What uses the hub's cache, other tools and
+a later run without network among it, finds all of it there.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ def bring(
         ArtifactError: the hub sent other bytes than it lists.
         HfHubHTTPError, or what `hub_client.failures` lists: the hub refused, is out of reach, or the disk is full.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
     wanted = [
         FileEntry(path=path, size=sizes[path], sha256=sha256)
         for path, sha256 in hashes.items()
         if any(fnmatch(path, pattern) for pattern in patterns)
     ]
-    blobs = Blobs(Path(constants.HF_HUB_CACHE) / f"models--{reference.repo.replace('/', '--')}" / "blobs", False)
+    blobs = Blobs(_home(reference.repo) / "blobs", read_only=False)
     missing = [entry for entry in wanted if not _held(blobs.path(entry), entry.size)]
     if not missing:
         return
@@ -56,6 +57,28 @@ def bring(
 
     with watched(blobs, missing, tell, SECONDS_BETWEEN_FRACTIONS):
         blobs.get_all(missing, source.url, source.headers(), progress.step)
+
+
+def remember(reference: Reference, commit: str) -> None:
+    """Note what a branch or tag stands for, so that it can be named without network. The model is fetched by commit."""
+    if reference.revision == commit:
+        return
+    path = _home(reference.repo) / "refs" / reference.revision
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        if path.is_file() and path.read_text("ascii").strip() == commit:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(commit, "ascii")
+        partial.replace(path)
+    except OSError:
+        return  # a cache that can only be read still holds the model
+
+
+def _home(repo: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def _held(path: Path, size: int) -> bool:

@@ -67,16 +67,19 @@ def _fields(gguf: Path) -> dict[str, Any]:
 
 def _write_weights(gguf: Path, fields: dict[str, Any], out: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig
+    import transformers
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    # Since 5.0 it keeps a GGUF quantized unless told otherwise; before, which TensorRT-LLM wants, it never did.
+    config_class = getattr(transformers, "GgufConfig", None)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
         local_files_only=True,
+        **({"quantization_config": config_class(dequantize=True)} if config_class else {}),
     )
     # Otherwise save_pretrained refuses: it takes a model that was read from a GGUF for a quantized one.
     model.hf_quantizer = None
