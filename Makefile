@@ -28,8 +28,8 @@ demo-publish: setup ## sign and push to a hub on loopback over a failing link, t
 test: setup ## everything that proves it
 	@$(RUN) -m pytest
 
-test-unit: setup ## the tests that need no engine (seconds)
-	@$(RUN) -m pytest -m "not engine and not docker"
+test-unit: setup ## the tests that need neither engine nor network (seconds)
+	@$(RUN) -m pytest -m "not engine and not docker and not network"
 
 test-images: setup ## the images, built and run on a stand-in base; needs a Docker Engine
 	@$(RUN) -m pytest tests/images

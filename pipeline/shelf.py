@@ -87,7 +87,7 @@ def look(api: HfApi, repo: str, revision: str) -> Shelf:
     Raises:
         HfHubHTTPError: the hub refused.
     """
-    from huggingface_hub import RepoFile
+    from huggingface_hub.hf_api import RepoFile
 
     info = api.model_info(repo, revision=revision)
     commit = str(info.sha)
