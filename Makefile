@@ -20,10 +20,10 @@ setup-lane: ## the environments of LANE alone (vllm or trt), on a machine that b
 	@[ ! -f images/locks/$(LANE)-quantize.txt ] || images/install.sh .venv-quantize $(LANE)-quantize
 
 demo: setup ## plan → quantize → build → validate a small model, serve it, hold a streamed conversation
-	@$(RUN) -m tests.demo
+	@$(RUN) -m tests.demos.chain
 
 demo-publish: setup ## sign and push to a hub on loopback over a failing link, then serve by name
-	@$(RUN) -m tests.demo_publish
+	@$(RUN) -m tests.demos.publish
 
 test: setup ## everything that proves it
 	@$(RUN) -m pytest

@@ -25,7 +25,7 @@ RUN --mount=type=bind,source=images/libraries.sh,target=/tmp/libraries.sh \
     /opt/yap/venv/bin/python -m compileall -q /opt/yap/app && \
     /opt/yap/venv/bin/python /opt/yap/bin/stack.py "$LANE" && \
     if [ "$LANE" = vllm ] || [ "$LANE" = cpu ]; then more=', vllm.v1.engine.async_llm, vllm.v1.worker.gpu_worker'; fi && \
-    PYTHONPATH=/opt/yap/app /opt/yap/venv/bin/python -c "import torch, transformers, runtime.service${more:-}"
+    PYTHONPATH=/opt/yap/app /opt/yap/venv/bin/python -c "import torch, transformers, runtime.server.service${more:-}"
 
 # The caches of libraries follow HOME and XDG_CACHE_HOME; USER spares them the look-up of a UID that has no entry.
 ENV PATH=/opt/yap/venv/bin:/opt/yap/bin:$PATH \

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from pipeline.plan import CalibrationPlan
-from pipeline.prepare import Prepared
+from pipeline.plan.prepare import Prepared
 
 
 def explain(method: str, shortfalls: list[str]) -> None:

@@ -19,9 +19,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipeline import advice, options, prepare, progress, report
+from pipeline import advice, progress
+from pipeline.plan import options, prepare
 from pipeline.problem import Problem, WrongRequestError
-from pipeline.stages import StageError
+from pipeline.publish import report
+from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError
 
 WRONG_REQUEST, FAILED_GATE, FAILED_STAGE, INTERRUPTED = os.EX_USAGE, os.EX_DATAERR, 1, 128 + signal.SIGINT
@@ -97,7 +99,7 @@ def run_command(
     request = replace(
         request, out=out, allow_emulated=allow_emulated, fallback=tuple(fallback or ()), thresholds=bounds
     )
-    from pipeline import publishing
+    from pipeline.publish import publishing
     from pipeline.run import GateError, Run
 
     destination = publishing.before_run(request, cache_dir, pushing=push_quant, sign_key=sign_key)
@@ -139,8 +141,8 @@ def quantize_command(
     Example: `yap-pipeline quantize --cpu awq embedded --out quantized`
     """
     request = options.request_of(models, options.lanes_of(trt, vllm, cpu), tool_only=False)
-    from pipeline import place
     from pipeline.run import Run
+    from pipeline.stages import place
 
     if out and (problem := place.occupied(out)):
         raise WrongRequestError([problem])
@@ -202,7 +204,7 @@ def validate_command(
     Example: `yap-pipeline validate artifacts/mine --max-itl-ms 40`
     """
     from pipeline import revalidate
-    from pipeline.gates import failures
+    from pipeline.lanes.gates import failures
 
     bounds = options.thresholds(max_perplexity, min_top1, min_known, max_ttft, max_itl, min_speed, min_tool)
     with progress.for_terminal() as steps:
@@ -222,7 +224,7 @@ def push_command(
 
     Example: `HF_TOKEN=… HF_PUSH_REPO_ID=acme/llama-8b-awq yap-pipeline push artifacts/mine`
     """
-    from pipeline import publishing
+    from pipeline.publish import publishing
 
     publishing.push_artifact(artifact, sign_key)
 
@@ -236,7 +238,7 @@ def sign_command(
 
     Example: `yap-pipeline sign artifacts/mine --sign-key signing.pem`
     """
-    from pipeline import publishing
+    from pipeline.publish import publishing
 
     publishing.sign_artifact(artifact, sign_key)
 
@@ -251,7 +253,7 @@ def inspect_command(
 
     Example: `yap-pipeline inspect artifacts/demo --verify`
     """
-    from pipeline.inspect import inspect
+    from pipeline.publish.inspect import inspect
 
     inspect(artifact, Console(), as_json=as_json, verify=verify)
 

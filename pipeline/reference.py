@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 from pipeline.settings import Settings
-from runtime import settings_table
 from runtime.artifact import BuildMetadata
+from runtime.deployment import settings_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import describe, hardware, settings, source
+from pipeline import settings, source
 from pipeline.lanes import lane_of
-from pipeline.planner import default_thresholds
-from pipeline.prepare import cache_folder
+from pipeline.plan import hardware
+from pipeline.plan.planner import default_thresholds
+from pipeline.plan.prepare import cache_folder
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.progress import Progress
-from pipeline.shape import Shape
+from pipeline.publish import describe
 from pipeline.source import EMBEDDED, SourceFacts
-from pipeline.validate import validate
+from pipeline.source.shape import Shape
+from pipeline.validate.validation import validate
 from pipeline.workshop import Workshop
 from runtime import artifact
 from runtime.artifact import BuildMetadata, ChatModel

@@ -14,25 +14,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import calibration, describe, place, source
+from pipeline import source
 from pipeline.build import awq
 from pipeline.build import trt as build_trt
 from pipeline.build import vllm as build_vllm
 from pipeline.build.assemble import assemble
-from pipeline.gates import failures
+from pipeline.lanes.gates import failures
 from pipeline.plan import CalibrationPlan, ChatPlan
-from pipeline.prepare import Prepared
+from pipeline.plan.prepare import Prepared
 from pipeline.progress import Progress
-from pipeline.quantize import QuantizeJob
+from pipeline.publish import describe
+from pipeline.quantize import QuantizeJob, calibration
 from pipeline.quantize import trt as quantize_trt
 from pipeline.quantize import vllm as quantize_vllm
-from pipeline.recipes import recipe_of
-from pipeline.stages import StageError, sweep
-from pipeline.validate import validate
-from pipeline.wholeness import TOKENIZER_FILES
+from pipeline.source.wholeness import TOKENIZER_FILES
+from pipeline.stages import place
+from pipeline.stages.recipes import recipe_of
+from pipeline.stages.stage import StageError, sweep
+from pipeline.validate.validation import validate
 from pipeline.workshop import Model, Workshop
-from runtime import artifact, hashes
-from runtime.artifact import BuildMetadata, Calibration, ChatModel, Quantization, ToolModel, Validation
+from runtime import artifact
+from runtime.artifact import BuildMetadata, Calibration, ChatModel, Quantization, ToolModel, Validation, hashes
 
 # One entry for each engine: the lane's module in `quantize/` and in `build/`.
 QUANTIZERS = {

@@ -10,13 +10,12 @@ from typing import Any
 
 from pipeline import source
 from pipeline.progress import Progress
-from pipeline.recipes import recipe_of
 from pipeline.source import SourceFacts
-from pipeline.stages import Cache, Done, Stage, StageError
-from runtime import hub, hub_client
-from runtime.artifact import ArtifactError
+from pipeline.stages.recipes import recipe_of
+from pipeline.stages.stage import Cache, Done, Stage, StageError
+from runtime.artifact import ArtifactError, hub, hub_client
 from runtime.engines import EngineOptions
-from runtime.machine import Machine
+from runtime.host.machine import Machine
 
 Work = Callable[[Path], Mapping[str, Any]]
 
@@ -88,7 +87,7 @@ class Workshop:
 
         It computes in `dtype`, as the artifact does: float32 and bfloat16 alone disagree on one first choice in thirty.
         """
-        from pipeline.validate import measure_reference
+        from pipeline.validate.validation import measure_reference
 
         options = EngineOptions(max_model_len=context, enforce_eager=eager or None, dtype=dtype)
         inputs = {

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from runtime import settings as environment
-from runtime import settings_table, verify
-from runtime.artifact import ArtifactError
-from runtime.settings import Settings, SettingsError
+from runtime.artifact import ArtifactError, verify
+from runtime.deployment import settings as environment
+from runtime.deployment import settings_table
+from runtime.deployment.settings import Settings, SettingsError
 
 app = typer.Typer(
     add_completion=False,
@@ -32,7 +32,7 @@ def default(context: typer.Context) -> None:
 def serve() -> None:
     """Load the artifact and serve it until SIGTERM."""
     chosen = load()
-    from runtime import server
+    from runtime.server import process as server
 
     raise typer.Exit(server.run(chosen))
 

@@ -1,1 +1,4 @@
-"""Building: what a lane's engine loads, from a quantized model; one module a lane."""
+"""Building: one module a lane lays out what the runtime will load, compiled ahead of time where the engine compiles.
+
+May import `plan` and below.
+"""

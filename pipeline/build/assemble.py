@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.build import awq
 from pipeline.build.layout import COMPILE_CACHE, lay_out_tool
 from runtime.artifact import TOOL_FOLDER
-from runtime.labels import ENGINES_FOLDER
+from runtime.artifact.labels import ENGINES_FOLDER
 
 if TYPE_CHECKING:
     from pipeline.progress import Progress

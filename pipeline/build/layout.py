@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.source import CONTENT_SUFFIXES
-from pipeline.stages import StageError
+from pipeline.stages.stage import StageError
 
 COMPILE_CACHE = "compile_cache"
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.build.layout import LEFT_OUT_NAMES, OTHER_WEIGHTS, lay_out
-from pipeline.hardware import require_cuda
-from pipeline.stages import StageError
+from pipeline.plan.hardware import require_cuda
+from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError
-from runtime.engines.trt_arguments import STEP_TOKENS
-from runtime.engines.trt_folders import CheckpointFolder, EngineFolder, is_checkpoint, is_engine, read_config
-from runtime.labels import ENGINES_FOLDER
+from runtime.artifact.labels import ENGINES_FOLDER
+from runtime.engines.trt.arguments import STEP_TOKENS
+from runtime.engines.trt.folders import CheckpointFolder, EngineFolder, is_checkpoint, is_engine, read_config
 
 if TYPE_CHECKING:
     from pipeline.plan import BuildPlan, ChatPlan, TrtPlan

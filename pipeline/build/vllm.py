@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.build.layout import COMPILE_CACHE, lay_out
-from pipeline.stages import StageError
+from pipeline.stages.stage import StageError
 from runtime.engines import EngineDeadError, EngineOptions
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress
 
 def compile_ahead(out: Path, plan: BuildPlan) -> None:
     """Start the engine once with an empty cache inside the artifact, so that it leaves there what it compiled."""
-    from runtime.engines.vllm import VllmEngine
-    from runtime.engines.vllm_caches import ELSEWHERE, relocate
+    from runtime.engines.vllm.caches import ELSEWHERE, relocate
+    from runtime.engines.vllm.engine import VllmEngine
 
     if plan.chat is None:
         raise StageError("build", "expected a chat model to compile, found none", out)
@@ -84,7 +84,7 @@ def compile_ahead(out: Path, plan: BuildPlan) -> None:
 @contextmanager
 def _caches_in(folder: Path) -> Iterator[None]:
     """Compilers read the folders of their caches from the environment."""
-    from runtime.engines.vllm_caches import caches
+    from runtime.engines.vllm.caches import caches
 
     variables = caches(folder)
     before = {name: os.environ.get(name) for name in variables}

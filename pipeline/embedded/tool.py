@@ -16,7 +16,7 @@ from pipeline.embedded.packages import TOOL_PACKAGE, packaged
 from pipeline.embedded.utterances import Utterance, heldout_utterances, training_utterances
 from pipeline.progress import Progress
 from runtime.defaults import TOOL_THRESHOLD
-from runtime.tool import format_turns
+from runtime.deployment.classifier import format_turns
 
 if TYPE_CHECKING:
     import torch

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.hardware import require_cuda
 from pipeline.lanes import LANES, METHODS
+from pipeline.plan.hardware import require_cuda
 from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_companions, trt_checkpoint, trt_folder, worker
 from pipeline.source import HF_QUANT_CONFIG
-from pipeline.stages import StageError
+from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError, Quantization
-from runtime.engines.trt_folders import METHOD_OF_ALGORITHM, CheckpointFolder
+from runtime.engines.trt.folders import METHOD_OF_ALGORITHM, CheckpointFolder
 
 if TYPE_CHECKING:
     from pipeline.progress import Progress

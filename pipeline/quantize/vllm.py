@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_companions, samples_of, worker
-from pipeline.stages import StageError
+from pipeline.stages.stage import StageError
 from runtime.artifact import Quantization
 
 if TYPE_CHECKING:

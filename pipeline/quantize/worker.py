@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from pipeline.quantize import QuantizeJob
-from pipeline.stages import StageError
+from pipeline.stages.stage import StageError
 
 if TYPE_CHECKING:
     from pipeline.progress import Progress

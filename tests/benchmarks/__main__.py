@@ -21,7 +21,7 @@ from tests.benchmarks.prompts import prompt_section
 from tests.benchmarks.starts import starts_section
 from tests.benchmarks.work import Figures, Sample, figures
 from tests.client.statistics import percentile
-from tests.server import Server
+from tests.harness.server import Server
 
 STREAMS = (1, 8)
 WORDS, REPLY, ROUNDS = 60, 60, 2

@@ -16,7 +16,7 @@ def prompts(
     folder: Path, streams: int, rounds: int, words: int, first_seed: int, first_persona: int | None = None
 ) -> list[list[int]]:
     """The same prompts that the listeners send (`run_load`), rendered by the same renderer, stream after stream."""
-    from runtime.prompt import Budgets, PromptRenderer
+    from runtime.text.prompt import Budgets, PromptRenderer
 
     renderer = PromptRenderer(folder, Budgets())
     items = (
@@ -73,9 +73,9 @@ def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
     With `as_vllm_ships` without what the runtime adds to vLLM's workers.
     """
     from runtime.engines import EngineOptions
-    from runtime.engines.vllm import model_class
-    from runtime.engines.vllm_arguments import engine_arguments, prepare_environment
-    from runtime.engines.vllm_caches import CacheCopy
+    from runtime.engines.vllm.arguments import engine_arguments, prepare_environment
+    from runtime.engines.vllm.caches import CacheCopy
+    from runtime.engines.vllm.engine import model_class
 
     chosen = EngineOptions(**options)
     prepare_environment(chosen)

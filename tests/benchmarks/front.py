@@ -110,7 +110,7 @@ class TableLLM:
 def table_engine(folder: Path, tokens: int, pause: float) -> Any:
     """Our engine on a table, loaded."""
     from runtime.engines import EngineOptions, Load
-    from runtime.engines.vllm import VllmEngine
+    from runtime.engines.vllm.engine import VllmEngine
 
     class Table(VllmEngine):
         async def load(self) -> Load:
@@ -126,7 +126,7 @@ async def alone(folder: Path, streams: int, rounds: int, pause: float = 0.0) -> 
     """vLLM's part, read the way `AsyncLLM.generate` reads it: CPU in microseconds per token, and the median time to the
     first token in seconds."""
     from runtime.engines import Sampling
-    from runtime.engines.vllm_arguments import parameters
+    from runtime.engines.vllm.arguments import parameters
 
     llm = TableLLM(folder, REPLY, pause)
     firsts = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.benchmarks.load import Target, run_load
 from tests.client import Client, Options, Token, Turn, connect
 from tests.client.statistics import percentile
-from tests.server import Server
+from tests.harness.server import Server
 
 CONNECTIONS = (1, 64, 256, 1000)
 SHORT, LONG = 150, 4000

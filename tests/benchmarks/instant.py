@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from runtime import server
-from runtime.deployment import Chat
+from runtime.deployment.models import Chat
+from runtime.deployment.serving import ChatPlan, ServingPlan
+from runtime.deployment.settings import load
 from runtime.engines import Delta, Engine, EngineOptions, Load, Sampling, TokenScore
-from runtime.prompt import Budgets, PromptRenderer
-from runtime.service import TOKENIZER_THREADS, Service, settle_heap
-from runtime.serving import ChatPlan, ServingPlan
-from runtime.settings import load
-from tests.scripted import ScriptedRenderer
+from runtime.server import process as server
+from runtime.server.service import TOKENIZER_THREADS, Service, settle_heap
+from runtime.text.prompt import Budgets, PromptRenderer
+from tests.harness.scripted import ScriptedRenderer
 
 BUDGETS = Budgets()
 WORDS = (" the", " sea", " was", " calm", ",", " and", " nobody", " spoke", " of", " it", ".")

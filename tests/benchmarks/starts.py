@@ -59,8 +59,8 @@ def _first_tokens(folder: Path, rounds: int = 200) -> None:
     from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 
     from runtime.engines import Sampling
-    from runtime.engines.vllm_arguments import parameters
-    from runtime.engines.vllm_text import forget_prompt
+    from runtime.engines.vllm.arguments import parameters
+    from runtime.engines.vllm.text import forget_prompt
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     ids = tokenizer(TEXT * 250)["input_ids"]

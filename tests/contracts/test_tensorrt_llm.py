@@ -23,11 +23,11 @@ from pipeline.quantize.trt_folder import CONFIGURATIONS
 from pipeline.source import SourceFacts
 from runtime.artifact import Limits
 from runtime.engines import EngineOptions, Sampling
-from runtime.engines import trt as serving
-from runtime.engines.trt_arguments import kv_cache_arguments, llm_arguments, sampling_arguments
-from runtime.engines.trt_folders import METHOD_OF_ALGORITHM, EngineFolder
-from runtime.engines.trt_tokens import SpecialTokens
-from tests import trt_api as api
+from runtime.engines.trt import engine as serving
+from runtime.engines.trt.arguments import kv_cache_arguments, llm_arguments, sampling_arguments
+from runtime.engines.trt.folders import METHOD_OF_ALGORITHM, EngineFolder
+from runtime.engines.trt.tokens import SpecialTokens
+from tests.harness import trt_api as api
 
 DATA = Path(__file__).parents[1] / "data"
 ENGINE = DATA / "trt/engines/llama-int4-awq"

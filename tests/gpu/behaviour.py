@@ -24,7 +24,7 @@ from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.work import figures, work
 from tests.client import Client, ClientError, Options, Token, Turn, connect
 from tests.client.statistics import percentile
-from tests.server import Server
+from tests.harness.server import Server
 
 MANY = {
     "WS_MAX_MESSAGES_PER_WINDOW": "0",

@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from runtime.deployment.classifier import Decision, ToolClassifier
 from runtime.engines import EngineOptions, Sampling
-from runtime.engines.vllm import VllmEngine
-from runtime.tool import Decision, ToolClassifier
+from runtime.engines.vllm.engine import VllmEngine
 from tests.benchmarks.work import work
 from tests.client.statistics import percentile
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.server import Server, free_port
+from tests.harness.server import Server, free_port
 
 
 def ours(folder: Path, **env: str) -> float:

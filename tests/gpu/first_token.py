@@ -26,7 +26,7 @@ from tests.benchmarks import engine_alone
 from tests.benchmarks.load import Target, run_load, shared_out
 from tests.benchmarks.work import Sample
 from tests.client.statistics import percentile
-from tests.server import Server
+from tests.harness.server import Server
 
 WORDS, REPLY, BLOCK = 200, 100, 3
 SHARE = 0.4  # of the GPU's memory, for each of the two

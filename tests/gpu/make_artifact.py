@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline.build.layout import COMPILE_CACHE
 from pipeline.build.vllm import compile_ahead
-from runtime import hashes, machine
 from runtime.artifact import (
     BuildMetadata,
     ChatModel,
@@ -32,7 +31,9 @@ from runtime.artifact import (
     Source,
     ToolModel,
     Validation,
+    hashes,
 )
+from runtime.host import machine
 
 LIMITS = Limits(max_batch_size=256, max_input_len=5525, max_output_len=150, max_model_len=5808)
 

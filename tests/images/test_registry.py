@@ -12,8 +12,8 @@ from pathlib import Path
 import docker
 import pytest
 
+from tests.harness.server import free_port
 from tests.images.conftest import outcome, running
-from tests.server import free_port
 
 CONFIGURATION = """
 version: 0.1

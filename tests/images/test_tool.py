@@ -12,7 +12,7 @@ from tests.client.frames import Ack, Done, ToolCall
 from tests.images import bake
 from tests.images.conftest import outcome, running
 from tests.images.test_containers import KEY, SECURE, Options, address, mounted, wait_healthy
-from tests.unit.test_tool import checkpoint
+from tests.unit.runtime.deployment.test_tool import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def chat_folder(pytestconfig: pytest.Config) -> Path:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def engine(chat_folder: Path):
     """One vLLM engine for the whole session."""
-    from runtime.engines.vllm import VllmEngine
+    from runtime.engines.vllm.engine import VllmEngine
 
     engine = VllmEngine(chat_folder, EngineOptions(max_model_len=2048, max_num_seqs=16, cpu_kv_cache_gib=1))
     await engine.start()

@@ -22,8 +22,8 @@ from pipeline.embedded.tool import (
 )
 from pipeline.embedded.utterances import Utterance, training_utterances
 from pipeline.progress import PlainProgress
-from runtime.hashes import hash_folder
-from runtime.tool import ToolClassifier
+from runtime.artifact.hashes import hash_folder
+from runtime.deployment.classifier import ToolClassifier
 from tests.messages.tool import CASES
 
 pytestmark = pytest.mark.engine

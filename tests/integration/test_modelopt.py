@@ -1,7 +1,7 @@
 """ModelOpt for real, on the embedded chat model: the pipeline's own stages quantize it, and its own gate judges it.
 
-Only what needs a GPU is another: transformers stands for TensorRT-LLM's engine (`tests/dequantize.py`), and the plan is
-made for an H200 and carried out on the CPU.
+Only what needs a GPU is another: transformers stands for TensorRT-LLM's engine (`tests/harness/dequantize.py`), and the
+plan is made for an H200 and carried out on the CPU.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from pathlib import Path
 import pytest
 
 from pipeline import lanes
-from pipeline.chat_plan import HEADS, MOE_GATES
 from pipeline.embedded.texts import heldout_texts
-from pipeline.gates import failures
-from pipeline.hardware import find_quantizer
+from pipeline.lanes.gates import failures
 from pipeline.plan import SEED, Request
-from pipeline.prepare import Prepared, prepare
+from pipeline.plan.chat_plan import HEADS, MOE_GATES
+from pipeline.plan.hardware import find_quantizer
+from pipeline.plan.prepare import Prepared, prepare
 from pipeline.progress import PlainProgress
 from pipeline.quantize import QuantizeJob, trt
 from pipeline.run import Run
-from pipeline.validate import measure_reference, validate
-from runtime import engines, machine
+from pipeline.validate.validation import measure_reference, validate
+from runtime import engines
 from runtime.engines import EngineOptions
-from runtime.engines.trt_folders import METHOD_OF_ALGORITHM
-from tests import dequantize, tiny
-from tests.trt_lane import H200
+from runtime.engines.trt.folders import METHOD_OF_ALGORITHM
+from runtime.host import machine
+from tests.harness import dequantize, tiny
+from tests.harness.trt_lane import H200
 
 pytestmark = pytest.mark.engine
 
@@ -60,7 +61,7 @@ def prepared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
         every = replace(lanes.TRT_PYTORCH, methods=trt.FORMATS)
         patch.setattr(lanes, "TRT_PYTORCH", every)
         patch.setattr(machine, "describe", lambda: H200)
-        patch.setattr("pipeline.validate.heldout_texts", lambda: TEXTS)
+        patch.setattr("pipeline.validate.validation.heldout_texts", lambda: TEXTS)
         patch.setattr(engines, "for_model", lambda _, folder, __: dequantize.engine_of_float(folder))
         patch.setattr(engines, "create", lambda folder, *_: dequantize.engine_of(folder))
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import source
+from pipeline.source import model_source as source
 from runtime import artifact
-from runtime.machine import describe
-from runtime.verify import check
+from runtime.artifact.verify import check
+from runtime.host.machine import describe
 
 pytestmark = pytest.mark.engine
 

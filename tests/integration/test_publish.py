@@ -13,10 +13,10 @@ import pytest
 
 from runtime import artifact
 from tests.client import Options, Turn, connect
+from tests.harness.server import Server
 from tests.hub import Account, Hub
 from tests.hub.artifacts import contents
 from tests.hub.client import key_pair
-from tests.server import Server
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.gates import failures
-from runtime import artifact, hashes
-from runtime.artifact import ArtifactError
+from pipeline.lanes.gates import failures
+from runtime import artifact
+from runtime.artifact import ArtifactError, hashes
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 

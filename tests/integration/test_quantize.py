@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from pipeline.quantize import QuantizeJob
 from pipeline.quantize.vllm import quantize
-from runtime.hashes import hash_folder
-from tests import tiny
+from runtime.artifact.hashes import hash_folder
+from tests.harness import tiny
 
 pytestmark = pytest.mark.engine
 

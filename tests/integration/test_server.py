@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.client import Ack, Client, ClientError, Done, Final, Options, Token, ToolCall, Turn, Warmed, connect
+from tests.harness.server import Server
 from tests.messages.conversation import TURNS
 from tests.prompts.detailed import PERSONAS
-from tests.server import Server
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="function")]
 

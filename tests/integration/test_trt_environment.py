@@ -22,12 +22,12 @@ import huggingface_hub
 import pytest
 from packaging.utils import canonicalize_name
 
+from tests.harness.imports import LOCKS, ROOT, all_imports, distributions_of, environments_of, pins_of
+from tests.harness.trt_lane import H200, STAND_IN
 from tests.hub import Account, Hub
 from tests.hub.artifacts import contents, engine_artifact
 from tests.hub.client import key_pair, point
 from tests.hub.models import publish
-from tests.imports import LOCKS, ROOT, all_imports, distributions_of, environments_of, pins_of
-from tests.trt_lane import H200, STAND_IN
 
 pytestmark = [
     pytest.mark.network,
@@ -45,12 +45,12 @@ SIZES = {"TRT_MAX_BATCH_SIZE": "4", "TRT_MAX_INPUT_LEN": "700", "TRT_MAX_OUTPUT_
 # A machine with a GPU, and TensorRT-LLM as far as its metadata is asked.
 START = f"""
 import sys
-from runtime import cuda, machine
-from runtime.machine import Gpu, Machine
+from runtime.host import cuda, machine
+from runtime.host.machine import Gpu, Machine
 here = {H200!r}
 machine.describe = lambda: here
 cuda.probe = lambda: None
-from pipeline import hardware
+from pipeline.plan import hardware
 hardware._packages_of = lambda _: dict(here.packages)
 """
 PIPELINE = f"{START}\nfrom pipeline.cli import main\nmain()"
@@ -63,7 +63,7 @@ print(source.fetch(facts, PlainProgress()))
 """
 FETCH_ARTIFACT = f"""{START}
 from pathlib import Path
-from runtime.fetch import Fetcher
+from runtime.artifact.fetch import Fetcher
 from runtime.artifact import ArtifactError
 try:
     print(Fetcher(Path(sys.argv[1]), here, lambda line: print(line, file=sys.stderr, flush=True)).fetch(sys.argv[2]))
@@ -292,7 +292,7 @@ def test_a_jobs_identity_is_refused_in_one_line_where_the_client_cannot_exchange
 def test_an_address_is_in_no_message(python: Path, hub: Hub, tmp_path: Path) -> None:
     """`requests` writes hosts and whole addresses into its messages."""
     code = (
-        f"{START}\nfrom runtime import hub, hub_client\n"
+        f"{START}\nfrom runtime.artifact import hub, hub_client\n"
         "try:\n    hub_client.get(sys.argv[1], {})\nexcept hub_client.http_errors() as error:\n"
         "    print(hub.passing(error), hub.reason(error))\n"
     )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.engines import EngineOptions, Sampling
-from runtime.engines.vllm_arguments import engine_arguments, parameters, prepare_environment
+from runtime.engines.vllm.arguments import engine_arguments, parameters, prepare_environment
 
 pytestmark = pytest.mark.engine
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.engines.vllm_caches import ELSEWHERE, copy_caches, relocate
+from runtime.engines.vllm.caches import ELSEWHERE, copy_caches, relocate
 
 pytestmark = [
     pytest.mark.engine,
@@ -21,7 +21,7 @@ ANSWER = 32.0 + sum(range(32))
 
 
 def compile_one(cache: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.integration.compile_one", str(cache)]
+    command = [sys.executable, "-m", "tests.harness.compile_one", str(cache)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from runtime.engines import EngineOptions
-from runtime.engines.vllm_arguments import prepare_environment
+from runtime.engines.vllm.arguments import prepare_environment
 
 pytestmark = pytest.mark.engine
 
@@ -95,7 +95,7 @@ class Scheduler:
 @pytest.fixture(scope="module")
 def module() -> Any:
     prepare_environment(EngineOptions())
-    from runtime.engines import vllm_core
+    from runtime.engines.vllm import core as vllm_core
 
     return vllm_core
 

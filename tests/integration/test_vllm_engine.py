@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runtime.engines import Delta, EngineDeadError, EngineOptionError, EngineOptions, Load, Sampling
-from tests.streaming import deltas
+from tests.harness.streaming import deltas
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
 
@@ -155,8 +155,8 @@ async def test_warming_a_prefix_makes_the_next_prompt_hit(engine, ask):
 
 
 async def test_a_worker_computes_the_compile_cache_s_key_without_the_model_s_place(engine, chat_folder, tmp_path):
-    import runtime.engines.vllm_worker  # noqa: F401 - what a worker imports
-    from runtime.engines.vllm_arguments import engine_arguments
+    import runtime.engines.vllm.worker  # noqa: F401 - what a worker imports
+    from runtime.engines.vllm.arguments import engine_arguments
 
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(chat_folder, elsewhere, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -195,7 +195,7 @@ async def test_a_prompt_longer_than_the_context_is_refused_and_harms_nothing(eng
 
 
 async def test_every_option_reaches_vllm(chat_folder):
-    from runtime.engines.vllm_arguments import engine_arguments
+    from runtime.engines.vllm.arguments import engine_arguments
 
     options = EngineOptions(
         gpu_fraction=0.55,
@@ -222,7 +222,7 @@ async def test_every_option_reaches_vllm(chat_folder):
 
 @pytest.mark.parametrize("options", [EngineOptions(kv_cache_dtype="fp3"), EngineOptions(attention_backend="MAGIC")])
 async def test_an_option_that_vllm_does_not_know_is_refused_with_the_known_ones(chat_folder, options):
-    from runtime.engines.vllm_arguments import engine_arguments
+    from runtime.engines.vllm.arguments import engine_arguments
 
     with pytest.raises(EngineOptionError, match="expected one of "):
         engine_arguments(chat_folder, options)

@@ -13,10 +13,10 @@ from tokenizers import AddedToken, Tokenizer, decoders
 from transformers import PreTrainedTokenizerFast
 
 from runtime.engines import Sampling
-from runtime.engines.vllm_arguments import parameters
-from runtime.engines.vllm_text import CONTEXT_TOKENS, forget_prompt
+from runtime.engines.vllm.arguments import parameters
+from runtime.engines.vllm.text import CONTEXT_TOKENS, forget_prompt
 from tests.benchmarks.front import engine_request
-from tests.unit.chat_templates import trained
+from tests.harness.chat_templates import trained
 
 pytestmark = pytest.mark.engine
 

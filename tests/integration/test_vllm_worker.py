@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime.engines import EngineOptions
-from runtime.engines.vllm_arguments import engine_arguments, prepare_environment
+from runtime.engines.vllm.arguments import engine_arguments, prepare_environment
 
 pytestmark = pytest.mark.engine
 
@@ -19,7 +19,7 @@ OPTIONS = EngineOptions(max_model_len=2048, max_num_seqs=16)
 
 def key(folder: Path, options: EngineOptions = OPTIONS) -> str:
     """The compile cache's key, in a process that has what a worker imports."""
-    import runtime.engines.vllm_worker  # noqa: F401
+    import runtime.engines.vllm.worker  # noqa: F401
 
     prepare_environment(options)
     return engine_arguments(folder, options).create_engine_config().compute_hash()

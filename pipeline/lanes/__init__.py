@@ -1,0 +1,17 @@
+"""The lanes and their methods: what each can do, on which hardware, and how good it must be.
+
+A lane is one entry of `LANES` here, one module in `quantize/`, one in `build/` and one in the runtime's `engines/`.
+May import the ground modules (`settings`, `problem`, `progress`).
+"""
+
+from pipeline.lanes.lane import (
+    LANES,
+    METHODS,
+    OLDEST_SM,
+    TRT_PYTORCH,
+    Lane,
+    Method,
+    lane_of,
+)
+
+__all__ = ["LANES", "METHODS", "OLDEST_SM", "TRT_PYTORCH", "Lane", "Method", "lane_of"]

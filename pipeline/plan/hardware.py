@@ -1,0 +1,115 @@
+"""What the pipeline can work with here: the machine, its free disk, and the quantizer's environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.lanes import LANES
+from pipeline.stages.stage import StageError
+from runtime.host import cuda, machine
+from runtime.host.machine import RELEVANT_PACKAGES, Machine
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+_VERSIONS = """
+import json, sys
+from importlib import metadata
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
+json.dump(found, sys.stdout)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """The environment that holds the quantizer.
+
+    Attributes:
+        python: its interpreter.
+        packages: versions that decide what it writes.
+    """
+
+    python: Path
+    packages: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """The facts that a plan is checked against.
+
+    Attributes:
+        free_disk: bytes free where stages are kept.
+        cores: processors that this process may use.
+        quantizer: none where no environment with the quantizer was found.
+    """
+
+    machine: Machine
+    free_disk: int
+    cores: int = 1
+    quantizer: Quantizer | None = field(default=None)
+
+
+def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] = LANES["vllm"].quantizer) -> Hardware:
+    """Describe this machine. Nothing is written and no GPU context is made.
+
+    Args:
+        cache: folder of finished stages.
+        quantize_python: interpreter of the quantizer environment, where it was named.
+        needs: distributions that the quantizer consists of.
+    """
+    return Hardware(
+        machine=machine.describe(),
+        free_disk=shutil.disk_usage(_existing(cache)).free,
+        cores=len(os.sched_getaffinity(0)),
+        quantizer=find_quantizer(quantize_python, needs),
+    )
+
+
+def require_cuda(stage: str) -> None:
+    """Make sure that CUDA can use the GPU that the driver lists, before a library hides why it cannot.
+
+    Raises:
+        StageError: it cannot, with the diagnosis.
+    """
+    try:
+        cuda.check(machine.describe())
+    except cuda.CudaError as error:
+        raise StageError(stage, str(error)) from error
+
+
+def find_quantizer(named: Path | None, needs: tuple[str, ...] = LANES["vllm"].quantizer) -> Quantizer | None:
+    """The quantizer environment: the named interpreter, else `.venv-quantize` beside the project, else this one."""
+    candidates = [named] if named else [PROJECT / ".venv-quantize/bin/python", Path(sys.executable)]
+    for python in candidates:
+        packages = _packages_of(python)
+        if packages.keys() >= set(needs):
+            return Quantizer(python, packages)
+    return None
+
+
+def _packages_of(python: Path) -> dict[str, str]:
+    if python == Path(sys.executable):
+        return machine.installed_packages()
+    if not os.access(python, os.X_OK):
+        return {}
+    command = [str(python), "-I", "-c", _VERSIONS, *RELEVANT_PACKAGES]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return {str(name): str(version) for name, version in json.loads(answer.stdout).items()}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}  # not a Python that works: as good as none
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder that exists, at or above a path."""
+    return next(parent for parent in (path, *path.resolve().parents) if parent.is_dir())

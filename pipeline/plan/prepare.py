@@ -1,0 +1,49 @@
+"""From a command line to a plan: read the environment, look at the models and the machine, then decide."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import lanes, settings, source
+from pipeline.plan import BuildPlan, Request, hardware, planner
+from pipeline.plan.hardware import Hardware
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plan, and what the stages need beside it."""
+
+    request: Request
+    plan: BuildPlan
+    hardware: Hardware
+    settings: Settings
+    cache: Path
+
+
+def prepare(request: Request, cache: Path | None, environment: Mapping[str, str] = os.environ) -> Prepared:
+    """Make the plan of a request. Reads configs; downloads no weights and writes nothing.
+
+    Raises:
+        WrongRequestError: with every problem.
+    """
+    loaded = settings.load(environment)
+    folder = cache or cache_folder(loaded.settings, environment)
+    chat = source.look(request.chat, "CHAT_MODEL") if request.chat else None
+    tool = source.look(request.tool, "TOOL_MODEL") if request.tool else None
+    lane = request.lanes[0] if len(request.lanes) == 1 else loaded.settings.inference_engine
+    needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
+    here = hardware.describe(folder, loaded.settings.quantize_python, needs)
+    made = planner.make(request, loaded.settings, chat, tool, here, loaded.problems)
+    return Prepared(request, made, here, loaded.settings, folder)
+
+
+def cache_folder(values: Settings, environment: Mapping[str, str]) -> Path:
+    """Where finished stages are kept."""
+    if values.awq_cache_dir:
+        return values.awq_cache_dir.expanduser()
+    base = environment.get("XDG_CACHE_HOME", "").strip()
+    return (Path(base) if base else Path.home() / ".cache") / "yap-pipeline"

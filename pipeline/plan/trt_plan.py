@@ -1,0 +1,253 @@
+"""Planning the chat model for TensorRT-LLM: what differs from the vLLM lanes.
+
+ModelOpt quantizes, an engine is compiled for fixed limits, and either may exist already: `TRT_CHECKPOINT_DIR` and
+`TRTLLM_ENGINE_DIR` name them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.lanes import METHODS
+from pipeline.plan import SEED, CalibrationPlan, ChatPlan, TrtPlan
+from pipeline.plan.chat_plan import HEADS, MOE_GATES, ChatPlanner
+from pipeline.source import CHECKPOINTS, HF_QUANT_CONFIG, SourceFacts
+from pipeline.source.prequantized import Prequantized, recognize
+from pipeline.source.shape import Shape
+from pipeline.validate.scores import WINDOW_TOKENS
+from runtime.artifact import ArtifactError, Limits, Moe
+from runtime.artifact.labels import PACKAGE, EngineLabel
+from runtime.defaults import TENSORRT_LLM, TRT_GROUP_SIZES, first_set
+from runtime.engines.trt.folders import CheckpointFolder, EngineFolder, Weights, parallel_of
+
+# The line of versions that this lane is written for; compiled engines end with it.
+VERSION_LINE = f"{TENSORRT_LLM.rpartition('.')[0]}."
+# TensorRT-LLM's quantizer takes no more samples for AWQ, whatever it is told.
+AWQ_MOST_SAMPLES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TrtPlanner(ChatPlanner):
+    """Settles one matter after the other."""
+
+    @property
+    def _compiles(self) -> bool:
+        return self.lane is not None and self.lane.engine == "trt"
+
+    def plan(self, facts: SourceFacts) -> ChatPlan | None:
+        """The plan for a chat model; none when a problem stands in its way."""
+        settings = self.settings
+        if settings.trtllm_repo_dir:
+            self.ledger.decide("TRTLLM_REPO_DIR", "not used", "obsolete: the installed package holds the quantizer")
+        if settings.trt_checkpoint_dir and settings.trtllm_engine_dir:
+            found = f"{settings.trt_checkpoint_dir} and {settings.trtllm_engine_dir}"
+            self.ledger.problem("TRTLLM_ENGINE_DIR", "this or TRT_CHECKPOINT_DIR", found, "unset one")
+        if not self._compiles and (settings.trt_checkpoint_dir or settings.trtllm_engine_dir):
+            found, next_step = "TRT_BACKEND=pytorch", "unset TRT_CHECKPOINT_DIR and TRTLLM_ENGINE_DIR, or TRT_BACKEND"
+            self.ledger.problem("TRT_BACKEND", "engine, for a checkpoint or engine that exists", found, next_step)
+        self._check_version()
+        given = self._given()
+        chat = ChatPlanner.plan(self, facts)
+        if chat is None:
+            return None
+        if self._compiles:
+            reason = "named in TRTLLM_ENGINE_DIR" if settings.trtllm_engine_dir else "compiled for this GPU"
+            self.ledger.decide("engine", self._label() or "none", reason)
+        else:
+            self.ledger.decide("engine", "PyTorch backend", "TRT_BACKEND=pytorch; nothing is compiled")
+        trt = TrtPlan(self._label(), settings.trt_checkpoint_dir, settings.trtllm_engine_dir)
+        return replace(chat, trt=trt, kept_in_float=() if given else chat.kept_in_float)
+
+    def _label(self) -> str | None:
+        try:
+            return str(EngineLabel.of(self.machine)) if self._compiles else None
+        except ArtifactError:
+            return None  # no GPU or no TensorRT-LLM, which is a problem that the lane has told already
+
+    def _check_version(self) -> None:
+        found = self.machine.packages.get(PACKAGE)
+        if found and self._compiles and not found.startswith(VERSION_LINE):
+            expected = f"{PACKAGE} {VERSION_LINE}x, which compiles engines"
+            next_step = f"install {PACKAGE} {TENSORRT_LLM}"
+            self.ledger.problem(PACKAGE, expected, found, next_step)
+
+    def _given(self) -> Weights | None:
+        """The weights that are quantized already, by the folder that a variable names."""
+        checkpoint, engine = self.settings.trt_checkpoint_dir, self.settings.trtllm_engine_dir
+        where = "TRTLLM_ENGINE_DIR" if engine else "TRT_CHECKPOINT_DIR"
+        try:
+            if engine:
+                compiled = EngineFolder.read(engine.expanduser())
+                installed = self.machine.packages.get(PACKAGE)
+                if installed and compiled.version != installed:
+                    expected, next_step = f"an engine of {PACKAGE} {installed}", "compile it again with this version"
+                    self.ledger.problem(where, expected, compiled.version, next_step)
+                weights = compiled.weights
+            elif checkpoint:
+                weights = CheckpointFolder.read(checkpoint.expanduser()).weights
+            else:
+                return None
+        except ArtifactError as error:
+            self.ledger.problem(where, f"a folder of {PACKAGE}", str(error))
+            return None
+        if weights.method not in METHODS:
+            expected = f"one of {', '.join(self.lane.methods if self.lane else METHODS)}"
+            self.ledger.problem(where, expected, weights.method, "quantize the model here instead")
+            return None
+        if weights.parallel != self.settings.tensor_parallel_size:
+            found = f"TENSOR_PARALLEL_SIZE {self.settings.tensor_parallel_size}"
+            self.ledger.problem(where, f"TENSOR_PARALLEL_SIZE {weights.parallel}, as it was made", found)
+        return weights
+
+    def _method(self) -> str | None:
+        given = self._given()
+        if given is None:
+            return ChatPlanner._method(self)
+        name = "TRTLLM_ENGINE_DIR" if self.settings.trtllm_engine_dir else "TRT_CHECKPOINT_DIR"
+        self.ledger.decide("method", f"{given.method} ({METHODS[given.method].scheme})", f"{name} holds it")
+        if self.lane and (refusal := self.lane.refusal(given.method, self.machine.sm, allow_emulated=False)):
+            self.ledger.problem(name, f"a method that {self.lane.name} can run here", given.method, refusal)
+        return given.method
+
+    def _recognize(self, facts: SourceFacts, bytes_per_weight: float | None) -> Prequantized | None:
+        if self._compiles and facts.checkpoint:
+            return recognize(facts.checkpoint, facts.name, bytes_per_weight=bytes_per_weight)
+        return ChatPlanner._recognize(self, facts, bytes_per_weight)
+
+    def _take_over(self, found: Prequantized, facts: SourceFacts) -> str:
+        method = ChatPlanner._take_over(self, found, facts)
+        if self._compiles and found.format == "trt-llm":
+            self._check_checkpoint(found, facts)
+        elif found.format == "modelopt" and HF_QUANT_CONFIG not in facts.sizes:
+            expected = f"{HF_QUANT_CONFIG}, where TensorRT-LLM reads how the model is quantized"
+            self.ledger.problem("CHAT_MODEL", expected, "none", "export it again, or name the float model")
+        return method
+
+    def _check_checkpoint(self, found: Prequantized, facts: SourceFacts) -> None:
+        """A source that comes as a TensorRT-LLM checkpoint, or at least says so in its name."""
+        expected, next_step = (
+            f"a {PACKAGE} checkpoint in {facts.ref}, there or in {CHECKPOINTS}",
+            "name the float model",
+        )
+        if not facts.checkpoint:
+            told = f"none, though {found.recognized_by} tells of one"
+            self.ledger.problem("CHAT_MODEL", expected, told, next_step)
+        elif found.method not in METHODS:
+            methods = ", ".join(self.lane.methods if self.lane else METHODS)
+            self.ledger.problem("CHAT_MODEL", f"a checkpoint in one of {methods}", found.method, next_step)
+        else:
+            parallel, asked = parallel_of(facts.checkpoint), self.settings.tensor_parallel_size
+            if parallel != asked:
+                expected = f"{parallel}, which the checkpoint was made for"
+                self.ledger.problem("TENSOR_PARALLEL_SIZE", expected, str(asked))
+
+    def _check_quantizer(self) -> None:
+        if self._given() is None:
+            ChatPlanner._check_quantizer(self)
+
+    def _dtype(self, shape: Shape) -> str:
+        given = self._given()
+        self.ledger.decide("arithmetic", given.dtype if given else self.settings.trt_dtype, "of what is not quantized")
+        return given.dtype if given else self.settings.trt_dtype
+
+    def _grouping(self, method: str | None, shape: Shape, moe: Moe | None) -> tuple[int | None, bool, tuple[str, ...]]:
+        kept = HEADS + (MOE_GATES if moe else ())
+        if given := self._given():
+            return given.group_size, True, kept
+        self.ledger.decide("kept in float", ", ".join(kept), "heads and gates lose most and weigh least")
+        if method is None or not METHODS[method].grouped:
+            return None, True, kept
+        parallel, asked = self.settings.tensor_parallel_size, self.settings.trt_awq_block_size
+        # Tensor parallelism cuts the inputs of the output projections, and a group must not lie across the cut.
+        cut = [width // parallel for width in (shape.attention, shape.intermediate, shape.expert_intermediate)]
+        common = math.gcd(shape.hidden, *cut)
+        widths = ", ".join(map(str, shape.widths)) + (f" on {parallel} GPUs" if parallel > 1 else "")
+        fitting = [size for size in TRT_GROUP_SIZES if common % size == 0]
+        if asked is not None and asked not in fitting:
+            choice = f"set it to {' or '.join(map(str, fitting))}" if fitting else "use 8bit"
+            expected = f"{' or '.join(map(str, TRT_GROUP_SIZES))}, and a divisor of the widths {widths}"
+            self.ledger.problem("TRT_AWQ_BLOCK_SIZE", expected, str(asked), choice)
+        elif not fitting:
+            self.ledger.problem("CHAT_MODEL", f"widths that {TRT_GROUP_SIZES[-1]} divides, for AWQ", widths, "use 8bit")
+        else:
+            size = first_set(asked, default=fitting[0])
+            largest = f"the largest up to {TRT_GROUP_SIZES[0]} that divides the widths {widths}"
+            reason = largest if asked is None else "TRT_AWQ_BLOCK_SIZE"
+            self.ledger.decide("group size", size, reason)
+            return size, True, kept
+        return None, True, kept
+
+    def _calibration(self, method: str | None, facts: SourceFacts) -> CalibrationPlan | None:
+        if self._given() is not None:
+            return None
+        dataset, reason = self._dataset(facts)
+        samples = self.settings.trt_calib_size
+        if method == "int4_awq" and self._compiles and samples > AWQ_MOST_SAMPLES:
+            samples = AWQ_MOST_SAMPLES
+            reason += f"; TensorRT-LLM takes at most {samples} samples for AWQ"
+        length = first_set(self.settings.trt_calib_seqlen, default=sum(self._lengths()))
+        self.ledger.decide("calibration", f"{dataset}, {samples} × {length} tokens at most", f"{reason}; seed {SEED}")
+        return CalibrationPlan(dataset, samples, length)
+
+    def _lengths(self) -> tuple[int, int]:
+        """Longest prompt and longest reply, in tokens."""
+        settings = self.settings
+        return (
+            first_set(settings.trt_max_input_len, default=settings.chat_max_len),
+            first_set(settings.trt_max_output_len, default=settings.chat_max_out),
+        )
+
+    def _limits(self, shape: Shape) -> Limits | None:
+        settings = self.settings
+        self._check_parallel(shape)
+        if settings.trtllm_engine_dir:
+            return self._engine_limits()
+        longest_in, longest_out = self._lengths()
+        length = longest_in + longest_out
+        name = "CHAT_MAX_LEN" if settings.trt_max_input_len is None else "TRT_MAX_INPUT_LEN"
+        if shape.context and length > shape.context:
+            found, next_step = f"a model made for {shape.context}", f"set it to {shape.context - longest_out} or less"
+            self.ledger.problem(name, f"{length} tokens of context", found, next_step)
+        if longest_in < WINDOW_TOKENS:
+            expected = f"at least {WINDOW_TOKENS} tokens, the length of the held-out texts"
+            self.ledger.problem(name, expected, str(longest_in), "raise it")
+        batch = settings.trt_max_batch_size
+        if batch is None and self._compiles:
+            next_step = "set it to the sequences that will run at once, or name an engine in TRTLLM_ENGINE_DIR"
+            self.ledger.problem(
+                "TRT_MAX_BATCH_SIZE", "a number, because it is baked into the engine", "none", next_step
+            )
+        if self.lane is None:
+            return None
+        reason = "default of the PyTorch backend here" if batch is None else "TRT_MAX_BATCH_SIZE"
+        self.ledger.decide("batch", first_set(batch, default=self.lane.batch), reason)
+        self.ledger.decide("context", f"{length} tokens", f"{longest_in} in + {longest_out} out")
+        return Limits(
+            max_batch_size=first_set(batch, default=self.lane.batch),
+            max_input_len=longest_in,
+            max_output_len=longest_out,
+            max_model_len=length,
+            tensor_parallel_size=settings.tensor_parallel_size,
+        )
+
+    def _engine_limits(self) -> Limits | None:
+        try:
+            engine = EngineFolder.read((self.settings.trtllm_engine_dir or Path()).expanduser())
+        except ArtifactError:
+            return None  # told already
+        wanted = self.settings.trt_max_batch_size
+        if wanted is not None and wanted > engine.max_batch_size:
+            found, next_step = str(wanted), "lower it, or compile another engine"
+            expected = f"at most {engine.max_batch_size}, baked into TRTLLM_ENGINE_DIR"
+            self.ledger.problem("TRT_MAX_BATCH_SIZE", expected, found, next_step)
+        self.ledger.decide("batch", engine.max_batch_size, "baked into TRTLLM_ENGINE_DIR")
+        self.ledger.decide("context", f"{engine.max_seq_len} tokens", "baked into TRTLLM_ENGINE_DIR")
+        return Limits(
+            max_batch_size=engine.max_batch_size,
+            max_input_len=engine.longest_prompt,
+            max_output_len=max(1, engine.max_seq_len - engine.longest_prompt),
+            max_model_len=engine.max_seq_len,
+            tensor_parallel_size=engine.weights.parallel,
+        )

@@ -1,0 +1,237 @@
+"""The model card: what an artifact is, how it was made, what was measured, and how to serve it.
+
+Every figure comes out of the artifact's metadata; what the metadata does not hold is not said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from pipeline.publish.report import GIB, duration, measured
+from pipeline.source import EMBEDDED
+from runtime.artifact import METADATA_NAME, BuildMetadata, ChatModel, Gate, Platform, Source
+from runtime.defaults import PORT
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+# Gates that say how good it is, rather than how fast or how whole.
+QUALITY = {
+    "perplexity_ratio": ("text-generation", "Perplexity over that of the original"),
+    "top1_agreement": ("text-generation", "Same first choice as the original"),
+    "known_prompts": ("text-generation", "Known prompts answered right"),
+    "tool_accuracy": ("text-classification", "Screenshot decisions that are right"),
+}
+SPEED = {
+    "ttft_p50": "Time to the first token, median, one stream",
+    "itl_p50": "Time between tokens, median, one stream",
+    "throughput": "All streams together",
+}
+
+
+def card(metadata: BuildMetadata, repo: str, others: Sequence[BuildMetadata] = ()) -> str:
+    """The card as Markdown with its front matter.
+
+    Args:
+        metadata: of the artifact that is published.
+        repo: the repository that it goes to, `org/name`.
+        others: metadata of the engines for other GPUs that the repository holds already.
+    """
+    sections = [
+        _opening(metadata, repo),
+        _origin(metadata),
+        _quality(metadata),
+        _speed(metadata),
+        _limits(metadata),
+        _machines(metadata, others),
+        _serving(metadata, repo),
+        _integrity(metadata),
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    return str(ModelCard(f"---\n{_front_matter(metadata, repo).to_yaml()}\n---\n\n{body}\n"))
+
+
+def base_model_of(source: Source) -> str | None:
+    """The hub id of a source, where it has one."""
+    if source.repo == EMBEDDED:
+        from pipeline.embedded.chat import BASE_MODEL
+
+        return BASE_MODEL if source.architecture and "CausalLM" in source.architecture else None
+    return source.repo if HUB_ID.fullmatch(source.repo) else None
+
+
+def _front_matter(metadata: BuildMetadata, repo: str) -> ModelCardData:
+    main = metadata.chat.source if metadata.chat else metadata.tool.source if metadata.tool else None
+    base = base_model_of(main) if main else None
+    tags = ["yap-text-inference", metadata.engine]
+    if metadata.chat:
+        tags.append(metadata.chat.quantization.method)
+    return ModelCardData(
+        license=main.license if main else None,
+        base_model=base,
+        library_name="vllm" if metadata.engine == "vllm" else "tensorrt_llm",
+        pipeline_tag="text-generation" if metadata.chat else "text-classification",
+        tags=tags,
+        model_name=repo.rpartition("/")[2],
+        eval_results=list(_results(metadata)) or None,
+        base_model_relation="quantized" if base and metadata.chat else None,
+    )
+
+
+def _results(metadata: BuildMetadata) -> Iterable[EvalResult]:
+    for gate in metadata.validation.gates if metadata.validation else ():
+        if gate.name in QUALITY:
+            task, name = QUALITY[gate.name]
+            yield EvalResult(
+                task_type=task,
+                dataset_type="held-out",
+                dataset_name="Held-out texts of the pipeline",
+                metric_type=gate.name,
+                metric_name=name,
+                metric_value=gate.value,
+            )
+
+
+def _opening(metadata: BuildMetadata, repo: str) -> str:
+    title = f"# {repo.rpartition('/')[2]}"
+    parts = []
+    if chat := metadata.chat:
+        stored = chat.quantization
+        how = f"quantized to {stored.scheme} ({stored.method})" if stored.method != "none" else "unquantized"
+        parts.append(f"{_name(chat.source)}, {how}, for the engine `{metadata.engine}`")
+    if metadata.tool:
+        parts.append("a classifier in float that decides whether an utterance asks to look at the screen")
+    proven = metadata.validation.validated_at if metadata.validation else None
+    told = f" It passed its gates on {proven}." if proven else ""
+    return f"{title}\n\nThis is {', with '.join(parts)}.{told}"
+
+
+def _name(source: Source) -> str:
+    base = base_model_of(source)
+    revision = f" at revision `{source.revision}`" if source.revision else ""
+    return f"[{base}](https://huggingface.co/{base}){revision}" if base else f"`{source.repo}`"
+
+
+def _origin(metadata: BuildMetadata) -> str:
+    rows: list[tuple[str, str]] = []
+    if chat := metadata.chat:
+        rows += _chat_rows(chat)
+    if tool := metadata.tool:
+        accuracy = f"; {tool.accuracy:.1%} right on held-out utterances" if tool.accuracy is not None else ""
+        rows.append(("classifier", f"{_name(tool.source)}, window of {tool.max_tokens} tokens{accuracy}"))
+    rows.append(("made", f"{metadata.created_at} on {_machine(metadata.platform)}"))
+    if metadata.stages:
+        rows.append(("time", duration(sum(stage.seconds for stage in metadata.stages))))
+    versions = metadata.platform.packages.items()
+    if versions:
+        rows.append(("packages", ", ".join(f"{name} {version}" for name, version in sorted(versions))))
+    return "## How it was made\n\n" + _table(("", ""), rows)
+
+
+def _chat_rows(chat: ChatModel) -> Iterable[tuple[str, str]]:
+    stored = chat.quantization
+    yield "source", f"{_name(chat.source)}, content `{chat.source.content_sha256[:12]}…`"
+    yield "method", f"{stored.method} ({stored.scheme})"
+    if stored.group_size:
+        zero = "" if stored.symmetric is None else ", symmetric" if stored.symmetric else ", with zero points"
+        yield "group size", f"{stored.group_size}{zero}"
+    if stored.kept_in_float:
+        yield "kept in float", ", ".join(f"`{name}`" for name in stored.kept_in_float)
+    if used := stored.calibration:
+        yield (
+            "calibration",
+            f"{used.samples} samples of {used.dataset}, at most {used.sequence_length} tokens each, "
+            f"{used.tokens:,} tokens in all, digest `{used.digest}`",
+        )
+    if chat.moe:
+        yield "experts", f"{chat.moe.experts or '?'}, {chat.moe.experts_per_token or '?'} for each token"
+
+
+def _quality(metadata: BuildMetadata) -> str:
+    gates = [gate for gate in metadata.validation.gates if gate.name in QUALITY] if metadata.validation else []
+    if not gates:
+        return ""
+    rows = [(QUALITY[gate.name][1], measured(gate), _bound(gate)) for gate in gates]
+    text = "Measured by the engine that serves it, on text that calibration never saw."
+    return f"## Quality against the original\n\n{text}\n\n" + _table(("", "measured", "required"), rows)
+
+
+def _speed(metadata: BuildMetadata) -> str:
+    gates = [gate for gate in metadata.validation.gates if gate.name in SPEED] if metadata.validation else []
+    if not gates:
+        return ""
+    rows = [(SPEED[gate.name], measured(gate), _bound(gate)) for gate in gates]
+    return f"## Speed\n\nOn {_machine(metadata.platform)}.\n\n" + _table(("", "measured", "required"), rows)
+
+
+def _limits(metadata: BuildMetadata) -> str:
+    if metadata.chat is None:
+        return ""
+    limits = metadata.chat.limits
+    rows = [
+        ("sequences at once", f"{limits.max_batch_size}"),
+        ("prompt", f"{limits.max_input_len} tokens"),
+        ("reply", f"{limits.max_output_len} tokens"),
+        ("context", f"{limits.max_model_len} tokens"),
+        ("GPUs a model", f"{limits.tensor_parallel_size}"),
+    ]
+    return "## Limits baked in\n\n" + _table(("", ""), rows)
+
+
+def _machines(metadata: BuildMetadata, others: Sequence[BuildMetadata]) -> str:
+    lines = [f"- {where}" for where in dict.fromkeys(_runs_on(entry) for entry in (metadata, *others))]
+    return "## Runs on\n\n" + "\n".join(lines)
+
+
+def _runs_on(metadata: BuildMetadata) -> str:
+    machine = metadata.platform
+    path = metadata.chat.engine_path if metadata.chat else None
+    engine = f", engine `{path}`" if path else ""
+    if metadata.chat is None:
+        return "any machine: the classifier is in float"
+    return f"{_machine(machine)}{engine}"
+
+
+def _machine(machine: Platform) -> str:
+    if not machine.gpu_name:
+        return f"a CPU ({machine.machine})"
+    memory = f", {machine.gpu_memory_bytes / GIB:.0f} GiB" if machine.gpu_memory_bytes else ""
+    driver = f", driver {machine.driver}" if machine.driver else ""
+    cuda = f", CUDA {machine.cuda}" if machine.cuda else ""
+    count = f"{machine.gpu_count} × " if machine.gpu_count > 1 else ""
+    return f"{count}{machine.gpu_name} (sm{machine.sm}{memory}{driver}{cuda})"
+
+
+def _serving(metadata: BuildMetadata, repo: str) -> str:
+    gpus = "--gpus all " if metadata.lane != "cpu" else ""
+    image = f"runtime-{metadata.lane}" if metadata.chat else "runtime-tool"
+    text = (
+        "## How to serve it\n\nWith its own runtime, over WebSocket. Pin the commit that you tried: `@REVISION`.\n\n"
+        f"```\ndocker run {gpus}-p {PORT}:{PORT} -v yap-cache:/cache \\\n"
+        f"    -e ARTIFACT=hf:{repo}@main -e HF_TOKEN -e TEXT_API_KEY=… {image}\n```"
+    )
+    if metadata.engine == "vllm" and metadata.chat:
+        context = metadata.chat.limits.max_model_len
+        text += f"\n\nWith plain vLLM, over HTTP:\n\n```\nvllm serve {repo} --max-model-len {context}\n```"
+    return text
+
+
+def _integrity(metadata: BuildMetadata) -> str:
+    total = sum(entry.size for entry in metadata.files)
+    return (
+        f"## Integrity\n\n`{METADATA_NAME}` lists {len(metadata.files)} files, {total / 2**20:,.1f} MiB, each with "
+        f"its SHA-256; the digest over the list is `{metadata.digest}`. The runtime checks all of it before it loads."
+    )
+
+
+def _bound(gate: Gate) -> str:
+    if gate.relation is None or gate.threshold is None:
+        return ""
+    return f"{'≤' if gate.relation == '<=' else '≥'} {gate.threshold:g}"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,238 @@
+"""What must be right before anything is published, asked for all at once and before any work.
+
+No flag, no upload: these checks run only when the command line asked to publish. The variables alone do nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import settings as environment_settings
+from pipeline.plan import BuildPlan
+from pipeline.problem import Problem
+from pipeline.publish.report import proof
+from pipeline.publish.sign import key_problem
+from runtime import artifact
+from runtime.artifact import ArtifactError, BuildMetadata, hashes, hub, hub_client, signature
+from runtime.artifact.hub import TokenError
+
+REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Words that examples are made of; a namespace or a name that is one of them was copied, not chosen.
+PLACEHOLDERS = frozenset(
+    {
+        *("org", "my-org", "organization", "namespace", "user", "username", "example", "example-org"),
+        *("repo", "my-repo", "repo-name", "repository", "name", "model", "model-name", "placeholder"),
+        *("changeme", "change-me", "todo", "foo", "bar", "xxx"),
+    }
+)
+WRITERS = frozenset({"admin", "write", "contributor"})
+PUSH = "--push-quant"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where an artifact goes. The token is never shown."""
+
+    repo: str
+    private: bool
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """One source model, as far as publishing asks."""
+
+    role: str
+    name: str
+    license: str | None
+    prequantized: bool = False
+
+
+def origins_of(holder: BuildPlan | BuildMetadata) -> tuple[Origin, ...]:
+    """The models that a plan or an artifact is made of."""
+    found = []
+    if isinstance(holder, BuildPlan):
+        if holder.chat:
+            chat = holder.chat.source
+            found.append(Origin("CHAT_MODEL", chat.name, chat.license, holder.chat.prequantized is not None))
+        if holder.tool:
+            found.append(Origin("TOOL_MODEL", holder.tool.source.name, holder.tool.source.license))
+        return tuple(found)
+    if holder.chat:
+        source = holder.chat.source
+        found.append(Origin("CHAT_MODEL", source.repo, source.license, holder.chat.quantization.prequantized))
+    if holder.tool:
+        found.append(Origin("TOOL_MODEL", holder.tool.source.repo, holder.tool.source.license))
+    return tuple(found)
+
+
+def examine(
+    origins: Sequence[Origin], sign_key: Path | None, environment: Mapping[str, str] = os.environ
+) -> tuple[Destination | None, list[Problem]]:
+    """Look at everything that publishing needs; the hub is asked who the token belongs to.
+
+    Returns:
+        the destination, none when something is wrong; and every problem.
+    """
+    values = environment_settings.load(environment).settings
+    problems = [*_origin_problems(origins)]
+    if sign_key and (problem := key_problem(sign_key)):
+        problems.append(problem)
+    repo = (values.hf_push_repo_id or "").strip()
+    repo_problem = repo_id_problem(repo)
+    if repo_problem:
+        problems.append(repo_problem)
+    private = values.hf_push_private.strip()
+    if private not in {"0", "1"}:
+        problems.append(Problem("HF_PUSH_PRIVATE", "0 or 1", repr(private), "1 keeps the repository to yourself"))
+    token, token_problem = _token(environment)
+    if token is None and token_problem is None:
+        # A job's token is made for one repository and has no account of its own to ask about.
+        token, token_problem = _exchanged_token(environment["HF_OIDC_RESOURCE"], repo)
+    elif token and repo_problem is None:
+        token_problem = _access_problem(token, repo)
+    if token_problem:
+        problems.append(token_problem)
+    if problems or token is None:
+        return None, problems
+    return Destination(repo, private == "1", token), []
+
+
+def examine_artifact(folder: Path, *, signing: bool) -> tuple[BuildMetadata | None, list[Problem]]:
+    """Whether an artifact is one that may be published: proven, unchanged, and with a signature that still fits.
+
+    Args:
+        signing: it will be signed anew, so that an old signature does not matter.
+    """
+    again = f"run `yap-pipeline validate {folder}`"
+    try:
+        metadata = artifact.read(folder)
+        if not (proven := proof(metadata)).startswith("yes"):
+            return metadata, [Problem("ARTIFACT", "an artifact that passed its gates", proven, again)]
+        hashes.verify_files(folder, metadata)
+        if not signing and (folder / signature.SIGNATURE_NAME).exists():
+            signature.check_subject(folder, metadata)
+    except ArtifactError as error:
+        return None, [Problem("ARTIFACT", "an artifact whose files are as they were validated", str(error))]
+    return metadata, []
+
+
+def repo_id_problem(repo: str) -> Problem | None:
+    """What is wrong with the name of a repository."""
+    expected = "a repository such as acme/llama-8b-awq"
+    if not repo:
+        return Problem("HF_PUSH_REPO_ID", expected, "nothing", f"set it, or leave {PUSH} out")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+        well_formed = REPO_ID.fullmatch(repo) is not None
+    except HFValidationError:
+        well_formed = False
+    if not well_formed:
+        return Problem("HF_PUSH_REPO_ID", expected, repr(repo))
+    if any(part.lower() in PLACEHOLDERS or part.lower().startswith(("your-", "your_")) for part in repo.split("/")):
+        return Problem("HF_PUSH_REPO_ID", expected, f"the placeholder {repo}", "set it to a repository of yours")
+    return None
+
+
+def _origin_problems(origins: Sequence[Origin]) -> list[Problem]:
+    problems = []
+    for origin in origins:
+        if origin.prequantized:
+            problems.append(
+                Problem(
+                    PUSH,
+                    "a model that was quantized here",
+                    f"{origin.name}, which came quantized",
+                    "it is its author's to publish; serve the artifact from its folder",
+                )
+            )
+        if not origin.license:
+            problems.append(
+                Problem(
+                    origin.role,
+                    "a source with a known licence",
+                    f"none for {origin.name}",
+                    "add `license:` to the front matter of its README.md",
+                )
+            )
+    return problems
+
+
+def _token(environment: Mapping[str, str]) -> tuple[str | None, Problem | None]:
+    """The token that is set, or what is wrong with it; neither when it is had in exchange for a job's identity."""
+    try:
+        token = hub.token_of(environment)
+    except TokenError as error:
+        return None, Problem(error.variables, error.expected, error.found)
+    if token is None and not environment.get("HF_OIDC_RESOURCE"):
+        return None, Problem(
+            "HF_TOKEN",
+            "a token with write access",
+            "none",
+            "set HF_TOKEN or HUGGINGFACE_HUB_TOKEN, or name a file that holds it in HF_TOKEN_FILE",
+        )
+    return token, None
+
+
+def _exchanged_token(resource: str, repo: str) -> tuple[str | None, Problem | None]:
+    """A short-lived token for a CI job that proved who it is (OIDC); the client does the exchange."""
+    from huggingface_hub import __version__, get_token
+
+    if resource != repo:
+        return None, Problem("HF_OIDC_RESOURCE", f"{repo or 'a repository'}, as HF_PUSH_REPO_ID says", resource)
+    if not (refused := hub_client.exchange_errors()):
+        expected, found = "a hub client that exchanges a job's identity (1.x)", f"huggingface_hub {__version__}"
+        return None, Problem("HF_OIDC_RESOURCE", expected, found, "set HF_TOKEN instead")
+    try:
+        return get_token(), None
+    except hub_client.failures(*refused) as error:
+        expected = "a token in exchange for this job's identity"
+        return None, Problem("HF_OIDC_RESOURCE", expected, hub.reason(error))
+
+
+def _access_problem(token: str, repo: str) -> Problem | None:
+    """Why a token may not write to a repository, as far as the hub says before it is tried."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    hub_client.bound_waiting()
+    try:
+        account = hub.persistently(lambda: HfApi(token=token).whoami(), lambda line: None, tries=3)
+    except OfflineModeIsEnabled:
+        return Problem("HF_HUB_OFFLINE", "0 for an upload", "1")
+    except hub_client.failures() as error:
+        where = HfApi().endpoint
+        if hub.status_of(error) == 401:
+            return Problem("HF_TOKEN", f"a token that {where} accepts", "one that it refuses", "make a new one")
+        return Problem("HF_TOKEN", f"an answer from {where} about it", hub.reason(error))
+    return write_problem(account, repo)
+
+
+def write_problem(account: Mapping[str, Any], repo: str) -> Problem | None:
+    """Why an account's token may not write to a repository. `account` is the hub's answer to `whoami`."""
+    namespace = repo.partition("/")[0]
+    token = account.get("auth", {}).get("accessToken", {})
+    role, remedy = token.get("role"), "make one with write access in the hub's settings"
+    if role == "fineGrained":
+        scoped = token.get("fineGrained", {}).get("scoped", ())
+        granted = {entry["entity"].get("name"): entry.get("permissions", ()) for entry in scoped}
+        if not any("repo.write" in granted.get(name, ()) for name in (namespace, repo)):
+            return Problem("HF_TOKEN", f"a token that may write to {repo}", "a fine-grained one without it", remedy)
+        return None
+    if role not in {"write", "admin"}:
+        return Problem("HF_TOKEN", "a token with write access", f"one with the role {role}", remedy)
+    if namespace == account.get("name"):
+        return None
+    roles = {org.get("name"): org.get("roleInOrg") for org in account.get("orgs", ())}
+    if roles.get(namespace) in WRITERS:
+        return None
+    found = f"the role {roles[namespace]} in it" if namespace in roles else f"a token of {account.get('name')}"
+    return Problem("HF_PUSH_REPO_ID", f"a namespace that the token may write to, not {namespace}", found)

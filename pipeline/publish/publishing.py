@@ -1,0 +1,86 @@
+"""The commands' side of publishing: the checks before the work, and the upload after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from pipeline.plan import Request, prepare
+from pipeline.problem import Problem, WrongRequestError
+from pipeline.progress import PlainProgress
+from pipeline.publish import preconditions
+from pipeline.publish.preconditions import Destination, Origin
+from pipeline.publish.push import push
+from pipeline.publish.sign import key_problem, sign
+from runtime.artifact.signature import SIGNATURE_NAME
+
+
+def before_run(request: Request, cache: Path | None, *, pushing: bool, sign_key: Path | None) -> Destination | None:
+    """Check what publishing needs together with the plan, so that everything wrong is told before anything starts.
+
+    Raises:
+        WrongRequestError: with every problem of both.
+    """
+    problems: list[Problem] = []
+    origins: tuple[Origin, ...] = ()
+    try:
+        origins = preconditions.origins_of(prepare.prepare(request, cache).plan)
+    except WrongRequestError as error:
+        problems += error.problems
+    destination = None
+    if pushing:
+        destination, found = preconditions.examine(origins, sign_key)
+        problems += found
+    elif sign_key and (problem := key_problem(sign_key)):
+        problems.append(problem)
+    if problems:
+        raise WrongRequestError(list(dict.fromkeys(problems)))
+    return destination
+
+
+def publish(folder: Path, destination: Destination | None, sign_key: Path | None) -> None:
+    """Upload a finished artifact to its destination, or only sign it where there is none.
+
+    Raises:
+        StageError: the upload failed.
+        ArtifactError: the artifact cannot be signed.
+    """
+    if destination is None:
+        if sign_key:
+            sign(folder, sign_key)
+            typer.echo(f"signed: {folder / SIGNATURE_NAME}")
+        return
+    # Plain lines: the client draws a bar for each file, with bytes and rate, on the same terminal.
+    with PlainProgress() as steps:
+        published = push(folder, destination, sign_key, steps)
+    done = f"sent {published.sent} files" if published.sent else "nothing had changed"
+    typer.echo(f"published: {published.url} at {published.commit} ({done}, {published.unchanged} were there)")
+    typer.echo(f"serve it: ARTIFACT=hf:{published.repo}@{published.commit} yap-runtime")
+
+
+def push_artifact(folder: Path, sign_key: Path | None) -> None:
+    """Check everything that publishing an artifact needs, then do it.
+
+    Raises:
+        WrongRequestError: with every problem; nothing was sent.
+        StageError: the upload failed.
+    """
+    metadata, problems = preconditions.examine_artifact(folder, signing=sign_key is not None)
+    origins = preconditions.origins_of(metadata) if metadata else ()
+    destination, found = preconditions.examine(origins, sign_key)
+    if problems or found:
+        raise WrongRequestError([*problems, *found])
+    publish(folder, destination, sign_key)
+
+
+def sign_artifact(folder: Path, sign_key: Path) -> None:
+    """Sign an artifact.
+
+    Raises:
+        WrongRequestError: the key cannot sign.
+        ArtifactError: the artifact cannot be read, or a file changed.
+    """
+    if problem := key_problem(sign_key):
+        raise WrongRequestError([problem])
+    publish(folder, None, sign_key)

@@ -1,0 +1,68 @@
+"""Signing an artifact with an elliptic-curve key: `model.sig`, an OpenSSF model signature.
+
+The signature covers `build_metadata.json` and every file that it lists. The card, which people edit on the hub, and
+what hub clients leave behind are ignored, as for the digest. `runtime/artifact/signature.py` verifies it; so does the
+library's own command, `model_signing verify key ARTIFACT --signature ARTIFACT/model.sig --public_key KEY.pub`.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline.problem import Problem
+from runtime import artifact
+from runtime.artifact import BuildMetadata, hashes, signature
+
+CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
+MAKE_ONE = "make one with `openssl ecparam -name prime256v1 -genkey -noout -out signing.pem`"
+
+
+def key_problem(key: Path) -> Problem | None:
+    """Why a private key cannot sign."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    if find_spec("model_signing") is None:
+        return Problem("--sign-key", "model-signing to be installed", "none", "install the extra `sign`")
+    expected = "an elliptic-curve private key (PEM, P-256, P-384 or P-521, without a password)"
+    try:
+        private = load_pem_private_key(key.read_bytes(), None)
+    except OSError as error:
+        return Problem("--sign-key", expected, f"{key} ({error.strerror})", MAKE_ONE)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return Problem("--sign-key", expected, f"something else in {key}", MAKE_ONE)
+    if not isinstance(private, ec.EllipticCurvePrivateKey) or private.curve.name not in CURVES:
+        return Problem("--sign-key", expected, f"another kind of key in {key}", MAKE_ONE)
+    return None
+
+
+def sign(folder: Path, key: Path) -> BuildMetadata:
+    """Write `model.sig` over an artifact whose files are what its metadata says. Nothing else in the folder changes.
+
+    Raises:
+        ArtifactError: the artifact cannot be read, or a file changed.
+    """
+    from model_signing import hashing, signing
+
+    metadata = artifact.read(folder)
+    hashes.verify_files(folder, metadata)
+    # Those that may come later are named too, so that the library's own check passes when they are there.
+    ignored = hashes.UNLISTED_NAMES - {artifact.METADATA_NAME}
+    left_out = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if left_behind(path)}
+    config = hashing.Config().set_ignored_paths(paths=sorted(ignored | left_out))
+    config.set_allow_symlinks(True)
+    partial = folder / f"{signature.SIGNATURE_NAME}.partial"
+    try:
+        signing.Config().set_hashing_config(config).use_elliptic_key_signer(private_key=key).sign(folder, partial)
+        partial.replace(folder / signature.SIGNATURE_NAME)
+    finally:
+        partial.unlink(missing_ok=True)
+    signature.check_subject(folder, metadata)
+    return metadata
+
+
+def left_behind(path: Path) -> bool:
+    """Whether a path is left out of the digest by its name, as `hashes.listed_files` does it."""
+    return path.name.startswith(".") or path.name.endswith(".partial")

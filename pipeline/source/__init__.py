@@ -1,0 +1,30 @@
+"""Where models come from and what they are: files, shapes, and weights that came quantized.
+
+May import `embedded` and below.
+"""
+
+from pipeline.source.model_source import (
+    CHECKPOINTS,
+    CONTENT_SUFFIXES,
+    EMBEDDED,
+    EMBEDDED_CHAT,
+    HF_QUANT_CONFIG,
+    SourceFacts,
+    checkpoint_in,
+    content_hash,
+    fetch,
+    look,
+)
+
+__all__ = [
+    "CHECKPOINTS",
+    "CONTENT_SUFFIXES",
+    "EMBEDDED",
+    "EMBEDDED_CHAT",
+    "HF_QUANT_CONFIG",
+    "SourceFacts",
+    "checkpoint_in",
+    "content_hash",
+    "fetch",
+    "look",
+]

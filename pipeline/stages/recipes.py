@@ -1,0 +1,71 @@
+"""Which modules and files each stage's work runs; `recipe` hashes them into the stage's key.
+
+Names are full dotted ones. What a module imports comes along by itself; what is named beside is chosen by a lane: the
+quantizer, the builder, and the engine that is started. A test follows the stages' work and compares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.stages.recipe import recipe
+
+# What is started to compile ahead of time and to measure, by the engine that the metadata names.
+ENGINES = {
+    "vllm": "runtime.engines.vllm.engine",
+    "trt": "runtime.engines.trt.engine",
+    "trt-pytorch": "runtime.engines.trt.engine",
+}
+
+QUANTIZERS = {"vllm": "pipeline.quantize.vllm", "trt": "pipeline.quantize.trt", "trt-pytorch": "pipeline.quantize.trt"}
+
+BUILDERS = {"vllm": "pipeline.build.vllm", "trt": "pipeline.build.trt", "trt-pytorch": "pipeline.build.trt"}
+
+HELD_OUT_TEXTS = "pipeline.embedded:data/heldout.txt"
+HELD_OUT_UTTERANCES = "pipeline.embedded:data/utterances_heldout.jsonl"
+TRAINING_UTTERANCES = "pipeline.embedded:data/utterances_train.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """What a recipe is made of: modules, and files as `package:pattern`."""
+
+    modules: tuple[str, ...]
+    data: tuple[str, ...] = ()
+
+
+def ingredients(stage: str, engine: str | None = None) -> Ingredients:
+    """What a stage's work runs.
+
+    Args:
+        stage: its name.
+        engine: what will load the chat model; none for an artifact without one.
+    """
+    started = (ENGINES[engine],) if engine else ()
+    if stage == "source":
+        return Ingredients(("pipeline.embedded.chat",))
+    if stage == "tool":
+        return Ingredients(("pipeline.embedded.tool",), (TRAINING_UTTERANCES, HELD_OUT_UTTERANCES))
+    if stage == "calibration":
+        # Its texts are in the key by their content, whichever data set it is.
+        return Ingredients(("pipeline.quantize.calibration",))
+    if stage == "quantize" and engine:
+        return Ingredients((QUANTIZERS[engine],))
+    if stage == "build":
+        # Only vLLM's builder starts an engine, and imports it itself.
+        return Ingredients(("pipeline.build.assemble", *((BUILDERS[engine],) if engine else ())))
+    if stage == "reference" and engine:
+        return Ingredients(("pipeline.validate.validation", *started), (HELD_OUT_TEXTS,))
+    if stage == "validate":
+        return Ingredients(("pipeline.validate.validation", *started), (HELD_OUT_TEXTS, HELD_OUT_UTTERANCES))
+    raise KeyError(f"expected a stage that works with the engine {engine}, found {stage}")
+
+
+def recipe_of(stage: str, engine: str | None = None) -> str:
+    """The recipe of a stage, for its key.
+
+    Raises:
+        MissingSourceError: a module or a file is missing.
+    """
+    made_of = ingredients(stage, engine)
+    return recipe(*made_of.modules, data=made_of.data)

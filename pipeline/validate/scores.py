@@ -1,0 +1,136 @@
+"""How an engine rates a text, token by token, and how two models differ in that.
+
+Scores are a pure function of the model's content, the texts, and the engine's version, so those of the float model can
+be kept and used for every method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.stages.stage import StageError
+from runtime.engines import Engine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pipeline.progress import Progress
+
+# Log-probabilities of a whole window over the vocabulary are in memory at once: 512 × 150,000 × 4 bytes are 0.3 GB.
+WINDOW_TOKENS = 512
+WINDOWS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A model's view of held-out windows.
+
+    Attributes:
+        windows_sha256: hash over the token ids, so that only scores of the same windows are compared.
+        logprobs: natural logarithm of the probability of each token after a window's first; not numbers where the
+            engine does not tell them.
+        top_tokens: at each of these positions, the token that the model would have chosen.
+    """
+
+    windows_sha256: str
+    logprobs: tuple[float, ...]
+    top_tokens: tuple[int, ...]
+
+    @property
+    def probable(self) -> bool:
+        """Whether the engine told how probable the tokens are."""
+        return not any(map(math.isnan, self.logprobs))
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability."""
+        return math.exp(-math.fsum(self.logprobs) / len(self.logprobs))
+
+    def write(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Scores:
+        """Read what `write` wrote.
+
+        Raises:
+            StageError: the file is missing or is not that of scores.
+        """
+        try:
+            document = json.loads(path.read_bytes())
+            return cls(
+                str(document["windows_sha256"]),
+                tuple(float(value) for value in document["logprobs"]),
+                tuple(int(value) for value in document["top_tokens"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            what = f"expected the float model's scores, found {type(error).__name__}: {error}"
+            raise StageError("validate", what, path, "measure the float model again, with --force") from error
+
+
+def windows_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], context: int) -> list[list[int]]:
+    """Token ids of each text, cut into windows that an engine with this context can score, which takes one more token.
+
+    Windows of a single token say nothing and are left out.
+    """
+    length = min(WINDOW_TOKENS, context - 1)
+    if length < 2:
+        raise StageError("validate", f"expected a context of at least 3 tokens, found {context}", "max_model_len")
+    windows: list[list[int]] = []
+    for text in texts:
+        tokens: list[int] = tokenizer(text)["input_ids"]
+        windows += [tokens[begin : begin + length] for begin in range(0, len(tokens), length)]
+    return [window for window in windows if len(window) > 1]
+
+
+async def score(engine: Engine, windows: Sequence[Sequence[int]], progress: Progress) -> Scores:
+    """Score every window. Several run at once; the result is in the windows' order."""
+    room, done = asyncio.Semaphore(WINDOWS_AT_ONCE), 0
+
+    async def one(window: Sequence[int]) -> list[tuple[float, int]]:
+        nonlocal done
+        async with room:
+            scored = await engine.score(window)
+        done += 1
+        progress.advance(done / len(windows))
+        return [(token.logprob, token.top_token) for token in scored]
+
+    flat = [entry for window in await asyncio.gather(*map(one, windows)) for entry in window]
+    if not flat:
+        raise StageError("validate", "expected held-out text, found none")
+    return Scores(sha256_of(windows), tuple(logprob for logprob, _ in flat), tuple(top for _, top in flat))
+
+
+def sha256_of(windows: Iterable[Sequence[int]]) -> str:
+    """SHA-256 over the windows' token ids, in order."""
+    return hashlib.sha256(json.dumps([list(window) for window in windows]).encode()).hexdigest()
+
+
+def perplexity_ratio(scores: Scores, reference: Scores) -> float:
+    """Perplexity over the reference's: above 1 is worse."""
+    _check_same(scores, reference)
+    return scores.perplexity / reference.perplexity
+
+
+def top1_agreement(scores: Scores, reference: Scores) -> float:
+    """Part of the positions, 0 to 1, at which both would choose the same token."""
+    _check_same(scores, reference)
+    pairs = zip(scores.top_tokens, reference.top_tokens, strict=True)
+    return sum(mine == theirs for mine, theirs in pairs) / len(reference.top_tokens)
+
+
+def _check_same(scores: Scores, reference: Scores) -> None:
+    if scores.windows_sha256 != reference.windows_sha256:
+        raise StageError(
+            "validate",
+            f"expected scores of the windows {reference.windows_sha256[:12]}, found {scores.windows_sha256[:12]}",
+            next_step="the models tokenize differently, or the held-out text changed; measure the float model again",
+        )

@@ -1,0 +1,207 @@
+"""Proving an artifact: the runtime's own engine loads it, and every figure is held against its bound.
+
+The float model's scores are measured once, in a start of their own, and kept: `measure_reference` writes them to a
+file, `validate` takes that file. An engine starts once an artifact; all measurements happen in that one start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pipeline.embedded.texts import KnownPrompt, heldout_texts, known_prompts
+from pipeline.lanes.gates import Figures, Thresholds, failures, gates_of
+from pipeline.progress import Progress
+from pipeline.source import EMBEDDED
+from pipeline.stages.stage import StageError
+from pipeline.validate import scores, speed
+from pipeline.validate.scores import Scores
+from pipeline.validate.tool_accuracy import tool_accuracy
+from runtime import engines
+from runtime.artifact import BuildMetadata, Validation, hashes
+from runtime.defaults import first_set
+from runtime.engines import Engine, EngineDeadError, EngineOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Thresholds", "failures", "measure_reference", "validate"]
+
+T = TypeVar("T")
+
+# The tokens of one stream of the throughput test: enough that generating outweighs the prompt.
+PROMPT_TOKENS, REPLY_TOKENS = 64, 32
+STREAMS = {"cpu": 8, "vllm": 64, "trt": 64}
+KNOWN_PROMPT_TOKENS = 32
+
+# The embedded classifier is trained on the spot; less than this means that the training went wrong.
+EMBEDDED_TOOL_ACCURACY = 0.93
+
+
+def measure_reference(
+    model: Path, out: Path, *, options: EngineOptions, progress: Progress, engine: str = "vllm"
+) -> None:
+    """Score the held-out texts with the float model and write the scores to `out`.
+
+    The result depends on the model's content, the held-out texts, `options.max_model_len`, the lane and the versions of
+    the engine, and on nothing else.
+
+    Args:
+        model: a Hugging Face folder.
+        options: as the artifact will be validated; `max_model_len` bounds the windows and must be set.
+        engine: what will load the artifact; the float model is loaded by the same.
+
+    Raises:
+        StageError: the engine did not start, or died.
+    """
+    tokenizer = _tokenizer(model)
+    context = first_set(options.max_model_len, default=scores.WINDOW_TOKENS + 1)
+    windows = scores.windows_of(tokenizer, heldout_texts(), context)
+    progress.step("starting the engine on the float model")
+
+    async def measure(engine: Engine) -> Scores:
+        progress.step(f"scoring {sum(map(len, windows))} held-out tokens with the float model")
+        return await scores.score(engine, windows, progress)
+
+    _with_engine(engines.for_model(engine, model, options), model, measure).write(out)
+
+
+def validate(
+    folder: Path,
+    metadata: BuildMetadata,
+    *,
+    reference: Path | None,
+    thresholds: Thresholds,
+    progress: Progress,
+) -> Validation:
+    """Measure an artifact and hold it against the thresholds. The result may hold failed gates: see `failures`.
+
+    Args:
+        folder: the artifact, complete but for its validation.
+        metadata: what will be written into it.
+        reference: what `measure_reference` wrote for the float model; none where there is none, such as for a source
+            that came quantized, and then perplexity is reported but not gated.
+
+    Raises:
+        ArtifactError: a file is missing, was added, or does not match its hash.
+        StageError: the engine did not start, or died; or the reference is not one for this model.
+    """
+    progress.step("verifying the files")
+    hashes.verify_files(folder, metadata)
+    figures = Figures(files=len(metadata.files))
+    if metadata.chat is not None:
+        kept = Scores.read(reference) if reference is not None else None
+        figures = _measure_chat(folder, metadata, kept, progress)
+    if (tool := metadata.tool) is not None:
+        device = "cpu" if metadata.lane == "cpu" else "cuda"
+        figures = replace(figures, tool_accuracy=tool_accuracy(folder, tool, device, progress))
+        if tool.source.repo == EMBEDDED and thresholds.tool_accuracy is None:
+            thresholds = replace(thresholds, tool_accuracy=EMBEDDED_TOOL_ACCURACY)
+    return Validation(
+        gates=gates_of(figures, thresholds),
+        validated_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        digest=metadata.digest,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """What the engine is asked, as token ids."""
+
+    windows: Sequence[Sequence[int]]
+    known: Sequence[tuple[Sequence[int], KnownPrompt]]
+    streams: Sequence[Sequence[int]]
+
+
+def _measure_chat(folder: Path, metadata: BuildMetadata, kept: Scores | None, progress: Progress) -> Figures:
+    limits = metadata.chat.limits if metadata.chat else None
+    assert limits is not None  # noqa: S101 - the caller asks only for artifacts with a chat model
+    tokenizer = _tokenizer(folder)
+    windows = scores.windows_of(tokenizer, heldout_texts(), limits.max_model_len)
+    material = _Material(
+        windows=windows,
+        known=[(_rendered(tokenizer, known.prompt), known) for known in known_prompts()],
+        streams=[
+            window[:PROMPT_TOKENS]
+            for window in islice(cycle(windows), min(limits.max_batch_size, STREAMS[metadata.lane]))
+        ],
+    )
+
+    async def measure(engine: Engine) -> Figures:
+        progress.step(f"asking {len(material.known)} known prompts")
+        replies = []
+        for number, (prompt, _) in enumerate(material.known, 1):
+            replies.append(await speed.reply_to(engine, prompt, speed.greedy(KNOWN_PROMPT_TOKENS)))
+            progress.advance(number / len(material.known))
+        right = [known.answered_by(reply.text) for reply, (_, known) in zip(replies, material.known, strict=True)]
+        latency = speed.latency_of(replies)
+        progress.step(f"generating {len(material.streams)} replies at once")
+        throughput = await speed.throughput_of(engine, material.streams, REPLY_TOKENS)
+        progress.step(f"scoring {sum(map(len, windows))} held-out tokens")
+        scored = await scores.score(engine, material.windows, progress)
+        return Figures(
+            files=len(metadata.files),
+            perplexity=scored.perplexity if scored.probable else None,
+            perplexity_ratio=scores.perplexity_ratio(scored, kept) if kept and scored.probable else None,
+            top1_agreement=scores.top1_agreement(scored, kept) if kept else None,
+            held_out_tokens=len(scored.logprobs),
+            known_prompts=sum(right) / len(right),
+            ttft_ms=latency.ttft_ms,
+            itl_ms=latency.itl_ms,
+            tokens_per_s=throughput,
+            streams=len(material.streams),
+        )
+
+    progress.step("starting the engine on the artifact")
+    return _with_engine(engines.create(folder, metadata, EngineOptions()), folder, measure)
+
+
+def _with_engine(engine: Engine, folder: Path, measure: Callable[[Engine], Awaitable[T]]) -> T:
+    """Start an engine, measure, and stop it whatever happens."""
+
+    async def session() -> T:
+        try:
+            await engine.start()
+            return await measure(engine)
+        finally:
+            await engine.shutdown()
+
+    try:
+        return asyncio.run(session())
+    except EngineDeadError as error:
+        what = f"the engine died while it was measured: {error}"
+        raise StageError(
+            "validate", what, folder, "read its last lines above; with less memory use fewer sequences"
+        ) from error
+    except (RuntimeError, ValueError, OSError) as error:
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise StageError(
+            "validate", f"the engine did not start: {first}", folder, "read its last lines above"
+        ) from error
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise StageError(
+            "validate", f"expected a tokenizer, found {first}", folder, "choose a source with one"
+        ) from error
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The prompt as the user's turn; as plain text for a model without a chat template."""
+    if tokenizer.chat_template is None:
+        plain: list[int] = tokenizer(prompt)["input_ids"]
+        return plain
+    turns = [{"role": "user", "content": prompt}]
+    rendered: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    return rendered

@@ -1,0 +1,57 @@
+"""The artifact: a folder that is complete, checked and self-describing, and how it is fetched.
+
+`metadata` defines `build_metadata.json`, the one contract between `pipeline` and `runtime`; its nouns are offered here.
+May import `host`.
+"""
+
+from runtime.artifact.metadata import (
+    CARD_NAME,
+    METADATA_NAME,
+    SIGNATURE_NAME,
+    TOOL_FOLDER,
+    ArtifactError,
+    BuildMetadata,
+    Calibration,
+    ChatModel,
+    FileEntry,
+    Gate,
+    Lane,
+    Limits,
+    Moe,
+    Platform,
+    Quantization,
+    Source,
+    StageRecord,
+    ToolModel,
+    Validation,
+    encode,
+    engine_label,
+    read,
+    seal_of,
+)
+
+__all__ = [
+    "CARD_NAME",
+    "METADATA_NAME",
+    "SIGNATURE_NAME",
+    "TOOL_FOLDER",
+    "ArtifactError",
+    "BuildMetadata",
+    "Calibration",
+    "ChatModel",
+    "FileEntry",
+    "Gate",
+    "Lane",
+    "Limits",
+    "Moe",
+    "Platform",
+    "Quantization",
+    "Source",
+    "StageRecord",
+    "ToolModel",
+    "Validation",
+    "encode",
+    "engine_label",
+    "read",
+    "seal_of",
+]

@@ -1,0 +1,237 @@
+"""Fetching an artifact by name: `hf:org/repo@revision`.
+
+The revision is resolved to a commit first, and everything is read at that commit. Then the metadata, and from it
+whether this machine may serve the artifact, before a weight is downloaded. Files are kept by their hashes
+(`blobs.py`), so a new revision downloads what changed, and linked into a folder that holds exactly one artifact:
+
+    CACHE/artifacts/ORG--REPO/COMMIT/whole/         the artifact
+    CACHE/artifacts/ORG--REPO/COMMIT/LABEL/         the same for a compiled engine, one for each that was needed
+    CACHE/artifacts/ORG--REPO/refs/REVISION         the commit that a branch or tag stood for, for times without network
+
+A folder under its final name is complete. A pinned commit that is in the cache needs no network at all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from runtime import artifact
+from runtime.artifact import (
+    METADATA_NAME,
+    ArtifactError,
+    BuildMetadata,
+    FileEntry,
+    hub,
+    hub_client,
+    labels,
+    signature,
+    verify,
+)
+from runtime.artifact.blobs import Blobs, watched
+from runtime.artifact.repository import Reference, Say, Source, explained
+from runtime.host.machine import Machine
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+WHOLE = "whole"
+SECONDS_BETWEEN_REPORTS = 10.0
+MIB = 2**20
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where fetched artifacts are kept unless told otherwise."""
+    base = environment.get("XDG_CACHE_HOME", "").strip()
+    return (Path(base) if base else Path.home() / ".cache") / "yap-runtime"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetcher:
+    """Brings artifacts to this machine.
+
+    Attributes:
+        cache: folder for files and artifacts.
+        machine: decides which engine is taken, and whether the artifact is of use here.
+        public_key: when given, an artifact without a fitting signature is refused before its weights are downloaded.
+        say: told in one line what happens.
+    """
+
+    cache: Path
+    machine: Machine
+    say: Say
+    public_key: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    def fetch(self, text: str) -> Path:
+        """The folder of an artifact, downloaded unless it is in the cache.
+
+        Raises:
+            ArtifactError: one line for every way in which it can fail.
+        """
+        reference = Reference.parse(text)
+        # It logs every address, and those of the storage behind the hub carry a signature that is as good as a key.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        home = self.cache / "artifacts" / reference.repo.replace("/", "--")
+        with explained(reference):
+            commit = self._commit(reference, home)
+            if (found := self._cached(home / commit)) is not None:
+                self.say(f"{reference} is in the cache at commit {commit}")
+                return found
+            self._require_network(reference)
+            self.say(f"fetching {reference} at commit {commit}")
+            found = self._bring(reference, commit, home / commit)
+            if not COMMIT.fullmatch(reference.revision):
+                self._remember(home, reference.revision, commit)
+            return found
+
+    def _api(self) -> HfApi:
+        from huggingface_hub import HfApi, get_token
+
+        return HfApi(token=hub.token_of(self.environment) or get_token() or False)
+
+    def _require_network(self, reference: Reference) -> None:
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            raise ArtifactError(
+                f"{reference}: expected a copy in {self.cache}, found none, and HF_HUB_OFFLINE is set; "
+                "fetch it once with the network, or name a folder"
+            )
+
+    def _commit(self, reference: Reference, home: Path) -> str:
+        """The commit that a revision stands for; without the hub, the one that it stood for when it was fetched."""
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        if COMMIT.fullmatch(reference.revision):
+            return reference.revision
+        remembered = home / "refs" / quote(reference.revision, safe="")
+        known = remembered.read_text("ascii").strip() if remembered.is_file() else None
+        try:
+            info = hub.persistently(
+                lambda: self._api().model_info(reference.repo, revision=reference.revision, timeout=10.0),
+                self.say,
+                tries=2 if known else None,
+            )
+        except hub_client.failures() as error:
+            # A hub that answers no is believed; one that does not answer is not needed for what is here.
+            if known is None or not (isinstance(error, OfflineModeIsEnabled) or hub.passing(error)):
+                raise
+            self.say(f"{reference}: the hub is out of reach; taking commit {known}, which it was when it was fetched")
+            return known
+        return str(info.sha)
+
+    def _remember(self, home: Path, revision: str, commit: str) -> None:
+        path = home / "refs" / quote(revision, safe="")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(commit, "ascii")
+        partial.replace(path)
+
+    def _cached(self, commit: Path) -> Path | None:
+        """The complete artifact for this machine, where it is here. One with a missing file or another size is not."""
+        held = sorted(path.name for path in commit.iterdir() if path.is_dir()) if commit.is_dir() else []
+        names = [name for name in held if not name.startswith(".")]
+        if WHOLE not in names:
+            try:
+                names = [labels.pick(names, self.machine)] if names else []
+            except ArtifactError:
+                return None
+        for name in names[:1] if WHOLE not in names else [WHOLE]:
+            folder = commit / name
+            try:
+                metadata = artifact.read(folder)
+                if all((folder / entry.path).stat().st_size == entry.size for entry in metadata.files):
+                    return folder
+            except (ArtifactError, OSError):
+                continue
+        return None
+
+    def _bring(self, reference: Reference, commit: str, home: Path) -> Path:
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (found := self._cached(home)) is not None:
+                return found  # another process was faster
+            staging = home / ".partial"
+            if staging.exists():
+                shutil.rmtree(staging)
+            staging.mkdir()
+            source = Source(self._api(), reference, commit)
+            metadata, place = self._describe(source, staging)
+            self._examine(metadata, staging)
+            name = artifact.engine_label(metadata) or WHOLE
+            self._download(source, metadata, staging)
+            folder = home / name
+            if folder.exists():
+                shutil.rmtree(folder)
+            staging.rename(folder)
+            self.say(f"{reference}{f' ({place})' if place else ''} is complete at {folder}")
+            return folder
+
+    def _describe(self, source: Source, staging: Path) -> tuple[BuildMetadata, str]:
+        """The metadata and signature of the artifact for this machine, and where in the repository they lie."""
+        source.document(METADATA_NAME, staging, self.say)
+        metadata, place = artifact.read(staging), ""
+        if (label := artifact.engine_label(metadata)) is not None:
+            chosen = labels.pick({label, *source.labels(self.say)}, self.machine)
+            if chosen != label:
+                place = f"{labels.ENGINES_FOLDER}/{chosen}/"
+                source.document(f"{place}{METADATA_NAME}", staging, self.say)
+                metadata = artifact.read(staging)
+        source.optional(f"{place}{signature.SIGNATURE_NAME}", staging, self.say)
+        return metadata, place
+
+    def _examine(self, metadata: BuildMetadata, staging: Path) -> None:
+        """Refuse what could not be served anyway, before it costs a download."""
+        if self.public_key is not None:
+            signature.verify(staging, metadata, self.public_key)
+        verify.check_validation(metadata)
+        verify.check_machine(metadata, self.machine)
+
+    def _download(self, source: Source, metadata: BuildMetadata, staging: Path) -> None:
+        blobs = Blobs(self.cache / "blobs")
+        missing = sum(entry.size - blobs.arrived(entry) for entry in metadata.files)
+        free = shutil.disk_usage(self.cache).free
+        if missing > free:
+            raise ArtifactError(
+                f"{source.reference}: expected {missing / MIB:,.0f} MiB free in {self.cache}, found {free / MIB:,.0f}; "
+                "make room, or set ARTIFACT_CACHE_DIR elsewhere"
+            )
+        with reporting(blobs, metadata.files, self.say):
+            blobs.get_all(metadata.files, source.url, source.headers(), self.say)
+        for entry in metadata.files:
+            link(blobs.path(entry), staging / entry.path)
+
+
+def link(blob: Path, path: Path) -> None:
+    """Put a verified file into a folder: the same file under a second name where the file system can, else a copy."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.hardlink_to(blob)
+    except OSError:
+        shutil.copyfile(blob, path)
+
+
+@contextmanager
+def reporting(blobs: Blobs, files: Sequence[FileEntry], say: Say) -> Iterator[None]:
+    """Say now and then how much has arrived, and how fast."""
+    began, before = time.monotonic(), sum(map(blobs.arrived, files))
+
+    def report(here: int, total: int) -> None:
+        rate = (here - before) / (time.monotonic() - began)
+        say(f"{here / MIB:,.0f} of {total / MIB:,.0f} MiB ({here / total:.0%}), {rate / MIB:,.1f} MiB/s")
+
+    with watched(blobs, files, report, SECONDS_BETWEEN_REPORTS):
+        yield

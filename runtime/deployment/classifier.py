@@ -1,0 +1,299 @@
+"""The tool decision: a classifier that says whether an utterance asks for a look at the screen.
+
+Any `AutoModelForSequenceClassification` folder serves, always in float: float16 on a GPU, float32 on a CPU. Tokenizing
+and classifying happen in one worker thread. It takes whatever waits as a batch and never waits for more, so a lone
+request pays nothing for batching and a burst of them shares forward passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.defaults import TOOL_WINDOW
+from runtime.text.text_tokens import LIKELY_CHARACTERS_PER_TOKEN
+
+# Tokens of one forward pass, padding included: bounds memory, and the time that one long request costs the others.
+BATCH_TOKENS = 16384
+# Threads of a forward pass on a CPU. Small classifiers gain little from more than two. Beside a chat engine, which has
+# threads of its own on every core, it is one: two would wait for each other at every layer until both of them get a
+# core, and the engine's would wait for both cores.
+ALONE_THREADS = 2
+BESIDE_CHAT_THREADS = 1
+# Positions of these models begin after the padding index: the index that a config means which does not name it.
+PADDING_BEFORE_POSITIONS = {
+    "camembert": 1,
+    "data2vec-text": 1,
+    "esm": 1,
+    "ibert": 1,
+    "layoutlmv3": 1,
+    "lilt": 0,
+    "longformer": 1,
+    "luke": 1,
+    "markuplm": 0,
+    "mpnet": 1,
+    "roberta": 1,
+    "roberta-prelayernorm": 1,
+    "xlm-roberta": 1,
+    "xlm-roberta-xl": 1,
+    "xmod": 1,
+}
+# This one does not ask its config for the index.
+FIXED_PADDING = frozenset({"mpnet"})
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to take a screenshot, its probability, and the seconds from question to answer."""
+
+    take_screenshot: bool
+    probability: float
+    seconds: float
+
+
+class ToolClosedError(RuntimeError):
+    """The classifier was not started, or was shut down."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    turns: tuple[str, ...]
+    answer: asyncio.Future[float]
+
+
+def format_turns(turns: Sequence[str]) -> str:
+    """What the classifier reads: the user's turns, one a line, oldest first, the current utterance last.
+
+    >>> format_turns(["hi there", "", "look at this"])
+    'hi there\\nlook at this'
+    """
+    return "\n".join(turn for turn in turns if turn)
+
+
+def window_of(config: Mapping[str, object]) -> int:
+    """Tokens that a classifier reads at most, by its `config.json`: what is planned, gated and served.
+
+    A checkpoint may say in `trained_window` that it learned from shorter texts than it has positions for.
+    """
+    named = (config.get("max_position_embeddings"), config.get("n_positions"))
+    window = next((value for value in named if isinstance(value, int)), TOOL_WINDOW)
+    kind = str(config.get("model_type", ""))
+    if kind in PADDING_BEFORE_POSITIONS:
+        padding = config.get("pad_token_id")
+        if kind in FIXED_PADDING or not isinstance(padding, int):
+            padding = PADDING_BEFORE_POSITIONS[kind]
+        window -= padding + 1
+    trained = config.get("trained_window")
+    return min(window, trained) if isinstance(trained, int) and trained > 0 else window
+
+
+class ToolClassifier:
+    """A classifier with its worker thread.
+
+    Args:
+        folder: an `AutoModelForSequenceClassification` checkpoint with a fast tokenizer.
+        threshold: probability from which the decision is yes, 0 to 1.
+        max_tokens: window in tokens, the model's own special tokens included; clamped to the model's own window.
+        positive_label: index of the logit that means yes. A model with one logit answers by its sigmoid.
+        device: `cpu` or a CUDA device.
+        gpu_fraction: part of the GPU's memory that this process may use for it; none leaves it unlimited.
+        cpu_threads: most threads of a forward pass on a CPU.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        threshold: float,
+        max_tokens: int,
+        positive_label: int = 1,
+        device: str = "cpu",
+        gpu_fraction: float | None = None,
+        cpu_threads: int = ALONE_THREADS,
+    ) -> None:
+        self._folder = folder
+        self._threshold = threshold
+        self._max_tokens = max_tokens
+        self._positive_label = positive_label
+        self._device = device
+        self._gpu_fraction = gpu_fraction
+        self._cpu_threads = cpu_threads
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._worker: threading.Thread | None = None
+        self._network: _Network | None = None
+
+    async def start(self) -> None:
+        """Load the model and run it once, so that the first decision is as fast as the others.
+
+        Raises:
+            ValueError: no fast tokenizer, or no such label.
+        """
+        self._network = await asyncio.to_thread(
+            _Network,
+            self._folder,
+            self._max_tokens,
+            self._positive_label,
+            self._device,
+            self._gpu_fraction,
+            self._cpu_threads,
+        )
+        self._worker = threading.Thread(target=self._work, args=(self._network,), name="tool-classifier", daemon=True)
+        self._worker.start()
+        await self.decide((), "hello")
+
+    async def decide(self, history: Sequence[str], utterance: str) -> Decision:
+        """Decide on the current utterance, given the user's earlier turns, oldest first.
+
+        The newest tokens are kept when there are too many. Cancelling the call drops the question if it still waits.
+
+        Raises:
+            ToolClosedError: not started, or shut down meanwhile.
+        """
+        if self._worker is None:
+            raise ToolClosedError("the classifier is not running")
+        began = time.perf_counter()
+        answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Job((*history, utterance), answer))
+        probability = await answer
+        return Decision(probability >= self._threshold, probability, time.perf_counter() - began)
+
+    async def shutdown(self) -> None:
+        """Stop the worker and fail what still waits; safe to call twice."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(worker.join)
+        self._network = None
+
+    def _work(self, network: _Network) -> None:
+        while True:
+            waiting = [self._jobs.get()]
+            while not self._jobs.empty():
+                waiting.append(self._jobs.get())
+            jobs = [job for job in waiting if job is not None]
+            if len(jobs) < len(waiting):
+                self._settle(jobs, ToolClosedError("the classifier was shut down"))
+                return
+            jobs = [job for job in jobs if not job.answer.cancelled()]
+            try:
+                outcome: list[float] | Exception = network.probabilities([job.turns for job in jobs])
+            except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the answers
+                outcome = error
+            self._settle(jobs, outcome)
+
+    @staticmethod
+    def _settle(jobs: list[_Job], outcome: list[float] | Exception) -> None:
+        for index, job in enumerate(jobs):
+            loop = job.answer.get_loop()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(
+                    _answer, job.answer, outcome if isinstance(outcome, Exception) else outcome[index]
+                )
+
+
+def _answer(future: asyncio.Future[float], outcome: float | Exception) -> None:
+    if future.done():
+        return  # cancelled while the worker was at it
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+class _Network:
+    """Tokenizer and model; used by one thread."""
+
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int,
+        positive_label: int,
+        device: str,
+        gpu_fraction: float | None,
+        cpu_threads: int,
+    ) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        on_gpu = device.startswith("cuda")
+        if on_gpu and gpu_fraction is not None:
+            torch.cuda.set_per_process_memory_fraction(gpu_fraction, torch.device(device).index or 0)
+        if not on_gpu:
+            # For the whole process: beside this model, it computes nothing with torch.
+            torch.set_num_threads(min(cpu_threads, len(os.sched_getaffinity(0))))
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(f"{folder}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float16 if on_gpu else torch.float32, local_files_only=True
+        )
+        labels = model.config.num_labels
+        if labels > 1 and positive_label >= labels:
+            raise ValueError(f"{folder}: expected a label below {labels}, found positive_label {positive_label}")
+        self._model = model.to(device).eval()
+        self._device = device
+        self._label = positive_label
+        self._pad = tokenizer.pad_token_id or 0
+        self._global_attention = model.config.model_type == "longformer"
+        self._window = min(max_tokens, window_of(model.config.to_dict()))
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self._window, direction="left")
+        self._tokenizer.encode_special_tokens = True  # what a user writes is text, `[SEP]` too
+
+    def probabilities(self, conversations: Sequence[tuple[str, ...]]) -> list[float]:
+        """Probability of yes for each conversation, in order."""
+        encoded = [self._encode(turns) for turns in conversations]
+        found = [0.0] * len(encoded)
+        for batch in _batches([len(ids) for ids in encoded]):
+            for index, probability in zip(batch, self._forward([encoded[i] for i in batch]), strict=True):
+                found[index] = probability
+        return found
+
+    def _encode(self, turns: tuple[str, ...]) -> list[int]:
+        """Token ids of the newest part of the turns. Text that cannot be in the window is not tokenized."""
+        characters = self._window * LIKELY_CHARACTERS_PER_TOKEN
+        while True:
+            newest, size = len(turns), 0
+            while newest and size <= characters:
+                newest -= 1
+                size += len(turns[newest]) + 1
+            text = format_turns(turns[newest:])[-characters:]
+            ids: list[int] = self._tokenizer.encode(text).ids
+            # A cut inside a word changes that word's tokens; it is out of the window when the window is full.
+            if len(ids) >= self._window or (newest == 0 and len(text) < characters):
+                return ids
+            characters *= 2
+
+    def _forward(self, batch: list[list[int]]) -> list[float]:
+        import torch
+
+        width = max(len(ids) for ids in batch)
+        padded = torch.tensor([ids + [self._pad] * (width - len(ids)) for ids in batch], device=self._device)
+        mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in batch], device=self._device)
+        inputs: dict[str, Any] = {"input_ids": padded, "attention_mask": mask}
+        if self._global_attention:
+            inputs["global_attention_mask"] = torch.zeros_like(mask)
+            inputs["global_attention_mask"][:, 0] = 1
+        with torch.inference_mode():
+            logits = self._model(**inputs).logits.float()
+            yes = logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(-1)[:, self._label]
+        found: list[float] = yes.tolist()
+        return found
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices grouped so that a group, padded to its longest, is at most `BATCH_TOKENS`; similar lengths together."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
+        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(index)
+    return batches

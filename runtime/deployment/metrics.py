@@ -1,0 +1,92 @@
+"""What Prometheus is told. Observed a turn at a time, so that a token costs nothing here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from runtime.engines import Load
+from runtime.wire.frames import Usage
+
+_SECONDS = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_STEP_SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1)
+
+
+class Metrics:
+    """The server's own registry, so that several servers can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._turns = Counter("yap_turns", "Turns that ended, by outcome", ["outcome"], registry=registry)
+        self._ttft = Histogram("yap_ttft_seconds", "Start to first token", buckets=_SECONDS, registry=registry)
+        self._itl = Histogram(
+            "yap_inter_token_seconds", "Time between tokens, sampled", buckets=_STEP_SECONDS, registry=registry
+        )
+        self._duration = Histogram("yap_turn_seconds", "Start to done", buckets=_SECONDS, registry=registry)
+        self._tokens = Counter(
+            "yap_tokens", "Tokens: prompt, cached (of those), completion", ["kind"], registry=registry
+        )
+        self._cancels = Counter("yap_cancels", "Cancel messages", registry=registry)
+        self._decisions = Counter("yap_tool_decisions", "Tool decisions, by status", ["status"], registry=registry)
+        self._tool = Histogram(
+            "yap_tool_seconds", "Latency of the classifier", buckets=_STEP_SECONDS, registry=registry
+        )
+        self._closed = Counter("yap_connections_closed", "Closed connections, by code", ["code"], registry=registry)
+        self.connections = Gauge("yap_connections_active", "Admitted connections", registry=registry)
+        self.connections_max = Gauge("yap_connections_max", "Connection slots", registry=registry)
+        self.sessions = Gauge("yap_sessions", "Sessions that are kept", registry=registry)
+        self._hit_ratio = Gauge("yap_cache_hit_ratio", "Cached part of all prompt tokens so far", registry=registry)
+        self._engine_up = Gauge("yap_engine_up", "Whether the engine answers", registry=registry)
+        self._engine_requests = Gauge(
+            "yap_engine_requests", "Requests in the engine's scheduler", ["state"], registry=registry
+        )
+        self._kv_usage = Gauge("yap_engine_kv_cache_usage", "Used part of the KV cache", registry=registry)
+        self._cache_resets = Counter("yap_cache_resets", "Resets of the engine's caches", registry=registry)
+        self._prompt_tokens = 0
+        self._cached_tokens = 0
+
+    def turn_ended(self, outcome: str, usage: Usage, gaps: Iterable[float]) -> None:
+        """Count a turn: done, cancelled, failed or timeout. `gaps` are sampled times between tokens in seconds."""
+        self._turns.labels(outcome).inc()
+        self._duration.observe(usage.duration_ms / 1000)
+        if usage.ttft_ms is not None:
+            self._ttft.observe(usage.ttft_ms / 1000)
+        for gap in gaps:
+            self._itl.observe(gap)
+        self._tokens.labels("prompt").inc(usage.prompt_tokens)
+        self._tokens.labels("cached").inc(usage.cached_tokens)
+        self._tokens.labels("completion").inc(usage.completion_tokens)
+        self._prompt_tokens += usage.prompt_tokens
+        self._cached_tokens += usage.cached_tokens
+        if self._prompt_tokens:
+            self._hit_ratio.set(self._cached_tokens / self._prompt_tokens)
+
+    def tool_decided(self, status: str, seconds: float) -> None:
+        """Count a decision: yes, no, timeout or failed."""
+        self._decisions.labels(status).inc()
+        self._tool.observe(seconds)
+
+    def cancelled(self) -> None:
+        """Count a cancel message."""
+        self._cancels.inc()
+
+    def connection_closed(self, code: int) -> None:
+        """Count a connection's end."""
+        self._closed.labels(str(code)).inc()
+
+    def caches_reset(self) -> None:
+        """Count a reset of the engine's caches."""
+        self._cache_resets.inc()
+
+    def engine(self, *, up: bool, load: Load | None = None) -> None:
+        """Note the engine's health and what its scheduler holds."""
+        self._engine_up.set(int(up))
+        if load is not None:
+            self._engine_requests.labels("running").set(load.running)
+            self._engine_requests.labels("waiting").set(load.waiting)
+            self._kv_usage.set(load.cache_usage)
+
+    def render(self) -> bytes:
+        """Prometheus text, version 0.0.4."""
+        return generate_latest(self.registry)

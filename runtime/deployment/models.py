@@ -1,0 +1,115 @@
+"""What is deployed: a chat model, a classifier, or both; and what a turn needs besides them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol, TypedDict, TypeVar
+
+from runtime import defaults
+from runtime.deployment.classifier import Decision
+from runtime.deployment.metrics import Metrics
+from runtime.engines import Engine, EngineDeadError
+from runtime.text.prompt import SEAM_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
+
+T = TypeVar("T")
+
+
+class Parts(TypedDict):
+    """What a prompt is made of."""
+
+    persona: str
+    runtime_text: str
+    history: Sequence[Message]
+    utterance: str
+
+
+class Renderer(Protocol):
+    """Texts in, token ids out. Blocking, and called in a thread, but for `render_at_once`."""
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+
+    def render(self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str) -> Prompt:
+        """The prompt of a turn."""
+
+    def render_at_once(
+        self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str
+    ) -> Prompt | None:
+        """The same where that takes no time worth a thread, else None."""
+
+    def render_prefix(self, *, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
+        """The part of a prompt that the next turn will share."""
+
+
+class Classifier(Protocol):
+    """Decides whether an utterance asks to look at the screen."""
+
+    async def decide(self, history: Sequence[str], utterance: str) -> Decision:
+        """The decision, given the user's earlier turns, oldest first."""
+
+
+class Chat:
+    """A chat model: its engine, and its renderer, behind a thread pool wherever tokenizing would hold up the loop."""
+
+    def __init__(self, engine: Engine, renderer: Renderer, pool: Executor, budgets: Budgets) -> None:
+        self.engine = engine
+        self._renderer = renderer
+        self._pool = pool
+        self._budgets = budgets
+
+    async def persona_excess(self, persona: str, runtime_text: str) -> PersonaTooLongError | None:
+        """What is too long about a system prompt: the persona itself, or no room is left for an utterance."""
+        budgets = self._budgets
+        # A token is at least one byte, so short texts need no counting.
+        if len(persona.encode()) + len(runtime_text.encode()) <= budgets.persona:
+            return None
+        try:
+            tokens = await self.render(persona, runtime_text, (), "")
+        except PersonaTooLongError as error:
+            return error
+        room = budgets.input - budgets.utterance - SEAM_TOKENS
+        return PersonaTooLongError(len(tokens), room) if len(tokens) > room else None
+
+    async def render(self, persona: str, runtime_text: str, history: Sequence[Message], utterance: str) -> list[int]:
+        """Token ids of a turn's prompt."""
+        # Most turns are quick. When many begin at once, handing each to a thread and back costs more than rendering it,
+        # and the threads wait for the loop, which holds the interpreter.
+        parts: Parts = {"persona": persona, "runtime_text": runtime_text, "history": history, "utterance": utterance}
+        prompt = self._renderer.render_at_once(**parts)
+        if prompt is None:
+            prompt = await self._in_thread(lambda: self._renderer.render(**parts))
+        return prompt.token_ids
+
+    async def render_prefix(self, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
+        """Token ids of what the next turn's prompt will begin with."""
+        return await self._in_thread(
+            lambda: self._renderer.render_prefix(persona=persona, runtime_text=runtime_text, history=history)
+        )
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Everything that turns share.
+
+    Attributes:
+        chat: none in a tool-only deployment.
+        classifier: none in a chat-only deployment.
+        generation_timeout: seconds for a whole turn.
+        tool_timeout: seconds after which an undecided classifier means no.
+        died: called with the error when the engine turns out to be dead.
+        warmed: called when something was put into the prefix cache on a client's request.
+    """
+
+    chat: Chat | None
+    classifier: Classifier | None
+    metrics: Metrics
+    generation_timeout: float = defaults.GENERATION_TIMEOUT_S
+    tool_timeout: float = defaults.TOOL_TIMEOUT_S
+    died: Callable[[EngineDeadError], None] = lambda error: None
+    warmed: Callable[[], None] = lambda: None

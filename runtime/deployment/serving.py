@@ -1,0 +1,155 @@
+"""From settings and an artifact to what will be served: pure, and every problem at once.
+
+The artifact's limits are facts. A default that does not fit them shrinks to them; a setting that asks for more is
+refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from runtime import defaults
+from runtime.artifact import BuildMetadata, Limits
+from runtime.defaults import first_set
+from runtime.deployment.settings import Settings, SettingsError
+from runtime.engines import EngineOptions
+from runtime.text.prompt import Budgets
+
+Mode = Literal["chat", "tool", "both"]
+
+# The contract's budgets, in tokens.
+DEFAULT_BUDGETS = Budgets()
+
+ENGINES = {"vllm": ("vllm", "cpu"), "cpu": ("cpu",), "trt": ("trt",)}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPlan:
+    """The chat model's budgets and engine options. Lengths in tokens."""
+
+    budgets: Budgets
+    max_out: int
+    options: EngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPlan:
+    """The classifier's options."""
+
+    threshold: float
+    max_tokens: int
+    gpu_fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServingPlan:
+    """What will be served. `batch_size` is the one that was asked for, if any."""
+
+    mode: Mode
+    chat: ChatPlan | None
+    tool: ToolPlan | None
+    batch_size: int | None
+
+
+def plan(settings: Settings, metadata: BuildMetadata) -> ServingPlan:
+    """Decide.
+
+    Raises:
+        SettingsError: everything that the settings want and the artifact cannot give.
+    """
+    problems: list[str] = []
+    wanted = settings.inference_engine
+    if wanted is not None and metadata.lane not in ENGINES[wanted]:
+        problems.append(
+            f"INFERENCE_ENGINE: expected {metadata.lane} (the artifact was built for it), found {wanted}; unset it"
+        )
+    mode = _mode(settings, metadata, problems)
+    chat = tool = None
+    if mode in ("chat", "both") and metadata.chat is not None:
+        chat = _chat(settings, metadata.chat.limits, metadata.lane, mode, problems)
+    if mode in ("tool", "both") and metadata.tool is not None:
+        window = metadata.tool.max_tokens
+        asked = settings.tool_history_tokens
+        if asked is not None and asked > window:
+            problems.append(f"TOOL_HISTORY_TOKENS: expected at most {window} (the model's window), found {asked}")
+        tool = ToolPlan(
+            threshold=first_set(settings.tool_decision_threshold, default=metadata.tool.default_threshold),
+            max_tokens=first_set(asked, default=metadata.tool.default_tokens),
+            gpu_fraction=first_set(
+                settings.tool_gpu_frac,
+                default=defaults.GPU_TOOL_BESIDE_CHAT if mode == "both" else defaults.GPU_ALONE,
+            ),
+        )
+    if chat is not None and tool is not None and (total := chat.options.gpu_fraction + tool.gpu_fraction) > 1:
+        problems.append(f"CHAT_GPU_FRAC + TOOL_GPU_FRAC: expected at most 1, found {total:g}")
+    if problems:
+        raise SettingsError(problems)
+    batch_size = settings.trt_batch_size if metadata.lane == "trt" else settings.max_num_seqs_chat
+    return ServingPlan(mode, chat, tool, batch_size)
+
+
+def _mode(settings: Settings, metadata: BuildMetadata, problems: list[str]) -> Mode:
+    held: Mode = "both" if metadata.chat and metadata.tool else "chat" if metadata.chat else "tool"
+    wanted = settings.deploy_mode
+    if wanted is None or wanted == held:
+        return held
+    if held != "both":
+        problems.append(f"DEPLOY_MODE: expected {held} (that is what the artifact holds), found {wanted}")
+    return wanted
+
+
+def _chat(settings: Settings, limits: Limits, lane: str, mode: Mode, problems: list[str]) -> ChatPlan:
+    longer = settings.vllm_allow_long_max_model_len and lane != "trt"
+    most_out = limits.max_model_len - 1 if longer else min(limits.max_output_len, limits.max_model_len - 1)
+    max_out = first_set(settings.chat_max_out, default=min(defaults.OUTPUT_TOKENS, most_out))
+    most_in = min(limits.max_input_len, limits.max_model_len - min(max_out, most_out))
+    max_in = first_set(settings.chat_max_len, default=min(DEFAULT_BUDGETS.input, most_in))
+    if not longer:
+        if max_out > most_out:
+            problems.append(f"CHAT_MAX_OUT: expected at most {most_out} (the artifact's limit), found {max_out}")
+        if max_in > most_in:
+            problems.append(
+                f"CHAT_MAX_LEN: expected at most {most_in} (the artifact's context of {limits.max_model_len} "
+                f"less the reply), found {max_in}"
+            )
+    budgets = _budgets(settings, max_in, problems)
+    options = EngineOptions(
+        gpu_fraction=first_set(
+            settings.chat_gpu_frac, default=defaults.GPU_CHAT_BESIDE_TOOL if mode == "both" else defaults.GPU_ALONE
+        ),
+        max_num_seqs=settings.trt_batch_size if lane == "trt" else settings.max_num_seqs_chat,
+        max_num_batched_tokens=settings.max_num_batched_tokens_chat,
+        max_model_len=max(limits.max_model_len, max_in + max_out) if longer else None,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        kv_cache_dtype=settings.kv_dtype,
+        attention_backend=settings.vllm_attention_backend,
+        enforce_eager=settings.enforce_eager,
+        cpu_kv_cache_gib=settings.vllm_cpu_kvcache_space,
+        kv_free_fraction=settings.trt_kv_free_gpu_frac,
+        kv_block_reuse=settings.trt_kv_enable_block_reuse,
+    )
+    return ChatPlan(budgets, max_out, options)
+
+
+def _budgets(settings: Settings, max_in: int, problems: list[str]) -> Budgets:
+    """The parts' budgets: the contract's, or the same shares of a smaller input."""
+
+    def share(part: int) -> int:
+        return min(part, part * max_in // DEFAULT_BUDGETS.input)
+
+    parts = {
+        "CHAT_PROMPT_MAX_TOKENS": (settings.chat_prompt_max_tokens, DEFAULT_BUDGETS.persona),
+        "HISTORY_MAX_TOKENS": (settings.history_max_tokens, DEFAULT_BUDGETS.history),
+        "USER_UTT_MAX_TOKENS": (settings.user_utt_max_tokens, DEFAULT_BUDGETS.utterance),
+    }
+    for name, (asked, _) in parts.items():
+        if asked is not None and asked > max_in:
+            problems.append(f"{name}: expected at most {max_in} (the input budget), found {asked}")
+    persona, history, utterance = (share(part) if asked is None else asked for asked, part in parts.values())
+    if persona + utterance > max_in:
+        problems.append(
+            f"CHAT_PROMPT_MAX_TOKENS + USER_UTT_MAX_TOKENS: expected at most {max_in} (the input budget), "
+            f"found {persona + utterance}"
+        )
+    return Budgets(persona, history, utterance, max_in)

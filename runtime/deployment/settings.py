@@ -1,0 +1,340 @@
+"""Every variable of the server, in one class: name, default, unit, meaning.
+
+Read once, at start, by `load`; every problem is reported at once, one line each. `docs/environment.md` is generated
+from this class by `yap-runtime settings --markdown`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from runtime import defaults
+from runtime.artifact import ArtifactError
+from runtime.artifact.repository import Reference, named_on_hub
+from runtime.engines import Sampling
+from runtime.wire.messages import DEFAULT_BOUNDS, MAX_PREFIX_CHARS, Bound, Grammar
+
+SAMPLING = Sampling()
+
+
+class SettingsError(Exception):
+    """The environment asks for something that cannot be. One problem a line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def var(default: Any, meaning: str, *, unit: str = "", **constraints: Any) -> Any:  # noqa: ANN401 - as pydantic's Field
+    """One variable."""
+    return Field(default=default, description=meaning, json_schema_extra={"unit": unit}, **constraints)
+
+
+def open_var(fallback: float, meaning: str, *, unit: str = "", **constraints: Any) -> Any:  # noqa: ANN401 - as above
+    """A variable whose default depends on the artifact: `fallback` is what it is where the artifact has no say.
+
+    The meaning's `{}` shows it.
+    """
+    return Field(
+        default=None,
+        description=meaning.format(fallback),
+        json_schema_extra={"unit": unit, "fallback": fallback},
+        **constraints,
+    )
+
+
+def _lowered(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _listed(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+_ANY_CASE = BeforeValidator(_lowered)
+
+
+class Settings(BaseSettings):
+    """The variables. An empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True)
+
+    # What is served
+    artifact: str | None = var(None, "the artifact: a folder, or `hf:org/repo@revision` on the hub")
+    artifact_cache_dir: Path | None = var(
+        None, "folder of fetched artifacts; `$XDG_CACHE_HOME/yap-runtime` or `~/.cache/yap-runtime`"
+    )
+    artifact_public_key_file: Path | None = var(
+        None, "public key (PEM); when set, nothing is served that was not signed with its private key"
+    )
+    deploy_mode: Annotated[Literal["chat", "tool", "both"] | None, _ANY_CASE] = var(
+        None, "which models are served; by default those that the artifact holds"
+    )
+    inference_engine: Annotated[Literal["vllm", "trt", "cpu"] | None, _ANY_CASE] = var(
+        None, "must agree with the artifact's engine when set; `cpu` is vLLM on a CPU"
+    )
+
+    # Where
+    host: str = var(defaults.HOST, "address to listen on")
+    port: int = var(defaults.PORT, "port to listen on", ge=1, le=65535)
+
+    # Who
+    text_api_key: SecretStr | None = var(None, "API keys, comma separated; required, here or in a file")
+    text_api_key_file: Path | None = var(None, "file that holds the API keys, separated by commas or lines")
+    ws_allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = var(
+        (), "browser origins that may connect, comma separated; empty: all"
+    )
+
+    # Connections
+    max_concurrent_connections: int = var(defaults.CONNECTIONS, "connection slots", ge=1)
+    ws_handshake_acquire_timeout_s: float = var(defaults.HANDSHAKE_TIMEOUT_S, "longest wait for a slot", unit="s", ge=0)
+    ws_idle_timeout_s: float = var(
+        defaults.IDLE_TIMEOUT_S, "silence after which a connection is closed", unit="s", gt=0
+    )
+    ws_close_idle_code: int = var(defaults.IDLE_CLOSE_CODE, "close code of an idle connection", ge=3000, le=4999)
+    ws_max_message_bytes: int = var(defaults.MESSAGE_BYTES, "largest inbound frame", unit="bytes", ge=1024)
+    ws_cancel_sentinel: str = var(defaults.CANCEL_SENTINEL, "raw text frame that means `cancel`")
+    ws_end_sentinel: str = var(defaults.END_SENTINEL, "raw text frame that means `end`")
+
+    # Rate limits; 0 disables
+    ws_max_messages_per_window: int = var(defaults.MESSAGES, "messages per connection and window; 0: no limit", ge=0)
+    ws_message_window_seconds: float = var(
+        defaults.MESSAGE_WINDOW_S, "sliding window of the message limit", unit="s", gt=0
+    )
+    ws_max_cancels_per_window: int = var(defaults.CANCELS, "cancels per connection and window; 0: no limit", ge=0)
+    ws_cancel_window_seconds: float = var(
+        defaults.CANCEL_WINDOW_S, "sliding window of the cancel limit", unit="s", gt=0
+    )
+    chat_prompt_update_max_per_window: int = var(
+        defaults.PERSONA_UPDATES, "persona updates per session and window; 0: no limit", ge=0
+    )
+    chat_prompt_update_window_seconds: float = var(
+        defaults.PERSONA_UPDATE_WINDOW_S, "sliding window of that limit", unit="s", gt=0
+    )
+
+    # Sessions
+    session_idle_ttl_seconds: float = var(1800, "how long a session outlives its connection", unit="s", gt=0)
+    max_sessions: int = var(10_000, "sessions kept; beyond it the oldest without a connection go", ge=1)
+
+    # Prompt and reply
+    chat_prompt_max_tokens: int | None = open_var(
+        defaults.PERSONA_TOKENS, "persona budget; {} or what the artifact allows", unit="tokens", ge=1
+    )
+    history_max_tokens: int | None = open_var(
+        defaults.HISTORY_TOKENS, "history budget; {} or what the artifact allows", unit="tokens", ge=0
+    )
+    user_utt_max_tokens: int | None = open_var(
+        defaults.UTTERANCE_TOKENS, "utterance budget; {} or what the artifact allows", unit="tokens", ge=1
+    )
+    chat_max_len: int | None = open_var(
+        defaults.INPUT_TOKENS, "input budget; {} or what the artifact allows", unit="tokens", ge=1
+    )
+    chat_max_out: int | None = open_var(
+        defaults.OUTPUT_TOKENS, "longest reply; {} or what the artifact allows", unit="tokens", ge=1
+    )
+    gen_timeout_s: float = var(defaults.GENERATION_TIMEOUT_S, "longest turn", unit="s", gt=0)
+    check_screen_prefix: str = var(
+        "MUST CHECK SCREEN:", "precedes the utterance after a tool decision yes", max_length=MAX_PREFIX_CHARS
+    )
+    screen_checked_prefix: str = var(
+        "ON THE SCREEN NOW:", "precedes the analysis in a `followup`", max_length=MAX_PREFIX_CHARS
+    )
+
+    # Sampling: defaults and bounds
+    chat_temperature: float = var(SAMPLING.temperature, "default temperature")
+    chat_temperature_min: float = var(DEFAULT_BOUNDS["temperature"].low, "lowest accepted temperature", ge=0)
+    chat_temperature_max: float = var(DEFAULT_BOUNDS["temperature"].high, "highest accepted temperature")
+    chat_top_p: float = var(SAMPLING.top_p, "default top_p")
+    chat_top_p_min: float = var(DEFAULT_BOUNDS["top_p"].low, "lowest accepted top_p", gt=0)
+    chat_top_p_max: float = var(DEFAULT_BOUNDS["top_p"].high, "highest accepted top_p", le=1)
+    chat_top_k: int = var(SAMPLING.top_k, "default top_k; 0: all tokens")
+    chat_top_k_min: int = var(int(DEFAULT_BOUNDS["top_k"].low), "lowest accepted top_k", ge=0)
+    chat_top_k_max: int = var(int(DEFAULT_BOUNDS["top_k"].high), "highest accepted top_k")
+    chat_min_p: float = var(SAMPLING.min_p, "default min_p")
+    chat_min_p_min: float = var(DEFAULT_BOUNDS["min_p"].low, "lowest accepted min_p", ge=0)
+    chat_min_p_max: float = var(DEFAULT_BOUNDS["min_p"].high, "highest accepted min_p", le=1)
+    chat_repetition_penalty: float = var(SAMPLING.repetition_penalty, "default repetition_penalty; 1: none")
+    chat_repetition_penalty_min: float = var(
+        DEFAULT_BOUNDS["repetition_penalty"].low, "lowest accepted repetition_penalty", gt=0
+    )
+    chat_repetition_penalty_max: float = var(
+        DEFAULT_BOUNDS["repetition_penalty"].high, "highest accepted repetition_penalty", le=2
+    )
+    chat_presence_penalty: float = var(SAMPLING.presence_penalty, "default presence_penalty")
+    chat_presence_penalty_min: float = var(
+        DEFAULT_BOUNDS["presence_penalty"].low, "lowest accepted presence_penalty", ge=-2
+    )
+    chat_presence_penalty_max: float = var(
+        DEFAULT_BOUNDS["presence_penalty"].high, "highest accepted presence_penalty", le=2
+    )
+    chat_frequency_penalty: float = var(SAMPLING.frequency_penalty, "default frequency_penalty")
+    chat_frequency_penalty_min: float = var(
+        DEFAULT_BOUNDS["frequency_penalty"].low, "lowest accepted frequency_penalty", ge=-2
+    )
+    chat_frequency_penalty_max: float = var(
+        DEFAULT_BOUNDS["frequency_penalty"].high, "highest accepted frequency_penalty", le=2
+    )
+
+    # Tool decision
+    tool_decision_threshold: float | None = open_var(
+        defaults.TOOL_THRESHOLD, "probability from which the decision is yes; the artifact's, else {}", ge=0, le=1
+    )
+    tool_history_tokens: int | None = open_var(
+        defaults.TOOL_TOKENS, "what the classifier sees at most; {} or the model's window", unit="tokens", ge=1
+    )
+    tool_timeout_s: float = var(
+        defaults.TOOL_TIMEOUT_S, "time after which an undecided classifier means no", unit="s", gt=0
+    )
+
+    # Engine
+    chat_gpu_frac: float | None = var(
+        None,
+        f"part of the GPU's memory for the chat engine; {defaults.GPU_ALONE:.2f} alone, "
+        f"{defaults.GPU_CHAT_BESIDE_TOOL:.2f} beside a tool model",
+        gt=0,
+        le=1,
+    )
+    tool_gpu_frac: float | None = var(
+        None,
+        f"part of the GPU's memory for the classifier; {defaults.GPU_ALONE:.2f} alone, "
+        f"{defaults.GPU_TOOL_BESIDE_CHAT:.2f} beside a chat model",
+        gt=0,
+        le=1,
+    )
+    max_num_seqs_chat: int | None = var(None, "vLLM: sequences that run at once; the artifact's limit", ge=1)
+    max_num_batched_tokens_chat: int | None = var(
+        None, "vLLM: tokens in one scheduler step; vLLM's own choice", unit="tokens", ge=1
+    )
+    trt_batch_size: int | None = var(None, "TensorRT-LLM: sequences that run at once; the baked limit", ge=1)
+    trt_kv_free_gpu_frac: float | None = var(
+        None,
+        "TensorRT-LLM: part of the memory that is free beside the weights for the KV cache; CHAT_GPU_FRAC",
+        gt=0,
+        le=1,
+    )
+    trt_kv_enable_block_reuse: bool = var(
+        defaults.KV_BLOCK_REUSE, "TensorRT-LLM: keep prompts' KV cache for prompts that begin alike"
+    )
+    tensor_parallel_size: int | None = var(None, "GPUs that share the chat model; the artifact's", ge=1)
+    kv_dtype: str = var(defaults.KV_DTYPE, "type of the KV cache, such as `fp8`; `auto`: the model's own")
+    vllm_attention_backend: str | None = var(None, "vLLM's attention kernel, such as `FLASH_ATTN`; vLLM's own choice")
+    enforce_eager: bool | None = var(None, "vLLM without compiled graphs; on a CPU yes, on a GPU no")
+    vllm_allow_long_max_model_len: bool = var(False, "allow a context longer than the model's config says")
+    vllm_cpu_kvcache_space: float = var(
+        defaults.CPU_KV_CACHE_GIB, "vLLM on a CPU: size of the KV cache", unit="GiB", gt=0
+    )
+    cache_reset_interval_seconds: float = var(
+        600, "how often the engine's caches are reset while nothing runs; 0: never", unit="s", ge=0
+    )
+
+    # Operation
+    drain_timeout_s: float = var(25, "time that running turns have after SIGTERM", unit="s", ge=0)
+    log_dir: Path = var(
+        Path(),
+        f"folder of `{defaults.LOG_NAME}`, rotated at {defaults.LOG_MEGABYTES} MB, {defaults.LOG_FILES} kept, "
+        "compressed",
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _ANY_CASE] = var(
+        "info", "least severe events that are logged"
+    )
+    log_format: Annotated[Literal["json", "console"], _ANY_CASE] = var("json", "form of the log on standard output")
+
+    def api_keys(self) -> tuple[str, ...]:
+        """The keys, from the variable or from the file.
+
+        Raises:
+            SettingsError: neither gives a key, both are set, or the file cannot be read.
+        """
+        if self.text_api_key is not None and self.text_api_key_file is not None:
+            raise SettingsError(["TEXT_API_KEY: expected this or TEXT_API_KEY_FILE, found both; unset one"])
+        text = self.text_api_key.get_secret_value() if self.text_api_key is not None else ""
+        if self.text_api_key_file is not None:
+            try:
+                text = self.text_api_key_file.read_text("utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+                raise SettingsError(
+                    [f"TEXT_API_KEY_FILE: expected a readable file, found {self.text_api_key_file} ({reason})"]
+                ) from None
+        keys = tuple(key for key in (part.strip() for part in text.replace("\n", ",").split(",")) if key)
+        if not keys:
+            raise SettingsError(
+                ["TEXT_API_KEY: expected at least one API key, found none; set it or TEXT_API_KEY_FILE"]
+            )
+        return keys
+
+    def bounds(self) -> dict[str, Bound]:
+        """The sampling parameters' ranges."""
+        return {
+            name: Bound(getattr(self, f"chat_{name}_min"), getattr(self, f"chat_{name}_max"), bound.whole)
+            for name, bound in DEFAULT_BOUNDS.items()
+        }
+
+    def grammar(self) -> Grammar:
+        """What the decoder needs to know."""
+        return Grammar(self.bounds(), self.ws_cancel_sentinel, self.ws_end_sentinel)
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        """The server's default sampling."""
+        return Sampling(**{name: getattr(self, f"chat_{name}") for name in DEFAULT_BOUNDS}, max_tokens=max_tokens)
+
+
+def load() -> Settings:
+    """Read and check the process's environment.
+
+    Raises:
+        SettingsError: everything that is wrong.
+    """
+    problems = []
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        problems = [_problem(entry) for entry in error.errors()]
+        # With defaults in place of what was wrong, so that the other checks have their say too.
+        fields = Settings.model_fields
+        wrong = {str(entry["loc"][0]) for entry in error.errors() if entry["loc"]} & fields.keys()
+        settings = Settings(**{name: fields[name].default for name in wrong})
+    problems += _contradictions(settings)
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    problems = []
+    if settings.artifact is None:
+        problems.append("ARTIFACT: expected the folder of an artifact, found nothing; make one with `yap-pipeline run`")
+    elif named_on_hub(settings.artifact):
+        try:
+            Reference.parse(settings.artifact)
+        except ArtifactError as error:
+            problems.append(str(error))
+    if settings.artifact_public_key_file is not None and not settings.artifact_public_key_file.is_file():
+        problems.append(
+            f"ARTIFACT_PUBLIC_KEY_FILE: expected a file with a public key, found {settings.artifact_public_key_file}"
+        )
+    try:
+        settings.api_keys()
+    except SettingsError as error:
+        problems += error.problems
+    for name, bound in settings.bounds().items():
+        variable, default = f"CHAT_{name.upper()}", getattr(settings, f"chat_{name}")
+        if bound.low > bound.high:
+            problems.append(f"{variable}_MIN: expected at most {variable}_MAX ({bound.high:g}), found {bound.low:g}")
+        elif not bound.low <= default <= bound.high:
+            problems.append(f"{variable}: expected {bound}, found {default:g}")
+    if settings.ws_cancel_sentinel == settings.ws_end_sentinel:
+        problems.append(
+            f"WS_END_SENTINEL: expected another text than WS_CANCEL_SENTINEL, found {settings.ws_end_sentinel!r}"
+        )
+    return problems
+
+
+def _problem(error: Any) -> str:  # noqa: ANN401 - pydantic's own record
+    name = str(error["loc"][0]).upper() if error["loc"] else "environment"
+    found = "" if "key" in name.lower() else f", found {error['input']!r}"
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}{found}"

@@ -1,0 +1,40 @@
+"""The server's variables as a table: for `docs/environment.md`, and for people."""
+
+from __future__ import annotations
+
+from pydantic.fields import FieldInfo
+
+from runtime.deployment.settings import Settings
+
+
+def markdown() -> str:
+    """The table of `docs/environment.md`."""
+    rows = ["| variable | default | unit | meaning |", "|---|---|---|---|"]
+    for name, info in Settings.model_fields.items():
+        rows.append(f"| `{name.upper()}` | {_default(info)} | {_unit(info)} | {info.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(info: FieldInfo) -> str:
+    value = info.default
+    if value is None or value == ():
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _unit(info: FieldInfo) -> str:
+    extra = info.json_schema_extra
+    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+
+
+def show() -> None:
+    """Print the variables as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("variable", "default", "unit", "meaning")
+    for name, info in Settings.model_fields.items():
+        table.add_row(name.upper(), _default(info).strip("`"), _unit(info), info.description)
+    Console().print(table)

@@ -1,0 +1,221 @@
+"""Engines behind one small interface.
+
+An `Engine` turns prompt token ids into `Delta`s. The pipeline validates with the same classes that serve.
+Nothing outside this package imports vLLM or TensorRT-LLM, and those imports happen inside `start`, so that importing
+`runtime` stays cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from runtime import defaults
+from runtime.artifact import ArtifactError, BuildMetadata, Limits
+from runtime.defaults import first_set
+
+
+class EngineDeadError(Exception):
+    """The engine process or its worker has died; nothing can be generated any more."""
+
+
+class EngineOptionError(ValueError):
+    """An option has a value that the engine does not know. The message names the option and the known values."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What reaches the engine beside the artifact. None leaves the artifact's limit, then the engine's own default.
+
+    Attributes:
+        gpu_fraction: part of the GPU's memory for weights, activations and KV cache, 0 to 1.
+        max_num_seqs: sequences that run at once.
+        max_num_batched_tokens: tokens in one step of the scheduler.
+        max_model_len: context in tokens, prompt and reply together.
+        dtype: TensorRT-LLM's PyTorch backend: type of what is not quantized; `auto` is the model's own.
+        kv_cache_dtype: `auto` is the model's own; `fp8` halves the cache on GPUs that have it.
+        attention_backend: the engine's name of an attention kernel, such as `FLASH_ATTN`.
+        enforce_eager: run without compiled graphs; none means eager on a CPU, compiled on a GPU.
+        cpu_kv_cache_gib: size of the KV cache on a CPU.
+        kv_free_fraction: TensorRT-LLM: part of the memory that is free beside the weights for the KV cache; none takes
+            `gpu_fraction`.
+        kv_block_reuse: TensorRT-LLM: keep the KV cache of prompts for prompts that begin alike.
+    """
+
+    gpu_fraction: float = defaults.GPU_ALONE
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_model_len: int | None = None
+    tensor_parallel_size: int | None = None
+    dtype: str = "auto"
+    kv_cache_dtype: str = defaults.KV_DTYPE
+    attention_backend: str | None = None
+    enforce_eager: bool | None = None
+    cpu_kv_cache_gib: float = defaults.CPU_KV_CACHE_GIB
+    kv_free_fraction: float | None = None
+    kv_block_reuse: bool = defaults.KV_BLOCK_REUSE
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn, in the protocol's terms. `top_k` 0 means all tokens; each engine translates.
+
+    `max_tokens` bounds the reply. `seed` makes one request repeatable. `ignore_eos` is for benchmarks alone.
+    """
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 30
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_tokens: int = defaults.OUTPUT_TOKENS
+    seed: int | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one engine step added to a reply.
+
+    Attributes:
+        text: new text, perhaps empty while a character is incomplete.
+        tokens: number of new tokens.
+        finish_reason: `stop` or `length` on the last delta, none before.
+        cached_tokens: prompt tokens that came out of the prefix cache; known from the first delta on.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: str | None = None
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """The model's view of one token of a given text: its log-probability, and the id it would have chosen itself.
+
+    The log-probability is not a number where the engine does not tell it.
+    """
+
+    logprob: float
+    top_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the engine's own scheduler holds right now.
+
+    Attributes:
+        running: requests in the batch.
+        waiting: requests queued for it.
+        cache_usage: part of the KV cache in use, 0 to 1.
+    """
+
+    running: int
+    waiting: int
+    cache_usage: float
+
+
+class Engine(Protocol):
+    """One chat model, loaded."""
+
+    async def start(self) -> None:
+        """Load the model; return when it answers. Raises what the engine raises."""
+
+    def rouse(self) -> None:
+        """Say that a request will come within a moment. Costs little, raises nothing, and may do nothing."""
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+        """Reply to prompt token ids; return when the reply has ended.
+
+        `each` gets every delta as it comes, in the event loop: it must be quick. It is called rather than awaited on,
+        because waking a task for every token costs more than what is done with the token. When it raises, that is
+        raised here. Leaving early, by cancellation or an error, aborts the request in the engine first. Raises
+        EngineDeadError when the engine is gone.
+        """
+
+    async def warm(self, prompt: Sequence[int]) -> int:
+        """Prefill the prompt into the prefix cache; return how many of its tokens were cached already."""
+
+    async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
+        """Score each token after the first, given those before it; `len(tokens) - 1` entries."""
+
+    async def load(self) -> Load:
+        """The scheduler's own figures, not a counter of ours."""
+
+    async def reset_caches(self) -> bool:
+        """Drop the prefix cache; false when the engine refused because something runs."""
+
+    async def health(self) -> None:
+        """Raise EngineDeadError when the engine cannot answer any more."""
+
+    async def shutdown(self) -> None:
+        """Stop the engine and its processes; safe to call twice."""
+
+
+# What TensorRT-LLM loads, by the name of the engine in the metadata.
+STYLES: dict[str, Literal["engine", "pytorch"]] = {"trt": "engine", "trt-pytorch": "pytorch"}
+
+
+def create(folder: Path, metadata: BuildMetadata, options: EngineOptions) -> Engine:
+    """The engine that an artifact names, not started yet. Limits that the options leave open are the artifact's.
+
+    Raises:
+        ArtifactError: the artifact holds no chat model, or names an engine that this runtime does not have.
+    """
+    chat = metadata.chat
+    if chat is None:
+        raise ArtifactError(f"{folder}: expected a chat model, found a tool-only artifact; set DEPLOY_MODE=tool")
+    options = _limited(options, chat.limits)
+    if metadata.engine == "vllm":
+        from runtime.engines.vllm.engine import VllmEngine
+
+        return VllmEngine(folder, options, compile_cache=folder / chat.compile_cache if chat.compile_cache else None)
+    if metadata.engine in STYLES:
+        from runtime.engines.trt.engine import TrtEngine
+
+        model = folder / chat.engine_path if chat.engine_path else folder
+        return TrtEngine(model, options, tokenizer=folder, style=STYLES[metadata.engine])
+    known = ", ".join(("vllm", *STYLES))
+    raise ArtifactError(
+        f"{folder}: expected one of the engines {known}, found {metadata.engine!r}; use the runtime image of its lane"
+    )
+
+
+def preload(metadata: BuildMetadata, options: EngineOptions) -> None:
+    """Import what loading the artifact will need, which takes seconds. Reads nothing of it but its metadata.
+
+    What cannot be imported is told by the engine's `start`.
+    """
+    if metadata.engine == "vllm" and metadata.chat is not None:
+        from runtime.engines.vllm.arguments import preload as preload_vllm
+
+        preload_vllm(_limited(options, metadata.chat.limits))
+
+
+def _limited(options: EngineOptions, limits: Limits) -> EngineOptions:
+    return replace(
+        options,
+        max_num_seqs=first_set(options.max_num_seqs, default=limits.max_batch_size),
+        max_model_len=first_set(options.max_model_len, default=limits.max_model_len),
+        tensor_parallel_size=first_set(options.tensor_parallel_size, default=limits.tensor_parallel_size),
+    )
+
+
+def for_model(engine: str, folder: Path, options: EngineOptions) -> Engine:
+    """An engine on a plain Hugging Face folder, not started yet: what the pipeline measures the float model with.
+
+    Args:
+        engine: vllm, trt or trt-pytorch; TensorRT-LLM loads such folders with its PyTorch backend.
+    """
+    if engine == "vllm":
+        from runtime.engines.vllm.engine import VllmEngine
+
+        return VllmEngine(folder, options)
+    from runtime.engines.trt.engine import TrtEngine
+
+    return TrtEngine(folder, options, tokenizer=folder, style="pytorch")

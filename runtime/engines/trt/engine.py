@@ -1,0 +1,308 @@
+"""TensorRT-LLM behind the `Engine` interface: a compiled engine, or its PyTorch backend on a Hugging Face folder.
+
+Written for TensorRT-LLM 1.2, the last line that compiles engines. It runs its worker in a process of its own, which
+MPI starts: on one GPU too, and without `mpirun`. Each request has a task that takes the steps from TensorRT-LLM as they
+come and goes on doing so after an abort, because leaving the iteration does not end a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from runtime.defaults import first_set
+from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
+from runtime.engines.trt.arguments import Style, check_version, kv_cache_arguments, llm_arguments, sampling_arguments
+from runtime.engines.trt.folders import EngineFolder
+from runtime.engines.trt.tokens import SpecialTokens
+
+if TYPE_CHECKING:
+    from tensorrt_llm import SamplingParams
+
+# How often the worker is asked whether it lives while something runs; a dead one answers no request.
+HEALTH_INTERVAL_S = 0.5
+STATISTICS_TIMEOUT_S = 0.1
+# Positions of a text that are asked for their next token at the same time.
+SCORES_AT_ONCE = 64
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # OpenMPI starts the worker: containers run as root, and have fewer slots than it counts.
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of the engine added to a reply. `reason` is set on the last one."""
+
+    text: str
+    tokens: tuple[int, ...]
+    reason: str | None
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A request inside TensorRT-LLM. Its queue holds steps, or the error that ended it."""
+
+    output: Any
+    steps: asyncio.Queue[Step | Exception] = field(default_factory=asyncio.Queue)
+    aborted: bool = False
+    finished: bool = False
+
+    async def next(self) -> Step:
+        """The next step. Raises what ended the request."""
+        step = await self.steps.get()
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+
+class TrtEngine:
+    """A model, loaded by TensorRT-LLM.
+
+    Args:
+        model: folder of a compiled engine, or a Hugging Face folder for the PyTorch backend.
+        options: what reaches TensorRT-LLM.
+        tokenizer: folder with the tokenizer and `generation_config.json`.
+        style: which of the two `model` is.
+    """
+
+    def __init__(self, model: Path, options: EngineOptions, *, tokenizer: Path, style: Style) -> None:
+        self._model = model
+        self._options = options
+        self._tokenizer = tokenizer
+        self._style = style
+        self._llm: Any = None  # two unrelated classes of TensorRT-LLM's with the same methods
+        self._special: SpecialTokens | None = None
+        self._dead: EngineDeadError | None = None
+        self._requests: set[Request] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._usage = 0.0
+
+    async def start(self) -> None:
+        """Load the model; return when it has generated a token.
+
+        Raises:
+            ArtifactError: the engine belongs to another version, or is too small for the options.
+            EngineOptionError: an option that TensorRT-LLM does not know.
+            CudaError: the GPU cannot be used, with the diagnosis.
+        """
+        if self._llm is not None:
+            raise RuntimeError("the engine was started already")
+        try:
+            # In a thread: loading takes up to minutes, and the server answers /healthz meanwhile.
+            self._llm = await asyncio.to_thread(self._load_model)
+            self._spawn(self._watch())
+            await self.warm([self._tokens().end_id])
+        except BaseException:
+            await self.shutdown()
+            raise
+
+    def _load_model(self) -> Any:  # noqa: ANN401 - see `_llm`
+        from runtime.host import cuda, machine
+
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self._special = SpecialTokens.read(self._tokenizer)
+        arguments = llm_arguments(self._model, self._options, tokenizer=self._tokenizer, style=self._style)
+        here = machine.describe()
+        engine = EngineFolder.read(self._model) if self._style == "engine" else None
+        if engine:
+            check_version(engine, here.packages.get("tensorrt-llm"))
+        if here.gpus:
+            cuda.check(here)
+        from tensorrt_llm.llmapi import KvCacheConfig
+
+        arguments["kv_cache_config"] = KvCacheConfig(**kv_cache_arguments(self._options, engine))
+        if engine:
+            from tensorrt_llm._tensorrt_engine import LLM
+        else:
+            from tensorrt_llm import LLM
+        return LLM(**arguments)
+
+    def rouse(self) -> None:
+        """Nothing: TensorRT-LLM's executor has no request that says nothing."""
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+        """Reply to prompt token ids, telling `each` every delta.
+
+        When this is left early, by cancellation or an error, TensorRT-LLM has been told to abort before control
+        returns. How much of a prompt came out of the cache is not told by TensorRT-LLM.
+
+        Raises:
+            EngineDeadError: the worker is gone.
+            ValueError: TensorRT-LLM refuses the request, such as a prompt longer than the context.
+        """
+        request = self._submit(prompt, sampling)
+        try:
+            while True:
+                step = await request.next()
+                each(Delta(step.text, len(step.tokens), step.reason))
+                if step.reason is not None:
+                    return
+        finally:
+            self._abort(request)
+
+    def _submit(self, prompt: Sequence[int], sampling: Sampling) -> Request:
+        from tensorrt_llm import SamplingParams
+
+        llm = self._alive()
+        params: SamplingParams = SamplingParams(**sampling_arguments(sampling, self._tokens()))
+        try:
+            output = llm.generate_async(list(prompt), sampling_params=params, streaming=True)
+        except RuntimeError as error:
+            refusal = refusal_of(error)
+            raise refusal or EngineDeadError(f"TensorRT-LLM takes no requests any more: {error}") from error
+        request = Request(output)
+        self._requests.add(request)
+        self._spawn(self._take_steps(request))
+        return request
+
+    async def _take_steps(self, request: Request) -> None:
+        """Move a request's steps into its queue until TensorRT-LLM has ended it, aborted or not."""
+        try:
+            async for output in request.output:
+                completion = output.outputs[0]
+                reason = completion.finish_reason
+                request.finished = reason is not None
+                step = Step(completion.text_diff, tuple(completion.token_ids_diff), reason)
+                request.steps.put_nowait(step if reason in (None, "stop", "length") else ended_by_itself(reason))
+            request.steps.put_nowait(ended_by_itself("no reason"))  # nobody reads it after a reason was given
+        except ValueError as error:
+            request.steps.put_nowait(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it reaches the one who asked
+            request.steps.put_nowait(refusal_of(error) or EngineDeadError(f"{type(error).__name__}: {error}"))
+        finally:
+            request.finished = True
+            self._requests.discard(request)
+
+    def _abort(self, request: Request) -> None:
+        # Requests never ask for logprobs: aborting one that does crashes TensorRT-LLM 1.2's executor (its issue 10810).
+        if not request.finished and not request.aborted and not self._dead:
+            request.aborted = True
+            request.output.abort()
+
+    async def warm(self, prompt: Sequence[int]) -> int:
+        """Prefill the prompt into the prefix cache; 0, because TensorRT-LLM does not tell what was cached already."""
+        await self.generate(prompt, Sampling(temperature=0.0, max_tokens=1), lambda delta: None)
+        return 0
+
+    async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
+        """What the model would have chosen at each position; probabilities are not a number.
+
+        An engine gives the probabilities of a prompt only when it was built to, which costs memory for the logits of
+        every prompt token for ever. So each position is asked for its next token by a request of its own. The longest
+        goes first: the others then find their blocks in the prefix cache.
+        """
+        room = asyncio.Semaphore(min(first_set(self._options.max_num_seqs, default=SCORES_AT_ONCE), SCORES_AT_ONCE))
+        sampling = Sampling(temperature=0.0, max_tokens=1, ignore_eos=True)
+
+        async def top(length: int) -> int:
+            async with room:
+                request = self._submit(tokens[:length], sampling)
+                try:
+                    while not (step := await request.next()).tokens:
+                        if step.reason is not None:
+                            raise EngineDeadError("TensorRT-LLM ended a request without a token")
+                    return step.tokens[0]
+                finally:
+                    self._abort(request)
+
+        if len(tokens) < 2:
+            return []
+        last = await top(len(tokens) - 1)
+        earlier = await asyncio.gather(*(top(length) for length in range(1, len(tokens) - 1)))
+        return [TokenScore(float("nan"), token) for token in (*earlier, last)]
+
+    async def load(self) -> Load:
+        """Requests that TensorRT-LLM has not ended, and its KV cache's use in its last step.
+
+        An aborted request counts until TensorRT-LLM confirms its end.
+        """
+        llm, outstanding = self._alive(), len(self._requests)
+        running = min(outstanding, first_set(self._options.max_num_seqs, default=outstanding))
+        if outstanding == 0:
+            return Load(0, 0, 0.0)
+        for record in await asyncio.to_thread(llm.get_stats, STATISTICS_TIMEOUT_S):
+            cache = record.get("kvCacheStats") or {}
+            if most := cache.get("maxNumBlocks"):
+                self._usage = cache["usedNumBlocks"] / most
+        return Load(running, outstanding - running, self._usage)
+
+    async def reset_caches(self) -> bool:
+        """False: TensorRT-LLM has no call for it; it drops the blocks that were used longest ago when it needs room."""
+        self._alive()
+        return False
+
+    async def health(self) -> None:
+        """Raise EngineDeadError when the worker is gone."""
+        self._alive()
+
+    async def shutdown(self) -> None:
+        """Stop the worker and end what still runs with EngineDeadError; safe to call twice."""
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
+        self._die(self._dead or EngineDeadError("the engine was shut down"))
+        try:
+            await asyncio.to_thread(llm.shutdown)
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _tokens(self) -> SpecialTokens:
+        if self._special is None:
+            raise EngineDeadError("the engine is not running")
+        return self._special
+
+    def _alive(self) -> Any:  # noqa: ANN401 - see `_llm`
+        if self._dead is not None:
+            raise self._dead
+        if self._llm is None:
+            raise EngineDeadError("the engine is not running")
+        if not self._llm._check_health():
+            self._die(EngineDeadError("the TensorRT-LLM worker died"))
+            raise EngineDeadError("the TensorRT-LLM worker died")
+        return self._llm
+
+    async def _watch(self) -> None:
+        """End what waits for a worker that died: TensorRT-LLM leaves it waiting."""
+        while self._dead is None:
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+            with contextlib.suppress(EngineDeadError):
+                self._alive()
+
+    def _die(self, error: EngineDeadError) -> None:
+        self._dead = error
+        for request in self._requests:
+            request.steps.put_nowait(error)
+
+    def _spawn(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def ended_by_itself(reason: str) -> EngineDeadError:
+    """The error of a request that TensorRT-LLM ended before it was done."""
+    return EngineDeadError(f"TensorRT-LLM ended the request itself ({reason})")
+
+
+def refusal_of(error: Exception) -> ValueError | None:
+    """TensorRT-LLM's `RequestError` is about one request, whatever else happens is about the engine."""
+    return ValueError(str(error)) if type(error).__name__ == "RequestError" else None

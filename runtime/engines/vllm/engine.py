@@ -1,0 +1,315 @@
+"""vLLM's `AsyncLLM` behind the `Engine` interface: one code path for CPU and CUDA, vLLM 0.25 to 0.30.
+
+Token ids in, deltas out. vLLM's own statistics stay off, because they cost time for every token; `load` asks the
+scheduler itself (`vllm_core`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
+from runtime.engines.vllm.arguments import engine_arguments, parameters, prepare_environment
+from runtime.engines.vllm.caches import CacheCopy
+from runtime.engines.vllm.text import forget_prompt
+from runtime.host import eager
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+T = TypeVar("T")
+
+# vLLM never resolves a utility call whose engine process died while it waited, so waits look up this often.
+DEATH_CHECK_S = 0.5
+
+# Samplings whose parameters are kept: a server's turns share a few, and making them takes 0.1 ms in an idle process.
+KNOWN_SAMPLINGS = 256
+
+# A request that nobody has: ending it makes vLLM's processes look up, and says nothing.
+NOBODY = "nobody"
+
+# Enough streams for the batched form of vLLM's sampler, which small batches do not use.
+EXERCISE_STREAMS = 32
+
+
+class VllmEngine:
+    """A Hugging Face folder, loaded by vLLM in processes of its own.
+
+    Args:
+        folder: config, weights and tokenizer.
+        options: what reaches vLLM; checked in `start`.
+        compile_cache: a `VLLM_CACHE_ROOT` that was filled ahead of time. vLLM writes into its cache and the artifact
+            may be read-only, so a copy in a temporary folder is used; a `VLLM_CACHE_ROOT` in the environment wins.
+            Triton's own cache lies inside (`caches`): with it no kernel is compiled again, nor Triton's C helper, for
+            which a runtime image has no compiler.
+    """
+
+    def __init__(self, folder: Path, options: EngineOptions, *, compile_cache: Path | None = None) -> None:
+        self._folder = folder
+        self._options = options
+        self._compile_cache = compile_cache
+        self._scratch: CacheCopy | None = None
+        self._llm: AsyncLLM | None = None
+        self._ids = count()
+        self._aborts: set[asyncio.Future[None]] = set()
+        self._parameters = lru_cache(KNOWN_SAMPLINGS)(parameters)
+
+    async def start(self) -> None:
+        """Load the model; return when it has generated a token.
+
+        Raises:
+            EngineOptionError: an option that vLLM does not know.
+        """
+        if self._llm is not None:
+            raise RuntimeError("the engine was started already")
+        try:
+            # In a thread: loading takes up to minutes, and the server answers /healthz meanwhile.
+            self._llm = await asyncio.to_thread(self._load_model)
+            await self._exercise()
+        except BaseException:
+            await self.shutdown()
+            raise
+
+    async def _exercise(self) -> None:
+        """Generate a little, alone and in a batch, the way that turns do.
+
+        vLLM compiles its sampling kernels when they are first needed, which is not while it captures its graphs:
+        without this the first full batch of real turns waited up to seven seconds (measured on an H200).
+        """
+        from vllm.platforms import current_platform
+
+        async def once(number: int, sampling: Sampling) -> None:
+            await self.generate([number], replace(sampling, max_tokens=2, ignore_eos=True), lambda delta: None)
+
+        # Three kernels: both filters, one of them, none.
+        ways = (Sampling(), Sampling(top_k=0), Sampling(top_k=0, top_p=1.0))
+        for streams in (1,) if current_platform.is_cpu() else (1, EXERCISE_STREAMS):
+            for sampling in ways[:1] if current_platform.is_cpu() else ways:
+                await asyncio.gather(*(once(number, sampling) for number in range(streams)))
+
+    def _load_model(self) -> AsyncLLM:
+        prepare_environment(self._options)
+        if self._compile_cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
+            self._scratch = CacheCopy(self._compile_cache)
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.executor import Executor
+
+        from runtime.engines.vllm.core import OBSERVED
+
+        config = engine_arguments(self._folder, self._options).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        executor = Executor.get_class(config)
+        return model_class()(config, OBSERVED.get(executor, executor), log_stats=False, log_requests=False)
+
+    def rouse(self) -> None:
+        """Have vLLM's processes awake when the next request comes, for which they were about to wait asleep.
+
+        Between the socket and the engine's loop lie four threads that wake one another. Woken while the prompt is still
+        rendered, they had the request 0.3 to 0.5 ms sooner (an H100).
+        """
+        llm = self._llm
+        if llm is not None and not llm.errored and not llm.output_processor.has_unfinished_requests():
+            self._keep(eager.start(llm.engine_core.abort_requests_async([NOBODY])))
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+        """Reply to prompt token ids, telling `each` every delta.
+
+        When this is left early, by cancellation or an error, the abort has been handed to the engine before control
+        returns; a `load` asked afterwards does not see the request any more.
+
+        Raises:
+            EngineDeadError: the engine process is gone.
+            ValueError: vLLM refuses the request, such as a prompt longer than the context.
+        """
+        llm = self._alive()
+        request_id = str(next(self._ids))
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        finished = False
+
+        def put(output: RequestOutput | Exception) -> None:
+            nonlocal finished
+            if over.done():
+                return
+            try:
+                if isinstance(output, Exception):
+                    raise output
+                finished = output.finished
+                each(delta_of(output))
+            except Exception as error:  # noqa: BLE001 - vLLM would take it for its own death, and end every request
+                over.set_exception(error)
+            else:
+                if finished:
+                    over.set_result(None)
+
+        try:
+            # Not `AsyncLLM.generate`: it wakes a task for every token, which costs more than all that is done with the
+            # token here, and it loses the request when it is cancelled while adding it. So vLLM's output handler
+            # calls `put` itself, in the place of the collector's own.
+            collector = await llm.add_request(
+                request_id, {"type": "token", "prompt_token_ids": list(prompt)}, self._parameters(sampling)
+            )
+            early = collector.get_nowait()
+            collector.put = put
+            if early is not None:
+                put(early)
+            else:
+                forget_prompt(llm.output_processor.request_states.get(collector.request_id), prompt)
+            await over
+        except _dead():
+            finished = True
+            raise EngineDeadError("the vLLM engine process died") from None
+        except _refused() as error:
+            raise ValueError(str(error)) from error
+        finally:
+            if not finished:
+                await self._abort(llm, request_id)
+
+    def _keep(self, abort: asyncio.Future[None]) -> None:
+        self._aborts.add(abort)
+
+        def done(abort: asyncio.Future[None]) -> None:
+            self._aborts.discard(abort)
+            if not abort.cancelled():
+                abort.exception()  # an engine that died is told where something is asked of it
+
+        abort.add_done_callback(done)
+
+    async def _abort(self, llm: AsyncLLM, request_id: str) -> None:
+        # Shielded, so that a second cancellation cannot stop the abort half way.
+        abort = asyncio.ensure_future(llm.abort(request_id))
+        self._keep(abort)
+        try:
+            await asyncio.shield(abort)
+        except _dead():
+            return
+
+    async def warm(self, prompt: Sequence[int]) -> int:
+        """Prefill the prompt into the prefix cache; return how many of its tokens were cached already."""
+        deltas: list[Delta] = []
+        await self.generate(prompt, Sampling(temperature=0.0, max_tokens=1), deltas.append)
+        return deltas[-1].cached_tokens if deltas else 0
+
+    async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
+        """Score each token after the first, given those before it; `len(tokens) - 1` entries.
+
+        vLLM computes the whole prompt anew for this: scores are not read from the prefix cache.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        llm = self._alive()
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=1,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"type": "token", "prompt_token_ids": list(tokens)}
+        scores: list[TokenScore] = []
+        try:
+            async for output in llm.generate(prompt, params, str(next(self._ids))):
+                # The first entry has no logprob: nothing comes before the first token.
+                for token, entry in zip(tokens[1:], output.prompt_logprobs[1:], strict=True):
+                    top = next(candidate for candidate, view in entry.items() if view.rank == 1)
+                    scores.append(TokenScore(entry[token].logprob, top))
+        except _dead():
+            raise EngineDeadError("the vLLM engine process died") from None
+        return scores
+
+    async def load(self) -> Load:
+        """The scheduler's own figures at this moment; every abort that was sent before is in them."""
+        from runtime.engines.vllm.core import METHOD
+
+        llm = self._alive()
+        running, waiting, usage = await self._call(llm, llm.engine_core.call_utility_async(METHOD))
+        return Load(int(running), int(waiting), float(usage))
+
+    async def reset_caches(self) -> bool:
+        """Drop the prefix cache; false when the engine refused because something runs."""
+        llm = self._alive()
+        return bool(await self._call(llm, llm.reset_prefix_cache()))
+
+    async def health(self) -> None:
+        """Raise EngineDeadError when the engine process is gone."""
+        self._alive()
+
+    async def shutdown(self) -> None:
+        """Stop vLLM's processes and end what still runs with EngineDeadError; safe to call twice."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown)
+            llm.output_processor.propagate_error(_dead()())
+            if llm.output_handler is not None:
+                await asyncio.wait((llm.output_handler,), timeout=5)
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            await asyncio.to_thread(scratch.remove)
+
+    def _alive(self) -> AsyncLLM:
+        if self._llm is None:
+            raise EngineDeadError("the engine is not running")
+        if self._llm.errored:
+            raise EngineDeadError("the vLLM engine process died")
+        return self._llm
+
+    async def _call(self, llm: AsyncLLM, awaitable: Awaitable[T]) -> T:
+        call = asyncio.ensure_future(awaitable)
+        try:
+            while not call.done():
+                await asyncio.wait((call,), timeout=DEATH_CHECK_S)
+                if not call.done() and llm.errored:
+                    raise EngineDeadError("the vLLM engine process died")
+            return call.result()
+        except _dead():
+            raise EngineDeadError("the vLLM engine process died") from None
+        finally:
+            call.cancel()
+
+
+def _dead() -> type[Exception]:
+    """vLLM's error for an engine that died. Called where one is caught: a turn that goes well imports nothing."""
+    from vllm.v1.engine.exceptions import EngineDeadError as Dead
+
+    return Dead  # type: ignore[no-any-return]
+
+
+def _refused() -> type[Exception]:
+    """vLLM's error for a request that it does not take."""
+    from vllm.exceptions import VLLMValidationError
+
+    return VLLMValidationError  # type: ignore[no-any-return]
+
+
+def model_class() -> type[AsyncLLM]:
+    """vLLM's `AsyncLLM`, which says nothing at the interpreter's end."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    class Model(AsyncLLM):  # type: ignore[misc]
+        def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+            # vLLM's own would fail on modules that are gone already, and print that.
+            if not finalizing():
+                super().__del__()
+
+    return Model
+
+
+def delta_of(output: RequestOutput) -> Delta:
+    """What one of vLLM's outputs adds to its reply.
+
+    Raises:
+        EngineDeadError: the engine ended the request, though nobody asked it to.
+    """
+    completion = output.outputs[0]
+    reason = completion.finish_reason
+    if reason is not None and reason not in ("stop", "length"):
+        raise EngineDeadError(f"the engine ended the request itself ({reason})")
+    return Delta(completion.text, len(completion.token_ids), reason, output.num_cached_tokens or 0)

@@ -1,0 +1,129 @@
+"""The ASGI application: `/ws`, `/healthz`, `/readyz`, `/metrics`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import parse_qsl
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
+
+from runtime.server.admission import Slot
+from runtime.server.auth import origin_allowed
+from runtime.server.connection import Connection
+from runtime.server.service import Phase, Service
+from runtime.turns.dialogue import Dialogue
+from runtime.turns.outbox import Outbox
+from runtime.wire import frames
+from runtime.wire.frames import Frame
+
+
+def create_app(service: Service) -> Starlette:
+    """The application around a service. Its lifespan starts loading and, at the end, stops what was started."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    async def healthz(request: Request) -> Response:
+        return JSONResponse({"status": "live"})
+
+    async def readyz(request: Request) -> Response:
+        if service.phase is Phase.READY:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": service.phase.value, "reason": service.reason}, status_code=503)
+
+    async def metrics(request: Request) -> Response:
+        return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            WebSocketRoute("/ws", Door(service)),
+        ],
+        lifespan=lifespan,
+    )
+
+
+class Door:
+    """The handshake: who comes in, and what the others are told."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One WebSocket, from its handshake to its end."""
+        try:
+            await receive()
+            await self._admit(scope, receive, send)
+        except OSError:
+            return  # the client left while something was being sent
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self._service
+        headers = {
+            name.decode("latin-1").lower(): value.decode("utf-8", "surrogateescape") for name, value in scope["headers"]
+        }
+        query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+        if not origin_allowed(headers.get("origin"), service.settings.ws_allowed_origins):
+            refusal = frames.Error(error_code="authentication_failed", message="This origin may not connect.")
+            return await self._refuse(send, refusal, frames.CLOSE_POLICY, "authentication_failed")
+        principal = service.keyring.identify(headers, query)
+        if principal is None:
+            refusal = frames.Error(error_code="authentication_failed", message="The API key is missing or wrong.")
+            return await self._refuse(send, refusal, frames.CLOSE_POLICY, "authentication_failed")
+        if service.phase is Phase.DRAINING:
+            return await self._refuse(send, frames.Draining(deadline_s=0), frames.CLOSE_GOING_AWAY, "draining")
+        if service.phase is not Phase.READY:
+            full = self._full(f"Not ready: {service.reason}.")
+            return await self._refuse(send, full, frames.CLOSE_TRY_LATER, service.phase.value)
+        slot = await service.admission.acquire()
+        if slot is None:
+            return await self._refuse(send, self._full("Server is at capacity."), frames.CLOSE_TRY_LATER, "at_capacity")
+        try:
+            await send({"type": "websocket.accept"})
+            await self._serve(principal, receive, send, slot)
+        finally:
+            slot.release()
+        return None
+
+    async def _serve(self, principal: str, receive: Receive, send: Send, slot: Slot) -> None:
+        service = self._service
+        if service.deployment is None or service.sessions is None:
+            raise RuntimeError("a connection was admitted before anything was loaded")
+        outbox = Outbox()
+        dialogue = Dialogue(principal, outbox, service.deployment, service.sessions)
+        connection = Connection(receive, send, outbox, dialogue, service.decoder, service.manners)
+
+        def left() -> None:
+            slot.release()
+            service.connections.discard(connection)
+            service.metrics.connection_closed(connection.close_code)
+
+        service.connections.add(connection)
+        if service.phase is not Phase.READY:  # that changed while the client waited for its slot
+            connection.depart(frames.CLOSE_GOING_AWAY, service.phase.value)
+        await connection.serve(left)
+
+    def _full(self, message: str) -> Frame:
+        capacity = self._service.admission.capacity()
+        if self._service.phase is not Phase.READY:
+            capacity = frames.Capacity(active=capacity.active, max=capacity.max, available=0, at_capacity=True)
+        return frames.Error(error_code="server_at_capacity", message=message, capacity=capacity)
+
+    async def _refuse(self, send: Send, frame: Frame, code: int, reason: str) -> None:
+        """Accept, say why not, close: a browser can read a close code, never the status of a failed handshake."""
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": frames.encode(frame)})
+        await send({"type": "websocket.close", "code": code, "reason": reason})
+        self._service.metrics.connection_closed(code)

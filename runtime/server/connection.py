@@ -1,0 +1,214 @@
+"""One WebSocket: a task that reads, a task that writes, and between them the dialogue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import Receive, Send
+
+from runtime import defaults
+from runtime.host.patience import within
+from runtime.host.ratelimit import SlidingWindow
+from runtime.turns.dialogue import Dialogue
+from runtime.turns.outbox import Close, Outbox
+from runtime.turns.turn import Stop
+from runtime.wire import frames
+from runtime.wire import messages as protocol
+from runtime.wire.decoder import Decoder
+from runtime.wire.frames import Frame, RequestId
+from runtime.wire.messages import Rejected
+
+# A peer that is gone does not read our last frames either; after this many seconds nobody waits for it any more.
+CLOSE_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """How a connection behaves. Limits of 0 are off; times in seconds."""
+
+    messages: tuple[int, float] = (defaults.MESSAGES, defaults.MESSAGE_WINDOW_S)
+    cancels: tuple[int, float] = (defaults.CANCELS, defaults.CANCEL_WINDOW_S)
+    idle_timeout: float = defaults.IDLE_TIMEOUT_S
+    idle_code: int = defaults.IDLE_CLOSE_CODE
+
+
+class Connection:
+    """An admitted client, from the handshake to the end of its socket."""
+
+    def __init__(
+        self, receive: Receive, send: Send, outbox: Outbox, dialogue: Dialogue, decoder: Decoder, manners: Manners
+    ) -> None:
+        """For a socket that was accepted, in the task that will serve it."""
+        self._receive = receive
+        self._send = send
+        self._outbox = outbox
+        self._dialogue = dialogue
+        self._decoder = decoder
+        self._messages = SlidingWindow(*manners.messages)
+        self._cancels = SlidingWindow(*manners.cancels)
+        self._idle_timeout = manners.idle_timeout
+        self._idle_code = manners.idle_code
+        self._loop = asyncio.get_running_loop()
+        self._last_inbound = self._loop.time()
+        self._reader = asyncio.current_task()
+        self._departure: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._drain_deadline = 0.0
+        self._impatience: asyncio.TimerHandle | None = None
+        self.close_code = frames.CLOSE_ABNORMAL
+        self.gone = asyncio.Event()
+
+    async def serve(self, left: Callable[[], None]) -> None:
+        """Read until the socket ends, whoever ends it, then call `left` at once, and leave nothing behind."""
+        writer = self._loop.create_task(self._write())
+        self._idle_timer = self._loop.call_later(self._idle_timeout, self._check_idle)
+        try:
+            await self._read()
+        except asyncio.CancelledError:
+            if self._departure is None:  # otherwise it is our own impatience with a peer that is gone
+                raise
+        finally:
+            left()
+            self.gone.set()
+            self._outbox.close()
+            for running in (self._idle_timer, self._impatience, writer, self._draining, self._departure):
+                if running is not None:
+                    running.cancel()
+            await self._dialogue.close(Stop.DISCONNECT)
+
+    def depart(self, code: int, reason: str, last: Frame | None = None, why: Stop = Stop.DISCONNECT) -> None:
+        """End what runs, send a last frame, close the socket. What comes in from now on is ignored."""
+        if self._departure is None:
+            self._departure = self._loop.create_task(self._depart(code, reason, last, why))
+
+    def stop(self, why: Stop) -> None:
+        """End what runs, without closing."""
+        self._dialogue.stop(why)
+
+    def drain(self, seconds: float) -> None:
+        """Say that the server goes away, and close when no turn runs, after `seconds` at the latest."""
+        if self._draining is None and self._departure is None:
+            self._drain_deadline = self._loop.time() + seconds
+            self._outbox.put(frames.Draining(deadline_s=round(seconds)))
+            self._draining = self._loop.create_task(self._drain(seconds))
+
+    async def _drain(self, seconds: float) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await within(seconds, self._dialogue.finished())
+        self.depart(frames.CLOSE_GOING_AWAY, "draining")
+
+    async def _depart(self, code: int, reason: str, last: Frame | None, why: Stop) -> None:
+        self._impatience = self._loop.call_later(CLOSE_PATIENCE_S, self._give_up)
+        await self._dialogue.close(why)
+        if last is not None:
+            self._outbox.put(last)
+        self.close_code = code
+        self._outbox.put(Close(code, reason))
+
+    def _give_up(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+
+    # The reader
+
+    async def _read(self) -> None:
+        receive, outbox = self._receive, self._outbox
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                if self.close_code == frames.CLOSE_ABNORMAL:
+                    self.close_code = message.get("code") or frames.CLOSE_ABNORMAL
+                return
+            self._last_inbound = self._loop.time()
+            self._hear(message.get("text"))
+            if outbox.crowded:
+                await outbox.room()
+
+    def _hear(self, text: str | None) -> None:
+        """Act on one frame, without waiting for anything."""
+        if self._departure is not None:
+            return
+        try:
+            if text is None:
+                raise Rejected("invalid_message", "expected one JSON object in a text frame, found a binary frame")
+            message = self._decoder.decode(text)
+        except Rejected as rejected:
+            if self._allowed(self._messages, "message_rate_limited", rejected.request_id):
+                self._outbox.put(rejection(rejected))
+            return
+        request_id = message.request_id
+        match message:
+            case protocol.Ping():
+                self._outbox.put(frames.Pong(request_id=request_id))
+            case protocol.Pong():
+                pass
+            case protocol.Cancel():
+                if self._allowed(self._cancels, "cancel_rate_limited", request_id):
+                    self._dialogue.cancel(request_id)
+            case protocol.End():
+                closed = frames.ConnectionClosed(reason="client_request", request_id=request_id)
+                self.depart(frames.CLOSE_NORMAL, "client_request", closed)
+            case _ if self._draining is not None:
+                left = max(0, round(self._drain_deadline - self._loop.time()))
+                self._outbox.put(frames.Draining(deadline_s=left, request_id=request_id))
+            case _:
+                if self._allowed(self._messages, "message_rate_limited", request_id):
+                    self._dialogue.submit(message)
+
+    def _allowed(self, window: SlidingWindow, code: str, request_id: RequestId | None) -> bool:
+        """Count a message; when it is one too many, tell the client."""
+        retry = window.take()
+        if retry:
+            text = f"Too many messages; try again in {retry} s."
+            self._outbox.put(frames.Error(error_code=code, message=text, retry_in=retry, request_id=request_id))
+        return retry == 0
+
+    def _check_idle(self) -> None:
+        """Close when silence has lasted long enough, else look again when it could have. One timer, moved rarely."""
+        now = self._loop.time()
+        since = now if self._dialogue.busy else max(self._last_inbound, self._dialogue.quiet_since)
+        if now - since >= self._idle_timeout:
+            self.depart(self._idle_code, "idle_timeout")
+        else:
+            self._idle_timer = self._loop.call_at(since + self._idle_timeout, self._check_idle)
+
+    # The writer
+
+    async def _write(self) -> None:
+        """Send what there is. `send` waits while the socket's buffer is full; meanwhile the outbox joins text."""
+        take, send, encode = self._outbox.take, self._send, frames.encode
+        try:
+            while True:
+                for frame in await take():
+                    if isinstance(frame, Close):
+                        await send({"type": "websocket.close", "code": frame.code, "reason": frame.reason})
+                        return
+                    await send({"type": "websocket.send", "text": encode(frame)})
+        except OSError:
+            return  # the peer is gone; the reader is told so by the server
+        finally:
+            self._outbox.close()
+
+
+def rejection(rejected: Rejected) -> Frame:
+    """The one frame that answers a message which was not accepted."""
+    if rejected.kind == "chat_prompt":
+        return frames.Verdict(
+            to="chat_prompt",
+            ok=False,
+            code=400,
+            message=rejected.message,
+            error_code=rejected.code,
+            request_id=rejected.request_id,
+        )
+    return frames.Error(
+        error_code=rejected.code,
+        message=rejected.message,
+        field=rejected.field,
+        expected=rejected.expected,
+        found=rejected.found,
+        request_id=rejected.request_id,
+    )

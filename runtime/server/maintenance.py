@@ -1,0 +1,69 @@
+"""What happens by itself: prefix-cache hygiene, and the end of idle sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from runtime.deployment.metrics import Metrics
+from runtime.engines import Engine
+from runtime.turns.session import SessionStore
+
+log = structlog.get_logger(__name__)
+
+EXPIRY_INTERVAL_S = 30.0
+
+
+class CacheHygiene:
+    """Resets the engine's caches now and then, but never what `warm_*` just paid for nor what something runs on."""
+
+    def __init__(
+        self, engine: Engine, metrics: Metrics, interval: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._interval = interval
+        self._clock = clock
+        self._last_warm: float | None = None
+
+    def warmed(self) -> None:
+        """Something was prefilled on a client's request."""
+        self._last_warm = self._clock()
+
+    async def tend(self) -> bool:
+        """Reset the caches unless something runs or was warmed within the interval; whether it was done."""
+        if self._warm():
+            return False
+        load = await self._engine.load()
+        # Asked again: a prefill may have come to its end while the engine was answering.
+        if load.running or load.waiting or self._warm():
+            return False
+        return await self.reset_engine_caches()
+
+    def _warm(self) -> bool:
+        return self._last_warm is not None and self._clock() - self._last_warm < self._interval
+
+    async def reset_engine_caches(self) -> bool:
+        """Drop the prefix cache now; false when the engine refused because something runs."""
+        done = await self._engine.reset_caches()
+        if done:
+            self._metrics.caches_reset()
+            log.info("caches_reset")
+        return done
+
+    async def run(self) -> None:
+        """Tend the caches for ever, once an interval."""
+        while True:
+            await asyncio.sleep(self._interval)
+            await self.tend()
+
+
+async def expire_sessions(sessions: SessionStore, metrics: Metrics) -> None:
+    """Drop idle sessions for ever."""
+    while True:
+        await asyncio.sleep(EXPIRY_INTERVAL_S)
+        sessions.expire()
+        metrics.sessions.set(len(sessions))

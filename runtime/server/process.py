@@ -1,0 +1,182 @@
+"""The process: socket, signals, and the exit status.
+
+| status | meaning |
+|---|---|
+| 0 | drained after SIGTERM |
+| 64 | the settings are wrong, or do not fit the artifact |
+| 65 | the artifact is refused |
+| 69 | the port is taken, or cannot be listened on |
+| 70 | the engine failed to load, died, or could not be stopped |
+| 143 | a second SIGTERM, or SIGINT |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+
+from runtime.artifact import ArtifactError
+from runtime.deployment.settings import Settings, SettingsError
+from runtime.engines import EngineDeadError, EngineOptionError
+from runtime.host import logs
+from runtime.server.app import create_app
+from runtime.server.service import Phase, Service
+
+EX_TERMINATED = 128 + signal.SIGTERM
+
+# Seconds from the last turn's end to the process's. vLLM gives its own processes 5 to end before it kills them.
+STOP_PATIENCE_S = 20.0
+# An engine that died may hang when it is stopped; nobody waits for that.
+DEAD_PATIENCE_S = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own handling of signals: draining is ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def run(settings: Settings) -> int:
+    """Serve until drained, refused, or dead; return the exit status. Says why on standard error, in one line each."""
+    logs.configure(
+        level=settings.log_level, style=settings.log_format, folder=settings.log_dir, secrets=settings.api_keys()
+    )
+    try:
+        listener = bind(settings.host, settings.port)
+    except OSError as error:
+        return _refuse(
+            os.EX_UNAVAILABLE,
+            f"PORT: expected a free port, found {settings.host}:{settings.port} ({error.strerror}); set HOST or PORT",
+        )
+    import uvloop
+
+    with listener:
+        return uvloop.run(_serve(settings, listener))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def web_config(service: Service) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        create_app(service),
+        ws="websockets-sansio",
+        ws_max_size=service.settings.ws_max_message_bytes,
+        ws_per_message_deflate=False,
+        # A slow reader answers pings late; silence is judged by the idle timeout alone.
+        ws_ping_interval=None,
+        ws_ping_timeout=None,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> int:
+    service = Service(settings)
+    server = Server(web_config(service))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, service)
+    serving = loop.create_task(server.serve([listener]))
+    try:
+        await asyncio.wait((service.ended, serving), return_when=asyncio.FIRST_COMPLETED)
+        status = _status(service)
+        if status in (os.EX_USAGE, os.EX_DATAERR):
+            leave_now(status)  # nobody was served, and an import that is under way cannot be interrupted
+    finally:
+        server.should_exit = True
+    leave_within(DEAD_PATIENCE_S if status == os.EX_SOFTWARE else STOP_PATIENCE_S, status)
+    await serving
+    return status
+
+
+def _status(service: Service) -> int:
+    if not service.ended.done():
+        return _refuse(os.EX_SOFTWARE, "the web server stopped by itself; see the log")
+    error = service.ended.exception()
+    if error is None:
+        return 0
+    if isinstance(error, (SettingsError, EngineOptionError)):
+        return _refuse(os.EX_USAGE, str(error))
+    if isinstance(error, ArtifactError):
+        return _refuse(os.EX_DATAERR, str(error))
+    if isinstance(error, EngineDeadError):
+        return _refuse(os.EX_SOFTWARE, f"the engine died: {error}; restart the server")
+    log.error("loading_failed", exc_info=error)
+    return _refuse(os.EX_SOFTWARE, f"loading failed: {type(error).__name__}: {error}".splitlines()[0])
+
+
+def _on_signal(service: Service) -> None:
+    if service.phase is Phase.READY:
+        service.drain()
+    elif service.phase is Phase.LOADING:
+        log.info("stopped_while_loading")
+        leave_now(0)  # nobody is connected, and a model that is being loaded cannot be interrupted
+    else:
+        leave_now(EX_TERMINATED)
+
+
+def leave_within(seconds: float, status: int) -> None:
+    """Exit in time even when something cannot be stopped, until the interpreter itself has ended.
+
+    A timer of the loop would not do: a thread that hangs is waited for after the loop's end too.
+    """
+
+    def leave() -> None:
+        if status == 0:
+            _refuse(os.EX_SOFTWARE, f"drained, and not stopped {seconds:g} s later; every thread's place follows")
+            faulthandler.dump_traceback()
+        leave_now(os.EX_SOFTWARE if status == os.EX_OK else status)
+
+    timer = threading.Timer(seconds, leave)
+    timer.name, timer.daemon = "leave", True
+    timer.start()
+
+
+def leave_now(status: int) -> None:
+    """Exit without further ado, and take the engine's processes along."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _refuse(status: int, text: str) -> int:
+    for line in text.splitlines():
+        print(f"yap-runtime: {line}", file=sys.stderr, flush=True)
+    return status

@@ -1,0 +1,301 @@
+"""The running server as a whole: loads what it serves, watches it, drains it.
+
+    loading ──► ready ──► draining ──► (exit 0)
+       │          │          │
+       └──────────┴──────────┴──► dead ──► (exit 70)
+
+`/readyz` answers 200 in `ready` alone. What ends the process is the result of `ended`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import gc
+import os
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from runtime import artifact, engines
+from runtime.artifact import BuildMetadata, ToolModel, verify
+from runtime.artifact.repository import named_on_hub
+from runtime.defaults import GPU_ALONE
+from runtime.deployment.classifier import ALONE_THREADS, BESIDE_CHAT_THREADS, ToolClassifier
+from runtime.deployment.metrics import Metrics
+from runtime.deployment.models import Chat, Classifier, Deployment
+from runtime.deployment.serving import ChatPlan, ServingPlan, ToolPlan, plan
+from runtime.deployment.settings import Settings
+from runtime.engines import Engine, EngineDeadError, Sampling
+from runtime.host import machine
+from runtime.host.machine import Machine
+from runtime.host.patience import within
+from runtime.host.ratelimit import SlidingWindow
+from runtime.server.admission import Admission
+from runtime.server.auth import Keyring
+from runtime.server.connection import Connection, Manners
+from runtime.server.maintenance import CacheHygiene, expire_sessions
+from runtime.text.prompt import PromptRenderer
+from runtime.turns.session import Session, SessionStore
+from runtime.turns.turn import Stop
+from runtime.wire import frames
+from runtime.wire.decoder import Decoder
+
+log = structlog.get_logger(__name__)
+
+HEALTH_INTERVAL_S = 0.5
+LOAD_PATIENCE_S = 2.0
+# Time that clients have to take note of the engine's death; the whole exit must fit into 5 s.
+FAREWELL_S = 1.5
+TOKENIZER_THREADS = 2
+
+
+class Phase(enum.Enum):
+    """The server's health."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+class Service:
+    """One server's state; its parts are made by `load`, or handed in by tests through `open`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.phase = Phase.LOADING
+        self.reason = "checking the artifact"
+        self.metrics = Metrics()
+        self.keyring = Keyring(settings.api_keys())
+        self.admission = Admission(settings.max_concurrent_connections, settings.ws_handshake_acquire_timeout_s)
+        self.decoder = Decoder(settings.grammar())
+        self.manners = Manners(
+            messages=(settings.ws_max_messages_per_window, settings.ws_message_window_seconds),
+            cancels=(settings.ws_max_cancels_per_window, settings.ws_cancel_window_seconds),
+            idle_timeout=settings.ws_idle_timeout_s,
+            idle_code=settings.ws_close_idle_code,
+        )
+        self.connections: set[Connection] = set()
+        self.deployment: Deployment | None = None
+        self.sessions: SessionStore | None = None
+        # The engine's death, or a failure to load, raises here; a finished drain is a result.
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._engine: Engine | None = None
+        self._classifier: ToolClassifier | None = None
+        self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.metrics.connections_max.set(self.admission.limit)
+        self.metrics.connections.set_function(lambda: self.admission.held)
+
+    def start(self) -> None:
+        """Load in the background unless that was done; what goes wrong ends the service."""
+        if self.deployment is None:
+            self._spawn(self._load_or_end())
+
+    async def _load_or_end(self) -> None:
+        try:
+            await self.load()
+        except Exception as error:  # noqa: BLE001 - whoever awaits `ended` gets it, and says why the process ends
+            self.phase, self.reason = Phase.DEAD, "loading failed"
+            if not self.ended.done():
+                self.ended.set_exception(error)
+
+    async def load(self) -> None:
+        """Check the artifact, load its models, and be ready.
+
+        Raises:
+            ArtifactError: the artifact cannot be served here.
+            SettingsError: the settings do not fit the artifact.
+        """
+        settings = self.settings
+        here = await asyncio.to_thread(machine.describe)
+        folder = await asyncio.to_thread(self._folder, here)
+        self.reason = "checking the artifact"
+        described = await asyncio.to_thread(artifact.read, folder)
+        serving = plan(settings, described)
+        _prepare_environment(allow_long_context=settings.vllm_allow_long_max_model_len)
+        fraction = serving.chat.options.gpu_fraction if serving.chat else GPU_ALONE
+        # Importing an engine takes as long as hashing tens of gigabytes, and touches no weight.
+        importing = (
+            asyncio.to_thread(engines.preload, described, serving.chat.options) if serving.chat else asyncio.sleep(0)
+        )
+        metadata, _ = await asyncio.gather(
+            asyncio.to_thread(
+                verify.check,
+                folder,
+                here,
+                batch_size=serving.batch_size,
+                gpu_fraction=fraction,
+                public_key=settings.artifact_public_key_file,
+            ),
+            importing,
+        )
+        # The engine first: its processes are forked from this one, imports and all, as long as it has not used CUDA.
+        chat = await self._load_chat(folder, metadata, serving.chat) if serving.chat else None
+        if serving.tool is not None and metadata.tool is not None:
+            beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
+            await self._load_tool(folder, metadata.tool, serving.tool, "cuda" if here.gpus else "cpu", beside)
+        settle_heap()
+        log.info("loaded", mode=serving.mode, lane=metadata.lane, digest=metadata.digest[:12])
+        self.open(chat, self._classifier, serving)
+
+    async def _load_chat(self, folder: Path, metadata: BuildMetadata, chat: ChatPlan) -> Chat:
+        self.reason = "loading the chat model"
+        renderer = await asyncio.to_thread(PromptRenderer, folder, chat.budgets)
+        self._engine = engines.create(folder, metadata, chat.options)
+        await self._engine.start()
+        return Chat(self._engine, renderer, self._pool, chat.budgets)
+
+    async def _load_tool(self, folder: Path, tool: ToolModel, chosen: ToolPlan, device: str, cpu_threads: int) -> None:
+        self.reason = "loading the classifier"
+        self._classifier = ToolClassifier(
+            folder / tool.path,
+            threshold=chosen.threshold,
+            max_tokens=chosen.max_tokens,
+            positive_label=tool.positive_label,
+            device=device,
+            gpu_fraction=chosen.gpu_fraction,
+            cpu_threads=cpu_threads,
+        )
+        await self._classifier.start()
+
+    def _folder(self, here: Machine) -> Path:
+        """Where the artifact lies, fetched first where it is named on the hub."""
+        settings = self.settings
+        name = settings.artifact or ""
+        if not named_on_hub(name):
+            return Path(name)
+        from runtime.artifact.fetch import Fetcher, cache_folder
+
+        self.reason = "fetching the artifact"
+        cache = settings.artifact_cache_dir or cache_folder(os.environ)
+        fetcher = Fetcher(cache, here, lambda line: log.info("fetch", what=line), settings.artifact_public_key_file)
+        return fetcher.fetch(name)
+
+    def open(self, chat: Chat | None, classifier: Classifier | None, serving: ServingPlan) -> None:
+        """Take connections."""
+        settings = self.settings
+        hygiene = None
+        if chat is not None:
+            hygiene = CacheHygiene(chat.engine, self.metrics, settings.cache_reset_interval_seconds)
+            self._spawn(self._watch(chat.engine))
+            if settings.cache_reset_interval_seconds:
+                self._spawn(hygiene.run())
+        self.deployment = Deployment(
+            chat,
+            classifier,
+            self.metrics,
+            generation_timeout=settings.gen_timeout_s,
+            tool_timeout=settings.tool_timeout_s,
+            died=self.died,
+            warmed=hygiene.warmed if hygiene is not None else lambda: None,
+        )
+        sampling = settings.sampling(serving.chat.max_out) if serving.chat is not None else Sampling()
+        self.sessions = SessionStore(
+            lambda session_id: self._new_session(session_id, sampling),
+            idle_ttl=settings.session_idle_ttl_seconds,
+            maximum=settings.max_sessions,
+        )
+        self._spawn(expire_sessions(self.sessions, self.metrics))
+        self.metrics.engine(up=True)
+        self.phase, self.reason = Phase.READY, ""
+        log.info("ready")
+
+    def _new_session(self, session_id: str, sampling: Sampling) -> Session:
+        settings = self.settings
+        updates = SlidingWindow(settings.chat_prompt_update_max_per_window, settings.chat_prompt_update_window_seconds)
+        prefixes = (settings.check_screen_prefix, settings.screen_checked_prefix)
+        return Session(session_id, sampling, prefixes, updates)
+
+    # The end
+
+    def died(self, error: EngineDeadError) -> None:
+        """The engine is dead: end what runs, say why, and end the service."""
+        if self.phase is not Phase.DEAD:
+            self.phase, self.reason = Phase.DEAD, "the engine died"
+            self.metrics.engine(up=False)
+            log.error("engine_died", reason=str(error))
+            self._spawn(self._end_dead(error))
+
+    async def _end_dead(self, error: EngineDeadError) -> None:
+        for connection in list(self.connections):
+            connection.depart(frames.CLOSE_GOING_AWAY, "engine_died", why=Stop.ENGINE_DEAD)
+        await self._connections_gone(FAREWELL_S)
+        if not self.ended.done():
+            self.ended.set_exception(error)
+
+    def drain(self) -> None:
+        """Take no new turns, let running ones finish, close every connection, and end the service."""
+        if self.phase is Phase.READY:
+            self.phase, self.reason = Phase.DRAINING, "draining"
+            log.info("draining", connections=len(self.connections), deadline_s=self.settings.drain_timeout_s)
+            self._spawn(self._drain())
+
+    async def _drain(self) -> None:
+        seconds = self.settings.drain_timeout_s
+        for connection in list(self.connections):
+            connection.drain(seconds)
+        await self._connections_gone(seconds + FAREWELL_S)
+        log.info("drained", connections=len(self.connections))
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    async def _connections_gone(self, patience: float) -> None:
+        gone = [connection.gone.wait() for connection in self.connections]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await within(patience, asyncio.gather(*gone))
+
+    async def close(self) -> None:
+        """Stop everything that was started."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+        if self._engine is not None:
+            await self._engine.shutdown()
+        if self._classifier is not None:
+            await self._classifier.shutdown()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _watch(self, engine: Engine) -> None:
+        """Ask after the engine's health, and note what its scheduler holds."""
+        while True:
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+            try:
+                await engine.health()
+                with contextlib.suppress(asyncio.TimeoutError):  # busy, and alive
+                    self.metrics.engine(up=True, load=await within(LOAD_PATIENCE_S, engine.load()))
+            except EngineDeadError as error:
+                self.died(error)
+                return
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def settle_heap() -> None:
+    """Call when everything is loaded: what is there now stays, and need not be looked through for garbage again.
+
+    The libraries are 600,000 objects. Going through them held up every turn for 0.3 s, once in some thousand turns.
+    Small collections come less often too: turns make hardly any cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
+def _prepare_environment(*, allow_long_context: bool) -> None:
+    """Set what the engines' libraries read when they are imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of ours, never a fork, run the tokenizer
+    if allow_long_context:
+        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"

@@ -1,0 +1,247 @@
+"""The prompt: persona, history and utterance, rendered once by the model's own chat template to token ids.
+
+Budgets are in the chat model's own tokens and are kept exactly, while text that cannot fit is never tokenized. What a
+token is, and what is no longer one when a client says it, `text_tokens.py` knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from runtime import defaults
+from runtime.text.template import ChatTemplate
+from runtime.text.text_tokens import TakesLongError, TextTokens
+
+# What `render_at_once` may look at and read in all, and tokenize anew: half a millisecond at most on a usual core.
+QUICK_MESSAGES = 32
+QUICK_CHARACTERS = 16384
+QUICK_NEW_CHARACTERS = 768
+# System messages whose length in tokens is remembered.
+CACHED_SYSTEMS = 1024
+# Joining an utterance to its surroundings can add a token on either side, never more than these.
+SEAM_TOKENS = 4
+# First characters of every kind that tokenizers treat differently, for finding what all prompts have in common.
+PROBES = ("a", "Z", "1", "é", "你", "🙂", '"', "'s", "<", "[", "-", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of the history: role `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Most tokens of each part, and of the whole prompt with what the template adds."""
+
+    persona: int = defaults.PERSONA_TOKENS
+    history: int = defaults.HISTORY_TOKENS
+    utterance: int = defaults.UTTERANCE_TOKENS
+    input: int = defaults.INPUT_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids for the engine, and how many of the newest history messages they hold."""
+
+    token_ids: list[int]
+    history_kept: int
+
+
+class PersonaTooLongError(ValueError):
+    """The persona, or the system message with its runtime text, is over its budget.
+
+    Attributes:
+        found: tokens; a lower bound when the text was too long to be worth counting.
+        limit: tokens allowed.
+    """
+
+    def __init__(self, found: int, limit: int) -> None:
+        super().__init__(f"expected a system prompt of at most {limit} tokens, found {found} or more; shorten it")
+        self.found = found
+        self.limit = limit
+
+
+class PromptRenderer:
+    """Renders prompts for one chat model. Loading blocks; every method is safe to call from several threads.
+
+    Args:
+        folder: the chat model: its tokenizer and chat template are loaded.
+        budgets: most tokens of each part.
+
+    Raises:
+        ValueError: the folder holds no fast tokenizer or no chat template.
+    """
+
+    def __init__(self, folder: Path, budgets: Budgets) -> None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(f"{folder}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
+        if not tokenizer.chat_template:
+            raise ValueError(f"{folder}: expected a chat template, found none; serve an instruction-tuned model")
+        self._budgets = budgets
+        self._template = ChatTemplate(tokenizer)
+        self._tokens = TextTokens(tokenizer, self._chunk_samples())
+        self._least: Callable[[str], int] = lru_cache(CACHED_SYSTEMS)(self._measure_least)
+        self._overhead = self._message_overhead()
+
+    def count(self, text: str) -> int:
+        """Tokens of a text on its own, as budgets count them."""
+        return len(self._tokens.encode(self._tokens.plain(text)))
+
+    def render(
+        self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message], utterance: str
+    ) -> Prompt:
+        """Render a whole prompt, within all budgets.
+
+        Oldest messages go first, in steps (`_stable_start`), and which ones go does not depend on the utterance. Of an
+        utterance over its budget the latest tail is kept.
+
+        Raises:
+            PersonaTooLongError: the persona is over its budget, or the system message leaves no room for an utterance.
+        """
+        system = self._system(persona, runtime_text)
+        kept = self._keep(system, history)
+        said = self._tokens.tail(self._tokens.plain(utterance), self._budgets.utterance)
+        tokens = self._compose(system, kept, said)
+        if len(tokens) > self._budgets.input:
+            limit = self._budgets.input - (len(tokens) - len(self._tokens.encode(system)))
+            raise PersonaTooLongError(len(self._tokens.encode(system)), limit)
+        return Prompt(tokens, len(kept))
+
+    def render_at_once(
+        self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message], utterance: str
+    ) -> Prompt | None:
+        """`render` for a caller that must not be held up: None where it would take longer than a hop to a thread.
+
+        A conversation that goes on is quick, since little more than its utterance has not been tokenized before.
+
+        Raises:
+            PersonaTooLongError: as `render`.
+        """
+        if len(history) > QUICK_MESSAGES:
+            return None
+        texts = (persona or "", runtime_text or "", utterance, *(message.content for message in history))
+        if sum(map(len, texts)) > QUICK_CHARACTERS:
+            return None
+        try:
+            return self._tokens.within(
+                QUICK_NEW_CHARACTERS,
+                lambda: self.render(persona=persona, runtime_text=runtime_text, history=history, utterance=utterance),
+            )
+        except TakesLongError:
+            return None
+
+    def render_prefix(
+        self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message] | None
+    ) -> list[int]:
+        """Token ids that every later `render` with the same persona, runtime text and history starts with.
+
+        With `history` None: those that every render with the persona starts with, whatever history follows.
+
+        Raises:
+            PersonaTooLongError: as `render`.
+        """
+        system = self._system(persona, runtime_text)
+        kept = self._keep(system, history or ())
+        if history is None:
+            renderings = [self._compose(system, [], probe) for probe in PROBES]
+            renderings += [self._compose(system, [Message(role, "a")], "a") for role in ("user", "assistant")]
+        else:
+            renderings = [self._compose(system, kept, probe) for probe in PROBES]
+        return _common_prefix(renderings)
+
+    def _system(self, persona: str | None, runtime_text: str | None) -> str:
+        persona = self._tokens.plain(persona or "")
+        system = "\n\n".join(part for part in (persona, self._tokens.plain(runtime_text or "")) if part)
+        for text, limit in ((persona, self._budgets.persona), (system, self._budgets.input)):
+            # A token is at least one byte: most texts are known to fit without being tokenized for that.
+            if len(text.encode()) > limit and (found := self._tokens.count_to(text, limit)) > limit:
+                raise PersonaTooLongError(found, limit)
+        return system
+
+    def _keep(self, system: str, history: Sequence[Message]) -> list[Message]:
+        # The whole utterance budget is set aside, so that a prefix warmed before the utterance is known stays valid.
+        room = self._budgets.input - self._budgets.utterance - SEAM_TOKENS
+        least = self._least(system)
+        if least > room:
+            found = len(self._tokens.encode(system))
+            raise PersonaTooLongError(found, room - (least - found))
+        if not history:
+            return []
+        start, left = self._first_that_fits(history, room - least)
+        while True:
+            kept = [Message(message.role, self._tokens.plain(message.content)) for message in history[start:]]
+            # Far from the limit nothing needs to be composed to know that it fits.
+            if len(kept) * SEAM_TOKENS <= left or len(self._compose(system, kept, "")) <= room:
+                return kept
+            start += _step(len(history) - start)
+
+    def _measure_least(self, system: str) -> int:
+        """Tokens of a prompt with this system message and nothing said."""
+        return len(self._compose(system, [], ""))
+
+    def _first_that_fits(self, history: Sequence[Message], room: int) -> tuple[int, int]:
+        """Index of the oldest message such that all from it on are within the history budget and `room`, and what they
+        leave of that."""
+        budget = self._budgets.history
+        start = len(history)
+        for message in reversed(history):
+            limit = min(budget, room - self._overhead)
+            cost = self._tokens.count_to(self._tokens.plain(message.content), limit) if limit >= 0 else 1
+            if cost > limit:
+                break
+            budget -= cost
+            room -= cost + self._overhead
+            start -= 1
+        return _stable_start(start, len(history)), room
+
+    def _compose(self, system: str, history: Sequence[Message], utterance: str) -> list[int]:
+        messages = [(message.role, message.content) for message in history]
+        text = self._template.render(system, [*messages, ("user", utterance)])
+        return self._tokens.encode_prompt(text)
+
+    def _chunk_samples(self) -> list[str]:
+        turns = [("user", "One, 2 "), ("assistant", "  x\n"), ("user", "é\n\n🙂"), ("assistant", "y"), ("user", "z")]
+        return [self._template.render(system, turns) for system in ("", "Be brief.\n")]
+
+    def _message_overhead(self) -> int:
+        """Tokens that the template adds to one message, at most."""
+        turns = [("user", "a"), ("assistant", "a")]
+        lengths = [
+            len(self._tokens.encode_anew(self._template.render("", [*turns * n, ("user", "a")]))) for n in (1, 2)
+        ]
+        return max(0, (lengths[1] - lengths[0] + 1) // 2 - 1)
+
+
+def _step(messages: int) -> int:
+    """How many messages go at once: at most a third of them. Steps under 4 would change the prompt at every turn."""
+    return next((step for step in (16, 8, 4) if step <= messages // 3), 1)
+
+
+def _stable_start(start: int, length: int) -> int:
+    """Where a history that does not fit begins.
+
+    Dropping the oldest turn at each new one would change the prompt right after the persona every time, and nothing of
+    the history would come out of the prefix cache. So the beginning moves in steps: it stays at a multiple of the step
+    until the history has grown by that many messages. This needs no memory, as long as a history grows at its end.
+    """
+    if start == 0:
+        return 0
+    step = _step(length - start)
+    return min(length, -(-start // step) * step)
+
+
+def _common_prefix(sequences: Sequence[list[int]]) -> list[int]:
+    shortest = min(sequences, key=len)
+    for index, token in enumerate(shortest):
+        if any(sequence[index] != token for sequence in sequences):
+            return shortest[:index]
+    return shortest

@@ -1,0 +1,485 @@
+"""Text fit to be spoken, as it streams: `markup.RULES` is the table of what goes.
+
+A `Sanitizer` reads its input once, from left to right. At each mark it decides with what stands before and a bounded
+piece of what follows; when that piece has not arrived, the rest waits. What came out is never taken back, and since no
+decision depends on where the input was cut, any chunking gives the same text. `sanitize` is one chunk.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from html.entities import html5
+
+from runtime.text.markup import (
+    BLOCK_TAGS,
+    DROPPED,
+    EMOTICONS_BY_FIRST,
+    ENTITY,
+    LINK,
+    RULES,
+    TAG,
+    Rule,
+    reads_as_direction,
+)
+
+__all__ = ["RULES", "Rule", "Sanitizer", "sanitize"]
+
+# Longest text that is held back while it may still become one thing, in characters.
+STAGE_LIMIT = 200
+LINK_LIMIT = 400
+TAG_LIMIT = 400
+FENCE_LIMIT = 40
+BLANK_LIMIT = 40
+
+UNDECIDED = -1
+
+_PLAIN = re.compile(r" ?[A-Za-z0-9'][A-Za-z0-9'.,]*")
+_RUN = re.compile(r"[^\s*_~`\[\]!<&\\#>\-+•=|:;^¯(]+")
+_CODE_RUN = re.compile(r"[^\s`]+")
+_SPACE = re.compile(r"\s+")
+_NEWLINE = re.compile(r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_STAGE_EDGE = re.compile(r"\*+|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_KEYCAP = frozenset("\ufe0f\u20e3")
+_ESCAPED = frozenset("*_`~#[]|>")
+_OPENS_STAGE = frozenset("\"'“‘(…¿¡")
+_ENDS_SENTENCE = frozenset(".!?…:\"'”’)")
+_CLOSING = frozenset(".;:…)")
+
+
+def sanitize(text: str) -> str:
+    """The whole text at once.
+
+    >>> sanitize("**hello** *waves*  world :)")
+    'Hello world'
+    """
+    sanitizer = Sanitizer()
+    return sanitizer.feed(text) + sanitizer.finish()
+
+
+class Sanitizer:
+    """One reply, in chunks. The outputs of all `feed`s and `finish` together are `sanitize` of the whole."""
+
+    __slots__ = (
+        "_begun",
+        "_blank",
+        "_code",
+        "_final",
+        "_last",
+        "_line_start",
+        "_link",
+        "_out",
+        "_removed",
+        "_row",
+        "_text",
+    )
+
+    def __init__(self) -> None:
+        self._text = ""  # arrived, not decided
+        self._final = False
+        self._out: list[str] = []
+        self._last = ""  # the last character that came out
+        self._blank = False  # there was space since
+        self._removed = False  # something was removed since
+        self._begun = False  # the first letter or digit is out
+        self._line_start = True
+        self._row = False  # in a table's row
+        self._code = 0  # backticks that opened the code we are in
+        self._link = (-1, -1)  # where the text of the link we are in ends, and where the link ends
+
+    def feed(self, text: str) -> str:
+        """Take a chunk; return what is certain by now."""
+        # Most tokens are a plain word behind a space: one match, no machinery. Short ones may begin an emoticon.
+        if (
+            not self._text
+            and self._begun
+            and not self._removed
+            and not self._code
+            and _PLAIN.fullmatch(text)
+            and (len(text) > 3 or text[-1] not in "XxToOD")
+        ):
+            if self._blank and text[0] != " ":
+                text = " " + text
+            self._blank = self._line_start = False
+            self._last = text[-1]
+            return text
+        self._text += text
+        return self._run()
+
+    def finish(self) -> str:
+        """The reply has ended; return what was held back."""
+        self._final = True
+        return self._run()
+
+    def _run(self) -> str:
+        text, at = self._text, 0
+        while at < len(text):
+            after = self._step(text, at)
+            if after == UNDECIDED:
+                break
+            at = after
+        self._text = text[at:]
+        self._link = (self._link[0] - at, self._link[1] - at)
+        output = "".join(self._out)
+        self._out.clear()
+        return output
+
+    def _step(self, text: str, at: int) -> int:
+        """Handle what stands at `at`; return where to go on, or UNDECIDED when more must arrive."""
+        first = text[at]
+        if space := _SPACE.match(text, at):
+            return self._space(space[0], space.end())
+        if first == "`":
+            return self._backticks(text, at)
+        if self._code:
+            run = _CODE_RUN.match(text, at)
+            return self._say_some(run[0] if run else first, at)
+        if first in EMOTICONS_BY_FIRST and self._may_open_emoticon(first):
+            after = self._emoticon(text, at)
+            if after != at:
+                return after
+        handler = _HANDLERS.get(first)
+        if handler is not None:
+            return handler(self, text, at)
+        run = _RUN.match(text, at)
+        return self._say_some(run[0] if run else first, at)
+
+    # What comes out
+
+    def _space(self, space: str, after: int) -> int:
+        self._blank = True
+        if _NEWLINE.search(space):
+            self._line_start = True
+            self._row = False
+            if self._code < 3:
+                self._code = 0
+        return after
+
+    def _say(self, text: str, at: int, *, keep_space: bool = False) -> int:
+        """Let text without space or emoji come out. Returns where it ends in the input."""
+        self._line_start = False
+        self._come_out(text, keep_space=keep_space)
+        return at + len(text)
+
+    def _say_some(self, text: str, at: int) -> int:
+        """Let text without space come out, up to and without its first emoji."""
+        self._line_start = False
+        if text.isascii() and text.isprintable():
+            self._come_out(text)
+            return at + len(text)
+        for index, char in enumerate(text):
+            # The joiner belongs to what stands before it: an emoji, or a letter of a script that needs it.
+            if char in DROPPED or (char == "\u200d" and self._removed):
+                self._removed = True
+                return at + index + 1
+            self._come_out(char)
+        return at + len(text)
+
+    def _come_out(self, text: str, *, keep_space: bool = False) -> None:
+        if self._blank and self._last:
+            closes = text[0] in ",?!" or (self._removed and text[0] in _CLOSING)
+            if keep_space or not closes:
+                self._out.append(" ")
+        self._blank = self._removed = False
+        self._last = text[-1]
+        self._out.append(text if self._begun else self._capitalized(text))
+
+    def _capitalized(self, text: str) -> str:
+        for index, char in enumerate(text):
+            if char.isalnum():
+                self._begun = True
+                capital = char.upper()
+                return text[:index] + (capital if len(capital) == 1 else char) + text[index + 1 :]
+        return text
+
+    def _drop(self, after: int) -> int:
+        self._removed = True
+        self._line_start = False
+        return after
+
+    # What stands around
+
+    def _after_blank(self) -> bool:
+        return self._blank or not self._last
+
+    def _after_word(self) -> bool:
+        return self._last.isalnum() and not self._blank and not self._removed
+
+    def _run_end(self, text: str, at: int) -> int:
+        """Where a run of one character ends, or UNDECIDED when it may go on."""
+        end = at + 1
+        while end < len(text) and text[end] == text[at]:
+            end += 1
+        return end if end < len(text) or self._final else UNDECIDED
+
+    # One method a mark
+
+    def _asterisks(self, text: str, at: int) -> int:
+        end = self._run_end(text, at)
+        if end == UNDECIDED:
+            return UNDECIDED
+        following = text[end : end + 1]
+        if self._line_start and (after := self._line_mark(text, at, end)) != at:
+            return after
+        if following in _KEYCAP:
+            return self._drop(end)
+        single = end - at == 1
+        if single and not self._after_word() and (following.isalnum() or following in _OPENS_STAGE):
+            after = self._stage_direction(text, at)
+            if after != at:
+                return after
+        sums = single or following.isdigit() or self._last.isdigit()
+        return self._mark(text, at, end, stays_in_words=sums)
+
+    def _stage_direction(self, text: str, at: int) -> int:
+        start, limit = at + 1, at + 1 + STAGE_LIMIT
+        while edge := _STAGE_EDGE.search(text, start, limit + 1):
+            if edge[0][0] != "*":
+                return at
+            if edge.end() == len(text) and not self._final:
+                return UNDECIDED
+            closes = not text[edge.start() - 1].isspace() and not text[edge.end() : edge.end() + 1].isalnum()
+            if closes and len(edge[0]) != 2:
+                return self._direction_or_emphasis(text, at, edge.start(), edge.end())
+            start = edge.end()
+        if len(text) > limit:
+            return at
+        if not self._final:
+            return UNDECIDED
+        # The reply ended inside: a stage direction where a sentence may begin, a stray mark elsewhere.
+        return self._drop(len(text)) if self._sentence_may_begin() else at
+
+    def _direction_or_emphasis(self, text: str, at: int, closed: int, end: int) -> int:
+        first_words = text[at + 1 : closed].lower().split()[:2]
+        begins = self._sentence_may_begin()
+        if any(reads_as_direction(word.strip(".,!?…"), sentence_begins=begins) for word in first_words):
+            return self._drop(end)
+        if not begins:
+            return at
+        following = end
+        while following < len(text) and text[following] in " \t" and following - end < BLANK_LIMIT:
+            following += 1
+        if following == len(text) and not self._final:
+            return UNDECIDED
+        next_char = text[following : following + 1]
+        on_its_own = not next_char or next_char.isupper() or next_char in '"“*' or _NEWLINE.match(next_char)
+        return self._drop(end) if on_its_own else at
+
+    def _sentence_may_begin(self) -> bool:
+        return self._line_start or not self._last or self._last in _ENDS_SENTENCE
+
+    def _underscores(self, text: str, at: int) -> int:
+        end = self._run_end(text, at)
+        if end == UNDECIDED:
+            return UNDECIDED
+        if self._line_start and end - at > 2 and (after := self._line_mark(text, at, end)) != at:
+            return after
+        return self._mark(text, at, end, stays_in_words=True)
+
+    def _tildes(self, text: str, at: int) -> int:
+        end = self._run_end(text, at)
+        if end == UNDECIDED or end - at != 2:
+            return end if end == UNDECIDED else self._say(text[at:end], at)
+        return self._mark(text, at, end, stays_in_words=False)
+
+    def _mark(self, text: str, at: int, end: int, *, stays_in_words: bool) -> int:
+        """Emphasis: a mark between spaces is text, one in a word may be, any other goes."""
+        following = text[end : end + 1]
+        in_word = self._after_word() and following.isalnum()
+        alone = self._after_blank() and following.isspace()
+        if alone or (in_word and stays_in_words):
+            return self._say(text[at:end], at)
+        self._line_start = False
+        return end
+
+    def _line_mark(self, text: str, at: int, end: int) -> int:
+        """A bullet or a drawn line at the start of a line; `at` when it is neither."""
+        following = text[end : end + 1]
+        if end - at == 1 and text[at] != "=" and (not following or following.isspace()):
+            self._removed = True
+            return end
+        if end - at < 3:
+            return at
+        rest = end
+        while rest < len(text) and text[rest] in " \t" and rest - end < BLANK_LIMIT:
+            rest += 1
+        if rest == len(text):
+            return self._drop(rest) if self._final else UNDECIDED
+        return self._drop(rest) if _NEWLINE.match(text, rest) else at
+
+    def _line_signs(self, text: str, at: int) -> int:
+        """`-`, `+`, `•` and `=`: signs that are marks at the start of a line alone."""
+        if self._row and text[at] == "-":
+            return self._delimiter(text, at)
+        if not self._line_start:
+            return self._say(text[at], at)
+        end = self._run_end(text, at)
+        if end == UNDECIDED:
+            return UNDECIDED
+        after = self._line_mark(text, at, end)
+        return self._say(text[at:end], at) if after == at else after
+
+    def _delimiter(self, text: str, at: int) -> int:
+        end = self._run_end(text, at)
+        if end == UNDECIDED:
+            return UNDECIDED
+        if end - at < 3:
+            return self._say(text[at:end], at)
+        return end + 1 if text[end : end + 1] == ":" else end
+
+    def _hashes(self, text: str, at: int) -> int:
+        end = self._run_end(text, at)
+        if end == UNDECIDED:
+            return UNDECIDED
+        following = text[end : end + 1]
+        heading = self._line_start and end - at <= 6 and (not following or following.isspace())
+        return self._drop(end) if heading or following in _KEYCAP else self._say(text[at:end], at)
+
+    def _greater(self, text: str, at: int) -> int:
+        if not self._line_start:
+            return self._say(">", at)
+        following = text[at + 1 : at + 2]
+        if not following and not self._final:
+            return UNDECIDED
+        return at + 1 if following in ("", ">") or following.isspace() else self._say(">", at)
+
+    def _bar(self, text: str, at: int) -> int:
+        if not self._line_start and not self._row:
+            return self._say("|", at)
+        self._row = True
+        self._line_start = False
+        self._blank = True
+        return at + 1
+
+    def _colon(self, text: str, at: int) -> int:
+        if self._row and self._after_blank():
+            following = text[at + 1 : at + 2]
+            if not following and not self._final:
+                return UNDECIDED
+            if following == "-":
+                return at + 1
+        return self._say(":", at)
+
+    def _backticks(self, text: str, at: int) -> int:
+        end = self._run_end(text, at)
+        if end == UNDECIDED:
+            return UNDECIDED
+        count = min(end - at, 3)
+        if self._code:
+            if count != self._code:
+                return self._say(text[at:end], at)
+            self._code = 0
+            return end
+        if count == 3 and self._line_start:
+            newline = _NEWLINE.search(text, end)
+            if newline is None and len(text) - end <= FENCE_LIMIT and not self._final:
+                return UNDECIDED
+            line_end = newline.start() if newline else len(text)
+            if line_end - end <= FENCE_LIMIT and "`" not in text[end:line_end]:
+                end = line_end
+        self._code = count
+        self._line_start = False
+        return end
+
+    def _bracket(self, text: str, at: int) -> int:
+        match = LINK.match(text, at, at + LINK_LIMIT + 1, partial=True)
+        if match is None or match.end() - at > LINK_LIMIT or (match.partial and self._final):
+            return self._say(text[at], at)
+        if match.partial:
+            return UNDECIDED
+        self._link = (match.end("text"), match.end())
+        return int(match.start("text"))
+
+    def _closing_bracket(self, text: str, at: int) -> int:
+        return self._link[1] if at == self._link[0] else self._say("]", at)
+
+    def _bang(self, text: str, at: int) -> int:
+        if not self._after_blank():
+            return self._say("!", at)
+        following = text[at + 1 : at + 2]
+        if not following and not self._final:
+            return UNDECIDED
+        return self._bracket(text, at) if following == "[" else self._say("!", at, keep_space=following == "=")
+
+    def _less(self, text: str, at: int) -> int:
+        match = TAG.match(text, at, at + TAG_LIMIT + 1, partial=True)
+        if match is None or match.end() - at > TAG_LIMIT or (match.partial and self._final):
+            return self._say("<", at)
+        if match.partial:
+            return UNDECIDED
+        if match["address"]:
+            for char in match["address"]:
+                self._say_some(char, at)
+            return int(match.end())
+        if match["other"] and self._after_word() and text[at + 1] != "/":
+            return self._say("<", at)
+        if match["known"] and match["known"].lower() in BLOCK_TAGS:
+            self._blank = True
+        return self._drop(match.end())
+
+    def _ampersand(self, text: str, at: int) -> int:
+        match = ENTITY.match(text, at, partial=True)
+        if match is None or (match.partial and self._final):
+            return self._say("&", at)
+        if match.partial:
+            return UNDECIDED
+        if match[0][1] != "#" and match[0][1:] not in html5:
+            return self._say("&", at)
+        for char in html.unescape(match[0]):
+            if char.isspace():
+                self._blank = True
+            else:
+                self._say_some(char, at)
+        return int(match.end())
+
+    def _backslash(self, text: str, at: int) -> int:
+        following = text[at + 1 : at + 2]
+        if not following and not self._final:
+            return UNDECIDED
+        if following in _ESCAPED:
+            self._say(following, at)
+            return at + 2
+        return self._say("\\", at)
+
+    def _may_open_emoticon(self, first: str) -> bool:
+        if self._row:
+            return False
+        return self._after_blank() or self._removed or (not first.isalpha() and self._last in ".!?,…")
+
+    def _emoticon(self, text: str, at: int) -> int:
+        """Where the emoticon at `at` ends, `at` when there is none."""
+        for emoticon in EMOTICONS_BY_FIRST[text[at]]:
+            end = at + len(emoticon)
+            if not text.startswith(emoticon, at):
+                if not self._final and end > len(text) and emoticon.startswith(text[at:]):
+                    return UNDECIDED
+                continue
+            if len(text) < end + 2 and not self._final and text[end:] in ("", ".", ","):
+                return UNDECIDED
+            following, beyond = text[end : end + 1], text[end + 1 : end + 2]
+            stands_alone = not following or following.isspace() or following in DROPPED or following in "!?…\"'*"
+            if stands_alone or (following in ".," and not beyond.isalnum()):
+                return self._drop(end)
+        return at
+
+
+_HANDLERS: dict[str, Callable[[Sanitizer, str, int], int]] = {
+    "*": Sanitizer._asterisks,
+    "_": Sanitizer._underscores,
+    "~": Sanitizer._tildes,
+    "-": Sanitizer._line_signs,
+    "+": Sanitizer._line_signs,
+    "•": Sanitizer._line_signs,
+    "=": Sanitizer._line_signs,
+    "#": Sanitizer._hashes,
+    ">": Sanitizer._greater,
+    "|": Sanitizer._bar,
+    ":": Sanitizer._colon,
+    "[": Sanitizer._bracket,
+    "]": Sanitizer._closing_bracket,
+    "!": Sanitizer._bang,
+    "<": Sanitizer._less,
+    "&": Sanitizer._ampersand,
+    "\\": Sanitizer._backslash,
+}

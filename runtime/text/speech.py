@@ -1,0 +1,49 @@
+"""A reply between the engine, which says it token by token, and the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from runtime.engines import Delta
+from runtime.text.sanitize import Sanitizer
+
+
+class Speech:
+    """A reply on its way from the engine to the client: sanitized, and held back for as long as the decision takes.
+
+    Args:
+        take: told of every delta that is not held back any more.
+        say: given every piece of text that is fit to be sent.
+    """
+
+    __slots__ = ("_feed", "_held", "_sanitizer", "_say", "_take")
+
+    def __init__(
+        self, take: Callable[[Delta], None], say: Callable[[str], None], *, sanitize: bool, held: bool = False
+    ) -> None:
+        self._take = take
+        self._say = say
+        self._sanitizer = Sanitizer() if sanitize else None
+        self._feed: Callable[[str], str] = self._sanitizer.feed if self._sanitizer else str
+        self._held: list[Delta] | None = [] if held else None
+
+    def hear(self, delta: Delta) -> None:
+        """Take what the engine made. It calls this for every token, so nothing here waits."""
+        if self._held is not None:
+            self._held.append(delta)
+            return
+        self._take(delta)
+        if text := self._feed(delta.text):
+            self._say(text)
+
+    def release(self) -> None:
+        """Say what was held back, as one piece, and from now on everything at once."""
+        held, self._held = self._held, None
+        if held:
+            text, tokens = "".join(delta.text for delta in held), sum(delta.tokens for delta in held)
+            self.hear(Delta(text, tokens, held[-1].finish_reason, held[0].cached_tokens))
+
+    def finish(self) -> None:
+        """Say what the sanitizer kept until it knew what follows."""
+        if self._sanitizer and (text := self._sanitizer.finish()):
+            self._say(text)

@@ -1,0 +1,329 @@
+"""What a client's messages do, in their order. Knows no socket: messages come in, frames go to the outbox.
+
+`cancel` acts at once. Everything else is done one after the other by a worker that exists only while there is work:
+it waits for tokenizing and for old turns to end, so that the reader never has to. Turns and prefills run beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+
+import structlog
+
+from runtime.deployment.models import Chat, Deployment
+from runtime.host import eager
+from runtime.turns.outbox import Outbox
+from runtime.turns.session import Session, SessionStore
+from runtime.turns.turn import Request, Stop, Turn
+from runtime.turns.warming import Prefix, Warming
+from runtime.wire import frames
+from runtime.wire import messages as protocol
+from runtime.wire.frames import RequestId
+
+log = structlog.get_logger(__name__)
+
+# Messages that wait for the worker. The rate limit bounds them too, where it is not switched off.
+BACKLOG = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One message for the worker, and the turn that it begins, if any."""
+
+    run: Callable[[], Awaitable[None]]
+    request_id: RequestId | None
+    turn: Turn | None = None
+
+
+class Dialogue:
+    """One connection's side of things: its session, its turn, and what it asked for meanwhile."""
+
+    def __init__(self, principal: str, outbox: Outbox, deployment: Deployment, sessions: SessionStore) -> None:
+        self._principal = principal
+        self._outbox = outbox
+        self._deployment = deployment
+        self._sessions = sessions
+        self._session: Session | None = None
+        self._turn: Turn | None = None
+        self._jobs: deque[Job] = deque()
+        self._current: Job | None = None
+        self._worker: asyncio.Future[None] | None = None
+        self._warming = Warming(outbox, deployment)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a turn runs or is about to."""
+        return bool(self._open_turns())
+
+    @property
+    def quiet_since(self) -> float:
+        """Loop time at which the last turn ended."""
+        return self._turn.ended_at if self._turn is not None else 0.0
+
+    def submit(self, message: protocol.Inbound) -> None:
+        """Take a message that is no `cancel`; its answers come through the outbox."""
+        request_id = message.request_id
+        if self._deployment.chat is None and not isinstance(message, protocol.Start):
+            self._error("chat_not_deployed", "This server has no chat model.", request_id)
+            return
+        if len(self._jobs) >= BACKLOG:
+            self._error("message_rate_limited", "Too many messages wait; try again in 1 s.", request_id, retry_in=1)
+            return
+        self._jobs.append(self._job(message))
+        if self._worker is None:
+            worker = eager.start(self._work())
+            self._worker = None if worker.done() else worker
+
+    def cancel(self, request_id: RequestId | None) -> None:
+        """Stop what runs and what is about to; answered with `done`, also when that is nothing."""
+        self._deployment.metrics.cancelled()
+        turns = self._open_turns()
+        for turn in turns[:-1]:
+            turn.stop(Stop.CANCEL)
+        if turns:
+            turns[-1].cancel(request_id)
+        else:
+            self._outbox.put(frames.Done(cancelled=True, request_id=request_id))
+
+    def stop(self, why: Stop) -> None:
+        """Stop all turns, without waiting."""
+        for turn in self._open_turns():
+            turn.stop(why)
+
+    async def finished(self) -> None:
+        """Until no turn runs or is about to."""
+        while turns := self._open_turns():
+            await turns[-1].wait()
+
+    async def close(self, why: Stop) -> None:
+        """Stop everything and wait until the engine holds nothing of it; give the session back."""
+        if self._session is not None:
+            self._sessions.release(self._session, self)
+        self.stop(why)
+        tasks = [task for task in (self._worker, *self._warming.tasks) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._turn is not None:
+            await self._turn.wait()
+        for job in self._jobs:
+            if job.turn is not None:
+                job.turn.refuse()
+        self._jobs.clear()
+        await self.finished()
+
+    def _open_turns(self) -> list[Turn]:
+        jobs = (self._current, *self._jobs)
+        turns = [self._turn, *(job.turn for job in jobs if job is not None)]
+        return [turn for turn in dict.fromkeys(turns) if turn is not None and not turn.ended]
+
+    # The worker
+
+    def _job(self, message: protocol.Inbound) -> Job:
+        request_id = message.request_id
+        match message:
+            case protocol.Start():
+                turn = self._new_turn(request_id)
+                return Job(lambda: self._start(message, turn), request_id, turn)
+            case protocol.Followup():
+                turn = self._new_turn(request_id)
+                return Job(lambda: self._follow_up(message, turn), request_id, turn)
+            case protocol.ChatPrompt():
+                return Job(lambda: self._set_persona(message), request_id)
+            case protocol.WarmPersona():
+                return Job(lambda: self._warm_persona(message), request_id)
+            case protocol.WarmHistory():
+                return Job(lambda: self._warm_history(message), request_id)
+        raise TypeError(f"no job for {type(message).__name__}")
+
+    def _new_turn(self, request_id: RequestId | None) -> Turn:
+        turn = Turn(request_id, self._outbox, self._deployment)
+        if self._deployment.chat is not None:
+            self._deployment.chat.engine.rouse()
+        return turn
+
+    async def _work(self) -> None:
+        try:
+            while self._jobs:
+                self._current = self._jobs.popleft()
+                await self._do(self._current)
+        finally:
+            self._current = self._worker = None
+
+    async def _do(self, job: Job) -> None:
+        try:
+            await job.run()
+        except Exception as error:
+            log.exception("message_failed", error=type(error).__name__)
+            self._error("internal_error", "The server could not handle this message.", job.request_id)
+        finally:
+            if job.turn is not None and not job.turn.begun:
+                # A cancel that this turn answers stopped the running one as well: that one's `done` comes first.
+                if job.turn.cancelled and self._turn is not None:
+                    await self._turn.wait()
+                job.turn.refuse()
+
+    # Turns
+
+    async def _start(self, start: protocol.Start, turn: Turn) -> None:
+        if self._deployment.chat is None:
+            start = replace(start, persona=None)
+        elif await self._start_too_long(self._deployment.chat, start):
+            return
+        session = self._sessions.open(self._principal, start.session_id)
+        async with session.lock:
+            await self._take(session)
+            session.apply(start)
+            self._acknowledge("start", session, start.request_id)
+            self._begin(
+                turn,
+                session,
+                Request(
+                    persona=session.persona,
+                    runtime_text=session.runtime_text,
+                    history=session.history.messages(),
+                    utterance=start.utterance,
+                    prefix=session.check_screen_prefix,
+                    sampling=session.sampling,
+                    sanitize=session.sanitize,
+                    decide=True,
+                    ended=lambda said: session.remember(start.utterance, said),
+                ),
+            )
+
+    async def _start_too_long(self, chat: Chat, start: protocol.Start) -> bool:
+        persona = start.persona
+        if persona is None:
+            known = self._sessions.find(self._principal, start.session_id)
+            persona = known.persona if known is not None else ""
+        return await self._too_long(chat, persona, start.runtime_text, start.request_id)
+
+    async def _follow_up(self, followup: protocol.Followup, turn: Turn) -> None:
+        session = self._active(followup.session_id)
+        if session is None:
+            self._no_session(followup.request_id)
+            return
+        async with session.lock:
+            await self._take(session)
+            sampling, sanitize = session.sampling_with(followup.sampling)
+            request = Request(
+                persona=session.persona,
+                runtime_text=session.runtime_text,
+                history=session.history.messages(),
+                utterance=followup.analysis,
+                prefix=session.screen_checked_prefix,
+                sampling=sampling,
+                sanitize=sanitize,
+                decide=False,
+                ended=lambda said: session.remember(request.prefixed(), said),
+            )
+            self._acknowledge("followup", session, followup.request_id)
+            self._begin(turn, session, request)
+
+    async def _take(self, session: Session) -> None:
+        """Become the session's owner. This connection's turn and the session's, if any, end first."""
+        for old in (self._turn, session.turn):
+            if old is not None and not old.ended:
+                old.stop(Stop.BARGE_IN)
+                await old.wait()
+        if self._session is not None and self._session is not session:
+            self._sessions.release(self._session, self)
+        session.owner = self
+        self._session = session
+
+    def _begin(self, turn: Turn, session: Session, request: Request) -> None:
+        self._turn = session.turn = turn
+        turn.when_ended(lambda: session.forget(turn))
+        turn.begin(request)
+
+    def _acknowledge(self, kind: str, session: Session, request_id: RequestId | None) -> None:
+        self._outbox.put(
+            frames.Ack(
+                to=kind,
+                ok=True,
+                session_id=session.session_id,
+                now=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                gender=session.gender,
+                personality=session.personality,
+                chat_prompt=bool(session.persona),
+                request_id=request_id,
+            )
+        )
+
+    # Between turns
+
+    async def _set_persona(self, update: protocol.ChatPrompt) -> None:
+        session, chat = self._active(update.session_id), self._deployment.chat
+        if session is None or chat is None:
+            self._no_session(update.request_id)
+        elif session.has_persona(update):
+            self._verdict(update, 204, "no change")
+        elif retry := session.updates.wait():
+            self._verdict(update, 429, f"Too many persona updates; try again in {retry} s.", retry_in=retry)
+        elif (excess := await chat.persona_excess(update.persona, session.runtime_text)) is not None:
+            self._verdict(update, 413, str(excess), error_code="chat_prompt_too_long")
+        else:
+            session.updates.take()
+            session.set_persona(update)
+            self._verdict(update, 200, "updated")
+
+    def _verdict(
+        self,
+        update: protocol.ChatPrompt,
+        code: int,
+        message: str,
+        *,
+        error_code: str | None = None,
+        retry_in: int | None = None,
+    ) -> None:
+        self._outbox.put(
+            frames.Verdict(
+                to="chat_prompt",
+                ok=code < 300,
+                code=code,
+                message=message,
+                error_code=error_code,
+                retry_in=retry_in,
+                request_id=update.request_id,
+            )
+        )
+
+    async def _warm_persona(self, warm: protocol.WarmPersona) -> None:
+        await self._warm(Prefix("persona_static", warm.request_id, warm.persona))
+
+    async def _warm_history(self, warm: protocol.WarmHistory) -> None:
+        session = self._active(warm.session_id)
+        persona = warm.persona if warm.persona is not None else session.persona if session is not None else ""
+        await self._warm(Prefix("history", warm.request_id, persona, warm.runtime_text, warm.history))
+
+    async def _warm(self, prefix: Prefix) -> None:
+        chat = self._deployment.chat
+        if chat is not None and not await self._too_long(chat, prefix.persona, prefix.runtime_text, prefix.request_id):
+            self._warming.begin(chat, prefix)
+
+    # Shared
+
+    def _active(self, session_id: str | None) -> Session | None:
+        """The session that a message means: the one it names, else the one of this connection's last `start`."""
+        if session_id is not None:
+            return self._sessions.find(self._principal, session_id)
+        session = self._session
+        return session if session is not None and session.owner is self else None
+
+    async def _too_long(self, chat: Chat, persona: str, runtime_text: str, request_id: RequestId | None) -> bool:
+        excess = await chat.persona_excess(persona, runtime_text)
+        if excess is not None:
+            self._error("chat_prompt_too_long", str(excess), request_id)
+        return excess is not None
+
+    def _no_session(self, request_id: RequestId | None) -> None:
+        text = "This connection has no session: send `start` first, or name a `session_id` that is still kept."
+        self._error("no_active_session", text, request_id)
+
+    def _error(self, code: str, message: str, request_id: RequestId | None, retry_in: int | None = None) -> None:
+        self._outbox.put(frames.Error(error_code=code, message=message, retry_in=retry_in, request_id=request_id))

@@ -1,0 +1,97 @@
+"""Frames on their way to one socket, joined where the client reads slower than the engine writes.
+
+`put` and `put_text` never wait. One writer takes what is there. Text of a turn that lies next to other text of the same
+turn becomes one `token` frame, so that a slow reader costs the length of one reply and never a growing queue; frames of
+other kinds are bounded by what the client asks for, and `crowded` tells the reader to pause until they are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from runtime.wire.frames import Frame, RequestId, Token
+
+# A client that pings without reading the answers is the only one to get here: a turn has five kinds of frames.
+HIGH_WATER_FRAMES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The end of the socket: WebSocket close code and reason."""
+
+    code: int
+    reason: str
+
+
+class Outbox:
+    """The queue between those who have something to say and the one who writes."""
+
+    __slots__ = ("_closed", "_frames", "_loop", "_reader", "_speaker", "_text", "_writer")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._frames: list[Frame | Close] = []
+        self._text: list[str] = []
+        self._speaker: RequestId | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._closed = False
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits that nothing more should be read."""
+        return len(self._frames) >= HIGH_WATER_FRAMES and not self._closed
+
+    def put(self, frame: Frame | Close) -> None:
+        """Queue a frame; nothing follows a `Close`."""
+        if self._closed:
+            return
+        self._flush_text()
+        self._frames.append(frame)
+        if isinstance(frame, Close):
+            self.close()
+        self._wake_writer()
+
+    def put_text(self, text: str, request_id: RequestId | None) -> None:
+        """Queue a piece of the reply. `request_id` is the turn's; a turn's first text always follows another frame."""
+        if self._closed:
+            return
+        self._speaker = request_id
+        self._text.append(text)
+        self._wake_writer()
+
+    def close(self) -> None:
+        """Drop whatever comes later, and let a paused reader go on."""
+        self._closed = True
+        self._wake_reader()
+
+    async def take(self) -> list[Frame | Close]:
+        """Everything that waits, at least one frame. For one writer only."""
+        while not self._frames and not self._text:
+            self._writer = self._loop.create_future()
+            await self._writer
+        self._flush_text()
+        frames, self._frames = self._frames, []
+        self._wake_reader()
+        return frames
+
+    async def room(self) -> None:
+        """Wait until the outbox is not crowded. For one reader only."""
+        while self.crowded:
+            self._reader = self._loop.create_future()
+            await self._reader
+
+    def _flush_text(self) -> None:
+        if self._text:
+            text = self._text[0] if len(self._text) == 1 else "".join(self._text)
+            self._frames.append(Token(text=text, request_id=self._speaker))
+            self._text.clear()
+
+    def _wake_writer(self) -> None:
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

@@ -1,0 +1,319 @@
+"""One turn: tool decision beside prompt and prefill, then the reply, then exactly one `done`.
+
+    begin ──► decide ∥ (render → prefill) ──► toolcall ──► token … ──► final ──► done
+      │                                                                           ▲
+      └── cancel, barge-in, disconnect, timeout, engine failure ── engine abort ──┘
+
+The terminal frames are sent by the task's done-callback, which asyncio runs whatever becomes of the task: that makes
+"exactly one `done`" a property of the structure. The engine's request is aborted inside the task, so it is gone then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from runtime.deployment.models import Chat, Classifier, Deployment
+from runtime.engines import Delta, EngineDeadError, Sampling
+from runtime.host import eager
+from runtime.text.prompt import Message
+from runtime.text.speech import Speech
+from runtime.turns.outbox import Outbox
+from runtime.wire import frames
+from runtime.wire.frames import RequestId, Usage
+
+log = structlog.get_logger(__name__)
+
+# One gap in so many is measured: enough for a histogram, and little beside the cost of a token.
+GAP_SAMPLE = 8
+
+_YES = [{"name": "take_screenshot"}]
+
+
+class Stop(enum.Enum):
+    """Why a turn ends before its reply does."""
+
+    CANCEL = "cancelled"
+    BARGE_IN = "barged_in"
+    DISCONNECT = "disconnected"
+    TIMEOUT = "timeout"
+    ENGINE_DEAD = "engine_dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a turn is about.
+
+    Attributes:
+        utterance: the user's words; the classifier and the history see these.
+        prefix: precedes the words in the prompt, always or, with `decide`, after the decision yes.
+        decide: whether the classifier is asked.
+        ended: called once with what was said; not after a failure, nor when a turn was cut short before its first word.
+    """
+
+    persona: str
+    runtime_text: str
+    history: tuple[Message, ...]
+    utterance: str
+    prefix: str
+    sampling: Sampling
+    sanitize: bool
+    decide: bool
+    ended: Callable[[str], None]
+
+    def prefixed(self) -> str:
+        """The utterance behind its prefix."""
+        gap = "" if not self.prefix or self.prefix[-1].isspace() else " "
+        return f"{self.prefix}{gap}{self.utterance}"
+
+
+class Turn:
+    """A turn from the moment its message was read. Stopping it is possible from then on, also before it begins."""
+
+    def __init__(self, request_id: RequestId | None, outbox: Outbox, deployment: Deployment) -> None:
+        self.request_id = request_id
+        self._outbox = outbox
+        self._deployment = deployment
+        self._received = time.perf_counter()
+        self._stop: Stop | None = None
+        self._cancels: list[RequestId | None] = []
+        self._task: asyncio.Future[None] | None = None
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._said: list[str] = []
+        self._gaps: list[float] = []
+        self._first_token: float | None = None
+        self._last_token = 0.0
+        self._steps = 0
+        self._prompt_tokens = 0
+        self._cached_tokens = 0
+        self._completion_tokens = 0
+        self._finish_reason = "stop"
+        self.ended_at = 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether it runs or has run."""
+        return self._task is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether its `done` was sent."""
+        return self._ended.done()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a `cancel` awaits its answer from this turn."""
+        return bool(self._cancels)
+
+    def stop(self, why: Stop) -> None:
+        """End the turn early. The first reason counts; its `done` follows when the engine has let go."""
+        if self._stop is None and not self.ended:
+            self._stop = why
+            if self._task is not None:
+                self._task.cancel()
+
+    def cancel(self, request_id: RequestId | None) -> None:
+        """End the turn on a `cancel`, which the turn's `done` will answer."""
+        self._cancels.append(request_id)
+        self.stop(Stop.CANCEL)
+
+    async def wait(self) -> None:
+        """Until its `done` was sent. Cancelling the wait does not touch the turn."""
+        await asyncio.shield(self._ended)
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Have something called soon after its `done` was sent."""
+        self._ended.add_done_callback(lambda _: call())
+
+    def begin(self, request: Request) -> None:
+        """Run the turn. Its `ack` must have been sent."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.call_later(self._deployment.generation_timeout, self.stop, Stop.TIMEOUT)
+
+        def finish(task: asyncio.Future[None]) -> None:
+            deadline.cancel()
+            self._finish(request, task)
+
+        if self._stop is None:
+            self._task = eager.start(self._run(request))
+        else:
+            self._task = loop.create_task(self._run(request))
+            self._task.cancel()
+        self._task.add_done_callback(finish)
+
+    def refuse(self) -> None:
+        """End a turn that never began: its message was answered with an error. Its cancels still want their answer."""
+        if not self.ended:
+            self._answer_cancels()
+            self._end()
+
+    def _end(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended_at = loop.time()
+        self._ended.set_result(None)
+
+    async def _run(self, request: Request) -> None:
+        chat, classifier = self._deployment.chat, self._deployment.classifier
+        if chat is None:
+            if classifier is not None:
+                self._announce(await self._decide(classifier, request, alone=True))
+        elif classifier is not None and request.decide:
+            await self._run_both(chat, classifier, request)
+        else:
+            await self._speak(chat, request, request.utterance if request.decide else request.prefixed())
+
+    async def _run_both(self, chat: Chat, classifier: Classifier, request: Request) -> None:
+        """Prefill for the likelier answer, no, while the classifier thinks; a yes starts again behind the prefix."""
+        decision = asyncio.ensure_future(self._decide(classifier, request, alone=False))
+        reply: asyncio.Future[None] | None = None
+        try:
+            prompt = await self._render(chat, request, request.utterance)
+            speech = Speech(self._take, self._say, sanitize=request.sanitize, held=True)
+            reply = eager.start(chat.engine.generate(prompt, request.sampling, speech.hear))
+            yes = await decision
+            self._announce(yes)
+            if not yes:
+                speech.release()
+                await reply
+                speech.finish()
+                return
+        finally:
+            await _settle(*(helper for helper in (decision, reply) if helper is not None))
+        await self._speak(chat, request, request.prefixed())
+
+    async def _speak(self, chat: Chat, request: Request, text: str) -> None:
+        """Send the reply as it comes."""
+        prompt = await self._render(chat, request, text)
+        speech = Speech(self._take, self._say, sanitize=request.sanitize)
+        await chat.engine.generate(prompt, request.sampling, speech.hear)
+        speech.finish()
+
+    async def _render(self, chat: Chat, request: Request, text: str) -> list[int]:
+        prompt = await chat.render(request.persona, request.runtime_text, request.history, text)
+        self._prompt_tokens = len(prompt)
+        return prompt
+
+    def _take(self, delta: Delta) -> None:
+        """Account for what the engine made."""
+        now = time.perf_counter()
+        if self._first_token is None:
+            self._first_token = now
+            self._cached_tokens = delta.cached_tokens
+        else:
+            if self._steps % GAP_SAMPLE == 0 and delta.tokens:
+                self._gaps.append((now - self._last_token) / delta.tokens)
+            self._steps += 1
+        self._last_token = now
+        self._completion_tokens += delta.tokens
+        if delta.finish_reason is not None:
+            self._finish_reason = delta.finish_reason
+
+    def _say(self, text: str) -> None:
+        self._said.append(text)
+        self._outbox.put_text(text, self.request_id)
+
+    async def _decide(self, classifier: Classifier, request: Request, *, alone: bool) -> bool:
+        if not request.utterance.strip():
+            return False
+        users = [message.content for message in request.history if message.role == "user"]
+        started = time.perf_counter()
+        question = asyncio.ensure_future(classifier.decide(users, request.utterance))
+        try:
+            # Not `wait_for`: before Python 3.12 it can swallow a cancellation, and the turn would go on.
+            await asyncio.wait((question,), timeout=self._deployment.tool_timeout)
+            status = ("yes" if question.result().take_screenshot else "no") if question.done() else "timeout"
+        except Exception:
+            self._deployment.metrics.tool_decided("failed", time.perf_counter() - started)
+            if alone:
+                raise
+            log.exception("tool_decision_failed")  # a chat that cannot look is better than none
+            return False
+        finally:
+            await _settle(question)
+        self._deployment.metrics.tool_decided(status, time.perf_counter() - started)
+        return status == "yes"
+
+    def _announce(self, yes: bool) -> None:
+        status, raw = ("yes", _YES) if yes else ("no", [])
+        self._outbox.put(frames.ToolCall(status=status, raw=raw, request_id=self.request_id))
+
+    def _finish(self, request: Request, task: asyncio.Future[None]) -> None:
+        """Send the terminal frames; runs exactly once, after the task has let go of the engine."""
+        error = None if task.cancelled() else task.exception()
+        usage = self._usage()
+        stop = self._stop
+        said = "".join(self._said)
+        if isinstance(error, EngineDeadError):
+            self._deployment.died(error)
+        if stop is None and error is None and not task.cancelled():
+            outcome = "done"
+            if self._deployment.chat is not None:
+                self._outbox.put(frames.Final(normalized_text=said, request_id=self.request_id))
+            self._outbox.put(frames.Done(usage=usage, request_id=self.request_id))
+        elif stop in (Stop.TIMEOUT, Stop.ENGINE_DEAD) or (stop is None and error is not None):
+            outcome = self._fail(error)
+        else:
+            outcome = "cancelled"
+            if not self._cancels:
+                self._outbox.put(frames.Done(cancelled=True, request_id=self.request_id))
+        self._answer_cancels()
+        self._deployment.metrics.turn_ended(outcome, usage, self._gaps)
+        # What was sent is what the user heard, also when the turn was cut short. A failed turn can be sent again as it
+        # was, so it leaves no trace.
+        if outcome == "done" or (said and outcome == "cancelled"):
+            request.ended(said)
+        self._end()
+
+    def _fail(self, error: BaseException | None) -> str:
+        timeout = self._stop is Stop.TIMEOUT
+        if error is not None:
+            log.error("turn_failed", error=type(error).__name__, exc_info=error)
+        code = "generation_timeout" if timeout else "generation_failed"
+        text = (
+            f"No complete reply within {self._deployment.generation_timeout:g} seconds."
+            if timeout
+            else "The reply could not be generated."
+        )
+        self._outbox.put(frames.Error(error_code=code, message=text, request_id=self.request_id))
+        self._outbox.put(frames.Done(failed=True, request_id=self.request_id))
+        return "timeout" if timeout else "failed"
+
+    def _answer_cancels(self) -> None:
+        """Each cancel gets its `done`. The first one's is the turn's own, under the cancel's id when it has one."""
+        for index, request_id in enumerate(self._cancels):
+            own = self.request_id if index == 0 and request_id is None else request_id
+            self._outbox.put(frames.Done(cancelled=True, request_id=own))
+
+    def _usage(self) -> Usage:
+        first = self._first_token
+        return Usage(
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            completion_tokens=self._completion_tokens,
+            finish_reason=self._finish_reason,
+            ttft_ms=None if first is None else round((first - self._received) * 1000, 1),
+            duration_ms=round((time.perf_counter() - self._received) * 1000, 1),
+        )
+
+
+async def _settle(*helpers: asyncio.Future[Any]) -> None:
+    """Cancel helpers and wait until they are over, so that they hold nothing; told afterwards of a cancellation."""
+    for helper in helpers:
+        helper.cancel()
+    cancelled: asyncio.CancelledError | None = None
+    for helper in helpers:
+        while not helper.done():
+            try:
+                await asyncio.wait((helper,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if not helper.cancelled():
+            helper.exception()  # seen here: what matters was raised where the result was awaited
+    if cancelled is not None:
+        raise cancelled

@@ -1,0 +1,76 @@
+"""Prefills ahead of a turn: what a connection asked to have in the prefix cache. They run beside turns."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from runtime.deployment.models import Chat, Deployment
+from runtime.engines import EngineDeadError
+from runtime.host.patience import within
+from runtime.text.prompt import Message
+from runtime.turns.outbox import Outbox
+from runtime.wire import frames
+from runtime.wire.frames import RequestId
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What is prefilled.
+
+    Attributes:
+        segment: what the answer calls it.
+        history: none for what every prompt with the persona begins with, whatever history follows.
+    """
+
+    segment: str
+    request_id: RequestId | None
+    persona: str
+    runtime_text: str = ""
+    history: tuple[Message, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of text."""
+        texts = (self.persona, self.runtime_text, *(message.content for message in self.history or ()))
+        return sum(len(text.encode()) for text in texts)
+
+
+class Warming:
+    """The prefills of one connection."""
+
+    def __init__(self, outbox: Outbox, deployment: Deployment) -> None:
+        self._outbox = outbox
+        self._deployment = deployment
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, chat: Chat, prefix: Prefix) -> None:
+        """Prefill; the answer comes through the outbox."""
+        task = asyncio.get_running_loop().create_task(self._prefill(chat, prefix))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _prefill(self, chat: Chat, prefix: Prefix) -> None:
+        try:
+            tokens = await chat.render_prefix(prefix.persona, prefix.runtime_text, prefix.history)
+            await within(self._deployment.generation_timeout, chat.engine.warm(tokens))
+        except asyncio.TimeoutError:
+            self._error("generation_timeout", "The prefix was not prefilled in time.", prefix)
+            return
+        except Exception as error:
+            if isinstance(error, EngineDeadError):
+                self._deployment.died(error)
+            log.exception("warm_failed", error=type(error).__name__)
+            self._error("generation_failed", "The prefix could not be prefilled.", prefix)
+            return
+        self._deployment.warmed()
+        self._outbox.put(
+            frames.Warmed(segment=prefix.segment, tokens=len(tokens), bytes=prefix.size, request_id=prefix.request_id)
+        )
+
+    def _error(self, code: str, message: str, prefix: Prefix) -> None:
+        self._outbox.put(frames.Error(error_code=code, message=message, request_id=prefix.request_id))

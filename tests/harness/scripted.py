@@ -1,0 +1,332 @@
+"""An engine, a renderer and a classifier that do as they are told, and a server around them on a real socket.
+
+For tests where timing and failure must be controlled. The real ones are tested in `tests/integration`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from runtime.deployment.classifier import Decision
+from runtime.deployment.models import Chat, Renderer
+from runtime.deployment.serving import ChatPlan, ServingPlan, ToolPlan
+from runtime.deployment.settings import Settings
+from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
+from runtime.server.process import Server, bind, web_config
+from runtime.server.service import Service
+from runtime.text.prompt import Budgets, Message, PersonaTooLongError, Prompt
+
+KEY = "test-key"
+REPLY = ("Sure", " thing", ", here", " it is.")
+
+
+@dataclass
+class ScriptedEngine:
+    """Replies with `reply`, or with what `script` makes of the prompt. A token is a word of it.
+
+    Attributes:
+        pause: seconds before each delta.
+        gate: when set, no delta comes before it is set.
+        fail_after: raise `error` after so many deltas.
+        abort_seconds: how long an abort takes.
+        abort_steps: how many steps of the loop it takes.
+        refuse_reset: whether the caches cannot be reset.
+    """
+
+    reply: Sequence[str] = REPLY
+    script: Callable[[list[str]], Sequence[str]] | None = None
+    pause: float = 0.0
+    gate: asyncio.Event | None = None
+    fail_after: int | None = None
+    error: Exception = field(default_factory=lambda: RuntimeError("scripted failure with secret details"))
+    abort_seconds: float = 0.0
+    abort_steps: int = 0
+    refuse_reset: bool = False
+    dead: bool = False
+    held: set[int] = field(default_factory=set)
+    most_held: int = 0
+    prompts: list[list[str]] = field(default_factory=list)
+    samplings: list[Sampling] = field(default_factory=list)
+    warmed: list[list[str]] = field(default_factory=list)
+    roused: list[int] = field(default_factory=list)
+    resets: int = 0
+    aborts: int = 0
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    def rouse(self) -> None:
+        """Remember how many requests had come by then."""
+        self.roused.append(len(self.prompts))
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+        """The scripted reply."""
+        words = Words.read(prompt)
+        number = len(self.prompts)
+        self.prompts.append(words)
+        self.samplings.append(sampling)
+        self.held.add(number)
+        self.most_held = max(self.most_held, len(self.held))
+        finished = False
+        try:
+            reply = self.script(words) if self.script else self.reply
+            for index, text in enumerate(reply):
+                if self.gate is not None:
+                    await self.gate.wait()
+                await asyncio.sleep(self.pause)
+                if self.dead:
+                    raise EngineDeadError("the scripted engine died")
+                if self.fail_after is not None and index >= self.fail_after:
+                    raise self.error
+                last = index == len(reply) - 1
+                each(Delta(text, 1, "stop" if last else None, cached_tokens=3))
+            finished = True
+        finally:
+            if not finished:
+                self.aborts += 1
+                # As a real engine's, an abort goes through also when whoever waits for it is cancelled.
+                await through(asyncio.ensure_future(self._abort(number)))
+            self.held.discard(number)
+
+    async def _abort(self, number: int) -> None:
+        for _ in range(self.abort_steps):
+            await asyncio.sleep(0)
+        if self.abort_seconds:
+            await asyncio.sleep(self.abort_seconds)
+        self.held.discard(number)
+
+    async def warm(self, prompt: Sequence[int]) -> int:
+        """Remember the prefix."""
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.dead:
+            raise EngineDeadError("the scripted engine died")
+        self.warmed.append(Words.read(prompt))
+        return 0
+
+    async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
+        """Every token as likely as can be."""
+        return [TokenScore(0.0, token) for token in tokens[1:]]
+
+    async def load(self) -> Load:
+        """What is held now."""
+        await self.health()
+        return Load(len(self.held), 0, 0.0)
+
+    async def reset_caches(self) -> bool:
+        """Count."""
+        self.resets += not self.refuse_reset
+        return not self.refuse_reset
+
+    async def health(self) -> None:
+        """Raise when dead."""
+        if self.dead:
+            raise EngineDeadError("the scripted engine died")
+
+    async def shutdown(self) -> None:
+        """Nothing to stop."""
+
+
+async def through(work: asyncio.Future[None]) -> None:
+    """Wait for it, whatever happens meanwhile; then let that happen."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait((work,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+class Words:
+    """A vocabulary of whole words, so that a test can read a prompt."""
+
+    ids: dict[str, int] = {}  # noqa: RUF012
+    words: list[str] = []  # noqa: RUF012
+
+    @classmethod
+    def ids_of(cls, text: str) -> list[int]:
+        found = []
+        for word in text.split():
+            if word not in cls.ids:
+                cls.ids[word] = len(cls.words)
+                cls.words.append(word)
+            found.append(cls.ids[word])
+        return found
+
+    @classmethod
+    def read(cls, ids: Sequence[int]) -> list[str]:
+        return [cls.words[number] for number in ids]
+
+
+@dataclass
+class ScriptedRenderer:
+    """Renders `[system …] [user …] [assistant …]`, a token a word."""
+
+    budgets: Budgets = field(default_factory=Budgets)
+    error: Exception | None = None
+
+    def count(self, text: str) -> int:
+        """Words."""
+        return len(text.split())
+
+    def render(self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str) -> Prompt:
+        """The whole prompt."""
+        if self.error is not None:
+            raise self.error
+        text = self._prefix(persona, runtime_text, history)
+        return Prompt(Words.ids_of(f"{text} [user] {utterance}"), len(history))
+
+    def render_at_once(
+        self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str
+    ) -> Prompt | None:
+        """Never: what a slow renderer meets must be met by tests."""
+        return None
+
+    def render_prefix(self, *, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
+        """The prompt up to the utterance."""
+        return Words.ids_of(self._prefix(persona, runtime_text, history or ()))
+
+    def _prefix(self, persona: str, runtime_text: str, history: Sequence[Message]) -> str:
+        if (found := self.count(persona)) > self.budgets.persona:
+            raise PersonaTooLongError(found, self.budgets.persona)
+        system = f"[system] {persona} {runtime_text}" if persona or runtime_text else ""
+        return " ".join([system, *(f"[{message.role}] {message.content}" for message in history)])
+
+
+@dataclass
+class ScriptedClassifier:
+    """Says yes to utterances with "look" in them."""
+
+    pause: float = 0.0
+    error: Exception | None = None
+    asked: list[tuple[list[str], str]] = field(default_factory=list)
+    running: int = 0
+
+    async def decide(self, history: Sequence[str], utterance: str) -> Decision:
+        """The scripted decision."""
+        self.asked.append((list(history), utterance))
+        self.running += 1
+        try:
+            await asyncio.sleep(self.pause)
+        finally:
+            self.running -= 1
+        if self.error is not None:
+            raise self.error
+        return Decision(take_screenshot="look" in utterance, probability=0.9, seconds=self.pause)
+
+
+def settings(**values: Any) -> Settings:
+    """Settings for tests; field names as keywords."""
+    return Settings(**{"artifact": "unused", "text_api_key": KEY, "host": "127.0.0.1", **values})
+
+
+@dataclass
+class Running:
+    """A server that runs in this process."""
+
+    service: Service
+    server: Server
+    engine: ScriptedEngine
+    classifier: ScriptedClassifier | None
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Of `/ws`."""
+        return f"ws://127.0.0.1:{self.port}/ws"
+
+    @asynccontextmanager
+    async def client(self, key: str | None = KEY, **options: Any) -> AsyncIterator[Client]:
+        """A connected client."""
+        headers = {"X-API-Key": key} if key is not None else {}
+        async with connect(self.url, additional_headers=headers, **options) as socket:
+            yield Client(socket)
+
+
+@dataclass
+class Client:
+    """Speaks JSON."""
+
+    socket: ClientConnection
+
+    async def send(self, **message: Any) -> None:
+        """One message."""
+        await self.socket.send(json.dumps(message))
+
+    async def receive(self, timeout: float = 5.0) -> dict[str, Any]:
+        """One frame."""
+        frame = json.loads(await asyncio.wait_for(self.socket.recv(), timeout))
+        assert isinstance(frame, dict)
+        return frame
+
+    async def until(self, kind: str) -> list[dict[str, Any]]:
+        """Frames up to the first of a kind."""
+        frames = [await self.receive()]
+        while frames[-1]["type"] != kind:
+            frames.append(await self.receive())
+        return frames
+
+    async def turn(self, **message: Any) -> list[dict[str, Any]]:
+        """Send a `start` and return the turn's frames."""
+        await self.send(**{"type": "start", "session_id": "s1", **message})
+        return await self.until("done")
+
+    async def silent(self, seconds: float = 0.05) -> bool:
+        """Whether nothing comes for a while."""
+        try:
+            await asyncio.wait_for(self.socket.recv(), seconds)
+        except asyncio.TimeoutError:
+            return True
+        return False
+
+
+@asynccontextmanager
+async def serving(
+    engine: ScriptedEngine | None = None,
+    classifier: ScriptedClassifier | None = None,
+    *,
+    chat: bool = True,
+    renderer: Renderer | None = None,
+    max_out: int = 150,
+    opened: bool = True,
+    **values: Any,
+) -> AsyncIterator[Running]:
+    """A server on a free loopback port, over scripted parts. Tool-only with `chat=False`."""
+    engine = engine or ScriptedEngine()
+    chosen = settings(**values)
+    service = Service(chosen)
+    pool = ThreadPoolExecutor(2)
+    renderer = renderer or ScriptedRenderer()
+    budgets = renderer.budgets if isinstance(renderer, ScriptedRenderer) else Budgets()
+    stack = Chat(engine, renderer, pool, budgets) if chat else None
+    plan = ServingPlan(
+        "both" if chat and classifier else "chat" if chat else "tool",
+        ChatPlan(budgets, max_out, EngineOptions()) if chat else None,
+        ToolPlan(0.66, 128, 0.2) if classifier else None,
+        None,
+    )
+    if opened:
+        service.open(stack, classifier, plan)
+    listener = bind("127.0.0.1", 0)
+    server = Server(web_config(service))
+    task = asyncio.create_task(server.serve([listener]))
+    try:
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.005)
+        yield Running(service, server, engine, classifier, listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        await task
+        pool.shutdown()
+        if service.ended.done() and not service.ended.cancelled():
+            service.ended.exception()

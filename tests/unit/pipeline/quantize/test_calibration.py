@@ -1,0 +1,181 @@
+"""Calibration text: which forms are read, and that the same choice gives the same tokens."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.plan import CalibrationPlan
+from pipeline.quantize.calibration import (
+    calibrate,
+    digest_of,
+    identity_of,
+    read_dataset,
+    read_file,
+    sample_of,
+    training_file,
+)
+from pipeline.stages.stage import StageError
+from runtime.artifact import Calibration
+
+WORDS = ["<unk>", "user", "assistant", ":", *(f"w{number}" for number in range(200))]
+PYTHON = Path(sys.executable)
+
+
+class Silent:
+    def step(self, message: str) -> None:
+        assert message
+
+    def advance(self, fraction: float) -> None:
+        assert 0 < fraction <= 1
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", model_max_length=16)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}"
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def texts(path: Path, count: int, words: int = 12) -> Path:
+    rows = [" ".join(f"w{(row * 7 + word) % 200}" for word in range(words)) for row in range(count)]
+    path.write_text("\n\n".join(rows))
+    return path
+
+
+def run(model: Path, out: Path, dataset: Path | str, samples: int = 4, length: int = 100, seed: int = 1) -> Calibration:
+    out.mkdir(exist_ok=True)
+    plan = CalibrationPlan(str(dataset), samples, length)
+    return calibrate(plan, model, out, seed=seed, parquet_python=PYTHON, progress=Silent())
+
+
+def tokens(out: Path) -> list[list[int]]:
+    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
+def test_samples_are_token_ids_cut_to_length(model: Path, tmp_path: Path) -> None:
+    done = run(model, tmp_path / "out", texts(tmp_path / "t.txt", 10), samples=4, length=9)
+    found = tokens(tmp_path / "out")
+    assert [len(sample) for sample in found] == [9] * 4
+    assert (done.samples, done.tokens, done.sequence_length, done.dataset) == (4, 36, 9, "t.txt")
+    assert done.digest == digest_of(found)
+
+
+def test_the_same_seed_chooses_the_same_samples(model: Path, tmp_path: Path) -> None:
+    file = texts(tmp_path / "t.txt", 50)
+    first, again = run(model, tmp_path / "a", file), run(model, tmp_path / "b", file)
+    other = run(model, tmp_path / "c", file, seed=2)
+    assert first == again
+    assert first.digest != other.digest
+
+
+def test_fewer_rows_than_samples_are_all_taken_in_order(model: Path, tmp_path: Path) -> None:
+    done = run(model, tmp_path / "out", texts(tmp_path / "t.txt", 3), samples=64)
+    assert done.samples == 3
+    assert [sample[0] for sample in tokens(tmp_path / "out")] == [WORDS.index(f"w{row * 7}") for row in range(3)]
+
+
+def test_texts_that_are_too_short_are_skipped(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "t.txt"
+    file.write_text("w1 w2\n\n" + " ".join(["w3"] * 10) + "\n\nw4")
+    assert run(model, tmp_path / "out", file).samples == 1
+
+
+def test_nothing_usable_is_an_error_that_says_what_to_do(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("w1\n\nw2")
+    with pytest.raises(StageError, match=r"found none in 2 rows \(.*t.txt\); choose another AWQ_CALIB_DATASET"):
+        run(model, tmp_path / "out", tmp_path / "t.txt")
+
+
+def test_conversations_go_through_the_chat_template(model: Path, tmp_path: Path) -> None:
+    row = {"instruction": "w1 w2 w3", "input": "w4", "output": "w5 w6"}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n\n")
+    run(model, tmp_path / "out", tmp_path / "t.jsonl")
+    (sample,) = tokens(tmp_path / "out")
+    assert [WORDS[token] for token in sample] == ["user", ":", "w1", "w2", "w3", "w4", "assistant", ":", "w5", "w6"]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("plain", "plain"),
+        ({"text": "plain"}, "plain"),
+        ({"messages": [{"role": "user", "content": "a"}]}, [{"role": "user", "content": "a"}]),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        ),
+        (
+            {"prompt": "a", "completion": "b", "id": 7},
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        ),
+    ],
+)
+def test_rows_of_the_known_forms(row: Any, expected: Any) -> None:
+    assert sample_of(row, "row") == expected
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"title": "x"}, 7, None, {"messages": ["text"]}, {"messages": [{"role": "robot", "content": "x"}]}]
+)
+def test_other_rows_are_refused_with_their_place(row: Any) -> None:
+    with pytest.raises(StageError, match="row 3"):
+        sample_of(row, "row 3")
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    with pytest.raises(StageError, match=r"t\.jsonl:2"):
+        read_file(tmp_path / "t.jsonl")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StageError, match="expected UTF-8 text"):
+        read_file(tmp_path / "t.txt")
+
+
+def test_the_embedded_set_is_there_and_has_an_identity() -> None:
+    name, rows = read_dataset("embedded", PYTHON)
+    assert name == "embedded"
+    assert len(rows) >= 16
+    assert len(identity_of("embedded")) == 64
+
+
+def test_a_files_identity_is_its_content(tmp_path: Path) -> None:
+    file = texts(tmp_path / "t.txt", 3)
+    before = identity_of(str(file))
+    file.write_text("another")
+    assert identity_of(str(file)) != before
+    assert identity_of("open_platypus") == "garage-bAInd/Open-Platypus"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["README.md", "data/test.parquet", "data/train-0.parquet"], "data/train-0.parquet"),
+        (["train.jsonl", "train.parquet"], "train.jsonl"),
+        (["dataset_infos.json", "a.json"], "a.json"),
+        (["README.md"], None),
+    ],
+)
+def test_the_training_file_is_found(names: list[str], expected: str | None) -> None:
+    assert training_file(names) == expected
+
+
+def test_a_hub_that_is_out_of_reach_says_what_to_do_instead(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(StageError, match=r"set AWQ_CALIB_DATASET=embedded or name a \.txt or \.jsonl file"):
+        run(model, tmp_path / "out", "open_platypus")

@@ -1,0 +1,402 @@
+"""What is known of a model before it is fetched, and what is wrong with a damaged one."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from pipeline.source import checkpoint_in, content_hash, fetch, look
+from pipeline.source.prequantized import recognize
+from pipeline.source.shape import Shape, mixture_of_experts
+from pipeline.source.wholeness import safetensors_size
+
+
+def safetensors(path: Path, size: int = 16) -> None:
+    header = json.dumps({"weight": {"dtype": "I8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    home = tmp_path / "My-Model"
+    home.mkdir()
+    (home / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "hidden_size": 64}))
+    (home / "tokenizer.json").write_text("{}")
+    (home / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    (home / "README.md").write_text("---\nlicense: mit\n---\n# My model\n")
+    safetensors(home / "model.safetensors")
+    return home
+
+
+def problems(ref: str | Path, role: Any = "CHAT_MODEL") -> list[str]:
+    return [str(problem) for problem in look(str(ref), role).problems]
+
+
+def test_a_folder_is_described_without_reading_its_weights(folder: Path) -> None:
+    facts = look(str(folder), "CHAT_MODEL")
+    assert facts.problems == ()
+    assert (facts.kind, facts.name, facts.path, facts.license) == ("folder", "My-Model", folder, "mit")
+    assert facts.architecture == "LlamaForCausalLM"
+    assert facts.weight_bytes == (folder / "model.safetensors").stat().st_size
+    assert facts.chat_template
+
+
+@pytest.mark.parametrize("card", ["no front matter", "---\nlicense: [\n---\n", "---\n- a list\n---\n", ""])
+def test_a_card_without_a_licence_is_no_obstacle(folder: Path, card: str) -> None:
+    (folder / "README.md").write_text(card)
+    facts = look(str(folder), "CHAT_MODEL")
+    assert (facts.license, facts.problems) == (None, ())
+
+
+def test_a_relative_folder_is_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert look("My-Model", "CHAT_MODEL").path == folder
+
+
+def test_modelopts_word_on_the_quantization_counts_where_config_json_is_silent(folder: Path) -> None:
+    stated = {"quant_algo": "FP8", "kv_cache_quant_algo": None}
+    (folder / "hf_quant_config.json").write_text(json.dumps({"producer": {}, "quantization": stated}))
+    config = look(str(folder), "CHAT_MODEL").config
+    assert config["quantization_config"] == {"quant_method": "modelopt", **stated}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq"}}))
+    assert look(str(folder), "CHAT_MODEL").config["quantization_config"] == {"quant_method": "awq"}
+
+
+def test_a_tensorrt_llm_checkpoint_inside_a_folder_is_seen(folder: Path) -> None:
+    assert look(str(folder), "CHAT_MODEL").checkpoint == {}
+    assert checkpoint_in(folder) == folder
+    (folder / "model.safetensors").unlink()
+    inside = folder / "trt-llm" / "checkpoints"
+    inside.mkdir(parents=True)
+    config = {"architecture": "LlamaForCausalLM", "dtype": "float16", "quantization": {"quant_algo": "FP8"}}
+    (inside / "config.json").write_text(json.dumps(config))
+    safetensors(inside / "rank0.safetensors")
+    facts = look(str(folder), "CHAT_MODEL")
+    assert (facts.problems, facts.checkpoint, facts.architecture) == ((), config, "LlamaForCausalLM")
+    assert facts.weight_bytes == (inside / "rank0.safetensors").stat().st_size
+    assert checkpoint_in(folder) == inside
+
+
+def test_the_embedded_models_need_no_files() -> None:
+    chat, tool = look("embedded", "CHAT_MODEL"), look("embedded", "TOOL_MODEL")
+    assert chat.problems == tool.problems == ()
+    assert Shape.of(chat.config).hidden == 576
+    assert tool.architecture == "BertForSequenceClassification"
+
+
+@pytest.mark.parametrize("ref", ["./nowhere", "a/b/c", "no-such-model", "org/name with space", "~/x", ""])
+def test_what_is_neither_folder_nor_hub_id_is_named(ref: str) -> None:
+    assert problems(ref) == [
+        f"CHAT_MODEL: expected a folder, a hub id (org/name, org/name@revision) or `embedded`, found {ref!r}"
+    ]
+
+
+def test_an_offline_hub_model_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (line,) = problems("org/no-such-model@v2")
+    assert line.startswith("CHAT_MODEL: expected the model org/no-such-model@v2 on the hub, found no copy in the local")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        ("config.json", "expected config.json in"),
+        ("model.safetensors", "expected *.safetensors in"),
+        ("tokenizer.json", "expected a tokenizer in"),
+        ("tokenizer_config.json", "expected a chat template in"),
+    ],
+)
+def test_a_missing_file_is_a_problem(folder: Path, missing: str, expected: str) -> None:
+    (folder / missing).unlink()
+    (line,) = problems(folder)
+    assert expected in line
+
+
+def test_everything_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
+    assert len(problems(tmp_path)) == 4
+    assert len(problems(tmp_path, "TOOL_MODEL")) == 3
+
+
+@pytest.mark.parametrize("locked", [".", "model.safetensors"])
+def test_what_this_user_may_not_read_is_named(folder: Path, locked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = (folder / locked).resolve()
+    monkeypatch.setattr("os.access", lambda asked, mode: Path(asked) != path)  # root may read everything
+    (problem,) = look(str(folder), "CHAT_MODEL").problems
+    assert str(problem) == (
+        f"CHAT_MODEL: expected to read {path}, found that this user may not; "
+        "let this user read it; in a container, `docker run --user`"
+    )
+
+
+def test_a_classifier_needs_no_chat_template(folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    assert problems(folder, "TOOL_MODEL") == []
+
+
+def test_a_template_in_its_own_file_counts(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert problems(folder) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null"])
+def test_a_config_that_is_no_object_is_a_problem(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    (line,) = problems(folder)
+    assert "expected a JSON object" in line
+
+
+def test_weights_in_another_format_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (line,) = problems(folder)
+    assert "found pytorch_model.bin" in line
+
+
+@pytest.mark.parametrize("cut", [0, 4, 20, -1])
+def test_cut_off_weights_are_noticed(folder: Path, cut: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    (line,) = problems(folder)
+    assert "model.safetensors" in line
+    assert "fetch it again" in line
+
+
+def test_missing_shards_are_named(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    lines = problems(folder)
+    assert [line.partition(",")[0].rpartition("/")[2] for line in lines] == [
+        "model-2.safetensors",
+        "model-3.safetensors",
+    ]
+
+
+def test_the_size_in_a_header_is_that_of_the_file(tmp_path: Path) -> None:
+    safetensors(tmp_path / "x.safetensors", 123)
+    assert safetensors_size(tmp_path / "x.safetensors") == (tmp_path / "x.safetensors").stat().st_size
+
+
+def test_a_header_of_absurd_length_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    assert safetensors_size(tmp_path / "x.safetensors") is None
+
+
+def test_the_content_hash_names_what_decides_answers(folder: Path) -> None:
+    before = content_hash(folder)
+    (folder / "README.md").write_text("another card")
+    (folder / "picture.png").write_bytes(b"png")
+    assert content_hash(folder) == before
+    (folder / "config.json").write_text("{}")
+    assert content_hash(folder) != before
+
+
+def test_a_renamed_file_is_another_content(folder: Path) -> None:
+    before = content_hash(folder)
+    (folder / "tokenizer.json").rename(folder / "tokenizer2.json")
+    assert content_hash(folder) != before
+
+
+def test_hashes_are_remembered_until_a_file_changes(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "hashes.json"
+    first = content_hash(folder, cache)
+    remembered = json.loads(cache.read_text())
+    assert len(remembered) == 4
+    weights = folder / "model.safetensors"
+    remembered[str(weights)][2] = "f" * 64
+    cache.write_text(json.dumps(remembered))
+    assert content_hash(folder, cache) != first, "the remembered hash is used"
+    os.utime(weights, ns=(1, 1))
+    assert content_hash(folder, cache) == first, "but not for a file that was written since"
+
+
+def test_a_damaged_memory_of_hashes_is_ignored(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "hashes.json").write_text("{half")
+    assert content_hash(folder, tmp_path / "hashes.json") == content_hash(folder)
+
+
+def test_fetching_a_folder_copies_nothing(folder: Path) -> None:
+    assert fetch(look(str(folder), "CHAT_MODEL"), progress=None) == folder  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "experts"),
+    [
+        ({"num_experts": 64, "num_experts_per_tok": 8}, "x", 64),
+        ({"num_local_experts": 8}, "x", 8),
+        ({"n_routed_experts": 256}, "x", 256),
+        ({"moe_num_experts": [64, 64]}, "x", 64),
+        ({"text_config": {"num_experts": 16}}, "x", 16),
+        ({"model_type": "mixtral"}, "x", None),
+        ({"model_type": "deepseek_v3"}, "x", None),
+        ({"model_type": "qwen3_moe"}, "x", None),
+        ({"model_type": "ernie4_5_moe"}, "x", None),
+        ({"model_type": "ernie-4.5"}, "x", None),
+        ({"model_type": "deepseek-v2"}, "x", None),
+        ({"model_type": "llama"}, "Qwen3-30B-A3B-Instruct", None),
+        ({"model_type": "llama"}, "big-a22b", None),
+    ],
+)
+def test_a_mixture_of_experts_is_recognized(config: dict[str, Any], name: str, experts: int | None) -> None:
+    moe = mixture_of_experts(config, name)
+    assert moe is not None
+    assert moe.experts == experts
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"model_type": "llama"}, "Llama-3.1-8B-Instruct"),
+        ({"model_type": "llama", "num_experts": 1}, "x"),
+        ({"model_type": "llama"}, "alpha-beta-a100box"),
+        ({"model_type": "gemma3", "num_local_experts": 0}, "gemma-3-a"),
+    ],
+)
+def test_a_dense_model_is_none(config: dict[str, Any], name: str) -> None:
+    assert mixture_of_experts(config, name) is None
+
+
+GROUP = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 64}}}}
+
+
+@pytest.mark.parametrize(
+    ("stated", "name", "method", "scheme", "group"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "x", "awq", "W4A16", 128),
+        ({"quant_method": "awq", "w_bit": 4, "q_group_size": 64}, "x", "awq", "W4A16", 64),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "x", "gptq", "W8A16", None),
+        ({"quant_method": "fp8"}, "x", "fp8", "FP8", None),
+        ({"quant_method": "compressed-tensors"} | GROUP, "x", "awq", "W4A16", 64),
+        ({"quant_method": "compressed-tensors"} | GROUP, "m-gptq", "gptq", "W4A16", 64),
+        ({"quant_method": "intel/auto-round", "bits": 4}, "x", "auto-round", "W4A16", None),
+        (GROUP, "x", "awq", "W4A16", 64),
+    ],
+)
+def test_a_quantized_source_is_recognized_by_its_config(
+    stated: dict[str, Any], name: str, method: str, scheme: str, group: int | None
+) -> None:
+    found = recognize({"quantization_config": stated}, name, bytes_per_weight=2.0)
+    assert found is not None
+    assert (found.method, found.scheme, found.group_size) == (method, scheme, group)
+    assert found.recognized_by.startswith("config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("org/Model-AWQ", "awq"),
+        ("Model-7B-GPTQ-Int4", "gptq"),
+        ("model.w4a16", "compressed-tensors"),
+        ("model-compressed-tensors", "compressed-tensors"),
+        ("Model-int4-AutoRound", "auto-round"),
+    ],
+)
+def test_or_by_its_name_where_the_weights_do_not_speak_against_it(name: str, kind: str) -> None:
+    found = recognize({}, name, bytes_per_weight=0.6)
+    assert found is not None
+    assert found.format == kind
+    assert recognize({}, name, bytes_per_weight=2.0) is None
+
+
+@pytest.mark.parametrize("name", ["hawqeye", "org/llama", "awqward-7b"])
+def test_a_word_inside_a_word_is_no_format(name: str) -> None:
+    assert recognize({}, name, bytes_per_weight=0.6) is None
+
+
+class Hub:
+    """The three calls to the hub that a look takes, answered from a folder."""
+
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.home = home
+        self.fetched: list[str] = []
+        self.failure: Exception | None = None
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda **_: self)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot)
+
+    def model_info(self, repo: str, *, revision: str | None, files_metadata: bool) -> Any:
+        assert files_metadata
+        if self.failure:
+            raise self.failure
+        sizes = {path.name: path.stat().st_size for path in self.home.iterdir()}
+        files = [SimpleNamespace(rfilename=name, size=size, lfs=None) for name, size in sizes.items()]
+        return SimpleNamespace(sha=f"sha-of-{revision}", siblings=files, card_data={"license": "mit"})
+
+    def download(self, repo: str, name: str, *, revision: str, token: str | None) -> str:
+        assert revision.startswith("sha-of-")
+        self.fetched.append(name)
+        return str(self.home / name)
+
+    def snapshot(self, repo: str, **_: Any) -> str:
+        raise LocalEntryNotFoundError("nothing cached")
+
+
+def answer(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("GET", "https://hub.example/api/models/org/model"))
+
+
+def test_a_hub_model_is_pinned_and_its_weights_are_not_downloaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(folder, monkeypatch)
+    facts = look("org/model@v2", "CHAT_MODEL")
+    assert facts.problems == ()
+    assert (facts.kind, facts.name, facts.revision, facts.license) == ("hub", "org/model", "sha-of-v2", "mit")
+    assert sorted(hub.fetched) == ["config.json", "tokenizer_config.json"]
+    assert facts.weight_bytes == (folder / "model.safetensors").stat().st_size
+    assert facts.path is None
+
+
+def test_a_hub_model_that_lacks_something_is_told_before_any_download(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "model.safetensors").rename(folder / "model.gguf")
+    Hub(folder, monkeypatch)
+    assert problems("org/model") == [
+        "CHAT_MODEL: expected *.safetensors in org/model, found model.gguf; save it with `save_pretrained` or choose "
+        "another model"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (GatedRepoError("gated", response=answer(403)), "found a gated one; accept its terms at"),
+        (RepositoryNotFoundError("no", response=answer(404)), "found none that this token may see; check its name"),
+        (HfHubHTTPError("down", response=answer(503)), "found status 503 from the hub"),
+        (httpx.ConnectError("no route"), "found no copy in the local cache, and the hub is out of reach"),
+        (OfflineModeIsEnabled("offline"), "found no copy in the local cache, and HF_HUB_OFFLINE is set"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_hub_that_refuses_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, message: str
+) -> None:
+    Hub(folder, monkeypatch).failure = failure
+    (line,) = problems("org/model")
+    assert line.startswith("CHAT_MODEL: expected the model org/model on the hub, ")
+    assert message in line
+
+
+def test_out_of_reach_a_cached_model_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(folder, monkeypatch)
+    hub.failure = httpx.ConnectError("no route")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    facts = look("org/model", "CHAT_MODEL")
+    assert facts.problems == ()
+    assert (facts.kind, facts.name, facts.path, facts.revision) == ("hub", "org/model", folder, folder.name)

@@ -1,0 +1,243 @@
+"""Weights of a model on the hub: what arrives, what a kill or a bad link costs, what needs no network afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from pipeline.source import SourceFacts
+from pipeline.source import model_source as source
+from pipeline.stages.stage import StageError
+from pipeline.workshop import Workshop
+from runtime.artifact import ArtifactError
+from tests.hub import Account, Hub
+from tests.hub.artifacts import CPU
+from tests.hub.client import point
+from tests.hub.models import publish
+from tests.hub.store import Stored
+from tests.unit.pipeline.publish import test_push
+
+REPO, TOKEN = "acme/llama", "hf_writer"
+ROOT = Path(__file__).resolve().parents[4]
+
+
+class Steps(test_push.Steps):
+    """Remembers the fractions too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fractions: list[float] = []
+
+    def advance(self, fraction: float) -> None:
+        self.fractions.append(fraction)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    with Hub(accounts={TOKEN: Account("acme"), "hf_other": Account("eve")}) as running:
+        point(monkeypatch, running)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "home/hub"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
+        yield running
+        huggingface_hub.close_session()
+
+
+def look(ref: str = REPO) -> SourceFacts:
+    facts = source.look(ref, "CHAT_MODEL")
+    assert facts.problems == ()
+    return facts
+
+
+def same(fetched: Path, folder: Path) -> bool:
+    """Whether all that a model needs has arrived."""
+    wanted = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".png"}
+    return {path.name: path.read_bytes() for path in fetched.iterdir()} == wanted
+
+
+def ranges(hub: Hub) -> list[str]:
+    return [request.range for request in hub.requests("GET", "^/storage/") if request.range]
+
+
+def test_what_arrives_is_what_is_on_the_hub(hub: Hub, tmp_path: Path) -> None:
+    commit = publish(hub, REPO, tmp_path / "model")
+    steps = Steps()
+    fetched = source.fetch(look(), steps)
+    assert same(fetched, tmp_path / "model")
+    assert fetched.name == commit.oid
+    assert not hub.requests("GET", r"picture\.png")
+
+
+def test_each_large_file_is_sent_once(hub: Hub, tmp_path: Path) -> None:
+    commit = publish(hub, REPO, tmp_path / "model")
+    source.fetch(look(), Steps())
+    large = sum(len(stored.content) for stored in commit.files.values() if stored.lfs)
+    assert sum(request.sent for request in hub.requests("GET", "^/storage/")) == large
+    hub.seen.clear()
+    source.fetch(look(), Steps())
+    assert not hub.requests("GET", "^/storage/")
+
+
+def test_what_the_client_has_brought_is_not_brought_again(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, REPO, tmp_path / "model")
+    huggingface_hub.snapshot_download(REPO)
+    hub.seen.clear()
+    assert same_names(source.fetch(look(), Steps()), tmp_path / "model")
+    assert not hub.requests("GET", "^/storage/")
+
+
+def same_names(fetched: Path, folder: Path) -> bool:
+    return {path.name for path in fetched.iterdir()} == {path.name for path in folder.iterdir()}
+
+
+def test_a_new_revision_brings_what_changed(hub: Hub, tmp_path: Path) -> None:
+    old = publish(hub, REPO, tmp_path / "model")
+    hub.repositories[REPO].tags["v1"] = old.oid
+    source.fetch(look(), Steps())
+    publish(hub, REPO, tmp_path / "newer", weights=123_456)
+    hub.seen.clear()
+    assert same(source.fetch(look(f"{REPO}@main"), Steps()), tmp_path / "newer")
+    assert len(hub.requests("GET", "^/storage/")) == 1
+    assert same(source.fetch(look(f"{REPO}@v1"), Steps()), tmp_path / "model")
+
+
+@pytest.mark.parametrize("revision", ["", "@main", "@v1"])
+def test_a_model_that_was_fetched_is_there_without_network(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    commit = publish(hub, REPO, tmp_path / "model")
+    hub.repositories[REPO].tags["v1"] = commit.oid
+    first = source.fetch(look(REPO + revision), Steps())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub.seen.clear()
+    facts = look(REPO + revision)
+    assert source.fetch(facts, Steps()).resolve() == first.resolve()
+    assert same(first, tmp_path / "model")
+    assert hub.seen == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 0, "after_bytes": 200_000},
+        {"status": 0, "after_bytes": 1, "times": 3},
+        {"status": 503},
+        {"status": 429, "headers": {"Retry-After": "0"}},
+    ],
+)
+def test_a_bad_link_costs_what_was_not_sent(hub: Hub, tmp_path: Path, fault: dict[str, Any]) -> None:
+    publish(hub, REPO, tmp_path / "model")
+    facts = look()
+    hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", **fault)
+    assert same(source.fetch(facts, Steps()), tmp_path / "model")
+    assert bool(ranges(hub)) == bool(fault.get("after_bytes"))
+
+
+def test_a_link_that_breaks_often_is_used_as_long_as_it_brings_something(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, REPO, tmp_path / "model", weights=20 << 20)
+    facts = look()
+    hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", status=0, after_bytes=3 << 19, times=12)
+    steps = Steps()
+    assert same(source.fetch(facts, steps), tmp_path / "model")
+    assert len(ranges(hub)) >= 12
+    assert all(0 <= fraction <= 1 for fraction in steps.fractions)
+
+
+def test_the_bytes_are_shown_while_they_come(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(hub, REPO, tmp_path / "model", weights=1 << 20)
+    facts = look()
+    monkeypatch.setattr("pipeline.source.weights.SECONDS_BETWEEN_FRACTIONS", 0.02)
+    hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", bytes_per_s=1 << 20)
+    steps = Steps()
+    source.fetch(facts, steps)
+    assert steps.fractions == sorted(steps.fractions)
+    assert any(0 < fraction < 1 for fraction in steps.fractions)
+
+
+FETCH = """
+import sys
+from pipeline import source
+from pipeline.progress import PlainProgress
+print(source.fetch(source.look(sys.argv[1], "CHAT_MODEL"), PlainProgress()))
+"""
+
+
+def test_a_killed_download_goes_on_in_the_next_process(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, REPO, tmp_path / "model", weights=40 << 20)
+    facts = look()
+    slow = hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", bytes_per_s=12 << 20, times=99)
+    environment = {**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "home")}
+    line = [sys.executable, "-c", FETCH, REPO]
+    first = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    partial = tmp_path / f"home/hub/models--acme--llama/blobs/{facts.hashes['model.safetensors']}.partial"
+    deadline = time.monotonic() + 60
+    while not partial.exists() or partial.stat().st_size < 10 << 20:
+        assert first.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline, "nothing arrived"
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    arrived = partial.stat().st_size
+    slow.bytes_per_s = 1 << 30
+    second = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert same(Path(second.stdout.strip()), tmp_path / "model")
+    assert ranges(hub) == [f"bytes={arrived}-"]
+
+
+def test_a_private_model_takes_a_token_from_a_file_and_keeps_it(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, REPO, tmp_path / "model", private=True)
+    assert "none that this token may see" in str(source.look(REPO, "CHAT_MODEL").problems)
+    (tmp_path / "token").write_text(TOKEN)
+    monkeypatch.setenv("HF_TOKEN_FILE", str(tmp_path / "token"))
+    assert same(source.fetch(look(), Steps()), tmp_path / "model")
+    assert {(request.host, request.token) for request in hub.requests("GET", "^/storage/")} == {("localhost", None)}
+
+
+def test_two_tokens_are_one_problem(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_one")
+    monkeypatch.setenv("HUGGINGFACE_HUB_TOKEN", "hf_two")
+    [problem] = source.look(REPO, "CHAT_MODEL").problems
+    assert str(problem) == "HF_TOKEN and HUGGINGFACE_HUB_TOKEN: expected one token, found 2; unset one"
+
+
+def test_a_gated_model_is_refused_before_a_byte(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, REPO, tmp_path / "model")
+    facts = look()
+    hub.repositories[REPO].gated = True
+    with pytest.raises(huggingface_hub.errors.GatedRepoError):
+        source.fetch(facts, Steps())
+    with pytest.raises(StageError, match="status 403, the token may not do this"):
+        Workshop(tmp_path / "cache", CPU, Steps()).chat_source(facts)
+    assert not hub.requests("GET", "^/storage/")
+
+
+def test_other_bytes_than_the_hub_lists_are_refused(hub: Hub, tmp_path: Path) -> None:
+    commit = publish(hub, REPO, tmp_path / "model")
+    facts = look()
+    wrong = Stored(b"x" * facts.sizes["model.safetensors"], lfs=False)
+    hub.repositories[REPO].commits[-1] = type(commit)(commit.oid, "", {**commit.files, "model.safetensors": wrong})
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: expected SHA-256 .*, found other bytes on the hub"):
+        source.fetch(facts, Steps())
+    with pytest.raises(StageError, match="found other bytes on the hub") as refused:
+        Workshop(tmp_path / "cache", CPU, Steps()).chat_source(facts)
+    assert "\n" not in str(refused.value)
+
+
+def test_one_file_that_fails_ends_the_others(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, REPO, tmp_path / "model", weights=20 << 20)
+    facts = look()
+    hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", bytes_per_s=1 << 20, times=99)
+    hub.fail("GET", f"^/storage/{facts.hashes['tokenizer.json']}", status=404, times=99)
+    with pytest.raises(huggingface_hub.errors.HfHubHTTPError):
+        source.fetch(facts, Steps())
+    assert all(request.sent < 20 << 20 for request in hub.requests("GET", "^/storage/"))

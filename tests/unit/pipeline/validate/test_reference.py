@@ -1,0 +1,64 @@
+"""The pages that are generated say what the classes say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from pipeline.reference import DOCS, pages
+from pipeline.settings import Settings, load
+
+ARTIFACTS = Path(__file__).resolve().parents[3] / "data" / "artifacts"
+
+
+@pytest.mark.parametrize("name", sorted(pages()))
+def test_a_generated_page_is_up_to_date(name: str) -> None:
+    assert (DOCS / name).read_text(encoding="utf-8") == pages()[name], "run `python -m pipeline.reference`"
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in ARTIFACTS.iterdir()))
+def test_the_schema_accepts_the_golden_artifacts(folder: str) -> None:
+    schema = json.loads(pages()["build_metadata.schema.json"])
+    jsonschema.Draft202012Validator.check_schema(schema)
+    document = json.loads((ARTIFACTS / folder / "build_metadata.json").read_text())
+    jsonschema.validate(document, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document | {"surprise": 1}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({key: value for key, value in document.items() if key != "seal"}, schema)
+
+
+def properties(schema: Any) -> Iterator[str]:
+    for definition in (schema, *schema["$defs"].values()):
+        yield from definition["properties"]
+
+
+def test_the_page_on_the_artifact_names_every_field() -> None:
+    schema = json.loads(pages()["build_metadata.schema.json"])
+    page = (DOCS / "artifact.md").read_text(encoding="utf-8")
+    missing = {name for name in properties(schema) if f"`{name}`" not in page and f".{name}`" not in page}
+    assert missing == set()
+
+
+def test_every_variable_is_listed_with_its_default() -> None:
+    page = pages()["environment.md"]
+    assert all(f"| `{name.upper()}` |" in page for name in Settings.model_fields)
+    assert "| `AWQ_NSAMPLES` | `64` | samples | calibration samples |" in page
+
+
+def test_defaults_are_what_no_environment_gives() -> None:
+    loaded = load({})
+    assert loaded.problems == ()
+    assert loaded.settings == Settings()
+    assert (loaded.settings.awq_nsamples, loaded.settings.awq_seqlen) == (64, 2048)
+
+
+def test_every_wrong_variable_is_told_and_the_rest_still_counts() -> None:
+    loaded = load({"AWQ_NSAMPLES": "-3", "AWQ_SEQLEN": "long", "CHAT_MAX_OUT": "200", "UNRELATED": "x"})
+    assert [problem.where for problem in loaded.problems] == ["AWQ_NSAMPLES", "AWQ_SEQLEN"]
+    assert loaded.settings.chat_max_out == 200

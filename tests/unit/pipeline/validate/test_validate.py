@@ -1,0 +1,232 @@
+"""Validating an artifact: what is measured, in which order, and what a failure says. The engine is a stand-in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.embedded.texts import known_prompts
+from pipeline.lanes.gates import Thresholds, failures
+from pipeline.stages.stage import StageError
+from pipeline.validate import validation as validating
+from pipeline.validate.validation import validate
+from runtime import engines
+from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits, Platform, Quantization, Source, ToolModel
+from runtime.artifact.hashes import digest_of, hash_folder
+from runtime.engines import Delta, EngineDeadError, Sampling, TokenScore
+from tests.harness import tiny
+
+BOUNDS = Thresholds(perplexity_ratio=1.05, top1_agreement=0.9, known_prompts=0.5)
+
+
+class StandIn:
+    """An engine that knows every answer and gives every token the same log-probability."""
+
+    def __init__(self, *, logprob: float = -2.0, text: str = "") -> None:
+        self.logprob = logprob
+        self.text = text or " ".join(word for known in known_prompts() for word in known.must_contain_any)
+        self.calls: list[str] = []
+
+    async def start(self) -> None:
+        self.calls.append("start")
+
+    async def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+        self.calls.append("generate")
+        for _ in range(2):
+            each(Delta(self.text, 1))
+
+    async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
+        self.calls.append("score")
+        return [TokenScore(self.logprob, token) for token in tokens[1:]]
+
+
+class Silent:
+    def step(self, message: str) -> None: ...
+
+    def advance(self, fraction: float) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny.tokenizer(tmp_path_factory.mktemp("artifact"))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    return folder
+
+
+@pytest.fixture
+def metadata(folder: Path) -> BuildMetadata:
+    files = hash_folder(folder)
+    chat = ChatModel(
+        source=Source(repo="tiny", content_sha256="0" * 64),
+        quantization=Quantization(method="int8", scheme="W8A8"),
+        limits=Limits(max_batch_size=4, max_input_len=200, max_output_len=40, max_model_len=256),
+        dtype="bfloat16",
+    )
+    return BuildMetadata(
+        lane="cpu",
+        engine="vllm",
+        created_at="2026-11-22T10:00:00+00:00",
+        chat=chat,
+        platform=Platform(python="3.11.0", machine="x86_64"),
+        files=files,
+        digest=digest_of(files),
+    )
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch):
+    def serve(engine: StandIn) -> StandIn:
+        monkeypatch.setattr(engines, "create", lambda *_: engine)
+        return engine
+
+    return serve
+
+
+@pytest.fixture
+def reference(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import runtime.engines.vllm.engine
+
+    monkeypatch.setattr(runtime.engines.vllm.engine, "VllmEngine", lambda *_: StandIn())
+    path = tmp_path / "scores.json"
+    validating.measure_reference(folder, path, options=engines.EngineOptions(max_model_len=256), progress=Silent())
+    return path
+
+
+def run(folder: Path, metadata: BuildMetadata, reference: Path | None, thresholds: Thresholds = BOUNDS):
+    return validate(folder, metadata, reference=reference, thresholds=thresholds, progress=Silent())
+
+
+def values(validation) -> dict[str, float]:
+    return {gate.name: gate.value for gate in validation.gates}
+
+
+def test_a_model_like_its_reference_passes(folder: Path, metadata: BuildMetadata, serve, reference: Path) -> None:
+    engine = serve(StandIn())
+    validation = run(folder, metadata, reference)
+    assert validation.passed
+    assert validation.digest == metadata.digest
+    assert values(validation)["perplexity_ratio"] == 1
+    assert values(validation)["top1_agreement"] == 1
+    assert values(validation)["known_prompts"] == 1
+    assert values(validation)["throughput_streams"] == 4
+    assert values(validation)["held_out_tokens"] >= 4000
+    assert engine.calls.count("start") == engine.calls.count("shutdown") == 1
+    assert engine.calls[-1] == "shutdown"
+
+
+def test_a_worse_model_fails_and_says_by_how_much(
+    folder: Path, metadata: BuildMetadata, serve, reference: Path
+) -> None:
+    serve(StandIn(logprob=-2.0 - math.log(1.3)))
+    assert failures(run(folder, metadata, reference)) == ["perplexity_ratio is 1.3, must be <= 1.05: 0.25 too high"]
+
+
+def test_a_model_that_knows_nothing_fails(folder: Path, metadata: BuildMetadata, serve, reference: Path) -> None:
+    serve(StandIn(text="mumble"))
+    assert failures(run(folder, metadata, reference)) == ["known_prompts is 0, must be >= 0.5: 0.5 too low"]
+
+
+def test_without_a_float_model_perplexity_is_reported_alone(folder: Path, metadata: BuildMetadata, serve) -> None:
+    serve(StandIn())
+    found = values(run(folder, metadata, None))
+    assert found["perplexity"] == pytest.approx(math.exp(2))
+    assert "perplexity_ratio" not in found
+
+
+@pytest.mark.parametrize("damage", ["change", "truncate", "remove", "add"])
+def test_a_tampered_artifact_is_refused_before_the_engine_starts(
+    folder: Path, metadata: BuildMetadata, serve, damage: str
+) -> None:
+    engine = serve(StandIn())
+    weights, added = folder / "model.safetensors", folder / "added.txt"
+    content = weights.read_bytes()
+    try:
+        if damage == "change":
+            weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        elif damage == "truncate":
+            weights.write_bytes(content[:-1])
+        elif damage == "remove":
+            weights.unlink()
+        else:
+            added.write_text("x")
+        with pytest.raises(ArtifactError, match=r"model\.safetensors|added\.txt") as refusal:
+            run(folder, metadata, None)
+    finally:
+        weights.write_bytes(content)
+        added.unlink(missing_ok=True)
+    assert engine.calls == []
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("repo", "bound", "told"),
+    [
+        ("embedded", None, ["tool_accuracy is 0.9, must be >= 0.93: 0.03 too low"]),
+        ("embedded", 0.8, []),
+        ("someone/classifier", None, []),
+        ("someone/classifier", 0.97, ["tool_accuracy is 0.9, must be >= 0.97: 0.07 too low"]),
+    ],
+)
+def test_a_classifier_is_measured_and_the_embedded_one_is_gated(
+    folder: Path, metadata: BuildMetadata, monkeypatch: pytest.MonkeyPatch, repo: str, bound: float | None, told
+) -> None:
+    monkeypatch.setattr(validating, "tool_accuracy", lambda *_: 0.9)
+    tool = ToolModel(source=Source(repo=repo, content_sha256="0" * 64), max_tokens=512)
+    alone = metadata.model_copy(update={"chat": None, "tool": tool})
+    validation = run(folder, alone, None, replace(BOUNDS, tool_accuracy=bound))
+    assert values(validation)["tool_accuracy"] == 0.9
+    assert failures(validation) == told
+
+
+def test_a_classifier_that_does_not_load_is_told_in_one_line(folder: Path, metadata: BuildMetadata) -> None:
+    tool = ToolModel(source=Source(repo="embedded", content_sha256="0" * 64), max_tokens=512, path="nowhere")
+    with pytest.raises(StageError, match="the classifier did not load") as failure:
+        run(folder, metadata.model_copy(update={"chat": None, "tool": tool}), None)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_start_that_fails_is_told_in_one_line_and_cleaned_up(folder: Path, metadata: BuildMetadata, serve) -> None:
+    class Broken(StandIn):
+        async def start(self) -> None:
+            raise RuntimeError("Engine core initialization failed.\nSee root cause above.")
+
+    engine = serve(Broken())
+    with pytest.raises(StageError, match="the engine did not start: Engine core initialization failed") as failure:
+        run(folder, metadata, None)
+    assert "\n" not in str(failure.value)
+    assert engine.calls == ["shutdown"]
+
+
+def test_a_death_while_measuring_is_told_and_cleaned_up(folder: Path, metadata: BuildMetadata, serve) -> None:
+    class Mortal(StandIn):
+        async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
+            raise EngineDeadError("the vLLM engine process died")
+
+    engine = serve(Mortal())
+    with pytest.raises(StageError, match="the engine died while it was measured"):
+        run(folder, metadata, None)
+    assert engine.calls[-1] == "shutdown"
+
+
+def test_a_reference_of_another_tokenizer_is_refused(
+    folder: Path, metadata: BuildMetadata, serve, tmp_path: Path
+) -> None:
+    serve(StandIn())
+    other = tmp_path / "scores.json"
+    other.write_text('{"windows_sha256": "ff", "logprobs": [-1.0], "top_tokens": [3]}')
+    with pytest.raises(StageError, match="expected scores of the windows ff"):
+        run(folder, metadata, other)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    options = engines.EngineOptions(max_model_len=256)
+    with pytest.raises(StageError, match="expected a tokenizer"):
+        validating.measure_reference(tmp_path, tmp_path / "scores.json", options=options, progress=Silent())

@@ -1,0 +1,129 @@
+"""Settings: every problem at once, secrets from files, and a table that is never out of date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from runtime.cli import app
+from runtime.deployment.settings import Settings, SettingsError, load
+from runtime.deployment.settings_table import markdown, show
+from runtime.engines import Sampling
+from runtime.wire.messages import DEFAULT_BOUNDS
+
+ENVIRONMENT_PAGE = Path(__file__).resolve().parents[4] / "docs" / "environment.md"
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("ARTIFACT", "somewhere")
+    monkeypatch.setenv("TEXT_API_KEY", "k")
+
+
+def problems() -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load()
+    return caught.value.problems
+
+
+def test_the_defaults_are_the_contracts() -> None:
+    settings = load()
+    assert settings.ws_handshake_acquire_timeout_s == 0.5
+    assert settings.ws_idle_timeout_s == 150
+    assert settings.ws_max_message_bytes == 262144
+    assert settings.session_idle_ttl_seconds == 1800
+    assert settings.gen_timeout_s == 60
+    assert settings.drain_timeout_s == 25
+    assert settings.bounds() == DEFAULT_BOUNDS
+    assert settings.sampling(150) == Sampling()
+
+
+def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PORT": "ninety", "MAX_CONCURRENT_CONNECTIONS": "0", "DEPLOY_MODE": "chatty"}.items():
+        monkeypatch.setenv(name, value)
+    found = problems()
+    assert [problem.partition(":")[0] for problem in found] == ["DEPLOY_MODE", "PORT", "MAX_CONCURRENT_CONNECTIONS"]
+    assert "'ninety'" in found[1]
+    assert all("\n" not in problem for problem in found)
+
+
+def test_what_contradicts_itself_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ARTIFACT")
+    monkeypatch.delenv("TEXT_API_KEY")
+    monkeypatch.setenv("CHAT_TOP_K_MIN", "40")
+    monkeypatch.setenv("CHAT_MIN_P_MIN", "0.5")
+    monkeypatch.setenv("WS_END_SENTINEL", "__CANCEL__")
+    assert [problem.partition(":")[0] for problem in problems()] == [
+        "ARTIFACT",
+        "TEXT_API_KEY",
+        "CHAT_TOP_K",
+        "CHAT_MIN_P_MIN",
+        "WS_END_SENTINEL",
+    ]
+
+
+@pytest.mark.parametrize("value", ["", " , "])
+def test_a_key_that_is_empty_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("TEXT_API_KEY", value)
+    assert problems() == [
+        "TEXT_API_KEY: expected at least one API key, found none; set it or TEXT_API_KEY_FILE",
+    ]
+
+
+def test_keys_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("one\ntwo, three\n\n")
+    monkeypatch.delenv("TEXT_API_KEY")
+    monkeypatch.setenv("TEXT_API_KEY_FILE", str(path))
+    assert load().api_keys() == ("one", "two", "three")
+    monkeypatch.setenv("TEXT_API_KEY", "k")
+    assert "found both" in problems()[0]
+    monkeypatch.delenv("TEXT_API_KEY")
+    path.unlink()
+    assert "No such file" in problems()[0]
+
+
+def test_keys_do_not_show_in_the_settings_nor_in_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXT_API_KEY", "hunter2")
+    assert "hunter2" not in repr(load())
+    monkeypatch.setenv("PORT", "x")
+    assert "hunter2" not in str(problems())
+
+
+def test_an_empty_variable_counts_as_unset_and_words_come_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "")
+    monkeypatch.setenv("DEPLOY_MODE", "Both")
+    monkeypatch.setenv("WS_ALLOWED_ORIGINS", "https://a.example, https://b.example,")
+    settings = load()
+    assert settings.port == 8000
+    assert settings.deploy_mode == "both"
+    assert settings.ws_allowed_origins == ("https://a.example", "https://b.example")
+
+
+def test_every_variable_is_explained() -> None:
+    for name, info in Settings.model_fields.items():
+        assert info.description, name
+        assert isinstance(info.json_schema_extra, dict), name
+
+
+def test_the_page_holds_the_table() -> None:
+    assert markdown() in ENVIRONMENT_PAGE.read_text("utf-8"), "run `python -m runtime settings --markdown`"
+
+
+def test_show_prints_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    show()
+    text = capsys.readouterr().out
+    assert "TENSOR_PARALLEL_SIZE" in text
+
+
+def test_settings_can_be_checked_without_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CliRunner().invoke(app, ["settings", "--check"]).exit_code == 0
+    monkeypatch.setenv("PORT", "many")
+    monkeypatch.delenv("TEXT_API_KEY")
+    checked = CliRunner().invoke(app, ["settings", "--check"])
+    assert checked.exit_code == 64
+    assert [line.split(": ")[1] for line in checked.stderr.splitlines()] == ["PORT", "TEXT_API_KEY"]

@@ -1,0 +1,380 @@
+"""The classifier: any family, in float, batched, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime.deployment.classifier import (
+    BATCH_TOKENS,
+    PADDING_BEFORE_POSITIONS,
+    Decision,
+    ToolClassifier,
+    ToolClosedError,
+    _batches,
+    _Network,
+    format_turns,
+    window_of,
+)
+
+WORDS = ["look", "at", "this", "hello", "screen", "what", "is", "it", "now", "you", "see", "my", "the", "cat"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def tokenizer(folder: Path) -> int:
+    """A word-level tokenizer; returns the size of its vocabulary."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    return len(vocabulary)
+
+
+def checkpoint(family: str, folder: Path, *, labels: int = 2) -> Path:
+    """A tiny random classifier of a family, big enough in its weights to have opinions."""
+    import torch
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        LongformerConfig,
+        LongformerForSequenceClassification,
+        ModernBertConfig,
+        ModernBertForSequenceClassification,
+    )
+
+    torch.manual_seed(3)
+    size = tokenizer(folder)
+    shape = {
+        "vocab_size": size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_labels": labels,
+        "pad_token_id": 0,
+        "initializer_range": 0.6,
+    }
+    if family == "bert":
+        model = BertForSequenceClassification(BertConfig(**shape, max_position_embeddings=64))
+    elif family == "longformer":
+        config = LongformerConfig(**shape, max_position_embeddings=65, attention_window=8, sep_token_id=3)
+        model = LongformerForSequenceClassification(config)
+    else:
+        ends = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+        config = ModernBertConfig(
+            **shape, **ends, max_position_embeddings=64, local_attention=8, initializer_cutoff_factor=2.0
+        )
+        model = ModernBertForSequenceClassification(config)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["bert", "modernbert", "longformer"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint("bert", tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture
+async def classifier(folder):
+    running = ToolClassifier(folder, threshold=0.5, max_tokens=64)
+    await running.start()
+    yield running
+    await running.shutdown()
+
+
+def test_turns_are_lines_with_the_current_one_last():
+    assert format_turns(["hello", "", "look at this"]) == "hello\nlook at this"
+    assert format_turns([]) == ""
+
+
+def reference(folder: Path, text: str) -> float:
+    """What transformers itself says."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    inputs = dict(AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt", return_token_type_ids=False))
+    if model.config.model_type == "longformer":
+        inputs["global_attention_mask"] = torch.zeros_like(inputs["input_ids"])
+        inputs["global_attention_mask"][:, 0] = 1
+    with torch.inference_mode():
+        return model(**inputs).logits.softmax(-1)[0, 1].item()
+
+
+async def test_it_says_what_transformers_says(classifier, folder):
+    decision = await classifier.decide(["hello cat", "what is it"], "look at this")
+    assert decision.probability == pytest.approx(reference(folder, "hello cat\nwhat is it\nlook at this"), abs=1e-4)
+    assert decision.take_screenshot == (decision.probability >= 0.5)
+    assert 0 < decision.seconds < 5
+
+
+async def test_a_batch_gives_the_answers_of_single_questions(classifier):
+    questions = [([], "look at this")] + [(["hello cat"] * n, WORDS[n % len(WORDS)]) for n in range(12)]
+    single = [await classifier.decide(*question) for question in questions]
+    batched = await asyncio.gather(*(classifier.decide(*question) for question in questions))
+    assert [d.probability for d in batched] == pytest.approx([d.probability for d in single], abs=1e-4)
+    assert len({round(d.probability, 4) for d in single}) > 3
+
+
+async def test_the_newest_words_are_kept(classifier):
+    """A history of any length is the same as its end, which fills the window, and the utterance counts in it."""
+    history = ["the cat", "hello you"] * 5_000
+    long = await classifier.decide(history, "look at this")
+    short = await classifier.decide(history[-40:], "look at this")
+    other = await classifier.decide(history, "now now now")
+    assert long.probability == pytest.approx(short.probability, abs=1e-5)
+    assert long.probability != pytest.approx(other.probability, abs=1e-5)
+
+
+async def test_control_words_in_an_utterance_are_text(bert):
+    running = ToolClassifier(bert, threshold=0.5, max_tokens=64)
+    await running.start()
+    network = running._network
+    assert network is not None
+    assert network._encode(("look [SEP] [CLS]",)).count(3) == 1
+    await running.shutdown()
+
+
+async def test_one_logit_is_a_probability_too(tmp_path):
+    running = ToolClassifier(checkpoint("bert", tmp_path, labels=1), threshold=0.0, max_tokens=64)
+    await running.start()
+    decision = await running.decide([], "look at this")
+    await running.shutdown()
+    assert 0 < decision.probability < 1
+    assert decision.take_screenshot
+
+
+async def test_the_positive_label_and_the_threshold_decide(bert):
+    found = []
+    for label in (0, 1):
+        running = ToolClassifier(bert, threshold=0.5, max_tokens=64, positive_label=label)
+        await running.start()
+        found.append(await running.decide([], "look at this"))
+        await running.shutdown()
+    assert found[0].probability + found[1].probability == pytest.approx(1, abs=1e-5)
+    assert found[0].take_screenshot != found[1].take_screenshot
+
+
+async def test_a_label_that_the_model_lacks_is_refused(bert):
+    with pytest.raises(ValueError, match="expected a label below 2"):
+        await ToolClassifier(bert, threshold=0.5, max_tokens=64, positive_label=2).start()
+
+
+async def test_what_waits_becomes_one_batch_and_nothing_waits_for_more(bert, monkeypatch):
+    running = ToolClassifier(bert, threshold=0.5, max_tokens=64)
+    await running.start()
+    network = running._network
+    assert network is not None
+    sizes: list[int] = []
+    entered, gate = threading.Event(), threading.Event()
+    forward = network.probabilities
+
+    def watched(conversations):
+        sizes.append(len(conversations))
+        entered.set()
+        gate.wait(5)
+        return forward(conversations)
+
+    monkeypatch.setattr(network, "probabilities", watched)
+    first = asyncio.create_task(running.decide([], "hello"))
+    await asyncio.to_thread(entered.wait, 5)
+    rest = [asyncio.create_task(running.decide([], word)) for word in WORDS[:6]]
+    await asyncio.sleep(0)
+    cancelled = rest.pop()
+    cancelled.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    assert isinstance(await first, Decision)
+    await asyncio.gather(*rest)
+    assert sizes == [1, 5]
+    await running.shutdown()
+
+
+async def test_the_event_loop_runs_on_while_it_thinks(bert, monkeypatch):
+    running = ToolClassifier(bert, threshold=0.5, max_tokens=64)
+    await running.start()
+    network = running._network
+    assert network is not None
+    forward = network.probabilities
+
+    def slow(conversations):
+        time.sleep(0.2)
+        return forward(conversations)
+
+    monkeypatch.setattr(network, "probabilities", slow)
+    ticks = 0
+    question = asyncio.create_task(running.decide(["cat " * 1000] * 200, "look"))
+    while not question.done():
+        await asyncio.sleep(0.005)
+        ticks += 1
+    assert ticks > 15
+    await running.shutdown()
+
+
+async def test_a_failing_forward_pass_fails_its_questions_alone(bert, monkeypatch):
+    running = ToolClassifier(bert, threshold=0.5, max_tokens=64)
+    await running.start()
+    network = running._network
+    assert network is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "_forward", lambda batch: (_ for _ in ()).throw(MemoryError("no room")))
+        with pytest.raises(MemoryError):
+            await running.decide([], "look")
+    assert isinstance(await running.decide([], "look"), Decision)
+    await running.shutdown()
+
+
+async def test_after_shutdown_it_refuses_and_a_second_shutdown_does_nothing(bert):
+    running = ToolClassifier(bert, threshold=0.5, max_tokens=64)
+    with pytest.raises(ToolClosedError):
+        await running.decide([], "look")
+    await running.start()
+    await running.shutdown()
+    await running.shutdown()
+    with pytest.raises(ToolClosedError):
+        await running.decide([], "look")
+    assert not [thread for thread in threading.enumerate() if thread.name == "tool-classifier"]
+
+
+def test_batches_are_bounded_and_hold_everything_once():
+    lengths = [1536] * 25 + [10] * 100 + [5000] * 7
+    batches = _batches(lengths)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(max(lengths[i] for i in batch) * len(batch) <= BATCH_TOKENS for batch in batches)
+    assert len(batches) <= 8
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_it_computes_on_as_many_threads_as_it_was_given(bert, monkeypatch, threads):
+    import torch
+
+    forward, used = _Network._forward, []
+
+    def watched(self, batch):
+        used.append(torch.get_num_threads())
+        return forward(self, batch)
+
+    monkeypatch.setattr(_Network, "_forward", watched)
+    before = torch.get_num_threads()
+    running = ToolClassifier(bert, threshold=0.5, max_tokens=64, cpu_threads=threads)
+    try:
+        await running.start()
+        await running.decide((), "look")
+    finally:
+        await running.shutdown()
+        torch.set_num_threads(before)
+    assert set(used) == {min(threads, len(os.sched_getaffinity(0)))}
+
+
+# Model types that are asked with text alone, and need no more than the usual sizes.
+OTHERS = ("albert", "bert", "distilbert", "electra", "gpt2", "opt")
+FAMILIES = [*sorted(PADDING_BEFORE_POSITIONS.keys() - {"layoutlmv3"}), *OTHERS]
+
+
+def longest(model, most: int) -> int:
+    """The longest text that a model reads, found by asking it."""
+    import torch
+
+    for length in range(most, 0, -1):
+        ids = torch.full((1, length), 5)
+        try:
+            with torch.inference_mode():
+                model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        except (IndexError, RuntimeError):
+            continue
+        return length
+    return 0
+
+
+def tiny_config(family: str, pad: int | None):
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if family == "distilbert":
+        sizes = {"dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2}
+    elif family == "gpt2":
+        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24}
+    elif family == "opt":
+        sizes = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes["word_embed_proj_dim"] = 16
+    if family != "gpt2":
+        sizes["max_position_embeddings"] = 24
+    if pad is not None:
+        sizes["pad_token_id"] = pad
+    extra = {
+        "longformer": {"attention_window": [4]},
+        "luke": {"entity_vocab_size": 4, "entity_emb_size": 8},
+        "albert": {"embedding_size": 8},
+        "electra": {"embedding_size": 16},
+        "lilt": {"channel_shrink_ratio": 1, "max_2d_position_embeddings": 32},
+        "markuplm": {"max_depth": 4, "xpath_unit_hidden_size": 4},
+        "xmod": {"default_language": "en_XX", "languages": ["en_XX"], "adapter_reduction_factor": 1},
+        "esm": {"position_embedding_type": "absolute"},
+    }.get(family, {})
+    return AutoConfig.for_model(family, vocab_size=12, num_labels=2, **sizes, **extra)
+
+
+@pytest.mark.parametrize("pad", [None, 0, 1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_window_is_what_the_model_reads(family: str, pad: int | None) -> None:
+    """Planned from `config.json` as it is written, served from what transformers makes of it."""
+    import json
+
+    from transformers import AutoModelForSequenceClassification
+
+    if family == "esm" and pad is None:
+        pytest.skip("has no padding index of its own")
+    config = tiny_config(family, pad)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    written = json.loads(config.to_json_string(use_diff=True))
+    assert window_of(written) == window_of(config.to_dict())
+    assert window_of(written) == longest(model, 40)
+
+
+def test_every_family_that_numbers_positions_after_the_padding_is_known() -> None:
+    from importlib.util import find_spec
+
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
+
+    models = Path(find_spec("transformers").submodule_search_locations[0]) / "models"
+    numbering = set()
+    for kind in CLASSIFIERS:
+        for path in (models / model_type_to_module_name(kind)).glob("modeling_*.py"):
+            source = path.read_text("utf-8")
+            if CLASSIFIERS[kind] in source and "create_position_ids_from_input_ids" in source:
+                numbering.add(kind)
+    assert {"roberta", "mpnet"} <= numbering <= PADDING_BEFORE_POSITIONS.keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": None}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 0}, 513),
+        ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 0}, 512),
+        ({"model_type": "bert", "max_position_embeddings": 512, "trained_window": 48}, 48),
+        ({"model_type": "bert", "max_position_embeddings": 512, "trained_window": 0}, 512),
+        ({"model_type": "gpt2", "n_positions": 1024}, 1024),
+    ],
+)
+def test_a_window_by_what_a_config_says(config: dict, window: int) -> None:
+    assert window_of(config) == window

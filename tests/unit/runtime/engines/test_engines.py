@@ -1,0 +1,57 @@
+"""Which engine an artifact gets, and what it is told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits, Platform, Quantization, Source
+from runtime.engines import EngineOptions, create
+from runtime.engines.vllm.arguments import prepare_environment
+from runtime.engines.vllm.engine import VllmEngine
+
+
+def metadata(engine: str = "vllm", **changes: Any) -> BuildMetadata:
+    limits = Limits(max_batch_size=24, max_input_len=500, max_output_len=100, max_model_len=700)
+    chat = ChatModel(
+        source=Source(repo="embedded", content_sha256="0"),
+        quantization=Quantization(method="none", scheme="BF16"),
+        limits=limits,
+        dtype="bfloat16",
+    )
+    fields = {"chat": chat, "files": (), "digest": "", "created_at": "", "platform": Platform(python="3", machine="x")}
+    return BuildMetadata(lane="cpu", engine=engine, **(fields | changes))
+
+
+def test_limits_left_open_are_those_of_the_artifact():
+    engine = create(Path("there"), metadata(), EngineOptions(max_num_seqs=3))
+    assert isinstance(engine, VllmEngine)
+    assert engine._options.max_num_seqs == 3
+    assert engine._options.max_model_len == 700
+    assert engine._options.tensor_parallel_size == 1
+
+
+def test_an_unknown_engine_and_a_missing_chat_model_are_refused():
+    with pytest.raises(ArtifactError, match="found 'magic'"):
+        create(Path("there"), metadata("magic"), EngineOptions())
+    with pytest.raises(ArtifactError, match="tool-only"):
+        create(Path("there"), metadata(chat=None), EngineOptions())
+
+
+def test_workers_are_bound_to_the_cores_of_this_process_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"VLLM_LOGGING_LEVEL": "DEBUG"})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 6, 7})
+    prepare_environment(EngineOptions(tensor_parallel_size=2))
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "2,3|6,7"
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    prepare_environment(EngineOptions())
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+async def test_an_engine_that_was_never_started_shuts_down_without_loading_anything():
+    await VllmEngine(Path("there"), EngineOptions()).shutdown()

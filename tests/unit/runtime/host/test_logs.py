@@ -1,0 +1,108 @@
+"""Logs say what happened, and neither who nor what was said."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from runtime.host import logs
+from runtime.host.logs import CompressingHandler
+from tests.harness.scripted import KEY, serving
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    for handler in list(root.handlers):
+        if handler not in before:
+            root.removeHandler(handler)
+            handler.close()
+    for handler in before:
+        if handler not in root.handlers:
+            root.addHandler(handler)
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "server.log").read_text().splitlines()]
+
+
+def test_events_go_to_standard_output_and_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(level="info", style="json", folder=tmp_path / "new", secrets=[])
+    structlog.get_logger("test").info("ready", port=8000)
+    logging.getLogger("other").warning("plain %s", "text")
+    written = lines(tmp_path / "new")
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == written
+    assert (written[0]["event"], written[0]["port"], written[0]["level"]) == ("ready", 8000, "info")
+    assert (written[1]["event"], written[1]["logger"]) == ("plain text", "other")
+
+
+def test_keys_and_what_users_said_are_hidden(tmp_path: Path) -> None:
+    logs.configure(level="info", style="json", folder=tmp_path, secrets=["hunter2"])
+    log = structlog.get_logger("test")
+    log.info("connected", path="/ws?api_key=abc123&x=1", header="hunter2", persona="You are Mia", Utterance="my name")
+    logging.getLogger("other").warning("GET /ws?api_key=%s", "abc123")
+    try:
+        raise ValueError("wrong key hunter2")
+    except ValueError:
+        log.exception("failed")
+    text = (tmp_path / "server.log").read_text()
+    for secret in ("abc123", "hunter2", "Mia", "my name"):
+        assert secret not in text
+    assert "x=1" in text
+    assert "ValueError" in text
+
+
+async def test_neither_keys_nor_words_of_a_session_are_logged(tmp_path: Path) -> None:
+    logs.configure(level="debug", style="json", folder=tmp_path, secrets=[KEY])
+    async with serving() as running:
+        from websockets.asyncio.client import connect
+
+        async with connect(f"{running.url}?api_key={KEY}") as socket:
+            await socket.send('{"type":"start","session_id":"s","user_utterance":"zebra","persona_text":"giraffe"}')
+            while '"done"' not in str(await socket.recv()):
+                pass
+            running.engine.fail_after = 1
+            await socket.send('{"type":"start","session_id":"s","user_utterance":"zebra"}')
+            while '"failed"' not in str(await socket.recv()):
+                pass
+    text = (tmp_path / "server.log").read_text()
+    assert "turn_failed" in text
+    for secret in (KEY, "zebra", "giraffe"):
+        assert secret not in text.replace(str(tmp_path), "")
+
+
+def test_a_short_key_does_not_eat_words() -> None:
+    redactor = logs.Redactor(["k", "a.b"])
+    assert redactor.text("took key=k, a.b and axb") == "took key=[hidden], [hidden] and axb"
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    logs.configure(level="info", style="json", folder=tmp_path / "file", secrets=[])
+    structlog.get_logger("test").info("ready")
+    events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
+    assert events == ["log_file_unavailable", "ready"]
+
+
+def test_old_files_are_compressed_and_three_are_kept(tmp_path: Path) -> None:
+    handler = CompressingHandler(tmp_path / "server.log", max_bytes=200)
+    for number in range(60):
+        handler.emit(logging.LogRecord("t", logging.INFO, "f", 1, f"line {number:04d} {'x' * 40}", None, None))
+    handler.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "server.log",
+        "server.log.1.gz",
+        "server.log.2.gz",
+        "server.log.3.gz",
+    ]
+    assert gzip.decompress((tmp_path / "server.log.1.gz").read_bytes()).startswith(b"line 00")

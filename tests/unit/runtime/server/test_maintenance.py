@@ -1,0 +1,71 @@
+"""Prefix-cache hygiene: only while nothing runs, and never what was just paid for."""
+
+from __future__ import annotations
+
+import asyncio
+
+from runtime.deployment.metrics import Metrics
+from runtime.engines import Load, Sampling
+from runtime.server.maintenance import CacheHygiene
+from tests.harness.scripted import ScriptedEngine
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_caches_are_reset_while_nothing_runs() -> None:
+    engine, metrics = ScriptedEngine(), Metrics()
+    assert await CacheHygiene(engine, metrics, 600).tend() is True
+    assert engine.resets == 1
+    assert b"yap_cache_resets_total 1.0" in metrics.render()
+
+
+async def test_nothing_is_reset_under_a_running_turn() -> None:
+    engine = ScriptedEngine(gate=asyncio.Event())
+    hygiene = CacheHygiene(engine, Metrics(), 600)
+    running = asyncio.ensure_future(engine.generate([], Sampling(), lambda delta: None))
+    await asyncio.sleep(0)
+    assert await hygiene.tend() is False
+    running.cancel()
+    await asyncio.wait((running,))
+    assert await hygiene.tend() is True
+
+
+async def test_what_was_warmed_within_the_interval_stays() -> None:
+    engine, clock = ScriptedEngine(), Clock()
+    hygiene = CacheHygiene(engine, Metrics(), 600, clock)
+    hygiene.warmed()
+    clock.now = 599
+    assert await hygiene.tend() is False
+    clock.now = 600
+    assert await hygiene.tend() is True
+
+
+async def test_what_is_warmed_while_the_engine_is_asked_stays_too() -> None:
+    class Asked(ScriptedEngine):
+        async def load(self) -> Load:
+            hygiene.warmed()
+            return await super().load()
+
+    engine = Asked()
+    hygiene = CacheHygiene(engine, Metrics(), 600)
+    assert await hygiene.tend() is False
+    assert engine.resets == 0
+
+
+async def test_an_engine_that_refuses_is_not_counted() -> None:
+    metrics = Metrics()
+    assert await CacheHygiene(ScriptedEngine(refuse_reset=True), metrics, 600).reset_engine_caches() is False
+    assert b"yap_cache_resets_total 0.0" in metrics.render()
+
+
+async def test_it_comes_back_every_interval() -> None:
+    engine = ScriptedEngine()
+    task = asyncio.create_task(CacheHygiene(engine, Metrics(), 0.02).run())
+    await asyncio.sleep(0.15)
+    task.cancel()
+    assert engine.resets >= 3

@@ -1,0 +1,130 @@
+"""What loading makes of an artifact and the settings, with models that stand in."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import artifact, engines
+from runtime.artifact import ArtifactError, verify
+from runtime.deployment.settings import SettingsError
+from runtime.server import service
+from runtime.server.service import Phase, Service
+from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
+
+GOLDEN = Path(__file__).resolve().parents[3] / "data" / "artifacts"
+
+
+class Loaded(ScriptedClassifier):
+    """A classifier that tells what it was made with."""
+
+    options: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        super().__init__()
+        type(self).options = {"folder": folder, **options}
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def shutdown(self) -> None:
+        """Nothing to stop."""
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "1")  # loading sets them; the test's end takes them back
+    monkeypatch.setattr(verify, "check", lambda folder, *_, **__: artifact.read(folder))
+    monkeypatch.setattr(engines, "preload", lambda *_: None)
+    monkeypatch.setattr(engines, "create", lambda *_: ScriptedEngine())
+    monkeypatch.setattr(service, "PromptRenderer", lambda *_: ScriptedRenderer())
+    monkeypatch.setattr(service, "ToolClassifier", Loaded)
+    monkeypatch.setattr(Loaded, "options", {})
+
+
+async def loaded(**values: Any) -> Service:
+    made = Service(settings(artifact=str(GOLDEN / "cpu-int8"), **values))
+    try:
+        await made.load()
+    finally:
+        await made.close()
+    return made
+
+
+@pytest.mark.parametrize(("mode", "threads", "fraction"), [(None, 1, 0.2), ("both", 1, 0.2), ("tool", 2, 0.9)])
+async def test_beside_a_chat_engine_the_classifier_takes_one_thread_and_little_memory(
+    mode: str | None, threads: int, fraction: float
+) -> None:
+    made = await loaded(deploy_mode=mode)
+    assert made.phase is Phase.READY
+    assert Loaded.options["folder"] == GOLDEN / "cpu-int8" / "tool"
+    assert (Loaded.options["cpu_threads"], Loaded.options["gpu_fraction"]) == (threads, fraction)
+
+
+async def test_what_was_loaded_is_not_looked_through_for_garbage_again() -> None:
+    gc.unfreeze()
+    await loaded()
+    assert gc.get_freeze_count() > 10_000
+
+
+@pytest.mark.parametrize(("mode", "chat", "tool"), [("chat", True, False), ("tool", False, True), ("both", True, True)])
+async def test_what_is_not_deployed_is_not_loaded(mode: str, chat: bool, tool: bool) -> None:
+    made = await loaded(deploy_mode=mode)
+    assert made.deployment is not None
+    assert (made.deployment.chat is not None, made.deployment.classifier is not None) == (chat, tool)
+    assert bool(Loaded.options) is tool
+
+
+async def test_settings_that_the_artifact_cannot_fit_stop_it_before_anything_is_loaded() -> None:
+    with pytest.raises(SettingsError, match="CHAT_MAX_LEN"):
+        await loaded(chat_max_len=1_000_000)
+    assert not Loaded.options
+
+
+async def test_the_engine_is_imported_while_the_files_are_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = threading.Event()
+
+    def check(folder: Path, *_: Any, **__: Any) -> artifact.BuildMetadata:
+        assert imported.wait(5)
+        return artifact.read(folder)
+
+    monkeypatch.setattr(engines, "preload", lambda *_: imported.set())
+    monkeypatch.setattr(verify, "check", check)
+    assert (await loaded(deploy_mode="chat")).phase is Phase.READY
+
+
+async def test_a_refused_artifact_does_not_wait_for_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = threading.Event()
+
+    def check(*_: Any, **__: Any) -> artifact.BuildMetadata:
+        raise ArtifactError("expected another")
+
+    monkeypatch.setattr(engines, "preload", lambda *_: refused.wait(5))
+    monkeypatch.setattr(verify, "check", check)
+    with pytest.raises(ArtifactError, match="expected another"):
+        await loaded(deploy_mode="chat")
+    refused.set()
+
+
+async def test_the_engine_forks_before_the_classifier_uses_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM cannot fork a process that has used CUDA: it would start a new one and import everything again."""
+    order: list[str] = []
+
+    class Engine(ScriptedEngine):
+        async def start(self) -> None:
+            order.append("engine")
+            await super().start()
+
+    class Tool(Loaded):
+        async def start(self) -> None:
+            order.append("classifier")
+
+    monkeypatch.setattr(engines, "create", lambda *_: Engine())
+    monkeypatch.setattr(service, "ToolClassifier", Tool)
+    await loaded(deploy_mode="both")
+    assert order == ["engine", "classifier"]

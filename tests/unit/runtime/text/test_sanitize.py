@@ -1,0 +1,197 @@
+"""The sanitizer: fit to be spoken, harmless to content, the same on any chunking, at a constant cost."""
+
+from __future__ import annotations
+
+import random
+import time
+from itertools import pairwise
+
+import emoji
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.text.markup import DROPPED, EMOTICONS
+from runtime.text.sanitize import RULES, STAGE_LIMIT, Sanitizer, sanitize
+
+CONTENT = [
+    "3.5", "example.com", "U.S.", "a/name", "a < b", "a < b and c > d", "-5", "50%", "it's", "2*3*4",
+    "2 * 3 * 4", "2**10", "https://example.com/a_b/c?d=e&f=g#h", "snake_case_name", "C#", "#1 fan", "10:30",
+    "AT&T", "R&D", "a & b", "a != b", "x<y and y>z", "if a<5 then", "I am 5'10\"", "e.g. this", "well-known",
+    "5 - 3 = 2", "a = b", "f(x) = [1, 2]", "vector<int>", "C:\\Users\\me", "me@example.com", "$5.00", "and/or",
+    "(yes)", "note: (a) one", "at :30", "1. one", "~5 minutes", "a | b", "你好,世界", "naïve café", "100 °C",
+    "© 2026", "“quoted”", "क्‍ष", "a <3.5 b", "x; y", "1 + 1", "C++",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_each_rule_does_what_its_example_says(rule):
+    assert sanitize(rule.before) == rule.after
+
+
+@pytest.mark.parametrize("text", CONTENT)
+def test_content_comes_out_as_it_went_in(text):
+    assert sanitize(f"Say {text} now") == f"Say {text} now"
+    assert sanitize(f"Say {text}") == f"Say {text}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", ""),
+        (" \n ", ""),
+        ("*waves* hello", "Hello"),
+        ("Hi!\n\n*She leans in.* Well *whispers* hello.", "Hi! Well hello."),
+        ("Sure. *leans closer and", "Sure."),
+        ("*nods slow", ""),
+        ("That was *very nice", "That was very nice"),
+        ("It was *amazing*! I *never* said so.", "It was amazing! I never said so."),
+        ("*This* is *it*, *you* know", "This is it, you know"),
+        ("*smiling softly* you look well. *wink* Bye", "You look well. Bye"),
+        ("Oh *giggles* you! *sonríe*\nHola", "Oh you! Hola"),
+        ("***Really*** good", "Really good"),
+        ("un**believ**able", "Unbelievable"),
+        ("**Note:** *smiles* ok", "Note: ok"),
+        ("1. **One**: yes\n2. __Two__: no", "1. One: yes 2. Two: no"),
+        ("- a\n  - b\n* c\n+ d\n• e", "A b c d e"),
+        ("## Title ##\ntext", "Title ## text"),
+        ("```python\nprint('*a*')\n```\nDone", "Print('*a*') Done"),
+        ("use `__init__` here", "Use __init__ here"),
+        ("see ![a cat](cat.png) and [b *c* d](https://e.f/g_(h))", "See a cat and b c d"),
+        ("[not a link] (ok)", "[Not a link] (ok)"),
+        ("<https://e.com>", "Https://e.com"),
+        ("H<sub>2</sub>O <!-- hidden > --> <think>ok</think>", "H2O ok"),
+        ('a <a href="x">link</a> b', "A link b"),
+        ("a <b and c> d", "A <b and c> d"),
+        ("&lt;b&gt; &quot;x&quot; &#39;y&#39; a&nbsp;b &bogus; &amp", "<B> \"x\" 'y' a b &bogus; &amp"),
+        ("&#128512; hi", "Hi"),
+        ("Great 😀.", "Great."),
+        ("Hi 👨‍👩‍👧‍👦 🇫🇷 🏴󠁧󠁢󠁥󠁮󠁧󠁿 1️⃣ #️⃣ *️⃣ ☀️ there", "Hi 1 there"),
+        ("hi :) ok ;-) yes XD T_T ^_^ ¯\\_(ツ)_/¯ end :D", "Hi ok yes end"),
+        ("Yes! :). No", "Yes!. No"),
+        ("Thanks <3!", "Thanks!"),
+        ("  hello ,world !  ", "Hello,world!"),
+        ("'twas", "'Twas"),
+        ("3 cats", "3 cats"),
+        ("éa", "Éa"),
+        ("ßa", "ßa"),
+    ],
+)
+def test_what_comes_out(before, after):
+    assert sanitize(before) == after
+
+
+PIECES = [
+    *CONTENT, *[rule.before for rule in RULES], *sorted(EMOTICONS),
+    "*", "**", "***", "_", "__", "~~", "`", "```", "```py\n", "[", "](", ")", "![", "<", "<b", "<b>", "</p>", "<br/>",
+    "<!--", "-->", "<a href='", "'>", "&", "&am", "&amp;", "&#x1F6", "00;", "😀", "👍🏽", "👩‍💻", "🇫", "🇷", "1️⃣",
+    "\ufe0f",
+    "\u200d", "\u20e3", "️⃣", "\n", "\r\n", " ", "  ", "\t", "- ", "# ", "> ", "---", "===", "|", "|---|", "\\", "\\*",
+    "!", " !", " =", ",", " ,", "?", ".", ":", ":-", "X", "xD", "T", "_T", "o", "-_-", "*smirks*",
+    "*she says", "*very*", "Yes. ",
+    "word", " word", "a", "5", "é", "你好", "مرحبا", "नमस्ते", "\u00ad", "\u200b", "\x07",
+]  # fmt: skip
+MESSY = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=40).map("".join)
+
+
+def streamed(text: str, cuts: list[int]) -> str:
+    sanitizer = Sanitizer()
+    edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    parts = [sanitizer.feed(text[a:b]) for a, b in pairwise(edges)]
+    return "".join([*parts, sanitizer.finish()])
+
+
+@given(text=MESSY, cuts=st.lists(st.integers(0, 10_000), max_size=30))
+@settings(max_examples=1500, deadline=None)
+def test_any_chunking_gives_the_one_pass_form(text, cuts):
+    whole = sanitize(text)
+    assert streamed(text, cuts) == whole
+    assert streamed(text, list(range(len(text)))) == whole
+
+
+@given(text=MESSY)
+@settings(max_examples=500, deadline=None)
+def test_what_comes_out_is_tidy(text):
+    out = sanitize(text)
+    assert out == out.strip()
+    assert not any(char.isspace() and char != " " for char in out)
+    assert "  " not in out
+    assert not DROPPED & set(out)
+    assert not [e for e in emoji.emoji_list(out) if e["emoji"] not in "©®‼⁉™ℹ"]
+    assert " ," not in out
+    assert " ?" not in out
+    first = next((char for char in out if char.isalnum()), "")
+    assert len(first.upper()) != 1 or first == first.upper()
+
+
+@given(text=st.text(alphabet=st.characters(categories=["L", "Nd"]) | st.sampled_from(" .'%$/"), max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_plain_text_in_any_script_keeps_every_character(text):
+    out = sanitize(text)
+    kept = [char for char in text if not char.isspace() and char not in DROPPED]
+    assert [c.upper() for c in out if c != " "] == [c.upper() for c in kept] or any(e in text for e in EMOTICONS)
+
+
+@pytest.mark.parametrize(
+    "held", ["*she ", "[text ", "[text](http://a", '<a href="', "<!-- ", "&am", "```py", "_", ":", "#", "|:"]
+)
+def test_what_is_held_back_is_bounded(held):
+    sanitizer = Sanitizer()
+    sanitizer.feed("Hello. ")
+    sanitizer.feed(held)
+    filler = "word, " if not held.endswith(('"', "&am", "http://a")) else "word"
+    for _ in range(400):
+        sanitizer.feed(filler)
+    assert len(sanitizer._text) <= STAGE_LIMIT
+
+
+def test_plain_words_come_out_at_once():
+    sanitizer = Sanitizer()
+    tokens = ["Well", ",", " this", " is", " it", ".", " Isn", "'t", " it", "?", " Yes", "!"]
+    assert [sanitizer.feed(token) for token in tokens] == tokens
+
+
+def test_the_cost_of_a_token_does_not_grow_with_the_reply():
+    words = [
+        "**bold**",
+        " and",
+        " *nods*",
+        " then",
+        " a",
+        " <b",
+        ">x</b>",
+        " 3.5",
+        ",",
+        " 😀",
+        "\n- item",
+        " &amp;",
+        " :)",
+    ]
+    draw = random.Random(0)
+
+    def cost(length: int) -> float:
+        tokens = [draw.choice(words) for _ in range(length)]
+        best = float("inf")
+        for _ in range(5):
+            sanitizer = Sanitizer()
+            began = time.thread_time()
+            for token in tokens:
+                sanitizer.feed(token)
+            best = min(best, time.thread_time() - began)
+        return best / length
+
+    assert cost(8000) < 3 * cost(800)
+
+
+@pytest.mark.parametrize(
+    "unit", ["[", "*a ", "<b ", "&a", "`", "|", "* ", "word ", "[a](b) ", "&amp;", "<p>", "_", "*"]
+)
+def test_the_one_pass_form_is_linear(unit):
+    def seconds(length: int) -> float:
+        text = unit * (length // len(unit))
+        began = time.thread_time()
+        sanitize(text)
+        return time.thread_time() - began
+
+    seconds(10_000)
+    assert seconds(80_000) < 24 * max(min(seconds(10_000) for _ in range(3)), 1e-3)

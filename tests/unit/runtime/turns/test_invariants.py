@@ -1,0 +1,306 @@
+"""The contract's six invariants, in any order of messages over several connections and sessions.
+
+A hypothesis state machine speaks to the application through ASGI, without sockets, and moves the event loop by hand, so
+that messages fall between any two steps of a turn. Each frame is checked at the moment it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import structlog
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from runtime.deployment.models import Chat
+from runtime.deployment.serving import ChatPlan, ServingPlan, ToolPlan
+from runtime.engines import EngineOptions
+from runtime.server.app import Door
+from runtime.server.service import Service
+from runtime.text.sanitize import sanitize
+from tests.harness.scripted import KEY, ScriptedClassifier, ScriptedEngine, ScriptedRenderer
+from tests.harness.scripted import settings as server_settings
+
+SLOTS = 3
+REPLY = ("well", " **now**", " look", " at", " 3.5", " :) ", "it", " is", " done")
+SESSIONS = st.sampled_from(["a", "b"])
+# `look` is what the scripted classifier says yes to.
+UTTERANCES = st.sampled_from(["hello", "look here", ""])
+
+
+class InlineExecutor(Executor):
+    """Runs what it is given at once: no thread decides the order of events."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class Peer:
+    """One client, and what it may expect."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.frames: list[dict[str, Any]] = []
+        self.open_turn: str | None = None
+        self.said = ""
+        self.final: str | None = None
+        self.turns: set[str] = set()
+        self.acknowledged: list[str] = []
+        self.ended: list[str] = []
+        self.cancels: dict[str, int] = {}
+        self.rejected: dict[str, int] = {}
+        self.pings: dict[str, int] = {}
+        self.close_code: int | None = None
+        self.admitted = False
+        self.left = False
+        scope = {"headers": [(b"x-api-key", KEY.encode())], "query_string": b""}
+        self.inbox.put_nowait({"type": "websocket.connect"})
+        self.task = world.loop.create_task(world.door(scope, self.inbox.get, self.hear))
+
+    def say(self, **message: Any) -> None:
+        self.inbox.put_nowait({"type": "websocket.receive", "text": json.dumps(message)})
+
+    @property
+    def alive(self) -> bool:
+        return self.close_code is None and not self.left
+
+    async def hear(self, message: Any) -> None:
+        if message["type"] == "websocket.close":
+            assert self.close_code is None
+            self.close_code = message["code"]
+            self.inbox.put_nowait({"type": "websocket.disconnect", "code": self.close_code})
+        elif message["type"] == "websocket.send":
+            assert self.close_code is None
+            frame = json.loads(message["text"])
+            self.frames.append(frame)
+            try:
+                self.check(frame)
+            except AssertionError as error:
+                self.world.broken = self.world.broken or error  # raised where hypothesis sees it
+        await asyncio.sleep(0)
+
+    def check(self, frame: dict[str, Any]) -> None:
+        kind, request = frame["type"], frame.get("request_id")
+        if kind == "ack" and frame["for"] in ("start", "followup"):
+            assert self.open_turn is None, "the old turn's done precedes the new turn's ack"
+            assert request in self.turns
+            assert request not in self.acknowledged
+            self.acknowledged.append(request)
+            self.open_turn, self.said, self.final = request, "", None
+        elif kind in ("token", "toolcall", "final"):
+            assert request == self.open_turn, "no frame of a turn before its ack or after its done"
+            assert self.final is None
+            if kind == "token":
+                assert frame["text"]
+                self.said += frame["text"]
+            elif kind == "final":
+                self.final = frame["normalized_text"]
+                assert self.said == self.final == sanitize("".join(REPLY))
+        elif kind == "done":
+            self.check_done(frame, request)
+        elif kind == "pong":
+            self.pings[request] -= 1
+        elif request in self.rejected:
+            assert kind == "error"
+            assert frame["field"] in frame["message"]
+            assert frame["expected"]
+            assert frame["found"]
+            self.rejected[request] -= 1
+
+    def check_done(self, frame: dict[str, Any], request: str) -> None:
+        if request in self.cancels:
+            assert frame["cancelled"] is True
+            self.cancels[request] -= 1
+            if self.open_turn is None:
+                return
+        else:
+            assert request == self.open_turn, "a turn ends in one done"
+            assert ("usage" in frame) == (self.final is not None)
+        turn = self.open_turn
+        assert turn is not None
+        self.ended.append(turn)
+        self.open_turn = None
+        held = [self.world.engine.prompts[number] for number in self.world.engine.held]
+        assert not any(turn in words for words in held), "after its done the engine holds nothing of a turn"
+
+
+class World(RuleBasedStateMachine):
+    """Three slots, two sessions, any number of clients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Failures are part of the play: their tracebacks would fill the report and take most of the time.
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        self.loop = asyncio.new_event_loop()
+        self.peers: list[Peer] = []
+        self.count = 0
+        self.broken: AssertionError | None = None
+        self.engine = ScriptedEngine(reply=REPLY, abort_steps=4)
+        self.classifier = ScriptedClassifier()
+        self.loop.run_until_complete(self.open())
+
+    async def open(self) -> None:
+        values = {"max_concurrent_connections": SLOTS, "ws_handshake_acquire_timeout_s": 0, "gen_timeout_s": 600}
+        limits = dict.fromkeys(
+            ("ws_max_messages_per_window", "ws_max_cancels_per_window", "chat_prompt_update_max_per_window"), 0
+        )
+        self.service = Service(server_settings(**values, **limits))
+        renderer = ScriptedRenderer()
+        chat = Chat(self.engine, renderer, InlineExecutor(), renderer.budgets)
+        plan = ServingPlan("both", ChatPlan(renderer.budgets, 150, EngineOptions()), ToolPlan(0.66, 9, 0.2), None)
+        self.service.open(chat, self.classifier, plan)
+        self.door = Door(self.service)
+
+    def name(self, kind: str) -> str:
+        self.count += 1
+        return f"{kind}{self.count}"
+
+    def run(self, steps: int) -> None:
+        async def steps_of_the_loop() -> None:
+            for _ in range(steps):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(steps_of_the_loop())
+        if self.broken is not None:
+            raise self.broken
+
+    def pick(self, number: int) -> Peer | None:
+        alive = [peer for peer in self.peers if peer.alive and peer.admitted]
+        return alive[number % len(alive)] if alive else None
+
+    @initialize()
+    def first(self) -> None:
+        self.connect()
+
+    @rule()
+    def connect(self) -> None:
+        before = sum(peer.alive and peer.admitted for peer in self.peers)
+        peer = Peer(self)
+        self.peers.append(peer)
+        self.run(12)
+        peer.admitted = not peer.frames
+        assert peer.admitted or before == SLOTS
+        if not peer.admitted:
+            assert peer.frames[0]["error_code"] == "server_at_capacity"
+            assert peer.close_code == 1013
+
+    @rule(which=st.integers(0, 5), steps=st.integers(0, 6), session=SESSIONS, utterance=UTTERANCES)
+    def start(self, which: int, steps: int, session: str, utterance: str) -> None:
+        if peer := self.pick(which):
+            turn = self.name("t")
+            peer.turns.add(turn)
+            words = f"{utterance} {turn}" if utterance else ""
+            # The turn's name is in its prompt, so that what the engine holds can be told apart.
+            peer.say(
+                type="start", session_id=session, request_id=turn, user_utterance=words, runtime_text=turn, history=[]
+            )
+            self.run(steps)
+
+    @rule(which=st.integers(0, 5), steps=st.integers(0, 6))
+    def cancel(self, which: int, steps: int) -> None:
+        if peer := self.pick(which):
+            request = self.name("c")
+            peer.cancels[request] = 1
+            peer.say(type="cancel", request_id=request)
+            self.run(steps)
+
+    @rule(which=st.integers(0, 5))
+    def ping(self, which: int) -> None:
+        if peer := self.pick(which):
+            request = self.name("p")
+            peer.pings[request] = 1
+            peer.say(type="ping", request_id=request)
+
+    @rule(which=st.integers(0, 5), kind=st.sampled_from(["warm_persona", "warm_history", "chat_prompt"]))
+    def between_turns(self, which: int, kind: str) -> None:
+        if peer := self.pick(which):
+            request = self.name("w")
+            peer.say(type=kind, request_id=request, persona_text=f"persona {self.count}", history=[])
+
+    @rule(which=st.integers(0, 5), steps=st.integers(0, 6))
+    def follow_up(self, which: int, steps: int) -> None:
+        if (peer := self.pick(which)) and peer.acknowledged:
+            turn = self.name("t")
+            peer.turns.add(turn)
+            peer.say(type="followup", request_id=turn, analysis_text=f"a cat {turn}")
+            self.run(steps)
+
+    @rule(which=st.integers(0, 5), bad=st.sampled_from([{"temperature": 9}, {"history": 1}, {"gender": "x"}]))
+    def nonsense(self, which: int, bad: dict[str, Any]) -> None:
+        if peer := self.pick(which):
+            request = self.name("x")
+            peer.rejected[request] = 1
+            peer.say(type="start", session_id="a", request_id=request, **bad)
+
+    @rule(which=st.integers(0, 5))
+    def end(self, which: int) -> None:
+        if peer := self.pick(which):
+            peer.say(type="end")
+            self.run(60)
+            assert peer.frames[-1]["type"] == "connection_closed"
+            assert peer.close_code == 1000
+            assert peer.open_turn is None
+
+    @rule(which=st.integers(0, 5))
+    def disconnect(self, which: int) -> None:
+        if peer := self.pick(which):
+            peer.left = True
+            peer.inbox.put_nowait({"type": "websocket.disconnect", "code": 1006})
+            self.run(60)
+
+    @rule(steps=st.integers(1, 25))
+    def time_passes(self, steps: int) -> None:
+        self.run(steps)
+
+    @precondition(lambda self: self.engine.fail_after is None)
+    @rule(after=st.integers(0, 4))
+    def engine_breaks(self, after: int) -> None:
+        self.engine.fail_after = after
+
+    @precondition(lambda self: self.engine.fail_after is not None)
+    @rule()
+    def engine_recovers(self) -> None:
+        self.engine.fail_after = None
+
+    def teardown(self) -> None:
+        try:
+            self.run(600)
+            for peer in self.peers:
+                if peer.alive and peer.admitted:
+                    answered = {frame.get("request_id") for frame in peer.frames if frame["type"] == "error"}
+                    assert sorted(peer.ended) == sorted(peer.acknowledged), "every turn ends in exactly one done"
+                    # A follow-up whose session another connection has taken over is refused.
+                    assert peer.turns <= set(peer.acknowledged) | answered
+                    assert set(peer.cancels.values()) <= {0}
+                    assert set(peer.pings.values()) <= {0}
+                    assert set(peer.rejected.values()) <= {0}
+            alive = [peer for peer in self.peers if peer.alive and peer.admitted]
+            assert self.service.admission.held == len(alive) == len(self.service.connections)
+            assert not self.engine.held
+            assert self.classifier.running == 0
+        finally:
+            for peer in self.peers:
+                peer.inbox.put_nowait({"type": "websocket.disconnect", "code": 1006})
+            self.loop.run_until_complete(asyncio.gather(*(peer.task for peer in self.peers)))
+            self.loop.run_until_complete(self.service.close())
+            self.loop.close()
+            structlog.reset_defaults()
+        assert self.service.admission.held == 0
+
+
+TestInvariants = World.TestCase
+TestInvariants.settings = settings(
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)

@@ -1,0 +1,80 @@
+"""The queue before the socket: order is kept, text is joined, nothing grows."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.turns.outbox import HIGH_WATER_FRAMES, Close, Outbox
+from runtime.wire.frames import Done, Pong, Token
+
+
+async def test_text_that_lies_together_becomes_one_frame() -> None:
+    outbox = Outbox()
+    outbox.put_text("a", 1)
+    outbox.put_text("b", 1)
+    outbox.put(Pong())
+    outbox.put_text("c", 1)
+    assert await outbox.take() == [Token(text="ab", request_id=1), Pong(), Token(text="c", request_id=1)]
+
+
+async def test_nothing_follows_a_close() -> None:
+    outbox = Outbox()
+    outbox.put(Close(1000, "bye"))
+    outbox.put(Pong())
+    outbox.put_text("late", None)
+    assert await outbox.take() == [Close(1000, "bye")]
+
+
+async def test_a_reader_waits_while_it_is_crowded() -> None:
+    outbox = Outbox()
+    for _ in range(HIGH_WATER_FRAMES):
+        assert not outbox.crowded
+        outbox.put(Pong())
+    assert outbox.crowded
+    room = asyncio.create_task(outbox.room())
+    await asyncio.sleep(0)
+    assert not room.done()
+    await outbox.take()
+    await room
+
+
+async def test_a_paused_reader_goes_on_when_the_writer_is_gone() -> None:
+    outbox = Outbox()
+    for _ in range(HIGH_WATER_FRAMES):
+        outbox.put(Pong())
+    room = asyncio.create_task(outbox.room())
+    await asyncio.sleep(0)
+    outbox.close()
+    await room
+
+
+@given(st.lists(st.sampled_from(["text", "text", "text", "done", "take"]), max_size=60))
+def test_however_it_is_taken_each_turn_reads_the_same(events: list[str]) -> None:
+    async def play() -> None:
+        outbox = Outbox()
+        said: list[str] = [""]
+        taken: list[object] = []
+        for number, event in enumerate(events):
+            if event == "text":
+                said[-1] += f"{number} "
+                outbox.put_text(f"{number} ", len(said))
+            elif event == "done":
+                outbox.put(Done(request_id=len(said)))
+                said.append("")
+            elif outbox._frames or outbox._text:
+                taken += await outbox.take()
+        outbox.put(Pong())
+        taken += await outbox.take()
+        heard = [""]
+        for frame in taken:
+            if isinstance(frame, Token):
+                assert frame.request_id == len(heard)
+                heard[-1] += frame.text
+            elif isinstance(frame, Done):
+                heard.append("")
+        assert heard == said
+
+    asyncio.run(play())
