@@ -34,10 +34,11 @@ test-unit: setup ## the tests that need neither engine nor network (seconds)
 test-images: setup ## the images, built and run on a stand-in base; needs a Docker Engine
 	@$(RUN) -m pytest tests/images
 
-lint: setup ## ruff, mypy, deptry, shellcheck, hadolint, actionlint, zizmor on what they read
+lint: setup ## ruff, mypy, deptry, import-linter, shellcheck, hadolint, actionlint, zizmor on what they read
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/deptry runtime pipeline
+	@.venv/bin/lint-imports
 	@.venv/bin/shellcheck $(SCRIPTS) && .venv/bin/shfmt -i 4 -d $(SCRIPTS)
 	@.venv/bin/hadolint --config images/hadolint.yaml images/*.Dockerfile
 	@.venv/bin/actionlint && .venv/bin/zizmor --offline --quiet .github/workflows

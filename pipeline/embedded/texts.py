@@ -7,6 +7,10 @@ from importlib import resources
 
 SEPARATOR = "\n---\n"
 
+# The held-out texts are read in windows of so many tokens, so an engine takes prompts as long. Log-probabilities of a
+# whole window over the vocabulary are in memory at once: 512 × 150,000 × 4 bytes are 0.3 GB.
+WINDOW_TOKENS = 512
+
 
 @dataclass(frozen=True, slots=True)
 class KnownPrompt:

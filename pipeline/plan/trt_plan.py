@@ -10,13 +10,13 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.embedded.texts import WINDOW_TOKENS
 from pipeline.lanes import METHODS
 from pipeline.plan import SEED, CalibrationPlan, ChatPlan, TrtPlan
 from pipeline.plan.chat_plan import HEADS, MOE_GATES, ChatPlanner
 from pipeline.source import CHECKPOINTS, HF_QUANT_CONFIG, SourceFacts
 from pipeline.source.prequantized import Prequantized, recognize
 from pipeline.source.shape import Shape
-from pipeline.validate.scores import WINDOW_TOKENS
 from runtime.artifact import ArtifactError, Limits, Moe
 from runtime.artifact.labels import PACKAGE, EngineLabel
 from runtime.defaults import TENSORRT_LLM, TRT_GROUP_SIZES, first_set

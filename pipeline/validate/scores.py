@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.embedded.texts import WINDOW_TOKENS
 from pipeline.stages.stage import StageError
 from runtime.engines import Engine
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from pipeline.progress import Progress
 
-# Log-probabilities of a whole window over the vocabulary are in memory at once: 512 × 150,000 × 4 bytes are 0.3 GB.
-WINDOW_TOKENS = 512
 WINDOWS_AT_ONCE = 4
 
 

@@ -14,7 +14,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.embedded.texts import KnownPrompt, heldout_texts, known_prompts
+from pipeline.embedded.texts import WINDOW_TOKENS, KnownPrompt, heldout_texts, known_prompts
 from pipeline.lanes.gates import Figures, Thresholds, failures, gates_of
 from pipeline.progress import Progress
 from pipeline.source import EMBEDDED
@@ -60,7 +60,7 @@ def measure_reference(
         StageError: the engine did not start, or died.
     """
     tokenizer = _tokenizer(model)
-    context = first_set(options.max_model_len, default=scores.WINDOW_TOKENS + 1)
+    context = first_set(options.max_model_len, default=WINDOW_TOKENS + 1)
     windows = scores.windows_of(tokenizer, heldout_texts(), context)
     progress.step("starting the engine on the float model")
 

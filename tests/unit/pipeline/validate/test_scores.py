@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.embedded.texts import WINDOW_TOKENS
 from pipeline.stages.stage import StageError
-from pipeline.validate.scores import WINDOW_TOKENS, Scores, perplexity_ratio, score, top1_agreement, windows_of
+from pipeline.validate.scores import Scores, perplexity_ratio, score, top1_agreement, windows_of
 from runtime.engines import TokenScore
 
 
