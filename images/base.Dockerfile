@@ -30,5 +30,5 @@ useradd --uid 2000 --gid 0 --no-create-home --home-dir /cache --shell /usr/sbin/
 install -d -o 2000 -g 0 -m 2775 /cache
 RUN
 
-COPY images/stack.py /opt/yap/bin/stack.py
-RUN ${PYTHON} /opt/yap/bin/stack.py base
+COPY images/preflight.py /opt/yap/bin/preflight.py
+RUN ${PYTHON} /opt/yap/bin/preflight.py base

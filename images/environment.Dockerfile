@@ -24,6 +24,6 @@ export PIP_FIND_LINKS=/tmp/wheels UV_LINK_MODE=copy YAP_TOOLS_VENV=/tmp/tools
 mkdir -p "$VENV"
 [ -z "$LOCKS" ] || sh /tmp/images/install.sh "$VENV" $LOCKS
 sh /tmp/images/libraries.sh "$VENV"
-[ -z "$CHECK" ] || "$VENV/bin/python" /opt/yap/bin/stack.py "$CHECK"
+[ -z "$CHECK" ] || "$VENV/bin/python" /opt/yap/bin/preflight.py "$CHECK"
 rm -rf /tmp/tools
 RUN

@@ -23,7 +23,7 @@ RUN --mount=type=bind,source=images/libraries.sh,target=/tmp/libraries.sh \
     sh /tmp/libraries.sh /opt/yap/venv && \
     mkdir /artifact && chmod 0755 /opt/yap/bin/entrypoint /opt/yap/bin/cc && ln -s entrypoint /opt/yap/bin/yap-runtime && \
     /opt/yap/venv/bin/python -m compileall -q /opt/yap/app && \
-    /opt/yap/venv/bin/python /opt/yap/bin/stack.py "$LANE" && \
+    /opt/yap/venv/bin/python /opt/yap/bin/preflight.py "$LANE" && \
     if [ "$LANE" = vllm ] || [ "$LANE" = cpu ]; then more=', vllm.v1.engine.async_llm, vllm.v1.worker.gpu_worker'; fi && \
     PYTHONPATH=/opt/yap/app /opt/yap/venv/bin/python -c "import torch, transformers, runtime.server.service${more:-}"
 

@@ -1,7 +1,7 @@
 """The pipeline: from a model to an artifact that is proven.
 
-A `Request` (`plan`) becomes a frozen `BuildPlan`, or every `Problem` at once. A `Run` (`run`) carries the plan out in
-`Stage`s (`stages`), each done once for its inputs, whole or not at all. What comes out is an artifact, which
+A `BuildRequest` (`plan`) becomes a frozen `BuildPlan`, or every `Problem` at once. A `Run` (`run`) carries the plan out
+in `Stage`s (`stages`), each done once for its inputs, whole or not at all. What comes out is an artifact, which
 `runtime.artifact` defines; a `Gate` that fails keeps it from appearing.
 
 Rooms, from the ground up; a room imports from those below it only: `problem`, `settings`, `progress`, `lanes` (what can

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipeline import advice, progress
+from pipeline import hints, progress
 from pipeline.plan import options, prepare
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.publish import report
@@ -111,9 +111,9 @@ def run_command(
                 folder, metadata = run.proven()
                 place = run.finish(folder, metadata)
         except GateError as failed:
-            advice.explain(failed.method, failed.shortfalls)
+            hints.explain(failed.method, failed.shortfalls)
             if not request.fallback or failed.classifier_alone:
-                advice.advise(prepared, classifier=failed.classifier_alone)
+                hints.advise(prepared, classifier=failed.classifier_alone)
                 raise typer.Exit(FAILED_GATE) from None
             typer.echo(f"trying {request.fallback[0]} instead", err=True)
             request = replace(request, method=request.fallback[0], fallback=request.fallback[1:])
@@ -142,9 +142,9 @@ def quantize_command(
     """
     request = options.request_of(models, options.lanes_of(trt, vllm, cpu), tool_only=False)
     from pipeline.run import Run
-    from pipeline.stages import place
+    from pipeline.stages import install
 
-    if out and (problem := place.occupied(out)):
+    if out and (problem := install.occupied(out)):
         raise WrongRequestError([problem])
     prepared = prepare.prepare(replace(request, allow_emulated=allow_emulated, tool=None), cache_dir)
     if prepared.plan.chat is None:
@@ -152,7 +152,7 @@ def quantize_command(
     with progress.for_terminal() as steps:
         run = Run(prepared, steps, force=force or prepared.settings.force_rebuild)
         _, model, quantization = run.quantized(prepared.plan.chat)
-        folder = place.put_folder(model.folder, out) if out else model.folder
+        folder = install.put_folder(model.folder, out) if out else model.folder
     group = f", groups of {quantization.group_size}" if quantization.group_size else ""
     typer.echo(f"{quantization.method} ({quantization.scheme}{group}): {folder}")
 
@@ -211,7 +211,7 @@ def validate_command(
         metadata = revalidate.revalidate(artifact, reference, bounds, cache_dir, steps)
     report.show_artifact(metadata, Console())
     if metadata.validation and (shortfalls := failures(metadata.validation)):
-        advice.explain(metadata.chat.quantization.method if metadata.chat else "tool", shortfalls)
+        hints.explain(metadata.chat.quantization.method if metadata.chat else "tool", shortfalls)
         raise typer.Exit(FAILED_GATE)
 
 

@@ -17,8 +17,8 @@ from pipeline.progress import Progress
 from pipeline.publish import describe
 from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.source.shape import Shape
+from pipeline.stage_runner import StageRunner
 from pipeline.validate.validation import validate
-from pipeline.workshop import Workshop
 from runtime import artifact
 from runtime.artifact import BuildMetadata, ChatModel
 
@@ -51,23 +51,23 @@ def revalidate(
     if lane.device == "cuda" and not here.machine.gpus:
         expected = f"a GPU, for the {lane.name} lane"
         raise WrongRequestError([Problem("ARTIFACT", expected, "none", "run it where it will serve")])
-    workshop = Workshop(where, here.machine, progress)
+    runner = StageRunner(where, here.machine, progress)
     chat = metadata.chat
     scores: Path | None = None
     thresholds = default_thresholds(None, 0, lane)
     if chat and not chat.quantization.prequantized:
-        model = workshop.chat_source(_reference(chat, reference))
+        model = runner.chat_source(_reference(chat, reference))
         if model.content != chat.source.content_sha256:
             expected, found = chat.source.content_sha256[:12], model.content[:12]
             name = reference or chat.source.repo
             raise WrongRequestError(
                 [Problem("--reference", f"the model with content {expected}", f"{found} in {name}")]
             )
-        shape = Shape.of(source.look(str(model.folder), "CHAT_MODEL").config)
+        shape = Shape.of(source.read_facts(str(model.folder), "CHAT_MODEL").config)
         thresholds = default_thresholds(chat.quantization.method, shape.parameters, lane)
         context = chat.limits.max_model_len
         dtype = chat.dtype if lane.name == "trt" else "auto"
-        scores = workshop.reference(
+        scores = runner.reference(
             model, lane=lane.name, context=context, eager=lane.eager, engine=lane.engine, dtype=dtype
         )
     for name, value in bounds.items():
@@ -93,7 +93,7 @@ def _reference(chat: ChatModel, named: str | None) -> SourceFacts:
     if ref is None:
         expected = f"the float model {stated.repo}, which is a folder"
         raise WrongRequestError([Problem("--reference", expected, "none", "name the folder with --reference")])
-    facts = source.look(ref, "CHAT_MODEL")
+    facts = source.read_facts(ref, "CHAT_MODEL")
     if facts.problems:
         raise WrongRequestError(facts.problems)
     return facts

@@ -27,12 +27,12 @@ from pipeline.publish import describe
 from pipeline.quantize import QuantizeJob, calibration
 from pipeline.quantize import trt as quantize_trt
 from pipeline.quantize import vllm as quantize_vllm
-from pipeline.source.wholeness import TOKENIZER_FILES
-from pipeline.stages import place
+from pipeline.source.model_files import TOKENIZER_FILES
+from pipeline.stage_runner import FetchedModel, StageRunner
+from pipeline.stages import install
 from pipeline.stages.recipes import recipe_of
 from pipeline.stages.stage import StageError, sweep
 from pipeline.validate.validation import validate
-from pipeline.workshop import Model, Workshop
 from runtime import artifact
 from runtime.artifact import BuildMetadata, Calibration, ChatModel, Quantization, ToolModel, Validation, hashes
 
@@ -66,10 +66,10 @@ class Run:
     def __init__(self, prepared: Prepared, progress: Progress, *, force: bool = False) -> None:
         self.plan, self.hardware, self.cache = prepared.plan, prepared.hardware, prepared.cache
         self.progress = progress
-        self.workshop = Workshop(prepared.cache, prepared.hardware.machine, progress, force)
+        self.runner = StageRunner(prepared.cache, prepared.hardware.machine, progress, force)
         sweep(self.cache)
 
-    def quantized(self, chat: ChatPlan) -> tuple[Model, Model, Quantization]:
+    def quantized(self, chat: ChatPlan) -> tuple[FetchedModel, FetchedModel, Quantization]:
         """Fetch the chat model and quantize it, unless it came quantized.
 
         Returns:
@@ -78,18 +78,18 @@ class Run:
         Raises:
             StageError: a stage failed.
         """
-        base = self.workshop.chat_source(chat.source)
+        base = self.runner.chat_source(chat.source)
         if found := chat.prequantized:
             self.progress.step(f"quantize: nothing to do, the source comes as {found.scheme}")
             came = Quantization(
                 method=found.method, scheme=found.scheme, group_size=found.group_size, prequantized=True
             )
-            model = self.workshop.model(source.checkpoint_in(base.folder)) if self.plan.engine == "trt" else base
+            model = self.runner.model(source.checkpoint_in(base.folder)) if self.plan.engine == "trt" else base
             return base, model, came
         if given := chat.given:
             self.progress.step(f"quantize: nothing to do, {given} holds {chat.scheme}")
             made = Quantization(method=chat.method, scheme=chat.scheme, group_size=chat.group_size)
-            return base, self.workshop.model(given), made
+            return base, self.runner.model(given), made
         if chat.method == "none":
             self.progress.step("quantize: nothing to do, the weights stay as they are")
             return base, base, Quantization(method="none", scheme=chat.scheme)
@@ -110,7 +110,7 @@ class Run:
             device=self.plan.device,
             dtype=chat.dtype,
             tensor_parallel=chat.limits.tensor_parallel_size,
-            style="pytorch" if self.plan.engine == "trt-pytorch" else "engine",
+            backend="pytorch" if self.plan.engine == "trt-pytorch" else "engine",
         )
         model, quantization = self._quantize(job, base, calibrated, python)
         return base, model, quantization
@@ -139,12 +139,12 @@ class Run:
             chat = describe.chat_model(plan.chat, base.content, quantization)
             if not plan.eager:
                 # What is compiled ahead of time depends on all of these.
-                inputs |= {"limits": plan.chat.limits.model_dump(), "machine": self.workshop.identity()}
+                inputs |= {"limits": plan.chat.limits.model_dump(), "machine": self.runner.identity()}
                 inputs |= {"method": plan.chat.method, "dtype": plan.chat.dtype}
                 # The folder of a compiled engine is named by it.
                 inputs["label"] = plan.chat.trt.label if plan.chat.trt else None
         if plan.tool:
-            classifier, report = self.workshop.tool_source(plan.tool.source)
+            classifier, report = self.runner.tool_source(plan.tool.source)
             models["tool"], inputs["tool"] = classifier.folder, classifier.content
             tool = describe.tool_model(plan.tool, classifier.content, report)
 
@@ -155,12 +155,12 @@ class Run:
         def work(out: Path) -> Mapping[str, Any]:
             return assemble(models, out, build=build, described=described, progress=self.progress)
 
-        done = self.workshop.stage("build", inputs, work)
+        done = self.runner.stage("build", inputs, work)
         self.progress.step("hashing the artifact")
         files = hashes.hash_folder(done.output)
         if any(done.hashes[entry.path] != entry.sha256 for entry in files):
             self.progress.step("build: its files changed on the disk; doing it again")
-            done = self.workshop.stage("build", inputs, work, again=True)
+            done = self.runner.stage("build", inputs, work, again=True)
             files = hashes.hash_folder(done.output)
         if chat:
             chat = chat.model_copy(update=dict(done.result))
@@ -188,8 +188,8 @@ class Run:
         chat, thresholds = self.plan.chat, self.plan.thresholds
         reference: Path | None = None
         if chat and not chat.prequantized:
-            base = self.workshop.chat_source(chat.source)
-            reference = self.workshop.reference(
+            base = self.runner.chat_source(chat.source)
+            reference = self.runner.reference(
                 base,
                 lane=self.plan.lane.name,
                 context=chat.limits.max_model_len,
@@ -214,27 +214,27 @@ class Run:
             "reference": hashes.sha256_of(reference) if reference else None,
             "limits": chat.limits.model_dump() if chat else None,
             "thresholds": {name: str(value) for name, value in asdict(thresholds).items()},
-            "machine": self.workshop.identity(),
+            "machine": self.runner.identity(),
             "code": recipe_of("validate", self.plan.engine if chat else None),
         }
-        done = self.workshop.stage("validate", inputs, work)
+        done = self.runner.stage("validate", inputs, work)
         validation = Validation.model_validate_json(json.dumps(done.result))
         return folder, metadata.model_copy(update={"validation": validation, "stages": self._records()})
 
     def finish(self, folder: Path, metadata: BuildMetadata) -> Path:
         """Put the artifact at its place, whole or not at all."""
         self.progress.step(f"finish: the artifact goes to {self.plan.out}")
-        return place.put(folder, self.plan.out, metadata, self.cache)
+        return install.put(folder, self.plan.out, metadata, self.cache)
 
     def _records(self) -> tuple[artifact.StageRecord, ...]:
-        return tuple(done.record for done in self.workshop.done)
+        return tuple(done.record for done in self.runner.done)
 
     def _quantizer_python(self) -> Path:
         if self.hardware.quantizer is None:
             raise StageError("quantize", "expected an environment with the quantizer, found none")
         return self.hardware.quantizer.python
 
-    def _calibrate(self, plan: CalibrationPlan, base: Model, python: Path) -> tuple[Path, Calibration]:
+    def _calibrate(self, plan: CalibrationPlan, base: FetchedModel, python: Path) -> tuple[Path, Calibration]:
         seed = self.plan.seed
         inputs = {
             "dataset": calibration.identity_of(plan.dataset),
@@ -251,12 +251,12 @@ class Run:
             )
             return made.model_dump(mode="json")
 
-        done = self.workshop.stage("calibration", inputs, work)
+        done = self.runner.stage("calibration", inputs, work)
         return done.output / calibration.SAMPLES_NAME, Calibration.model_validate_json(json.dumps(done.result))
 
     def _quantize(
-        self, job: QuantizeJob, base: Model, calibrated: Calibration | None, python: Path
-    ) -> tuple[Model, Quantization]:
+        self, job: QuantizeJob, base: FetchedModel, calibrated: Calibration | None, python: Path
+    ) -> tuple[FetchedModel, Quantization]:
         settled = {"model", "out", "samples", "sequence_length"}
         inputs = {name: value for name, value in asdict(job).items() if name not in settled}
         inputs |= {
@@ -271,8 +271,8 @@ class Run:
             made = QUANTIZERS[self.plan.engine](replace(job, out=out), python=python, progress=self.progress)
             return made.model_copy(update={"calibration": calibrated}).model_dump(mode="json")
 
-        done = self.workshop.stage("quantize", inputs, work)
-        return self.workshop.model(done.output), Quantization.model_validate_json(json.dumps(done.result))
+        done = self.runner.stage("quantize", inputs, work)
+        return self.runner.model(done.output), Quantization.model_validate_json(json.dumps(done.result))
 
 
 def tokenizer_hash(folder: Path) -> str:

@@ -23,7 +23,7 @@ def _without_spaces(value: object) -> object:
 Word = Annotated[str, BeforeValidator(_without_spaces)]
 
 
-class Settings(BaseModel):
+class PipelineSettings(BaseModel):
     """Every variable that the pipeline reads; a field's name in capitals is the variable."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -146,23 +146,25 @@ class Settings(BaseModel):
 class Loaded:
     """The settings, with defaults in place of what was wrong, and every problem found."""
 
-    settings: Settings
+    settings: PipelineSettings
     problems: tuple[Problem, ...]
 
 
 def load(environment: Mapping[str, str]) -> Loaded:
     """Read the settings. Empty variables count as unset."""
     given = {
-        name: value for name in Settings.model_fields if (value := environment.get(name.upper(), "")).strip() != ""
+        name: value
+        for name in PipelineSettings.model_fields
+        if (value := environment.get(name.upper(), "")).strip() != ""
     }
     try:
-        return Loaded(Settings.model_validate(given), ())
+        return Loaded(PipelineSettings.model_validate(given), ())
     except ValidationError as error:
         problems = []
         for detail in error.errors():
             name = str(detail["loc"][0])
             problems.append(Problem(name.upper(), _expectation(detail["msg"]), repr(given.pop(name, ""))))
-        return Loaded(Settings.model_validate(given), tuple(problems))
+        return Loaded(PipelineSettings.model_validate(given), tuple(problems))
 
 
 def _expectation(message: str) -> str:

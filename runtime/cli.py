@@ -12,7 +12,7 @@ import typer
 from runtime.artifact import ArtifactError, verify
 from runtime.deployment import settings as environment
 from runtime.deployment import settings_table
-from runtime.deployment.settings import Settings, SettingsError
+from runtime.deployment.settings import RuntimeSettings, SettingsError
 
 app = typer.Typer(
     add_completion=False,
@@ -37,7 +37,7 @@ def serve() -> None:
     raise typer.Exit(server.run(chosen))
 
 
-def load() -> Settings:
+def load() -> RuntimeSettings:
     """What the environment says, or an exit that tells all that is wrong with it."""
     try:
         return environment.load()

@@ -2,7 +2,7 @@
 
 The ground floor: imports nothing of ours. Settings, the classes that they fill, error texts and generated pages take
 their values from here; a test holds the hand-written pages and the scripts in the images equal. Sampling's defaults and
-bounds stand in `engines.Sampling` and `protocol.DEFAULT_BOUNDS`.
+bounds stand in `engines.Sampling` and `wire.messages.DEFAULT_BOUNDS`.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ METHODS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
+class LatencyBounds:
     """Bounds that a person in a conversation needs, in milliseconds and tokens a second of all streams together."""
 
     ttft_ms: float
@@ -114,7 +114,7 @@ class Lane:
     loads: tuple[str, ...]
     eager: bool
     batch: int
-    latency: Latency
+    latency: LatencyBounds
     quantizer: tuple[str, ...] = ("llmcompressor",)
     static_scales: bool = False
     perplexity: bool = True
@@ -224,7 +224,7 @@ LANES: dict[str, Lane] = {
         loads=("compressed-tensors", "awq", "gptq", "fp8", "auto-round"),
         eager=False,
         batch=256,
-        latency=Latency(ttft_ms=500, itl_ms=50, tokens_per_s=100),
+        latency=LatencyBounds(ttft_ms=500, itl_ms=50, tokens_per_s=100),
     ),
     "cpu": Lane(
         name="cpu",
@@ -238,7 +238,7 @@ LANES: dict[str, Lane] = {
         eager=True,
         batch=16,
         # Wide, for shared and busy machines: this lane proves that a model works, not that it is fast.
-        latency=Latency(ttft_ms=10_000, itl_ms=1_000, tokens_per_s=2),
+        latency=LatencyBounds(ttft_ms=10_000, itl_ms=1_000, tokens_per_s=2),
     ),
     "trt": TrtLane(
         name="trt",
@@ -251,7 +251,7 @@ LANES: dict[str, Lane] = {
         eager=False,
         # TRT_MAX_BATCH_SIZE is required, so that this serves only for checks before it is set.
         batch=1,
-        latency=Latency(ttft_ms=500, itl_ms=50, tokens_per_s=100),
+        latency=LatencyBounds(ttft_ms=500, itl_ms=50, tokens_per_s=100),
         quantizer=("nvidia-modelopt", "tensorrt-llm"),
         static_scales=True,
         perplexity=False,

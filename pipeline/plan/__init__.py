@@ -6,12 +6,12 @@
 from pipeline.plan.build_plan import (
     SEED,
     BuildPlan,
+    BuildRequest,
     CalibrationPlan,
     ChatPlan,
-    Decision,
-    Request,
+    PlanDecision,
     ToolPlan,
     TrtPlan,
 )
 
-__all__ = ["SEED", "BuildPlan", "CalibrationPlan", "ChatPlan", "Decision", "Request", "ToolPlan", "TrtPlan"]
+__all__ = ["SEED", "BuildPlan", "BuildRequest", "CalibrationPlan", "ChatPlan", "PlanDecision", "ToolPlan", "TrtPlan"]

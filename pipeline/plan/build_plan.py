@@ -21,7 +21,7 @@ SEED = 20251122
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class BuildRequest:
     """What the user asked for on the command line. `chat` and `tool` are models as named there."""
 
     chat: str | None = None
@@ -35,7 +35,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class PlanDecision:
     """One thing that the plan settled, and why."""
 
     name: str
@@ -123,7 +123,7 @@ class BuildPlan:
     out: Path
     fallback: tuple[str, ...]
     estimate: Estimate
-    decisions: tuple[Decision, ...]
+    decisions: tuple[PlanDecision, ...]
     seed: int = SEED
 
     @property

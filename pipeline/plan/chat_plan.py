@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.lanes import LANES, METHODS, Lane
-from pipeline.plan import SEED, CalibrationPlan, ChatPlan, Request
-from pipeline.plan.ledger import Ledger
-from pipeline.settings import Settings
+from pipeline.plan import SEED, BuildRequest, CalibrationPlan, ChatPlan
+from pipeline.plan.diagnostics import Diagnostics
+from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.source.prequantized import Prequantized, recognize
 from pipeline.source.shape import Shape, mixture_of_experts
@@ -40,12 +40,12 @@ class ChatPlanner:
         quantizer: whether an environment with the lane's quantizer was found.
     """
 
-    request: Request
-    settings: Settings
+    request: BuildRequest
+    settings: PipelineSettings
     machine: Machine
     lane: Lane | None
     quantizer: bool
-    ledger: Ledger
+    diagnostics: Diagnostics
 
     def plan(self, facts: SourceFacts) -> ChatPlan | None:
         """The plan for a chat model; none when a problem stands in its way."""
@@ -57,16 +57,16 @@ class ChatPlanner:
             shape = Shape.of(facts.config)
         except KeyError as missing:
             found = f"none in the config.json of {facts.ref}"
-            self.ledger.problem("CHAT_MODEL", f"{missing.args[0]}", found, "name a causal language model")
+            self.diagnostics.problem("CHAT_MODEL", f"{missing.args[0]}", found, "name a causal language model")
             self._method()
             return None
         architecture = facts.architecture
         if architecture and not re.search(r"CausalLM|LMHead|ConditionalGeneration", architecture):
             found, next_step = f"{architecture} in {facts.ref}", "a classifier comes second"
-            self.ledger.problem("CHAT_MODEL", "a causal language model", found, next_step)
+            self.diagnostics.problem("CHAT_MODEL", "a causal language model", found, next_step)
         moe = mixture_of_experts(facts.config, facts.name)
         if moe:
-            self.ledger.decide("mixture of experts", moe.experts or "yes", f"recognized by {moe.recognized_by}")
+            self.diagnostics.decide("mixture of experts", moe.experts or "yes", f"recognized by {moe.recognized_by}")
         per_weight = facts.weight_bytes / shape.parameters if facts.weight_bytes else None
         prequantized = self._recognize(facts, per_weight)
         method = self._take_over(prequantized, facts) if prequantized else self._method()
@@ -80,7 +80,9 @@ class ChatPlanner:
             self._check_quantizer()
         if self.lane and method and (why := self.lane.unfit(facts.config, method)):
             found = f"{facts.config.get('model_type')} with {method}"
-            self.ledger.problem("CHAT_MODEL", f"a combination known to work in the {self.lane.name} lane", found, why)
+            self.diagnostics.problem(
+                "CHAT_MODEL", f"a combination known to work in the {self.lane.name} lane", found, why
+            )
         limits = self._limits(shape)
         if method is None or limits is None:
             return None
@@ -104,12 +106,12 @@ class ChatPlanner:
             packages = self.lane.quantizer if self.lane else LANES["vllm"].quantizer
             name = " and ".join("llm-compressor" if package == "llmcompressor" else package for package in packages)
             next_step = "run `make setup`, or name its interpreter in QUANTIZE_PYTHON"
-            self.ledger.problem("QUANTIZE_PYTHON", f"an environment with {name}", "none", next_step)
+            self.diagnostics.problem("QUANTIZE_PYTHON", f"an environment with {name}", "none", next_step)
 
     def _dtype(self, shape: Shape) -> str:
         if shape.dtype != "float32":
             return shape.dtype
-        self.ledger.decide("arithmetic", "bfloat16", "the source is in float32, which costs twice the memory")
+        self.diagnostics.decide("arithmetic", "bfloat16", "the source is in float32, which costs twice the memory")
         return "bfloat16"
 
     def _method(self) -> str | None:
@@ -118,17 +120,17 @@ class ChatPlanner:
         if self.lane is None:
             known = {word for lane in LANES.values() for word in lane.words}
             if word not in known:
-                self.ledger.problem(where, f"one of {', '.join(sorted(known))}", repr(word))
+                self.diagnostics.problem(where, f"one of {', '.join(sorted(known))}", repr(word))
             return None
         if word not in self.lane.words:
             expected = f"one of {', '.join(self.lane.words)} in the {self.lane.name} lane"
-            self.ledger.problem(where, expected, repr(word))
+            self.diagnostics.problem(where, expected, repr(word))
             return None
         method, reason = self.lane.resolve(word, sm)
         if refusal := self.lane.refusal(method, sm, allow_emulated=self.request.allow_emulated):
-            self.ledger.problem(where, f"a method that {self.lane.name} can run here", method, refusal)
+            self.diagnostics.problem(where, f"a method that {self.lane.name} can run here", method, refusal)
         source = "" if asked else "; QUANTIZATION" + (f" is {QUANTIZATION} by default" if word == QUANTIZATION else "")
-        self.ledger.decide("method", f"{method} ({METHODS[method].scheme})", reason + source)
+        self.diagnostics.decide("method", f"{method} ({METHODS[method].scheme})", reason + source)
         return method
 
     def _recognize(self, facts: SourceFacts, bytes_per_weight: float | None) -> Prequantized | None:
@@ -139,42 +141,44 @@ class ChatPlanner:
         if lane and (found.format not in lane.loads or (found.method == "fp8" and lane.device == "cpu")):
             expected = f"a source in float, or one of {', '.join(lane.loads)} that {lane.name} can run"
             kind = found.format if found.format == found.method else f"{found.format} ({found.method})"
-            self.ledger.problem("CHAT_MODEL", expected, kind, "name the float model")
+            self.diagnostics.problem("CHAT_MODEL", expected, kind, "name the float model")
         elif lane and (refusal := lane.refusal(found.method, self.machine.sm, allow_emulated=True)):
             expected = f"a source that {lane.name} can run here"
-            self.ledger.problem("CHAT_MODEL", expected, found.method, refusal.partition(";")[0])
+            self.diagnostics.problem("CHAT_MODEL", expected, found.method, refusal.partition(";")[0])
         reason = f"the source is quantized already, by {found.recognized_by}; it is not quantized again"
         if self.request.method:
             reason += f", and {self.request.method} is not used"
-        self.ledger.decide("method", f"{found.method} ({found.scheme})", reason)
+        self.diagnostics.decide("method", f"{found.method} ({found.scheme})", reason)
         return found.method
 
     def _grouping(self, method: str | None, shape: Shape, moe: Moe | None) -> tuple[int | None, bool, tuple[str, ...]]:
         kept = HEADS + (MOE_GATES if moe else ())
-        self.ledger.decide("kept in float", ", ".join(kept), "heads and gates lose most and weigh least")
+        self.diagnostics.decide("kept in float", ", ".join(kept), "heads and gates lose most and weigh least")
         if method is None or not METHODS[method].grouped:
             return None, True, kept
         small = shape.parameters < SMALL_MODEL
         size = shape.group_size(32 if small else 128)
         widths = ", ".join(map(str, shape.widths))
         if size is None:
-            self.ledger.problem("CHAT_MODEL", "widths that 32 divides, for groups of weights", widths, "use 8bit")
+            self.diagnostics.problem("CHAT_MODEL", "widths that 32 divides, for groups of weights", widths, "use 8bit")
             return None, True, kept
         why = "a model this small loses least with it, and it" if small else "the largest up to 128 that"
-        self.ledger.decide("group size", size, f"{why} divides the widths {widths}")
+        self.diagnostics.decide("group size", size, f"{why} divides the widths {widths}")
         # With 4 bits a zero point pays: without one GPTQ's perplexity ratio is 1.32 instead of 1.09, and AWQ's is no
         # better (docs/quality.md). ModelOpt's INT4 has none.
         symmetric = method not in {"awq", "gptq"}
-        self.ledger.decide("zero point", "no" if symmetric else "yes", f"as {method} does best")
+        self.diagnostics.decide("zero point", "no" if symmetric else "yes", f"as {method} does best")
         return size, symmetric, kept
 
     def _calibration(self, method: str | None, facts: SourceFacts) -> CalibrationPlan | None:
         if method and not METHODS[method].calibrated:
-            self.ledger.decide("calibration", "none", f"{method} scales activations as they come")
+            self.diagnostics.decide("calibration", "none", f"{method} scales activations as they come")
             return None
         dataset, reason = self._dataset(facts)
         samples, length = self.settings.awq_nsamples, self.settings.awq_seqlen
-        self.ledger.decide("calibration", f"{dataset}, {samples} × {length} tokens at most", f"{reason}; seed {SEED}")
+        self.diagnostics.decide(
+            "calibration", f"{dataset}, {samples} × {length} tokens at most", f"{reason}; seed {SEED}"
+        )
         return CalibrationPlan(dataset, samples, length)
 
     def _dataset(self, facts: SourceFacts) -> tuple[str, str]:
@@ -184,12 +188,12 @@ class ChatPlanner:
         file = Path(dataset).expanduser()
         if file.suffix in {".txt", ".jsonl"}:
             if not file.is_file():
-                self.ledger.problem("AWQ_CALIB_DATASET", "a text or JSONL file", f"no file {dataset}")
+                self.diagnostics.problem("AWQ_CALIB_DATASET", "a text or JSONL file", f"no file {dataset}")
         elif file.exists() and dataset not in {EMBEDDED, CALIBRATION_DATASET}:
-            self.ledger.problem("AWQ_CALIB_DATASET", "a .txt or .jsonl file", dataset, "rename or convert it")
+            self.diagnostics.problem("AWQ_CALIB_DATASET", "a .txt or .jsonl file", dataset, "rename or convert it")
         elif dataset not in {EMBEDDED, CALIBRATION_DATASET} and not HUB_DATASET.fullmatch(dataset):
             expected = f"{CALIBRATION_DATASET}, embedded, a hub data set (org/name), or a .txt or .jsonl file"
-            self.ledger.problem("AWQ_CALIB_DATASET", expected, repr(dataset))
+            self.diagnostics.problem("AWQ_CALIB_DATASET", expected, repr(dataset))
         return dataset, reason
 
     def _limits(self, shape: Shape) -> Limits | None:
@@ -200,15 +204,15 @@ class ChatPlanner:
             most = shape.context // CACHE_BLOCK * CACHE_BLOCK - TEMPLATE_TOKENS - settings.chat_max_out
             next_step = f"set CHAT_MAX_LEN to {most} or less" if most >= 16 else "choose a model with a longer context"
             found = f"a model made for {shape.context}"
-            self.ledger.problem("CHAT_MAX_LEN", f"{length} tokens of context", found, next_step)
+            self.diagnostics.problem("CHAT_MAX_LEN", f"{length} tokens of context", found, next_step)
         self._check_parallel(shape)
         if self.lane is None:
             return None
         batch = first_set(settings.max_num_seqs, default=self.lane.batch)
         reason = "MAX_NUM_SEQS" if settings.max_num_seqs is not None else f"default of the {self.lane.name} lane"
-        self.ledger.decide("batch", batch, reason)
+        self.diagnostics.decide("batch", batch, reason)
         reason = f"CHAT_MAX_LEN {settings.chat_max_len} + CHAT_MAX_OUT {settings.chat_max_out} + template"
-        self.ledger.decide("context", f"{length} tokens", f"{reason}, rounded to the cache's block")
+        self.diagnostics.decide("context", f"{length} tokens", f"{reason}, rounded to the cache's block")
         return Limits(
             max_batch_size=batch,
             max_input_len=settings.chat_max_len,
@@ -220,7 +224,7 @@ class ChatPlanner:
     def _check_parallel(self, shape: Shape) -> None:
         parallel, gpus = self.settings.tensor_parallel_size, len(self.machine.gpus)
         if parallel > max(1, gpus):
-            self.ledger.problem("TENSOR_PARALLEL_SIZE", f"at most {max(1, gpus)}, the GPUs here", str(parallel))
+            self.diagnostics.problem("TENSOR_PARALLEL_SIZE", f"at most {max(1, gpus)}, the GPUs here", str(parallel))
         elif shape.attention % parallel or shape.key_value % parallel:
             expected = f"a divisor of the attention's widths {shape.attention} and {shape.key_value}"
-            self.ledger.problem("TENSOR_PARALLEL_SIZE", expected, str(parallel))
+            self.diagnostics.problem("TENSOR_PARALLEL_SIZE", expected, str(parallel))

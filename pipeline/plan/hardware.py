@@ -82,7 +82,7 @@ def require_cuda(stage: str) -> None:
         StageError: it cannot, with the diagnosis.
     """
     try:
-        cuda.check(machine.describe())
+        cuda.check_cuda(machine.describe())
     except cuda.CudaError as error:
         raise StageError(stage, str(error)) from error
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.lanes import LANES
-from pipeline.plan import Request
+from pipeline.plan import BuildRequest
 from pipeline.problem import Problem, WrongRequestError
 from runtime.defaults import QUANTIZATION
 
@@ -72,7 +72,7 @@ def thresholds(
     return {name: value for name, value in given.items() if value is not None}
 
 
-def request_of(models: list[str], lanes: tuple[str, ...], *, tool_only: bool) -> Request:
+def request_of(models: list[str], lanes: tuple[str, ...], *, tool_only: bool) -> BuildRequest:
     """The request in the positional words.
 
     The first word is a method when it is one, or when there is one word too many: then the plan says what is wrong.
@@ -87,8 +87,8 @@ def request_of(models: list[str], lanes: tuple[str, ...], *, tool_only: bool) ->
         expected = "[METHOD] TOOL_MODEL" if tool_only else "[METHOD] CHAT_MODEL [TOOL_MODEL]"
         raise WrongRequestError([Problem("arguments", expected, " ".join(models), "see --help")])
     if tool_only:
-        return Request(tool=words[0], method=method, lanes=lanes)
-    return Request(chat=words[0], tool=words[1] if len(words) == 2 else None, method=method, lanes=lanes)
+        return BuildRequest(tool=words[0], method=method, lanes=lanes)
+    return BuildRequest(chat=words[0], tool=words[1] if len(words) == 2 else None, method=method, lanes=lanes)
 
 
 def lanes_of(trt: bool, vllm: bool, cpu: bool) -> tuple[str, ...]:

@@ -14,14 +14,14 @@ from pathlib import Path
 from pipeline import lanes
 from pipeline.lanes import METHODS, Lane, lane_of
 from pipeline.lanes.gates import Thresholds
-from pipeline.plan import BuildPlan, ChatPlan, Request, ToolPlan
+from pipeline.plan import BuildPlan, BuildRequest, ChatPlan, ToolPlan
 from pipeline.plan.chat_plan import SMALL_MODEL, ChatPlanner
+from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.estimate import Estimate, Work, estimate
 from pipeline.plan.hardware import Hardware
-from pipeline.plan.ledger import Ledger
 from pipeline.plan.trt_plan import TrtPlanner
 from pipeline.problem import Problem, WrongRequestError
-from pipeline.settings import Settings
+from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.source.shape import Shape
 from runtime.artifact import METADATA_NAME
@@ -37,8 +37,8 @@ EMBEDDED_SAMPLE_TOKENS, USUAL_SAMPLE_TOKENS = 180, 512
 
 
 def make(
-    request: Request,
-    settings: Settings,
+    request: BuildRequest,
+    settings: PipelineSettings,
     chat: SourceFacts | None,
     tool: SourceFacts | None,
     hardware: Hardware,
@@ -57,22 +57,24 @@ def make(
     Raises:
         WrongRequestError: with every problem.
     """
-    ledger = Ledger()
-    lane = _lane(request, settings, hardware, ledger, engine=chat is not None)
+    diagnostics = Diagnostics()
+    lane = _lane(request, settings, hardware, diagnostics, engine=chat is not None)
     if chat is None and tool is None:
-        ledger.problem("arguments", "a chat model, a classifier, or both", "neither", "name one, such as `embedded`")
+        diagnostics.problem(
+            "arguments", "a chat model, a classifier, or both", "neither", "name one, such as `embedded`"
+        )
     for facts in (chat, tool):
-        ledger.problems.extend(facts.problems if facts else ())
+        diagnostics.problems.extend(facts.problems if facts else ())
     chat_planner = CHAT_PLANNERS.get(lane.name if lane else "", ChatPlanner)
-    planner = chat_planner(request, settings, hardware.machine, lane, hardware.quantizer is not None, ledger)
+    planner = chat_planner(request, settings, hardware.machine, lane, hardware.quantizer is not None, diagnostics)
     chat_plan = planner.plan(chat) if chat else None
-    tool_plan = _tool(tool, ledger) if tool else None
-    out = _out(request, chat_plan, chat or tool, lane, ledger)
-    _fallbacks(request, chat_plan, hardware, lane, ledger)
-    thresholds = _thresholds(request, chat_plan, lane, ledger)
+    tool_plan = _tool(tool, diagnostics) if tool else None
+    out = _out(request, chat_plan, chat or tool, lane, diagnostics)
+    _fallbacks(request, chat_plan, hardware, lane, diagnostics)
+    thresholds = _thresholds(request, chat_plan, lane, diagnostics)
     cost = estimate(_work(chat_plan, tool_plan, lane), cores=hardware.cores)
-    _resources(cost, hardware, lane, ledger)
-    problems = ledger.distinct_problems(earlier)
+    _resources(cost, hardware, lane, diagnostics)
+    problems = diagnostics.distinct_problems(earlier)
     if problems or lane is None:
         raise WrongRequestError(problems)
     return BuildPlan(
@@ -85,77 +87,87 @@ def make(
         out=out,
         fallback=request.fallback,
         estimate=cost,
-        decisions=tuple(ledger.decisions),
+        decisions=tuple(diagnostics.decisions),
     )
 
 
-def _lane(request: Request, settings: Settings, hardware: Hardware, ledger: Ledger, *, engine: bool) -> Lane | None:
+def _lane(
+    request: BuildRequest, settings: PipelineSettings, hardware: Hardware, diagnostics: Diagnostics, *, engine: bool
+) -> Lane | None:
     machine, asked = hardware.machine, request.lanes
     if len(asked) > 1:
         flags = " and ".join(f"--{name}" for name in asked)
-        ledger.problem("lane", "one of --trt, --vllm and --cpu", flags, "keep one")
+        diagnostics.problem("lane", "one of --trt, --vllm and --cpu", flags, "keep one")
         return None
     name, where = (asked[0], f"--{asked[0]}") if asked else (settings.inference_engine, "INFERENCE_ENGINE")
     lane = lane_of(name, settings.trt_backend)
-    ledger.decide("lane", name, "asked for" if asked else "INFERENCE_ENGINE")
+    diagnostics.decide("lane", name, "asked for" if asked else "INFERENCE_ENGINE")
     if lane.device == "cuda":
         if not machine.gpus:
-            ledger.problem(where, "an NVIDIA GPU", "none", "pass --cpu")
+            diagnostics.problem(where, "an NVIDIA GPU", "none", "pass --cpu")
         elif machine.sm is not None and machine.sm < lanes.OLDEST_SM:
             found = f"sm{machine.sm} ({machine.gpus[0].name})"
-            ledger.problem(where, f"sm{lanes.OLDEST_SM} or newer", found, "use a newer GPU, or --cpu")
+            diagnostics.problem(where, f"sm{lanes.OLDEST_SM} or newer", found, "use a newer GPU, or --cpu")
     if engine and not any(package in machine.packages for package in lane.packages):
         other = "" if asked else f", or pass {'--vllm' if machine.gpus else '--cpu'}"
-        ledger.problem(
+        diagnostics.problem(
             where, f"{lane.packages[0]} to be installed", "none", f"use the {name} lane's environment{other}"
         )
     return lane
 
 
-def _tool(facts: SourceFacts, ledger: Ledger) -> ToolPlan | None:
+def _tool(facts: SourceFacts, diagnostics: Diagnostics) -> ToolPlan | None:
     if facts.problems:
         return None
     if not (facts.architecture or "").endswith("ForSequenceClassification"):
         found = f"{facts.architecture or 'no architecture'} in {facts.ref}"
-        ledger.problem("TOOL_MODEL", "a ForSequenceClassification checkpoint", found, "name a classifier")
+        diagnostics.problem("TOOL_MODEL", "a ForSequenceClassification checkpoint", found, "name a classifier")
     labels = facts.config.get("id2label") or {}
     count = len(labels) or int(facts.config.get("num_labels", 2))
     if count != 2:
-        ledger.problem("TOOL_MODEL", "two labels (no, yes)", f"{count}", "train the classifier on two labels")
+        diagnostics.problem("TOOL_MODEL", "two labels (no, yes)", f"{count}", "train the classifier on two labels")
     positive = next((int(index) for index, label in labels.items() if POSITIVE_LABEL.search(str(label))), 1)
     if facts.config.get("quantization_config"):
-        ledger.problem("TOOL_MODEL", "a classifier in float", "a quantized one", "name the float classifier")
+        diagnostics.problem("TOOL_MODEL", "a classifier in float", "a quantized one", "name the float classifier")
     window = window_of(facts.config)
-    ledger.decide("classifier", facts.architecture or facts.name, f"kept in float; window of {window} tokens")
+    diagnostics.decide("classifier", facts.architecture or facts.name, f"kept in float; window of {window} tokens")
     return ToolPlan(facts, window, positive)
 
 
-def _out(request: Request, chat: ChatPlan | None, facts: SourceFacts | None, lane: Lane | None, ledger: Ledger) -> Path:
+def _out(
+    request: BuildRequest, chat: ChatPlan | None, facts: SourceFacts | None, lane: Lane | None, diagnostics: Diagnostics
+) -> Path:
     name = re.sub(r"[^a-z0-9.-]+", "-", facts.name.lower().rpartition("/")[2]) if facts else "artifact"
     if facts and facts.kind == "embedded":
         name = "smollm2-135m-instruct" if chat else "screenshot-intent"
     parts = [name, chat.method if chat else "tool", lane.name if lane else ""]
     out = request.out or Path("artifacts") / "-".join(part for part in parts if part)
-    ledger.decide("artifact", out, "--out" if request.out else "named after model, method and lane")
+    diagnostics.decide("artifact", out, "--out" if request.out else "named after model, method and lane")
     if out.exists() and not out.is_dir():
-        ledger.problem("--out", "a folder, or nothing", f"a file at {out}", "choose another --out")
+        diagnostics.problem("--out", "a folder, or nothing", f"a file at {out}", "choose another --out")
     elif out.is_dir() and any(out.iterdir()) and not (out / METADATA_NAME).is_file():
-        ledger.problem("--out", "an empty folder, an artifact or nothing", f"other files in {out}", "choose another")
+        diagnostics.problem(
+            "--out", "an empty folder, an artifact or nothing", f"other files in {out}", "choose another"
+        )
     return out
 
 
-def _fallbacks(request: Request, chat: ChatPlan | None, hardware: Hardware, lane: Lane | None, ledger: Ledger) -> None:
+def _fallbacks(
+    request: BuildRequest, chat: ChatPlan | None, hardware: Hardware, lane: Lane | None, diagnostics: Diagnostics
+) -> None:
     methods = lane.methods if lane else tuple(METHODS)
     for method in request.fallback:
         if method not in methods:
-            ledger.problem("--fallback", f"one of {', '.join(methods)}", repr(method))
+            diagnostics.problem("--fallback", f"one of {', '.join(methods)}", repr(method))
         elif chat and method == chat.method:
-            ledger.problem("--fallback", f"another method than {chat.method}", method)
+            diagnostics.problem("--fallback", f"another method than {chat.method}", method)
         elif lane and (refusal := lane.refusal(method, hardware.machine.sm, allow_emulated=request.allow_emulated)):
-            ledger.problem("--fallback", f"a method that {lane.name} can run here", method, refusal)
+            diagnostics.problem("--fallback", f"a method that {lane.name} can run here", method, refusal)
 
 
-def _thresholds(request: Request, chat: ChatPlan | None, lane: Lane | None, ledger: Ledger) -> Thresholds:
+def _thresholds(
+    request: BuildRequest, chat: ChatPlan | None, lane: Lane | None, diagnostics: Diagnostics
+) -> Thresholds:
     method = chat.method if chat and not chat.prequantized else None
     bounds = default_thresholds(method, chat.parameters if chat else 0, lane)
     for name, value in request.thresholds.items():
@@ -169,7 +181,7 @@ def _thresholds(request: Request, chat: ChatPlan | None, lane: Lane | None, ledg
             shown = f"{quality}, {shown}"
         asked = ", ".join(sorted(request.thresholds))
         reason = f"defaults for {chat.method}" if method else "no float model to be held against"
-        ledger.decide("gates", shown, reason + (f"; as asked: {asked}" if asked else ""))
+        diagnostics.decide("gates", shown, reason + (f"; as asked: {asked}" if asked else ""))
     return bounds
 
 
@@ -228,19 +240,19 @@ def _stored_bytes(chat: ChatPlan, shape: Shape) -> int:
     return int(shape.linear_parameters * (METHODS[chat.method].bits / 8 + scales) + shape.embedding_parameters * 2)
 
 
-def _resources(cost: Estimate, hardware: Hardware, lane: Lane | None, ledger: Ledger) -> None:
+def _resources(cost: Estimate, hardware: Hardware, lane: Lane | None, diagnostics: Diagnostics) -> None:
     machine, gib = hardware.machine, 2**30
     if cost.disk_bytes > hardware.free_disk:
         found, next_step = f"{hardware.free_disk / gib:.1f} GiB", "free some, or set AWQ_CACHE_DIR elsewhere"
-        ledger.problem("disk", f"{cost.disk_bytes / gib:.1f} GiB free", found, next_step)
+        diagnostics.problem("disk", f"{cost.disk_bytes / gib:.1f} GiB free", found, next_step)
     if machine.memory_bytes and cost.memory_bytes > machine.memory_bytes:
         found, next_step = f"{machine.memory_bytes / gib:.1f} GiB", "use a larger machine or a smaller model"
-        ledger.problem("memory", f"{cost.memory_bytes / gib:.1f} GiB", found, next_step)
+        diagnostics.problem("memory", f"{cost.memory_bytes / gib:.1f} GiB", found, next_step)
     if lane and lane.device == "cuda" and machine.gpus:
         gpu = machine.gpus[0]
         if cost.gpu_bytes > gpu.memory_bytes:
             found, next_step = f"{gpu.memory_bytes / gib:.1f} GiB on {gpu.name}", "use a larger GPU or a smaller model"
-            ledger.problem("GPU memory", f"{cost.gpu_bytes / gib:.1f} GiB", found, next_step)
+            diagnostics.problem("GPU memory", f"{cost.gpu_bytes / gib:.1f} GiB", found, next_step)
         elif cost.gpu_bytes > gpu.free_bytes:
             found, next_step = f"{gpu.free_bytes / gib:.1f} GiB free on {gpu.name}", "end what else uses it"
-            ledger.problem("GPU memory", f"{cost.gpu_bytes / gib:.1f} GiB", found, next_step)
+            diagnostics.problem("GPU memory", f"{cost.gpu_bytes / gib:.1f} GiB", found, next_step)

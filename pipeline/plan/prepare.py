@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import lanes, settings, source
-from pipeline.plan import BuildPlan, Request, hardware, planner
+from pipeline.plan import BuildPlan, BuildRequest, hardware, planner
 from pipeline.plan.hardware import Hardware
-from pipeline.settings import Settings
+from pipeline.settings import PipelineSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A plan, and what the stages need beside it."""
 
-    request: Request
+    request: BuildRequest
     plan: BuildPlan
     hardware: Hardware
-    settings: Settings
+    settings: PipelineSettings
     cache: Path
 
 
-def prepare(request: Request, cache: Path | None, environment: Mapping[str, str] = os.environ) -> Prepared:
+def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str, str] = os.environ) -> Prepared:
     """Make the plan of a request. Reads configs; downloads no weights and writes nothing.
 
     Raises:
@@ -32,8 +32,8 @@ def prepare(request: Request, cache: Path | None, environment: Mapping[str, str]
     """
     loaded = settings.load(environment)
     folder = cache or cache_folder(loaded.settings, environment)
-    chat = source.look(request.chat, "CHAT_MODEL") if request.chat else None
-    tool = source.look(request.tool, "TOOL_MODEL") if request.tool else None
+    chat = source.read_facts(request.chat, "CHAT_MODEL") if request.chat else None
+    tool = source.read_facts(request.tool, "TOOL_MODEL") if request.tool else None
     lane = request.lanes[0] if len(request.lanes) == 1 else loaded.settings.inference_engine
     needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
     here = hardware.describe(folder, loaded.settings.quantize_python, needs)
@@ -41,7 +41,7 @@ def prepare(request: Request, cache: Path | None, environment: Mapping[str, str]
     return Prepared(request, made, here, loaded.settings, folder)
 
 
-def cache_folder(values: Settings, environment: Mapping[str, str]) -> Path:
+def cache_folder(values: PipelineSettings, environment: Mapping[str, str]) -> Path:
     """Where finished stages are kept."""
     if values.awq_cache_dir:
         return values.awq_cache_dir.expanduser()

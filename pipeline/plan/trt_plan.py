@@ -40,13 +40,15 @@ class TrtPlanner(ChatPlanner):
         """The plan for a chat model; none when a problem stands in its way."""
         settings = self.settings
         if settings.trtllm_repo_dir:
-            self.ledger.decide("TRTLLM_REPO_DIR", "not used", "obsolete: the installed package holds the quantizer")
+            self.diagnostics.decide(
+                "TRTLLM_REPO_DIR", "not used", "obsolete: the installed package holds the quantizer"
+            )
         if settings.trt_checkpoint_dir and settings.trtllm_engine_dir:
             found = f"{settings.trt_checkpoint_dir} and {settings.trtllm_engine_dir}"
-            self.ledger.problem("TRTLLM_ENGINE_DIR", "this or TRT_CHECKPOINT_DIR", found, "unset one")
+            self.diagnostics.problem("TRTLLM_ENGINE_DIR", "this or TRT_CHECKPOINT_DIR", found, "unset one")
         if not self._compiles and (settings.trt_checkpoint_dir or settings.trtllm_engine_dir):
             found, next_step = "TRT_BACKEND=pytorch", "unset TRT_CHECKPOINT_DIR and TRTLLM_ENGINE_DIR, or TRT_BACKEND"
-            self.ledger.problem("TRT_BACKEND", "engine, for a checkpoint or engine that exists", found, next_step)
+            self.diagnostics.problem("TRT_BACKEND", "engine, for a checkpoint or engine that exists", found, next_step)
         self._check_version()
         given = self._given()
         chat = ChatPlanner.plan(self, facts)
@@ -54,9 +56,9 @@ class TrtPlanner(ChatPlanner):
             return None
         if self._compiles:
             reason = "named in TRTLLM_ENGINE_DIR" if settings.trtllm_engine_dir else "compiled for this GPU"
-            self.ledger.decide("engine", self._label() or "none", reason)
+            self.diagnostics.decide("engine", self._label() or "none", reason)
         else:
-            self.ledger.decide("engine", "PyTorch backend", "TRT_BACKEND=pytorch; nothing is compiled")
+            self.diagnostics.decide("engine", "PyTorch backend", "TRT_BACKEND=pytorch; nothing is compiled")
         trt = TrtPlan(self._label(), settings.trt_checkpoint_dir, settings.trtllm_engine_dir)
         return replace(chat, trt=trt, kept_in_float=() if given else chat.kept_in_float)
 
@@ -71,7 +73,7 @@ class TrtPlanner(ChatPlanner):
         if found and self._compiles and not found.startswith(VERSION_LINE):
             expected = f"{PACKAGE} {VERSION_LINE}x, which compiles engines"
             next_step = f"install {PACKAGE} {TENSORRT_LLM}"
-            self.ledger.problem(PACKAGE, expected, found, next_step)
+            self.diagnostics.problem(PACKAGE, expected, found, next_step)
 
     def _given(self) -> Weights | None:
         """The weights that are quantized already, by the folder that a variable names."""
@@ -83,22 +85,22 @@ class TrtPlanner(ChatPlanner):
                 installed = self.machine.packages.get(PACKAGE)
                 if installed and compiled.version != installed:
                     expected, next_step = f"an engine of {PACKAGE} {installed}", "compile it again with this version"
-                    self.ledger.problem(where, expected, compiled.version, next_step)
+                    self.diagnostics.problem(where, expected, compiled.version, next_step)
                 weights = compiled.weights
             elif checkpoint:
                 weights = CheckpointFolder.read(checkpoint.expanduser()).weights
             else:
                 return None
         except ArtifactError as error:
-            self.ledger.problem(where, f"a folder of {PACKAGE}", str(error))
+            self.diagnostics.problem(where, f"a folder of {PACKAGE}", str(error))
             return None
         if weights.method not in METHODS:
             expected = f"one of {', '.join(self.lane.methods if self.lane else METHODS)}"
-            self.ledger.problem(where, expected, weights.method, "quantize the model here instead")
+            self.diagnostics.problem(where, expected, weights.method, "quantize the model here instead")
             return None
         if weights.parallel != self.settings.tensor_parallel_size:
             found = f"TENSOR_PARALLEL_SIZE {self.settings.tensor_parallel_size}"
-            self.ledger.problem(where, f"TENSOR_PARALLEL_SIZE {weights.parallel}, as it was made", found)
+            self.diagnostics.problem(where, f"TENSOR_PARALLEL_SIZE {weights.parallel}, as it was made", found)
         return weights
 
     def _method(self) -> str | None:
@@ -106,9 +108,9 @@ class TrtPlanner(ChatPlanner):
         if given is None:
             return ChatPlanner._method(self)
         name = "TRTLLM_ENGINE_DIR" if self.settings.trtllm_engine_dir else "TRT_CHECKPOINT_DIR"
-        self.ledger.decide("method", f"{given.method} ({METHODS[given.method].scheme})", f"{name} holds it")
+        self.diagnostics.decide("method", f"{given.method} ({METHODS[given.method].scheme})", f"{name} holds it")
         if self.lane and (refusal := self.lane.refusal(given.method, self.machine.sm, allow_emulated=False)):
-            self.ledger.problem(name, f"a method that {self.lane.name} can run here", given.method, refusal)
+            self.diagnostics.problem(name, f"a method that {self.lane.name} can run here", given.method, refusal)
         return given.method
 
     def _recognize(self, facts: SourceFacts, bytes_per_weight: float | None) -> Prequantized | None:
@@ -122,7 +124,7 @@ class TrtPlanner(ChatPlanner):
             self._check_checkpoint(found, facts)
         elif found.format == "modelopt" and HF_QUANT_CONFIG not in facts.sizes:
             expected = f"{HF_QUANT_CONFIG}, where TensorRT-LLM reads how the model is quantized"
-            self.ledger.problem("CHAT_MODEL", expected, "none", "export it again, or name the float model")
+            self.diagnostics.problem("CHAT_MODEL", expected, "none", "export it again, or name the float model")
         return method
 
     def _check_checkpoint(self, found: Prequantized, facts: SourceFacts) -> None:
@@ -133,15 +135,15 @@ class TrtPlanner(ChatPlanner):
         )
         if not facts.checkpoint:
             told = f"none, though {found.recognized_by} tells of one"
-            self.ledger.problem("CHAT_MODEL", expected, told, next_step)
+            self.diagnostics.problem("CHAT_MODEL", expected, told, next_step)
         elif found.method not in METHODS:
             methods = ", ".join(self.lane.methods if self.lane else METHODS)
-            self.ledger.problem("CHAT_MODEL", f"a checkpoint in one of {methods}", found.method, next_step)
+            self.diagnostics.problem("CHAT_MODEL", f"a checkpoint in one of {methods}", found.method, next_step)
         else:
             parallel, asked = parallel_of(facts.checkpoint), self.settings.tensor_parallel_size
             if parallel != asked:
                 expected = f"{parallel}, which the checkpoint was made for"
-                self.ledger.problem("TENSOR_PARALLEL_SIZE", expected, str(asked))
+                self.diagnostics.problem("TENSOR_PARALLEL_SIZE", expected, str(asked))
 
     def _check_quantizer(self) -> None:
         if self._given() is None:
@@ -149,14 +151,16 @@ class TrtPlanner(ChatPlanner):
 
     def _dtype(self, shape: Shape) -> str:
         given = self._given()
-        self.ledger.decide("arithmetic", given.dtype if given else self.settings.trt_dtype, "of what is not quantized")
+        self.diagnostics.decide(
+            "arithmetic", given.dtype if given else self.settings.trt_dtype, "of what is not quantized"
+        )
         return given.dtype if given else self.settings.trt_dtype
 
     def _grouping(self, method: str | None, shape: Shape, moe: Moe | None) -> tuple[int | None, bool, tuple[str, ...]]:
         kept = HEADS + (MOE_GATES if moe else ())
         if given := self._given():
             return given.group_size, True, kept
-        self.ledger.decide("kept in float", ", ".join(kept), "heads and gates lose most and weigh least")
+        self.diagnostics.decide("kept in float", ", ".join(kept), "heads and gates lose most and weigh least")
         if method is None or not METHODS[method].grouped:
             return None, True, kept
         parallel, asked = self.settings.tensor_parallel_size, self.settings.trt_awq_block_size
@@ -168,14 +172,16 @@ class TrtPlanner(ChatPlanner):
         if asked is not None and asked not in fitting:
             choice = f"set it to {' or '.join(map(str, fitting))}" if fitting else "use 8bit"
             expected = f"{' or '.join(map(str, TRT_GROUP_SIZES))}, and a divisor of the widths {widths}"
-            self.ledger.problem("TRT_AWQ_BLOCK_SIZE", expected, str(asked), choice)
+            self.diagnostics.problem("TRT_AWQ_BLOCK_SIZE", expected, str(asked), choice)
         elif not fitting:
-            self.ledger.problem("CHAT_MODEL", f"widths that {TRT_GROUP_SIZES[-1]} divides, for AWQ", widths, "use 8bit")
+            self.diagnostics.problem(
+                "CHAT_MODEL", f"widths that {TRT_GROUP_SIZES[-1]} divides, for AWQ", widths, "use 8bit"
+            )
         else:
             size = first_set(asked, default=fitting[0])
             largest = f"the largest up to {TRT_GROUP_SIZES[0]} that divides the widths {widths}"
             reason = largest if asked is None else "TRT_AWQ_BLOCK_SIZE"
-            self.ledger.decide("group size", size, reason)
+            self.diagnostics.decide("group size", size, reason)
             return size, True, kept
         return None, True, kept
 
@@ -188,7 +194,9 @@ class TrtPlanner(ChatPlanner):
             samples = AWQ_MOST_SAMPLES
             reason += f"; TensorRT-LLM takes at most {samples} samples for AWQ"
         length = first_set(self.settings.trt_calib_seqlen, default=sum(self._lengths()))
-        self.ledger.decide("calibration", f"{dataset}, {samples} × {length} tokens at most", f"{reason}; seed {SEED}")
+        self.diagnostics.decide(
+            "calibration", f"{dataset}, {samples} × {length} tokens at most", f"{reason}; seed {SEED}"
+        )
         return CalibrationPlan(dataset, samples, length)
 
     def _lengths(self) -> tuple[int, int]:
@@ -209,21 +217,21 @@ class TrtPlanner(ChatPlanner):
         name = "CHAT_MAX_LEN" if settings.trt_max_input_len is None else "TRT_MAX_INPUT_LEN"
         if shape.context and length > shape.context:
             found, next_step = f"a model made for {shape.context}", f"set it to {shape.context - longest_out} or less"
-            self.ledger.problem(name, f"{length} tokens of context", found, next_step)
+            self.diagnostics.problem(name, f"{length} tokens of context", found, next_step)
         if longest_in < WINDOW_TOKENS:
             expected = f"at least {WINDOW_TOKENS} tokens, the length of the held-out texts"
-            self.ledger.problem(name, expected, str(longest_in), "raise it")
+            self.diagnostics.problem(name, expected, str(longest_in), "raise it")
         batch = settings.trt_max_batch_size
         if batch is None and self._compiles:
             next_step = "set it to the sequences that will run at once, or name an engine in TRTLLM_ENGINE_DIR"
-            self.ledger.problem(
+            self.diagnostics.problem(
                 "TRT_MAX_BATCH_SIZE", "a number, because it is baked into the engine", "none", next_step
             )
         if self.lane is None:
             return None
         reason = "default of the PyTorch backend here" if batch is None else "TRT_MAX_BATCH_SIZE"
-        self.ledger.decide("batch", first_set(batch, default=self.lane.batch), reason)
-        self.ledger.decide("context", f"{length} tokens", f"{longest_in} in + {longest_out} out")
+        self.diagnostics.decide("batch", first_set(batch, default=self.lane.batch), reason)
+        self.diagnostics.decide("context", f"{length} tokens", f"{longest_in} in + {longest_out} out")
         return Limits(
             max_batch_size=first_set(batch, default=self.lane.batch),
             max_input_len=longest_in,
@@ -241,9 +249,9 @@ class TrtPlanner(ChatPlanner):
         if wanted is not None and wanted > engine.max_batch_size:
             found, next_step = str(wanted), "lower it, or compile another engine"
             expected = f"at most {engine.max_batch_size}, baked into TRTLLM_ENGINE_DIR"
-            self.ledger.problem("TRT_MAX_BATCH_SIZE", expected, found, next_step)
-        self.ledger.decide("batch", engine.max_batch_size, "baked into TRTLLM_ENGINE_DIR")
-        self.ledger.decide("context", f"{engine.max_seq_len} tokens", "baked into TRTLLM_ENGINE_DIR")
+            self.diagnostics.problem("TRT_MAX_BATCH_SIZE", expected, found, next_step)
+        self.diagnostics.decide("batch", engine.max_batch_size, "baked into TRTLLM_ENGINE_DIR")
+        self.diagnostics.decide("context", f"{engine.max_seq_len} tokens", "baked into TRTLLM_ENGINE_DIR")
         return Limits(
             max_batch_size=engine.max_batch_size,
             max_input_len=engine.longest_prompt,

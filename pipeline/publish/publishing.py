@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from pipeline.plan import Request, prepare
+from pipeline.plan import BuildRequest, prepare
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.progress import PlainProgress
 from pipeline.publish import preconditions
@@ -16,7 +16,9 @@ from pipeline.publish.sign import key_problem, sign
 from runtime.artifact.signature import SIGNATURE_NAME
 
 
-def before_run(request: Request, cache: Path | None, *, pushing: bool, sign_key: Path | None) -> Destination | None:
+def before_run(
+    request: BuildRequest, cache: Path | None, *, pushing: bool, sign_key: Path | None
+) -> Destination | None:
     """Check what publishing needs together with the plan, so that everything wrong is told before anything starts.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline.progress import Progress
 from pipeline.publish import model_card
 from pipeline.publish.preconditions import Destination
-from pipeline.publish.shelf import Change, Shelf, change, look, mismatch
+from pipeline.publish.remote_repository import Change, RemoteRepository, change, mismatch, read_repository
 from pipeline.publish.sign import sign
 from pipeline.stages.stage import StageError
 from runtime import artifact
@@ -85,19 +85,19 @@ def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, pr
     repo = destination.repo
     progress.step(f"push: looking at {repo}")
     api.create_repo(repo, private=destination.private, exist_ok=True)
-    shelf = look(api, repo, BRANCH)
-    if destination.private and not shelf.private:
+    remote = read_repository(api, repo, BRANCH)
+    if destination.private and not remote.private:
         raise StageError(
             "push",
             "expected a private repository, found a public one",
             repo,
             "make it private or set HF_PUSH_PRIVATE=0",
         )
-    planned = change(folder, metadata, shelf, documents(folder, metadata, repo, shelf))
+    planned = change(folder, metadata, remote, documents(folder, metadata, repo, remote))
     total = len(metadata.files)
     if not planned.sends and not planned.deletes:
         progress.step(f"push: {repo} holds all of it already")
-        return _published(api, repo, shelf.commit, planned, total)
+        return _published(api, repo, remote.commit, planned, total)
     size = sum(entry.size for entry in planned.files)
     progress.step(f"push: sending {len(planned.files)} of {total} files, {size / 2**20:,.1f} MiB")
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -112,7 +112,7 @@ def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, pr
         operations.append(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content))
     try:
         made = api.create_commit(
-            repo, operations, commit_message=title(metadata), revision=BRANCH, parent_commit=shelf.commit
+            repo, operations, commit_message=title(metadata), revision=BRANCH, parent_commit=remote.commit
         )
     except ConnectionError as error:
         # The client takes every hub for one with Xet storage unless told otherwise; this is how one without answers.
@@ -121,7 +121,7 @@ def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, pr
             raise StageError("push", expected, api.endpoint, "set HF_HUB_DISABLE_XET=1") from None
         raise
     progress.step("push: comparing what the hub holds now")
-    if difference := mismatch(metadata, look(api, repo, made.oid)):
+    if difference := mismatch(metadata, read_repository(api, repo, made.oid)):
         raise StageError("push", f"the commit does not hold what was sent: {difference}", repo, "look at it")
     return _published(api, repo, made.oid, planned, total)
 
@@ -137,14 +137,14 @@ def title(metadata: BuildMetadata) -> str:
     return f"Publish {metadata.lane} {what}{where}, digest {metadata.digest[:12]}"
 
 
-def documents(folder: Path, metadata: BuildMetadata, repo: str, shelf: Shelf) -> Mapping[str, bytes]:
+def documents(folder: Path, metadata: BuildMetadata, repo: str, remote: RemoteRepository) -> Mapping[str, bytes]:
     """Small files beside the listed ones, in the order of the commit: card, signature, and the metadata last.
 
     A compiled engine's own metadata and signature lie in its folder too, so that they outlive a push from another GPU.
     """
     sealed = (folder / METADATA_NAME).read_bytes()
     signed = folder / signature.SIGNATURE_NAME
-    others = [entry for label, entry in shelf.engines.items() if label != artifact.engine_label(metadata)]
+    others = [entry for label, entry in remote.engines.items() if label != artifact.engine_label(metadata)]
     made: dict[str, bytes] = {CARD_NAME: model_card.card(metadata, repo, others).encode()}
     places = [f"{metadata.chat.engine_path}/"] if metadata.chat and metadata.chat.engine_path else []
     for place in (*places, ""):

@@ -37,7 +37,7 @@ class QuantizeJob:
         device: cpu or cuda.
         dtype: of what is not quantized, such as float16; `auto` is the model's own.
         tensor_parallel: GPUs that will share the model.
-        style: TensorRT-LLM: `engine` for a checkpoint to compile, `pytorch` for a Hugging Face folder.
+        backend: TensorRT-LLM: `engine` for a checkpoint to compile, `pytorch` for a Hugging Face folder.
     """
 
     method: str
@@ -52,7 +52,7 @@ class QuantizeJob:
     device: str
     dtype: str = "auto"
     tensor_parallel: int = 1
-    style: str = "engine"
+    backend: str = "engine"
 
     def write(self, path: Path) -> None:
         """Write the job as JSON."""

@@ -31,8 +31,8 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
     """Quantize in the quantizer environment.
 
     Args:
-        job: what to do; `job.out` holds a TensorRT-LLM checkpoint afterwards, or a Hugging Face folder when `job.style`
-            is `pytorch`.
+        job: what to do; `job.out` holds a TensorRT-LLM checkpoint afterwards, or a Hugging Face folder when
+            `job.backend` is `pytorch`.
         python: interpreter of the quantizer environment; none takes the running one.
         progress: told of each step.
 
@@ -52,7 +52,7 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
         require_cuda("quantize")
     job.out.mkdir(parents=True, exist_ok=True)
     worker.run("pipeline.quantize.trt", job, python=python, progress=progress)
-    found = written_method(job.out, job.style)
+    found = written_method(job.out, job.backend)
     if found != job.method:
         raise StageError("quantize", f"expected a checkpoint in {job.method}, found {found}", job.out)
     return Quantization(
@@ -64,14 +64,14 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
     )
 
 
-def written_method(folder: Path, style: str) -> str:
+def written_method(folder: Path, backend: str) -> str:
     """How the model in a folder is quantized, by the quantizer's name.
 
     Raises:
-        StageError: the folder is not what the style asks for.
+        StageError: the folder is not what the backend asks for.
     """
     try:
-        if style == "engine":
+        if backend == "engine":
             return CheckpointFolder.read(folder).weights.method
         stated = json.loads((folder / HF_QUANT_CONFIG).read_bytes())["quantization"]
         return METHOD_OF_ALGORITHM.get(str(stated["quant_algo"]), str(stated["quant_algo"]))
@@ -94,7 +94,7 @@ def main() -> None:
     if job.device == "cuda":
         # What follows hides PyTorch's exception ("Device 0 seems unavailable"); this one tells.
         torch.zeros(1, device="cuda:0")
-    write = trt_checkpoint.write if job.style == "engine" else trt_folder.write
+    write = trt_checkpoint.write if job.backend == "engine" else trt_folder.write
     write(job, report)
     copy_companions(job.model, job.out)
 

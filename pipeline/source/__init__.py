@@ -13,7 +13,7 @@ from pipeline.source.model_source import (
     checkpoint_in,
     content_hash,
     fetch,
-    look,
+    read_facts,
 )
 
 __all__ = [
@@ -26,5 +26,5 @@ __all__ = [
     "checkpoint_in",
     "content_hash",
     "fetch",
-    "look",
+    "read_facts",
 ]

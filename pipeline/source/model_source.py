@@ -1,7 +1,7 @@
 """Where models come from: a folder, the hub, or the package itself.
 
-`look` reads what a plan needs (config, names and sizes of files) and downloads no weights. `fetch` brings the whole
-model here. `content_hash` names its bytes.
+`read_facts` reads what a plan needs (config, names and sizes of files) and downloads no weights. `fetch` brings the
+whole model here. `content_hash` names its bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pipeline.problem import Problem
 from pipeline.progress import Progress
 from pipeline.source import weights
-from pipeline.source.wholeness import Role, damaged_weights, has_template, json_object, missing
+from pipeline.source.model_files import Role, damaged_weights, has_template, json_object, missing
 from runtime.artifact import hub, hub_client
 from runtime.artifact.hashes import sha256_of
 from runtime.artifact.hub import TokenError
@@ -110,22 +110,22 @@ class SourceFacts:
         return str(names[0]) if names[0] else None
 
 
-def look(ref: str, role: Role) -> SourceFacts:
+def read_facts(ref: str, role: Role) -> SourceFacts:
     """Read a model's facts. Everything wrong with it is in the answer's `problems`; nothing is raised."""
     if ref == EMBEDDED:
         config = EMBEDDED_CHAT if role == "CHAT_MODEL" else EMBEDDED_TOOL
         return SourceFacts(ref, "embedded", EMBEDDED, config=config, license="apache-2.0", chat_template=True)
     folder = Path(ref).expanduser()
     if ref and folder.is_dir():
-        return _look_into(ref, folder.resolve(), role)
+        return _read_folder(ref, folder.resolve(), role)
     match = HUB_ID.fullmatch(ref)
     if match and not ref.startswith((".", "/", "~")):
-        return _look_at_hub(ref, match["repo"], match["revision"], role)
+        return _read_hub(ref, match["repo"], match["revision"], role)
     problem = Problem(role, "a folder, a hub id (org/name, org/name@revision) or `embedded`", repr(ref))
     return SourceFacts(ref, "folder", folder.name or ref, problems=(problem,))
 
 
-def _look_into(ref: str, folder: Path, role: Role) -> SourceFacts:
+def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:
     if locked := _locked(folder):
         remedy = "let this user read it; in a container, `docker run --user`"
         problem = Problem(role, f"to read {locked}", "that this user may not", remedy)
@@ -157,7 +157,7 @@ def _locked(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.iterdir()) if path.is_file() and not os.access(path, os.R_OK)), None)
 
 
-def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFacts:
+def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFacts:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
@@ -203,7 +203,7 @@ def _look_at_hub(ref: str, repo: str, revision: str | None, role: Role) -> Sourc
             remedy = "name a folder or `embedded`, or go online"
         else:
             folder = Path(cached)
-            facts = _look_into(ref, folder, role)
+            facts = _read_folder(ref, folder, role)
             return SourceFacts(
                 ref,
                 "hub",

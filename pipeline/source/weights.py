@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.progress import Progress
 from runtime.artifact import FileEntry, hub
 from runtime.artifact.blobs import Blobs, watched
-from runtime.artifact.repository import Reference, Source
+from runtime.artifact.repository import Reference, RepositoryReader
 
 SECONDS_BETWEEN_FRACTIONS = 0.5
 
@@ -49,7 +49,7 @@ def bring(
     missing = [entry for entry in wanted if not _held(blobs.path(entry), entry.size)]
     if not missing:
         return
-    source = Source(HfApi(token=hub.token_of(os.environ)), reference, reference.revision)
+    source = RepositoryReader(HfApi(token=hub.token_of(os.environ)), reference, reference.revision)
 
     def tell(here: int, total: int) -> None:
         progress.advance(here / total)

@@ -42,13 +42,13 @@ def greedy(max_tokens: int, *, ignore_eos: bool = False) -> Sampling:
 async def reply_to(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> Reply:
     """Generate one reply to its end."""
     begun = time.perf_counter()
-    heard: list[tuple[float, Delta]] = []
-    await engine.generate(prompt, sampling, lambda delta: heard.append((time.perf_counter(), delta)))
-    text = "".join(delta.text for _, delta in heard)
-    spoken = [(when, delta.tokens) for when, delta in heard if delta.tokens]
+    deltas: list[tuple[float, Delta]] = []
+    await engine.generate(prompt, sampling, lambda delta: deltas.append((time.perf_counter(), delta)))
+    text = "".join(delta.text for _, delta in deltas)
+    spoken = [(when, delta.tokens) for when, delta in deltas if delta.tokens]
     if not spoken:
         return Reply(text, 0, time.perf_counter() - begun, None)
-    first, last = spoken[0][0], heard[-1][0]
+    first, last = spoken[0][0], deltas[-1][0]
     tokens = sum(count for _, count in spoken)
     later = tokens - spoken[0][1]
     return Reply(text, tokens, first - begun, (last - first) / later if later else None)

@@ -39,7 +39,7 @@ from runtime.artifact import (
     verify,
 )
 from runtime.artifact.blobs import Blobs, watched
-from runtime.artifact.repository import Reference, Say, Source, explained
+from runtime.artifact.repository import Reference, RepositoryReader, Say, explained
 from runtime.host.machine import Machine
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Fetcher:
             if staging.exists():
                 shutil.rmtree(staging)
             staging.mkdir()
-            source = Source(self._api(), reference, commit)
+            source = RepositoryReader(self._api(), reference, commit)
             metadata, place = self._describe(source, staging)
             self._examine(metadata, staging)
             name = artifact.engine_label(metadata) or WHOLE
@@ -180,7 +180,7 @@ class Fetcher:
             self.say(f"{reference}{f' ({place})' if place else ''} is complete at {folder}")
             return folder
 
-    def _describe(self, source: Source, staging: Path) -> tuple[BuildMetadata, str]:
+    def _describe(self, source: RepositoryReader, staging: Path) -> tuple[BuildMetadata, str]:
         """The metadata and signature of the artifact for this machine, and where in the repository they lie."""
         source.document(METADATA_NAME, staging, self.say)
         metadata, place = artifact.read(staging), ""
@@ -200,7 +200,7 @@ class Fetcher:
         verify.check_validation(metadata)
         verify.check_machine(metadata, self.machine)
 
-    def _download(self, source: Source, metadata: BuildMetadata, staging: Path) -> None:
+    def _download(self, source: RepositoryReader, metadata: BuildMetadata, staging: Path) -> None:
         blobs = Blobs(self.cache / "blobs")
         missing = sum(entry.size - blobs.arrived(entry) for entry in metadata.files)
         free = shutil.disk_usage(self.cache).free

@@ -46,7 +46,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RepositoryReader:
     """A repository at one commit."""
 
     api: HfApi

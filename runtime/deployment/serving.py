@@ -12,7 +12,7 @@ from typing import Literal
 from runtime import defaults
 from runtime.artifact import BuildMetadata, Limits
 from runtime.defaults import first_set
-from runtime.deployment.settings import Settings, SettingsError
+from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.engines import EngineOptions
 from runtime.text.prompt import Budgets
 
@@ -25,7 +25,7 @@ ENGINES = {"vllm": ("vllm", "cpu"), "cpu": ("cpu",), "trt": ("trt",)}
 
 
 @dataclass(frozen=True, slots=True)
-class ChatPlan:
+class ChatServing:
     """The chat model's budgets and engine options. Lengths in tokens."""
 
     budgets: Budgets
@@ -34,7 +34,7 @@ class ChatPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolPlan:
+class ToolServing:
     """The classifier's options."""
 
     threshold: float
@@ -47,12 +47,12 @@ class ServingPlan:
     """What will be served. `batch_size` is the one that was asked for, if any."""
 
     mode: Mode
-    chat: ChatPlan | None
-    tool: ToolPlan | None
+    chat: ChatServing | None
+    tool: ToolServing | None
     batch_size: int | None
 
 
-def plan(settings: Settings, metadata: BuildMetadata) -> ServingPlan:
+def plan(settings: RuntimeSettings, metadata: BuildMetadata) -> ServingPlan:
     """Decide.
 
     Raises:
@@ -73,7 +73,7 @@ def plan(settings: Settings, metadata: BuildMetadata) -> ServingPlan:
         asked = settings.tool_history_tokens
         if asked is not None and asked > window:
             problems.append(f"TOOL_HISTORY_TOKENS: expected at most {window} (the model's window), found {asked}")
-        tool = ToolPlan(
+        tool = ToolServing(
             threshold=first_set(settings.tool_decision_threshold, default=metadata.tool.default_threshold),
             max_tokens=first_set(asked, default=metadata.tool.default_tokens),
             gpu_fraction=first_set(
@@ -89,7 +89,7 @@ def plan(settings: Settings, metadata: BuildMetadata) -> ServingPlan:
     return ServingPlan(mode, chat, tool, batch_size)
 
 
-def _mode(settings: Settings, metadata: BuildMetadata, problems: list[str]) -> Mode:
+def _mode(settings: RuntimeSettings, metadata: BuildMetadata, problems: list[str]) -> Mode:
     held: Mode = "both" if metadata.chat and metadata.tool else "chat" if metadata.chat else "tool"
     wanted = settings.deploy_mode
     if wanted is None or wanted == held:
@@ -99,7 +99,7 @@ def _mode(settings: Settings, metadata: BuildMetadata, problems: list[str]) -> M
     return wanted
 
 
-def _chat(settings: Settings, limits: Limits, lane: str, mode: Mode, problems: list[str]) -> ChatPlan:
+def _chat(settings: RuntimeSettings, limits: Limits, lane: str, mode: Mode, problems: list[str]) -> ChatServing:
     longer = settings.vllm_allow_long_max_model_len and lane != "trt"
     most_out = limits.max_model_len - 1 if longer else min(limits.max_output_len, limits.max_model_len - 1)
     max_out = first_set(settings.chat_max_out, default=min(defaults.OUTPUT_TOKENS, most_out))
@@ -129,10 +129,10 @@ def _chat(settings: Settings, limits: Limits, lane: str, mode: Mode, problems: l
         kv_free_fraction=settings.trt_kv_free_gpu_frac,
         kv_block_reuse=settings.trt_kv_enable_block_reuse,
     )
-    return ChatPlan(budgets, max_out, options)
+    return ChatServing(budgets, max_out, options)
 
 
-def _budgets(settings: Settings, max_in: int, problems: list[str]) -> Budgets:
+def _budgets(settings: RuntimeSettings, max_in: int, problems: list[str]) -> Budgets:
     """The parts' budgets: the contract's, or the same shares of a smaller input."""
 
     def share(part: int) -> int:

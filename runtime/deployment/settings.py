@@ -58,7 +58,7 @@ def _listed(value: object) -> object:
 _ANY_CASE = BeforeValidator(_lowered)
 
 
-class Settings(BaseSettings):
+class RuntimeSettings(BaseSettings):
     """The variables. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True)
@@ -283,7 +283,7 @@ class Settings(BaseSettings):
         return Sampling(**{name: getattr(self, f"chat_{name}") for name in DEFAULT_BOUNDS}, max_tokens=max_tokens)
 
 
-def load() -> Settings:
+def load() -> RuntimeSettings:
     """Read and check the process's environment.
 
     Raises:
@@ -291,20 +291,20 @@ def load() -> Settings:
     """
     problems = []
     try:
-        settings = Settings()
+        settings = RuntimeSettings()
     except ValidationError as error:
         problems = [_problem(entry) for entry in error.errors()]
         # With defaults in place of what was wrong, so that the other checks have their say too.
-        fields = Settings.model_fields
+        fields = RuntimeSettings.model_fields
         wrong = {str(entry["loc"][0]) for entry in error.errors() if entry["loc"]} & fields.keys()
-        settings = Settings(**{name: fields[name].default for name in wrong})
+        settings = RuntimeSettings(**{name: fields[name].default for name in wrong})
     problems += _contradictions(settings)
     if problems:
         raise SettingsError(problems)
     return settings
 
 
-def _contradictions(settings: Settings) -> list[str]:
+def _contradictions(settings: RuntimeSettings) -> list[str]:
     problems = []
     if settings.artifact is None:
         problems.append("ARTIFACT: expected the folder of an artifact, found nothing; make one with `yap-pipeline run`")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic.fields import FieldInfo
 
-from runtime.deployment.settings import Settings
+from runtime.deployment.settings import RuntimeSettings
 
 
 def markdown() -> str:
     """The table of `docs/environment.md`."""
     rows = ["| variable | default | unit | meaning |", "|---|---|---|---|"]
-    for name, info in Settings.model_fields.items():
+    for name, info in RuntimeSettings.model_fields.items():
         rows.append(f"| `{name.upper()}` | {_default(info)} | {_unit(info)} | {info.description} |")
     return "\n".join(rows) + "\n"
 
@@ -35,6 +35,6 @@ def show() -> None:
     from rich.table import Table
 
     table = Table("variable", "default", "unit", "meaning")
-    for name, info in Settings.model_fields.items():
+    for name, info in RuntimeSettings.model_fields.items():
         table.add_row(name.upper(), _default(info).strip("`"), _unit(info), info.description)
     Console().print(table)

@@ -126,7 +126,7 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Load the model; return when it answers. Raises what the engine raises."""
 
-    def rouse(self) -> None:
+    def wake(self) -> None:
         """Say that a request will come within a moment. Costs little, raises nothing, and may do nothing."""
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
@@ -158,7 +158,7 @@ class Engine(Protocol):
 
 
 # What TensorRT-LLM loads, by the name of the engine in the metadata.
-STYLES: dict[str, Literal["engine", "pytorch"]] = {"trt": "engine", "trt-pytorch": "pytorch"}
+BACKENDS: dict[str, Literal["engine", "pytorch"]] = {"trt": "engine", "trt-pytorch": "pytorch"}
 
 
 def create(folder: Path, metadata: BuildMetadata, options: EngineOptions) -> Engine:
@@ -175,12 +175,12 @@ def create(folder: Path, metadata: BuildMetadata, options: EngineOptions) -> Eng
         from runtime.engines.vllm.engine import VllmEngine
 
         return VllmEngine(folder, options, compile_cache=folder / chat.compile_cache if chat.compile_cache else None)
-    if metadata.engine in STYLES:
+    if metadata.engine in BACKENDS:
         from runtime.engines.trt.engine import TrtEngine
 
         model = folder / chat.engine_path if chat.engine_path else folder
-        return TrtEngine(model, options, tokenizer=folder, style=STYLES[metadata.engine])
-    known = ", ".join(("vllm", *STYLES))
+        return TrtEngine(model, options, tokenizer=folder, backend=BACKENDS[metadata.engine])
+    known = ", ".join(("vllm", *BACKENDS))
     raise ArtifactError(
         f"{folder}: expected one of the engines {known}, found {metadata.engine!r}; use the runtime image of its lane"
     )
@@ -218,4 +218,4 @@ def for_model(engine: str, folder: Path, options: EngineOptions) -> Engine:
         return VllmEngine(folder, options)
     from runtime.engines.trt.engine import TrtEngine
 
-    return TrtEngine(folder, options, tokenizer=folder, style="pytorch")
+    return TrtEngine(folder, options, tokenizer=folder, backend="pytorch")

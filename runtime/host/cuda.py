@@ -78,7 +78,7 @@ class Surroundings:
     visible: str | None = None
 
 
-def check(machine: Machine) -> None:
+def check_cuda(machine: Machine) -> None:
     """Make a context on the first GPU, in another process.
 
     Raises:

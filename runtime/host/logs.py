@@ -72,12 +72,12 @@ def _compress(source: str, target: str) -> None:
     Path(source).unlink()
 
 
-def configure(*, level: str, style: str, folder: Path, secrets: Sequence[str]) -> None:
+def configure(*, level: str, log_format: str, folder: Path, secrets: Sequence[str]) -> None:
     """Set up logging for the whole process.
 
     Args:
         level: least severe level that is kept.
-        style: `json` or `console`, on standard output; the file is always JSON.
+        log_format: `json` or `console`, on standard output; the file is always JSON.
         folder: where `server.log` lies. When it cannot be written, standard output alone is used, with one warning.
         secrets: texts that must never appear.
     """
@@ -101,7 +101,7 @@ def configure(*, level: str, style: str, folder: Path, secrets: Sequence[str]) -
     json_lines = _formatter(shared, redactor, structlog.processors.JSONRenderer())
     console = _formatter(shared, redactor, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty()))
     stdout = logging.StreamHandler(sys.stdout)
-    stdout.setFormatter(json_lines if style == "json" else console)
+    stdout.setFormatter(json_lines if log_format == "json" else console)
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)

@@ -26,12 +26,12 @@ class Slot:
 class Admission:
     """A fixed number of slots, first come, first served."""
 
-    def __init__(self, limit: int, patience: float) -> None:
-        """`limit` slots, each waited for at most `patience` seconds."""
+    def __init__(self, limit: int, timeout: float) -> None:
+        """`limit` slots, each waited for at most `timeout` seconds."""
         if limit < 1:
             raise ValueError("expected at least one slot")
         self.limit = limit
-        self._patience = patience
+        self._timeout = timeout
         self._held = 0
         self._queue: deque[asyncio.Future[None]] = deque()
 
@@ -53,7 +53,7 @@ class Admission:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
-            await asyncio.wait((turn,), timeout=self._patience)
+            await asyncio.wait((turn,), timeout=self._timeout)
         except asyncio.CancelledError:
             if turn.done():  # the slot was handed over while we were being cancelled: pass it on
                 self._returned()

@@ -16,7 +16,7 @@ from runtime.server.admission import Slot
 from runtime.server.auth import origin_allowed
 from runtime.server.connection import Connection
 from runtime.server.service import Phase, Service
-from runtime.turns.dialogue import Dialogue
+from runtime.turns.message_handler import MessageHandler
 from runtime.turns.outbox import Outbox
 from runtime.wire import frames
 from runtime.wire.frames import Frame
@@ -49,13 +49,13 @@ def create_app(service: Service) -> Starlette:
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", metrics),
-            WebSocketRoute("/ws", Door(service)),
+            WebSocketRoute("/ws", WebSocketEndpoint(service)),
         ],
         lifespan=lifespan,
     )
 
 
-class Door:
+class WebSocketEndpoint:
     """The handshake: who comes in, and what the others are told."""
 
     def __init__(self, service: Service) -> None:
@@ -102,8 +102,8 @@ class Door:
         if service.deployment is None or service.sessions is None:
             raise RuntimeError("a connection was admitted before anything was loaded")
         outbox = Outbox()
-        dialogue = Dialogue(principal, outbox, service.deployment, service.sessions)
-        connection = Connection(receive, send, outbox, dialogue, service.decoder, service.manners)
+        handler = MessageHandler(principal, outbox, service.deployment, service.sessions)
+        connection = Connection(receive, send, outbox, handler, service.decoder, service.limits)
 
         def left() -> None:
             slot.release()
@@ -112,7 +112,7 @@ class Door:
 
         service.connections.add(connection)
         if service.phase is not Phase.READY:  # that changed while the client waited for its slot
-            connection.depart(frames.CLOSE_GOING_AWAY, service.phase.value)
+            connection.close(frames.CLOSE_GOING_AWAY, service.phase.value)
         await connection.serve(left)
 
     def _full(self, message: str) -> Frame:

@@ -1,4 +1,4 @@
-"""One WebSocket: a task that reads, a task that writes, and between them the dialogue."""
+"""One WebSocket: a task that reads, a task that writes, and between them the handler."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from dataclasses import dataclass
 from starlette.types import Receive, Send
 
 from runtime import defaults
-from runtime.host.patience import within
 from runtime.host.ratelimit import SlidingWindow
-from runtime.turns.dialogue import Dialogue
+from runtime.host.timeouts import within
+from runtime.turns.message_handler import MessageHandler
 from runtime.turns.outbox import Close, Outbox
 from runtime.turns.turn import Stop
-from runtime.wire import frames
-from runtime.wire import messages as protocol
+from runtime.wire import frames, messages
 from runtime.wire.decoder import Decoder
 from runtime.wire.frames import Frame, RequestId
 from runtime.wire.messages import Rejected
 
 # A peer that is gone does not read our last frames either; after this many seconds nobody waits for it any more.
-CLOSE_PATIENCE_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Manners:
+class ConnectionLimits:
     """How a connection behaves. Limits of 0 are off; times in seconds."""
 
     messages: tuple[int, float] = (defaults.MESSAGES, defaults.MESSAGE_WINDOW_S)
@@ -39,27 +38,33 @@ class Connection:
     """An admitted client, from the handshake to the end of its socket."""
 
     def __init__(
-        self, receive: Receive, send: Send, outbox: Outbox, dialogue: Dialogue, decoder: Decoder, manners: Manners
+        self,
+        receive: Receive,
+        send: Send,
+        outbox: Outbox,
+        handler: MessageHandler,
+        decoder: Decoder,
+        limits: ConnectionLimits,
     ) -> None:
         """For a socket that was accepted, in the task that will serve it."""
         self._receive = receive
         self._send = send
         self._outbox = outbox
-        self._dialogue = dialogue
+        self._handler = handler
         self._decoder = decoder
-        self._messages = SlidingWindow(*manners.messages)
-        self._cancels = SlidingWindow(*manners.cancels)
-        self._idle_timeout = manners.idle_timeout
-        self._idle_code = manners.idle_code
+        self._messages = SlidingWindow(*limits.messages)
+        self._cancels = SlidingWindow(*limits.cancels)
+        self._idle_timeout = limits.idle_timeout
+        self._idle_code = limits.idle_code
         self._loop = asyncio.get_running_loop()
         self._last_inbound = self._loop.time()
         self._reader = asyncio.current_task()
-        self._departure: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._drain_deadline = 0.0
-        self._impatience: asyncio.TimerHandle | None = None
+        self._abort_timer: asyncio.TimerHandle | None = None
         self.close_code = frames.CLOSE_ABNORMAL
-        self.gone = asyncio.Event()
+        self.closed = asyncio.Event()
 
     async def serve(self, left: Callable[[], None]) -> None:
         """Read until the socket ends, whoever ends it, then call `left` at once, and leave nothing behind."""
@@ -68,41 +73,41 @@ class Connection:
         try:
             await self._read()
         except asyncio.CancelledError:
-            if self._departure is None:  # otherwise it is our own impatience with a peer that is gone
+            if self._closing is None:  # otherwise it is our own time-out for a peer that is gone
                 raise
         finally:
             left()
-            self.gone.set()
+            self.closed.set()
             self._outbox.close()
-            for running in (self._idle_timer, self._impatience, writer, self._draining, self._departure):
+            for running in (self._idle_timer, self._abort_timer, writer, self._draining, self._closing):
                 if running is not None:
                     running.cancel()
-            await self._dialogue.close(Stop.DISCONNECT)
+            await self._handler.close(Stop.DISCONNECT)
 
-    def depart(self, code: int, reason: str, last: Frame | None = None, why: Stop = Stop.DISCONNECT) -> None:
+    def close(self, code: int, reason: str, last: Frame | None = None, why: Stop = Stop.DISCONNECT) -> None:
         """End what runs, send a last frame, close the socket. What comes in from now on is ignored."""
-        if self._departure is None:
-            self._departure = self._loop.create_task(self._depart(code, reason, last, why))
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close(code, reason, last, why))
 
     def stop(self, why: Stop) -> None:
         """End what runs, without closing."""
-        self._dialogue.stop(why)
+        self._handler.stop(why)
 
     def drain(self, seconds: float) -> None:
         """Say that the server goes away, and close when no turn runs, after `seconds` at the latest."""
-        if self._draining is None and self._departure is None:
+        if self._draining is None and self._closing is None:
             self._drain_deadline = self._loop.time() + seconds
             self._outbox.put(frames.Draining(deadline_s=round(seconds)))
             self._draining = self._loop.create_task(self._drain(seconds))
 
     async def _drain(self, seconds: float) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
-            await within(seconds, self._dialogue.finished())
-        self.depart(frames.CLOSE_GOING_AWAY, "draining")
+            await within(seconds, self._handler.finished())
+        self.close(frames.CLOSE_GOING_AWAY, "draining")
 
-    async def _depart(self, code: int, reason: str, last: Frame | None, why: Stop) -> None:
-        self._impatience = self._loop.call_later(CLOSE_PATIENCE_S, self._give_up)
-        await self._dialogue.close(why)
+    async def _close(self, code: int, reason: str, last: Frame | None, why: Stop) -> None:
+        self._abort_timer = self._loop.call_later(CLOSE_TIMEOUT_S, self._give_up)
+        await self._handler.close(why)
         if last is not None:
             self._outbox.put(last)
         self.close_code = code
@@ -123,13 +128,13 @@ class Connection:
                     self.close_code = message.get("code") or frames.CLOSE_ABNORMAL
                 return
             self._last_inbound = self._loop.time()
-            self._hear(message.get("text"))
-            if outbox.crowded:
+            self._on_message(message.get("text"))
+            if outbox.above_high_water:
                 await outbox.room()
 
-    def _hear(self, text: str | None) -> None:
+    def _on_message(self, text: str | None) -> None:
         """Act on one frame, without waiting for anything."""
-        if self._departure is not None:
+        if self._closing is not None:
             return
         try:
             if text is None:
@@ -141,22 +146,22 @@ class Connection:
             return
         request_id = message.request_id
         match message:
-            case protocol.Ping():
+            case messages.Ping():
                 self._outbox.put(frames.Pong(request_id=request_id))
-            case protocol.Pong():
+            case messages.Pong():
                 pass
-            case protocol.Cancel():
+            case messages.Cancel():
                 if self._allowed(self._cancels, "cancel_rate_limited", request_id):
-                    self._dialogue.cancel(request_id)
-            case protocol.End():
+                    self._handler.cancel(request_id)
+            case messages.End():
                 closed = frames.ConnectionClosed(reason="client_request", request_id=request_id)
-                self.depart(frames.CLOSE_NORMAL, "client_request", closed)
+                self.close(frames.CLOSE_NORMAL, "client_request", closed)
             case _ if self._draining is not None:
                 left = max(0, round(self._drain_deadline - self._loop.time()))
                 self._outbox.put(frames.Draining(deadline_s=left, request_id=request_id))
             case _:
                 if self._allowed(self._messages, "message_rate_limited", request_id):
-                    self._dialogue.submit(message)
+                    self._handler.submit(message)
 
     def _allowed(self, window: SlidingWindow, code: str, request_id: RequestId | None) -> bool:
         """Count a message; when it is one too many, tell the client."""
@@ -169,9 +174,9 @@ class Connection:
     def _check_idle(self) -> None:
         """Close when silence has lasted long enough, else look again when it could have. One timer, moved rarely."""
         now = self._loop.time()
-        since = now if self._dialogue.busy else max(self._last_inbound, self._dialogue.quiet_since)
+        since = now if self._handler.busy else max(self._last_inbound, self._handler.quiet_since)
         if now - since >= self._idle_timeout:
-            self.depart(self._idle_code, "idle_timeout")
+            self.close(self._idle_code, "idle_timeout")
         else:
             self._idle_timer = self._loop.call_at(since + self._idle_timeout, self._check_idle)
 

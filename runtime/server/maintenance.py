@@ -33,7 +33,7 @@ class CacheHygiene:
         """Something was prefilled on a client's request."""
         self._last_warm = self._clock()
 
-    async def tend(self) -> bool:
+    async def maybe_reset(self) -> bool:
         """Reset the caches unless something runs or was warmed within the interval; whether it was done."""
         if self._warm():
             return False
@@ -58,7 +58,7 @@ class CacheHygiene:
         """Tend the caches for ever, once an interval."""
         while True:
             await asyncio.sleep(self._interval)
-            await self.tend()
+            await self.maybe_reset()
 
 
 async def expire_sessions(sessions: SessionStore, metrics: Metrics) -> None:

@@ -27,7 +27,7 @@ import structlog
 import uvicorn
 
 from runtime.artifact import ArtifactError
-from runtime.deployment.settings import Settings, SettingsError
+from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.engines import EngineDeadError, EngineOptionError
 from runtime.host import logs
 from runtime.server.app import create_app
@@ -52,10 +52,10 @@ class Server(uvicorn.Server):
         yield
 
 
-def run(settings: Settings) -> int:
+def run(settings: RuntimeSettings) -> int:
     """Serve until drained, refused, or dead; return the exit status. Says why on standard error, in one line each."""
     logs.configure(
-        level=settings.log_level, style=settings.log_format, folder=settings.log_dir, secrets=settings.api_keys()
+        level=settings.log_level, log_format=settings.log_format, folder=settings.log_dir, secrets=settings.api_keys()
     )
     try:
         listener = bind(settings.host, settings.port)
@@ -105,7 +105,7 @@ def web_config(service: Service) -> uvicorn.Config:
     )
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> int:
+async def _serve(settings: RuntimeSettings, listener: socket.socket) -> int:
     service = Service(settings)
     server = Server(web_config(service))
     loop = asyncio.get_running_loop()

@@ -28,16 +28,16 @@ from runtime.defaults import GPU_ALONE
 from runtime.deployment.classifier import ALONE_THREADS, BESIDE_CHAT_THREADS, ToolClassifier
 from runtime.deployment.metrics import Metrics
 from runtime.deployment.models import Chat, Classifier, Deployment
-from runtime.deployment.serving import ChatPlan, ServingPlan, ToolPlan, plan
-from runtime.deployment.settings import Settings
+from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing, plan
+from runtime.deployment.settings import RuntimeSettings
 from runtime.engines import Engine, EngineDeadError, Sampling
 from runtime.host import machine
 from runtime.host.machine import Machine
-from runtime.host.patience import within
 from runtime.host.ratelimit import SlidingWindow
+from runtime.host.timeouts import within
 from runtime.server.admission import Admission
 from runtime.server.auth import Keyring
-from runtime.server.connection import Connection, Manners
+from runtime.server.connection import Connection, ConnectionLimits
 from runtime.server.maintenance import CacheHygiene, expire_sessions
 from runtime.text.prompt import PromptRenderer
 from runtime.turns.session import Session, SessionStore
@@ -66,7 +66,7 @@ class Phase(enum.Enum):
 class Service:
     """One server's state; its parts are made by `load`, or handed in by tests through `open`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RuntimeSettings) -> None:
         self.settings = settings
         self.phase = Phase.LOADING
         self.reason = "checking the artifact"
@@ -74,7 +74,7 @@ class Service:
         self.keyring = Keyring(settings.api_keys())
         self.admission = Admission(settings.max_concurrent_connections, settings.ws_handshake_acquire_timeout_s)
         self.decoder = Decoder(settings.grammar())
-        self.manners = Manners(
+        self.limits = ConnectionLimits(
             messages=(settings.ws_max_messages_per_window, settings.ws_message_window_seconds),
             cancels=(settings.ws_max_cancels_per_window, settings.ws_cancel_window_seconds),
             idle_timeout=settings.ws_idle_timeout_s,
@@ -126,7 +126,7 @@ class Service:
         )
         metadata, _ = await asyncio.gather(
             asyncio.to_thread(
-                verify.check,
+                verify.check_artifact,
                 folder,
                 here,
                 batch_size=serving.batch_size,
@@ -144,14 +144,16 @@ class Service:
         log.info("loaded", mode=serving.mode, lane=metadata.lane, digest=metadata.digest[:12])
         self.open(chat, self._classifier, serving)
 
-    async def _load_chat(self, folder: Path, metadata: BuildMetadata, chat: ChatPlan) -> Chat:
+    async def _load_chat(self, folder: Path, metadata: BuildMetadata, chat: ChatServing) -> Chat:
         self.reason = "loading the chat model"
         renderer = await asyncio.to_thread(PromptRenderer, folder, chat.budgets)
         self._engine = engines.create(folder, metadata, chat.options)
         await self._engine.start()
         return Chat(self._engine, renderer, self._pool, chat.budgets)
 
-    async def _load_tool(self, folder: Path, tool: ToolModel, chosen: ToolPlan, device: str, cpu_threads: int) -> None:
+    async def _load_tool(
+        self, folder: Path, tool: ToolModel, chosen: ToolServing, device: str, cpu_threads: int
+    ) -> None:
         self.reason = "loading the classifier"
         self._classifier = ToolClassifier(
             folder / tool.path,
@@ -224,8 +226,8 @@ class Service:
 
     async def _end_dead(self, error: EngineDeadError) -> None:
         for connection in list(self.connections):
-            connection.depart(frames.CLOSE_GOING_AWAY, "engine_died", why=Stop.ENGINE_DEAD)
-        await self._connections_gone(FAREWELL_S)
+            connection.close(frames.CLOSE_GOING_AWAY, "engine_died", why=Stop.ENGINE_DEAD)
+        await self._connections_closed(FAREWELL_S)
         if not self.ended.done():
             self.ended.set_exception(error)
 
@@ -240,15 +242,15 @@ class Service:
         seconds = self.settings.drain_timeout_s
         for connection in list(self.connections):
             connection.drain(seconds)
-        await self._connections_gone(seconds + FAREWELL_S)
+        await self._connections_closed(seconds + FAREWELL_S)
         log.info("drained", connections=len(self.connections))
         if not self.ended.done():
             self.ended.set_result(None)
 
-    async def _connections_gone(self, patience: float) -> None:
-        gone = [connection.gone.wait() for connection in self.connections]
+    async def _connections_closed(self, timeout: float) -> None:
+        closed = [connection.closed.wait() for connection in self.connections]
         with contextlib.suppress(asyncio.TimeoutError):
-            await within(patience, asyncio.gather(*gone))
+            await within(timeout, asyncio.gather(*closed))
 
     async def close(self) -> None:
         """Stop everything that was started."""

@@ -27,7 +27,7 @@ class Speech:
         self._feed: Callable[[str], str] = self._sanitizer.feed if self._sanitizer else str
         self._held: list[Delta] | None = [] if held else None
 
-    def hear(self, delta: Delta) -> None:
+    def feed(self, delta: Delta) -> None:
         """Take what the engine made. It calls this for every token, so nothing here waits."""
         if self._held is not None:
             self._held.append(delta)
@@ -41,7 +41,7 @@ class Speech:
         held, self._held = self._held, None
         if held:
             text, tokens = "".join(delta.text for delta in held), sum(delta.tokens for delta in held)
-            self.hear(Delta(text, tokens, held[-1].finish_reason, held[0].cached_tokens))
+            self.feed(Delta(text, tokens, held[-1].finish_reason, held[0].cached_tokens))
 
     def finish(self) -> None:
         """Say what the sanitizer kept until it knew what follows."""

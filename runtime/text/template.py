@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-Turn = tuple[str, str]
+TemplateMessage = tuple[str, str]
 """Role (`user` or `assistant`) and content."""
 
 SYSTEM, FIRST, REPLY, SECOND = "Qsystemq", "Qfirstq", "Qreplyq", "Qsecondq"
@@ -47,7 +47,7 @@ class ChatTemplate:
         )
         self._user_header = self._header(exchange, plain)
 
-    def render(self, system: str, turns: Sequence[Turn]) -> str:
+    def render(self, system: str, turns: Sequence[TemplateMessage]) -> str:
         """The conversation as text that ends where the reply begins. An empty `system` renders no system message."""
         if self._must_alternate:
             turns = _alternating(turns)
@@ -57,7 +57,7 @@ class ChatTemplate:
             return self._apply([("system", system), *turns])
         return self._without_default(self._apply(turns))
 
-    def _header(self, exchange: list[Turn], plain: str) -> str:
+    def _header(self, exchange: list[TemplateMessage], plain: str) -> str:
         """What stands before a user's words: between a reply and the next utterance, less what ends the reply."""
         between = plain[plain.index(REPLY) + len(REPLY) : plain.index(SECOND)]
         closed = self._try(exchange, reply_begins=False)
@@ -69,7 +69,7 @@ class ChatTemplate:
         default = text.find(self._user_header.replace("user", "system"), 0, max(first_user, 0))
         return text if default < 0 else text[:default] + text[first_user:]
 
-    def _try(self, turns: Sequence[Turn], *, reply_begins: bool = True) -> str | None:
+    def _try(self, turns: Sequence[TemplateMessage], *, reply_begins: bool = True) -> str | None:
         from jinja2 import TemplateError
 
         try:
@@ -77,7 +77,7 @@ class ChatTemplate:
         except TemplateError:
             return None  # the template's own `raise_exception`
 
-    def _apply(self, turns: Sequence[Turn], *, reply_begins: bool = True) -> str:
+    def _apply(self, turns: Sequence[TemplateMessage], *, reply_begins: bool = True) -> str:
         conversation = [{"role": role, "content": content} for role, content in turns]
         return str(
             self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=reply_begins)
@@ -89,8 +89,8 @@ def _in_order(text: str, *markers: str) -> bool:
     return -1 not in places and places == sorted(places)
 
 
-def _alternating(turns: Sequence[Turn]) -> list[Turn]:
-    joined: list[Turn] = []
+def _alternating(turns: Sequence[TemplateMessage]) -> list[TemplateMessage]:
+    joined: list[TemplateMessage] = []
     for role, content in turns:
         if joined and joined[-1][0] == role:
             joined[-1] = (role, f"{joined[-1][1]}\n\n{content}")
@@ -99,7 +99,7 @@ def _alternating(turns: Sequence[Turn]) -> list[Turn]:
     return joined
 
 
-def _folded(system: str, turns: Sequence[Turn]) -> list[Turn]:
+def _folded(system: str, turns: Sequence[TemplateMessage]) -> list[TemplateMessage]:
     """The system text before the first user's words, which then open the conversation."""
     first = next(index for index, (role, _) in enumerate(turns) if role == "user")
     return [("user", f"{system}\n\n{turns[first][1]}"), *turns[first + 1 :]]

@@ -31,7 +31,7 @@ class TakesLongError(Exception):
     """More would have to be tokenized than there is patience for."""
 
 
-class _Patience(threading.local):
+class _WorkLimit(threading.local):
     """Characters that this thread may still tokenize; no limit by default."""
 
     left: float = float("inf")
@@ -52,7 +52,7 @@ class TextTokens:
         self._tokenizer.no_padding()
         self._control = _control_pattern(tokenizer)
         self._longest_token = max(len(token) for token in tokenizer.get_vocab())
-        self._patience = _Patience()
+        self._limit = _WorkLimit()
         self._encode_cached: Callable[[str], array[int]] = lru_cache(CACHED_CHUNKS)(self.encode_anew)
         self.chunked = all(
             [token for chunk in self._chunks(text) for token in self.encode_anew(chunk)] == list(self.encode_anew(text))
@@ -65,11 +65,11 @@ class TextTokens:
         Raises:
             TakesLongError: more would be needed.
         """
-        self._patience.left = characters
+        self._limit.left = characters
         try:
             return work()
         finally:
-            del self._patience.left
+            del self._limit.left
 
     def plain(self, text: str) -> str:
         """A client's text with its control tokens broken up, so that none of them is one, and without outer space."""
@@ -134,9 +134,9 @@ class TextTokens:
 
     def _spend(self, characters: int) -> None:
         """Account for text that is about to be tokenized."""
-        if characters > self._patience.left:
+        if characters > self._limit.left:
             raise TakesLongError
-        self._patience.left -= characters
+        self._limit.left -= characters
 
 
 def _control_pattern(tokenizer: Any) -> re.Pattern[str]:  # noqa: ANN401 - transformers is untyped to us

@@ -2,7 +2,7 @@
 
 `put` and `put_text` never wait. One writer takes what is there. Text of a turn that lies next to other text of the same
 turn becomes one `token` frame, so that a slow reader costs the length of one reply and never a growing queue; frames of
-other kinds are bounded by what the client asks for, and `crowded` tells the reader to pause until they are gone.
+other kinds are bounded by what the client asks for, and `above_high_water` tells the reader to wait for the writer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Outbox:
         self._closed = False
 
     @property
-    def crowded(self) -> bool:
+    def above_high_water(self) -> bool:
         """Whether so much waits that nothing more should be read."""
         return len(self._frames) >= HIGH_WATER_FRAMES and not self._closed
 
@@ -77,8 +77,8 @@ class Outbox:
         return frames
 
     async def room(self) -> None:
-        """Wait until the outbox is not crowded. For one reader only."""
-        while self.crowded:
+        """Wait until the outbox is not above_high_water. For one reader only."""
+        while self.above_high_water:
             self._reader = self._loop.create_future()
             await self._reader
 

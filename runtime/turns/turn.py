@@ -21,7 +21,7 @@ import structlog
 
 from runtime.deployment.models import Chat, Classifier, Deployment
 from runtime.engines import Delta, EngineDeadError, Sampling
-from runtime.host import eager
+from runtime.host import eager_tasks
 from runtime.text.prompt import Message
 from runtime.text.speech import Speech
 from runtime.turns.outbox import Outbox
@@ -47,7 +47,7 @@ class Stop(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TurnRequest:
     """What a turn is about.
 
     Attributes:
@@ -131,7 +131,7 @@ class Turn:
         """Have something called soon after its `done` was sent."""
         self._ended.add_done_callback(lambda _: call())
 
-    def begin(self, request: Request) -> None:
+    def begin(self, request: TurnRequest) -> None:
         """Run the turn. Its `ack` must have been sent."""
         loop = asyncio.get_running_loop()
         deadline = loop.call_later(self._deployment.generation_timeout, self.stop, Stop.TIMEOUT)
@@ -141,7 +141,7 @@ class Turn:
             self._finish(request, task)
 
         if self._stop is None:
-            self._task = eager.start(self._run(request))
+            self._task = eager_tasks.start(self._run(request))
         else:
             self._task = loop.create_task(self._run(request))
             self._task.cancel()
@@ -158,7 +158,7 @@ class Turn:
         self.ended_at = loop.time()
         self._ended.set_result(None)
 
-    async def _run(self, request: Request) -> None:
+    async def _run(self, request: TurnRequest) -> None:
         chat, classifier = self._deployment.chat, self._deployment.classifier
         if chat is None:
             if classifier is not None:
@@ -168,14 +168,14 @@ class Turn:
         else:
             await self._speak(chat, request, request.utterance if request.decide else request.prefixed())
 
-    async def _run_both(self, chat: Chat, classifier: Classifier, request: Request) -> None:
+    async def _run_both(self, chat: Chat, classifier: Classifier, request: TurnRequest) -> None:
         """Prefill for the likelier answer, no, while the classifier thinks; a yes starts again behind the prefix."""
         decision = asyncio.ensure_future(self._decide(classifier, request, alone=False))
         reply: asyncio.Future[None] | None = None
         try:
             prompt = await self._render(chat, request, request.utterance)
             speech = Speech(self._take, self._say, sanitize=request.sanitize, held=True)
-            reply = eager.start(chat.engine.generate(prompt, request.sampling, speech.hear))
+            reply = eager_tasks.start(chat.engine.generate(prompt, request.sampling, speech.feed))
             yes = await decision
             self._announce(yes)
             if not yes:
@@ -187,14 +187,14 @@ class Turn:
             await _settle(*(helper for helper in (decision, reply) if helper is not None))
         await self._speak(chat, request, request.prefixed())
 
-    async def _speak(self, chat: Chat, request: Request, text: str) -> None:
+    async def _speak(self, chat: Chat, request: TurnRequest, text: str) -> None:
         """Send the reply as it comes."""
         prompt = await self._render(chat, request, text)
         speech = Speech(self._take, self._say, sanitize=request.sanitize)
-        await chat.engine.generate(prompt, request.sampling, speech.hear)
+        await chat.engine.generate(prompt, request.sampling, speech.feed)
         speech.finish()
 
-    async def _render(self, chat: Chat, request: Request, text: str) -> list[int]:
+    async def _render(self, chat: Chat, request: TurnRequest, text: str) -> list[int]:
         prompt = await chat.render(request.persona, request.runtime_text, request.history, text)
         self._prompt_tokens = len(prompt)
         return prompt
@@ -218,7 +218,7 @@ class Turn:
         self._said.append(text)
         self._outbox.put_text(text, self.request_id)
 
-    async def _decide(self, classifier: Classifier, request: Request, *, alone: bool) -> bool:
+    async def _decide(self, classifier: Classifier, request: TurnRequest, *, alone: bool) -> bool:
         if not request.utterance.strip():
             return False
         users = [message.content for message in request.history if message.role == "user"]
@@ -243,7 +243,7 @@ class Turn:
         status, raw = ("yes", _YES) if yes else ("no", [])
         self._outbox.put(frames.ToolCall(status=status, raw=raw, request_id=self.request_id))
 
-    def _finish(self, request: Request, task: asyncio.Future[None]) -> None:
+    def _finish(self, request: TurnRequest, task: asyncio.Future[None]) -> None:
         """Send the terminal frames; runs exactly once, after the task has let go of the engine."""
         error = None if task.cancelled() else task.exception()
         usage = self._usage()

@@ -9,7 +9,7 @@ import structlog
 
 from runtime.deployment.models import Chat, Deployment
 from runtime.engines import EngineDeadError
-from runtime.host.patience import within
+from runtime.host.timeouts import within
 from runtime.text.prompt import Message
 from runtime.turns.outbox import Outbox
 from runtime.wire import frames

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runtime.deployment.models import Chat
-from runtime.deployment.serving import ChatPlan, ServingPlan
+from runtime.deployment.serving import ChatServing, ServingPlan
 from runtime.deployment.settings import load
 from runtime.engines import Delta, Engine, EngineOptions, Load, Sampling, TokenScore
 from runtime.server import process as server
@@ -42,7 +42,7 @@ class InstantEngine:
     async def start(self) -> None:
         """Nothing to load."""
 
-    def rouse(self) -> None:
+    def wake(self) -> None:
         """Never sleeps."""
 
     async def generate(self, prompt: Sequence[object], sampling: Sampling, each: Callable[[Delta], None]) -> None:
@@ -105,7 +105,7 @@ async def load_instant(service: Service) -> None:
         engine = InstantEngine(tokens, pause)
     settle_heap()
     chat = Chat(engine, renderer, ThreadPoolExecutor(TOKENIZER_THREADS), BUDGETS)
-    service.open(chat, None, ServingPlan("chat", ChatPlan(BUDGETS, tokens, EngineOptions()), None, None))
+    service.open(chat, None, ServingPlan("chat", ChatServing(BUDGETS, tokens, EngineOptions()), None, None))
 
 
 if __name__ == "__main__":

@@ -96,12 +96,12 @@ EVERY_OPTION = EngineOptions(
 
 @pytest.mark.parametrize("options", [EngineOptions(), EVERY_OPTION])
 @pytest.mark.parametrize(
-    ("style", "callable_name"), [("engine", "tensorrt_llm._tensorrt_engine.LLM"), ("pytorch", "tensorrt_llm.LLM")]
+    ("backend", "callable_name"), [("engine", "tensorrt_llm._tensorrt_engine.LLM"), ("pytorch", "tensorrt_llm.LLM")]
 )
-def test_the_models_constructor_takes_every_argument(style: Any, callable_name: str, options: EngineOptions) -> None:
-    arguments = llm_arguments(ENGINE, options, tokenizer=Path("tokenizer"), style=style)
+def test_the_models_constructor_takes_every_argument(backend: Any, callable_name: str, options: EngineOptions) -> None:
+    arguments = llm_arguments(ENGINE, options, tokenizer=Path("tokenizer"), backend=backend)
     hold(f"{callable_name}.__init__", arguments | {"kv_cache_config": None})
-    hold("KvCacheConfig", kv_cache_arguments(options, EngineFolder.read(ENGINE) if style == "engine" else None))
+    hold("KvCacheConfig", kv_cache_arguments(options, EngineFolder.read(ENGINE) if backend == "engine" else None))
 
 
 def test_a_compiled_engine_is_told_nothing_about_the_caches_type() -> None:
@@ -197,7 +197,7 @@ def test_the_engines_limits_are_read_where_tensorrt_llm_writes_them() -> None:
 
 
 def test_a_misspelt_argument_is_noticed() -> None:
-    arguments = llm_arguments(ENGINE, EngineOptions(), tokenizer=Path("tokenizer"), style="engine")
+    arguments = llm_arguments(ENGINE, EngineOptions(), tokenizer=Path("tokenizer"), backend="engine")
     assert "max_batchsize" in (
         accepts("tensorrt_llm._tensorrt_engine.LLM.__init__", arguments | {"max_batchsize": 1}) or ""
     )
@@ -206,7 +206,7 @@ def test_a_misspelt_argument_is_noticed() -> None:
 
 
 def test_an_argument_of_the_other_backend_is_noticed() -> None:
-    arguments = llm_arguments(ENGINE, EVERY_OPTION, tokenizer=Path("tokenizer"), style="pytorch")
+    arguments = llm_arguments(ENGINE, EVERY_OPTION, tokenizer=Path("tokenizer"), backend="pytorch")
     assert "cuda_graph_config" in (accepts("tensorrt_llm._tensorrt_engine.LLM.__init__", arguments) or "")
     assert "build_config" in (accepts("tensorrt_llm.LLM.__init__", arguments | {"build_config": None}) or "")
 

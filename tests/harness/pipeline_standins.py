@@ -21,7 +21,7 @@ import pipeline.plan.hardware
 import pipeline.quantize.calibration
 import pipeline.revalidate
 import pipeline.run
-import pipeline.stages.place
+import pipeline.stages.install
 import pipeline.validate.validation
 from pipeline import cli
 from pipeline.embedded.tool import ToolReport
@@ -119,7 +119,7 @@ def swap(partial: Path, out: Path, old: Path) -> None:
     ORIGINAL_SWAP(partial, out, old)
 
 
-ORIGINAL_SWAP = pipeline.stages.place.swap
+ORIGINAL_SWAP = pipeline.stages.install.swap
 
 REPLACED: tuple[tuple[Any, str, Any], ...] = (
     (pipeline.embedded.chat, "export_chat", export_chat),
@@ -132,7 +132,7 @@ REPLACED: tuple[tuple[Any, str, Any], ...] = (
     (pipeline.validate.validation, "validate", validate),
     (pipeline.validate.validation, "measure_reference", measure_reference),
     (pipeline.plan.hardware, "describe", describe),
-    (pipeline.stages.place, "swap", swap),
+    (pipeline.stages.install, "swap", swap),
 )
 
 if __name__ == "__main__":

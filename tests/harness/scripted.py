@@ -17,8 +17,8 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from runtime.deployment.classifier import Decision
 from runtime.deployment.models import Chat, Renderer
-from runtime.deployment.serving import ChatPlan, ServingPlan, ToolPlan
-from runtime.deployment.settings import Settings
+from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing
+from runtime.deployment.settings import RuntimeSettings
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.server.process import Server, bind, web_config
 from runtime.server.service import Service
@@ -56,16 +56,16 @@ class ScriptedEngine:
     prompts: list[list[str]] = field(default_factory=list)
     samplings: list[Sampling] = field(default_factory=list)
     warmed: list[list[str]] = field(default_factory=list)
-    roused: list[int] = field(default_factory=list)
+    woken: list[int] = field(default_factory=list)
     resets: int = 0
     aborts: int = 0
 
     async def start(self) -> None:
         """Nothing to load."""
 
-    def rouse(self) -> None:
+    def wake(self) -> None:
         """Remember how many requests had come by then."""
-        self.roused.append(len(self.prompts))
+        self.woken.append(len(self.prompts))
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         """The scripted reply."""
@@ -225,9 +225,9 @@ class ScriptedClassifier:
         return Decision(take_screenshot="look" in utterance, probability=0.9, seconds=self.pause)
 
 
-def settings(**values: Any) -> Settings:
-    """Settings for tests; field names as keywords."""
-    return Settings(**{"artifact": "unused", "text_api_key": KEY, "host": "127.0.0.1", **values})
+def settings(**values: Any) -> RuntimeSettings:
+    """RuntimeSettings for tests; field names as keywords."""
+    return RuntimeSettings(**{"artifact": "unused", "text_api_key": KEY, "host": "127.0.0.1", **values})
 
 
 @dataclass
@@ -311,8 +311,8 @@ async def serving(
     stack = Chat(engine, renderer, pool, budgets) if chat else None
     plan = ServingPlan(
         "both" if chat and classifier else "chat" if chat else "tool",
-        ChatPlan(budgets, max_out, EngineOptions()) if chat else None,
-        ToolPlan(0.66, 128, 0.2) if classifier else None,
+        ChatServing(budgets, max_out, EngineOptions()) if chat else None,
+        ToolServing(0.66, 128, 0.2) if classifier else None,
         None,
     )
     if opened:

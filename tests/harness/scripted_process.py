@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from runtime.deployment.models import Chat
-from runtime.deployment.serving import ChatPlan, ServingPlan
+from runtime.deployment.serving import ChatServing, ServingPlan
 from runtime.deployment.settings import load
 from runtime.engines import EngineOptions
 from runtime.server import process as server
@@ -44,7 +44,7 @@ async def load_script(service: Service) -> None:
     renderer = ScriptedRenderer()
     chat = Chat(engine, renderer, ThreadPoolExecutor(1), renderer.budgets)
     service._engine = Stuck(os.environ.get("SCRIPT_STUCK", ""))
-    service.open(chat, None, ServingPlan("chat", ChatPlan(renderer.budgets, 150, EngineOptions()), None, None))
+    service.open(chat, None, ServingPlan("chat", ChatServing(renderer.budgets, 150, EngineOptions()), None, None))
     if (dies := os.environ.get("SCRIPT_DIES_AFTER")) is not None:
 
         def die() -> None:

@@ -93,7 +93,7 @@ def test_a_base_without_cuda_is_refused(bases: None, tmp_path: Path, engine: doc
 def test_the_stack_check_says_what_is_wrong(
     engine: docker.DockerClient, runtime: str, damage: str, message: str
 ) -> None:
-    command = f"{{ {damage}; }}; python /opt/yap/bin/stack.py cpu"
+    command = f"{{ {damage}; }}; python /opt/yap/bin/preflight.py cpu"
     with running(engine, runtime, "-c", command, entrypoint="sh", user="0") as container:
         status, output = outcome(container)
     assert status == (78 if message else 0)
@@ -103,7 +103,7 @@ def test_the_stack_check_says_what_is_wrong(
 
 def test_the_stack_check_notices_a_torch_for_another_cuda(engine: docker.DockerClient, runtime: str) -> None:
     version = "/opt/yap/venv/lib/python*/site-packages/torch/version.py"
-    command = f"echo \"cuda: Optional[str] = '12.8'\" | tee -a {version}; python /opt/yap/bin/stack.py vllm --start"
+    command = f"echo \"cuda: Optional[str] = '12.8'\" | tee -a {version}; python /opt/yap/bin/preflight.py vllm --start"
     with running(engine, runtime, "-c", command, entrypoint="sh", user="0") as container:
         status, output = outcome(container)
     assert status == 78
@@ -115,7 +115,7 @@ def test_the_stack_check_notices_a_torch_for_another_cuda(engine: docker.DockerC
 def test_a_temporary_folder_that_libraries_cannot_load_from_is_told(
     engine: docker.DockerClient, runtime: str, options: str, told: bool
 ) -> None:
-    command = ["/opt/yap/bin/stack.py", "vllm", "--start"]
+    command = ["/opt/yap/bin/preflight.py", "vllm", "--start"]
     with running(engine, runtime, *command, entrypoint="python", tmpfs={"/tmp": options}) as container:
         output = outcome(container)[1]
     message = "/tmp: expected it to allow executables, found noexec; run the container with --tmpfs /tmp:exec"

@@ -19,7 +19,7 @@ import pytest
 from pipeline import lanes
 from pipeline.embedded.texts import heldout_texts
 from pipeline.lanes.gates import failures
-from pipeline.plan import SEED, Request
+from pipeline.plan import SEED, BuildRequest
 from pipeline.plan.chat_plan import HEADS, MOE_GATES
 from pipeline.plan.hardware import find_quantizer
 from pipeline.plan.prepare import Prepared, prepare
@@ -75,7 +75,7 @@ def prepared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
                 "TRT_CALIB_SEQLEN": LENGTH,
             }
             out = tmp_path_factory.mktemp("modelopt") / method
-            request = Request(chat="embedded", lanes=("trt",), method=method, out=out, thresholds=NO_HURRY)
+            request = BuildRequest(chat="embedded", lanes=("trt",), method=method, out=out, thresholds=NO_HURRY)
             work = prepare(request, None, environment)
             return replace(work, plan=replace(work.plan, device="cpu"))
 
@@ -102,7 +102,7 @@ def test_an_export_says_what_it_is_and_the_gate_judges_it(
     work = prepared(method)
     run = Run(work, PlainProgress())
     folder, metadata = run.built()
-    source = run.workshop.chat_source(work.plan.chat.source).folder
+    source = run.runner.chat_source(work.plan.chat.source).folder
 
     stated = json.loads((folder / "hf_quant_config.json").read_bytes())["quantization"]
     assert METHOD_OF_ALGORITHM[stated["quant_algo"]] == method
@@ -154,7 +154,7 @@ def test_the_gates_of_a_mixture_of_experts_stay_in_float(tmp_path: Path) -> None
         seed=SEED,
         device="cpu",
         dtype="bfloat16",
-        style="pytorch",
+        backend="pytorch",
     )
     trt.quantize(job, python=quantizer.python, progress=PlainProgress())
     with safe_open(job.out / "model.safetensors", "pt") as file:

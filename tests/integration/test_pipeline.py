@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.source import model_source as source
 from runtime import artifact
-from runtime.artifact.verify import check
+from runtime.artifact.verify import check_artifact
 from runtime.host.machine import describe
 
 pytestmark = pytest.mark.engine
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.engine
 def test_the_embedded_chat_model_is_what_the_plan_took_it_for(chat_folder: Path) -> None:
     config = json.loads((chat_folder / "config.json").read_text())
     assert {name: config.get(name) for name in source.EMBEDDED_CHAT} == source.EMBEDDED_CHAT
-    facts = source.look(str(chat_folder), "CHAT_MODEL")
+    facts = source.read_facts(str(chat_folder), "CHAT_MODEL")
     assert facts.problems == ()
     assert facts.license == "apache-2.0"
 
@@ -38,7 +38,7 @@ def test_the_embedded_classifier_is_what_the_plan_took_it_for(artifact_of: Calla
 
 
 def test_a_real_artifact_is_accepted_by_the_runtime(artifact_of: Callable[[str], Path]) -> None:
-    metadata = check(artifact_of("int8"), describe(), batch_size=8)
+    metadata = check_artifact(artifact_of("int8"), describe(), batch_size=8)
     assert metadata.validation is not None
     measured = {gate.name: gate.value for gate in metadata.validation.gates}
     assert measured["perplexity_ratio"] < 1.05

@@ -57,7 +57,7 @@ PIPELINE = f"{START}\nfrom pipeline.cli import main\nmain()"
 FETCH_MODEL = f"""{START}
 from pipeline import source
 from pipeline.progress import PlainProgress
-facts = source.look(sys.argv[1], "CHAT_MODEL")
+facts = source.read_facts(sys.argv[1], "CHAT_MODEL")
 assert not facts.problems, facts.problems
 print(source.fetch(facts, PlainProgress()))
 """

@@ -129,14 +129,14 @@ async def test_rousing_reaches_a_silent_engine_alone_and_changes_no_reply(engine
     expected = await reply(engine, prompt, GREEDY)
     monkeypatch.setattr(core, "abort_requests_async", spied)
     for _ in range(3):
-        engine.rouse()
+        engine.wake()
         assert await reply(engine, prompt, GREEDY) == expected
     assert len(reached) == 3
 
     running = asyncio.create_task(reply(engine, prompt, GREEDY))
     while not (await engine.load()).running:
         pass
-    engine.rouse()
+    engine.wake()
     assert await running == expected
     assert len(reached) == 3
     assert await engine.load() == IDLE
@@ -250,7 +250,7 @@ async def test_the_death_of_the_engine_process_ends_everything_within_five_secon
     for question in (engine.health, engine.load, engine.reset_caches, lambda: engine.warm([1, 2, 3])):
         with pytest.raises(EngineDeadError):
             await question()
-    engine.rouse()  # says nothing
+    engine.wake()  # says nothing
     assert time.monotonic() - killed < 5
     await engine.shutdown()
     await engine.shutdown()

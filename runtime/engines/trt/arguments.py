@@ -19,7 +19,7 @@ from runtime.engines import EngineOptionError, EngineOptions, Sampling
 from runtime.engines.trt.folders import EngineFolder
 from runtime.engines.trt.tokens import SpecialTokens
 
-Style = Literal["engine", "pytorch"]
+Backend = Literal["engine", "pytorch"]
 
 # TensorRT-LLM's own number of tokens in one step; a whole prompt must fit.
 STEP_TOKENS = 8192
@@ -60,12 +60,12 @@ def sampling_arguments(sampling: Sampling, special: SpecialTokens) -> dict[str, 
     }
 
 
-def llm_arguments(model: Path, options: EngineOptions, *, tokenizer: Path, style: Style) -> dict[str, Any]:
+def llm_arguments(model: Path, options: EngineOptions, *, tokenizer: Path, backend: Backend) -> dict[str, Any]:
     """TensorRT-LLM's `LLM` arguments, without the KV cache's.
 
     Raises:
         ArtifactError: the folder is no engine, or was compiled for less than the options ask for.
-        EngineOptionError: `kv_cache_dtype` that this style does not know.
+        EngineOptionError: `kv_cache_dtype` that this backend does not know.
     """
     arguments: dict[str, Any] = {
         "model": str(model),
@@ -74,7 +74,7 @@ def llm_arguments(model: Path, options: EngineOptions, *, tokenizer: Path, style
         "tensor_parallel_size": first_set(options.tensor_parallel_size, default=1),
         "max_beam_width": 1,
     }
-    if style == "pytorch":
+    if backend == "pytorch":
         if options.kv_cache_dtype not in PYTORCH_KV_TYPES:
             known, found = ", ".join(PYTORCH_KV_TYPES), options.kv_cache_dtype
             raise EngineOptionError(f"KV_DTYPE: expected one of {known}, found {found!r}")

@@ -19,7 +19,7 @@ import structlog
 
 from runtime.defaults import first_set
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
-from runtime.engines.trt.arguments import Style, check_version, kv_cache_arguments, llm_arguments, sampling_arguments
+from runtime.engines.trt.arguments import Backend, check_version, kv_cache_arguments, llm_arguments, sampling_arguments
 from runtime.engines.trt.folders import EngineFolder
 from runtime.engines.trt.tokens import SpecialTokens
 
@@ -54,7 +54,7 @@ class Step:
 
 
 @dataclass(eq=False, slots=True)
-class Request:
+class TrtRequest:
     """A request inside TensorRT-LLM. Its queue holds steps, or the error that ended it."""
 
     output: Any
@@ -77,18 +77,18 @@ class TrtEngine:
         model: folder of a compiled engine, or a Hugging Face folder for the PyTorch backend.
         options: what reaches TensorRT-LLM.
         tokenizer: folder with the tokenizer and `generation_config.json`.
-        style: which of the two `model` is.
+        backend: which of the two `model` is.
     """
 
-    def __init__(self, model: Path, options: EngineOptions, *, tokenizer: Path, style: Style) -> None:
+    def __init__(self, model: Path, options: EngineOptions, *, tokenizer: Path, backend: Backend) -> None:
         self._model = model
         self._options = options
         self._tokenizer = tokenizer
-        self._style = style
+        self._backend = backend
         self._llm: Any = None  # two unrelated classes of TensorRT-LLM's with the same methods
         self._special: SpecialTokens | None = None
         self._dead: EngineDeadError | None = None
-        self._requests: set[Request] = set()
+        self._requests: set[TrtRequest] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._usage = 0.0
 
@@ -117,13 +117,13 @@ class TrtEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self._special = SpecialTokens.read(self._tokenizer)
-        arguments = llm_arguments(self._model, self._options, tokenizer=self._tokenizer, style=self._style)
+        arguments = llm_arguments(self._model, self._options, tokenizer=self._tokenizer, backend=self._backend)
         here = machine.describe()
-        engine = EngineFolder.read(self._model) if self._style == "engine" else None
+        engine = EngineFolder.read(self._model) if self._backend == "engine" else None
         if engine:
             check_version(engine, here.packages.get("tensorrt-llm"))
         if here.gpus:
-            cuda.check(here)
+            cuda.check_cuda(here)
         from tensorrt_llm.llmapi import KvCacheConfig
 
         arguments["kv_cache_config"] = KvCacheConfig(**kv_cache_arguments(self._options, engine))
@@ -133,7 +133,7 @@ class TrtEngine:
             from tensorrt_llm import LLM
         return LLM(**arguments)
 
-    def rouse(self) -> None:
+    def wake(self) -> None:
         """Nothing: TensorRT-LLM's executor has no request that says nothing."""
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
@@ -156,7 +156,7 @@ class TrtEngine:
         finally:
             self._abort(request)
 
-    def _submit(self, prompt: Sequence[int], sampling: Sampling) -> Request:
+    def _submit(self, prompt: Sequence[int], sampling: Sampling) -> TrtRequest:
         from tensorrt_llm import SamplingParams
 
         llm = self._alive()
@@ -166,12 +166,12 @@ class TrtEngine:
         except RuntimeError as error:
             refusal = refusal_of(error)
             raise refusal or EngineDeadError(f"TensorRT-LLM takes no requests any more: {error}") from error
-        request = Request(output)
+        request = TrtRequest(output)
         self._requests.add(request)
         self._spawn(self._take_steps(request))
         return request
 
-    async def _take_steps(self, request: Request) -> None:
+    async def _take_steps(self, request: TrtRequest) -> None:
         """Move a request's steps into its queue until TensorRT-LLM has ended it, aborted or not."""
         try:
             async for output in request.output:
@@ -189,7 +189,7 @@ class TrtEngine:
             request.finished = True
             self._requests.discard(request)
 
-    def _abort(self, request: Request) -> None:
+    def _abort(self, request: TrtRequest) -> None:
         # Requests never ask for logprobs: aborting one that does crashes TensorRT-LLM 1.2's executor (its issue 10810).
         if not request.finished and not request.aborted and not self._dead:
             request.aborted = True

@@ -20,7 +20,7 @@ from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Samplin
 from runtime.engines.vllm.arguments import engine_arguments, parameters, prepare_environment
 from runtime.engines.vllm.caches import CacheCopy
 from runtime.engines.vllm.text import forget_prompt
-from runtime.host import eager
+from runtime.host import eager_tasks
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -109,7 +109,7 @@ class VllmEngine:
         executor = Executor.get_class(config)
         return model_class()(config, OBSERVED.get(executor, executor), log_stats=False, log_requests=False)
 
-    def rouse(self) -> None:
+    def wake(self) -> None:
         """Have vLLM's processes awake when the next request comes, for which they were about to wait asleep.
 
         Between the socket and the engine's loop lie four threads that wake one another. Woken while the prompt is still
@@ -117,7 +117,7 @@ class VllmEngine:
         """
         llm = self._llm
         if llm is not None and not llm.errored and not llm.output_processor.has_unfinished_requests():
-            self._keep(eager.start(llm.engine_core.abort_requests_async([NOBODY])))
+            self._keep(eager_tasks.start(llm.engine_core.abort_requests_async([NOBODY])))
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         """Reply to prompt token ids, telling `each` every delta.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.reference import pages
+from pipeline.generated_docs import pages
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "from-scripts.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from runtime.deployment.metrics import Metrics
-from runtime.deployment.settings import Settings
+from runtime.deployment.settings import RuntimeSettings
 from runtime.text.sanitize import RULES
 from runtime.wire import frames
 from runtime.wire.decoder import Decoder
@@ -53,7 +53,7 @@ def test_ranges_and_defaults_are_the_codes() -> None:
 
 
 def test_every_variable_on_the_page_exists() -> None:
-    known = {name.upper() for name in Settings.model_fields}
+    known = {name.upper() for name in RuntimeSettings.model_fields}
     named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", PAGE))
     assert named <= known, named - known
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import advice, revalidate
-from pipeline.plan import Request
+from pipeline import hints, revalidate
+from pipeline.plan import BuildRequest
 from pipeline.plan.prepare import Prepared, prepare
 from pipeline.run import GateError, Run
+from pipeline.stage_runner import StageRunner, Work
 from pipeline.stages.recipe import NOT_COUNTED, OURS, closure
 from pipeline.stages.recipes import ingredients
 from pipeline.stages.stage import StageError
-from pipeline.workshop import Work, Workshop
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, hashes, verify
 from runtime.deployment.settings import SettingsError
@@ -88,7 +88,7 @@ def environment(workplace: Path, **variables: str) -> dict[str, str]:
 
 def prepared(workplace: Path, method: str | None = "4bit", out: str = "artifact", **variables: str) -> Prepared:
     ref = str(workplace / "prompts/model")
-    request = Request(chat=ref, lanes=("trt",), method=method, out=workplace / out, thresholds=BOUNDS)
+    request = BuildRequest(chat=ref, lanes=("trt",), method=method, out=workplace / out, thresholds=BOUNDS)
     return prepare(request, None, environment(workplace, **variables))
 
 
@@ -129,10 +129,10 @@ def traced() -> Traced:
 
 @pytest.fixture(scope="module")
 def proven(workplace: Path, traced: Traced) -> Path:
-    stage = Workshop.stage
+    stage = StageRunner.stage
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            Workshop,
+            StageRunner,
             "stage",
             lambda self, name, inputs, work, **how: stage(self, name, inputs, traced.of(name, work), **how),
         )
@@ -175,7 +175,7 @@ def test_whatever_a_stage_called_is_counted_by_its_recipe(proven: Path, traced: 
     ) in called
     counted = closure(ingredients(stage, "trt").modules).keys() | NOT_COUNTED.keys()
     # The runner hands over what stands in the key, and so does the plan.
-    assert called - counted <= {"pipeline.run", "pipeline.workshop", "pipeline.plan.build_plan"}
+    assert called - counted <= {"pipeline.run", "pipeline.stage_runner", "pipeline.plan.build_plan"}
 
 
 def test_validation_gates_the_first_choice_and_tells_no_perplexity(proven: Path) -> None:
@@ -266,7 +266,7 @@ def test_engines_are_kept_apart_by_model_format_limits_gpu_and_version(workplace
         work = prepared(workplace, method, **changes)
         run = Run(replace(work, hardware=replace(work.hardware, machine=here)), Silent())
         run.built()
-        return run.workshop.done[-1].key
+        return run.runner.done[-1].key
 
     keys = [
         build_key(),
@@ -298,7 +298,7 @@ def test_a_repository_with_a_checkpoint_is_compiled_without_quantizing(workplace
     checkpoint = run.quantized(run.plan.chat)[1].folder
     source = Path(shutil.copytree(workplace / "prompts/model", workplace / "llama-trt-awq"))
     shutil.copytree(checkpoint, source / "trt-llm/checkpoints")
-    request = Request(chat=str(source), lanes=("trt",), out=workplace / "from-repository", thresholds=BOUNDS)
+    request = BuildRequest(chat=str(source), lanes=("trt",), out=workplace / "from-repository", thresholds=BOUNDS)
     place, metadata, steps = made(prepare(request, None, environment(workplace)))
     assert not [step for step in steps if "quantizing" in step]
     assert metadata.chat is not None
@@ -326,7 +326,7 @@ def test_an_engine_that_chooses_otherwise_than_the_float_model_fails_its_gate(
     work = prepared(workplace, TRT_MAX_BATCH_SIZE="15", TRT_CALIB_SIZE="6")
     with pytest.raises(GateError, match=r"top1_agreement is 0\.[3-7]"):
         Run(work, Silent()).proven()
-    advice.advise(work, classifier=False)
+    hints.advise(work, classifier=False)
     assert "try `--fallback fp8`, more samples (TRT_CALIB_SIZE; there were 6), or set" in capsys.readouterr().err
 
 
@@ -334,7 +334,7 @@ def test_a_modelopt_folder_goes_to_the_pytorch_backend_as_it_is(workplace: Path)
     source = model(workplace / "fp8", quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"})
     stated = json.dumps({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}})
     (source / "hf_quant_config.json").write_text(stated)
-    request = Request(chat=str(source), lanes=("trt",), out=workplace / "pytorch", thresholds=BOUNDS)
+    request = BuildRequest(chat=str(source), lanes=("trt",), out=workplace / "pytorch", thresholds=BOUNDS)
     work = prepare(request, None, environment(workplace, TRT_BACKEND="pytorch"))
     place, metadata, _ = made(work)
     assert metadata.engine == "trt-pytorch"
@@ -346,7 +346,7 @@ def test_a_modelopt_folder_goes_to_the_pytorch_backend_as_it_is(workplace: Path)
     assert not (place / "trt-llm").exists()
     other = replace(H200, gpus=(replace(H200.gpus[0], sm=89, name="NVIDIA L40S"),))
     with pytest.raises(ArtifactError, match="prove it here with `yap-pipeline validate`"):
-        verify.check(place, other)
+        verify.check_artifact(place, other)
 
 
 def test_a_failed_compilation_fails_the_stage_with_its_last_lines(

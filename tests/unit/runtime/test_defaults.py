@@ -18,17 +18,17 @@ import pytest
 from pipeline import cli
 from pipeline.lanes import LANES
 from pipeline.publish import push
-from pipeline.settings import Settings as PipelineSettings
+from pipeline.settings import PipelineSettings
 from runtime import defaults
 from runtime.artifact import CARD_NAME, METADATA_NAME, SIGNATURE_NAME, TOOL_FOLDER, verify
 from runtime.artifact.repository import Reference
 from runtime.deployment.models import Deployment
-from runtime.deployment.settings import Settings
+from runtime.deployment.settings import RuntimeSettings
 from runtime.engines import EngineOptions, Sampling
 from runtime.host import logs
 from runtime.host.machine import RELEVANT_PACKAGES
 from runtime.server import process as server
-from runtime.server.connection import Manners
+from runtime.server.connection import ConnectionLimits
 from runtime.text.prompt import Budgets
 from runtime.turns import session
 from runtime.wire import frames
@@ -58,7 +58,7 @@ def told(text: str) -> Iterator[tuple[str, str]]:
 def default_of(name: str) -> list[Any]:
     """What a variable is when nothing sets it, in each program that reads it."""
     found: list[Any] = []
-    for fields in (Settings.model_fields, PipelineSettings.model_fields):
+    for fields in (RuntimeSettings.model_fields, PipelineSettings.model_fields):
         if info := fields.get(name.lower()):
             extra = info.json_schema_extra
             fallback = extra.get("fallback") if isinstance(extra, dict) else None
@@ -169,7 +169,7 @@ def test_the_exit_codes_are_the_pages(images_stack: ModuleType) -> None:
 
 def test_classes_that_settings_fill_have_the_settings_defaults() -> None:
     given = settings()
-    assert Manners() == Manners(
+    assert ConnectionLimits() == ConnectionLimits(
         (given.ws_max_messages_per_window, given.ws_message_window_seconds),
         (given.ws_max_cancels_per_window, given.ws_cancel_window_seconds),
         given.ws_idle_timeout_s,
@@ -185,13 +185,13 @@ def test_classes_that_settings_fill_have_the_settings_defaults() -> None:
     fields = inspect.signature(Deployment).parameters
     assert fields["generation_timeout"].default == given.gen_timeout_s
     assert fields["tool_timeout"].default == given.tool_timeout_s
-    assert inspect.signature(verify.check).parameters["gpu_fraction"].default == options.gpu_fraction
+    assert inspect.signature(verify.check_artifact).parameters["gpu_fraction"].default == options.gpu_fraction
 
 
 PARTS = ("CHAT_PROMPT_MAX_TOKENS", "HISTORY_MAX_TOKENS", "USER_UTT_MAX_TOKENS", "CHAT_MAX_LEN")
 
 
-@pytest.mark.parametrize("name", sorted(Settings.model_fields.keys() & PipelineSettings.model_fields.keys()))
+@pytest.mark.parametrize("name", sorted(RuntimeSettings.model_fields.keys() & PipelineSettings.model_fields.keys()))
 def test_both_programs_mean_the_same_by_a_variable(name: str) -> None:
     stated = [value for value in default_of(name.upper()) if value is not None]
     # The server leaves lane and GPUs to the artifact, which the pipeline decides.
@@ -224,7 +224,7 @@ def script(path: Path) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def images_stack() -> ModuleType:
-    return script(IMAGES / "stack.py")
+    return script(IMAGES / "preflight.py")
 
 
 def test_the_stack_check_means_the_same(images_stack: ModuleType) -> None:
@@ -258,7 +258,7 @@ def test_the_images_scripts_mean_the_same() -> None:
     folder = "lib/compiled"
     assert f"/opt/yap/venv/{folder}" in text("cc.sh")
     assert f"$venv/{folder}" in text("drivers.sh")
-    assert 'Path(sys.prefix) / "lib" / "compiled"' in text("stack.py")
+    assert 'Path(sys.prefix) / "lib" / "compiled"' in text("preflight.py")
     users = {
         (name, user)
         for name in ("base.Dockerfile", "pipeline.Dockerfile", "runtime.Dockerfile")

@@ -21,7 +21,7 @@ from pipeline.lanes.gates import Figures, Thresholds, gates_of
 from pipeline.plan import ToolPlan
 from pipeline.publish import describe
 from pipeline.quantize import QuantizeJob
-from pipeline.settings import Settings as PipelineSettings
+from pipeline.settings import PipelineSettings
 from pipeline.settings import load as load_pipeline
 from pipeline.source import SourceFacts
 from pipeline.validate import tool_accuracy
@@ -30,7 +30,7 @@ from runtime.artifact import ChatModel, Limits, Quantization, ToolModel
 from runtime.defaults import first_set
 from runtime.deployment.classifier import Decision
 from runtime.deployment.serving import plan
-from runtime.deployment.settings import Settings
+from runtime.deployment.settings import RuntimeSettings
 from runtime.engines import EngineOptions
 from runtime.engines.trt.arguments import kv_cache_arguments
 from tests.harness.scripted import settings
@@ -118,7 +118,7 @@ def lowest(model: type[BaseModel], name: str) -> list[Any]:
 
 FALSE = [
     (model, name, value)
-    for model in (Settings, PipelineSettings)
+    for model in (RuntimeSettings, PipelineSettings)
     for name in model.model_fields
     for value in lowest(model, name)
 ]
@@ -130,19 +130,19 @@ FALSE = [
 def test_a_variable_that_is_set_to_a_false_value_has_it(
     monkeypatch: pytest.MonkeyPatch, model: type[BaseModel], name: str, value: object
 ) -> None:
-    if model is Settings:
+    if model is RuntimeSettings:
         monkeypatch.setenv(name.upper(), str(value))
-        assert getattr(Settings(), name) == value
+        assert getattr(RuntimeSettings(), name) == value
     else:
         loaded = load_pipeline({name.upper(): str(value)})
         assert (getattr(loaded.settings, name), loaded.problems) == (value, ())
 
 
 def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
+    for name in RuntimeSettings.model_fields:
         monkeypatch.setenv(name.upper(), "")
-    assert {name: getattr(Settings(), name) for name in Settings.model_fields} == {
-        name: info.default for name, info in Settings.model_fields.items()
+    assert {name: getattr(RuntimeSettings(), name) for name in RuntimeSettings.model_fields} == {
+        name: info.default for name, info in RuntimeSettings.model_fields.items()
     }
     empty = load_pipeline({name.upper(): "" for name in PipelineSettings.model_fields})
     assert (empty.settings, empty.problems) == (PipelineSettings(), ())
@@ -192,7 +192,7 @@ def test_options_of_an_engine_that_are_zero_are_not_replaced() -> None:
 def optional_numbers() -> set[str]:
     """The fields that hold a number or nothing."""
     names = set()
-    models: list[type[BaseModel]] = [Settings, PipelineSettings, ToolModel, ChatModel, Limits, Quantization]
+    models: list[type[BaseModel]] = [RuntimeSettings, PipelineSettings, ToolModel, ChatModel, Limits, Quantization]
     hints = [(name, info.annotation) for model in models for name, info in model.model_fields.items()]
     for made in (EngineOptions, QuantizeJob, Thresholds, Figures):
         hints += typing.get_type_hints(made).items()

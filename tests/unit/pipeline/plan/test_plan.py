@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import settings
-from pipeline.plan import BuildPlan, Request, planner
+from pipeline.plan import BuildPlan, BuildRequest, planner
 from pipeline.plan.hardware import Hardware, Quantizer
 from pipeline.problem import WrongRequestError
-from pipeline.source import EMBEDDED_CHAT, SourceFacts, look
+from pipeline.source import EMBEDDED_CHAT, SourceFacts, read_facts
 from pipeline.source.shape import Shape
 from runtime.host.machine import Gpu, Machine
 
@@ -76,8 +76,8 @@ def classifier(**changes: Any) -> SourceFacts:
     return SourceFacts("tool", "folder", "tool", Path("tool"), config=config, sizes={"model.safetensors": 90_000_000})
 
 
-EMBEDDED_TOOL = look("embedded", "TOOL_MODEL")
-EMBEDDED = look("embedded", "CHAT_MODEL")
+EMBEDDED_TOOL = read_facts("embedded", "TOOL_MODEL")
+EMBEDDED = read_facts("embedded", "CHAT_MODEL")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Row:
 def make(row: Row) -> BuildPlan:
     loaded = settings.load(row.env)
     lanes = (row.lane,) if row.lane else ()
-    request = Request(
+    request = BuildRequest(
         chat=row.chat.ref if row.chat else None,
         tool=row.tool.ref if row.tool else None,
         **{"lanes": lanes, "method": row.method} | row.request,
@@ -452,7 +452,7 @@ PROBLEMS = [
         "everything at once",
         "cpu",
         "2bit",
-        chat=look("neither/folder/nor-id", "CHAT_MODEL"),
+        chat=read_facts("neither/folder/nor-id", "CHAT_MODEL"),
         tool=classifier(id2label={"0": "only"}),
         env={"AWQ_NSAMPLES": "many", "CHAT_MAX_LEN": "-1"},
         request={"fallback": ("magic",)},

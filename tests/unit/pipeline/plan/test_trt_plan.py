@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from pipeline import settings
-from pipeline.plan import BuildPlan, Request, planner
+from pipeline.plan import BuildPlan, BuildRequest, planner
 from pipeline.plan.hardware import Hardware, Quantizer
 from pipeline.problem import WrongRequestError
 from pipeline.publish import report
-from pipeline.source import HF_QUANT_CONFIG, SourceFacts, look
+from pipeline.source import HF_QUANT_CONFIG, SourceFacts, read_facts
 from runtime.host.machine import Gpu, Machine
 from tests.harness.trt_lane import H200, LABEL
 
@@ -92,7 +92,7 @@ class Row:
 
 def make(row: Row) -> BuildPlan:
     loaded = settings.load({"TRT_MAX_BATCH_SIZE": "16"} | row.env)
-    request = Request(chat=row.chat.ref, lanes=("trt",), method=row.method)
+    request = BuildRequest(chat=row.chat.ref, lanes=("trt",), method=row.method)
     return planner.make(request, loaded.settings, row.chat, None, row.on, loaded.problems)
 
 
@@ -143,7 +143,11 @@ PLANS = [
     Row("float16 unless told otherwise", expect=lambda p: p.chat.dtype == "float16"),
     Row("bfloat16", env={"TRT_DTYPE": "bfloat16"}, expect=lambda p: p.chat.dtype == "bfloat16"),
     Row("a smaller group", env={"TRT_AWQ_BLOCK_SIZE": "64"}, expect=method_is("int4_awq", group_size=64)),
-    Row("SmolLM2 takes groups of 64", chat=look("embedded", "CHAT_MODEL"), expect=method_is("int4_awq", group_size=64)),
+    Row(
+        "SmolLM2 takes groups of 64",
+        chat=read_facts("embedded", "CHAT_MODEL"),
+        expect=method_is("int4_awq", group_size=64),
+    ),
     Row(
         "tensor parallelism halves the widths",
         on=on(90, gpus=2),
@@ -191,18 +195,18 @@ PLANS = [
     Row(
         "a small model's bound of FP8 with static scales",
         "8bit",
-        chat=look("embedded", "CHAT_MODEL"),
+        chat=read_facts("embedded", "CHAT_MODEL"),
         expect=lambda p: (p.thresholds.top1_agreement, p.thresholds.perplexity_ratio) == (0.83, 1.05),
     ),
     Row(
         "that of INT8 with static scales",
         "int8_sq",
-        chat=look("embedded", "CHAT_MODEL"),
+        chat=read_facts("embedded", "CHAT_MODEL"),
         expect=lambda p: p.thresholds.top1_agreement == 0.83,
     ),
     Row(
         "that of 4 bits",
-        chat=look("embedded", "CHAT_MODEL"),
+        chat=read_facts("embedded", "CHAT_MODEL"),
         expect=lambda p: p.thresholds.top1_agreement == 0.76,
     ),
     Row("a large model's bound", "8bit", expect=lambda p: p.thresholds.top1_agreement == 0.94),
@@ -334,7 +338,7 @@ PROBLEMS = [
     ),
     Row(
         "a group that does not divide",
-        chat=look("embedded", "CHAT_MODEL"),
+        chat=read_facts("embedded", "CHAT_MODEL"),
         env={"TRT_AWQ_BLOCK_SIZE": "128"},
         wrong=(
             "TRT_AWQ_BLOCK_SIZE: expected 128 or 64, and a divisor of the widths 576, 1536, found 128; set it to 64",

@@ -19,7 +19,7 @@ from pipeline.problem import WrongRequestError
 from pipeline.publish import preconditions, publishing
 from pipeline.publish.preconditions import Destination, Origin
 from pipeline.publish.push import Published, push
-from pipeline.publish.shelf import look, mismatch
+from pipeline.publish.remote_repository import mismatch, read_repository
 from pipeline.stages.stage import StageError
 from runtime import artifact
 from tests.hub import Account, Hub, Repository
@@ -420,12 +420,15 @@ def test_a_commit_that_does_not_hold_what_was_sent_is_noticed(hub: Hub, tmp_path
     publish(folder)
     metadata, api = artifact.read(folder), huggingface_hub.HfApi(token=TOKEN)
     repository = hub.repositories[REPO]
-    assert mismatch(metadata, look(api, REPO, "main")) is None
+    assert mismatch(metadata, read_repository(api, REPO, "main")) is None
     repository.commit("edit", {**repository.head.files, "model.safetensors": Stored(b"other", lfs=True)})
-    assert mismatch(metadata, look(api, REPO, "main")) == "model.safetensors differs"
+    assert mismatch(metadata, read_repository(api, REPO, "main")) == "model.safetensors differs"
     left = {path: stored for path, stored in repository.head.files.items() if path != "config.json"}
     repository.commit("edit", left)
-    assert mismatch(metadata, look(api, REPO, "main")) in {"config.json is missing", "model.safetensors differs"}
+    assert mismatch(metadata, read_repository(api, REPO, "main")) in {
+        "config.json is missing",
+        "model.safetensors differs",
+    }
 
 
 # The commands

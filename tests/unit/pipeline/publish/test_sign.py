@@ -37,7 +37,7 @@ def copy(folder: Path, to: Path) -> Path:
 
 
 def test_a_signed_artifact_is_served_and_nothing_else_changed(signed: Path, keys: tuple[Path, Path]) -> None:
-    metadata = verify.check(signed, CPU, public_key=keys[1])
+    metadata = verify.check_artifact(signed, CPU, public_key=keys[1])
     assert {path.name for path in signed.iterdir()} == {
         *("model.safetensors", "config.json", "tokenizer.json", "tool", "build_metadata.json", "model.sig")
     }
@@ -54,9 +54,9 @@ def test_the_standard_tool_verifies_the_signature_too(signed: Path, keys: tuple[
 
 def test_an_unsigned_artifact_is_refused_when_a_key_is_set(tmp_path: Path, keys: tuple[Path, Path]) -> None:
     folder = cpu_artifact(tmp_path / "artifact")
-    assert verify.check(folder, CPU).validation
+    assert verify.check_artifact(folder, CPU).validation
     with pytest.raises(ArtifactError, match=r"expected a signed artifact, found no model\.sig; sign it with"):
-        verify.check(folder, CPU, public_key=keys[1])
+        verify.check_artifact(folder, CPU, public_key=keys[1])
 
 
 def test_the_command_asks_for_the_signature_when_it_is_given_a_key(
@@ -70,7 +70,7 @@ def test_the_command_asks_for_the_signature_when_it_is_given_a_key(
 def test_another_key_is_refused(signed: Path, tmp_path: Path) -> None:
     _, stranger = key_pair(tmp_path, "stranger")
     with pytest.raises(ArtifactError, match=r"expected a signature made with the key of .*stranger\.pub"):
-        verify.check(signed, CPU, public_key=stranger)
+        verify.check_artifact(signed, CPU, public_key=stranger)
 
 
 def test_metadata_that_was_edited_and_sealed_again_is_refused(
@@ -81,9 +81,9 @@ def test_metadata_that_was_edited_and_sealed_again_is_refused(
     assert metadata.chat
     limits = metadata.chat.limits.model_copy(update={"max_batch_size": 4096})
     metadata.model_copy(update={"chat": metadata.chat.model_copy(update={"limits": limits})}).write(folder)
-    assert verify.check(folder, CPU).chat  # the seal is right: only the signature knows
+    assert verify.check_artifact(folder, CPU).chat  # the seal is right: only the signature knows
     with pytest.raises(ArtifactError, match=r"found that build_metadata\.json differs; sign it again"):
-        verify.check(folder, CPU, public_key=keys[1])
+        verify.check_artifact(folder, CPU, public_key=keys[1])
 
 
 def test_files_that_were_exchanged_with_their_hashes_are_refused(
@@ -97,16 +97,16 @@ def test_files_that_were_exchanged_with_their_hashes_are_refused(
     assert before.validation
     proof = before.validation.model_copy(update={"digest": digest})
     before.model_copy(update={"files": files, "digest": digest, "validation": proof}).write(folder)
-    assert verify.check(folder, CPU).chat
+    assert verify.check_artifact(folder, CPU).chat
     with pytest.raises(ArtifactError, match="expected what was signed, found that"):
-        verify.check(folder, CPU, public_key=keys[1])
+        verify.check_artifact(folder, CPU, public_key=keys[1])
 
 
 def test_the_signature_of_another_artifact_is_refused(signed: Path, tmp_path: Path, keys: tuple[Path, Path]) -> None:
     folder = cpu_artifact(tmp_path / "artifact", weights=b"mine")
     shutil.copyfile(signed / "model.sig", folder / "model.sig")
     with pytest.raises(ArtifactError, match="expected what was signed"):
-        verify.check(folder, CPU, public_key=keys[1])
+        verify.check_artifact(folder, CPU, public_key=keys[1])
 
 
 @settings(max_examples=200, deadline=None)
@@ -181,7 +181,7 @@ def test_keys_that_cannot_sign_are_named(tmp_path: Path, keys: tuple[Path, Path]
 def test_a_public_key_that_is_none_is_named(signed: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "k.pub").write_bytes(content)
     with pytest.raises(ArtifactError, match="ARTIFACT_PUBLIC_KEY_FILE: expected a PEM file"):
-        verify.check(signed, CPU, public_key=tmp_path / "k.pub")
+        verify.check_artifact(signed, CPU, public_key=tmp_path / "k.pub")
 
 
 def test_a_damaged_artifact_is_not_signed(tmp_path: Path, keys: tuple[Path, Path]) -> None:

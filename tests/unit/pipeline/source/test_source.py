@@ -19,10 +19,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from pipeline.source import checkpoint_in, content_hash, fetch, look
+from pipeline.source import checkpoint_in, content_hash, fetch, read_facts
+from pipeline.source.model_files import safetensors_size
 from pipeline.source.prequantized import recognize
 from pipeline.source.shape import Shape, mixture_of_experts
-from pipeline.source.wholeness import safetensors_size
 
 
 def safetensors(path: Path, size: int = 16) -> None:
@@ -43,11 +43,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def problems(ref: str | Path, role: Any = "CHAT_MODEL") -> list[str]:
-    return [str(problem) for problem in look(str(ref), role).problems]
+    return [str(problem) for problem in read_facts(str(ref), role).problems]
 
 
 def test_a_folder_is_described_without_reading_its_weights(folder: Path) -> None:
-    facts = look(str(folder), "CHAT_MODEL")
+    facts = read_facts(str(folder), "CHAT_MODEL")
     assert facts.problems == ()
     assert (facts.kind, facts.name, facts.path, facts.license) == ("folder", "My-Model", folder, "mit")
     assert facts.architecture == "LlamaForCausalLM"
@@ -58,26 +58,26 @@ def test_a_folder_is_described_without_reading_its_weights(folder: Path) -> None
 @pytest.mark.parametrize("card", ["no front matter", "---\nlicense: [\n---\n", "---\n- a list\n---\n", ""])
 def test_a_card_without_a_licence_is_no_obstacle(folder: Path, card: str) -> None:
     (folder / "README.md").write_text(card)
-    facts = look(str(folder), "CHAT_MODEL")
+    facts = read_facts(str(folder), "CHAT_MODEL")
     assert (facts.license, facts.problems) == (None, ())
 
 
 def test_a_relative_folder_is_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
-    assert look("My-Model", "CHAT_MODEL").path == folder
+    assert read_facts("My-Model", "CHAT_MODEL").path == folder
 
 
 def test_modelopts_word_on_the_quantization_counts_where_config_json_is_silent(folder: Path) -> None:
     stated = {"quant_algo": "FP8", "kv_cache_quant_algo": None}
     (folder / "hf_quant_config.json").write_text(json.dumps({"producer": {}, "quantization": stated}))
-    config = look(str(folder), "CHAT_MODEL").config
+    config = read_facts(str(folder), "CHAT_MODEL").config
     assert config["quantization_config"] == {"quant_method": "modelopt", **stated}
     (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq"}}))
-    assert look(str(folder), "CHAT_MODEL").config["quantization_config"] == {"quant_method": "awq"}
+    assert read_facts(str(folder), "CHAT_MODEL").config["quantization_config"] == {"quant_method": "awq"}
 
 
 def test_a_tensorrt_llm_checkpoint_inside_a_folder_is_seen(folder: Path) -> None:
-    assert look(str(folder), "CHAT_MODEL").checkpoint == {}
+    assert read_facts(str(folder), "CHAT_MODEL").checkpoint == {}
     assert checkpoint_in(folder) == folder
     (folder / "model.safetensors").unlink()
     inside = folder / "trt-llm" / "checkpoints"
@@ -85,14 +85,14 @@ def test_a_tensorrt_llm_checkpoint_inside_a_folder_is_seen(folder: Path) -> None
     config = {"architecture": "LlamaForCausalLM", "dtype": "float16", "quantization": {"quant_algo": "FP8"}}
     (inside / "config.json").write_text(json.dumps(config))
     safetensors(inside / "rank0.safetensors")
-    facts = look(str(folder), "CHAT_MODEL")
+    facts = read_facts(str(folder), "CHAT_MODEL")
     assert (facts.problems, facts.checkpoint, facts.architecture) == ((), config, "LlamaForCausalLM")
     assert facts.weight_bytes == (inside / "rank0.safetensors").stat().st_size
     assert checkpoint_in(folder) == inside
 
 
 def test_the_embedded_models_need_no_files() -> None:
-    chat, tool = look("embedded", "CHAT_MODEL"), look("embedded", "TOOL_MODEL")
+    chat, tool = read_facts("embedded", "CHAT_MODEL"), read_facts("embedded", "TOOL_MODEL")
     assert chat.problems == tool.problems == ()
     assert Shape.of(chat.config).hidden == 576
     assert tool.architecture == "BertForSequenceClassification"
@@ -137,7 +137,7 @@ def test_everything_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
 def test_what_this_user_may_not_read_is_named(folder: Path, locked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = (folder / locked).resolve()
     monkeypatch.setattr("os.access", lambda asked, mode: Path(asked) != path)  # root may read everything
-    (problem,) = look(str(folder), "CHAT_MODEL").problems
+    (problem,) = read_facts(str(folder), "CHAT_MODEL").problems
     assert str(problem) == (
         f"CHAT_MODEL: expected to read {path}, found that this user may not; "
         "let this user read it; in a container, `docker run --user`"
@@ -231,7 +231,7 @@ def test_a_damaged_memory_of_hashes_is_ignored(folder: Path, tmp_path: Path) -> 
 
 
 def test_fetching_a_folder_copies_nothing(folder: Path) -> None:
-    assert fetch(look(str(folder), "CHAT_MODEL"), progress=None) == folder  # type: ignore[arg-type]
+    assert fetch(read_facts(str(folder), "CHAT_MODEL"), progress=None) == folder  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_a_hub_model_is_pinned_and_its_weights_are_not_downloaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub(folder, monkeypatch)
-    facts = look("org/model@v2", "CHAT_MODEL")
+    facts = read_facts("org/model@v2", "CHAT_MODEL")
     assert facts.problems == ()
     assert (facts.kind, facts.name, facts.revision, facts.license) == ("hub", "org/model", "sha-of-v2", "mit")
     assert sorted(hub.fetched) == ["config.json", "tokenizer_config.json"]
@@ -397,6 +397,6 @@ def test_out_of_reach_a_cached_model_is_taken(folder: Path, monkeypatch: pytest.
     hub = Hub(folder, monkeypatch)
     hub.failure = httpx.ConnectError("no route")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
-    facts = look("org/model", "CHAT_MODEL")
+    facts = read_facts("org/model", "CHAT_MODEL")
     assert facts.problems == ()
     assert (facts.kind, facts.name, facts.path, facts.revision) == ("hub", "org/model", folder, folder.name)

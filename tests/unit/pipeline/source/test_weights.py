@@ -16,8 +16,8 @@ import pytest
 
 from pipeline.source import SourceFacts
 from pipeline.source import model_source as source
+from pipeline.stage_runner import StageRunner
 from pipeline.stages.stage import StageError
-from pipeline.workshop import Workshop
 from runtime.artifact import ArtifactError
 from tests.hub import Account, Hub
 from tests.hub.artifacts import CPU
@@ -51,8 +51,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         huggingface_hub.close_session()
 
 
-def look(ref: str = REPO) -> SourceFacts:
-    facts = source.look(ref, "CHAT_MODEL")
+def read_facts(ref: str = REPO) -> SourceFacts:
+    facts = source.read_facts(ref, "CHAT_MODEL")
     assert facts.problems == ()
     return facts
 
@@ -70,7 +70,7 @@ def ranges(hub: Hub) -> list[str]:
 def test_what_arrives_is_what_is_on_the_hub(hub: Hub, tmp_path: Path) -> None:
     commit = publish(hub, REPO, tmp_path / "model")
     steps = Steps()
-    fetched = source.fetch(look(), steps)
+    fetched = source.fetch(read_facts(), steps)
     assert same(fetched, tmp_path / "model")
     assert fetched.name == commit.oid
     assert not hub.requests("GET", r"picture\.png")
@@ -78,11 +78,11 @@ def test_what_arrives_is_what_is_on_the_hub(hub: Hub, tmp_path: Path) -> None:
 
 def test_each_large_file_is_sent_once(hub: Hub, tmp_path: Path) -> None:
     commit = publish(hub, REPO, tmp_path / "model")
-    source.fetch(look(), Steps())
+    source.fetch(read_facts(), Steps())
     large = sum(len(stored.content) for stored in commit.files.values() if stored.lfs)
     assert sum(request.sent for request in hub.requests("GET", "^/storage/")) == large
     hub.seen.clear()
-    source.fetch(look(), Steps())
+    source.fetch(read_facts(), Steps())
     assert not hub.requests("GET", "^/storage/")
 
 
@@ -90,7 +90,7 @@ def test_what_the_client_has_brought_is_not_brought_again(hub: Hub, tmp_path: Pa
     publish(hub, REPO, tmp_path / "model")
     huggingface_hub.snapshot_download(REPO)
     hub.seen.clear()
-    assert same_names(source.fetch(look(), Steps()), tmp_path / "model")
+    assert same_names(source.fetch(read_facts(), Steps()), tmp_path / "model")
     assert not hub.requests("GET", "^/storage/")
 
 
@@ -101,12 +101,12 @@ def same_names(fetched: Path, folder: Path) -> bool:
 def test_a_new_revision_brings_what_changed(hub: Hub, tmp_path: Path) -> None:
     old = publish(hub, REPO, tmp_path / "model")
     hub.repositories[REPO].tags["v1"] = old.oid
-    source.fetch(look(), Steps())
+    source.fetch(read_facts(), Steps())
     publish(hub, REPO, tmp_path / "newer", weights=123_456)
     hub.seen.clear()
-    assert same(source.fetch(look(f"{REPO}@main"), Steps()), tmp_path / "newer")
+    assert same(source.fetch(read_facts(f"{REPO}@main"), Steps()), tmp_path / "newer")
     assert len(hub.requests("GET", "^/storage/")) == 1
-    assert same(source.fetch(look(f"{REPO}@v1"), Steps()), tmp_path / "model")
+    assert same(source.fetch(read_facts(f"{REPO}@v1"), Steps()), tmp_path / "model")
 
 
 @pytest.mark.parametrize("revision", ["", "@main", "@v1"])
@@ -115,10 +115,10 @@ def test_a_model_that_was_fetched_is_there_without_network(
 ) -> None:
     commit = publish(hub, REPO, tmp_path / "model")
     hub.repositories[REPO].tags["v1"] = commit.oid
-    first = source.fetch(look(REPO + revision), Steps())
+    first = source.fetch(read_facts(REPO + revision), Steps())
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     hub.seen.clear()
-    facts = look(REPO + revision)
+    facts = read_facts(REPO + revision)
     assert source.fetch(facts, Steps()).resolve() == first.resolve()
     assert same(first, tmp_path / "model")
     assert hub.seen == []
@@ -135,7 +135,7 @@ def test_a_model_that_was_fetched_is_there_without_network(
 )
 def test_a_bad_link_costs_what_was_not_sent(hub: Hub, tmp_path: Path, fault: dict[str, Any]) -> None:
     publish(hub, REPO, tmp_path / "model")
-    facts = look()
+    facts = read_facts()
     hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", **fault)
     assert same(source.fetch(facts, Steps()), tmp_path / "model")
     assert bool(ranges(hub)) == bool(fault.get("after_bytes"))
@@ -143,7 +143,7 @@ def test_a_bad_link_costs_what_was_not_sent(hub: Hub, tmp_path: Path, fault: dic
 
 def test_a_link_that_breaks_often_is_used_as_long_as_it_brings_something(hub: Hub, tmp_path: Path) -> None:
     publish(hub, REPO, tmp_path / "model", weights=20 << 20)
-    facts = look()
+    facts = read_facts()
     hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", status=0, after_bytes=3 << 19, times=12)
     steps = Steps()
     assert same(source.fetch(facts, steps), tmp_path / "model")
@@ -153,7 +153,7 @@ def test_a_link_that_breaks_often_is_used_as_long_as_it_brings_something(hub: Hu
 
 def test_the_bytes_are_shown_while_they_come(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(hub, REPO, tmp_path / "model", weights=1 << 20)
-    facts = look()
+    facts = read_facts()
     monkeypatch.setattr("pipeline.source.weights.SECONDS_BETWEEN_FRACTIONS", 0.02)
     hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", bytes_per_s=1 << 20)
     steps = Steps()
@@ -166,13 +166,13 @@ FETCH = """
 import sys
 from pipeline import source
 from pipeline.progress import PlainProgress
-print(source.fetch(source.look(sys.argv[1], "CHAT_MODEL"), PlainProgress()))
+print(source.fetch(source.read_facts(sys.argv[1], "CHAT_MODEL"), PlainProgress()))
 """
 
 
 def test_a_killed_download_goes_on_in_the_next_process(hub: Hub, tmp_path: Path) -> None:
     publish(hub, REPO, tmp_path / "model", weights=40 << 20)
-    facts = look()
+    facts = read_facts()
     slow = hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", bytes_per_s=12 << 20, times=99)
     environment = {**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "home")}
     line = [sys.executable, "-c", FETCH, REPO]
@@ -196,46 +196,46 @@ def test_a_private_model_takes_a_token_from_a_file_and_keeps_it(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(hub, REPO, tmp_path / "model", private=True)
-    assert "none that this token may see" in str(source.look(REPO, "CHAT_MODEL").problems)
+    assert "none that this token may see" in str(source.read_facts(REPO, "CHAT_MODEL").problems)
     (tmp_path / "token").write_text(TOKEN)
     monkeypatch.setenv("HF_TOKEN_FILE", str(tmp_path / "token"))
-    assert same(source.fetch(look(), Steps()), tmp_path / "model")
+    assert same(source.fetch(read_facts(), Steps()), tmp_path / "model")
     assert {(request.host, request.token) for request in hub.requests("GET", "^/storage/")} == {("localhost", None)}
 
 
 def test_two_tokens_are_one_problem(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_one")
     monkeypatch.setenv("HUGGINGFACE_HUB_TOKEN", "hf_two")
-    [problem] = source.look(REPO, "CHAT_MODEL").problems
+    [problem] = source.read_facts(REPO, "CHAT_MODEL").problems
     assert str(problem) == "HF_TOKEN and HUGGINGFACE_HUB_TOKEN: expected one token, found 2; unset one"
 
 
 def test_a_gated_model_is_refused_before_a_byte(hub: Hub, tmp_path: Path) -> None:
     publish(hub, REPO, tmp_path / "model")
-    facts = look()
+    facts = read_facts()
     hub.repositories[REPO].gated = True
     with pytest.raises(huggingface_hub.errors.GatedRepoError):
         source.fetch(facts, Steps())
     with pytest.raises(StageError, match="status 403, the token may not do this"):
-        Workshop(tmp_path / "cache", CPU, Steps()).chat_source(facts)
+        StageRunner(tmp_path / "cache", CPU, Steps()).chat_source(facts)
     assert not hub.requests("GET", "^/storage/")
 
 
 def test_other_bytes_than_the_hub_lists_are_refused(hub: Hub, tmp_path: Path) -> None:
     commit = publish(hub, REPO, tmp_path / "model")
-    facts = look()
+    facts = read_facts()
     wrong = Stored(b"x" * facts.sizes["model.safetensors"], lfs=False)
     hub.repositories[REPO].commits[-1] = type(commit)(commit.oid, "", {**commit.files, "model.safetensors": wrong})
     with pytest.raises(ArtifactError, match=r"model\.safetensors: expected SHA-256 .*, found other bytes on the hub"):
         source.fetch(facts, Steps())
     with pytest.raises(StageError, match="found other bytes on the hub") as refused:
-        Workshop(tmp_path / "cache", CPU, Steps()).chat_source(facts)
+        StageRunner(tmp_path / "cache", CPU, Steps()).chat_source(facts)
     assert "\n" not in str(refused.value)
 
 
 def test_one_file_that_fails_ends_the_others(hub: Hub, tmp_path: Path) -> None:
     publish(hub, REPO, tmp_path / "model", weights=20 << 20)
-    facts = look()
+    facts = read_facts()
     hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", bytes_per_s=1 << 20, times=99)
     hub.fail("GET", f"^/storage/{facts.hashes['tokenizer.json']}", status=404, times=99)
     with pytest.raises(huggingface_hub.errors.HfHubHTTPError):

@@ -15,21 +15,21 @@ from typing import Any
 import pytest
 
 import pipeline.plan.hardware
-from pipeline import run, workshop
+from pipeline import run, stage_runner
 from pipeline.lanes import lane_of
-from pipeline.plan import Request, TrtPlan
+from pipeline.plan import BuildRequest, TrtPlan
 from pipeline.plan.prepare import prepare
 from pipeline.run import Run
+from pipeline.stage_runner import StageRunner
 from pipeline.stages import recipe as recipes_home
 from pipeline.stages import recipes
 from pipeline.stages.recipe import CHOOSE_AT_CALL, NOT_COUNTED, OURS, ROOT
 from pipeline.stages.stage import Done, key_of
-from pipeline.workshop import Workshop
 from runtime.artifact import hashes
 from tests.harness import pipeline_standins as standins
 
 # The runner: it hands over what stands in the keys. What it calls is followed; what it says itself is not counted.
-RUNNER = (run.__name__, workshop.__name__)
+RUNNER = (run.__name__, stage_runner.__name__)
 
 LANES = {"vllm": ("vllm", ""), "cpu": ("cpu", ""), "trt": ("trt", "engine"), "trt-pytorch": ("trt", "pytorch")}
 
@@ -72,7 +72,7 @@ def captured(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     for name in ("INFERENCE_ENGINE", "QUANTIZATION", "AWQ_CALIB_DATASET", "TRT_BACKEND"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pipeline.plan.hardware, "describe", standins.describe)
-    asked = Request(chat="embedded", tool="embedded", lanes=("cpu",), method="awq", out=tmp_path / "out")
+    asked = BuildRequest(chat="embedded", tool="embedded", lanes=("cpu",), method="awq", out=tmp_path / "out")
     prepared = prepare(asked, tmp_path / "cache")
     lane = lane_of(*LANES[request.param])
     chat = prepared.plan.chat
@@ -81,7 +81,7 @@ def captured(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         chat = replace(chat, trt=TrtPlan("sm90_trt-llm-1.2.1_cuda13.0"))
     caught = Captured(lane.engine)
 
-    def stage(self: Workshop, name: str, inputs: Mapping[str, Any], work: Any, *, again: bool = False) -> Done:
+    def stage(self: StageRunner, name: str, inputs: Mapping[str, Any], work: Any, *, again: bool = False) -> Done:
         caught.inputs[name], caught.works[name] = inputs, work
         out = tmp_path / name
         out.mkdir(exist_ok=True)
@@ -91,7 +91,7 @@ def captured(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         written = {entry.path: entry.sha256 for entry in hashes.hash_folder(out)}
         return Done(name, key_of(name, inputs), out, RESULTS[name], 1.0, False, written)
 
-    monkeypatch.setattr(Workshop, "stage", stage)
+    monkeypatch.setattr(StageRunner, "stage", stage)
     plan = replace(prepared.plan, lane=lane, chat=chat)
     Run(replace(prepared, plan=plan), Silent()).proven()
     assert caught.works.keys() == RESULTS.keys()

@@ -10,15 +10,15 @@ from typing import Any
 import jsonschema
 import pytest
 
-from pipeline.reference import DOCS, pages
-from pipeline.settings import Settings, load
+from pipeline.generated_docs import DOCS, pages
+from pipeline.settings import PipelineSettings, load
 
 ARTIFACTS = Path(__file__).resolve().parents[3] / "data" / "artifacts"
 
 
 @pytest.mark.parametrize("name", sorted(pages()))
 def test_a_generated_page_is_up_to_date(name: str) -> None:
-    assert (DOCS / name).read_text(encoding="utf-8") == pages()[name], "run `python -m pipeline.reference`"
+    assert (DOCS / name).read_text(encoding="utf-8") == pages()[name], "run `python -m pipeline.generated_docs`"
 
 
 @pytest.mark.parametrize("folder", sorted(path.name for path in ARTIFACTS.iterdir()))
@@ -47,14 +47,14 @@ def test_the_page_on_the_artifact_names_every_field() -> None:
 
 def test_every_variable_is_listed_with_its_default() -> None:
     page = pages()["environment.md"]
-    assert all(f"| `{name.upper()}` |" in page for name in Settings.model_fields)
+    assert all(f"| `{name.upper()}` |" in page for name in PipelineSettings.model_fields)
     assert "| `AWQ_NSAMPLES` | `64` | samples | calibration samples |" in page
 
 
 def test_defaults_are_what_no_environment_gives() -> None:
     loaded = load({})
     assert loaded.problems == ()
-    assert loaded.settings == Settings()
+    assert loaded.settings == PipelineSettings()
     assert (loaded.settings.awq_nsamples, loaded.settings.awq_seqlen) == (64, 2048)
 
 

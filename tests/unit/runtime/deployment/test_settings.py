@@ -1,4 +1,4 @@
-"""Settings: every problem at once, secrets from files, and a table that is never out of date."""
+"""RuntimeSettings: every problem at once, secrets from files, and a table that is never out of date."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from runtime.cli import app
-from runtime.deployment.settings import Settings, SettingsError, load
+from runtime.deployment.settings import RuntimeSettings, SettingsError, load
 from runtime.deployment.settings_table import markdown, show
 from runtime.engines import Sampling
 from runtime.wire.messages import DEFAULT_BOUNDS
@@ -18,7 +18,7 @@ ENVIRONMENT_PAGE = Path(__file__).resolve().parents[4] / "docs" / "environment.m
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
+    for name in RuntimeSettings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("ARTIFACT", "somewhere")
     monkeypatch.setenv("TEXT_API_KEY", "k")
@@ -105,7 +105,7 @@ def test_an_empty_variable_counts_as_unset_and_words_come_in_any_case(monkeypatc
 
 
 def test_every_variable_is_explained() -> None:
-    for name, info in Settings.model_fields.items():
+    for name, info in RuntimeSettings.model_fields.items():
         assert info.description, name
         assert isinstance(info.json_schema_extra, dict), name
 

@@ -42,7 +42,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch):
 
 @pytest_asyncio.fixture
 async def engine(folder: Path, stand_in: Any) -> AsyncIterator[TrtEngine]:
-    engine = TrtEngine(LLAMA, EngineOptions(max_num_seqs=4), tokenizer=folder, style="engine")
+    engine = TrtEngine(LLAMA, EngineOptions(max_num_seqs=4), tokenizer=folder, backend="engine")
     await engine.start()
     yield engine
     await engine.shutdown()
@@ -195,7 +195,7 @@ async def test_caches_cannot_be_dropped_on_request(engine: TrtEngine) -> None:
 
 async def test_the_pytorch_backend_loads_hugging_face_folders(folder: Path, stand_in: Any) -> None:
     options = EngineOptions(max_num_seqs=8, max_model_len=1024, kv_cache_dtype="fp8", kv_free_fraction=0.5)
-    engine = TrtEngine(folder, options, tokenizer=folder, style="pytorch")
+    engine = TrtEngine(folder, options, tokenizer=folder, backend="pytorch")
     await engine.start()
     arguments = stand_in.MADE[-1].arguments
     assert type(stand_in.MADE[-1]).__name__ == "TorchLLM"
@@ -206,7 +206,7 @@ async def test_the_pytorch_backend_loads_hugging_face_folders(folder: Path, stan
 
 
 async def test_a_step_of_the_pytorch_backend_holds_the_longest_prompt(folder: Path, stand_in: Any) -> None:
-    engine = TrtEngine(folder, EngineOptions(max_model_len=20_000), tokenizer=folder, style="pytorch")
+    engine = TrtEngine(folder, EngineOptions(max_model_len=20_000), tokenizer=folder, backend="pytorch")
     await engine.start()
     assert stand_in.MADE[-1].arguments["max_num_tokens"] == 20_000
     await engine.shutdown()
@@ -225,7 +225,7 @@ async def test_limits_come_from_the_engine_and_are_passed(engine: TrtEngine, sta
 
 async def test_an_engine_for_two_gpus_is_loaded_for_two(folder: Path, stand_in: Any) -> None:
     options = EngineOptions(tensor_parallel_size=2)
-    engine = TrtEngine(GOLDEN / "mistral-fp8-tp2", options, tokenizer=folder, style="engine")
+    engine = TrtEngine(GOLDEN / "mistral-fp8-tp2", options, tokenizer=folder, backend="engine")
     await engine.start()
     assert stand_in.MADE[-1].arguments["tensor_parallel_size"] == 2
     await engine.shutdown()
@@ -238,7 +238,7 @@ async def test_openmpi_may_start_the_worker_as_root_and_beside_others_unless_tol
         monkeypatch.delenv(name, raising=False)
     beside = "OMPI_MCA_rmaps_base_oversubscribe"
     monkeypatch.setenv(beside, "0")
-    engine = TrtEngine(LLAMA, EngineOptions(), tokenizer=folder, style="engine")
+    engine = TrtEngine(LLAMA, EngineOptions(), tokenizer=folder, backend="engine")
     await engine.start()
     assert os.environ["OMPI_ALLOW_RUN_AS_ROOT"] == os.environ["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
     assert (os.environ[beside], ENVIRONMENT[beside]) == ("0", "1")
@@ -255,7 +255,7 @@ async def test_the_kv_caches_variables_reach_it(
     folder: Path, stand_in: Any, fraction: float | None, reuse: bool
 ) -> None:
     options = EngineOptions(gpu_fraction=0.7, kv_free_fraction=fraction, kv_block_reuse=reuse)
-    engine = TrtEngine(LLAMA, options, tokenizer=folder, style="engine")
+    engine = TrtEngine(LLAMA, options, tokenizer=folder, backend="engine")
     await engine.start()
     cache = stand_in.MADE[-1].arguments["kv_cache_config"]
     assert cache.free_gpu_memory_fraction == (fraction or 0.7)
@@ -268,7 +268,7 @@ async def test_an_engine_that_cannot_reuse_blocks_is_not_asked_to(folder: Path, 
     config = json.loads((other / "config.json").read_bytes())
     config["build_config"]["plugin_config"]["use_paged_context_fmha"] = False
     (other / "config.json").write_text(json.dumps(config))
-    engine = TrtEngine(other, EngineOptions(kv_block_reuse=True), tokenizer=folder, style="engine")
+    engine = TrtEngine(other, EngineOptions(kv_block_reuse=True), tokenizer=folder, backend="engine")
     await engine.start()
     assert stand_in.MADE[-1].arguments["kv_cache_config"].enable_block_reuse is False
     await engine.shutdown()
@@ -286,7 +286,7 @@ async def test_what_the_engine_was_not_compiled_for_is_refused_before_loading(
     folder: Path, stand_in: Any, options: EngineOptions, error: type[Exception], line: str
 ) -> None:
     with pytest.raises(error, match=line) as refusal:
-        await TrtEngine(LLAMA, options, tokenizer=folder, style="engine").start()
+        await TrtEngine(LLAMA, options, tokenizer=folder, backend="engine").start()
     assert "\n" not in str(refusal.value)
     assert not stand_in.MADE
 
@@ -297,7 +297,7 @@ async def test_an_engine_of_another_version_is_refused_before_loading(
     here = replace(H200, packages=H200.packages | {"tensorrt-llm": "1.2.0"})
     with installed(monkeypatch, here) as stand_in:
         with pytest.raises(ArtifactError, match=r"expected tensorrt-llm 1\.2\.1 .*found 1\.2\.0; use the matching"):
-            await TrtEngine(LLAMA, EngineOptions(), tokenizer=folder, style="engine").start()
+            await TrtEngine(LLAMA, EngineOptions(), tokenizer=folder, backend="engine").start()
         assert not stand_in.MADE
 
 
@@ -308,13 +308,13 @@ async def test_a_gpu_that_cannot_be_used_is_diagnosed_before_loading(
         "runtime.host.cuda.probe", lambda: Failure("cuInit", 999, "CUDA_ERROR_UNKNOWN", "unknown error")
     )
     with pytest.raises(CudaError, match="CUDA_ERROR_UNKNOWN"):
-        await TrtEngine(LLAMA, EngineOptions(), tokenizer=folder, style="engine").start()
+        await TrtEngine(LLAMA, EngineOptions(), tokenizer=folder, backend="engine").start()
     assert not stand_in.MADE
 
 
 def test_an_unknown_type_of_the_cache_is_refused(folder: Path) -> None:
     with pytest.raises(EngineOptionError, match="KV_DTYPE: expected one of auto, fp8, nvfp4, found 'int3'"):
-        llm_arguments(folder, EngineOptions(kv_cache_dtype="int3"), tokenizer=folder, style="pytorch")
+        llm_arguments(folder, EngineOptions(kv_cache_dtype="int3"), tokenizer=folder, backend="pytorch")
 
 
 SPECIAL = SpecialTokens(0, 0, (255,))

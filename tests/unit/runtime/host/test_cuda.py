@@ -64,7 +64,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, stdout: str = "", *, error: Excep
 
 def test_a_context_that_was_made_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, '{"call": "", "code": 0, "name": "", "text": ""}')
-    cuda.check(MACHINE)
+    cuda.check_cuda(MACHINE)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_whatever_goes_wrong_is_told(
 ) -> None:
     answering(monkeypatch, stdout, error=error)
     with pytest.raises(CudaError) as refusal:
-        cuda.check(MACHINE)
+        cuda.check_cuda(MACHINE)
     assert told in str(refusal.value)
 
 

@@ -37,7 +37,7 @@ def lines(folder: Path) -> list[dict[str, object]]:
 
 
 def test_events_go_to_standard_output_and_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure(level="info", style="json", folder=tmp_path / "new", secrets=[])
+    logs.configure(level="info", log_format="json", folder=tmp_path / "new", secrets=[])
     structlog.get_logger("test").info("ready", port=8000)
     logging.getLogger("other").warning("plain %s", "text")
     written = lines(tmp_path / "new")
@@ -47,7 +47,7 @@ def test_events_go_to_standard_output_and_to_the_file(tmp_path: Path, capsys: py
 
 
 def test_keys_and_what_users_said_are_hidden(tmp_path: Path) -> None:
-    logs.configure(level="info", style="json", folder=tmp_path, secrets=["hunter2"])
+    logs.configure(level="info", log_format="json", folder=tmp_path, secrets=["hunter2"])
     log = structlog.get_logger("test")
     log.info("connected", path="/ws?api_key=abc123&x=1", header="hunter2", persona="You are Mia", Utterance="my name")
     logging.getLogger("other").warning("GET /ws?api_key=%s", "abc123")
@@ -63,7 +63,7 @@ def test_keys_and_what_users_said_are_hidden(tmp_path: Path) -> None:
 
 
 async def test_neither_keys_nor_words_of_a_session_are_logged(tmp_path: Path) -> None:
-    logs.configure(level="debug", style="json", folder=tmp_path, secrets=[KEY])
+    logs.configure(level="debug", log_format="json", folder=tmp_path, secrets=[KEY])
     async with serving() as running:
         from websockets.asyncio.client import connect
 
@@ -88,7 +88,7 @@ def test_a_short_key_does_not_eat_words() -> None:
 
 def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    logs.configure(level="info", style="json", folder=tmp_path / "file", secrets=[])
+    logs.configure(level="info", log_format="json", folder=tmp_path / "file", secrets=[])
     structlog.get_logger("test").info("ready")
     events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
     assert events == ["log_file_unavailable", "ready"]

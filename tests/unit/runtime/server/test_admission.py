@@ -12,7 +12,7 @@ from runtime.server.admission import Admission, Slot
 
 
 async def test_a_slot_is_given_back_once() -> None:
-    gate = Admission(1, patience=0)
+    gate = Admission(1, timeout=0)
     slot = await gate.acquire()
     assert slot is not None
     assert await gate.acquire() is None
@@ -23,7 +23,7 @@ async def test_a_slot_is_given_back_once() -> None:
 
 
 async def test_waiters_are_served_in_their_order() -> None:
-    gate = Admission(1, patience=5)
+    gate = Admission(1, timeout=5)
     first = await gate.acquire()
     order: list[int] = []
 
@@ -43,7 +43,7 @@ async def test_waiters_are_served_in_their_order() -> None:
 
 
 async def test_a_slot_that_is_handed_to_a_cancelled_waiter_is_passed_on() -> None:
-    gate = Admission(1, patience=5)
+    gate = Admission(1, timeout=5)
     first = await gate.acquire()
     waiter = asyncio.create_task(gate.acquire())
     await asyncio.sleep(0)
@@ -58,7 +58,7 @@ async def test_a_slot_that_is_handed_to_a_cancelled_waiter_is_passed_on() -> Non
 @given(st.lists(st.sampled_from(["acquire", "release", "cancel", "settle"]), max_size=40), st.integers(1, 3))
 def test_slots_are_conserved_in_any_order_of_events(events: list[str], limit: int) -> None:
     async def play() -> None:
-        gate = Admission(limit, patience=10)
+        gate = Admission(limit, timeout=10)
         asking: list[asyncio.Task[Slot | None]] = []
         open_slots: list[Slot] = []
 

@@ -19,7 +19,7 @@ class Clock:
 
 async def test_caches_are_reset_while_nothing_runs() -> None:
     engine, metrics = ScriptedEngine(), Metrics()
-    assert await CacheHygiene(engine, metrics, 600).tend() is True
+    assert await CacheHygiene(engine, metrics, 600).maybe_reset() is True
     assert engine.resets == 1
     assert b"yap_cache_resets_total 1.0" in metrics.render()
 
@@ -29,10 +29,10 @@ async def test_nothing_is_reset_under_a_running_turn() -> None:
     hygiene = CacheHygiene(engine, Metrics(), 600)
     running = asyncio.ensure_future(engine.generate([], Sampling(), lambda delta: None))
     await asyncio.sleep(0)
-    assert await hygiene.tend() is False
+    assert await hygiene.maybe_reset() is False
     running.cancel()
     await asyncio.wait((running,))
-    assert await hygiene.tend() is True
+    assert await hygiene.maybe_reset() is True
 
 
 async def test_what_was_warmed_within_the_interval_stays() -> None:
@@ -40,9 +40,9 @@ async def test_what_was_warmed_within_the_interval_stays() -> None:
     hygiene = CacheHygiene(engine, Metrics(), 600, clock)
     hygiene.warmed()
     clock.now = 599
-    assert await hygiene.tend() is False
+    assert await hygiene.maybe_reset() is False
     clock.now = 600
-    assert await hygiene.tend() is True
+    assert await hygiene.maybe_reset() is True
 
 
 async def test_what_is_warmed_while_the_engine_is_asked_stays_too() -> None:
@@ -53,7 +53,7 @@ async def test_what_is_warmed_while_the_engine_is_asked_stays_too() -> None:
 
     engine = Asked()
     hygiene = CacheHygiene(engine, Metrics(), 600)
-    assert await hygiene.tend() is False
+    assert await hygiene.maybe_reset() is False
     assert engine.resets == 0
 
 

@@ -39,7 +39,7 @@ class Loaded(ScriptedClassifier):
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "1")  # loading sets them; the test's end takes them back
-    monkeypatch.setattr(verify, "check", lambda folder, *_, **__: artifact.read(folder))
+    monkeypatch.setattr(verify, "check_artifact", lambda folder, *_, **__: artifact.read(folder))
     monkeypatch.setattr(engines, "preload", lambda *_: None)
     monkeypatch.setattr(engines, "create", lambda *_: ScriptedEngine())
     monkeypatch.setattr(service, "PromptRenderer", lambda *_: ScriptedRenderer())
@@ -94,7 +94,7 @@ async def test_the_engine_is_imported_while_the_files_are_hashed(monkeypatch: py
         return artifact.read(folder)
 
     monkeypatch.setattr(engines, "preload", lambda *_: imported.set())
-    monkeypatch.setattr(verify, "check", check)
+    monkeypatch.setattr(verify, "check_artifact", check)
     assert (await loaded(deploy_mode="chat")).phase is Phase.READY
 
 
@@ -105,7 +105,7 @@ async def test_a_refused_artifact_does_not_wait_for_the_import(monkeypatch: pyte
         raise ArtifactError("expected another")
 
     monkeypatch.setattr(engines, "preload", lambda *_: refused.wait(5))
-    monkeypatch.setattr(verify, "check", check)
+    monkeypatch.setattr(verify, "check_artifact", check)
     with pytest.raises(ArtifactError, match="expected another"):
         await loaded(deploy_mode="chat")
     refused.set()

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from runtime.deployment.models import Chat
-from runtime.deployment.serving import ChatPlan, ServingPlan, ToolPlan
+from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing
 from runtime.engines import EngineOptions
-from runtime.server.app import Door
+from runtime.server.app import WebSocketEndpoint
 from runtime.server.service import Service
 from runtime.text.sanitize import sanitize
 from tests.harness.scripted import KEY, ScriptedClassifier, ScriptedEngine, ScriptedRenderer
@@ -67,7 +67,7 @@ class Peer:
         self.left = False
         scope = {"headers": [(b"x-api-key", KEY.encode())], "query_string": b""}
         self.inbox.put_nowait({"type": "websocket.connect"})
-        self.task = world.loop.create_task(world.door(scope, self.inbox.get, self.hear))
+        self.task = world.loop.create_task(world.endpoint(scope, self.inbox.get, self.hear))
 
     def say(self, **message: Any) -> None:
         self.inbox.put_nowait({"type": "websocket.receive", "text": json.dumps(message)})
@@ -159,9 +159,9 @@ class World(RuleBasedStateMachine):
         self.service = Service(server_settings(**values, **limits))
         renderer = ScriptedRenderer()
         chat = Chat(self.engine, renderer, InlineExecutor(), renderer.budgets)
-        plan = ServingPlan("both", ChatPlan(renderer.budgets, 150, EngineOptions()), ToolPlan(0.66, 9, 0.2), None)
+        plan = ServingPlan("both", ChatServing(renderer.budgets, 150, EngineOptions()), ToolServing(0.66, 9, 0.2), None)
         self.service.open(chat, self.classifier, plan)
-        self.door = Door(self.service)
+        self.endpoint = WebSocketEndpoint(self.service)
 
     def name(self, kind: str) -> str:
         self.count += 1

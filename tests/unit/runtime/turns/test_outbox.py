@@ -31,9 +31,9 @@ async def test_nothing_follows_a_close() -> None:
 async def test_a_reader_waits_while_it_is_crowded() -> None:
     outbox = Outbox()
     for _ in range(HIGH_WATER_FRAMES):
-        assert not outbox.crowded
+        assert not outbox.above_high_water
         outbox.put(Pong())
-    assert outbox.crowded
+    assert outbox.above_high_water
     room = asyncio.create_task(outbox.room())
     await asyncio.sleep(0)
     assert not room.done()

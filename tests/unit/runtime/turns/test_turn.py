@@ -47,14 +47,14 @@ async def test_the_engine_is_roused_before_a_turn_s_request_and_for_nothing_else
     engine = ScriptedEngine()
     async with serving(engine) as running, running.client() as client:
         await client.turn(user_utterance="hello")
-        assert engine.roused == [0]
+        assert engine.woken == [0]
         for message in ("ping", "warm_persona", "chat_prompt", "cancel"):
             await client.send(type=message, persona_text="x")
             await client.receive()
-        assert engine.roused == [0]
+        assert engine.woken == [0]
         await client.send(type="followup", analysis_text="a cat")
         await client.until("done")
-        assert engine.roused == [0, 1]
+        assert engine.woken == [0, 1]
 
 
 async def test_tool_only_ends_after_the_toolcall() -> None:

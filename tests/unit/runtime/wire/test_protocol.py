@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.server.connection import rejection
 from runtime.text.prompt import Message
-from runtime.wire import frames
-from runtime.wire import messages as protocol
+from runtime.wire import frames, messages
 from runtime.wire.decoder import Decoder
 from runtime.wire.fields import parse_transcript
 from runtime.wire.messages import Bound, Grammar, Inbound, Rejected, SamplingChange
@@ -30,9 +29,9 @@ def refused(**message: Any) -> Rejected:
     return caught.value
 
 
-def start(**fields: Any) -> protocol.Start:
+def start(**fields: Any) -> messages.Start:
     message = decode(**{"type": "start", "session_id": "s", **fields})
-    assert isinstance(message, protocol.Start)
+    assert isinstance(message, messages.Start)
     return message
 
 
@@ -41,7 +40,7 @@ def refused_start(**fields: Any) -> Rejected:
 
 
 def test_the_smallest_start_says_nothing_but_its_session() -> None:
-    assert start() == protocol.Start(session_id="s")
+    assert start() == messages.Start(session_id="s")
 
 
 def test_a_start_carries_everything() -> None:
@@ -60,7 +59,7 @@ def test_a_start_carries_everything() -> None:
         personalities={"flirty": ["teasing"]},
         something_else=[1, 2],
     )
-    assert message == protocol.Start(
+    assert message == messages.Start(
         request_id="r",
         session_id="s",
         gender="female",
@@ -102,24 +101,24 @@ def test_an_empty_history_is_a_history() -> None:
 
 @pytest.mark.parametrize("kind", ["ping", "PING", " Ping "])
 def test_the_type_is_read_in_any_case(kind: str) -> None:
-    assert decode(type=kind, request_id=1) == protocol.Ping(1)
+    assert decode(type=kind, request_id=1) == messages.Ping(1)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("__CANCEL__", protocol.Cancel()),
-        ("__END__\n", protocol.End()),
-        ('{"cancel": true, "request_id": "r"}', protocol.Cancel("r")),
-        ('{"end": true}', protocol.End()),
-        ('{"type": "pong"}', protocol.Pong()),
-        ('{"type": "followup", "analysis_text": "a cat"}', protocol.Followup(analysis="a cat")),
-        ('{"type": "warm_persona", "persona_text": "p"}', protocol.WarmPersona(persona="p")),
+        ("__CANCEL__", messages.Cancel()),
+        ("__END__\n", messages.End()),
+        ('{"cancel": true, "request_id": "r"}', messages.Cancel("r")),
+        ('{"end": true}', messages.End()),
+        ('{"type": "pong"}', messages.Pong()),
+        ('{"type": "followup", "analysis_text": "a cat"}', messages.Followup(analysis="a cat")),
+        ('{"type": "warm_persona", "persona_text": "p"}', messages.WarmPersona(persona="p")),
         (
             '{"type": "warm_history", "history_text": "User: hi", "runtime_text": "r"}',
-            protocol.WarmHistory(history=(Message("user", "hi"),), runtime_text="r"),
+            messages.WarmHistory(history=(Message("user", "hi"),), runtime_text="r"),
         ),
-        ('{"type": "chat_prompt", "chat_prompt": "p"}', protocol.ChatPrompt(persona="p")),
+        ('{"type": "chat_prompt", "chat_prompt": "p"}', messages.ChatPrompt(persona="p")),
     ],
 )
 def test_every_form_of_a_message_is_understood(text: str, message: Inbound) -> None:
@@ -128,10 +127,10 @@ def test_every_form_of_a_message_is_understood(text: str, message: Inbound) -> N
 
 def test_sentinels_and_bounds_are_the_operators() -> None:
     decoder = Decoder(Grammar({"temperature": Bound(0, 2)}, "STOP", "BYE"))
-    assert decoder.decode("STOP") == protocol.Cancel()
-    assert decoder.decode("BYE") == protocol.End()
+    assert decoder.decode("STOP") == messages.Cancel()
+    assert decoder.decode("BYE") == messages.End()
     message = decoder.decode('{"type": "start", "session_id": "s", "temperature": 1.9}')
-    assert isinstance(message, protocol.Start)
+    assert isinstance(message, messages.Start)
     assert message.sampling.values == {"temperature": 1.9}
 
 

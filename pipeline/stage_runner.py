@@ -21,7 +21,7 @@ Work = Callable[[Path], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class FetchedModel:
     """A model whose files are here: its folder, and the hash of its content."""
 
     folder: Path
@@ -29,7 +29,7 @@ class Model:
 
 
 @dataclass(slots=True)
-class Workshop:
+class StageRunner:
     """Does stages. `done` holds those that were finished or found finished, in order."""
 
     cache: Path
@@ -39,7 +39,7 @@ class Workshop:
     done: list[Done] = field(default_factory=list)
 
     def stage(self, name: str, inputs: Mapping[str, Any], work: Work, *, again: bool = False) -> Done:
-        """One stage, done at most once by this workshop unless it is asked for `again`.
+        """One stage, done at most once by this runner unless it is asked for `again`.
 
         Raises:
             StageError: it failed.
@@ -55,11 +55,11 @@ class Workshop:
         self.done.append(done)
         return done
 
-    def model(self, folder: Path) -> Model:
+    def model(self, folder: Path) -> FetchedModel:
         """A folder with the hash of its content, which is remembered."""
-        return Model(folder, source.content_hash(folder, self.cache / "hashes.json"))
+        return FetchedModel(folder, source.content_hash(folder, self.cache / "hashes.json"))
 
-    def chat_source(self, facts: SourceFacts) -> Model:
+    def chat_source(self, facts: SourceFacts) -> FetchedModel:
         """The chat model as it comes; the embedded one is exported."""
         if facts.kind != "embedded":
             return self._fetch("source", facts)
@@ -69,7 +69,7 @@ class Workshop:
         }
         return self.model(self.stage("source", inputs, self._export_chat).output)
 
-    def tool_source(self, facts: SourceFacts) -> tuple[Model, Mapping[str, Any]]:
+    def tool_source(self, facts: SourceFacts) -> tuple[FetchedModel, Mapping[str, Any]]:
         """The classifier, and the report of its training where it was trained here; the embedded one is."""
         if facts.kind != "embedded":
             return self._fetch("tool", facts), {}
@@ -81,7 +81,7 @@ class Workshop:
         return self.model(done.output), done.result
 
     def reference(
-        self, model: Model, *, lane: str, context: int, eager: bool, engine: str = "vllm", dtype: str = "auto"
+        self, model: FetchedModel, *, lane: str, context: int, eager: bool, engine: str = "vllm", dtype: str = "auto"
     ) -> Path:
         """The float model's scores on held-out text, in a file.
 
@@ -110,7 +110,7 @@ class Workshop:
         gpus = [gpu.name for gpu in self.machine.gpus]
         return {"sm": self.machine.sm, "gpus": gpus, "packages": self.machine.packages}
 
-    def _fetch(self, name: str, facts: SourceFacts) -> Model:
+    def _fetch(self, name: str, facts: SourceFacts) -> FetchedModel:
         try:
             return self.model(source.fetch(facts, self.progress))
         except hub_client.failures(ArtifactError, hub.TokenError) as error:

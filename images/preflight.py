@@ -1,8 +1,8 @@
-"""The stack check: whether CUDA, torch, the engine, Open MPI and the driver fit together.
+"""The preflight: whether CUDA, torch, the engine, Open MPI and the driver fit together.
 
-    stack.py base              while the base is built
-    stack.py vllm|trt|cpu|tool while an image is built, in its environment
-    stack.py LANE --start      when a container starts: quick, and the driver too
+    preflight.py base              while the base is built
+    preflight.py vllm|trt|cpu|tool while an image is built, in its environment
+    preflight.py LANE --start      when a container starts: quick, and the driver too
 
 One line per failure, with what was expected and what was found; exit status 78 when there is any. Imports nothing but
 the standard library and `packaging`, so that it is quick, and so that a broken torch cannot break it.

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pipeline.plan import Decision
+from pipeline.plan import PlanDecision
 from pipeline.problem import Problem
 
 
 @dataclass(slots=True)
-class Ledger:
+class Diagnostics:
     """Decisions and problems in the order in which they came up."""
 
-    decisions: list[Decision] = field(default_factory=list)
+    decisions: list[PlanDecision] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     def decide(self, name: str, value: object, reason: str) -> None:
         """Note a choice, and why it was made."""
-        self.decisions.append(Decision(name, str(value), reason))
+        self.decisions.append(PlanDecision(name, str(value), reason))
 
     def problem(self, where: str, expected: str, found: str, next_step: str = "") -> None:
         """Note what is wrong."""

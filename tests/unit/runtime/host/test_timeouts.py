@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from runtime.host.patience import within
+from runtime.host.timeouts import within
 
 
 async def test_what_comes_in_time_is_returned_and_its_error_raised() -> None:

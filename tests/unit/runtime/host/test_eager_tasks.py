@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.host import eager
+from runtime.host import eager_tasks
 
 
 async def test_what_never_waits_is_done_at_once():
     async def answer() -> int:
         return 42
 
-    task = eager.start(answer())
+    task = eager_tasks.start(answer())
     assert task.done()
     assert await task == 42
 
@@ -26,7 +26,7 @@ async def test_an_error_before_the_first_wait_is_told_to_who_awaits_it():
     async def fail() -> None:
         raise KeyError("no")
 
-    task = eager.start(fail())
+    task = eager_tasks.start(fail())
     assert task.done()
     with pytest.raises(KeyError):
         await task
@@ -36,7 +36,7 @@ async def test_a_cancellation_before_the_first_wait_is_one():
     async def leave() -> None:
         raise asyncio.CancelledError
 
-    task = eager.start(leave())
+    task = eager_tasks.start(leave())
     assert task.cancelled()
 
 
@@ -51,7 +51,7 @@ async def test_it_runs_to_its_first_wait_and_goes_on_later():
         await asyncio.sleep(0)
         return "done"
 
-    task = eager.start(work())
+    task = eager_tasks.start(work())
     assert steps == ["begun"]
     gate.set()
     assert await task == "done"
@@ -64,7 +64,7 @@ async def test_what_it_waits_for_may_be_over_before_its_task_begins():
     async def work() -> int:
         return await ready
 
-    task = eager.start(work())
+    task = eager_tasks.start(work())
     ready.set_result(7)
     assert await task == 7
 
@@ -74,7 +74,7 @@ async def test_who_keeps_a_task_that_has_ended_does_not_keep_what_it_waited_for(
         await future
 
     waited_for: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    task = eager.start(wait(waited_for))
+    task = eager_tasks.start(wait(waited_for))
     waited_for.set_result("a whole prompt")
     await task
     gone = weakref.ref(waited_for)
@@ -104,7 +104,7 @@ async def test_a_cancellation_reaches_it_whenever_it_comes(steps_before: int):
             await source.aclose()
             seen.append("left")
 
-    task = eager.start(work())
+    task = eager_tasks.start(work())
     for _ in range(steps_before):
         await asyncio.sleep(0)
     task.cancel()
@@ -122,18 +122,18 @@ async def test_a_cancellation_may_be_survived():
             return "stayed"
         return "slept"
 
-    task = eager.start(stubborn())
+    task = eager_tasks.start(stubborn())
     task.cancel()
     assert await task == "stayed"
 
 
 async def test_it_waits_for_other_tasks_and_for_threads():
     async def work() -> list[int]:
-        one = eager.start(asyncio.sleep(0, 1))
+        one = eager_tasks.start(asyncio.sleep(0, 1))
         two = await asyncio.get_running_loop().run_in_executor(None, int, "2")
         return [await one, two, await asyncio.wait_for(asyncio.sleep(0.001, 3), 5)]
 
-    assert await eager.start(work()) == [1, 2, 3]
+    assert await eager_tasks.start(work()) == [1, 2, 3]
 
 
 @given(plan=st.lists(st.sampled_from(["pass", "sleep", "wait", "error"]), max_size=8), cancel_after=st.integers(0, 6))
@@ -154,7 +154,7 @@ def test_it_ends_as_an_ordinary_task_would(plan, cancel_after):
 
     async def outcome(*, eagerly: bool, cancelled: bool) -> tuple[str, list[str]]:
         log: list[str] = []
-        task = eager.start(work(log)) if eagerly else asyncio.get_running_loop().create_task(work(log))
+        task = eager_tasks.start(work(log)) if eagerly else asyncio.get_running_loop().create_task(work(log))
         if cancelled:
             for _ in range(cancel_after):
                 await asyncio.sleep(0)

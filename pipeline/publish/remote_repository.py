@@ -23,7 +23,7 @@ from pipeline.stages.stage import StageError
 from runtime import artifact
 from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata, FileEntry
 from runtime.artifact.labels import ENGINES_FOLDER
-from runtime.artifact.repository import Reference, Source
+from runtime.artifact.repository import Reference, RepositoryReader
 from runtime.artifact.signature import SIGNATURE_NAME
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
+class RemoteFile:
     """One file on the hub. `sha256` is known for LFS files alone; `blob_id` is git's own."""
 
     size: int
@@ -46,7 +46,7 @@ class Remote:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class RemoteRepository:
     """A repository at one commit.
 
     Attributes:
@@ -57,7 +57,7 @@ class Shelf:
     repo: str
     commit: str
     private: bool
-    files: Mapping[str, Remote]
+    files: Mapping[str, RemoteFile]
     metadata: BuildMetadata | None
     engines: Mapping[str, BuildMetadata]
 
@@ -81,7 +81,7 @@ def blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def look(api: HfApi, repo: str, revision: str) -> Shelf:
+def read_repository(api: HfApi, repo: str, revision: str) -> RemoteRepository:
     """Read what a repository holds.
 
     Raises:
@@ -92,7 +92,7 @@ def look(api: HfApi, repo: str, revision: str) -> Shelf:
     info = api.model_info(repo, revision=revision)
     commit = str(info.sha)
     files = {
-        entry.path: Remote(entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None)
+        entry.path: RemoteFile(entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None)
         for entry in api.list_repo_tree(repo, recursive=True, revision=commit)
         if isinstance(entry, RepoFile)
     }
@@ -101,10 +101,10 @@ def look(api: HfApi, repo: str, revision: str) -> Shelf:
         if (found := _metadata(api, repo, commit, f"{ENGINES_FOLDER}/{label}/{METADATA_NAME}")) is not None:
             engines[label] = found
     root = _metadata(api, repo, commit, METADATA_NAME) if METADATA_NAME in files else None
-    return Shelf(repo, commit, bool(info.private), files, root, engines)
+    return RemoteRepository(repo, commit, bool(info.private), files, root, engines)
 
 
-def labels_in(paths: Mapping[str, Remote]) -> list[str]:
+def labels_in(paths: Mapping[str, RemoteFile]) -> list[str]:
     """Labels of the engines that have metadata of their own."""
     prefix, suffix = f"{ENGINES_FOLDER}/", f"/{METADATA_NAME}"
     inner = [path[len(prefix) : -len(suffix)] for path in paths if path.startswith(prefix) and path.endswith(suffix)]
@@ -112,15 +112,15 @@ def labels_in(paths: Mapping[str, Remote]) -> list[str]:
 
 
 def _metadata(api: HfApi, repo: str, commit: str, path: str) -> BuildMetadata | None:
-    with TemporaryDirectory(prefix="yap-shelf-") as folder:
-        Source(api, Reference(repo, commit), commit).document(path, Path(folder), lambda line: None)
+    with TemporaryDirectory(prefix="yap-remote-") as folder:
+        RepositoryReader(api, Reference(repo, commit), commit).document(path, Path(folder), lambda line: None)
         try:
             return artifact.read(Path(folder))
         except ArtifactError:
             return None  # what cannot be read describes nothing that could be kept or removed
 
 
-def change(folder: Path, metadata: BuildMetadata, shelf: Shelf, documents: Mapping[str, bytes]) -> Change:
+def change(folder: Path, metadata: BuildMetadata, remote: RemoteRepository, documents: Mapping[str, bytes]) -> Change:
     """What has to be sent and removed so that the repository holds the artifact.
 
     Files that neither this artifact nor the one before listed are left alone: they are someone else's.
@@ -129,30 +129,30 @@ def change(folder: Path, metadata: BuildMetadata, shelf: Shelf, documents: Mappi
         StageError: the repository holds engines of another model.
     """
     label = artifact.engine_label(metadata)
-    others = {name: entry for name, entry in shelf.engines.items() if name != label}
+    others = {name: entry for name, entry in remote.engines.items() if name != label}
     mine = {entry.path: entry for entry in metadata.files}
     kept: set[str] = set()
     for name, other in others.items():
         kept |= {entry.path for entry in other.files}
         kept |= {f"{ENGINES_FOLDER}/{name}/{file}" for file in (METADATA_NAME, SIGNATURE_NAME)}
-        _check_beside(metadata, mine, name, other, shelf.repo)
+        _check_beside(metadata, mine, name, other, remote.repo)
     before = {METADATA_NAME, SIGNATURE_NAME}
-    before |= {entry.path for old in (shelf.metadata, shelf.engines.get(label or "")) if old for entry in old.files}
+    before |= {entry.path for old in (remote.metadata, remote.engines.get(label or "")) if old for entry in old.files}
     if label:
         before |= {f"{ENGINES_FOLDER}/{label}/{file}" for file in (METADATA_NAME, SIGNATURE_NAME)}
-    stale = (before & shelf.files.keys()) - mine.keys() - documents.keys() - kept
+    stale = (before & remote.files.keys()) - mine.keys() - documents.keys() - kept
     return Change(
-        files=tuple(entry for entry in metadata.files if not _same(shelf.files.get(entry.path), entry, folder)),
+        files=tuple(entry for entry in metadata.files if not _same(remote.files.get(entry.path), entry, folder)),
         documents={
             path: content
             for path, content in documents.items()
-            if not ((there := shelf.files.get(path)) and there.holds(content))
+            if not ((there := remote.files.get(path)) and there.holds(content))
         },
         deletes=tuple(sorted(stale)),
     )
 
 
-def _same(there: Remote | None, entry: FileEntry, folder: Path) -> bool:
+def _same(there: RemoteFile | None, entry: FileEntry, folder: Path) -> bool:
     if there is None or there.size != entry.size:
         return False
     # The hub tells git's id alone of what is not in LFS, which is small.
@@ -175,14 +175,14 @@ def _check_beside(
             raise StageError("push", what, repo, remedy)
 
 
-def mismatch(metadata: BuildMetadata, shelf: Shelf) -> str | None:
+def mismatch(metadata: BuildMetadata, remote: RemoteRepository) -> str | None:
     """The first listed file that the hub does not hold as it should; none when all is there."""
     for entry in metadata.files:
-        there = shelf.files.get(entry.path)
+        there = remote.files.get(entry.path)
         if there is None:
             return f"{entry.path} is missing"
         if there.size != entry.size or there.sha256 not in {None, entry.sha256}:
             return f"{entry.path} differs"
-    if shelf.metadata is None or shelf.metadata.digest != metadata.digest:
+    if remote.metadata is None or remote.metadata.digest != metadata.digest:
         return f"{METADATA_NAME} differs"
     return None

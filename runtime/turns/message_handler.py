@@ -15,13 +15,12 @@ from datetime import datetime, timezone
 import structlog
 
 from runtime.deployment.models import Chat, Deployment
-from runtime.host import eager
+from runtime.host import eager_tasks
 from runtime.turns.outbox import Outbox
 from runtime.turns.session import Session, SessionStore
-from runtime.turns.turn import Request, Stop, Turn
+from runtime.turns.turn import Stop, Turn, TurnRequest
 from runtime.turns.warming import Prefix, Warming
-from runtime.wire import frames
-from runtime.wire import messages as protocol
+from runtime.wire import frames, messages
 from runtime.wire.frames import RequestId
 
 log = structlog.get_logger(__name__)
@@ -39,7 +38,7 @@ class Job:
     turn: Turn | None = None
 
 
-class Dialogue:
+class MessageHandler:
     """One connection's side of things: its session, its turn, and what it asked for meanwhile."""
 
     def __init__(self, principal: str, outbox: Outbox, deployment: Deployment, sessions: SessionStore) -> None:
@@ -64,10 +63,10 @@ class Dialogue:
         """Loop time at which the last turn ended."""
         return self._turn.ended_at if self._turn is not None else 0.0
 
-    def submit(self, message: protocol.Inbound) -> None:
+    def submit(self, message: messages.Inbound) -> None:
         """Take a message that is no `cancel`; its answers come through the outbox."""
         request_id = message.request_id
-        if self._deployment.chat is None and not isinstance(message, protocol.Start):
+        if self._deployment.chat is None and not isinstance(message, messages.Start):
             self._error("chat_not_deployed", "This server has no chat model.", request_id)
             return
         if len(self._jobs) >= BACKLOG:
@@ -75,7 +74,7 @@ class Dialogue:
             return
         self._jobs.append(self._job(message))
         if self._worker is None:
-            worker = eager.start(self._work())
+            worker = eager_tasks.start(self._work())
             self._worker = None if worker.done() else worker
 
     def cancel(self, request_id: RequestId | None) -> None:
@@ -124,27 +123,27 @@ class Dialogue:
 
     # The worker
 
-    def _job(self, message: protocol.Inbound) -> Job:
+    def _job(self, message: messages.Inbound) -> Job:
         request_id = message.request_id
         match message:
-            case protocol.Start():
+            case messages.Start():
                 turn = self._new_turn(request_id)
                 return Job(lambda: self._start(message, turn), request_id, turn)
-            case protocol.Followup():
+            case messages.Followup():
                 turn = self._new_turn(request_id)
                 return Job(lambda: self._follow_up(message, turn), request_id, turn)
-            case protocol.ChatPrompt():
+            case messages.ChatPrompt():
                 return Job(lambda: self._set_persona(message), request_id)
-            case protocol.WarmPersona():
+            case messages.WarmPersona():
                 return Job(lambda: self._warm_persona(message), request_id)
-            case protocol.WarmHistory():
+            case messages.WarmHistory():
                 return Job(lambda: self._warm_history(message), request_id)
         raise TypeError(f"no job for {type(message).__name__}")
 
     def _new_turn(self, request_id: RequestId | None) -> Turn:
         turn = Turn(request_id, self._outbox, self._deployment)
         if self._deployment.chat is not None:
-            self._deployment.chat.engine.rouse()
+            self._deployment.chat.engine.wake()
         return turn
 
     async def _work(self) -> None:
@@ -170,7 +169,7 @@ class Dialogue:
 
     # Turns
 
-    async def _start(self, start: protocol.Start, turn: Turn) -> None:
+    async def _start(self, start: messages.Start, turn: Turn) -> None:
         if self._deployment.chat is None:
             start = replace(start, persona=None)
         elif await self._start_too_long(self._deployment.chat, start):
@@ -183,7 +182,7 @@ class Dialogue:
             self._begin(
                 turn,
                 session,
-                Request(
+                TurnRequest(
                     persona=session.persona,
                     runtime_text=session.runtime_text,
                     history=session.history.messages(),
@@ -196,14 +195,14 @@ class Dialogue:
                 ),
             )
 
-    async def _start_too_long(self, chat: Chat, start: protocol.Start) -> bool:
+    async def _start_too_long(self, chat: Chat, start: messages.Start) -> bool:
         persona = start.persona
         if persona is None:
             known = self._sessions.find(self._principal, start.session_id)
             persona = known.persona if known is not None else ""
         return await self._too_long(chat, persona, start.runtime_text, start.request_id)
 
-    async def _follow_up(self, followup: protocol.Followup, turn: Turn) -> None:
+    async def _follow_up(self, followup: messages.Followup, turn: Turn) -> None:
         session = self._active(followup.session_id)
         if session is None:
             self._no_session(followup.request_id)
@@ -211,7 +210,7 @@ class Dialogue:
         async with session.lock:
             await self._take(session)
             sampling, sanitize = session.sampling_with(followup.sampling)
-            request = Request(
+            request = TurnRequest(
                 persona=session.persona,
                 runtime_text=session.runtime_text,
                 history=session.history.messages(),
@@ -236,7 +235,7 @@ class Dialogue:
         session.owner = self
         self._session = session
 
-    def _begin(self, turn: Turn, session: Session, request: Request) -> None:
+    def _begin(self, turn: Turn, session: Session, request: TurnRequest) -> None:
         self._turn = session.turn = turn
         turn.when_ended(lambda: session.forget(turn))
         turn.begin(request)
@@ -257,7 +256,7 @@ class Dialogue:
 
     # Between turns
 
-    async def _set_persona(self, update: protocol.ChatPrompt) -> None:
+    async def _set_persona(self, update: messages.ChatPrompt) -> None:
         session, chat = self._active(update.session_id), self._deployment.chat
         if session is None or chat is None:
             self._no_session(update.request_id)
@@ -274,7 +273,7 @@ class Dialogue:
 
     def _verdict(
         self,
-        update: protocol.ChatPrompt,
+        update: messages.ChatPrompt,
         code: int,
         message: str,
         *,
@@ -293,10 +292,10 @@ class Dialogue:
             )
         )
 
-    async def _warm_persona(self, warm: protocol.WarmPersona) -> None:
+    async def _warm_persona(self, warm: messages.WarmPersona) -> None:
         await self._warm(Prefix("persona_static", warm.request_id, warm.persona))
 
-    async def _warm_history(self, warm: protocol.WarmHistory) -> None:
+    async def _warm_history(self, warm: messages.WarmHistory) -> None:
         session = self._active(warm.session_id)
         persona = warm.persona if warm.persona is not None else session.persona if session is not None else ""
         await self._warm(Prefix("history", warm.request_id, persona, warm.runtime_text, warm.history))

@@ -1,4 +1,4 @@
-"""How the stack check reads what is installed, on files as the packages write them."""
+"""How the preflight reads what is installed, on files as the packages write them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TORCHVISION = (
 
 @pytest.fixture(scope="module")
 def stack() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("stack", bake.ROOT / "images" / "stack.py")
+    spec = importlib.util.spec_from_file_location("stack", bake.ROOT / "images" / "preflight.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
