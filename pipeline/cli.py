@@ -21,6 +21,7 @@ from rich.console import Console
 
 from pipeline import hints, progress
 from pipeline.plan import options, prepare
+from pipeline.plan.option_objects import filled
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.publish import report
 from pipeline.stages.stage import StageError
@@ -43,48 +44,18 @@ app = typer.Typer(
 
 
 @app.command(name="plan")
-def plan_command(
-    models: options.Models,
-    trt: options.Trt = False,
-    vllm: options.Vllm = False,
-    cpu: options.Cpu = False,
-    out: options.Out = None,
-    cache_dir: options.CacheDir = None,
-    tool_only: options.ToolOnly = False,
-    allow_emulated: options.Emulated = False,
-    fallback: options.Fallback = None,
-) -> None:
+@filled(options.PlanOptions)
+def plan_command(given: options.PlanOptions) -> None:
     """Show what would be done and why, or everything that is wrong. Starts nothing.
 
     Example: `yap-pipeline plan --cpu 4bit HuggingFaceTB/SmolLM2-1.7B-Instruct embedded`
     """
-    request = options.request_of(models, options.lanes_of(trt, vllm, cpu), tool_only=tool_only)
-    request = replace(request, out=out, allow_emulated=allow_emulated, fallback=tuple(fallback or ()))
-    report.show_plan(prepare.prepare(request, cache_dir).plan, Console())
+    report.show_plan(prepare.prepare(given.request(), given.cache_dir).plan, Console())
 
 
 @app.command(name="run")
-def run_command(
-    models: options.Models,
-    trt: options.Trt = False,
-    vllm: options.Vllm = False,
-    cpu: options.Cpu = False,
-    out: options.Out = None,
-    force: options.Force = False,
-    fallback: options.Fallback = None,
-    cache_dir: options.CacheDir = None,
-    tool_only: options.ToolOnly = False,
-    allow_emulated: options.Emulated = False,
-    push_quant: options.Push = False,
-    sign_key: options.SignKey = None,
-    max_perplexity: options.MaxPerplexity = None,
-    min_top1: options.MinTop1 = None,
-    min_known: options.MinKnown = None,
-    max_ttft: options.MaxTtft = None,
-    max_itl: options.MaxItl = None,
-    min_speed: options.MinSpeed = None,
-    min_tool: options.MinTool = None,
-) -> None:
+@filled(options.RunOptions)
+def run_command(given: options.RunOptions) -> None:
     """Do everything: quantize, build, validate, and put the artifact at its place.
 
     Finished stages are kept, so a run that was killed goes on where it was. The artifact appears whole, and only when
@@ -94,20 +65,16 @@ def run_command(
     `yap-pipeline run --vllm 4bit org/model --fallback gptq`, `HF_PUSH_REPO_ID=acme/model yap-pipeline run --vllm 4bit
     org/model --push-quant`
     """
-    request = options.request_of(models, options.lanes_of(trt, vllm, cpu), tool_only=tool_only)
-    bounds = options.thresholds(max_perplexity, min_top1, min_known, max_ttft, max_itl, min_speed, min_tool)
-    request = replace(
-        request, out=out, allow_emulated=allow_emulated, fallback=tuple(fallback or ()), thresholds=bounds
-    )
+    request, cache = given.request(), given.plan.cache_dir
     from pipeline.publish import publishing
     from pipeline.run import GateError, Run
 
-    destination = publishing.before_run(request, cache_dir, pushing=push_quant, sign_key=sign_key)
+    destination = publishing.before_run(request, cache, pushing=given.push_quant, sign_key=given.sign_key)
     while True:
-        prepared = prepare.prepare(request, cache_dir)
+        prepared = prepare.prepare(request, cache)
         try:
             with progress.for_terminal() as steps:
-                run = Run(prepared, steps, force=force or prepared.settings.force_rebuild)
+                run = Run(prepared, steps, force=given.force or prepared.settings.force_rebuild)
                 folder, metadata = run.proven()
                 place = run.finish(folder, metadata)
         except GateError as failed:
@@ -121,36 +88,28 @@ def run_command(
         console = Console()
         report.show_artifact(metadata, console)
         console.print(f"\nThe artifact is at {place}", highlight=False)
-        publishing.publish(place, destination, sign_key)
+        publishing.publish(place, destination, given.sign_key)
         return
 
 
 @app.command(name="quantize")
-def quantize_command(
-    models: options.Models,
-    trt: options.Trt = False,
-    vllm: options.Vllm = False,
-    cpu: options.Cpu = False,
-    out: options.Out = None,
-    force: options.Force = False,
-    cache_dir: options.CacheDir = None,
-    allow_emulated: options.Emulated = False,
-) -> None:
+@filled(options.QuantizeOptions)
+def quantize_command(given: options.QuantizeOptions) -> None:
     """Quantize only: write a Hugging Face folder that plain tools can open too. `run` goes on from there.
 
     Example: `yap-pipeline quantize --cpu awq embedded --out quantized`
     """
-    request = options.request_of(models, options.lanes_of(trt, vllm, cpu), tool_only=False)
+    request, out = given.request(), given.out
     from pipeline.run import Run
     from pipeline.stages import install
 
     if out and (problem := install.occupied(out)):
         raise WrongRequestError([problem])
-    prepared = prepare.prepare(replace(request, allow_emulated=allow_emulated, tool=None), cache_dir)
+    prepared = prepare.prepare(request, given.cache_dir)
     if prepared.plan.chat is None:
         raise WrongRequestError([Problem("arguments", "a chat model", "none", "name one, such as `embedded`")])
     with progress.for_terminal() as steps:
-        run = Run(prepared, steps, force=force or prepared.settings.force_rebuild)
+        run = Run(prepared, steps, force=given.force or prepared.settings.force_rebuild)
         _, model, quantization = run.quantized(prepared.plan.chat)
         folder = install.put_folder(model.folder, out) if out else model.folder
     group = f", groups of {quantization.group_size}" if quantization.group_size else ""
@@ -158,47 +117,25 @@ def quantize_command(
 
 
 @app.command(name="build")
-def build_command(
-    models: options.Models,
-    trt: options.Trt = False,
-    vllm: options.Vllm = False,
-    cpu: options.Cpu = False,
-    out: options.Out = None,
-    force: options.Force = False,
-    cache_dir: options.CacheDir = None,
-    tool_only: options.ToolOnly = False,
-    allow_emulated: options.Emulated = False,
-) -> None:
+@filled(options.BuildOptions)
+def build_command(given: options.BuildOptions) -> None:
     """Everything but the proof: write an artifact that no runtime serves before `validate` has passed it.
 
     Example: `yap-pipeline build --cpu awq embedded embedded --out artifacts/mine`
     """
-    request = options.request_of(models, options.lanes_of(trt, vllm, cpu), tool_only=tool_only)
-    prepared = prepare.prepare(replace(request, out=out, allow_emulated=allow_emulated), cache_dir)
+    prepared = prepare.prepare(given.request(), given.cache_dir)
     from pipeline.run import Run
 
     with progress.for_terminal() as steps:
-        run = Run(prepared, steps, force=force or prepared.settings.force_rebuild)
+        run = Run(prepared, steps, force=given.force or prepared.settings.force_rebuild)
         folder, metadata = run.built()
         place = run.finish(folder, metadata)
     typer.echo(f"built, not proven: {place}\nnext: yap-pipeline validate {place}")
 
 
 @app.command(name="validate")
-def validate_command(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")],
-    reference: Annotated[
-        str | None, typer.Option(help="The float model; else the source that the metadata names.")
-    ] = None,
-    cache_dir: options.CacheDir = None,
-    max_perplexity: options.MaxPerplexity = None,
-    min_top1: options.MinTop1 = None,
-    min_known: options.MinKnown = None,
-    max_ttft: options.MaxTtft = None,
-    max_itl: options.MaxItl = None,
-    min_speed: options.MinSpeed = None,
-    min_tool: options.MinTool = None,
-) -> None:
+@filled(options.ValidateOptions)
+def validate_command(given: options.ValidateOptions) -> None:
     """Prove an artifact on this machine, and write what was measured into it.
 
     Example: `yap-pipeline validate artifacts/mine --max-itl-ms 40`
@@ -206,9 +143,9 @@ def validate_command(
     from pipeline import revalidate
     from pipeline.lanes.gates import failures
 
-    bounds = options.thresholds(max_perplexity, min_top1, min_known, max_ttft, max_itl, min_speed, min_tool)
+    bounds = given.gates.bounds()
     with progress.for_terminal() as steps:
-        metadata = revalidate.revalidate(artifact, reference, bounds, cache_dir, steps)
+        metadata = revalidate.revalidate(given.artifact, given.reference, bounds, given.cache_dir, steps)
     report.show_artifact(metadata, Console())
     if metadata.validation and (shortfalls := failures(metadata.validation)):
         hints.explain(metadata.chat.quantization.method if metadata.chat else "tool", shortfalls)
@@ -217,7 +154,7 @@ def validate_command(
 
 @app.command(name="push")
 def push_command(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")],
+    artifact: options.Artifact,
     sign_key: options.SignKey = None,
 ) -> None:
     """Publish a proven artifact to HF_PUSH_REPO_ID: one commit, whole or not at all. A repeated push goes on.
@@ -231,7 +168,7 @@ def push_command(
 
 @app.command(name="sign")
 def sign_command(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")],
+    artifact: options.Artifact,
     sign_key: Annotated[Path, typer.Option(help="Elliptic-curve private key (PEM).")],
 ) -> None:
     """Sign an artifact (OpenSSF model signature); a runtime with ARTIFACT_PUBLIC_KEY_FILE serves nothing else.
@@ -245,7 +182,7 @@ def sign_command(
 
 @app.command(name="inspect")
 def inspect_command(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")],
+    artifact: options.Artifact,
     as_json: Annotated[bool, typer.Option("--json", help="The metadata as JSON.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against its hash too.")] = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -33,64 +34,170 @@ ToolOnly = Annotated[bool, typer.Option("--tool-only", help="The one model named
 Emulated = Annotated[bool, typer.Option("--allow-emulated", help="Allow FP8 on a CPU, ten times slower.")]
 Force = Annotated[bool, typer.Option("--force", help="Do every stage again; FORCE_REBUILD=true does the same.")]
 Fallback = Annotated[list[str] | None, typer.Option(help="Method to try when the gates fail; may be repeated.")]
-MaxPerplexity = Annotated[
-    float | None, typer.Option("--max-perplexity-ratio", min=1.0, help="Against the float model.")
-]
-MinTop1 = Annotated[float | None, typer.Option("--min-top1", min=0.0, max=1.0, help="Same first choice, at least.")]
-MinKnown = Annotated[float | None, typer.Option("--min-known-prompts", min=0.0, max=1.0, help="Answered right.")]
-MaxTtft = Annotated[float | None, typer.Option("--max-ttft-ms", min=0.0, help="Time to the first token, one stream.")]
-MaxItl = Annotated[float | None, typer.Option("--max-itl-ms", min=0.0, help="Time between tokens, one stream.")]
-MinTool = Annotated[
-    float | None, typer.Option("--min-tool-accuracy", min=0.0, max=1.0, help="The classifier, on held-out utterances.")
-]
-MinSpeed = Annotated[float | None, typer.Option("--min-tokens-per-s", min=0.0, help="All streams together.")]
 Push = Annotated[
     bool, typer.Option("--push-quant", help="Publish to HF_PUSH_REPO_ID afterwards. Without it nothing is uploaded.")
 ]
+Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")]
 SignKey = Annotated[Path | None, typer.Option(help="Sign with this elliptic-curve private key (PEM).")]
 
 
-def thresholds(
-    max_perplexity: float | None,
-    min_top1: float | None,
-    min_known: float | None,
-    max_ttft: float | None,
-    max_itl: float | None,
-    min_speed: float | None,
-    min_tool: float | None,
-) -> dict[str, float]:
-    """The bounds that were given, by the names of `gates.Thresholds`."""
-    given = {
-        "perplexity_ratio": max_perplexity,
-        "top1_agreement": min_top1,
-        "known_prompts": min_known,
-        "ttft_ms": max_ttft,
-        "itl_ms": max_itl,
-        "tokens_per_s": min_speed,
-        "tool_accuracy": min_tool,
-    }
-    return {name: value for name, value in given.items() if value is not None}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneOptions:
+    """Which models, in which lane."""
+
+    models: Models
+    trt: Trt = False
+    vllm: Vllm = False
+    cpu: Cpu = False
+
+    def request(self, *, tool_only: bool = False) -> BuildRequest:
+        """The request in the positional words.
+
+        The first word is a method when it is one, or when there is one word too many: then the plan says what is wrong.
+
+        Raises:
+            WrongRequestError: too few or too many words.
+        """
+        words = list(self.models)
+        most = 1 if tool_only else 2
+        method = words.pop(0) if words[0] in METHOD_WORDS or len(words) > most else None
+        if not 1 <= len(words) <= most:
+            expected = "[METHOD] TOOL_MODEL" if tool_only else "[METHOD] CHAT_MODEL [TOOL_MODEL]"
+            raise WrongRequestError([Problem("arguments", expected, " ".join(self.models), "see --help")])
+        asked = BuildRequest(method=method, lanes=self._lanes())
+        if tool_only:
+            return replace(asked, tool=words[0])
+        return replace(asked, chat=words[0], tool=words[1] if len(words) == 2 else None)
+
+    def _lanes(self) -> tuple[str, ...]:
+        flags = (("trt", self.trt), ("vllm", self.vllm), ("cpu", self.cpu))
+        return tuple(name for name, given in flags if given)
 
 
-def request_of(models: list[str], lanes: tuple[str, ...], *, tool_only: bool) -> BuildRequest:
-    """The request in the positional words.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateOptions:
+    """The gates' bounds; each field is called as in `gates.Thresholds`. None leaves the default."""
 
-    The first word is a method when it is one, or when there is one word too many: then the plan says what is wrong.
+    perplexity_ratio: Annotated[
+        float | None, typer.Option("--max-perplexity-ratio", min=1.0, help="Against the float model.")
+    ] = None
+    top1_agreement: Annotated[
+        float | None, typer.Option("--min-top1", min=0.0, max=1.0, help="Same first choice, at least.")
+    ] = None
+    known_prompts: Annotated[
+        float | None, typer.Option("--min-known-prompts", min=0.0, max=1.0, help="Answered right.")
+    ] = None
+    ttft_ms: Annotated[
+        float | None, typer.Option("--max-ttft-ms", min=0.0, help="Time to the first token, one stream.")
+    ] = None
+    itl_ms: Annotated[float | None, typer.Option("--max-itl-ms", min=0.0, help="Time between tokens, one stream.")] = (
+        None
+    )
+    tokens_per_s: Annotated[float | None, typer.Option("--min-tokens-per-s", min=0.0, help="All streams together.")] = (
+        None
+    )
+    tool_accuracy: Annotated[
+        float | None,
+        typer.Option("--min-tool-accuracy", min=0.0, max=1.0, help="The classifier, on held-out utterances."),
+    ] = None
 
-    Raises:
-        WrongRequestError: too few or too many words.
-    """
-    words = list(models)
-    most = 1 if tool_only else 2
-    method = words.pop(0) if words[0] in METHOD_WORDS or len(words) > most else None
-    if not 1 <= len(words) <= most:
-        expected = "[METHOD] TOOL_MODEL" if tool_only else "[METHOD] CHAT_MODEL [TOOL_MODEL]"
-        raise WrongRequestError([Problem("arguments", expected, " ".join(models), "see --help")])
-    if tool_only:
-        return BuildRequest(tool=words[0], method=method, lanes=lanes)
-    return BuildRequest(chat=words[0], tool=words[1] if len(words) == 2 else None, method=method, lanes=lanes)
+    def bounds(self) -> dict[str, float]:
+        """The bounds that were given."""
+        given = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: bound for name, bound in given.items() if bound is not None}
 
 
-def lanes_of(trt: bool, vllm: bool, cpu: bool) -> tuple[str, ...]:
-    """The lanes whose flags were given."""
-    return tuple(name for name, given in (("trt", trt), ("vllm", vllm), ("cpu", cpu)) if given)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What `plan` takes."""
+
+    lane: LaneOptions
+    out: Out = None
+    fallback: Fallback = None
+    cache_dir: CacheDir = None
+    tool_only: ToolOnly = False
+    allow_emulated: Emulated = False
+
+    def request(self) -> BuildRequest:
+        """The request in the options.
+
+        Raises:
+            WrongRequestError: too few or too many words.
+        """
+        return replace(
+            self.lane.request(tool_only=self.tool_only),
+            out=self.out,
+            fallback=tuple(self.fallback or ()),
+            allow_emulated=self.allow_emulated,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What `run` takes."""
+
+    plan: PlanOptions
+    force: Force = False
+    push_quant: Push = False
+    sign_key: SignKey = None
+    gates: GateOptions
+
+    def request(self) -> BuildRequest:
+        """The request in the options.
+
+        Raises:
+            WrongRequestError: too few or too many words.
+        """
+        return replace(self.plan.request(), thresholds=self.gates.bounds())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeOptions:
+    """What `quantize` takes. `out` is the folder of the quantized model."""
+
+    lane: LaneOptions
+    out: Out = None
+    force: Force = False
+    cache_dir: CacheDir = None
+    allow_emulated: Emulated = False
+
+    def request(self) -> BuildRequest:
+        """The request in the options: the chat model alone, and no artifact.
+
+        Raises:
+            WrongRequestError: too few or too many words.
+        """
+        return replace(self.lane.request(), tool=None, allow_emulated=self.allow_emulated)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What `build` takes."""
+
+    lane: LaneOptions
+    out: Out = None
+    force: Force = False
+    cache_dir: CacheDir = None
+    tool_only: ToolOnly = False
+    allow_emulated: Emulated = False
+
+    def request(self) -> BuildRequest:
+        """The request in the options.
+
+        Raises:
+            WrongRequestError: too few or too many words.
+        """
+        asked = self.lane.request(tool_only=self.tool_only)
+        return replace(asked, out=self.out, allow_emulated=self.allow_emulated)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidateOptions:
+    """What `validate` takes."""
+
+    artifact: Artifact
+    reference: Annotated[str | None, typer.Option(help="The float model; else the source that the metadata names.")] = (
+        None
+    )
+    cache_dir: CacheDir = None
+    gates: GateOptions
