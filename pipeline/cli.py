@@ -75,7 +75,7 @@ def run_command(given: options.RunOptions) -> None:
         try:
             with progress.for_terminal() as steps:
                 run = Run(prepared, steps, force=given.force or prepared.settings.force_rebuild)
-                folder, metadata = run.proven()
+                folder, metadata = run.validate()
                 place = run.finish(folder, metadata)
         except GateError as failed:
             hints.explain(failed.method, failed.shortfalls)
@@ -103,15 +103,15 @@ def quantize_command(given: options.QuantizeOptions) -> None:
     from pipeline.run import Run
     from pipeline.stages import install
 
-    if out and (problem := install.occupied(out)):
+    if out and (problem := install.out_problem(out)):
         raise WrongRequestError([problem])
     prepared = prepare.prepare(request, given.cache_dir)
     if prepared.plan.chat is None:
         raise WrongRequestError([Problem("arguments", "a chat model", "none", "name one, such as `embedded`")])
     with progress.for_terminal() as steps:
         run = Run(prepared, steps, force=given.force or prepared.settings.force_rebuild)
-        _, model, quantization = run.quantized(prepared.plan.chat)
-        folder = install.put_folder(model.folder, out) if out else model.folder
+        _, model, quantization = run.quantize(prepared.plan.chat)
+        folder = install.install_folder(model.folder, out) if out else model.folder
     group = f", groups of {quantization.group_size}" if quantization.group_size else ""
     typer.echo(f"{quantization.method} ({quantization.scheme}{group}): {folder}")
 
@@ -128,7 +128,7 @@ def build_command(given: options.BuildOptions) -> None:
 
     with progress.for_terminal() as steps:
         run = Run(prepared, steps, force=given.force or prepared.settings.force_rebuild)
-        folder, metadata = run.built()
+        folder, metadata = run.build()
         place = run.finish(folder, metadata)
     typer.echo(f"built, not proven: {place}\nnext: yap-pipeline validate {place}")
 

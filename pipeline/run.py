@@ -31,7 +31,7 @@ from pipeline.source.model_files import TOKENIZER_FILES
 from pipeline.stage_runner import FetchedModel, StageRunner
 from pipeline.stages import install
 from pipeline.stages.recipes import recipe_of
-from pipeline.stages.stage import StageError, sweep
+from pipeline.stages.stage import StageError, remove_all_leftovers
 from pipeline.validate.validation import validate
 from runtime import artifact
 from runtime.artifact import BuildMetadata, Calibration, ChatModel, Quantization, ToolModel, Validation, hashes
@@ -67,9 +67,9 @@ class Run:
         self.plan, self.hardware, self.cache = prepared.plan, prepared.hardware, prepared.cache
         self.progress = progress
         self.runner = StageRunner(prepared.cache, prepared.hardware.machine, progress, force)
-        sweep(self.cache)
+        remove_all_leftovers(self.cache)
 
-    def quantized(self, chat: ChatPlan) -> tuple[FetchedModel, FetchedModel, Quantization]:
+    def quantize(self, chat: ChatPlan) -> tuple[FetchedModel, FetchedModel, Quantization]:
         """Fetch the chat model and quantize it, unless it came quantized.
 
         Returns:
@@ -112,10 +112,10 @@ class Run:
             tensor_parallel=chat.limits.tensor_parallel_size,
             backend="pytorch" if self.plan.engine == "trt-pytorch" else "engine",
         )
-        model, quantization = self._quantize(job, base, calibrated, python)
+        model, quantization = self._run_quantizer(job, base, calibrated, python)
         return base, model, quantization
 
-    def built(self) -> tuple[Path, BuildMetadata]:
+    def build(self) -> tuple[Path, BuildMetadata]:
         """Everything up to a complete artifact that is not proven yet; it lies in the cache.
 
         Raises:
@@ -132,7 +132,7 @@ class Run:
         models: dict[str, Path] = {}
         build: Callable[[Path, Path], None] | None = None
         if plan.chat:
-            base, model, quantization = self.quantized(plan.chat)
+            base, model, quantization = self.quantize(plan.chat)
             models["chat"] = model.folder
             build = partial(BUILDERS[plan.engine], source=base.folder, plan=plan, progress=self.progress)
             inputs |= {"chat": model.content, "source": base.content, "engine": plan.engine}
@@ -160,7 +160,7 @@ class Run:
         files = hashes.hash_folder(done.output)
         if any(done.hashes[entry.path] != entry.sha256 for entry in files):
             self.progress.step("build: its files changed on the disk; doing it again")
-            done = self.runner.stage("build", inputs, work, again=True)
+            done = self.runner.stage("build", inputs, work, redo=True)
             files = hashes.hash_folder(done.output)
         if chat:
             chat = chat.model_copy(update=dict(done.result))
@@ -177,14 +177,14 @@ class Run:
         )
         return done.output, metadata
 
-    def proven(self) -> tuple[Path, BuildMetadata]:
+    def validate(self) -> tuple[Path, BuildMetadata]:
         """Everything up to an artifact that passed its gates; it lies in the cache.
 
         Raises:
             StageError: a stage failed.
             GateError: a gate did.
         """
-        folder, metadata = self.built()
+        folder, metadata = self.build()
         chat, thresholds = self.plan.chat, self.plan.thresholds
         reference: Path | None = None
         if chat and not chat.prequantized:
@@ -224,10 +224,10 @@ class Run:
     def finish(self, folder: Path, metadata: BuildMetadata) -> Path:
         """Put the artifact at its place, whole or not at all."""
         self.progress.step(f"finish: the artifact goes to {self.plan.out}")
-        return install.put(folder, self.plan.out, metadata, self.cache)
+        return install.install_artifact(folder, self.plan.out, metadata, self.cache)
 
     def _records(self) -> tuple[artifact.StageRecord, ...]:
-        return tuple(done.record for done in self.runner.done)
+        return tuple(done.record for done in self.runner.finished)
 
     def _quantizer_python(self) -> Path:
         if self.hardware.quantizer is None:
@@ -254,7 +254,7 @@ class Run:
         done = self.runner.stage("calibration", inputs, work)
         return done.output / calibration.SAMPLES_NAME, Calibration.model_validate_json(json.dumps(done.result))
 
-    def _quantize(
+    def _run_quantizer(
         self, job: QuantizeJob, base: FetchedModel, calibrated: Calibration | None, python: Path
     ) -> tuple[FetchedModel, Quantization]:
         settled = {"model", "out", "samples", "sequence_length"}

@@ -1,4 +1,4 @@
-"""What every command's work shares: the cache of stages, the models' sources, and the float model's scores."""
+"""Runs stages for every command: the models' sources, and the float model's scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline import source
 from pipeline.progress import Progress
 from pipeline.source import SourceFacts
 from pipeline.stages.recipes import recipe_of
-from pipeline.stages.stage import Cache, Done, Stage, StageError
+from pipeline.stages.stage import Stage, StageCache, StageError, StageResult
 from runtime.artifact import ArtifactError, hub, hub_client
 from runtime.engines import EngineOptions
 from runtime.host.machine import Machine
@@ -22,7 +22,12 @@ Work = Callable[[Path], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class FetchedModel:
-    """A model whose files are here: its folder, and the hash of its content."""
+    """A model whose files are on this machine.
+
+    Attributes:
+        folder: where they lie.
+        content: hash of those that decide its answers.
+    """
 
     folder: Path
     content: str
@@ -30,37 +35,45 @@ class FetchedModel:
 
 @dataclass(slots=True)
 class StageRunner:
-    """Does stages. `done` holds those that were finished or found finished, in order."""
+    """Runs stages through one cache, each at most once.
+
+    Attributes:
+        cache: folder of finished stages.
+        machine: what measurements depend on.
+        progress: told of each step.
+        force: whether finished stages are done again.
+        finished: results so far, in order.
+    """
 
     cache: Path
     machine: Machine
     progress: Progress
     force: bool = False
-    done: list[Done] = field(default_factory=list)
+    finished: list[StageResult] = field(default_factory=list)
 
-    def stage(self, name: str, inputs: Mapping[str, Any], work: Work, *, again: bool = False) -> Done:
-        """One stage, done at most once by this runner unless it is asked for `again`.
+    def stage(self, name: str, inputs: Mapping[str, Any], work: Work, *, redo: bool = False) -> StageResult:
+        """Run one stage, at most once in this runner's life unless `redo` is set.
 
         Raises:
             StageError: it failed.
         """
         stage = Stage(name, inputs, work)
-        if again:
-            self.done = [done for done in self.done if done.key != stage.key]
-        if earlier := next((done for done in self.done if done.key == stage.key), None):
+        if redo:
+            self.finished = [done for done in self.finished if done.key != stage.key]
+        if earlier := next((done for done in self.finished if done.key == stage.key), None):
             return earlier
         self.progress.step(name)
-        done = Cache(self.cache, force=self.force or again).run(stage, self.progress)
+        done = StageCache(self.cache, force=self.force or redo).run(stage, self.progress)
         self.progress.step(f"{name}: {'done before, in' if done.reused else 'done in'} {done.seconds:.1f} s")
-        self.done.append(done)
+        self.finished.append(done)
         return done
 
     def model(self, folder: Path) -> FetchedModel:
-        """A folder with the hash of its content, which is remembered."""
+        """Return a model's folder with the hash of its content; file hashes are cached."""
         return FetchedModel(folder, source.content_hash(folder, self.cache / "hashes.json"))
 
     def chat_source(self, facts: SourceFacts) -> FetchedModel:
-        """The chat model as it comes; the embedded one is exported."""
+        """Return the chat model as it comes: fetched, or exported for the embedded one."""
         if facts.kind != "embedded":
             return self._fetch("source", facts)
         inputs = {
@@ -70,7 +83,7 @@ class StageRunner:
         return self.model(self.stage("source", inputs, self._export_chat).output)
 
     def tool_source(self, facts: SourceFacts) -> tuple[FetchedModel, Mapping[str, Any]]:
-        """The classifier, and the report of its training where it was trained here; the embedded one is."""
+        """Return the classifier, and its evaluation where it was trained here, as the embedded one is."""
         if facts.kind != "embedded":
             return self._fetch("tool", facts), {}
         inputs = {
@@ -83,9 +96,10 @@ class StageRunner:
     def reference(
         self, model: FetchedModel, *, lane: str, context: int, eager: bool, engine: str = "vllm", dtype: str = "auto"
     ) -> Path:
-        """The float model's scores on held-out text, in a file.
+        """Score held-out text with the float model, and return the file of scores.
 
-        It computes in `dtype`, as the artifact does: float32 and bfloat16 alone disagree on one first choice in thirty.
+        The model computes in `dtype`, as the artifact does: float32 and bfloat16 alone disagree on one first choice in
+        thirty.
         """
         from pipeline.validate.validation import measure_reference
 
@@ -106,7 +120,7 @@ class StageRunner:
         return self.stage("reference", inputs, work).output / "scores.json"
 
     def identity(self) -> dict[str, Any]:
-        """What of this machine decides a measurement."""
+        """Return what of this machine decides a measurement, for a stage's key."""
         gpus = [gpu.name for gpu in self.machine.gpus]
         return {"sm": self.machine.sm, "gpus": gpus, "packages": self.machine.packages}
 
@@ -138,7 +152,7 @@ class StageRunner:
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Versions of those distributions that are installed."""
+    """Return the versions of those distributions that are installed."""
     found = {}
     for name in names:
         try:

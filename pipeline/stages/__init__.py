@@ -1,4 +1,4 @@
-"""Work that is done once for each set of inputs, whole or not at all, and is put into place in one step.
+"""Stages: work that is done once for each set of inputs, and installed atomically.
 
 May import `lanes` and the ground modules.
 """

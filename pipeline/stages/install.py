@@ -1,4 +1,4 @@
-"""Putting a finished folder at its place: copied beside it, checked, flushed, and renamed."""
+"""Installs a finished folder at its place: copied beside it, verified, flushed to disk, and renamed."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import shutil
 from pathlib import Path
 
 from pipeline.problem import Problem
-from pipeline.stages.stage import StageError, flush, flush_tree, locked
+from pipeline.stages.stage import StageError, fsync, fsync_tree, locked
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, hashes
 from runtime.engines.trt.folders import is_checkpoint
 
 
-def put(folder: Path, out: Path, metadata: BuildMetadata, cache: Path) -> Path:
-    """Put an artifact at `out`, replacing the artifact there.
+def install_artifact(folder: Path, out: Path, metadata: BuildMetadata, cache: Path) -> Path:
+    """Install an artifact at `out`, replacing the artifact there.
 
     An artifact there that holds the same files and was proven is left as it is, so that a repeated run changes nothing.
 
     Args:
         folder: its files, without metadata.
-        metadata: written last.
+        out: where it goes.
+        metadata: what is written into it, last.
         cache: where the lock is kept that two runs with the same place share.
 
     Raises:
@@ -38,13 +39,13 @@ def put(folder: Path, out: Path, metadata: BuildMetadata, cache: Path) -> Path:
             for leftover in (partial, old):
                 if leftover.exists():
                     shutil.rmtree(leftover)
-            if same(out, metadata):
+            if is_installed(out, metadata):
                 return out
             shutil.copytree(folder, partial)
             hashes.verify_files(partial, metadata)
             metadata.write(partial)
-            flush_tree(partial)
-            swap(partial, out, old)
+            fsync_tree(partial)
+            atomic_replace(partial, out, old)
     except ArtifactError as error:
         raise StageError("finish", str(error), "", "run the same command with --force") from error
     except OSError as error:
@@ -54,8 +55,8 @@ def put(folder: Path, out: Path, metadata: BuildMetadata, cache: Path) -> Path:
     return out
 
 
-def put_folder(folder: Path, out: Path) -> Path:
-    """Put a quantized model at `out`, replacing the quantized model there.
+def install_folder(folder: Path, out: Path) -> Path:
+    """Install a quantized model at `out`, replacing the quantized model there.
 
     Raises:
         StageError: the place cannot be written.
@@ -68,8 +69,8 @@ def put_folder(folder: Path, out: Path) -> Path:
             if leftover.exists():
                 shutil.rmtree(leftover)
         shutil.copytree(folder, partial)
-        flush_tree(partial)
-        swap(partial, out, old)
+        fsync_tree(partial)
+        atomic_replace(partial, out, old)
     except OSError as error:
         raise StageError(
             "quantize", error.strerror or str(error), error.filename or out, "make room or choose another --out"
@@ -77,8 +78,8 @@ def put_folder(folder: Path, out: Path) -> Path:
     return out
 
 
-def occupied(out: Path) -> Problem | None:
-    """Why a quantized model may not be put at `out`: what is there is neither nothing nor a quantized model."""
+def out_problem(out: Path) -> Problem | None:
+    """Return why a quantized model may not replace what is at `out`; none when it may."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
@@ -92,18 +93,18 @@ def occupied(out: Path) -> Problem | None:
     )
 
 
-def swap(partial: Path, out: Path, old: Path) -> None:
-    """Rename a complete folder to its place. What was there is moved aside first, and removed last."""
+def atomic_replace(partial: Path, out: Path, old: Path) -> None:
+    """Rename a complete folder to its place; what was there is moved aside first and removed last."""
     if out.exists():
         out.rename(old)
     partial.rename(out)
-    flush(out.parent)
+    fsync(out.parent)
     if old.exists():
         shutil.rmtree(old)
 
 
-def same(out: Path, metadata: BuildMetadata) -> bool:
-    """Whether the very same artifact, proven as much, is there already."""
+def is_installed(out: Path, metadata: BuildMetadata) -> bool:
+    """Tell whether `out` holds this artifact already, with the same files and the same validation."""
     try:
         there = artifact.read(out)
         hashes.verify_files(out, there)

@@ -1,4 +1,4 @@
-"""A recipe: the hash of our own source that decides what a stage makes, so that changed code is not taken for the old.
+"""Recipes: the hash of our own source code that decides what a stage makes, for the stage's key.
 
 `recipe` takes full dotted names of modules and hashes their source files and those of every module of ours that they
 import, found by reading the syntax tree. Nothing is imported for it. What counts as a dependency:
@@ -51,7 +51,7 @@ class MissingSourceError(LookupError):
 
 
 def recipe(*modules: str, data: Sequence[str] = (), root: Path = ROOT) -> str:
-    """SHA-256 over the source of the modules, of all of ours that they import, and over files of data, in hex.
+    """Return a SHA-256 over the source of modules, of those that they import, and over data files.
 
     It depends on relative names and content, not on where the packages are installed.
 
@@ -71,7 +71,7 @@ def recipe(*modules: str, data: Sequence[str] = (), root: Path = ROOT) -> str:
 
 
 def closure(modules: Iterable[str], root: Path = ROOT) -> dict[str, Path]:
-    """The source file of each module that counts when these are named, by the module's name.
+    """Return the source files of the named modules and of all of ours that they import, by module.
 
     Raises:
         MissingSourceError: none is named, or one of them or one that they import is unknown.
@@ -91,7 +91,7 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> dict[str, Path]:
 
 
 def resources(entry: str, root: Path = ROOT) -> list[Path]:
-    """The files that a `package:pattern` matches.
+    """Return the files that a `package:pattern` matches.
 
     Raises:
         MissingSourceError: there is none.
@@ -105,7 +105,7 @@ def resources(entry: str, root: Path = ROOT) -> list[Path]:
 
 
 def source_of(name: str, root: Path = ROOT) -> Path:
-    """The source file of a module, or the `__init__.py` of a package.
+    """Return the source file of a module, or the `__init__.py` of a package.
 
     Raises:
         MissingSourceError: there is none.
@@ -116,7 +116,7 @@ def source_of(name: str, root: Path = ROOT) -> Path:
 
 
 def dependencies(name: str, root: Path = ROOT) -> list[str]:
-    """The modules of ours that a module loads itself, packages on the way included.
+    """Return the modules of ours that a module imports directly, with the packages on the way.
 
     Raises:
         MissingSourceError: it names one that is not there.

@@ -1,4 +1,4 @@
-"""Which modules and files each stage's work runs; `recipe` hashes them into the stage's key.
+"""The modules and data files that each stage runs; `recipe` hashes them into the stage's key.
 
 Names are full dotted ones. What a module imports comes along by itself; what is named beside is chosen by a lane: the
 quantizer, the builder, and the engine that is started. A test follows the stages' work and compares.
@@ -27,15 +27,20 @@ TRAINING_UTTERANCES = "pipeline.embedded:data/utterances_train.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Ingredients:
-    """What a recipe is made of: modules, and files as `package:pattern`."""
+class RecipeInputs:
+    """The inputs of a recipe.
+
+    Attributes:
+        modules: full dotted names; what they import counts too.
+        data: data files, as `package:pattern`.
+    """
 
     modules: tuple[str, ...]
     data: tuple[str, ...] = ()
 
 
-def ingredients(stage: str, engine: str | None = None) -> Ingredients:
-    """What a stage's work runs.
+def recipe_inputs(stage: str, engine: str | None = None) -> RecipeInputs:
+    """Return the modules and data files that a stage runs.
 
     Args:
         stage: its name.
@@ -43,29 +48,29 @@ def ingredients(stage: str, engine: str | None = None) -> Ingredients:
     """
     started = (ENGINES[engine],) if engine else ()
     if stage == "source":
-        return Ingredients(("pipeline.embedded.chat",))
+        return RecipeInputs(("pipeline.embedded.chat",))
     if stage == "tool":
-        return Ingredients(("pipeline.embedded.tool",), (TRAINING_UTTERANCES, HELD_OUT_UTTERANCES))
+        return RecipeInputs(("pipeline.embedded.tool",), (TRAINING_UTTERANCES, HELD_OUT_UTTERANCES))
     if stage == "calibration":
         # Its texts are in the key by their content, whichever data set it is.
-        return Ingredients(("pipeline.quantize.calibration",))
+        return RecipeInputs(("pipeline.quantize.calibration",))
     if stage == "quantize" and engine:
-        return Ingredients((QUANTIZERS[engine],))
+        return RecipeInputs((QUANTIZERS[engine],))
     if stage == "build":
         # Only vLLM's builder starts an engine, and imports it itself.
-        return Ingredients(("pipeline.build.assemble", *((BUILDERS[engine],) if engine else ())))
+        return RecipeInputs(("pipeline.build.assemble", *((BUILDERS[engine],) if engine else ())))
     if stage == "reference" and engine:
-        return Ingredients(("pipeline.validate.validation", *started), (HELD_OUT_TEXTS,))
+        return RecipeInputs(("pipeline.validate.validation", *started), (HELD_OUT_TEXTS,))
     if stage == "validate":
-        return Ingredients(("pipeline.validate.validation", *started), (HELD_OUT_TEXTS, HELD_OUT_UTTERANCES))
+        return RecipeInputs(("pipeline.validate.validation", *started), (HELD_OUT_TEXTS, HELD_OUT_UTTERANCES))
     raise KeyError(f"expected a stage that works with the engine {engine}, found {stage}")
 
 
 def recipe_of(stage: str, engine: str | None = None) -> str:
-    """The recipe of a stage, for its key.
+    """Return the recipe of a stage, for its key.
 
     Raises:
         MissingSourceError: a module or a file is missing.
     """
-    made_of = ingredients(stage, engine)
-    return recipe(*made_of.modules, data=made_of.data)
+    inputs = recipe_inputs(stage, engine)
+    return recipe(*inputs.modules, data=inputs.data)

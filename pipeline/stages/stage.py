@@ -36,7 +36,7 @@ Json = Any
 
 
 class StageError(Exception):
-    """A stage failed. One line: which stage, what happened, where, and what to do next.
+    """A stage failed; the message is one line that says what happened, where, and what to do next.
 
     Attributes:
         stage: the stage's name, such as `quantize`.
@@ -57,7 +57,7 @@ class StageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One unit of work.
+    """One unit of work, with all the inputs that decide its output.
 
     Attributes:
         name: a word that is also the folder's name.
@@ -71,15 +71,22 @@ class Stage:
 
     @property
     def key(self) -> str:
-        """SHA-256 over the name and the inputs in canonical JSON, in hex."""
+        """The SHA-256 over the name and the inputs in canonical JSON, in hex."""
         return key_of(self.name, self.inputs)
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """A finished stage: where its output lies, what it returned, and whether this run had to do it.
+class StageResult:
+    """A finished stage.
 
-    `hashes` holds the SHA-256 that each file had when the stage finished, by relative POSIX path.
+    Attributes:
+        name: the stage's name.
+        key: the stage's key.
+        output: the folder that it filled.
+        result: what its work returned.
+        seconds: how long the work took, when it was done.
+        reused: whether an earlier run had done it.
+        hashes: SHA-256 of each file when the stage finished, by relative POSIX path.
     """
 
     name: str
@@ -92,12 +99,12 @@ class Done:
 
     @property
     def record(self) -> StageRecord:
-        """The entry in the artifact's metadata."""
+        """The stage's entry in the artifact's metadata."""
         return StageRecord(name=self.name, key=self.key, seconds=round(self.seconds, 3))
 
 
 def key_of(name: str, inputs: Mapping[str, Json]) -> str:
-    """The key of a stage. Equal inputs give equal keys whatever their order.
+    """Return the key of a stage; equal inputs give equal keys whatever their order.
 
     >>> key_of("build", {"a": 1, "b": 2}) == key_of("build", {"b": 2, "a": 1})
     True
@@ -106,15 +113,15 @@ def key_of(name: str, inputs: Mapping[str, Json]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Cache:
-    """The folder of finished stages."""
+class StageCache:
+    """The folder that keeps finished stages, by name and key."""
 
     def __init__(self, folder: Path, *, force: bool = False) -> None:
         self.folder = folder
         self._force = force
 
-    def run(self, stage: Stage, progress: Progress) -> Done:
-        """Return the stage's output, doing the work when it is not there, is damaged, or `force` was asked for.
+    def run(self, stage: Stage, progress: Progress) -> StageResult:
+        """Return a stage's result; its work runs when there is none, it is damaged, or `force` is set.
 
         Raises:
             StageError: the work failed, or the cache cannot be written.
@@ -125,7 +132,7 @@ class Cache:
             home.mkdir(parents=True, exist_ok=True)
             with locked(final.with_suffix(".lock"), lambda: progress.step(f"{stage.name}: waiting for another run")):
                 remove_leftovers(home, final.name)
-                if not self._force and (done := read_done(stage, final)) is not None:
+                if not self._force and (done := load_result(stage, final)) is not None:
                     return done
                 return self._work(stage, final)
         except OSError as error:
@@ -136,7 +143,7 @@ class Cache:
                 f"look at the free space and the permissions of {self.folder}, then run the same command again",
             ) from error
 
-    def _work(self, stage: Stage, final: Path) -> Done:
+    def _work(self, stage: Stage, final: Path) -> StageResult:
         partial = Path(tempfile.mkdtemp(prefix=f"{final.name}.partial-", dir=final.parent))
         try:
             output = partial / "output"
@@ -144,7 +151,7 @@ class Cache:
             begun = time.monotonic()
             result = dict(stage.work(output))
             seconds = time.monotonic() - begun
-            files = footprints(output)
+            files = fingerprints(output)
             record = {
                 "name": stage.name,
                 "key": stage.key,
@@ -154,37 +161,37 @@ class Cache:
                 "files": files,
             }
             (partial / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True), encoding="utf-8")
-            flush_tree(partial)
+            fsync_tree(partial)
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
-            flush(final.parent)
+            fsync(final.parent)
         finally:
             if partial.exists():
                 shutil.rmtree(partial, ignore_errors=True)
-        return Done(stage.name, stage.key, final / "output", result, seconds, False, hashes_of(files))
+        return StageResult(stage.name, stage.key, final / "output", result, seconds, False, hashes_of(files))
 
 
-def read_done(stage: Stage, final: Path) -> Done | None:
-    """The finished stage in a folder; none when it is missing or its files are not those that it recorded."""
+def load_result(stage: Stage, final: Path) -> StageResult | None:
+    """Load a finished stage; none when it is missing or its files are not those that it recorded."""
     output = final / "output"
     try:
         record = json.loads((final / RECORD_NAME).read_bytes())
         if record["key"] != stage.key or not unchanged(output, record["files"]):
             return None
         hashes = hashes_of(record["files"])
-        return Done(stage.name, stage.key, output, record["result"], float(record["seconds"]), True, hashes)
+        return StageResult(stage.name, stage.key, output, record["result"], float(record["seconds"]), True, hashes)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # torn, or written by another version: the stage is done again
 
 
 # Size, modification time in nanoseconds, and SHA-256 of a file.
-Footprint = list[Any]
+Fingerprint = list[Any]
 
 
-def footprints(folder: Path) -> dict[str, Footprint]:
-    """What each file under a folder is like, by relative POSIX path."""
-    found: dict[str, Footprint] = {}
+def fingerprints(folder: Path) -> dict[str, Fingerprint]:
+    """Return the fingerprint of each file under a folder, by relative POSIX path."""
+    found: dict[str, Fingerprint] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             status = path.stat()
@@ -192,13 +199,16 @@ def footprints(folder: Path) -> dict[str, Footprint]:
     return found
 
 
-def hashes_of(files: Mapping[str, Footprint]) -> dict[str, str]:
-    """The hashes alone."""
-    return {path: footprint[2] for path, footprint in files.items()}
+def hashes_of(files: Mapping[str, Fingerprint]) -> dict[str, str]:
+    """Return the SHA-256 of each file, without size and time."""
+    return {path: fingerprint[2] for path, fingerprint in files.items()}
 
 
-def unchanged(folder: Path, files: Mapping[str, Footprint]) -> bool:
-    """Whether a folder holds the recorded files and no others. Only files that were written since are read again."""
+def unchanged(folder: Path, files: Mapping[str, Fingerprint]) -> bool:
+    """Tell whether a folder holds the recorded files and no others.
+
+    Only files whose modification time changed are read again.
+    """
     present = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     if present.keys() != files.keys():
         return False
@@ -211,13 +221,13 @@ def unchanged(folder: Path, files: Mapping[str, Footprint]) -> bool:
 
 
 def remove_leftovers(home: Path, name: str) -> None:
-    """Remove what killed runs of one key left. The caller holds that key's lock."""
+    """Remove what killed runs of one key left; the caller holds that key's lock."""
     for leftover in home.glob(f"{name}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def sweep(cache: Path) -> int:
-    """Remove what killed runs left anywhere in the cache, except under keys that another process works on.
+def remove_all_leftovers(cache: Path) -> int:
+    """Remove what killed runs left in the cache, except under keys that another process works on.
 
     Returns:
         how many folders were removed.
@@ -237,7 +247,7 @@ def sweep(cache: Path) -> int:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel drops it when the process ends, however it ends."""
+    """Hold an exclusive lock on a file; the kernel drops it when the process ends."""
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -247,15 +257,15 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def flush_tree(folder: Path) -> None:
-    """Flush every file and folder to disk, so that the rename that follows cannot outrun the data."""
+def fsync_tree(folder: Path) -> None:
+    """Flush every file and folder to disk, so that a later rename cannot reach the disk before them."""
     for root, _, names in os.walk(folder):
         for name in names:
-            flush(Path(root) / name)
-        flush(Path(root))
+            fsync(Path(root) / name)
+        fsync(Path(root))
 
 
-def flush(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Flush one file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

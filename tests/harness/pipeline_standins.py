@@ -33,7 +33,7 @@ from pipeline.source import model_source
 from runtime.artifact import BuildMetadata, Calibration, Quantization, Validation
 from runtime.host.machine import Machine
 
-PARTS = ("source", "calibration", "quantize", "tool", "build", "reference", "validate", "swap")
+PARTS = ("source", "calibration", "quantize", "tool", "build", "reference", "validate", "install")
 
 
 def note(part: str) -> None:
@@ -114,12 +114,12 @@ def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] =
     return Hardware(machine, free_disk=2**40, cores=2, quantizer=Quantizer(Path("python"), {"llmcompressor": "1"}))
 
 
-def swap(partial: Path, out: Path, old: Path) -> None:
-    note("swap")
-    ORIGINAL_SWAP(partial, out, old)
+def atomic_replace(partial: Path, out: Path, old: Path) -> None:
+    note("install")
+    ORIGINAL_REPLACE(partial, out, old)
 
 
-ORIGINAL_SWAP = pipeline.stages.install.swap
+ORIGINAL_REPLACE = pipeline.stages.install.atomic_replace
 
 REPLACED: tuple[tuple[Any, str, Any], ...] = (
     (pipeline.embedded.chat, "export_chat", export_chat),
@@ -132,7 +132,7 @@ REPLACED: tuple[tuple[Any, str, Any], ...] = (
     (pipeline.validate.validation, "validate", validate),
     (pipeline.validate.validation, "measure_reference", measure_reference),
     (pipeline.plan.hardware, "describe", describe),
-    (pipeline.stages.install, "swap", swap),
+    (pipeline.stages.install, "atomic_replace", atomic_replace),
 )
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def test_an_export_says_what_it_is_and_the_gate_judges_it(
 ) -> None:
     work = prepared(method)
     run = Run(work, PlainProgress())
-    folder, metadata = run.built()
+    folder, metadata = run.build()
     source = run.runner.chat_source(work.plan.chat.source).folder
 
     stated = json.loads((folder / "hf_quant_config.json").read_bytes())["quantization"]

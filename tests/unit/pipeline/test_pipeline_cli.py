@@ -76,7 +76,7 @@ def test_run_goes_through_every_stage_and_puts_a_proven_artifact_in_its_place(sh
     assert metadata.validation is not None
     assert metadata.validation.passed
     assert metadata.validation.digest == metadata.digest
-    assert [stage.name for stage in metadata.stages] == [part for part in standins.PARTS if part != "swap"]
+    assert [stage.name for stage in metadata.stages] == [part for part in standins.PARTS if part != "install"]
     assert metadata.chat is not None
     assert metadata.chat.quantization.calibration is not None
     assert metadata.tool is not None
@@ -103,14 +103,14 @@ def test_force_does_every_stage_again(shell: Shell, tmp_path: Path, how: str) ->
         shell.run("run", *REQUEST, "--out", str(tmp_path / "a"), "--force")
     else:
         shell.run("run", *REQUEST, "--out", str(tmp_path / "a"), FORCE_REBUILD="true")
-    assert [part for part in shell.calls() if part != "swap"] == list(standins.PARTS[:-1])
+    assert [part for part in shell.calls() if part != "install"] == list(standins.PARTS[:-1])
 
 
 def test_another_method_shares_what_it_can(shell: Shell, tmp_path: Path) -> None:
     shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
     shell.calls()
     shell.run("run", "--cpu", "int8", "embedded", "embedded", "--out", str(tmp_path / "b"))
-    assert shell.calls() == ["quantize", "build", "validate", "swap"]
+    assert shell.calls() == ["quantize", "build", "validate", "install"]
     assert artifact.read(tmp_path / "a").digest != artifact.read(tmp_path / "b").digest
 
 
@@ -144,7 +144,7 @@ def test_a_failed_gate_is_measured_anew_and_nothing_else(shell: Shell, tmp_path:
     shell.run("run", *REQUEST, "--out", str(tmp_path / "a"), RATIO_AWQ="1.5")
     shell.calls()
     code, _, _ = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
-    assert (code, shell.calls()) == (0, ["validate", "swap"])
+    assert (code, shell.calls()) == (0, ["validate", "install"])
 
 
 def test_a_bound_can_be_set(shell: Shell, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_quantize_writes_a_model_folder(shell: Shell, tmp_path: Path) -> None:
         "model.safetensors",
         "tokenizer.json",
     ]
-    assert shell.calls() == ["source", "calibration", "quantize", "swap"]
+    assert shell.calls() == ["source", "calibration", "quantize", "install"]
     assert out.startswith("awq (W4A16, groups of 32): ")
     assert shell.run("quantize", "--cpu", "gptq", "embedded", "--out", str(tmp_path / "q"))[0] == 0
 
@@ -266,7 +266,7 @@ def test_build_leaves_an_unproven_artifact_and_validate_proves_it(shell: Shell, 
     assert code == 0
     assert "not proven" in said
     assert artifact.read(out).validation is None
-    assert shell.calls() == ["source", "calibration", "quantize", "tool", "build", "swap"]
+    assert shell.calls() == ["source", "calibration", "quantize", "tool", "build", "install"]
     code, said, _ = shell.run("validate", str(out))
     assert code == 0
     assert "perplexity_ratio" in said
@@ -306,7 +306,7 @@ def test_validate_refuses_another_float_model(shell: Shell, tmp_path: Path) -> N
 def test_a_classifier_alone(shell: Shell, tmp_path: Path) -> None:
     code, _, err = shell.run("run", "--cpu", "--tool-only", "embedded", "--out", str(tmp_path / "a"))
     assert code == 0, err
-    assert shell.calls() == ["tool", "validate", "swap"]
+    assert shell.calls() == ["tool", "validate", "install"]
     metadata = artifact.read(tmp_path / "a")
     assert metadata.chat is None
     assert [entry.path for entry in metadata.files] == ["tool/config.json", "tool/model.safetensors"]
@@ -329,7 +329,7 @@ def test_a_quantized_source_is_not_quantized_again(shell: Shell, tmp_path: Path)
     standins.weights(source / "model.safetensors", "quantized")
     code, _, err = shell.run("run", "--cpu", str(source), "--out", str(tmp_path / "a"))
     assert code == 0, err
-    assert shell.calls() == ["build", "validate", "swap"]
+    assert shell.calls() == ["build", "validate", "install"]
     metadata = artifact.read(tmp_path / "a")
     assert metadata.chat is not None
     assert metadata.chat.quantization.prequantized
@@ -352,7 +352,7 @@ def test_an_artifact_that_was_damaged_is_put_right(shell: Shell, tmp_path: Path)
     (out / "config.json").write_text("{}")
     shell.calls()
     code, _, _ = shell.run("run", *REQUEST, "--out", str(out))
-    assert (code, shell.calls()) == (0, ["swap"])
+    assert (code, shell.calls()) == (0, ["install"])
     hashes.verify_files(out, artifact.read(out))
 
 
@@ -367,7 +367,7 @@ def test_a_damaged_cache_is_mended_before_the_artifact_appears(shell: Shell, tmp
     shell.calls()
     code, _, err = shell.run("run", *REQUEST, "--out", str(tmp_path / "b"))
     assert code == 0, err
-    assert shell.calls() == ["build", "swap"]
+    assert shell.calls() == ["build", "install"]
     assert artifact.read(tmp_path / "b").digest == artifact.read(tmp_path / "a").digest
 
 

@@ -95,7 +95,7 @@ def prepared(workplace: Path, method: str | None = "4bit", out: str = "artifact"
 def made(work: Prepared) -> tuple[Path, BuildMetadata, list[str]]:
     progress = Silent()
     run = Run(work, progress)
-    folder, metadata = run.proven()
+    folder, metadata = run.validate()
     return run.finish(folder, metadata), metadata, progress.steps
 
 
@@ -208,7 +208,7 @@ def test_the_float_model_computes_in_the_type_of_the_engine(workplace: Path, pro
 
     run = Run(prepared(workplace, TRT_DTYPE="bfloat16"), Silent())
     before = len(stand_in.MADE)
-    run.proven()
+    run.validate()
     loaded = stand_in.MADE[before:]
     assert [(type(llm).__name__, llm.arguments["dtype"]) for llm in loaded] == [
         ("TorchLLM", "bfloat16"),
@@ -228,7 +228,7 @@ def test_every_variable_reaches_the_call_that_it_is_meant_for(workplace: Path) -
     }
     run = Run(prepared(workplace, **variables), Silent())
     assert run.plan.chat is not None
-    _, checkpoint, _ = run.quantized(run.plan.chat)
+    _, checkpoint, _ = run.quantize(run.plan.chat)
     told = json.loads((checkpoint.folder / "config.json").read_bytes())["stand_in"]
     call = told["call"]
     expected = {
@@ -245,7 +245,7 @@ def test_every_variable_reaches_the_call_that_it_is_meant_for(workplace: Path) -
     assert {name: call[name] for name in expected} == expected
     assert {len(text) for text in told["texts"]} == {77}
     assert told["algorithm"] == {"method": "smoothquant", "alpha": 0.8}
-    folder, metadata = run.built()
+    folder, metadata = run.build()
     assert metadata.chat is not None
     engine = EngineFolder.read(folder / str(metadata.chat.engine_path))
     assert (engine.max_batch_size, engine.max_input_len, engine.max_seq_len) == (7, 611, 644)
@@ -254,7 +254,7 @@ def test_every_variable_reaches_the_call_that_it_is_meant_for(workplace: Path) -
 
 @pytest.mark.parametrize("method", ["fp8", "int8_sq"])
 def test_the_other_formats_compile_too(workplace: Path, method: str) -> None:
-    folder, metadata = Run(prepared(workplace, method), Silent()).built()
+    folder, metadata = Run(prepared(workplace, method), Silent()).build()
     assert metadata.chat is not None
     assert EngineFolder.read(folder / str(metadata.chat.engine_path)).weights.method == method
 
@@ -265,8 +265,8 @@ def test_engines_are_kept_apart_by_model_format_limits_gpu_and_version(workplace
         method = changes.pop("method", "4bit")
         work = prepared(workplace, method, **changes)
         run = Run(replace(work, hardware=replace(work.hardware, machine=here)), Silent())
-        run.built()
-        return run.runner.done[-1].key
+        run.build()
+        return run.runner.finished[-1].key
 
     keys = [
         build_key(),
@@ -283,7 +283,7 @@ def test_engines_are_kept_apart_by_model_format_limits_gpu_and_version(workplace
 def test_a_checkpoint_that_exists_is_compiled_without_quantizing(workplace: Path) -> None:
     run = Run(prepared(workplace), Silent())
     assert run.plan.chat is not None
-    checkpoint = run.quantized(run.plan.chat)[1].folder
+    checkpoint = run.quantize(run.plan.chat)[1].folder
     work = prepared(workplace, None, "from-checkpoint", TRT_CHECKPOINT_DIR=str(checkpoint))
     place, metadata, steps = made(work)
     assert not [step for step in steps if "quantizing" in step]
@@ -295,7 +295,7 @@ def test_a_checkpoint_that_exists_is_compiled_without_quantizing(workplace: Path
 def test_a_repository_with_a_checkpoint_is_compiled_without_quantizing(workplace: Path) -> None:
     run = Run(prepared(workplace), Silent())
     assert run.plan.chat is not None
-    checkpoint = run.quantized(run.plan.chat)[1].folder
+    checkpoint = run.quantize(run.plan.chat)[1].folder
     source = Path(shutil.copytree(workplace / "prompts/model", workplace / "llama-trt-awq"))
     shutil.copytree(checkpoint, source / "trt-llm/checkpoints")
     request = BuildRequest(chat=str(source), lanes=("trt",), out=workplace / "from-repository", thresholds=BOUNDS)
@@ -325,7 +325,7 @@ def test_an_engine_that_chooses_otherwise_than_the_float_model_fails_its_gate(
     monkeypatch.setattr(stand_in.TrtLLM, "token_after", lambda _, token: (token + 1 + token % 2) % 256)
     work = prepared(workplace, TRT_MAX_BATCH_SIZE="15", TRT_CALIB_SIZE="6")
     with pytest.raises(GateError, match=r"top1_agreement is 0\.[3-7]"):
-        Run(work, Silent()).proven()
+        Run(work, Silent()).validate()
     hints.advise(work, classifier=False)
     assert "try `--fallback fp8`, more samples (TRT_CALIB_SIZE; there were 6), or set" in capsys.readouterr().err
 
@@ -355,7 +355,7 @@ def test_a_failed_compilation_fails_the_stage_with_its_last_lines(
     monkeypatch.setenv("STAND_IN_BUILD", "fail")
     before = set((workplace / "cache/build").glob("*/output"))
     with pytest.raises(StageError, match=r"trtllm-build ended with exit code 1: .*OutOfMemory"):
-        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="31"), Silent()).built()
+        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="31"), Silent()).build()
     assert set((workplace / "cache/build").glob("*/output")) == before
     assert not list((workplace / "cache/build").glob("*.partial-*"))
 
@@ -373,7 +373,7 @@ def test_a_failed_quantization_fails_the_stage_with_its_last_lines(
 ) -> None:
     monkeypatch.setenv("STAND_IN_QUANTIZE", how)
     with pytest.raises(StageError, match=line):
-        Run(prepared(workplace, TRT_CALIB_SIZE="3"), Silent()).built()
+        Run(prepared(workplace, TRT_CALIB_SIZE="3"), Silent()).build()
 
 
 def test_an_engine_with_other_limits_than_planned_fails_the_stage(
@@ -381,7 +381,7 @@ def test_an_engine_with_other_limits_than_planned_fails_the_stage(
 ) -> None:
     monkeypatch.setenv("STAND_IN_BUILD", "small")
     with pytest.raises(StageError, match="expected an engine with max_batch_size 28, found 14"):
-        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="28"), Silent()).built()
+        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="28"), Silent()).build()
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["quantize", "build"])
@@ -396,7 +396,7 @@ def test_a_gpu_that_cuda_cannot_use_is_diagnosed_before_work_begins(
     with pytest.raises(
         StageError, match=r"CUDA_ERROR_UNKNOWN \(999\).*device nodes: .*try \(1\).*\(2\).*\(3\)"
     ) as error:
-        Run(work, Silent()).built()
+        Run(work, Silent()).build()
     assert str(error.value).startswith(f"stage {'build' if given else 'quantize'} failed")
 
 
@@ -408,7 +408,7 @@ def test_a_flag_that_trtllm_build_does_not_know_fails_the_stage(
     flags = trt.flags
     monkeypatch.setattr(trt, "flags", lambda *arguments: [*flags(*arguments), "--max_output_len", "90"])
     with pytest.raises(StageError, match="unrecognized arguments: --max_output_len"):
-        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="30"), Silent()).built()
+        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="30"), Silent()).build()
 
 
 # Serving

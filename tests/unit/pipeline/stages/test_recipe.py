@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.stages import recipe as recipes_home
 from pipeline.stages.recipe import CHOOSE_AT_CALL, NOT_COUNTED, OURS, ROOT, MissingSourceError, closure, recipe
-from pipeline.stages.recipes import ENGINES, ingredients, recipe_of
+from pipeline.stages.recipes import ENGINES, recipe_inputs, recipe_of
 
 STAGES = [
     ("source", None),
@@ -198,27 +198,27 @@ def test_the_order_of_names_does_not_matter() -> None:
 
 def test_the_install_path_does_not_matter(copied: Path) -> None:
     for stage, engine in STAGES:
-        made_of = ingredients(stage, engine)
-        assert recipe(*made_of.modules, data=made_of.data, root=copied) == recipe_of(stage, engine)
+        inputs = recipe_inputs(stage, engine)
+        assert recipe(*inputs.modules, data=inputs.data, root=copied) == recipe_of(stage, engine)
 
 
 @pytest.mark.parametrize(("stage", "engine"), STAGES)
 def test_a_changed_line_in_any_counted_file_changes_the_key(copied: Path, stage: str, engine: str | None) -> None:
-    made_of = ingredients(stage, engine)
-    files = [*closure(made_of.modules, copied).values()]
-    files += [path for entry in made_of.data for path in recipes_home.resources(entry, copied)]
-    before = recipe(*made_of.modules, data=made_of.data, root=copied)
+    inputs = recipe_inputs(stage, engine)
+    files = [*closure(inputs.modules, copied).values()]
+    files += [path for entry in inputs.data for path in recipes_home.resources(entry, copied)]
+    before = recipe(*inputs.modules, data=inputs.data, root=copied)
     for path in files:
         text = path.read_bytes()
         path.write_bytes(text + b"\n")
-        changed = recipe(*made_of.modules, data=made_of.data, root=copied)
+        changed = recipe(*inputs.modules, data=inputs.data, root=copied)
         path.write_bytes(text)
         assert changed != before, path
-    assert recipe(*made_of.modules, data=made_of.data, root=copied) == before
+    assert recipe(*inputs.modules, data=inputs.data, root=copied) == before
 
 
 def test_what_is_not_counted_has_a_reason_and_gives_the_counted_no_more_than_is_named() -> None:
-    counted = {name: path for stage in STAGES for name, path in closure(ingredients(*stage).modules).items()}
+    counted = {name: path for stage in STAGES for name, path in closure(recipe_inputs(*stage).modules).items()}
     for skipped, (names, reason) in NOT_COUNTED.items():
         assert recipes_home.source_of(skipped).is_file()
         assert reason
@@ -248,16 +248,16 @@ def test_no_recipe_counts_commands_the_server_or_the_runner() -> None:
         "runtime.deployment.settings",
     }
     for stage in STAGES:
-        assert not never & closure(ingredients(*stage).modules).keys(), stage
+        assert not never & closure(recipe_inputs(*stage).modules).keys(), stage
 
 
 def test_a_lane_does_not_count_the_other_lanes_engine() -> None:
     for stage in ("quantize", "build", "reference", "validate"):
-        vllm, trt = (closure(ingredients(stage, engine).modules).keys() for engine in ("vllm", "trt"))
+        vllm, trt = (closure(recipe_inputs(stage, engine).modules).keys() for engine in ("vllm", "trt"))
         assert ENGINES["trt"] not in vllm
         assert ENGINES["vllm"] not in trt
-    assert ENGINES["vllm"] in closure(ingredients("build", "vllm").modules)
-    assert "runtime.engines.vllm.worker" in closure(ingredients("build", "vllm").modules)
+    assert ENGINES["vllm"] in closure(recipe_inputs("build", "vllm").modules)
+    assert "runtime.engines.vllm.worker" in closure(recipe_inputs("build", "vllm").modules)
 
 
 def test_every_stage_and_lane_has_a_key_of_its_own() -> None:

@@ -24,7 +24,7 @@ from pipeline.stage_runner import StageRunner
 from pipeline.stages import recipe as recipes_home
 from pipeline.stages import recipes
 from pipeline.stages.recipe import CHOOSE_AT_CALL, NOT_COUNTED, OURS, ROOT
-from pipeline.stages.stage import Done, key_of
+from pipeline.stages.stage import StageResult, key_of
 from runtime.artifact import hashes
 from tests.harness import pipeline_standins as standins
 
@@ -81,7 +81,7 @@ def captured(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         chat = replace(chat, trt=TrtPlan("sm90_trt-llm-1.2.1_cuda13.0"))
     caught = Captured(lane.engine)
 
-    def stage(self: StageRunner, name: str, inputs: Mapping[str, Any], work: Any, *, again: bool = False) -> Done:
+    def stage(self: StageRunner, name: str, inputs: Mapping[str, Any], work: Any, *, redo: bool = False) -> StageResult:
         caught.inputs[name], caught.works[name] = inputs, work
         out = tmp_path / name
         out.mkdir(exist_ok=True)
@@ -89,11 +89,11 @@ def captured(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         (out / "tokenizer.json").write_text("{}")
         (out / "scores.json").write_text("{}")
         written = {entry.path: entry.sha256 for entry in hashes.hash_folder(out)}
-        return Done(name, key_of(name, inputs), out, RESULTS[name], 1.0, False, written)
+        return StageResult(name, key_of(name, inputs), out, RESULTS[name], 1.0, False, written)
 
     monkeypatch.setattr(StageRunner, "stage", stage)
     plan = replace(prepared.plan, lane=lane, chat=chat)
-    Run(replace(prepared, plan=plan), Silent()).proven()
+    Run(replace(prepared, plan=plan), Silent()).validate()
     assert caught.works.keys() == RESULTS.keys()
     return caught
 
@@ -208,13 +208,13 @@ def uncounted(stage: str, work: Any, engine: str, counted: set[str]) -> set[str]
 def test_every_stages_recipe_covers_the_import_closure_of_what_it_runs(captured: Captured) -> None:
     for stage, work in captured.works.items():
         assert runs(work, captured.engine) - NOT_COUNTED.keys(), stage
-        counted = set(recipes_home.closure(recipes.ingredients(stage, captured.engine).modules))
+        counted = set(recipes_home.closure(recipes.recipe_inputs(stage, captured.engine).modules))
         assert not uncounted(stage, work, captured.engine, counted), stage
 
 
 def test_a_recipe_that_lacks_a_module_of_its_stage_is_found(captured: Captured) -> None:
     for stage, work in captured.works.items():
-        counted = set(recipes_home.closure(recipes.ingredients(stage, captured.engine).modules))
+        counted = set(recipes_home.closure(recipes.recipe_inputs(stage, captured.engine).modules))
         for name in runs(work, captured.engine) - NOT_COUNTED.keys():
             assert uncounted(stage, work, captured.engine, counted - {name}) == {name}
 
@@ -242,7 +242,7 @@ def test_the_lanes_of_the_runner_and_of_the_recipes_are_the_same() -> None:
 
 def test_a_plan_without_a_chat_model_counts_no_engine() -> None:
     for stage in ("build", "validate"):
-        assert not set(recipes.ENGINES.values()) & recipes_home.closure(recipes.ingredients(stage).modules).keys()
+        assert not set(recipes.ENGINES.values()) & recipes_home.closure(recipes.recipe_inputs(stage).modules).keys()
 
 
 def test_nothing_in_a_key_but_the_recipe_knows_where_our_modules_lie(captured: Captured) -> None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.stages.stage import Cache, Stage, StageError, key_of, sweep
+from pipeline.stages.stage import Stage, StageCache, StageError, key_of, remove_all_leftovers
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -54,8 +54,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_stage_is_done_once(tmp_path: Path) -> None:
     work = Work({"figure": 1.5})
-    first = Cache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
-    second = Cache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
+    first = StageCache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
+    second = StageCache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
     assert work.times == 1
     assert (first.reused, second.reused) == (False, True)
     assert second.result == {"figure": 1.5}
@@ -66,17 +66,17 @@ def test_a_stage_is_done_once(tmp_path: Path) -> None:
 
 def test_other_inputs_are_another_stage(tmp_path: Path) -> None:
     work = Work()
-    first = Cache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
-    second = Cache(tmp_path).run(Stage("build", {"a": 2}, work), Silent())
-    third = Cache(tmp_path).run(Stage("quantize", {"a": 1}, work), Silent())
+    first = StageCache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
+    second = StageCache(tmp_path).run(Stage("build", {"a": 2}, work), Silent())
+    third = StageCache(tmp_path).run(Stage("quantize", {"a": 1}, work), Silent())
     assert work.times == 3
     assert len({first.key, second.key, third.key}) == 3
 
 
 def test_force_does_it_again(tmp_path: Path) -> None:
     work = Work()
-    Cache(tmp_path).run(Stage("build", {}, work), Silent())
-    again = Cache(tmp_path, force=True).run(Stage("build", {}, work), Silent())
+    StageCache(tmp_path).run(Stage("build", {}, work), Silent())
+    again = StageCache(tmp_path, force=True).run(Stage("build", {}, work), Silent())
     assert work.times == 2
     assert not again.reused
 
@@ -87,16 +87,16 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
         raise StageError("build", "expected four wheels, found three", out, "add one")
 
     with pytest.raises(StageError, match=r"stage build failed: expected four wheels, found three \(.*\); add one"):
-        Cache(tmp_path).run(Stage("build", {}, fail), Silent())
+        StageCache(tmp_path).run(Stage("build", {}, fail), Silent())
     assert [path.name for path in (tmp_path / "build").iterdir() if not path.name.endswith(".lock")] == []
     work = Work()
-    assert not Cache(tmp_path).run(Stage("build", {}, work), Silent()).reused
+    assert not StageCache(tmp_path).run(Stage("build", {}, work), Silent()).reused
 
 
 @pytest.mark.parametrize("damage", ["truncate", "rewrite", "remove", "add", "record", "no record"])
 def test_a_damaged_stage_is_done_again(tmp_path: Path, damage: str) -> None:
     work = Work()
-    done = Cache(tmp_path).run(Stage("build", {}, work), Silent())
+    done = StageCache(tmp_path).run(Stage("build", {}, work), Silent())
     record = done.output.parent / "record.json"
     if damage == "truncate":
         (done.output / "weights").write_bytes(b"w" * 999)
@@ -110,7 +110,7 @@ def test_a_damaged_stage_is_done_again(tmp_path: Path, damage: str) -> None:
         record.write_text(record.read_text()[:-20])
     else:
         record.unlink()
-    again = Cache(tmp_path).run(Stage("build", {}, work), Silent())
+    again = StageCache(tmp_path).run(Stage("build", {}, work), Silent())
     assert work.times == 2
     assert contents(again.output) == {"weights": b"w" * 1000, "deep/config.json": b"{}"}
 
@@ -118,29 +118,29 @@ def test_a_damaged_stage_is_done_again(tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize("record", ["[]", "{}", '{"key": null}', "null"])
 def test_a_record_of_another_version_is_done_again(tmp_path: Path, record: str) -> None:
     work = Work()
-    done = Cache(tmp_path).run(Stage("build", {}, work), Silent())
+    done = StageCache(tmp_path).run(Stage("build", {}, work), Silent())
     path = done.output.parent / "record.json"
     # As an older pipeline wrote it: the right key, and other fields beside it.
     path.write_text(record if record != "{}" else json.dumps({"key": done.key, "sizes": {}}))
-    assert not Cache(tmp_path).run(Stage("build", {}, work), Silent()).reused
+    assert not StageCache(tmp_path).run(Stage("build", {}, work), Silent()).reused
     assert work.times == 2
 
 
 def test_a_stage_that_was_copied_elsewhere_and_back_still_counts(tmp_path: Path) -> None:
     work = Work()
-    done = Cache(tmp_path).run(Stage("build", {}, work), Silent())
+    done = StageCache(tmp_path).run(Stage("build", {}, work), Silent())
     os.utime(done.output / "weights", ns=(1, 1))
-    assert Cache(tmp_path).run(Stage("build", {}, work), Silent()).reused
+    assert StageCache(tmp_path).run(Stage("build", {}, work), Silent()).reused
 
 
 def test_a_cache_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(StageError, match="look at the free space and the permissions"):
-        Cache(tmp_path / "cache").run(Stage("build", {}, Work()), Silent())
+        StageCache(tmp_path / "cache").run(Stage("build", {}, Work()), Silent())
 
 
 def test_the_record_tells_what_was_done(tmp_path: Path) -> None:
-    done = Cache(tmp_path).run(Stage("build", {"sm": 90}, Work({"x": "y"})), Silent())
+    done = StageCache(tmp_path).run(Stage("build", {"sm": 90}, Work({"x": "y"})), Silent())
     record = json.loads((done.output.parent / "record.json").read_text())
     assert record["inputs"] == {"sm": 90}
     assert record["result"] == {"x": "y"}
@@ -178,7 +178,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from pipeline.progress import PlainProgress
-from pipeline.stages.stage import Cache, Stage
+from pipeline.stages.stage import StageCache, Stage
 
 def work(out):
     (out / "first").write_text("first")
@@ -187,7 +187,7 @@ def work(out):
     (out / "second").write_text("second")
     return {{}}
 
-done = Cache(Path(sys.argv[1])).run(Stage("slow", {{"a": 1}}, work), PlainProgress())
+done = StageCache(Path(sys.argv[1])).run(Stage("slow", {{"a": 1}}, work), PlainProgress())
 print("reused" if done.reused else "done", sorted(p.name for p in done.output.iterdir()), flush=True)
 """
 
@@ -233,9 +233,9 @@ def test_sweeping_removes_leftovers_but_nothing_that_runs(tmp_path: Path) -> Non
         wait_for(running, "half")
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "abc.partial-1234").mkdir()
-        assert sweep(tmp_path) == 1
+        assert remove_all_leftovers(tmp_path) == 1
         assert list((tmp_path / "slow").glob("*.partial-*"))
         running.kill()
         running.wait()
-    assert sweep(tmp_path) == 1
+    assert remove_all_leftovers(tmp_path) == 1
     assert not list(tmp_path.glob("*/*.partial-*"))
