@@ -27,7 +27,7 @@ from runtime.engines.trt import engine as serving
 from runtime.engines.trt.arguments import kv_cache_arguments, llm_arguments, sampling_arguments
 from runtime.engines.trt.folders import METHOD_OF_ALGORITHM, EngineFolder
 from runtime.engines.trt.tokens import SpecialTokens
-from tests.harness import trt_api as api
+from tests.harness.trt import api
 
 DATA = Path(__file__).parents[1] / "data"
 ENGINE = DATA / "trt/engines/llama-int4-awq"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.harness.trt_lane import model
+from tests.harness.trt.lane import model
 from tests.hub.artifacts import noise
 from tests.hub.server import Hub
 from tests.hub.store import Commit, Repository, Stored

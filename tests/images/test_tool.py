@@ -9,10 +9,10 @@ import pytest
 
 from tests.client import connect
 from tests.client.frames import Ack, Done, ToolCall
+from tests.harness.classifiers import checkpoint
 from tests.images import bake
 from tests.images.conftest import outcome, running
 from tests.images.test_containers import KEY, SECURE, Options, address, mounted, wait_healthy
-from tests.unit.runtime.deployment.test_tool import checkpoint
 
 
 @pytest.fixture(scope="module")

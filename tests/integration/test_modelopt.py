@@ -32,7 +32,7 @@ from runtime.engines import EngineOptions
 from runtime.engines.trt.folders import METHOD_OF_ALGORITHM
 from runtime.host import machine
 from tests.harness import dequantize, tiny
-from tests.harness.trt_lane import H200
+from tests.harness.trt.lane import H200
 
 pytestmark = pytest.mark.engine
 

@@ -23,7 +23,7 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from tests.harness.imports import LOCKS, ROOT, all_imports, distributions_of, environments_of, pins_of
-from tests.harness.trt_lane import H200, STAND_IN
+from tests.harness.trt.lane import H200, STAND_IN
 from tests.hub import Account, Hub
 from tests.hub.artifacts import contents, engine_artifact
 from tests.hub.client import key_pair, point

@@ -32,7 +32,7 @@ from runtime.host import machine
 from runtime.host.cuda import Failure
 from runtime.server.service import Phase
 from tests.harness.scripted import Running, serving
-from tests.harness.trt_lane import H200, LABEL, eventually, installed, model, quantizer_python
+from tests.harness.trt.lane import H200, LABEL, eventually, installed, model, quantizer_python
 
 # Short held-out texts: the stand-in's arithmetic needs no more.
 TEXTS = ["The kettle sings on the stove while somebody reads the paper aloud.", "Rain again."]

@@ -7,6 +7,6 @@ put this folder on `sys.path`.
 
 from tensorrt_llm._llm import TorchLLM as LLM
 from tensorrt_llm._sampling import SamplingParams
-from tests.harness.trt_api import VERSION as __version__
+from tests.harness.trt.api import VERSION as __version__
 
 __all__ = ["LLM", "SamplingParams", "__version__"]

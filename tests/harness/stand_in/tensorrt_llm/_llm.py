@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorrt_llm._sampling import SamplingParams
-from tests.harness.trt_api import VERSION, bind, entry, parameters
+from tests.harness.trt.api import VERSION, bind, entry, parameters
 
 STEP_S = 0.0005
 

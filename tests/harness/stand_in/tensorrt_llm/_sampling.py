@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.harness.trt_api import bind
+from tests.harness.trt.api import bind
 
 
 class SamplingParams:

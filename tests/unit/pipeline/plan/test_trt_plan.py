@@ -18,7 +18,7 @@ from pipeline.problem import WrongRequestError
 from pipeline.publish import report
 from pipeline.source import HF_QUANT_CONFIG, SourceFacts, read_facts
 from runtime.host.machine import Gpu, Machine
-from tests.harness.trt_lane import H200, LABEL
+from tests.harness.trt.lane import H200, LABEL
 
 GIB = 2**30
 DATA = Path(__file__).parents[3] / "data/trt"

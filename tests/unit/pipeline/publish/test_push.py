@@ -24,7 +24,7 @@ from pipeline.stages.stage import StageError
 from runtime import artifact
 from tests.hub import Account, Hub, Repository
 from tests.hub.artifacts import A100, H100, contents, cpu_artifact, engine_artifact, noise
-from tests.hub.client import key_pair, point
+from tests.hub.client import Steps, key_pair, point
 from tests.hub.store import Stored
 
 # The client hands httpx the files that it uploads as `data`.
@@ -34,19 +34,6 @@ ROOT = Path(__file__).resolve().parents[4]
 REPO = "acme/llama-8b-int8"
 TOKEN = "hf_writer"
 MODEL = Origin("CHAT_MODEL", "acme/llama", "apache-2.0")
-
-
-class Steps:
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def step(self, message: str) -> None:
-        self.lines.append(message)
-
-    def advance(self, fraction: float) -> None:
-        raise AssertionError("the client's own bars show the bytes")
 
 
 @pytest.fixture

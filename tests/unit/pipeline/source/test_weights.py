@@ -21,16 +21,16 @@ from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError
 from tests.hub import Account, Hub
 from tests.hub.artifacts import CPU
+from tests.hub.client import Steps as Lines
 from tests.hub.client import point
 from tests.hub.models import publish
 from tests.hub.store import Stored
-from tests.unit.pipeline.publish import test_push
 
 REPO, TOKEN = "acme/llama", "hf_writer"
 ROOT = Path(__file__).resolve().parents[4]
 
 
-class Steps(test_push.Steps):
+class Steps(Lines):
     """Remembers the fractions too."""
 
     def __init__(self) -> None:

@@ -24,9 +24,8 @@ from runtime.artifact.repository import Reference
 from runtime.host.machine import Machine
 from tests.hub import Account, Hub
 from tests.hub.artifacts import A100, CPU, H100, contents, cpu_artifact, engine_artifact, gpu_machine, noise
-from tests.hub.client import key_pair, point
+from tests.hub.client import Steps, key_pair, point
 from tests.hub.store import Stored
-from tests.unit.pipeline.publish.test_push import Steps
 
 # The client hands httpx the files that it uploads as `data`.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")

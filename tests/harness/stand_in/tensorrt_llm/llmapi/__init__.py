@@ -1,6 +1,6 @@
 """The argument models that the lane uses."""
 
-from tests.harness.trt_api import model
+from tests.harness.trt.api import model
 
 KvCacheConfig = model("tensorrt_llm.llmapi.KvCacheConfig")
 

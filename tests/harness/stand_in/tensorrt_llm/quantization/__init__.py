@@ -9,7 +9,7 @@ from typing import Any
 
 import modelopt.torch.quantization as quantization_of_modelopt
 
-from tests.harness.trt_api import API, VERSION, bind
+from tests.harness.trt.api import API, VERSION, bind
 
 EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
 

@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 
 from pipeline.generated_docs import DOCS, pages
-from pipeline.settings import PipelineSettings, load
+from pipeline.settings import PipelineSettings
 
-ARTIFACTS = Path(__file__).resolve().parents[3] / "data" / "artifacts"
+ARTIFACTS = Path(__file__).resolve().parents[2] / "data" / "artifacts"
 
 
 @pytest.mark.parametrize("name", sorted(pages()))
@@ -49,16 +49,3 @@ def test_every_variable_is_listed_with_its_default() -> None:
     page = pages()["environment.md"]
     assert all(f"| `{name.upper()}` |" in page for name in PipelineSettings.model_fields)
     assert "| `AWQ_NSAMPLES` | `64` | samples | calibration samples |" in page
-
-
-def test_defaults_are_what_no_environment_gives() -> None:
-    loaded = load({})
-    assert loaded.problems == ()
-    assert loaded.settings == PipelineSettings()
-    assert (loaded.settings.awq_nsamples, loaded.settings.awq_seqlen) == (64, 2048)
-
-
-def test_every_wrong_variable_is_told_and_the_rest_still_counts() -> None:
-    loaded = load({"AWQ_NSAMPLES": "-3", "AWQ_SEQLEN": "long", "CHAT_MAX_OUT": "200", "UNRELATED": "x"})
-    assert [problem.where for problem in loaded.problems] == ["AWQ_NSAMPLES", "AWQ_SEQLEN"]
-    assert loaded.settings.chat_max_out == 200

@@ -17,7 +17,7 @@ from runtime.host import cuda, machine
 from runtime.host.machine import Gpu, Machine
 from tests.harness import tiny
 
-STAND_IN = Path(__file__).parent / "stand_in"
+STAND_IN = Path(__file__).parents[1] / "stand_in"
 H200 = Machine(
     gpus=(Gpu("NVIDIA H200", 90, 141 << 30, 140 << 30),),
     driver="580.65.06",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-API = json.loads((Path(__file__).parents[1] / "data/trtllm_api.json").read_bytes())
+API = json.loads((Path(__file__).parents[2] / "data/trtllm_api.json").read_bytes())
 VERSION = "1.2.1"
 
 
