@@ -2,4 +2,5 @@
 
 `chat` writes the chat model, `tool` trains the screenshot classifier on `utterances`, and `texts` holds what quantizing
 and validating read. Where each text came from is told in `data/README.md`.
+May import `stages` and below.
 """

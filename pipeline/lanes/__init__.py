@@ -1,7 +1,7 @@
 """The lanes and their methods: what each can do, on which hardware, and how good it must be.
 
 A lane is one entry of `LANES` here, one module in `quantize/`, one in `build/` and one in the runtime's `engines/`.
-May import the ground modules (`settings`, `problem`, `progress`).
+May import the ground modules `progress` and `problem`.
 """
 
 from pipeline.lanes.lane import (

@@ -1,4 +1,4 @@
-"""Sockets, HTTP doors and the process around them; the one room that knows Starlette and uvicorn.
+"""Sockets, HTTP endpoints and the process around them; the one room that knows Starlette and uvicorn.
 
-May import every other room of `runtime`.
+May import `turns` and below.
 """

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import docker
 import pytest
-from docker.models.containers import Container
 
 from tests.images import bake, stand_in
+from tests.images.containers import outcome, running
 
 HERE = Path(__file__).parent
 # For the stand-in base and the registry: the packages debootstrap, docker-registry, dpkg-dev and gcc.
@@ -109,22 +109,6 @@ def network(engine: docker.DockerClient) -> Iterator[str]:
     network = engine.networks.create(f"{bake.NAMES}-{secrets.token_hex(4)}", internal=True)
     yield network.name
     network.remove()
-
-
-@contextlib.contextmanager
-def running(engine: docker.DockerClient, image: str, *command: str, **options: object) -> Iterator[Container]:
-    """A container that is gone afterwards, with its anonymous volumes."""
-    container = engine.containers.run(image, list(command), detach=True, **options)
-    try:
-        yield container
-    finally:
-        container.remove(force=True, v=True)
-
-
-def outcome(container: Container, timeout: float = 120) -> tuple[int, str]:
-    """Exit status and output of a container that ends by itself."""
-    status = int(container.wait(timeout=timeout)["StatusCode"])
-    return status, container.logs().decode()
 
 
 @pytest.fixture(scope="session")

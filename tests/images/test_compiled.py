@@ -10,7 +10,7 @@ import docker
 import pytest
 
 from tests.images import bake
-from tests.images.conftest import outcome, running
+from tests.images.containers import outcome, running
 
 # As Triton's: a header beside it, Python's own, and functions of a driver that is not there when it is compiled.
 DRIVER = '#include "cuda.h"\n#include <Python.h>\nCUresult start(void) { Py_INCREF(Py_None); return cuInit(0); }\n'

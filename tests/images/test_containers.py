@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import docker
@@ -22,39 +21,7 @@ from tests.hub import Hub, Repository
 from tests.hub.artifacts import contents
 from tests.hub.store import Stored, is_lfs
 from tests.images import bake
-from tests.images.conftest import outcome, running
-
-SECURE = {
-    "read_only": True,
-    "tmpfs": {"/tmp": ""},
-    "shm_size": "1g",
-    "cap_drop": ["ALL"],
-    "security_opt": ["no-new-privileges"],
-}
-KEY = {"TEXT_API_KEY": "test-key"}
-
-
-def mounted(folder: Path) -> dict:
-    """An artifact as the runtime wants it: read-only at /artifact."""
-    return {str(folder): {"bind": "/artifact", "mode": "ro"}}
-
-
-def wait_healthy(container: Container, timeout: float = 300) -> None:
-    """Wait until Docker calls the container healthy."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        container.reload()
-        assert container.status == "running", container.logs().decode()[-4000:]
-        if container.attrs["State"]["Health"]["Status"] == "healthy":
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"not healthy within {timeout} s:\n{container.logs().decode()[-4000:]}")
-
-
-def address(container: Container) -> str:
-    """The container's address on its one network."""
-    (network,) = container.attrs["NetworkSettings"]["Networks"].values()
-    return str(network["IPAddress"])
+from tests.images.containers import KEY, SECURE, address, mounted, outcome, running, wait_healthy
 
 
 async def speak(url: str, utterance: str) -> Turn:

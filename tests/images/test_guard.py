@@ -10,7 +10,7 @@ import docker
 import pytest
 
 from tests.images import bake, stand_in
-from tests.images.conftest import outcome, running
+from tests.images.containers import outcome, running
 
 CUDA_13 = "cuda-cudart-13-0 13.0.96-1\nlibnccl2 2.28.3-1+cuda13.0\n"
 LIST_CUDA = "dpkg-query -Wf '${Maintainer}\\t${Package} ${Version}\\n' | grep nvidia.com | cut -f2"

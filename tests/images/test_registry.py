@@ -13,7 +13,7 @@ import docker
 import pytest
 
 from tests.harness.server import free_port
-from tests.images.conftest import outcome, running
+from tests.images.containers import outcome, running
 
 CONFIGURATION = """
 version: 0.1

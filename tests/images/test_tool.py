@@ -7,12 +7,11 @@ from pathlib import Path
 import docker
 import pytest
 
-from tests.client import connect
+from tests.client import Options, connect
 from tests.client.frames import Ack, Done, ToolCall
-from tests.harness.classifiers import checkpoint
+from tests.harness.models.classifiers import checkpoint
 from tests.images import bake
-from tests.images.conftest import outcome, running
-from tests.images.test_containers import KEY, SECURE, Options, address, mounted, wait_healthy
+from tests.images.containers import KEY, SECURE, address, mounted, outcome, running, wait_healthy
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from runtime import engines
 from runtime.engines import EngineOptions
 from runtime.engines.trt.folders import METHOD_OF_ALGORITHM
 from runtime.host import machine
-from tests.harness import dequantize, tiny
+from tests.harness.models import dequantize, tiny
 from tests.harness.trt.lane import H200
 
 pytestmark = pytest.mark.engine

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from pipeline.quantize import QuantizeJob
 from pipeline.quantize.vllm import quantize
 from runtime.artifact.hashes import hash_folder
-from tests.harness import tiny
+from tests.harness.models import tiny
 
 pytestmark = pytest.mark.engine
 

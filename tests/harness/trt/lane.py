@@ -15,7 +15,7 @@ import pytest
 
 from runtime.host import cuda, machine
 from runtime.host.machine import Gpu, Machine
-from tests.harness import tiny
+from tests.harness.models import tiny
 
 STAND_IN = Path(__file__).parents[1] / "stand_in"
 H200 = Machine(

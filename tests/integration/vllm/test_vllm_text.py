@@ -16,7 +16,7 @@ from runtime.engines import Sampling
 from runtime.engines.vllm.arguments import parameters
 from runtime.engines.vllm.text import CONTEXT_TOKENS, forget_prompt
 from tests.benchmarks.front import engine_request
-from tests.harness.chat_templates import trained
+from tests.harness.models.chat_templates import trained
 
 pytestmark = pytest.mark.engine
 

@@ -18,7 +18,7 @@ from runtime import engines
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits, Platform, Quantization, Source, ToolModel
 from runtime.artifact.hashes import digest_of, hash_folder
 from runtime.engines import Delta, EngineDeadError, Sampling, TokenScore
-from tests.harness import tiny
+from tests.harness.models import tiny
 
 BOUNDS = Thresholds(perplexity_ratio=1.05, top1_agreement=0.9, known_prompts=0.5)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from runtime.deployment.classifier import (
     format_turns,
     window_of,
 )
-from tests.harness.classifiers import WORDS, checkpoint
+from tests.harness.models.classifiers import WORDS, checkpoint
 
 
 @pytest.fixture(scope="module", params=["bert", "modernbert", "longformer"])
@@ -155,19 +154,26 @@ async def test_the_event_loop_runs_on_while_it_thinks(bert, monkeypatch):
     await running.start()
     network = running._network
     assert network is not None
-    forward = network.probabilities
+    threads: set[int] = set()
+    entered, free = threading.Event(), threading.Event()
 
-    def slow(conversations):
-        time.sleep(0.2)
-        return forward(conversations)
+    def held(part):
+        def run(material):
+            threads.add(threading.get_ident())
+            entered.set()
+            assert free.wait(30), "the event loop stood still"
+            return part(material)
 
-    monkeypatch.setattr(network, "probabilities", slow)
-    ticks = 0
-    question = asyncio.create_task(running.decide(["cat " * 1000] * 200, "look"))
-    while not question.done():
-        await asyncio.sleep(0.005)
-        ticks += 1
-    assert ticks > 15
+        return run
+
+    for name in ("_encode", "_forward"):
+        monkeypatch.setattr(network, name, held(getattr(network, name)))
+    question = asyncio.create_task(running.decide(["cat"], "look"))
+    assert await asyncio.to_thread(entered.wait, 30)
+    free.set()
+    assert isinstance(await question, Decision)
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
     await running.shutdown()
 
 

@@ -20,7 +20,7 @@ from runtime.text.prompt import (
     PersonaTooLongError,
     PromptRenderer,
 )
-from tests.harness import chat_templates as templates
+from tests.harness.models import chat_templates as templates
 
 SMALL = Budgets(persona=30, history=60, utterance=20, input=150)
 

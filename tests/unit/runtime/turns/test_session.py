@@ -14,7 +14,7 @@ from runtime.engines import Delta, Sampling
 from runtime.host.ratelimit import SlidingWindow
 from runtime.text.prompt import Budgets, Message, PromptRenderer
 from runtime.turns.session import HISTORY_MAX_CHARS, HISTORY_MAX_MESSAGES, History, Session, SessionStore
-from tests.harness import chat_templates
+from tests.harness.models import chat_templates
 from tests.harness.scripted import REPLY, ScriptedClassifier, ScriptedEngine, ScriptedRenderer, serving
 
 TEXT = "".join(REPLY)
