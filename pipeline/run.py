@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipeline.build import awq
 from pipeline.build import trt as build_trt
 from pipeline.build import vllm as build_vllm
 from pipeline.build.assemble import assemble
-from pipeline.lanes.gates import failures
+from pipeline.lanes.gates import failed_gates, shortfall
 from pipeline.plan import CalibrationPlan, ChatPlan
 from pipeline.plan.prepare import Prepared
 from pipeline.progress import Progress
@@ -34,7 +34,7 @@ from pipeline.stages.recipes import recipe_of
 from pipeline.stages.stage import StageError, remove_all_leftovers
 from pipeline.validate.validation import validate
 from runtime import artifact
-from runtime.artifact import BuildMetadata, Calibration, ChatModel, Quantization, ToolModel, Validation, hashes
+from runtime.artifact import BuildMetadata, Calibration, ChatModel, Gate, Quantization, ToolModel, Validation, hashes
 
 # One entry for each engine: the lane's module in `quantize/` and in `build/`.
 QUANTIZERS = {
@@ -50,14 +50,22 @@ class GateError(Exception):
 
     Attributes:
         method: how the chat model was quantized.
-        shortfalls: one line for each, with by how much.
-        classifier_alone: nothing else failed, so that another method would not help.
+        gates: those that failed.
     """
 
-    def __init__(self, method: str, shortfalls: list[str]) -> None:
-        self.method, self.shortfalls = method, shortfalls
-        self.classifier_alone = all(line.startswith("tool_accuracy") for line in shortfalls)
-        super().__init__(f"{method}: " + "; ".join(shortfalls))
+    def __init__(self, method: str, gates: Sequence[Gate]) -> None:
+        self.method, self.gates = method, tuple(gates)
+        super().__init__(f"{method}: " + "; ".join(self.shortfalls))
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """One line for each failed gate, with by how much."""
+        return [shortfall(gate) for gate in self.gates]
+
+    @property
+    def classifier_alone(self) -> bool:
+        """Whether nothing else failed, so that another method would not help."""
+        return all(gate.name == "tool_accuracy" for gate in self.gates)
 
 
 class Run:
@@ -201,8 +209,8 @@ class Run:
         # What the works hand over stands in the inputs; what they do, in the modules that the recipes name.
         def work(_: Path) -> Mapping[str, Any]:
             validation = validate(folder, metadata, reference=reference, thresholds=thresholds, progress=self.progress)
-            if shortfalls := failures(validation):
-                raise GateError(chat.method if chat else "tool", shortfalls)
+            if failed := failed_gates(validation):
+                raise GateError(chat.method if chat else "tool", failed)
             return validation.model_dump(mode="json")
 
         inputs = {

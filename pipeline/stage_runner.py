@@ -127,9 +127,12 @@ class StageRunner:
     def _fetch(self, name: str, facts: SourceFacts) -> FetchedModel:
         try:
             return self.model(source.fetch(facts, self.progress))
-        except hub_client.failures(ArtifactError, hub.TokenError) as error:
+        except hub.TokenError as error:
+            raise StageError(name, f"expected {error.expected}, found {error.found}", error.variables) from error
+        except hub_client.failures(ArtifactError) as error:
+            why = str(error) if isinstance(error, ArtifactError) else hub.reason(error)
             again = "run the same command again; a download resumes"
-            raise StageError(name, f"the model could not be read: {hub.reason(error)}", facts.ref, again) from error
+            raise StageError(name, f"the model could not be read: {why}", facts.ref, again) from error
 
     def _export_chat(self, out: Path) -> Mapping[str, Any]:
         from pipeline.embedded.chat import export_chat

@@ -11,7 +11,8 @@ from pipeline.lanes.lane import (
     TRT_PYTORCH,
     Lane,
     Method,
+    Refusal,
     lane_of,
 )
 
-__all__ = ["LANES", "METHODS", "OLDEST_SM", "TRT_PYTORCH", "Lane", "Method", "lane_of"]
+__all__ = ["LANES", "METHODS", "OLDEST_SM", "TRT_PYTORCH", "Lane", "Method", "Refusal", "lane_of"]

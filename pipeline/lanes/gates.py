@@ -98,6 +98,11 @@ def shortfall(gate: Gate) -> str:
     return f"{gate.name} is {gate.value:.4g}{unit}, must be {gate.relation} {gate.threshold:g}: {missed:.4g} {side}"
 
 
+def failed_gates(validation: Validation) -> tuple[Gate, ...]:
+    """The gates that were not met."""
+    return tuple(gate for gate in validation.gates if not gate.passed)
+
+
 def failures(validation: Validation) -> list[str]:
     """One line for each gate that failed, with by how much."""
-    return [shortfall(gate) for gate in validation.gates if not gate.passed]
+    return [shortfall(gate) for gate in failed_gates(validation)]

@@ -77,6 +77,17 @@ METHODS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why something cannot run, and what would run instead; empty where nothing would."""
+
+    reason: str
+    way_out: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.way_out}" if self.way_out else self.reason
+
+
+@dataclass(frozen=True, slots=True)
 class LatencyBounds:
     """Bounds that a person in a conversation needs, in milliseconds and tokens a second of all streams together."""
 
@@ -135,15 +146,16 @@ class Lane:
         native = "native FP8 arithmetic" if (sm or 0) >= FP8_SM else "FP8 weights with 16-bit arithmetic"
         return self.eight_bit, f"8bit on sm{sm} is FP8: {native}"
 
-    def refusal(self, method: str, sm: int | None, *, allow_emulated: bool) -> str | None:
+    def refusal(self, method: str, sm: int | None, *, allow_emulated: bool) -> Refusal | None:
         """Why the hardware cannot run a method; none when it can."""
         if method == "fp8" and self.device == "cpu" and not allow_emulated:
-            return "FP8 is emulated on a CPU, ten times slower than INT8; use int8, or --allow-emulated to measure it"
+            reason = "FP8 is emulated on a CPU, ten times slower than INT8"
+            return Refusal(reason, "use int8, or --allow-emulated to measure it")
         if method == "int8" and self.device == "cuda" and sm is not None and sm > LAST_INT8_SM:
-            return f"vLLM has no INT8 kernels for sm{sm}; use fp8"
+            return Refusal(f"vLLM has no INT8 kernels for sm{sm}", "use fp8")
         return None
 
-    def unfit(self, config: Mapping[str, Any], method: str) -> str | None:
+    def unfit(self, config: Mapping[str, Any], method: str) -> Refusal | None:
         """Why a model is known not to work with a method here, and the way out; none when nothing is known."""
         return None
 
@@ -180,36 +192,39 @@ class TrtLane(Lane):
             return "fp8", f"8bit on sm{sm} is FP8, which it computes natively"
         return "int8_sq", f"8bit on sm{sm} is INT8 with SmoothQuant: FP8 arithmetic begins with sm{FP8_SM}"
 
-    def refusal(self, method: str, sm: int | None, *, allow_emulated: bool) -> str | None:
+    def refusal(self, method: str, sm: int | None, *, allow_emulated: bool) -> Refusal | None:
         """Why the hardware cannot run a method; none when it can."""
         if sm is None:
             return None
         if method == "fp8" and sm < FP8_SM:
             other = "int8_sq" if "int8_sq" in self.methods else "int4_awq"
-            return f"FP8 arithmetic begins with sm{FP8_SM}, this is sm{sm}; use {other}"
+            return Refusal(f"FP8 arithmetic begins with sm{FP8_SM}, this is sm{sm}", f"use {other}")
         if method == "int4_awq" and sm in NO_INT4_SM:
-            return f"TensorRT-LLM lists no INT4 kernels for sm{sm}; use fp8"
+            return Refusal(f"TensorRT-LLM lists no INT4 kernels for sm{sm}", "use fp8")
         if method == "int8_sq" and "int8_sq" not in self.methods:
-            return "INT8 with SmoothQuant runs only as a compiled engine; set TRT_BACKEND=engine, or use 4bit"
+            reason = "INT8 with SmoothQuant runs only as a compiled engine"
+            return Refusal(reason, "set TRT_BACKEND=engine, or use 4bit")
         if method == "int8_sq" and sm > LAST_INT8_SM:
-            return f"TensorRT-LLM lists no INT8 for sm{sm}; use fp8"
+            return Refusal(f"TensorRT-LLM lists no INT8 for sm{sm}", "use fp8")
         return None
 
     def bounds(self, method: str) -> tuple[Bounds, Bounds]:
         """What a method must reach here: for models under a billion parameters, and for the others."""
         return STATIC_EIGHT_BIT if method == "fp8" else Lane.bounds(self, method)
 
-    def unfit(self, config: Mapping[str, Any], method: str) -> str | None:
+    def unfit(self, config: Mapping[str, Any], method: str) -> Refusal | None:
         """Why a model is known not to work with a method here, and the way out; none when nothing is known."""
         kind = str(config.get("model_type", ""))
         if self.engine == "trt-pytorch":
             if kind == "mixtral" and method == "int4_awq":
-                return "TensorRT-LLM's PyTorch backend lists no AWQ for Mixtral; use 8bit, or set TRT_BACKEND=engine"
+                reason = "TensorRT-LLM's PyTorch backend lists no AWQ for Mixtral"
+                return Refusal(reason, "use 8bit, or set TRT_BACKEND=engine")
             return None
         if kind in NOT_COMPILED:
-            return f"TensorRT-LLM 1.2 compiles no engine for {kind}; {PYTORCH_WAY_OUT}"
+            return Refusal(f"TensorRT-LLM 1.2 compiles no engine for {kind}", PYTORCH_WAY_OUT)
         if kind in {"qwen3", "qwen3_moe"} and method == "int4_awq":
-            return f"TensorRT-LLM cannot compile Qwen3 with AWQ (its issue 10739); {PYTORCH_WAY_OUT}, or use 8bit"
+            reason = "TensorRT-LLM cannot compile Qwen3 with AWQ (its issue 10739)"
+            return Refusal(reason, f"{PYTORCH_WAY_OUT}, or use 8bit")
         return None
 
 

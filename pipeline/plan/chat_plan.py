@@ -12,7 +12,7 @@ from pipeline.plan.diagnostics import Diagnostics
 from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.source.prequantized import Prequantized, recognize
-from pipeline.source.shape import Shape, mixture_of_experts
+from pipeline.source.shape import Shape, ShapeError, mixture_of_experts
 from runtime.artifact import Limits, Moe
 from runtime.defaults import CALIBRATION_DATASET, QUANTIZATION, first_set
 from runtime.host.machine import Machine
@@ -55,9 +55,9 @@ class ChatPlanner:
             return None
         try:
             shape = Shape.of(facts.config)
-        except KeyError as missing:
+        except ShapeError as missing:
             found = f"none in the config.json of {facts.ref}"
-            self.diagnostics.problem("CHAT_MODEL", f"{missing.args[0]}", found, "name a causal language model")
+            self.diagnostics.problem("CHAT_MODEL", missing.dimension, found, "name a causal language model")
             self._method()
             return None
         architecture = facts.architecture
@@ -81,7 +81,7 @@ class ChatPlanner:
         if self.lane and method and (why := self.lane.unfit(facts.config, method)):
             found = f"{facts.config.get('model_type')} with {method}"
             self.diagnostics.problem(
-                "CHAT_MODEL", f"a combination known to work in the {self.lane.name} lane", found, why
+                "CHAT_MODEL", f"a combination known to work in the {self.lane.name} lane", found, str(why)
             )
         limits = self._limits(shape)
         if method is None or limits is None:
@@ -128,7 +128,7 @@ class ChatPlanner:
             return None
         method, reason = self.lane.resolve(word, sm)
         if refusal := self.lane.refusal(method, sm, allow_emulated=self.request.allow_emulated):
-            self.diagnostics.problem(where, f"a method that {self.lane.name} can run here", method, refusal)
+            self.diagnostics.problem(where, f"a method that {self.lane.name} can run here", method, str(refusal))
         source = "" if asked else "; QUANTIZATION" + (f" is {QUANTIZATION} by default" if word == QUANTIZATION else "")
         self.diagnostics.decide("method", f"{method} ({METHODS[method].scheme})", reason + source)
         return method
@@ -144,7 +144,7 @@ class ChatPlanner:
             self.diagnostics.problem("CHAT_MODEL", expected, kind, "name the float model")
         elif lane and (refusal := lane.refusal(found.method, self.machine.sm, allow_emulated=True)):
             expected = f"a source that {lane.name} can run here"
-            self.diagnostics.problem("CHAT_MODEL", expected, found.method, refusal.partition(";")[0])
+            self.diagnostics.problem("CHAT_MODEL", expected, found.method, refusal.reason)
         reason = f"the source is quantized already, by {found.recognized_by}; it is not quantized again"
         if self.request.method:
             reason += f", and {self.request.method} is not used"

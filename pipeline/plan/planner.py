@@ -162,7 +162,7 @@ def _fallbacks(
         elif chat and method == chat.method:
             diagnostics.problem("--fallback", f"another method than {chat.method}", method)
         elif lane and (refusal := lane.refusal(method, hardware.machine.sm, allow_emulated=request.allow_emulated)):
-            diagnostics.problem("--fallback", f"a method that {lane.name} can run here", method, refusal)
+            diagnostics.problem("--fallback", f"a method that {lane.name} can run here", method, str(refusal))
 
 
 def _thresholds(

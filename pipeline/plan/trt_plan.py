@@ -110,7 +110,7 @@ class TrtPlanner(ChatPlanner):
         name = "TRTLLM_ENGINE_DIR" if self.settings.trtllm_engine_dir else "TRT_CHECKPOINT_DIR"
         self.diagnostics.decide("method", f"{given.method} ({METHODS[given.method].scheme})", f"{name} holds it")
         if self.lane and (refusal := self.lane.refusal(given.method, self.machine.sm, allow_emulated=False)):
-            self.diagnostics.problem(name, f"a method that {self.lane.name} can run here", given.method, refusal)
+            self.diagnostics.problem(name, f"a method that {self.lane.name} can run here", given.method, str(refusal))
         return given.method
 
     def _recognize(self, facts: SourceFacts, bytes_per_weight: float | None) -> Prequantized | None:

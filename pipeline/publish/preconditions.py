@@ -112,8 +112,8 @@ def examine_artifact(folder: Path, *, signing: bool) -> tuple[BuildMetadata | No
     again = f"run `yap-pipeline validate {folder}`"
     try:
         metadata = artifact.read(folder)
-        if not (proven := proof(metadata)).startswith("yes"):
-            return metadata, [Problem("ARTIFACT", "an artifact that passed its gates", proven, again)]
+        if not (proven := proof(metadata)).holds:
+            return metadata, [Problem("ARTIFACT", "an artifact that passed its gates", str(proven), again)]
         hashes.verify_files(folder, metadata)
         if not signing and (folder / signature.SIGNATURE_NAME).exists():
             signature.check_subject(folder, metadata)

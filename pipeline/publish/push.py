@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 BRANCH = "main"
+NOT_FOUND = 404
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +115,9 @@ def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, pr
         made = api.create_commit(
             repo, operations, commit_message=title(metadata), revision=BRANCH, parent_commit=remote.commit
         )
-    except ConnectionError as error:
-        # The client takes every hub for one with Xet storage unless told otherwise; this is how one without answers.
-        if "xet-write-token" in str(error) and "404" in str(error):
+    except ConnectionError:
+        # The client takes every hub for one with Xet storage unless told otherwise, and tells in prose what went wrong.
+        if _without_xet(api, repo):
             expected = "expected a hub with Xet storage, found a plain LFS hub"
             raise StageError("push", expected, api.endpoint, "set HF_HUB_DISABLE_XET=1") from None
         raise
@@ -124,6 +125,16 @@ def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, pr
     if difference := mismatch(metadata, read_repository(api, repo, made.oid)):
         raise StageError("push", f"the commit does not hold what was sent: {difference}", repo, "look at it")
     return _published(api, repo, made.oid, planned, total)
+
+
+def _without_xet(api: HfApi, repo: str) -> bool:
+    """Whether the hub is one that knows no Xet storage: it has no such page as where the client gets its token."""
+    url = f"{api.endpoint}/api/models/{repo}/xet-write-token/{BRANCH}"
+    try:
+        hub_client.get(url, hub_client.headers(api.token))
+    except hub_client.failures() as error:
+        return hub.status_of(error) == NOT_FOUND
+    return False
 
 
 def _published(api: HfApi, repo: str, commit: str, planned: Change, total: int) -> Published:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -111,18 +112,29 @@ def _facts(metadata: BuildMetadata) -> Iterable[tuple[str, str]]:
     total = sum(entry.size for entry in metadata.files)
     yield "files", f"{len(metadata.files)}, {total / 2**20:,.1f} MiB"
     yield "digest", metadata.digest
-    yield "proven", proof(metadata)
+    yield "proven", str(proof(metadata))
 
 
-def proof(metadata: BuildMetadata) -> str:
-    """Whether the artifact may be served, in a few words."""
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Whether an artifact may be served, and since when or why not."""
+
+    holds: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"yes, {self.reason}" if self.holds else f"no: {self.reason}"
+
+
+def proof(metadata: BuildMetadata) -> Proof:
+    """Whether the artifact may be served."""
     if metadata.validation is None:
-        return "no: never validated"
+        return Proof(False, "never validated")
     if not metadata.validation.passed:
-        return "no: failed " + ", ".join(gate.name for gate in metadata.validation.gates if not gate.passed)
+        return Proof(False, "failed " + ", ".join(gate.name for gate in metadata.validation.gates if not gate.passed))
     if metadata.validation.digest != metadata.digest:
-        return "no: its files changed after validation"
-    return f"yes, on {metadata.validation.validated_at}"
+        return Proof(False, "its files changed after validation")
+    return Proof(True, f"on {metadata.validation.validated_at}")
 
 
 def _chat_facts(chat: ChatModel) -> Iterable[tuple[str, str]]:

@@ -232,7 +232,9 @@ def _download(repository: str) -> tuple[Path, str]:
             raise StageError("calibration", "expected a .jsonl, .json or .parquet file, found none", repository, remedy)
         file = hf_hub_download(repository, name, repo_type="dataset", revision=info.sha, token=token)
         return Path(file), str(info.sha)
-    except hub_client.failures(hub.TokenError) as error:
+    except hub.TokenError as error:
+        raise StageError("calibration", f"expected {error.expected}, found {error.found}", error.variables) from error
+    except hub_client.failures() as error:
         raise StageError("calibration", f"the hub gave no data set: {hub.reason(error)}", repository, remedy) from error
 
 

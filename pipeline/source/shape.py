@@ -20,6 +20,14 @@ MOE_MODEL_TYPES = re.compile(r"moe|mixtral|deepseek_v[23]|ernie_4_5|dbrx|gpt_oss
 MOE_NAME = re.compile(r"-a\d+(?:\.\d+)?b(?![a-z0-9])", re.IGNORECASE)
 
 
+class ShapeError(ValueError):
+    """A `config.json` without a dimension; `dimension` is its name there."""
+
+    def __init__(self, dimension: str) -> None:
+        super().__init__(f"expected {dimension}, found none")
+        self.dimension = dimension
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A decoder's dimensions. Widths in columns, context in tokens.
@@ -48,7 +56,7 @@ class Shape:
         """Read a shape; multimodal configs keep theirs under `text_config`.
 
         Raises:
-            KeyError: a dimension is missing; its argument is the dimension's name.
+            ShapeError: a dimension is missing.
         """
         text: Mapping[str, Any] = {**config, **config.get("text_config", {})}
         hidden = _integer(text, "hidden_size", "n_embd", "d_model")
@@ -130,4 +138,4 @@ def _integer(config: Mapping[str, Any], *names: str) -> int:
     for name in names:
         if isinstance(config.get(name), int):
             return int(config[name])
-    raise KeyError(names[0])
+    raise ShapeError(names[0])
