@@ -1,4 +1,4 @@
-"""Building: one module a lane lays out what the runtime will load, compiled ahead of time where the engine compiles.
+"""Building: one module a lane writes what the runtime will load, compiled ahead of time where the engine compiles.
 
 May import `plan` and below.
 """

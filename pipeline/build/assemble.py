@@ -1,4 +1,4 @@
-"""The build stage's work: the chat model by its lane's builder, the classifier beside it, and where things lie."""
+"""The build stage's work: the chat model by its lane's builder, and the classifier beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.build import awq
-from pipeline.build.layout import COMPILE_CACHE, lay_out_tool
+from pipeline.build.layout import COMPILE_CACHE, copy_classifier
 from runtime.artifact import TOOL_FOLDER
 from runtime.artifact.labels import ENGINES_FOLDER
 
@@ -43,7 +43,7 @@ def assemble(
         build(models["chat"], out)
     if "tool" in models:
         progress.step("laying out the classifier")
-        lay_out_tool(models["tool"], out / TOOL_FOLDER)
+        copy_classifier(models["tool"], out / TOOL_FOLDER)
     if described:
         (out / awq.NAME).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     engine = next((out / ENGINES_FOLDER).glob("*"), None)

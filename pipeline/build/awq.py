@@ -1,4 +1,4 @@
-"""`awq_metadata.json`, for tools that look for it beside AWQ weights. It is one of the artifact's hashed files."""
+"""The content of `awq_metadata.json`, for tools that look for it beside AWQ weights; a hashed file like others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ AWQ_METHODS = frozenset({"awq", "int4_awq"})
 
 
 def describe_awq(chat: ChatModel, engine: str) -> dict[str, Any] | None:
-    """The file's content; none unless the weights were quantized here by AWQ. Nothing in it depends on the GPU."""
+    """Return the content of `awq_metadata.json`; none unless the weights were quantized here by AWQ.
+
+    Nothing in it depends on the GPU.
+    """
     stored = chat.quantization
     if stored.method not in AWQ_METHODS or stored.prequantized:
         return None

@@ -1,4 +1,4 @@
-"""Laying out: which files of a model go into an artifact."""
+"""The files of a model that go into an artifact."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LEFT_OUT_NAMES = frozenset({"README.md", "recipe.yaml", ".gitattributes"})
 OTHER_WEIGHTS = (".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
-def lay_out(model_dir: Path, out: Path) -> None:
-    """Copy a Hugging Face folder's files.
+def copy_model(model_dir: Path, out: Path) -> None:
+    """Copy those files of a Hugging Face folder that belong into an artifact.
 
     They are copied, not linked: an artifact that is changed in place must not change the finished stage it came from.
 
@@ -36,7 +36,7 @@ def lay_out(model_dir: Path, out: Path) -> None:
         shutil.copyfile(model_dir / name, out / name)
 
 
-def lay_out_tool(model: Path, out: Path) -> None:
+def copy_classifier(model: Path, out: Path) -> None:
     """Copy the classifier's files; its card is the source's, not the artifact's."""
     out.mkdir()
     for path in sorted(model.iterdir()):

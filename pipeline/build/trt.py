@@ -18,7 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.build.layout import LEFT_OUT_NAMES, OTHER_WEIGHTS, lay_out
+from pipeline.build.layout import LEFT_OUT_NAMES, OTHER_WEIGHTS, copy_model
 from pipeline.plan.hardware import require_cuda
 from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError
@@ -38,7 +38,7 @@ GEMM_PLUGIN = {"fp8": "disable"}
 
 
 def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Progress) -> None:
-    """Compile the engine and lay out what the runtime needs beside it.
+    """Compile the engine, and copy what the runtime needs beside it.
 
     Args:
         model_dir: a TensorRT-LLM checkpoint, or an engine that was compiled already.
@@ -60,25 +60,25 @@ def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress
         else:
             progress.step(f"compiling an engine for {trt.label}")
             compile_engine(CheckpointFolder.read(model_dir), engine, chat, progress)
-        _check(EngineFolder.read(engine), chat)
+        _check_engine(EngineFolder.read(engine), chat)
     except ArtifactError as error:
         raise StageError("build", str(error)) from error
-    companions = [path for path in sorted(source.iterdir()) if _travels(path)]
-    for path in companions:
+    auxiliary = [path for path in sorted(source.iterdir()) if _is_auxiliary(path)]
+    for path in auxiliary:
         shutil.copyfile(path, out / path.name)
         if path.name != "config.json" and not (engine / path.name).exists():
             shutil.copyfile(path, engine / path.name)
 
 
 def build_folder(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Progress) -> None:
-    """Lay out the quantized Hugging Face folder that the PyTorch backend loads; nothing is compiled.
+    """Copy the quantized Hugging Face folder that the PyTorch backend loads; nothing is compiled.
 
     Raises:
         StageError: the folder is no model.
     """
     del source, plan  # everything travels with the quantized model already
     progress.step("laying out the model")
-    lay_out(model_dir, out)
+    copy_model(model_dir, out)
 
 
 def compile_engine(checkpoint: CheckpointFolder, engine: Path, chat: ChatPlan, progress: Progress) -> None:
@@ -96,12 +96,12 @@ def compile_engine(checkpoint: CheckpointFolder, engine: Path, chat: ChatPlan, p
         output = Path(folder) / "engine"
         # It leaves its timing cache in the folder that it runs in.
         words = [str(command), *flags(checkpoint.folder.resolve(), output, chat)]
-        run(words, Path(folder), checkpoint.folder, progress)
+        run_command(words, Path(folder), checkpoint.folder, progress)
         output.rename(engine)
 
 
 def flags(checkpoint: Path, output: Path, chat: ChatPlan) -> list[str]:
-    """The arguments of `trtllm-build`, without the command itself."""
+    """Return the arguments of `trtllm-build`, without the command itself."""
     limits = chat.limits
     given = {
         "--checkpoint_dir": checkpoint,
@@ -126,7 +126,7 @@ def flags(checkpoint: Path, output: Path, chat: ChatPlan) -> list[str]:
 
 
 def find_command() -> Path:
-    """`trtllm-build` of this environment, else of the PATH.
+    """Find `trtllm-build` in this environment, else on the PATH.
 
     Raises:
         StageError: there is none.
@@ -138,8 +138,8 @@ def find_command() -> Path:
     return Path(found)
 
 
-def run(command: list[str], inside: Path, where: Path, progress: Progress) -> None:
-    """Run a command to its end; each of its lines is told as it comes.
+def run_command(command: list[str], inside: Path, where: Path, progress: Progress) -> None:
+    """Run a command to its end, and report each of its lines as it comes.
 
     Args:
         command: what to run.
@@ -180,8 +180,8 @@ def _planned(plan: BuildPlan, out: Path) -> tuple[ChatPlan, TrtPlan]:
     return plan.chat, plan.chat.trt
 
 
-def _check(engine: EngineFolder, chat: ChatPlan) -> None:
-    """Hold what was compiled against the plan."""
+def _check_engine(engine: EngineFolder, chat: ChatPlan) -> None:
+    """Compare a compiled engine with the plan."""
     limits, found = chat.limits, engine.weights.method
     if found != chat.method:
         raise StageError("build", f"expected an engine in {chat.method}, found {found}", engine.folder)
@@ -194,8 +194,8 @@ def _check(engine: EngineFolder, chat: ChatPlan) -> None:
             raise StageError("build", f"expected an engine with {name} {wanted}, found {baked}", engine.folder)
 
 
-def _travels(path: Path) -> bool:
-    """Whether a file of the source belongs beside the engine: everything but weights and TensorRT-LLM's own config."""
+def _is_auxiliary(path: Path) -> bool:
+    """Tell whether a file of the source belongs beside the engine: all but weights and TensorRT-LLM's own config."""
     if not path.is_file() or path.name.startswith(".") or path.name in LEFT_OUT_NAMES:
         return False
     if path.name.endswith((".safetensors", ".safetensors.index.json", ".engine", *OTHER_WEIGHTS)):

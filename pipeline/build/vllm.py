@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.build.layout import COMPILE_CACHE, lay_out
+from pipeline.build.layout import COMPILE_CACHE, copy_model
 from pipeline.stages.stage import StageError
 from runtime.engines import EngineDeadError, EngineOptions
 
@@ -22,7 +22,7 @@ NOT_KEPT = ("*.lock", "*.tmp", "*.partial", "*.log")
 
 
 def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Progress) -> None:
-    """Lay out the artifact's root files, and compile ahead of time unless the engine runs eagerly.
+    """Copy the model to the artifact's root, and compile ahead of time unless the engine runs eagerly.
 
     Args:
         model_dir: the quantized model, or a source that needs no quantizing: a Hugging Face folder.
@@ -36,14 +36,14 @@ def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress
     """
     del source
     progress.step("laying out the model")
-    lay_out(model_dir, out)
+    copy_model(model_dir, out)
     if not plan.eager:
         progress.step("compiling ahead of time")
         compile_ahead(out, plan)
 
 
 def compile_ahead(out: Path, plan: BuildPlan) -> None:
-    """Start the engine once with an empty cache inside the artifact, so that it leaves there what it compiled."""
+    """Start the engine once on an empty cache inside the artifact, so that it leaves there what it compiled."""
     from runtime.engines.vllm.caches import ELSEWHERE, relocate
     from runtime.engines.vllm.engine import VllmEngine
 
@@ -83,7 +83,7 @@ def compile_ahead(out: Path, plan: BuildPlan) -> None:
 
 @contextmanager
 def _caches_in(folder: Path) -> Iterator[None]:
-    """Compilers read the folders of their caches from the environment."""
+    """Point the compilers' caches to a folder, through the environment that they read."""
     from runtime.engines.vllm.caches import caches
 
     variables = caches(folder)

@@ -95,7 +95,7 @@ def calibrate(
 
 
 def digest_of(samples: Iterable[Sequence[int]]) -> str:
-    """SHA-256 over the token ids of the samples, in order."""
+    """Return a SHA-256 over the token ids of samples, in order."""
     hasher = hashlib.sha256()
     for sample in samples:
         hasher.update(json.dumps(list(sample), separators=(",", ":")).encode() + b"\n")
@@ -103,7 +103,7 @@ def digest_of(samples: Iterable[Sequence[int]]) -> str:
 
 
 def identity_of(dataset: str) -> str:
-    """What decides a data set's content, for a stage's key.
+    """Return what decides a data set's content, for a stage's key.
 
     The hub's data sets are taken as they are when first read; a rebuild takes them anew.
     """
@@ -116,7 +116,7 @@ def identity_of(dataset: str) -> str:
 
 
 def read_dataset(dataset: str, parquet_python: Path) -> tuple[str, list[Sample]]:
-    """Name for the metadata, and the rows, of a data set.
+    """Read a data set, and return its name for the metadata with its rows.
 
     Raises:
         StageError: it cannot be read, or a row has a form that is not known.
@@ -134,7 +134,7 @@ def read_dataset(dataset: str, parquet_python: Path) -> tuple[str, list[Sample]]
 
 
 def read_file(path: Path) -> list[Sample]:
-    """Rows of a `.txt` file, one a paragraph, or of a `.jsonl` or `.json` file."""
+    """Read the rows of a `.txt` file, one a paragraph, or of a `.jsonl` or `.json` file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -160,7 +160,7 @@ def _rows(lines: Iterable[str], path: Path) -> list[Sample]:
 
 
 def sample_of(row: object, where: str) -> Sample:
-    """The text or conversation in a row.
+    """Return the text or conversation in a row of a data set.
 
     >>> sample_of({"instruction": "Say hello.", "output": "Hello."}, "row 1")
     [{'role': 'user', 'content': 'Say hello.'}, {'role': 'assistant', 'content': 'Hello.'}]
@@ -220,7 +220,7 @@ def _encoder(model: Path) -> Callable[[Sample], list[int]]:
 
 
 def _download(repository: str) -> tuple[Path, str]:
-    """The first file of a hub data set's training split, and the data set's revision."""
+    """Download the first file of a hub data set's training split; returns it with the data set's revision."""
     from huggingface_hub import HfApi, hf_hub_download
 
     remedy = "set AWQ_CALIB_DATASET=embedded or name a .txt or .jsonl file"
@@ -239,7 +239,7 @@ def _download(repository: str) -> tuple[Path, str]:
 
 
 def training_file(names: Iterable[str]) -> str | None:
-    """The file to take of a data set: of its training split where there is one, JSON lines rather than parquet."""
+    """Choose the file to take of a data set: the training split rather than others, JSON lines rather than parquet."""
     usable = [name for name in sorted(names) if name.endswith((".jsonl", ".json", ".parquet"))]
     usable = [name for name in usable if not Path(name).name.startswith((".", "dataset_info"))]
     return min(usable, key=lambda name: ("train" not in name, name.endswith(".parquet"), name), default=None)

@@ -1,4 +1,4 @@
-"""Quantizing: one module a lane, all working from one `QuantizeJob`.
+"""The quantize job: all that a quantizer's worker is told, and the files that it reads and copies.
 
 The quantizers need other versions of compressed-tensors and transformers than the engines, so they run as workers in an
 environment of their own; `worker.py` starts them and reads their progress.
@@ -22,7 +22,7 @@ CHOOSE_DATA_SET = "name a calibration data set in AWQ_CALIB_DATASET"
 
 @dataclass(frozen=True, slots=True)
 class QuantizeJob:
-    """All that decides what a quantizer writes.
+    """The inputs that decide what a quantizer writes.
 
     Attributes:
         method: awq, gptq, fp8 or int8 in the vLLM lanes; int4_awq, fp8 or int8_sq for TensorRT-LLM.
@@ -55,13 +55,17 @@ class QuantizeJob:
     backend: str = "engine"
 
     def write(self, path: Path) -> None:
-        """Write the job as JSON."""
+        """Write the job to a JSON file."""
         document = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> QuantizeJob:
-        """Read a job that `write` wrote."""
+        """Read a job from the JSON file that `write` wrote.
+
+        Raises:
+            StageError: the file has fields that no job has.
+        """
         document = json.loads(path.read_bytes())
         unknown = document.keys() - {field.name for field in fields(cls)}
         if unknown:
@@ -78,7 +82,11 @@ class QuantizeJob:
 
 
 def read_samples(path: Path, sequence_length: int) -> list[list[int]]:
-    """Token ids of each calibration sample, cut to `sequence_length` tokens; empty lines are skipped."""
+    """Read calibration samples as token ids, each cut to `sequence_length` tokens; empty lines are skipped.
+
+    Raises:
+        StageError: a line is no list of token ids, or there is no sample.
+    """
     samples: list[list[int]] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -95,7 +103,7 @@ def read_samples(path: Path, sequence_length: int) -> list[list[int]]:
 
 
 def samples_of(job: QuantizeJob) -> list[list[int]]:
-    """The calibration samples of a job that cannot do without.
+    """Read the calibration samples of a job whose method needs them.
 
     Raises:
         StageError: it has none.
@@ -105,8 +113,8 @@ def samples_of(job: QuantizeJob) -> list[list[int]]:
     return read_samples(job.samples, job.sequence_length)
 
 
-def copy_companions(model: Path, out: Path) -> None:
-    """Tokenizer, chat template, generation config and licence travel with the weights, byte for byte."""
+def copy_auxiliary_files(model: Path, out: Path) -> None:
+    """Copy tokenizer, chat template, generation config and licence beside the quantized weights, byte for byte."""
     for path in sorted(model.iterdir()):
         if path.is_file() and path.name not in NOT_COPIED and not path.name.startswith("."):
             if path.name.endswith(WEIGHT_SUFFIXES):

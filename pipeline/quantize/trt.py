@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.lanes import LANES, METHODS
 from pipeline.plan.hardware import require_cuda
-from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_companions, trt_checkpoint, trt_folder, worker
+from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_auxiliary_files, trt_checkpoint, trt_folder, worker
 from pipeline.source import HF_QUANT_CONFIG
 from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError, Quantization
@@ -28,7 +28,7 @@ FORMATS = LANES["trt"].methods
 
 
 def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Quantization:
-    """Quantize in the quantizer environment.
+    """Quantize a model for TensorRT-LLM, in the quantizer environment.
 
     Args:
         job: what to do; `job.out` holds a TensorRT-LLM checkpoint afterwards, or a Hugging Face folder when
@@ -51,7 +51,7 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
     if job.device == "cuda":
         require_cuda("quantize")
     job.out.mkdir(parents=True, exist_ok=True)
-    worker.run("pipeline.quantize.trt", job, python=python, progress=progress)
+    worker.run_worker("pipeline.quantize.trt", job, python=python, progress=progress)
     found = written_method(job.out, job.backend)
     if found != job.method:
         raise StageError("quantize", f"expected a checkpoint in {job.method}, found {found}", job.out)
@@ -65,7 +65,7 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
 
 
 def written_method(folder: Path, backend: str) -> str:
-    """How the model in a folder is quantized, by the quantizer's name.
+    """Return the method by which the model in a folder is quantized, in the quantizer's name for it.
 
     Raises:
         StageError: the folder is not what the backend asks for.
@@ -83,10 +83,10 @@ def written_method(folder: Path, backend: str) -> str:
 
 
 def main() -> None:
-    """The worker: quantize the job whose file is the only argument."""
+    """Run the worker: quantize the job whose file is the only argument."""
     job = QuantizeJob.read(Path(sys.argv[1]))
-    report = worker.report()
-    report.step("loading PyTorch")
+    progress = worker.open_progress()
+    progress.step("loading PyTorch")
     import torch
 
     random.seed(job.seed)
@@ -95,8 +95,8 @@ def main() -> None:
         # What follows hides PyTorch's exception ("Device 0 seems unavailable"); this one tells.
         torch.zeros(1, device="cuda:0")
     write = trt_checkpoint.write if job.backend == "engine" else trt_folder.write
-    write(job, report)
-    copy_companions(job.model, job.out)
+    write(job, progress)
+    copy_auxiliary_files(job.model, job.out)
 
 
 if __name__ == "__main__":

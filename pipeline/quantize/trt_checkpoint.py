@@ -1,4 +1,4 @@
-"""The worker's half for compiled engines: TensorRT-LLM's own `quantize_and_export` writes a checkpoint.
+"""The worker's part for compiled engines: TensorRT-LLM's own `quantize_and_export` writes a checkpoint.
 
 What it does besides, in release 1.2, decides what it is given:
 
@@ -36,23 +36,23 @@ MODEL, TEXTS = Path("model"), Path("texts")
 CODE_KEY = "auto_map"
 
 
-def write(job: QuantizeJob, report: worker.Report) -> None:
-    """Quantize the model into `job.out`."""
+def write(job: QuantizeJob, progress: worker.WorkerProgress) -> None:
+    """Quantize the model of a job into `job.out`, as a TensorRT-LLM checkpoint."""
     import modelopt.torch.quantization as mtq
     from tensorrt_llm.quantization import quantize_and_export
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(job.model, local_files_only=True)
-    texts, length = equal_texts(samples_of(job), tokenizer)
+    texts, length = equal_length_texts(samples_of(job), tokenizer)
     getattr(mtq, CONFIGURATIONS["int8_sq"])["algorithm"] = SMOOTHING
-    report.step(f"{job.method}: quantizing through TensorRT-LLM, {len(texts)} texts of {length} tokens")
+    progress.step(f"{job.method}: quantizing through TensorRT-LLM, {len(texts)} texts of {length} tokens")
     out = job.out.resolve()
-    with workplace(job.model, texts):
+    with working_directory(job.model, texts):
         quantize_and_export(**arguments(job, out, len(texts), length))
 
 
 def arguments(job: QuantizeJob, out: Path, samples: int, length: int) -> dict[str, Any]:
-    """The arguments of `quantize_and_export`.
+    """Return the arguments of `quantize_and_export`.
 
     Args:
         job: what to do.
@@ -83,8 +83,8 @@ def arguments(job: QuantizeJob, out: Path, samples: int, length: int) -> dict[st
     }
 
 
-def equal_texts(samples: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], int]:
-    """As many texts as samples and of the same words, but each as long as the others.
+def equal_length_texts(samples: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], int]:
+    """Cut the samples anew into as many texts, all of the same length in tokens.
 
     Returns:
         The texts, and the tokens to take of each, which every one of them has.
@@ -102,27 +102,27 @@ def equal_texts(samples: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizer
 
 
 @contextlib.contextmanager
-def workplace(model: Path, texts: Sequence[str]) -> Iterator[Path]:
-    """A folder with the model and the texts under plain names, which is the current one meanwhile."""
+def working_directory(model: Path, texts: Sequence[str]) -> Iterator[Path]:
+    """Make a folder with the model and the texts under plain names, and work in it meanwhile."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="yap-calibration-") as folder:
-        place = Path(folder)
-        (place / MODEL).mkdir()
-        (place / TEXTS).mkdir()
+        directory = Path(folder)
+        (directory / MODEL).mkdir()
+        (directory / TEXTS).mkdir()
         for path in sorted(model.resolve().iterdir()):
             if path.suffix != ".py":
-                _take(path, place / MODEL / path.name)
+                _link(path, directory / MODEL / path.name)
         lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
-        (place / TEXTS / "train.jsonl").write_text("".join(lines), encoding="utf-8")
-        os.chdir(place)
+        (directory / TEXTS / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+        os.chdir(directory)
         try:
-            yield place
+            yield directory
         finally:
             os.chdir(before)
 
 
-def _take(path: Path, link: Path) -> None:
-    """Link to a file of the model; one that names code is written anew without it."""
+def _link(path: Path, link: Path) -> None:
+    """Link to a file of the model; one that names code to run is written anew without it."""
     document = json.loads(path.read_bytes()) if path.name in {"config.json", "tokenizer_config.json"} else {}
     if CODE_KEY in document:
         del document[CODE_KEY]

@@ -1,4 +1,4 @@
-"""The worker's half for TensorRT-LLM's PyTorch backend: ModelOpt writes a Hugging Face folder."""
+"""The worker's part for TensorRT-LLM's PyTorch backend: ModelOpt writes a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ CONFIGURATIONS = {"int4_awq": "INT4_AWQ_CFG", "fp8": "FP8_DEFAULT_CFG", "int8_sq
 SMOOTHING = {"method": "smoothquant", "alpha": 0.8}
 
 
-def write(job: QuantizeJob, report: worker.Report) -> None:
-    """Quantize the model into `job.out`."""
+def write(job: QuantizeJob, progress: worker.WorkerProgress) -> None:
+    """Quantize the model of a job into `job.out`, as a Hugging Face folder."""
     import modelopt.torch.quantization as mtq
     import torch
     from modelopt.torch.export import export_hf_checkpoint
     from transformers import AutoModelForCausalLM
 
-    report.step(f"loading {job.model.name}")
+    progress.step(f"loading {job.model.name}")
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.dtype), local_files_only=True)
     model.to(job.device).eval()
-    report.step(f"{job.method}: calibrating")
-    mtq.quantize(model, configuration(mtq, job), _forward_loop(job, report))
-    report.step("writing the weights")
+    progress.step(f"{job.method}: calibrating")
+    mtq.quantize(model, configuration(mtq, job), _forward_loop(job, progress))
+    progress.step("writing the weights")
     with torch.inference_mode():
         export_hf_checkpoint(model, export_dir=job.out)
 
 
 def configuration(mtq: Any, job: QuantizeJob) -> dict[str, Any]:  # noqa: ANN401 - a module without types
-    """ModelOpt's configuration of a method, with the job's group size and our smoothing."""
+    """Return ModelOpt's configuration of a method, with the job's group size and our smoothing."""
     config: dict[str, Any] = copy.deepcopy(getattr(mtq, CONFIGURATIONS[job.method]))
     if job.method == "int4_awq" and job.group_size:
         _set_block_size(config, job.group_size)
@@ -56,7 +56,7 @@ def _set_block_size(node: Any, size: int) -> None:  # noqa: ANN401 - nested list
             _set_block_size(child, size)
 
 
-def _forward_loop(job: QuantizeJob, report: worker.Report) -> Callable[[torch.nn.Module], None]:
+def _forward_loop(job: QuantizeJob, progress: worker.WorkerProgress) -> Callable[[torch.nn.Module], None]:
     import torch
 
     batches = [torch.tensor([tokens], device=job.device) for tokens in samples_of(job)]
@@ -65,6 +65,6 @@ def _forward_loop(job: QuantizeJob, report: worker.Report) -> Callable[[torch.nn
         with torch.inference_mode():
             for number, batch in enumerate(batches, 1):
                 model(input_ids=batch)
-                report.advance(number / len(batches))
+                progress.advance(number / len(batches))
 
     return loop

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_companions, samples_of, worker
+from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_auxiliary_files, samples_of, worker
 from pipeline.stages.stage import StageError
 from runtime.artifact import Quantization
 
@@ -32,7 +32,7 @@ GRID_POINTS = {"cpu": 8, "cuda": 20}
 
 
 def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Quantization:
-    """Quantize in the quantizer environment.
+    """Quantize a model for the vLLM lanes, in the quantizer environment.
 
     Args:
         job: what to do; `job.out` holds a Hugging Face folder afterwards.
@@ -51,7 +51,7 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
     if job.samples is None and job.method in {"awq", "gptq"}:
         raise StageError("quantize", f"{job.method} needs calibration samples, found none", next_step=CHOOSE_DATA_SET)
     job.out.mkdir(parents=True, exist_ok=True)
-    worker.run("pipeline.quantize.vllm", job, python=python, progress=progress)
+    worker.run_worker("pipeline.quantize.vllm", job, python=python, progress=progress)
     if not (job.out / "config.json").is_file():
         raise StageError("quantize", f"expected a config.json from {job.method}, found none", job.out)
     four_bit = SCHEMES[job.method] == "W4A16"
@@ -65,10 +65,10 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
 
 
 def main() -> None:
-    """The worker: quantize the job whose file is the only argument."""
+    """Run the worker: quantize the job whose file is the only argument."""
     job = QuantizeJob.read(Path(sys.argv[1]))
-    report = worker.report()
-    report.step("loading llm-compressor")
+    progress = worker.open_progress()
+    progress.step("loading llm-compressor")
     import torch
     from llmcompressor import oneshot
     from llmcompressor.utils import load_context
@@ -78,20 +78,20 @@ def main() -> None:
     torch.manual_seed(job.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
-    report.step(f"loading {job.model.name}")
+    progress.step(f"loading {job.model.name}")
     with load_context(AutoModelForCausalLM):
         model = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto", local_files_only=True)
     recipe = _recipe(job)
     calibrated = [modifier.requires_calibration_data for modifier in recipe]
     layers = model.config.get_text_config().num_hidden_layers + 1  # the last one holds the head
-    _adapt(sum(layers if flag else 1 for flag in calibrated), report)
+    _adapt(sum(layers if flag else 1 for flag in calibrated), progress)
     calibration = {"dataset": _loader(job), "max_seq_length": job.sequence_length} if any(calibrated) else {}
-    report.step(f"{job.method}: quantizing {layers - 1} layers")
+    progress.step(f"{job.method}: quantizing {layers - 1} layers")
     oneshot(model=model, recipe=recipe, **calibration)
 
-    report.step("writing the weights")
+    progress.step("writing the weights")
     model.save_pretrained(job.out, save_compressed=True)
-    copy_companions(job.model, job.out)
+    copy_auxiliary_files(job.model, job.out)
 
 
 def _recipe(job: QuantizeJob) -> list[Modifier]:
@@ -123,7 +123,7 @@ def _recipe(job: QuantizeJob) -> list[Modifier]:
 
 
 def _loader(job: QuantizeJob) -> DataLoader[dict[str, object]]:
-    """Samples one by one, in the order of the file: no padding, and the same input every time."""
+    """Load samples one by one, in the order of the file: without padding, the same input every time."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -132,7 +132,7 @@ def _loader(job: QuantizeJob) -> DataLoader[dict[str, object]]:
     return DataLoader(batches, batch_size=None, shuffle=False)
 
 
-def _adapt(steps: int, report: worker.Report) -> None:
+def _adapt(steps: int, progress: worker.WorkerProgress) -> None:
     """Report each finished layer, and let AWQ run without an accelerator."""
     import torch
     from llmcompressor.core import LifecycleCallbacks
@@ -148,7 +148,7 @@ def _adapt(steps: int, report: worker.Report) -> None:
         nonlocal done
         result = finish_layer(*args, **kwargs)
         done += 1
-        report.advance(done / steps)
+        progress.advance(done / steps)
         return result
 
     LifecycleCallbacks.sequential_epoch_end = counted

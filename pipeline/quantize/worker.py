@@ -1,4 +1,4 @@
-"""Running a quantizer in its own environment.
+"""The worker: a process that runs a quantizer in an environment of its own.
 
 The worker is `python -m MODULE JOB.json`. It writes its progress as JSON lines on standard output, everything else on
 standard error, and ends when its standard input closes: a pipeline that was killed leaves no quantizer behind.
@@ -25,18 +25,18 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 TAIL_LINES = 12
 
 
-class Report:
-    """The worker's side of `Progress`."""
+class WorkerProgress:
+    """The worker's implementation of `Progress`: a JSON line for each call."""
 
     def __init__(self, channel: TextIO) -> None:
         self._channel = channel
 
     def step(self, message: str) -> None:
-        """A new step begins."""
+        """Begin a new step."""
         self._write({"step": message})
 
     def advance(self, fraction: float) -> None:
-        """The part of the present step that is done, 0 to 1."""
+        """Tell which part of the present step is done, 0 to 1."""
         self._write({"fraction": round(min(fraction, 1.0), 4)})
 
     def _write(self, line: dict[str, str | float]) -> None:
@@ -44,8 +44,8 @@ class Report:
         self._channel.flush()
 
 
-def run(module: str, job: QuantizeJob, *, python: Path | None, progress: Progress) -> None:
-    """Run a worker to its end.
+def run_worker(module: str, job: QuantizeJob, *, python: Path | None, progress: Progress) -> None:
+    """Run a quantizer's worker to its end.
 
     Args:
         module: the worker's module.
@@ -70,7 +70,7 @@ def run(module: str, job: QuantizeJob, *, python: Path | None, progress: Progres
             with process:
                 try:
                     for line in process.stdout or ():
-                        _tell(progress, line)
+                        _forward(progress, line)
                     code = process.wait()
                 except BaseException:
                     process.kill()
@@ -80,12 +80,12 @@ def run(module: str, job: QuantizeJob, *, python: Path | None, progress: Progres
                 raise StageError("quantize", what, job.model, "read the last lines above, then run the same command")
 
 
-def report() -> Report:
-    """For the worker: take standard output for progress alone, and end with the process that started it."""
+def open_progress() -> WorkerProgress:
+    """Take standard output for progress alone, and end with the parent process; for the worker to call."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print goes to standard error
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    return Report(channel)
+    return WorkerProgress(channel)
 
 
 def _end_with_parent() -> None:
@@ -94,12 +94,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _tell(progress: Progress, line: str) -> None:
-    told = json.loads(line)
-    if "step" in told:
-        progress.step(told["step"])
-    if "fraction" in told:
-        progress.advance(told["fraction"])
+def _forward(progress: Progress, line: str) -> None:
+    message = json.loads(line)
+    if "step" in message:
+        progress.step(message["step"])
+    if "fraction" in message:
+        progress.advance(message["fraction"])
 
 
 def _environment(job: QuantizeJob) -> dict[str, str]:

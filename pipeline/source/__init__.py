@@ -1,4 +1,4 @@
-"""Where models come from and what they are: files, shapes, and weights that came quantized.
+"""Sources: where models come from, their files and shapes, and weights that came quantized.
 
 May import `embedded` and below.
 """

@@ -1,4 +1,4 @@
-"""Whether a model is whole: what a folder or a repository lacks, and weights that were cut off."""
+"""Checks of a model's files: what a folder or a repository lacks, and weights that were truncated."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Role = Literal["CHAT_MODEL", "TOOL_MODEL"]
 TOKENIZER_FILES = frozenset({"tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tekken.json"})
 
 
-def missing(
+def missing_files(
     role: Role, where: str, sizes: Mapping[str, int], documents: Mapping[str, dict[str, Any] | None]
 ) -> list[Problem]:
-    """What a model lacks, told from the names of its files."""
+    """Return what a model lacks, told from the names of its files."""
     again = "fetch it again or choose another model"
     problems = []
     if "config.json" not in sizes:
@@ -40,7 +40,7 @@ def missing(
 
 
 def damaged_weights(role: Role, folder: Path, sizes: Mapping[str, int]) -> list[Problem]:
-    """Shards that the index names and the folder lacks, and files that are shorter than their header says."""
+    """Return the shards that the index names and the folder lacks, and the files shorter than their header says."""
     again = "fetch it again"
     problems = []
     for name in sizes:
@@ -65,7 +65,7 @@ def damaged_weights(role: Role, folder: Path, sizes: Mapping[str, int]) -> list[
 
 
 def safetensors_size(path: Path) -> int | None:
-    """Bytes that a safetensors file has by its own header; none when the header cannot be read.
+    """Return the size in bytes that a safetensors header declares; none when the header cannot be read.
 
     The format: eight bytes, little endian, with the header's length; the header, JSON; the tensors.
     """
@@ -82,14 +82,14 @@ def safetensors_size(path: Path) -> int | None:
 
 
 def has_template(sizes: Mapping[str, int], documents: Mapping[str, dict[str, Any] | None]) -> bool:
-    """Whether a chat template comes with it."""
+    """Tell whether a chat template comes with a model."""
     if sizes.keys() & {"chat_template.jinja", "chat_template.json"}:
         return True
     return bool((documents.get("tokenizer_config.json") or {}).get("chat_template"))
 
 
 def json_object(path: Path) -> dict[str, Any] | None:
-    """The object in a file; none when something else is there."""
+    """Read the JSON object in a file; none when something else is there."""
     try:
         document = json.loads(path.read_bytes())
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where models come from: a folder, the hub, or the package itself.
+"""Model sources: a folder, a repository on the hub, or the package itself.
 
 `read_facts` reads what a plan needs (config, names and sizes of files) and downloads no weights. `fetch` brings the
 whole model here. `content_hash` names its bytes.
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pipeline.problem import Problem
 from pipeline.progress import Progress
 from pipeline.source import weights
-from pipeline.source.model_files import Role, damaged_weights, has_template, json_object, missing
+from pipeline.source.model_files import Role, damaged_weights, has_template, json_object, missing_files
 from runtime.artifact import hub, hub_client
 from runtime.artifact.hashes import sha256_of
 from runtime.artifact.hub import TokenError
@@ -73,16 +73,21 @@ EMBEDDED_TOOL: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """A model before it is fetched.
+    """The facts about a model before it is fetched.
 
     Attributes:
         ref: as the user named it.
+        kind: where it comes from.
         name: what the metadata calls it: hub id, `embedded`, or the folder's name.
         path: the folder, where it is already here.
+        revision: commit on the hub; none for all others.
         config: `config.json`; empty when it could not be read, in which case `problems` says why.
         checkpoint: `config.json` of the TensorRT-LLM checkpoint that it is or holds; empty for all others.
         sizes: bytes of each file by relative path; empty for embedded models.
         hashes: SHA-256 of the large files on the hub; empty for all others.
+        license: as its card names it; none where it does not.
+        chat_template: whether one comes with it.
+        problems: everything that is wrong with it.
     """
 
     ref: str
@@ -100,7 +105,7 @@ class SourceFacts:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all safetensors files."""
+        """The size in bytes of all safetensors files together."""
         return sum(size for name, size in self.sizes.items() if name.endswith(".safetensors"))
 
     @property
@@ -111,7 +116,7 @@ class SourceFacts:
 
 
 def read_facts(ref: str, role: Role) -> SourceFacts:
-    """Read a model's facts. Everything wrong with it is in the answer's `problems`; nothing is raised."""
+    """Read a model's facts; what is wrong with it goes to their `problems`, and nothing is raised."""
     if ref == EMBEDDED:
         config = EMBEDDED_CHAT if role == "CHAT_MODEL" else EMBEDDED_TOOL
         return SourceFacts(ref, "embedded", EMBEDDED, config=config, license="apache-2.0", chat_template=True)
@@ -126,14 +131,14 @@ def read_facts(ref: str, role: Role) -> SourceFacts:
 
 
 def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:
-    if locked := _locked(folder):
+    if unreadable := _unreadable(folder):
         remedy = "let this user read it; in a container, `docker run --user`"
-        problem = Problem(role, f"to read {locked}", "that this user may not", remedy)
+        problem = Problem(role, f"to read {unreadable}", "that this user may not", remedy)
         return SourceFacts(ref, "folder", folder.name, path=folder, problems=(problem,))
     inside = [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(inside) if path.is_file()}
     documents = {name: json_object(folder / name) for name in READ_FIRST if name in sizes}
-    problems = missing(role, str(folder), sizes, documents)
+    problems = missing_files(role, str(folder), sizes, documents)
     if not problems:
         problems = damaged_weights(role, folder, sizes)
     return SourceFacts(
@@ -150,8 +155,8 @@ def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:
     )
 
 
-def _locked(folder: Path) -> Path | None:
-    """The folder, or the first file in it, that this user may not read, as it happens in containers."""
+def _unreadable(folder: Path) -> Path | None:
+    """Return the folder, or the first file in it, that this user may not read, as happens in containers."""
     if not os.access(folder, os.R_OK | os.X_OK):
         return folder
     return next((path for path in sorted(folder.iterdir()) if path.is_file() and not os.access(path, os.R_OK)), None)
@@ -183,7 +188,7 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
             hashes={file.rfilename: file.lfs.sha256 for file in siblings if file.lfs},
             license=info.card_data.get("license") if info.card_data else None,
             chat_template=has_template(sizes, documents),
-            problems=tuple(missing(role, repo, sizes, documents)),
+            problems=tuple(missing_files(role, repo, sizes, documents)),
         )
     except TokenError as error:
         return SourceFacts(ref, "hub", repo, problems=(Problem(error.variables, error.expected, error.found),))
@@ -222,7 +227,7 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
 
 
 def _config(documents: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
-    """`config.json`, with ModelOpt's word on the quantization where it is silent."""
+    """Return `config.json`, with ModelOpt's word on the quantization where it is silent."""
     config = documents.get("config.json") or {}
     stated = (documents.get(HF_QUANT_CONFIG) or {}).get("quantization")
     if isinstance(stated, dict) and not config.get("quantization_config"):
@@ -238,13 +243,13 @@ def _checkpoint(documents: Mapping[str, dict[str, Any] | None]) -> dict[str, Any
 
 
 def checkpoint_in(folder: Path) -> Path:
-    """Where a model's TensorRT-LLM checkpoint lies: in its folder of checkpoints, else in the folder itself."""
+    """Return where a model's TensorRT-LLM checkpoint lies: in its folder of checkpoints, else in the folder itself."""
     inside = folder / CHECKPOINTS
     return inside if (inside / "config.json").is_file() else folder
 
 
 def fetch(facts: SourceFacts, progress: Progress) -> Path:
-    """The folder of a model that is a folder already or lies on the hub; a download that was cut off goes on.
+    """Return the folder of a model, downloaded where it lies on the hub; an interrupted download resumes.
 
     Raises:
         ArtifactError: the hub sent other bytes than it lists.
@@ -257,7 +262,7 @@ def fetch(facts: SourceFacts, progress: Progress) -> Path:
     if facts.revision is None:
         raise ValueError(f"{facts.ref} was not found on the hub, so there is nothing to fetch")
     progress.step(f"downloading {facts.name}@{facts.revision} ({facts.weight_bytes / 2**30:.1f} GiB)")
-    weights.bring(Reference(facts.name, facts.revision), facts.sizes, facts.hashes, FETCHED, progress)
+    weights.download(Reference(facts.name, facts.revision), facts.sizes, facts.hashes, FETCHED, progress)
     token = hub.token_of(os.environ)
 
     def rest() -> str:
@@ -265,12 +270,12 @@ def fetch(facts: SourceFacts, progress: Progress) -> Path:
 
     folder = Path(hub.persistently(rest, progress.step))
     named = HUB_ID.fullmatch(facts.ref)
-    weights.remember(Reference(facts.name, (named and named["revision"]) or "main"), facts.revision)
+    weights.write_ref(Reference(facts.name, (named and named["revision"]) or "main"), facts.revision)
     return folder
 
 
 def content_hash(folder: Path, cache: Path | None = None) -> str:
-    """SHA-256 over the names, sizes and hashes of the files that decide a model's answers.
+    """Return a SHA-256 over the names, sizes and hashes of the files that decide a model's answers.
 
     Args:
         folder: the model.
@@ -297,7 +302,7 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
 
 
 def _license_of(card: Path) -> str | None:
-    """The licence that a model card's front matter names."""
+    """Return the licence that a model card's front matter names."""
     if not card.is_file():
         return None
     from huggingface_hub import metadata_load

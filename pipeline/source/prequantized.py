@@ -1,4 +1,4 @@
-"""Sources that come quantized: recognized by their config first, by their name second."""
+"""Sources that come quantized, recognized by their config first and by their name second."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ TRT_FORMATS = {"awq": "int4_awq", "fp8": "fp8", "8bit": "fp8", "int8": "int8_sq"
 
 @dataclass(frozen=True, slots=True)
 class Prequantized:
-    """How a source was quantized by someone else.
+    """The quantization of a source that somebody else quantized.
 
     Attributes:
         format: `quant_method`, as config.json names it; `trt-llm` for a checkpoint of TensorRT-LLM's.
         method: the nearest of our own names.
         scheme: the field's notation where it is known.
+        group_size: weights that share a scale, where the config says so.
         recognized_by: what gave it away.
     """
 
@@ -46,7 +47,7 @@ class Prequantized:
 
 
 def recognize(config: Mapping[str, Any], name: str, *, bytes_per_weight: float | None) -> Prequantized | None:
-    """Recognize a quantized source.
+    """Recognize a source that is quantized already; none for a float model.
 
     Args:
         config: its `config.json`.
@@ -87,7 +88,7 @@ def recognize(config: Mapping[str, Any], name: str, *, bytes_per_weight: float |
 
 
 def _algorithm(stated: Mapping[str, Any]) -> str:
-    """Our name for TensorRT-LLM's `quant_algo`; its own in small letters where we have none."""
+    """Return our name for TensorRT-LLM's `quant_algo`; its own in small letters where we have none."""
     algorithm = stated.get("quant_algo")
     return METHOD_OF_ALGORITHM.get(str(algorithm), str(algorithm).lower()) if algorithm else "none"
 

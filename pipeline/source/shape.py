@@ -1,4 +1,4 @@
-"""What a model's `config.json` says about its size: widths, parameters, experts, context."""
+"""A model's shape, from its `config.json`: widths, parameters, experts, context."""
 
 from __future__ import annotations
 
@@ -30,13 +30,20 @@ class ShapeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoder's dimensions. Widths in columns, context in tokens.
+    """The dimensions of a decoder.
 
     Attributes:
+        hidden: columns of the hidden state.
+        intermediate: columns inside the feed-forward block of a dense model.
+        layers: decoder layers.
         attention: columns of the attention's output projection, heads × head size.
+        key_value: columns of the keys, and of the values, of one token.
+        vocabulary: entries of the embedding.
+        tied: whether the head is the embedding's matrix.
+        context: positions that the model was made for, in tokens.
         experts: experts in each layer, 0 for a dense model.
         expert_intermediate: columns inside one expert.
-        context: positions that the model was made for.
+        dtype: type of the weights, as config.json names it.
     """
 
     hidden: int
@@ -53,7 +60,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
-        """Read a shape; multimodal configs keep theirs under `text_config`.
+        """Read a shape from a config; multimodal ones keep theirs under `text_config`.
 
         Raises:
             ShapeError: a dimension is missing.
@@ -80,34 +87,34 @@ class Shape:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of the linear layers, which a quantizer rounds."""
+        """The number of weights in the linear layers, which a quantizer rounds."""
         attention = self.hidden * (2 * self.attention + 2 * self.key_value)
         inside = self.experts * self.expert_intermediate if self.experts else self.intermediate
         return self.layers * (attention + 3 * self.hidden * inside)
 
     @property
     def embedding_parameters(self) -> int:
-        """Weights of the embedding and of the head where it is not the same matrix; these stay in float."""
+        """The number of weights in the embedding and in a head of its own; these stay in float."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
     def parameters(self) -> int:
-        """All weights, without norms and biases."""
+        """The number of all weights, without norms and biases."""
         return self.linear_parameters + self.embedding_parameters
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Key-value cache of one token at two bytes a number."""
+        """The bytes that one token takes in a KV cache with two bytes a number."""
         return 2 * 2 * self.layers * self.key_value
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Input widths of the linear layers that are quantized, ascending."""
+        """The input widths of the linear layers that are quantized, ascending."""
         found = {self.hidden, self.attention, self.intermediate, self.expert_intermediate} - {0}
         return tuple(sorted(found))
 
     def group_size(self, preferred: int) -> int | None:
-        """The largest of 128, 64 and 32, not above `preferred`, that divides every width; none when none does."""
+        """Return the largest of 128, 64 and 32, at most `preferred`, that divides every width; none when none does."""
         common = math.gcd(*self.widths)
         return next((size for size in (128, 64, 32) if size <= preferred and common % size == 0), None)
 

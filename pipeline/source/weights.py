@@ -1,4 +1,4 @@
-"""Large files of a model on the hub, brought into the hub's own cache so that a download that was cut off goes on.
+"""Downloads of a model's large files into the hub's own cache; an interrupted download resumes.
 
     HF_HUB_CACHE/models--ORG--NAME/blobs/SHA256      where the client looks for a file before it downloads it
     HF_HUB_CACHE/models--ORG--NAME/refs/REVISION     the commit that a branch or tag stood for
@@ -23,10 +23,10 @@ from runtime.artifact.repository import Reference, RepositoryReader
 SECONDS_BETWEEN_FRACTIONS = 0.5
 
 
-def bring(
+def download(
     reference: Reference, sizes: Mapping[str, int], hashes: Mapping[str, str], patterns: list[str], progress: Progress
 ) -> None:
-    """Bring those large files of a model into the hub's cache that are not there.
+    """Download those large files of a model that the hub's cache lacks.
 
     Args:
         reference: the model at a commit.
@@ -45,24 +45,27 @@ def bring(
         for path, sha256 in hashes.items()
         if any(fnmatch(path, pattern) for pattern in patterns)
     ]
-    blobs = Blobs(_home(reference.repo) / "blobs", read_only=False)
-    missing = [entry for entry in wanted if not _held(blobs.path(entry), entry.size)]
+    blobs = Blobs(_repo_cache(reference.repo) / "blobs", read_only=False)
+    missing = [entry for entry in wanted if not _is_cached(blobs.path(entry), entry.size)]
     if not missing:
         return
     source = RepositoryReader(HfApi(token=hub.token_of(os.environ)), reference, reference.revision)
 
-    def tell(here: int, total: int) -> None:
+    def report_bytes(here: int, total: int) -> None:
         progress.advance(here / total)
 
-    with watched(blobs, missing, tell, SECONDS_BETWEEN_FRACTIONS):
+    with watched(blobs, missing, report_bytes, SECONDS_BETWEEN_FRACTIONS):
         blobs.get_all(missing, source.url, source.headers(), progress.step)
 
 
-def remember(reference: Reference, commit: str) -> None:
-    """Note what a branch or tag stands for, so that it can be named without network. The model is fetched by commit."""
+def write_ref(reference: Reference, commit: str) -> None:
+    """Write to the cache which commit a branch or tag stands for, so that it can be named without network.
+
+    The model itself is fetched by its commit.
+    """
     if reference.revision == commit:
         return
-    path = _home(reference.repo) / "refs" / reference.revision
+    path = _repo_cache(reference.repo) / "refs" / reference.revision
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         if path.is_file() and path.read_text("ascii").strip() == commit:
@@ -74,12 +77,12 @@ def remember(reference: Reference, commit: str) -> None:
         return  # a cache that can only be read still holds the model
 
 
-def _home(repo: str) -> Path:
+def _repo_cache(repo: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
-def _held(path: Path, size: int) -> bool:
-    """Whether the cache has a file, by its size: its bytes were compared when it came, by us or by the client."""
+def _is_cached(path: Path, size: int) -> bool:
+    """Tell whether the cache has a file, by its size: its bytes were compared when it came."""
     return path.is_file() and path.stat().st_size == size

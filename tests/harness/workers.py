@@ -12,10 +12,10 @@ from pipeline.quantize import QuantizeJob, worker
 
 def main() -> None:
     job = QuantizeJob.read(Path(sys.argv[1]))
-    report = worker.report()
+    progress = worker.open_progress()
     print("a library talks on standard output")
-    report.step("working")
-    report.advance(0.5)
+    progress.step("working")
+    progress.advance(0.5)
     if job.method == "crash":
         print("\rbar 1%\rbar 99%\nthe weights are torn", file=sys.stderr)
         sys.exit(3)

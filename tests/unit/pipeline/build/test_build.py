@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build.layout import lay_out
+from pipeline.build.layout import copy_model
 from pipeline.stages.stage import StageError
 
 
@@ -36,7 +36,7 @@ def model(tmp_path: Path) -> Path:
 def test_the_model_travels_and_other_formats_stay(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    lay_out(model, out)
+    copy_model(model, out)
     assert sorted(path.name for path in out.iterdir()) == [
         "LICENSE",
         "chat_template.jinja",
@@ -53,7 +53,7 @@ def test_the_model_travels_and_other_formats_stay(model: Path, tmp_path: Path) -
 def test_a_change_of_the_artifact_does_not_reach_the_stage_it_came_from(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    lay_out(model, out)
+    copy_model(model, out)
     (out / "config.json").write_text("tampered")
     assert (model / "config.json").read_text() == "config.json"
 
@@ -62,9 +62,9 @@ def test_a_change_of_the_artifact_does_not_reach_the_stage_it_came_from(model: P
 def test_a_folder_that_is_no_model_is_refused(model: Path, tmp_path: Path, missing: str) -> None:
     (model / missing).unlink()
     with pytest.raises(StageError, match=r"expected .*, found none"):
-        lay_out(model, tmp_path)
+        copy_model(model, tmp_path)
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="found none"):
-        lay_out(tmp_path / "nowhere", tmp_path)
+        copy_model(tmp_path / "nowhere", tmp_path)

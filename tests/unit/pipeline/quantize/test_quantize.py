@@ -93,7 +93,7 @@ def test_no_samples_are_refused(tmp_path: Path) -> None:
 
 def test_progress_arrives_though_libraries_print(job: QuantizeJob) -> None:
     told = Told()
-    worker.run("tests.harness.workers", job, python=None, progress=told)
+    worker.run_worker("tests.harness.workers", job, python=None, progress=told)
     assert told.steps == ["working"]
     assert told.fractions == [0.5]
     assert (job.out / "config.json").is_file()
@@ -113,7 +113,7 @@ def test_waiting_threads_leave_the_processor_to_others(
 
 def test_a_failed_worker_tells_its_last_lines(job: QuantizeJob) -> None:
     with pytest.raises(StageError, match=r"exit code 3: .*bar 99% \| the weights are torn") as failure:
-        worker.run("tests.harness.workers", replace(job, method="crash"), python=None, progress=Told())
+        worker.run_worker("tests.harness.workers", replace(job, method="crash"), python=None, progress=Told())
     assert "bar 1%" not in str(failure.value)
     assert "\n" not in str(failure.value)
 
@@ -125,7 +125,7 @@ def test_a_worker_does_not_outlive_a_killed_pipeline(job: QuantizeJob, tmp_path:
         "import sys; from pathlib import Path; from pipeline.progress import PlainProgress;"
         "from pipeline.quantize import QuantizeJob, worker;"
         "job = QuantizeJob.read(Path(sys.argv[1]));"
-        "worker.run('tests.harness.workers', job, python=None, progress=PlainProgress())"
+        "worker.run_worker('tests.harness.workers', job, python=None, progress=PlainProgress())"
     )
     pipeline = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "job.json")], stderr=subprocess.DEVNULL)
     try:
@@ -143,7 +143,7 @@ def test_an_interrupted_pipeline_ends_its_worker(job: QuantizeJob) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        worker.run("tests.harness.workers", replace(job, method="sleep"), python=None, progress=Impatient())
+        worker.run_worker("tests.harness.workers", replace(job, method="sleep"), python=None, progress=Impatient())
     assert not is_running(int((job.out / "pid").read_text()))
 
 

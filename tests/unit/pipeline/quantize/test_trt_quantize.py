@@ -76,7 +76,7 @@ class Letters:
 def test_calibration_texts_have_one_length_so_that_none_is_padded(samples: list[list[int]], begins: bool) -> None:
     tokenizer = Letters(begins=begins)
     given_samples = [tokenizer.prefix + sample for sample in samples]
-    texts, length = trt_checkpoint.equal_texts(given_samples, tokenizer)  # type: ignore[arg-type]
+    texts, length = trt_checkpoint.equal_length_texts(given_samples, tokenizer)  # type: ignore[arg-type]
     assert len(texts) == len(samples)
     encoded = [tokenizer(text)["input_ids"] for text in texts]
     assert min(map(len, encoded)) >= length
@@ -96,7 +96,7 @@ def test_the_quantizer_gets_the_model_under_a_plain_name_and_without_its_code(tm
     (model / "evil.py").write_text("raise SystemExit")
     (model / "model.safetensors").write_bytes(b"weights")
     before = Path.cwd()
-    with trt_checkpoint.workplace(model, ["one", "two"]) as place:
+    with trt_checkpoint.working_directory(model, ["one", "two"]) as place:
         assert Path.cwd() == place.resolve()
         assert sorted(path.name for path in trt_checkpoint.MODEL.iterdir()) == [
             "config.json",
@@ -154,6 +154,6 @@ def test_weights_and_tensorrt_llms_own_config_do_not_travel(tmp_path: Path) -> N
     folder = Path(shutil.copytree(GOLDEN / "checkpoints/llama-int4-awq", tmp_path / "checkpoint"))
     for name in ("tokenizer.json", "README.md", ".gitattributes", "model.safetensors.index.json", "pytorch_model.bin"):
         (folder / name).write_text("{}")
-    assert [path.name for path in sorted(folder.iterdir()) if building._travels(path)] == ["tokenizer.json"]
+    assert [path.name for path in sorted(folder.iterdir()) if building._is_auxiliary(path)] == ["tokenizer.json"]
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    assert building._travels(folder / "config.json")
+    assert building._is_auxiliary(folder / "config.json")
