@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.quantize import QuantizeJob, read_samples, worker
@@ -67,6 +67,7 @@ def test_a_job_with_an_unknown_field_is_refused(job: QuantizeJob, tmp_path: Path
 
 
 @given(st.lists(st.lists(st.integers(0, 50000), min_size=1), min_size=1), st.integers(1, 64))
+@settings(deadline=None)
 def test_samples_keep_their_order_and_are_cut(samples: list[list[int]], length: int) -> None:
     import tempfile
 
