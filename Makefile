@@ -26,7 +26,7 @@ demo-publish: setup ## sign and push to a hub on loopback over a failing link, t
 	@$(RUN) -m tests.demos.publish
 
 test: setup ## everything that proves it
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest --durations=25
 
 test-unit: setup ## the tests that need neither engine nor network (seconds)
 	@$(RUN) -m pytest -m "not engine and not docker and not network"

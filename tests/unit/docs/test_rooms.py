@@ -8,10 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from importlinter.api import read_configuration
 
-ROOT = Path(__file__).resolve().parents[3]
-HOUSES = ("runtime", "pipeline")
+from tests.harness.house import HOUSES, ROOT, floors, folders, name_of, rooms
+
 MOST_MODULES = 12
 # Names that say nothing of what is inside.
 NAMELESS = {"utils", "util", "common", "base", "helpers", "helper", "misc", "lib"}
@@ -19,27 +18,6 @@ NAMELESS = {"utils", "util", "common", "base", "helpers", "helper", "misc", "lib
 NOT_COUNTED = {"__init__", "conftest"}
 # What has tests of its own and is no room: the documents, the clients, the benchmarks.
 BESIDE_THE_HOUSE = {"docs", "clients", "benchmarks"}
-
-
-def folders(top: str) -> list[Path]:
-    """Every folder with modules, at and under a folder of the root."""
-    return sorted({path.parent for path in (ROOT / top).rglob("*.py")})
-
-
-def rooms() -> list[Path]:
-    """Every package of the house but the two that hold it."""
-    return [folder for house in HOUSES for folder in folders(house) if folder != ROOT / house]
-
-
-def name_of(folder: Path) -> str:
-    return folder.relative_to(ROOT).as_posix()
-
-
-def floors(house: str) -> dict[str, int]:
-    """The floor of each of a house's rooms and ground modules, 0 for the highest, as import-linter holds them."""
-    contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
-    (layers,) = [contract["layers"] for contract in contracts if contract.get("containers") == [house]]
-    return {room.strip(): floor for floor, layer in enumerate(layers) for room in layer.split(":")}
 
 
 @pytest.mark.parametrize("folder", [folder for top in (*HOUSES, "tests") for folder in folders(top)], ids=name_of)

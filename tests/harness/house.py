@@ -1,0 +1,32 @@
+"""The house as its files and import-linter's contracts say it is: packages, their names, their floors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from importlinter.api import read_configuration
+
+ROOT = Path(__file__).resolve().parents[2]
+HOUSES = ("runtime", "pipeline")
+
+
+def folders(top: str) -> list[Path]:
+    """Every folder with modules, at and under a folder of the root."""
+    return sorted({path.parent for path in (ROOT / top).rglob("*.py")})
+
+
+def rooms() -> list[Path]:
+    """Every package of the house but the two that hold it."""
+    return [folder for house in HOUSES for folder in folders(house) if folder != ROOT / house]
+
+
+def name_of(folder: Path) -> str:
+    """A folder's path from the root."""
+    return folder.relative_to(ROOT).as_posix()
+
+
+def floors(house: str) -> dict[str, int]:
+    """The floor of each of a house's rooms and ground modules, 0 for the highest, as import-linter holds them."""
+    contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
+    (layers,) = [contract["layers"] for contract in contracts if contract.get("containers") == [house]]
+    return {room.strip(): floor for floor, layer in enumerate(layers) for room in layer.split(":")}
