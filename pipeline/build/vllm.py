@@ -44,7 +44,7 @@ def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress
 
 def compile_ahead(out: Path, plan: BuildPlan) -> None:
     """Start the engine once on an empty cache inside the artifact, so that it leaves there what it compiled."""
-    from runtime.engines.vllm.caches import ELSEWHERE, relocate
+    from runtime.engines.vllm.caches import PLACEHOLDER_FOLDER, relocate
     from runtime.engines.vllm.engine import VllmEngine
 
     if plan.chat is None:
@@ -76,7 +76,7 @@ def compile_ahead(out: Path, plan: BuildPlan) -> None:
         for path in cache.rglob(pattern):
             path.unlink()
     try:
-        relocate(cache, ELSEWHERE)
+        relocate(cache, PLACEHOLDER_FOLDER)
     except ValueError as error:
         raise StageError("build", str(error), out) from error
 

@@ -16,7 +16,7 @@ from pipeline.embedded.packages import TOOL_PACKAGE, packaged
 from pipeline.embedded.utterances import Utterance, heldout_utterances, training_utterances
 from pipeline.progress import Progress
 from runtime.defaults import TOOL_THRESHOLD
-from runtime.deployment.classifier import format_turns
+from runtime.deployment.classifier import format_utterances
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +151,7 @@ def probabilities(
     found: list[float] = []
     with torch.inference_mode():
         for start in range(0, len(utterances), BATCH):
-            texts = [format_turns(u.turns) for u in utterances[start : start + BATCH]]
+            texts = [format_utterances(u.turns) for u in utterances[start : start + BATCH]]
             logits = model(**_encode(tokenizer, texts, TRAINED_WINDOW)).logits
             found += logits.softmax(-1)[:, 1].tolist()
     return found
@@ -237,7 +237,7 @@ def _batches(utterances: Sequence[Utterance], draw: random.Random) -> list[tuple
         if draw.random() < CONTEXT_SHARE:
             others = draw.sample(utterances, draw.randint(1, MAX_CONTEXT_TURNS))
             turns = (*(other.turns[-1] for other in others), *turns)
-        examples.append((format_turns(turns), int(utterance.screenshot)))
+        examples.append((format_utterances(turns), int(utterance.screenshot)))
     draw.shuffle(examples)
     examples.sort(key=lambda example: len(example[0]) // 16)
     starts = list(range(0, len(examples), BATCH))

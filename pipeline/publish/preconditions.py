@@ -188,7 +188,7 @@ def _exchanged_token(resource: str, repo: str) -> tuple[str | None, Problem | No
 
     if resource != repo:
         return None, Problem("HF_OIDC_RESOURCE", f"{repo or 'a repository'}, as HF_PUSH_REPO_ID says", resource)
-    if not (refused := hub_client.exchange_errors()):
+    if not (refused := hub_client.token_exchange_errors()):
         expected, found = "a hub client that exchanges a job's identity (1.x)", f"huggingface_hub {__version__}"
         return None, Problem("HF_OIDC_RESOURCE", expected, found, "set HF_TOKEN instead")
     try:
@@ -203,9 +203,9 @@ def _access_problem(token: str, repo: str) -> Problem | None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    hub_client.bound_waiting()
+    hub_client.set_timeouts()
     try:
-        account = hub.persistently(lambda: HfApi(token=token).whoami(), lambda line: None, tries=3)
+        account = hub.with_retries(lambda: HfApi(token=token).whoami(), lambda line: None, tries=3)
     except OfflineModeIsEnabled:
         return Problem("HF_HUB_OFFLINE", "0 for an upload", "1")
     except hub_client.failures() as error:

@@ -64,7 +64,7 @@ def push(folder: Path, destination: Destination, sign_key: Path | None, progress
         raise StageError("push", str(error), "", f"then run `{again}`") from error
     remedy = f"the artifact stays at {folder}; go on with `{again}`"
     try:
-        return hub.persistently(lambda: _publish(folder, metadata, destination, progress), progress.step)
+        return hub.with_retries(lambda: _publish(folder, metadata, destination, progress), progress.step)
     except StageError as error:
         raise StageError("push", error.what, error.where, f"{error.next_step}; {remedy}") from error
     except Exception as error:
@@ -81,7 +81,7 @@ def retry_command(folder: Path, sign_key: Path | None) -> str:
 def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, progress: Progress) -> Published:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    hub_client.bound_waiting()
+    hub_client.set_timeouts()
     api = HfApi(token=destination.token)
     repo = destination.repo
     progress.step(f"push: looking at {repo}")

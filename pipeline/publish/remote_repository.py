@@ -113,7 +113,7 @@ def labels_in(paths: Mapping[str, RemoteFile]) -> list[str]:
 
 def _metadata(api: HfApi, repo: str, commit: str, path: str) -> BuildMetadata | None:
     with TemporaryDirectory(prefix="yap-remote-") as folder:
-        RepositoryReader(api, Reference(repo, commit), commit).document(path, Path(folder), lambda line: None)
+        RepositoryReader(api, Reference(repo, commit), commit).download(path, Path(folder), lambda line: None)
         try:
             return artifact.read(Path(folder))
         except ArtifactError:

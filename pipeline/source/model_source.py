@@ -268,7 +268,7 @@ def fetch(facts: SourceFacts, progress: Progress) -> Path:
     def rest() -> str:
         return snapshot_download(facts.name, revision=facts.revision, allow_patterns=FETCHED, token=token)
 
-    folder = Path(hub.persistently(rest, progress.step))
+    folder = Path(hub.with_retries(rest, progress.step))
     named = HUB_ID.fullmatch(facts.ref)
     weights.write_ref(Reference(facts.name, (named and named["revision"]) or "main"), facts.revision)
     return folder

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.progress import Progress
 from runtime.artifact import FileEntry, hub
-from runtime.artifact.blobs import Blobs, watched
+from runtime.artifact.blobs import Blobs, watch_progress
 from runtime.artifact.repository import Reference, RepositoryReader
 
 SECONDS_BETWEEN_FRACTIONS = 0.5
@@ -54,7 +54,7 @@ def download(
     def report_bytes(here: int, total: int) -> None:
         progress.advance(here / total)
 
-    with watched(blobs, missing, report_bytes, SECONDS_BETWEEN_FRACTIONS):
+    with watch_progress(blobs, missing, report_bytes, SECONDS_BETWEEN_FRACTIONS):
         blobs.get_all(missing, source.url, source.headers(), progress.step)
 
 

@@ -26,12 +26,10 @@ from runtime.artifact.hashes import sha256_of
 DOWNLOADS_AT_ONCE = 4
 PARTIAL_CONTENT = 206
 # A connection that brought as much before it broke is worth another at once; of shorter ones only a few are tried.
-WORTH_ANOTHER_BYTES = 1 << 20
-
-Say = Callable[[str], None]
+MIN_PROGRESS_BYTES = 1 << 20
 
 
-class StoppedError(Exception):
+class DownloadStoppedError(Exception):
     """Another file's download failed, or the user asked for an end."""
 
 
@@ -50,7 +48,7 @@ class Blobs:
         """Where a file is, or will be."""
         return self.folder / entry.sha256
 
-    def arrived(self, entry: FileEntry) -> int:
+    def bytes_present(self, entry: FileEntry) -> int:
         """Bytes of a file that are here already."""
         for path in (self.path(entry), self._partial(entry)):
             try:
@@ -60,7 +58,7 @@ class Blobs:
         return 0
 
     def get_all(
-        self, entries: Sequence[FileEntry], url: Callable[[str], str], headers: Mapping[str, str], say: Say
+        self, entries: Sequence[FileEntry], url: Callable[[str], str], headers: Mapping[str, str], report: hub.Report
     ) -> None:
         """Bring files here, a few at a time. The first that fails ends the others, which can be resumed.
 
@@ -74,7 +72,7 @@ class Blobs:
         unique = {entry.sha256: entry for entry in entries}.values()
         stopped = threading.Event()
         with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-            running = [pool.submit(self.get, entry, url(entry.path), headers, say, stopped) for entry in unique]
+            running = [pool.submit(self.get, entry, url(entry.path), headers, report, stopped) for entry in unique]
             try:
                 for future in as_completed(running):
                     future.result()
@@ -89,7 +87,7 @@ class Blobs:
         entry: FileEntry,
         url: str,
         headers: Mapping[str, str],
-        say: Say,
+        report: hub.Report,
         stopped: threading.Event | None = None,
     ) -> Path:
         """Bring a file here, unless it is, and return its path. What is here is hashed again.
@@ -100,7 +98,7 @@ class Blobs:
         Raises:
             ArtifactError: the hub's file is not the one that the metadata lists.
             HfHubHTTPError, or what `hub_client.http_errors` lists: the hub refused, or is out of reach.
-            StoppedError: it was told to end.
+            DownloadStoppedError: it was told to end.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         target, partial = self.path(entry), self._partial(entry)
@@ -112,7 +110,7 @@ class Blobs:
                 target.unlink()
             # A partial file that was damaged shows at its end; one fresh start tells that from a hub with other bytes.
             for _ in range(2):
-                hub.persistently(lambda: _download(url, partial, entry, headers, stopped or threading.Event()), say)
+                hub.with_retries(lambda: _download(url, partial, entry, headers, stopped or threading.Event()), report)
                 if partial.stat().st_size == entry.size and sha256_of(partial) == entry.sha256:
                     if self.read_only:
                         partial.chmod(0o444)
@@ -136,8 +134,8 @@ def _download(url: str, partial: Path, entry: FileEntry, headers: Mapping[str, s
         while (present := file.tell()) < entry.size:
             try:
                 return _append(url, file, entry, headers, stopped)
-            except hub_client.unanswered():
-                if file.tell() < present + WORTH_ANOTHER_BYTES:
+            except hub_client.transport_errors():
+                if file.tell() < present + MIN_PROGRESS_BYTES:
                     raise
 
 
@@ -155,13 +153,13 @@ def _append(url: str, file: BinaryIO, entry: FileEntry, headers: Mapping[str, st
                 return _append(url, file, entry, headers, stopped)
         for block in body.blocks:
             if stopped.is_set():
-                raise StoppedError(entry.path)
+                raise DownloadStoppedError(entry.path)
             file.write(block)
             if file.tell() > entry.size:
                 return
 
 
-def _start_of(body: hub_client.Body) -> int:
+def _start_of(body: hub_client.StreamedResponse) -> int:
     """The position of an answer's first byte in the file."""
     if body.status != PARTIAL_CONTENT:
         return 0
@@ -170,16 +168,16 @@ def _start_of(body: hub_client.Body) -> int:
 
 
 @contextmanager
-def watched(
-    blobs: Blobs, entries: Sequence[FileEntry], tell: Callable[[int, int], None], every_s: float
+def watch_progress(
+    blobs: Blobs, entries: Sequence[FileEntry], on_progress: Callable[[int, int], None], interval_s: float
 ) -> Iterator[None]:
     """Tell now and then how many bytes have arrived, and of how many."""
     total = sum(entry.size for entry in entries)
     finished = threading.Event()
 
     def watch() -> None:
-        while not finished.wait(every_s):
-            tell(sum(map(blobs.arrived, entries)), total)
+        while not finished.wait(interval_s):
+            on_progress(sum(map(blobs.bytes_present, entries)), total)
 
     watcher = threading.Thread(target=watch, name="download-watch", daemon=True)
     watcher.start()

@@ -38,8 +38,8 @@ from runtime.artifact import (
     signature,
     verify,
 )
-from runtime.artifact.blobs import Blobs, watched
-from runtime.artifact.repository import Reference, RepositoryReader, Say, explained
+from runtime.artifact.blobs import Blobs, watch_progress
+from runtime.artifact.repository import Reference, RepositoryReader, hub_errors_translated
 from runtime.host.machine import Machine
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ class Fetcher:
         cache: folder for files and artifacts.
         machine: decides which engine is taken, and whether the artifact is of use here.
         public_key: when given, an artifact without a fitting signature is refused before its weights are downloaded.
-        say: told in one line what happens.
+        report: told in one line what happens.
     """
 
     cache: Path
     machine: Machine
-    say: Say
+    report: hub.Report
     public_key: Path | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
@@ -84,16 +84,16 @@ class Fetcher:
         # It logs every address, and those of the storage behind the hub carry a signature that is as good as a key.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         home = self.cache / "artifacts" / reference.repo.replace("/", "--")
-        with explained(reference):
+        with hub_errors_translated(reference):
             commit = self._commit(reference, home)
             if (found := self._cached(home / commit)) is not None:
-                self.say(f"{reference} is in the cache at commit {commit}")
+                self.report(f"{reference} is in the cache at commit {commit}")
                 return found
             self._require_network(reference)
-            self.say(f"fetching {reference} at commit {commit}")
-            found = self._bring(reference, commit, home / commit)
+            self.report(f"fetching {reference} at commit {commit}")
+            found = self._fetch_commit(reference, commit, home / commit)
             if not COMMIT.fullmatch(reference.revision):
-                self._remember(home, reference.revision, commit)
+                self._record_commit(home, reference.revision, commit)
             return found
 
     def _api(self) -> HfApi:
@@ -119,20 +119,22 @@ class Fetcher:
         remembered = home / "refs" / quote(reference.revision, safe="")
         known = remembered.read_text("ascii").strip() if remembered.is_file() else None
         try:
-            info = hub.persistently(
+            info = hub.with_retries(
                 lambda: self._api().model_info(reference.repo, revision=reference.revision, timeout=10.0),
-                self.say,
+                self.report,
                 tries=2 if known else None,
             )
         except hub_client.failures() as error:
             # A hub that answers no is believed; one that does not answer is not needed for what is here.
-            if known is None or not (isinstance(error, OfflineModeIsEnabled) or hub.passing(error)):
+            if known is None or not (isinstance(error, OfflineModeIsEnabled) or hub.is_transient(error)):
                 raise
-            self.say(f"{reference}: the hub is out of reach; taking commit {known}, which it was when it was fetched")
+            self.report(
+                f"{reference}: the hub is out of reach; taking commit {known}, which it was when it was fetched"
+            )
             return known
         return str(info.sha)
 
-    def _remember(self, home: Path, revision: str, commit: str) -> None:
+    def _record_commit(self, home: Path, revision: str, commit: str) -> None:
         path = home / "refs" / quote(revision, safe="")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -158,7 +160,7 @@ class Fetcher:
                 continue
         return None
 
-    def _bring(self, reference: Reference, commit: str, home: Path) -> Path:
+    def _fetch_commit(self, reference: Reference, commit: str, home: Path) -> Path:
         home.mkdir(parents=True, exist_ok=True)
         with (home / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -169,31 +171,31 @@ class Fetcher:
                 shutil.rmtree(staging)
             staging.mkdir()
             source = RepositoryReader(self._api(), reference, commit)
-            metadata, place = self._describe(source, staging)
-            self._examine(metadata, staging)
+            metadata, prefix = self._describe(source, staging)
+            self._check_servable(metadata, staging)
             name = artifact.engine_label(metadata) or WHOLE
             self._download(source, metadata, staging)
             folder = home / name
             if folder.exists():
                 shutil.rmtree(folder)
             staging.rename(folder)
-            self.say(f"{reference}{f' ({place})' if place else ''} is complete at {folder}")
+            self.report(f"{reference}{f' ({prefix})' if prefix else ''} is complete at {folder}")
             return folder
 
     def _describe(self, source: RepositoryReader, staging: Path) -> tuple[BuildMetadata, str]:
         """The metadata and signature of the artifact for this machine, and where in the repository they lie."""
-        source.document(METADATA_NAME, staging, self.say)
-        metadata, place = artifact.read(staging), ""
+        source.download(METADATA_NAME, staging, self.report)
+        metadata, prefix = artifact.read(staging), ""
         if (label := artifact.engine_label(metadata)) is not None:
-            chosen = labels.pick({label, *source.labels(self.say)}, self.machine)
+            chosen = labels.pick({label, *source.engine_labels(self.report)}, self.machine)
             if chosen != label:
-                place = f"{labels.ENGINES_FOLDER}/{chosen}/"
-                source.document(f"{place}{METADATA_NAME}", staging, self.say)
+                prefix = f"{labels.ENGINES_FOLDER}/{chosen}/"
+                source.download(f"{prefix}{METADATA_NAME}", staging, self.report)
                 metadata = artifact.read(staging)
-        source.optional(f"{place}{signature.SIGNATURE_NAME}", staging, self.say)
-        return metadata, place
+        source.download_if_present(f"{prefix}{signature.SIGNATURE_NAME}", staging, self.report)
+        return metadata, prefix
 
-    def _examine(self, metadata: BuildMetadata, staging: Path) -> None:
+    def _check_servable(self, metadata: BuildMetadata, staging: Path) -> None:
         """Refuse what could not be served anyway, before it costs a download."""
         if self.public_key is not None:
             signature.verify(staging, metadata, self.public_key)
@@ -202,15 +204,15 @@ class Fetcher:
 
     def _download(self, source: RepositoryReader, metadata: BuildMetadata, staging: Path) -> None:
         blobs = Blobs(self.cache / "blobs")
-        missing = sum(entry.size - blobs.arrived(entry) for entry in metadata.files)
+        missing = sum(entry.size - blobs.bytes_present(entry) for entry in metadata.files)
         free = shutil.disk_usage(self.cache).free
         if missing > free:
             raise ArtifactError(
                 f"{source.reference}: expected {missing / MIB:,.0f} MiB free in {self.cache}, found {free / MIB:,.0f}; "
                 "make room, or set ARTIFACT_CACHE_DIR elsewhere"
             )
-        with reporting(blobs, metadata.files, self.say):
-            blobs.get_all(metadata.files, source.url, source.headers(), self.say)
+        with report_progress(blobs, metadata.files, self.report):
+            blobs.get_all(metadata.files, source.url, source.headers(), self.report)
         for entry in metadata.files:
             link(blobs.path(entry), staging / entry.path)
 
@@ -225,13 +227,13 @@ def link(blob: Path, path: Path) -> None:
 
 
 @contextmanager
-def reporting(blobs: Blobs, files: Sequence[FileEntry], say: Say) -> Iterator[None]:
+def report_progress(blobs: Blobs, files: Sequence[FileEntry], report: hub.Report) -> Iterator[None]:
     """Say now and then how much has arrived, and how fast."""
-    began, before = time.monotonic(), sum(map(blobs.arrived, files))
+    began, before = time.monotonic(), sum(map(blobs.bytes_present, files))
 
-    def report(here: int, total: int) -> None:
+    def on_progress(here: int, total: int) -> None:
         rate = (here - before) / (time.monotonic() - began)
-        say(f"{here / MIB:,.0f} of {total / MIB:,.0f} MiB ({here / total:.0%}), {rate / MIB:,.1f} MiB/s")
+        report(f"{here / MIB:,.0f} of {total / MIB:,.0f} MiB ({here / total:.0%}), {rate / MIB:,.1f} MiB/s")
 
-    with watched(blobs, files, report, SECONDS_BETWEEN_REPORTS):
+    with watch_progress(blobs, files, on_progress, SECONDS_BETWEEN_REPORTS):
         yield

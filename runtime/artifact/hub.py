@@ -16,10 +16,13 @@ from runtime.artifact import hub_client
 
 T = TypeVar("T")
 
+Report = Callable[[str], None]
+"""Is told in one line what happens."""
+
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 
 # Statuses that pass by themselves: time-outs, conflicts with another commit, rate limits, and a hub in trouble.
-PASSING = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
+TRANSIENT_STATUSES = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 TRIES = 6
 
@@ -85,7 +88,7 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
-def passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -93,8 +96,8 @@ def passing(error: BaseException) -> bool:
         return False  # a ConnectionError by its class, a decision by its nature
     status = status_of(error)
     if status is not None:
-        return status in PASSING
-    kinds = (*hub_client.unanswered(), TimeoutError, ConnectionError)
+        return status in TRANSIENT_STATUSES
+    kinds = (*hub_client.transport_errors(), TimeoutError, ConnectionError)
     return any(isinstance(cause, kinds) for cause in causes(error))
 
 
@@ -123,7 +126,7 @@ def reason(error: BaseException) -> str:
     return f"status {status}, {text}"
 
 
-def wait_of(error: BaseException, number: int) -> float:
+def backoff_seconds(error: BaseException, number: int) -> float:
     """Seconds to wait after the given number of failures: what the hub asked for, else twice as long each time."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -135,11 +138,11 @@ def wait_of(error: BaseException, number: int) -> float:
     return float(min(FIRST_WAIT_S * 2 ** (number - 1), LONGEST_WAIT_S))
 
 
-def persistently(work: Callable[[], T], say: Callable[[str], None], *, tries: int | None = None) -> T:
+def with_retries(work: Callable[[], T], report: Report, *, tries: int | None = None) -> T:
     """Do the work, again while what goes wrong may pass.
 
     Args:
-        say: told in one line why and when it is tried again.
+        report: told in one line why and when it is tried again.
         tries: at most; none means `TRIES`.
 
     Raises:
@@ -150,9 +153,9 @@ def persistently(work: Callable[[], T], say: Callable[[str], None], *, tries: in
         try:
             return work()
         except Exception as error:
-            if not passing(error):
+            if not is_transient(error):
                 raise
-            seconds = wait_of(error, number)
-            say(f"the hub: {reason(error)}; again in {seconds:g} s ({number} of {tries - 1})")
+            seconds = backoff_seconds(error, number)
+            report(f"the hub: {reason(error)}; again in {seconds:g} s ({number} of {tries - 1})")
             time.sleep(seconds)
     return work()

@@ -23,7 +23,7 @@ RANGE_NOT_SATISFIABLE = 416
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class StreamedResponse:
     """A file of the hub as it arrives, or the word that there is none at this position (status 416)."""
 
     status: int
@@ -31,7 +31,7 @@ class Body:
     blocks: Iterator[bytes]
 
 
-def speaks_requests() -> bool:
+def uses_requests() -> bool:
     """Whether the installed client is of the generation that uses `requests`."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -40,7 +40,7 @@ def speaks_requests() -> bool:
 
 def http_errors() -> tuple[type[Exception], ...]:
     """What requests to the hub raise: an answer that refuses, or none at all."""
-    if speaks_requests():
+    if uses_requests():
         from requests import RequestException
 
         return (RequestException,)
@@ -49,9 +49,9 @@ def http_errors() -> tuple[type[Exception], ...]:
     return (HTTPError,)
 
 
-def unanswered() -> tuple[type[Exception], ...]:
+def transport_errors() -> tuple[type[Exception], ...]:
     """Those of them that say that no whole answer came, so that asking again may help."""
-    if speaks_requests():
+    if uses_requests():
         from requests import ConnectionError as NoConnection
         from requests import Timeout
         from requests.exceptions import ChunkedEncodingError
@@ -71,7 +71,7 @@ def failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
     return (*http_errors(), OSError, *more)
 
 
-def exchange_errors() -> tuple[type[Exception], ...]:
+def token_exchange_errors() -> tuple[type[Exception], ...]:
     """What the client raises when a CI job's identity buys no token; empty where the client cannot exchange one."""
     from huggingface_hub import errors
 
@@ -102,21 +102,21 @@ def get(url: str, headers: Mapping[str, str], timeout_s: float = BLOCK_S) -> byt
     return content
 
 
-def stream(url: str, headers: Mapping[str, str], start: int = 0) -> AbstractContextManager[Body]:
+def stream(url: str, headers: Mapping[str, str], start: int = 0) -> AbstractContextManager[StreamedResponse]:
     """Read a file block by block, from a position on.
 
-    The hub may answer with the whole file instead: `Body.status` is 206 for a part. The token in the headers is dropped
-    by either client where a redirect leaves the hub.
+    The hub may answer with the whole file instead: the response's status is 206 for a part. The token in the headers is
+    dropped by either client where a redirect leaves the hub.
 
     Raises:
         HfHubHTTPError: the hub refused.
     """
     asked = {**headers, "Range": f"bytes={start}-"} if start else dict(headers)
-    return _stream_requests(url, asked) if speaks_requests() else _stream_httpx(url, asked)
+    return _stream_requests(url, asked) if uses_requests() else _stream_httpx(url, asked)
 
 
 @contextmanager
-def _stream_httpx(url: str, headers: Mapping[str, str]) -> Iterator[Body]:
+def _stream_httpx(url: str, headers: Mapping[str, str]) -> Iterator[StreamedResponse]:
     from httpx import Timeout
     from huggingface_hub import get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
@@ -126,11 +126,11 @@ def _stream_httpx(url: str, headers: Mapping[str, str]) -> Iterator[Body]:
         if answer.status_code != RANGE_NOT_SATISFIABLE and answer.is_error:
             answer.read()  # the error's message lies in the body
             hf_raise_for_status(answer)
-        yield Body(answer.status_code, answer.headers, answer.iter_bytes())
+        yield StreamedResponse(answer.status_code, answer.headers, answer.iter_bytes())
 
 
 @contextmanager
-def _stream_requests(url: str, headers: Mapping[str, str]) -> Iterator[Body]:
+def _stream_requests(url: str, headers: Mapping[str, str]) -> Iterator[StreamedResponse]:
     from huggingface_hub import get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
@@ -138,15 +138,15 @@ def _stream_requests(url: str, headers: Mapping[str, str]) -> Iterator[Body]:
     with session.get(url, headers=dict(headers), timeout=(CONNECT_S, BLOCK_S), stream=True) as answer:
         if answer.status_code != RANGE_NOT_SATISFIABLE:
             hf_raise_for_status(answer)  # type: ignore[arg-type]
-        yield Body(answer.status_code, answer.headers, answer.iter_content(BLOCK_BYTES))
+        yield StreamedResponse(answer.status_code, answer.headers, answer.iter_content(BLOCK_BYTES))
 
 
-def bound_waiting() -> None:
+def set_timeouts() -> None:
     """Give up on a hub that says nothing: the client's own sessions wait for ever.
 
     A commit of many files may take minutes to answer; a connection or one write of a block may not.
     """
-    if speaks_requests():
+    if uses_requests():
         from huggingface_hub import configure_http_backend, constants
 
         if not constants.HF_HUB_OFFLINE:  # its sessions refuse every request

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 PREFIX = "hf:"
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +59,21 @@ class RepositoryReader:
         """With the token, which the client drops where a redirect leaves the hub."""
         return hub_client.headers(self.api.token)
 
-    def document(self, path: str, folder: Path, say: Say) -> None:
+    def download(self, path: str, folder: Path, report: hub.Report) -> None:
         """Download a small file into a folder, under its bare name."""
-        content = hub.persistently(lambda: hub_client.get(self.url(path), self.headers()), say)
+        content = hub.with_retries(lambda: hub_client.get(self.url(path), self.headers()), report)
         (folder / path.rpartition("/")[2]).write_bytes(content)
 
-    def optional(self, path: str, folder: Path, say: Say) -> None:
+    def download_if_present(self, path: str, folder: Path, report: hub.Report) -> None:
         """The same for a file that may be missing."""
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
-            self.document(path, folder, say)
+            self.download(path, folder, report)
         except EntryNotFoundError:
             return
 
-    def labels(self, say: Say) -> list[str]:
+    def engine_labels(self, report: hub.Report) -> list[str]:
         """Of the compiled engines that have metadata of their own."""
         from huggingface_hub.errors import EntryNotFoundError
 
@@ -86,7 +84,7 @@ class RepositoryReader:
             return sorted(path.parts[0] for path in paths if path.name == METADATA_NAME and len(path.parts) == 2)
 
         try:
-            return hub.persistently(listing, say)
+            return hub.with_retries(listing, report)
         except EntryNotFoundError:
             return []
 
@@ -97,7 +95,7 @@ def named_on_hub(text: str) -> bool:
 
 
 @contextmanager
-def explained(reference: Reference) -> Iterator[None]:
+def hub_errors_translated(reference: Reference) -> Iterator[None]:
     """Turn every way in which the hub can fail into one line."""
     from huggingface_hub.errors import (
         EntryNotFoundError,

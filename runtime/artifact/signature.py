@@ -24,7 +24,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 # A signature lists a hash for each file; the largest artifacts have some hundred files.
-MOST_BYTES = 16 << 20
+MAX_SIGNATURE_BYTES = 16 << 20
 
 
 def verify(folder: Path, metadata: BuildMetadata, public_key: Path) -> None:
@@ -84,7 +84,7 @@ def _envelope(path: Path) -> tuple[bytes, bytes]:
     remedy = "sign it with `yap-pipeline sign`, or fetch it again"
     try:
         size = path.stat().st_size
-        bundle = json.loads(path.read_bytes()) if size <= MOST_BYTES else None
+        bundle = json.loads(path.read_bytes()) if size <= MAX_SIGNATURE_BYTES else None
     except FileNotFoundError:
         raise ArtifactError(f"{path.parent}: expected a signed artifact, found no {path.name}; {remedy}") from None
     except (OSError, ValueError, RecursionError):

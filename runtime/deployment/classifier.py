@@ -63,18 +63,18 @@ class ToolClosedError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    turns: tuple[str, ...]
+class _PendingDecision:
+    utterances: tuple[str, ...]
     answer: asyncio.Future[float]
 
 
-def format_turns(turns: Sequence[str]) -> str:
+def format_utterances(utterances: Sequence[str]) -> str:
     """What the classifier reads: the user's turns, one a line, oldest first, the current utterance last.
 
-    >>> format_turns(["hi there", "", "look at this"])
+    >>> format_utterances(["hi there", "", "look at this"])
     'hi there\\nlook at this'
     """
-    return "\n".join(turn for turn in turns if turn)
+    return "\n".join(utterance for utterance in utterances if utterance)
 
 
 def window_of(config: Mapping[str, object]) -> int:
@@ -125,9 +125,9 @@ class ToolClassifier:
         self._device = device
         self._gpu_fraction = gpu_fraction
         self._cpu_threads = cpu_threads
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_PendingDecision | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
-        self._network: _Network | None = None
+        self._model: _Model | None = None
 
     async def start(self) -> None:
         """Load the model and run it once, so that the first decision is as fast as the others.
@@ -135,8 +135,8 @@ class ToolClassifier:
         Raises:
             ValueError: no fast tokenizer, or no such label.
         """
-        self._network = await asyncio.to_thread(
-            _Network,
+        self._model = await asyncio.to_thread(
+            _Model,
             self._folder,
             self._max_tokens,
             self._positive_label,
@@ -144,7 +144,7 @@ class ToolClassifier:
             self._gpu_fraction,
             self._cpu_threads,
         )
-        self._worker = threading.Thread(target=self._work, args=(self._network,), name="tool-classifier", daemon=True)
+        self._worker = threading.Thread(target=self._work, args=(self._model,), name="tool-classifier", daemon=True)
         self._worker.start()
         await self.decide((), "hello")
 
@@ -160,7 +160,7 @@ class ToolClassifier:
             raise ToolClosedError("the classifier is not running")
         began = time.perf_counter()
         answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_Job((*history, utterance), answer))
+        self._queue.put(_PendingDecision((*history, utterance), answer))
         probability = await answer
         return Decision(probability >= self._threshold, probability, time.perf_counter() - began)
 
@@ -168,37 +168,37 @@ class ToolClassifier:
         """Stop the worker and fail what still waits; safe to call twice."""
         worker, self._worker = self._worker, None
         if worker is not None:
-            self._jobs.put(None)
+            self._queue.put(None)
             await asyncio.to_thread(worker.join)
-        self._network = None
+        self._model = None
 
-    def _work(self, network: _Network) -> None:
+    def _work(self, model: _Model) -> None:
         while True:
-            waiting = [self._jobs.get()]
-            while not self._jobs.empty():
-                waiting.append(self._jobs.get())
-            jobs = [job for job in waiting if job is not None]
-            if len(jobs) < len(waiting):
-                self._settle(jobs, ToolClosedError("the classifier was shut down"))
+            waiting = [self._queue.get()]
+            while not self._queue.empty():
+                waiting.append(self._queue.get())
+            pending = [entry for entry in waiting if entry is not None]
+            if len(pending) < len(waiting):
+                self._resolve(pending, ToolClosedError("the classifier was shut down"))
                 return
-            jobs = [job for job in jobs if not job.answer.cancelled()]
+            pending = [entry for entry in pending if not entry.answer.cancelled()]
             try:
-                outcome: list[float] | Exception = network.probabilities([job.turns for job in jobs])
+                outcome: list[float] | Exception = model.probabilities([entry.utterances for entry in pending])
             except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the answers
                 outcome = error
-            self._settle(jobs, outcome)
+            self._resolve(pending, outcome)
 
     @staticmethod
-    def _settle(jobs: list[_Job], outcome: list[float] | Exception) -> None:
-        for index, job in enumerate(jobs):
-            loop = job.answer.get_loop()
+    def _resolve(pending: list[_PendingDecision], outcome: list[float] | Exception) -> None:
+        for index, entry in enumerate(pending):
+            loop = entry.answer.get_loop()
             if not loop.is_closed():
                 loop.call_soon_threadsafe(
-                    _answer, job.answer, outcome if isinstance(outcome, Exception) else outcome[index]
+                    _set_outcome, entry.answer, outcome if isinstance(outcome, Exception) else outcome[index]
                 )
 
 
-def _answer(future: asyncio.Future[float], outcome: float | Exception) -> None:
+def _set_outcome(future: asyncio.Future[float], outcome: float | Exception) -> None:
     if future.done():
         return  # cancelled while the worker was at it
     if isinstance(outcome, Exception):
@@ -207,7 +207,7 @@ def _answer(future: asyncio.Future[float], outcome: float | Exception) -> None:
         future.set_result(outcome)
 
 
-class _Network:
+class _Model:
     """Tokenizer and model; used by one thread."""
 
     def __init__(
@@ -250,22 +250,22 @@ class _Network:
 
     def probabilities(self, conversations: Sequence[tuple[str, ...]]) -> list[float]:
         """Probability of yes for each conversation, in order."""
-        encoded = [self._encode(turns) for turns in conversations]
+        encoded = [self._encode(utterances) for utterances in conversations]
         found = [0.0] * len(encoded)
         for batch in _batches([len(ids) for ids in encoded]):
             for index, probability in zip(batch, self._forward([encoded[i] for i in batch]), strict=True):
                 found[index] = probability
         return found
 
-    def _encode(self, turns: tuple[str, ...]) -> list[int]:
+    def _encode(self, utterances: tuple[str, ...]) -> list[int]:
         """Token ids of the newest part of the turns. Text that cannot be in the window is not tokenized."""
         characters = self._window * LIKELY_CHARACTERS_PER_TOKEN
         while True:
-            newest, size = len(turns), 0
+            newest, size = len(utterances), 0
             while newest and size <= characters:
                 newest -= 1
-                size += len(turns[newest]) + 1
-            text = format_turns(turns[newest:])[-characters:]
+                size += len(utterances[newest]) + 1
+            text = format_utterances(utterances[newest:])[-characters:]
             ids: list[int] = self._tokenizer.encode(text).ids
             # A cut inside a word changes that word's tokens; it is out of the window when the window is full.
             if len(ids) >= self._window or (newest == 0 and len(text) < characters):

@@ -12,7 +12,7 @@ from runtime import defaults
 from runtime.deployment.classifier import Decision
 from runtime.deployment.metrics import Metrics
 from runtime.engines import Engine, EngineDeadError
-from runtime.text.prompt import SEAM_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
+from runtime.text.prompt import BOUNDARY_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class Parts(TypedDict):
 
 
 class Renderer(Protocol):
-    """Texts in, token ids out. Blocking, and called in a thread, but for `render_at_once`."""
+    """Texts in, token ids out. Blocking, and called in a thread, but for `render_inline`."""
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
@@ -35,7 +35,7 @@ class Renderer(Protocol):
     def render(self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str) -> Prompt:
         """The prompt of a turn."""
 
-    def render_at_once(
+    def render_inline(
         self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str
     ) -> Prompt | None:
         """The same where that takes no time worth a thread, else None."""
@@ -70,7 +70,7 @@ class Chat:
             tokens = await self.render(persona, runtime_text, (), "")
         except PersonaTooLongError as error:
             return error
-        room = budgets.input - budgets.utterance - SEAM_TOKENS
+        room = budgets.input - budgets.utterance - BOUNDARY_TOKENS
         return PersonaTooLongError(len(tokens), room) if len(tokens) > room else None
 
     async def render(self, persona: str, runtime_text: str, history: Sequence[Message], utterance: str) -> list[int]:
@@ -78,7 +78,7 @@ class Chat:
         # Most turns are quick. When many begin at once, handing each to a thread and back costs more than rendering it,
         # and the threads wait for the loop, which holds the interpreter.
         parts: Parts = {"persona": persona, "runtime_text": runtime_text, "history": history, "utterance": utterance}
-        prompt = self._renderer.render_at_once(**parts)
+        prompt = self._renderer.render_inline(**parts)
         if prompt is None:
             prompt = await self._in_thread(lambda: self._renderer.render(**parts))
         return prompt.token_ids

@@ -129,13 +129,13 @@ class Engine(Protocol):
     def wake(self) -> None:
         """Say that a request will come within a moment. Costs little, raises nothing, and may do nothing."""
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
         """Reply to prompt token ids; return when the reply has ended.
 
-        `each` gets every delta as it comes, in the event loop: it must be quick. It is called rather than awaited on,
-        because waking a task for every token costs more than what is done with the token. When it raises, that is
-        raised here. Leaving early, by cancellation or an error, aborts the request in the engine first. Raises
-        EngineDeadError when the engine is gone.
+        `on_delta` gets every delta as it comes, in the event loop: it must be quick. It is a callback, because waking a
+        task for every token costs more than what is done with the token. When it raises, that is raised here. Leaving
+        early, by cancellation or an error, aborts the request in the engine first. Raises EngineDeadError when the
+        engine is gone.
         """
 
     async def warm(self, prompt: Sequence[int]) -> int:

@@ -62,7 +62,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class DeviceState:
     """What usually explains a failure.
 
     Attributes:
@@ -86,7 +86,7 @@ def check_cuda(machine: Machine) -> None:
     """
     failure = probe()
     if failure is not None:
-        raise CudaError(diagnosis(failure, machine, surroundings()))
+        raise CudaError(diagnosis(failure, machine, device_state()))
 
 
 def probe() -> Failure | None:
@@ -103,7 +103,7 @@ def probe() -> Failure | None:
     return Failure(told["call"], told["code"], told["name"], told["text"]) if told["code"] else None
 
 
-def surroundings() -> Surroundings:
+def device_state() -> DeviceState:
     """Look at the device nodes, MIG and the compute mode."""
     import pynvml
 
@@ -120,30 +120,30 @@ def surroundings() -> Surroundings:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         pass  # GPUs without MIG say "not supported"; what was learnt before that stays
-    return Surroundings(nodes, mig, exclusive, visible)
+    return DeviceState(nodes, mig, exclusive, visible)
 
 
-def diagnosis(failure: Failure, machine: Machine, around: Surroundings) -> str:
+def diagnosis(failure: Failure, machine: Machine, state: DeviceState) -> str:
     """One line: the real error, the facts, and the three usual remedies with the likeliest first."""
     gpu = machine.gpus[0].name if machine.gpus else "no GPU"
     cuda = f"made for CUDA {machine.torch_cuda}, the driver {machine.driver} offers CUDA {machine.driver_cuda}"
-    mig = {True: "MIG is on", False: "MIG is off", None: "MIG is unknown"}[around.mig]
+    mig = {True: "MIG is on", False: "MIG is off", None: "MIG is unknown"}[state.mig]
     facts = [
         f"{gpu} is listed by the driver",
-        f"device nodes: {', '.join(around.nodes) or 'none'}",
+        f"device nodes: {', '.join(state.nodes) or 'none'}",
         cuda,
         mig,
-        *(["compute mode: one process at a time"] if around.exclusive else []),
-        *([f"CUDA_VISIBLE_DEVICES={around.visible}"] if around.visible is not None else []),
+        *(["compute mode: one process at a time"] if state.exclusive else []),
+        *([f"CUDA_VISIBLE_DEVICES={state.visible}"] if state.visible is not None else []),
     ]
-    missing = [name for name in NEEDED_NODES if name not in around.nodes]
+    missing = [name for name in NEEDED_NODES if name not in state.nodes]
     nodes = "start the container with `--gpus all`, or run `nvidia-modprobe -u -c=0` on the host"
     if missing:
         nodes += f" ({' and '.join(missing)} missing)"
     driver = "update the host's driver, or use an image whose CUDA it offers"
     share = "end what holds the GPU, give this process a MIG instance or turn MIG off, else restart the host"
     old = _newer(machine.torch_cuda, machine.driver_cuda)
-    likely = nodes if missing else driver if old else share if around.mig or around.exclusive else nodes
+    likely = nodes if missing else driver if old else share if state.mig or state.exclusive else nodes
     remedies = [likely, *(remedy for remedy in (nodes, driver, share) if remedy != likely)]
     numbered = " ".join(f"({number}) {remedy}" for number, remedy in enumerate(remedies, 1))
     said = f"{failure.name} ({failure.code}): {failure.text}" if failure.text else f"{failure.name} ({failure.code})"

@@ -34,10 +34,10 @@ def start(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         done = loop.create_future()
         done.set_exception(error)
         return done
-    return loop.create_task(_Rest(coroutine, waits_for))
+    return loop.create_task(_StartedCoroutine(coroutine, waits_for))
 
 
-class _Rest(Coroutine[Any, Any, T]):
+class _StartedCoroutine(Coroutine[Any, Any, T]):
     """A coroutine that has begun. Its first step gives the task what the coroutine waits for."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T], waits_for: object) -> None:

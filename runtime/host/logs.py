@@ -122,7 +122,7 @@ def configure(*, level: str, log_format: str, folder: Path, secrets: Sequence[st
     root.addHandler(file)
 
 
-def _stamp(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+def _add_timestamp(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """The moment of the event, the same in every output."""
     created: float = event["_record"].created
     event["timestamp"] = datetime.fromtimestamp(created, timezone.utc).isoformat(timespec="milliseconds")
@@ -133,7 +133,7 @@ def _formatter(shared: list[Processor], redactor: Redactor, renderer: Processor)
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
-            _stamp,
+            _add_timestamp,
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
             redactor,

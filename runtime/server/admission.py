@@ -11,16 +11,16 @@ from runtime.wire.frames import Capacity
 class Slot:
     """One admitted connection's right to be there. Giving it back twice is one return."""
 
-    __slots__ = ("_gate",)
+    __slots__ = ("_admission",)
 
-    def __init__(self, gate: Admission) -> None:
-        self._gate: Admission | None = gate
+    def __init__(self, admission: Admission) -> None:
+        self._admission: Admission | None = admission
 
     def release(self) -> None:
         """Give the slot back, at once."""
-        if self._gate is not None:
-            gate, self._gate = self._gate, None
-            gate._returned()
+        if self._admission is not None:
+            admission, self._admission = self._admission, None
+            admission._release()
 
 
 class Admission:
@@ -50,20 +50,20 @@ class Admission:
         if self._held < self.limit:
             self._held += 1
             return Slot(self)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(waiter)
         try:
-            await asyncio.wait((turn,), timeout=self._timeout)
+            await asyncio.wait((waiter,), timeout=self._timeout)
         except asyncio.CancelledError:
-            if turn.done():  # the slot was handed over while we were being cancelled: pass it on
-                self._returned()
+            if waiter.done():  # the slot was handed over while we were being cancelled: pass it on
+                self._release()
             raise
         finally:
-            if not turn.done():
-                self._queue.remove(turn)
-        return Slot(self) if turn.done() else None
+            if not waiter.done():
+                self._queue.remove(waiter)
+        return Slot(self) if waiter.done() else None
 
-    def _returned(self) -> None:
+    def _release(self) -> None:
         if self._queue:  # handed over: the number of held slots stays
             self._queue.popleft().set_result(None)
         else:

@@ -85,11 +85,13 @@ class WebSocketEndpoint:
         if service.phase is Phase.DRAINING:
             return await self._refuse(send, frames.Draining(deadline_s=0), frames.CLOSE_GOING_AWAY, "draining")
         if service.phase is not Phase.READY:
-            full = self._full(f"Not ready: {service.reason}.")
+            full = self._capacity_error(f"Not ready: {service.reason}.")
             return await self._refuse(send, full, frames.CLOSE_TRY_LATER, service.phase.value)
         slot = await service.admission.acquire()
         if slot is None:
-            return await self._refuse(send, self._full("Server is at capacity."), frames.CLOSE_TRY_LATER, "at_capacity")
+            return await self._refuse(
+                send, self._capacity_error("Server is at capacity."), frames.CLOSE_TRY_LATER, "at_capacity"
+            )
         try:
             await send({"type": "websocket.accept"})
             await self._serve(principal, receive, send, slot)
@@ -105,7 +107,7 @@ class WebSocketEndpoint:
         handler = MessageHandler(principal, outbox, service.deployment, service.sessions)
         connection = Connection(receive, send, outbox, handler, service.decoder, service.limits)
 
-        def left() -> None:
+        def on_end() -> None:
             slot.release()
             service.connections.discard(connection)
             service.metrics.connection_closed(connection.close_code)
@@ -113,9 +115,9 @@ class WebSocketEndpoint:
         service.connections.add(connection)
         if service.phase is not Phase.READY:  # that changed while the client waited for its slot
             connection.close(frames.CLOSE_GOING_AWAY, service.phase.value)
-        await connection.serve(left)
+        await connection.serve(on_end)
 
-    def _full(self, message: str) -> Frame:
+    def _capacity_error(self, message: str) -> Frame:
         capacity = self._service.admission.capacity()
         if self._service.phase is not Phase.READY:
             capacity = frames.Capacity(active=capacity.active, max=capacity.max, available=0, at_capacity=True)

@@ -66,8 +66,8 @@ class Connection:
         self.close_code = frames.CLOSE_ABNORMAL
         self.closed = asyncio.Event()
 
-    async def serve(self, left: Callable[[], None]) -> None:
-        """Read until the socket ends, whoever ends it, then call `left` at once, and leave nothing behind."""
+    async def serve(self, on_end: Callable[[], None]) -> None:
+        """Read until the socket ends, whoever ends it, then call `on_end` at once, and leave nothing behind."""
         writer = self._loop.create_task(self._write())
         self._idle_timer = self._loop.call_later(self._idle_timeout, self._check_idle)
         try:
@@ -76,7 +76,7 @@ class Connection:
             if self._closing is None:  # otherwise it is our own time-out for a peer that is gone
                 raise
         finally:
-            left()
+            on_end()
             self.closed.set()
             self._outbox.close()
             for running in (self._idle_timer, self._abort_timer, writer, self._draining, self._closing):
@@ -102,18 +102,18 @@ class Connection:
 
     async def _drain(self, seconds: float) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
-            await within(seconds, self._handler.finished())
+            await within(seconds, self._handler.wait_until_idle())
         self.close(frames.CLOSE_GOING_AWAY, "draining")
 
     async def _close(self, code: int, reason: str, last: Frame | None, why: Stop) -> None:
-        self._abort_timer = self._loop.call_later(CLOSE_TIMEOUT_S, self._give_up)
+        self._abort_timer = self._loop.call_later(CLOSE_TIMEOUT_S, self._abort_reader)
         await self._handler.close(why)
         if last is not None:
             self._outbox.put(last)
         self.close_code = code
         self._outbox.put(Close(code, reason))
 
-    def _give_up(self) -> None:
+    def _abort_reader(self) -> None:
         if self._reader is not None:
             self._reader.cancel()
 
@@ -130,7 +130,7 @@ class Connection:
             self._last_inbound = self._loop.time()
             self._on_message(message.get("text"))
             if outbox.above_high_water:
-                await outbox.room()
+                await outbox.below_high_water()
 
     def _on_message(self, text: str | None) -> None:
         """Act on one frame, without waiting for anything."""
@@ -174,7 +174,7 @@ class Connection:
     def _check_idle(self) -> None:
         """Close when silence has lasted long enough, else look again when it could have. One timer, moved rarely."""
         now = self._loop.time()
-        since = now if self._handler.busy else max(self._last_inbound, self._handler.quiet_since)
+        since = now if self._handler.busy else max(self._last_inbound, self._handler.last_turn_ended_at)
         if now - since >= self._idle_timeout:
             self.close(self._idle_code, "idle_timeout")
         else:
@@ -201,7 +201,7 @@ class Connection:
 def rejection(rejected: Rejected) -> Frame:
     """The one frame that answers a message which was not accepted."""
     if rejected.kind == "chat_prompt":
-        return frames.Verdict(
+        return frames.ChatPromptAck(
             to="chat_prompt",
             ok=False,
             code=400,

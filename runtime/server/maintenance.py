@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 EXPIRY_INTERVAL_S = 30.0
 
 
-class CacheHygiene:
+class CacheResetter:
     """Resets the engine's caches now and then, but never what `warm_*` just paid for nor what something runs on."""
 
     def __init__(
@@ -35,15 +35,15 @@ class CacheHygiene:
 
     async def maybe_reset(self) -> bool:
         """Reset the caches unless something runs or was warmed within the interval; whether it was done."""
-        if self._warm():
+        if self._recently_warmed():
             return False
         load = await self._engine.load()
         # Asked again: a prefill may have come to its end while the engine was answering.
-        if load.running or load.waiting or self._warm():
+        if load.running or load.waiting or self._recently_warmed():
             return False
         return await self.reset_engine_caches()
 
-    def _warm(self) -> bool:
+    def _recently_warmed(self) -> bool:
         return self._last_warm is not None and self._clock() - self._last_warm < self._interval
 
     async def reset_engine_caches(self) -> bool:

@@ -36,9 +36,9 @@ from runtime.server.service import Phase, Service
 EX_TERMINATED = 128 + signal.SIGTERM
 
 # Seconds from the last turn's end to the process's. vLLM gives its own processes 5 to end before it kills them.
-STOP_PATIENCE_S = 20.0
+SHUTDOWN_TIMEOUT_S = 20.0
 # An engine that died may hang when it is stopped; nobody waits for that.
-DEAD_PATIENCE_S = 2.0
+DEAD_SHUTDOWN_TIMEOUT_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +60,7 @@ def run(settings: RuntimeSettings) -> int:
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
-        return _refuse(
+        return _report(
             os.EX_UNAVAILABLE,
             f"PORT: expected a free port, found {settings.host}:{settings.port} ({error.strerror}); set HOST or PORT",
         )
@@ -116,28 +116,28 @@ async def _serve(settings: RuntimeSettings, listener: socket.socket) -> int:
         await asyncio.wait((service.ended, serving), return_when=asyncio.FIRST_COMPLETED)
         status = _status(service)
         if status in (os.EX_USAGE, os.EX_DATAERR):
-            leave_now(status)  # nobody was served, and an import that is under way cannot be interrupted
+            exit_now(status)  # nobody was served, and an import that is under way cannot be interrupted
     finally:
         server.should_exit = True
-    leave_within(DEAD_PATIENCE_S if status == os.EX_SOFTWARE else STOP_PATIENCE_S, status)
+    exit_within(DEAD_SHUTDOWN_TIMEOUT_S if status == os.EX_SOFTWARE else SHUTDOWN_TIMEOUT_S, status)
     await serving
     return status
 
 
 def _status(service: Service) -> int:
     if not service.ended.done():
-        return _refuse(os.EX_SOFTWARE, "the web server stopped by itself; see the log")
+        return _report(os.EX_SOFTWARE, "the web server stopped by itself; see the log")
     error = service.ended.exception()
     if error is None:
         return 0
     if isinstance(error, (SettingsError, EngineOptionError)):
-        return _refuse(os.EX_USAGE, str(error))
+        return _report(os.EX_USAGE, str(error))
     if isinstance(error, ArtifactError):
-        return _refuse(os.EX_DATAERR, str(error))
+        return _report(os.EX_DATAERR, str(error))
     if isinstance(error, EngineDeadError):
-        return _refuse(os.EX_SOFTWARE, f"the engine died: {error}; restart the server")
+        return _report(os.EX_SOFTWARE, f"the engine died: {error}; restart the server")
     log.error("loading_failed", exc_info=error)
-    return _refuse(os.EX_SOFTWARE, f"loading failed: {type(error).__name__}: {error}".splitlines()[0])
+    return _report(os.EX_SOFTWARE, f"loading failed: {type(error).__name__}: {error}".splitlines()[0])
 
 
 def _on_signal(service: Service) -> None:
@@ -145,29 +145,29 @@ def _on_signal(service: Service) -> None:
         service.drain()
     elif service.phase is Phase.LOADING:
         log.info("stopped_while_loading")
-        leave_now(0)  # nobody is connected, and a model that is being loaded cannot be interrupted
+        exit_now(0)  # nobody is connected, and a model that is being loaded cannot be interrupted
     else:
-        leave_now(EX_TERMINATED)
+        exit_now(EX_TERMINATED)
 
 
-def leave_within(seconds: float, status: int) -> None:
+def exit_within(seconds: float, status: int) -> None:
     """Exit in time even when something cannot be stopped, until the interpreter itself has ended.
 
     A timer of the loop would not do: a thread that hangs is waited for after the loop's end too.
     """
 
-    def leave() -> None:
+    def expire() -> None:
         if status == 0:
-            _refuse(os.EX_SOFTWARE, f"drained, and not stopped {seconds:g} s later; every thread's place follows")
+            _report(os.EX_SOFTWARE, f"drained, and not stopped {seconds:g} s later; every thread's place follows")
             faulthandler.dump_traceback()
-        leave_now(os.EX_SOFTWARE if status == os.EX_OK else status)
+        exit_now(os.EX_SOFTWARE if status == os.EX_OK else status)
 
-    timer = threading.Timer(seconds, leave)
-    timer.name, timer.daemon = "leave", True
+    timer = threading.Timer(seconds, expire)
+    timer.name, timer.daemon = "exit-deadline", True
     timer.start()
 
 
-def leave_now(status: int) -> None:
+def exit_now(status: int) -> None:
     """Exit without further ado, and take the engine's processes along."""
     for child in multiprocessing.active_children():
         child.kill()
@@ -176,7 +176,7 @@ def leave_now(status: int) -> None:
     os._exit(status)
 
 
-def _refuse(status: int, text: str) -> int:
+def _report(status: int, text: str) -> int:
     for line in text.splitlines():
         print(f"yap-runtime: {line}", file=sys.stderr, flush=True)
     return status

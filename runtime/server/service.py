@@ -38,7 +38,7 @@ from runtime.host.timeouts import within
 from runtime.server.admission import Admission
 from runtime.server.auth import Keyring
 from runtime.server.connection import Connection, ConnectionLimits
-from runtime.server.maintenance import CacheHygiene, expire_sessions
+from runtime.server.maintenance import CacheResetter, expire_sessions
 from runtime.text.prompt import PromptRenderer
 from runtime.turns.session import Session, SessionStore
 from runtime.turns.turn import Stop
@@ -48,9 +48,9 @@ from runtime.wire.decoder import Decoder
 log = structlog.get_logger(__name__)
 
 HEALTH_INTERVAL_S = 0.5
-LOAD_PATIENCE_S = 2.0
+LOAD_TIMEOUT_S = 2.0
 # Time that clients have to take note of the engine's death; the whole exit must fit into 5 s.
-FAREWELL_S = 1.5
+CLOSE_GRACE_S = 1.5
 TOKENIZER_THREADS = 2
 
 
@@ -140,7 +140,7 @@ class Service:
         if serving.tool is not None and metadata.tool is not None:
             beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
             await self._load_tool(folder, metadata.tool, serving.tool, "cuda" if here.gpus else "cpu", beside)
-        settle_heap()
+        freeze_heap()
         log.info("loaded", mode=serving.mode, lane=metadata.lane, digest=metadata.digest[:12])
         self.open(chat, self._classifier, serving)
 
@@ -182,12 +182,12 @@ class Service:
     def open(self, chat: Chat | None, classifier: Classifier | None, serving: ServingPlan) -> None:
         """Take connections."""
         settings = self.settings
-        hygiene = None
+        resetter = None
         if chat is not None:
-            hygiene = CacheHygiene(chat.engine, self.metrics, settings.cache_reset_interval_seconds)
+            resetter = CacheResetter(chat.engine, self.metrics, settings.cache_reset_interval_seconds)
             self._spawn(self._watch(chat.engine))
             if settings.cache_reset_interval_seconds:
-                self._spawn(hygiene.run())
+                self._spawn(resetter.run())
         self.deployment = Deployment(
             chat,
             classifier,
@@ -195,7 +195,7 @@ class Service:
             generation_timeout=settings.gen_timeout_s,
             tool_timeout=settings.tool_timeout_s,
             died=self.died,
-            warmed=hygiene.warmed if hygiene is not None else lambda: None,
+            warmed=resetter.warmed if resetter is not None else lambda: None,
         )
         sampling = settings.sampling(serving.chat.max_out) if serving.chat is not None else Sampling()
         self.sessions = SessionStore(
@@ -227,7 +227,7 @@ class Service:
     async def _end_dead(self, error: EngineDeadError) -> None:
         for connection in list(self.connections):
             connection.close(frames.CLOSE_GOING_AWAY, "engine_died", why=Stop.ENGINE_DEAD)
-        await self._connections_closed(FAREWELL_S)
+        await self._connections_closed(CLOSE_GRACE_S)
         if not self.ended.done():
             self.ended.set_exception(error)
 
@@ -242,7 +242,7 @@ class Service:
         seconds = self.settings.drain_timeout_s
         for connection in list(self.connections):
             connection.drain(seconds)
-        await self._connections_closed(seconds + FAREWELL_S)
+        await self._connections_closed(seconds + CLOSE_GRACE_S)
         log.info("drained", connections=len(self.connections))
         if not self.ended.done():
             self.ended.set_result(None)
@@ -271,7 +271,7 @@ class Service:
             try:
                 await engine.health()
                 with contextlib.suppress(asyncio.TimeoutError):  # busy, and alive
-                    self.metrics.engine(up=True, load=await within(LOAD_PATIENCE_S, engine.load()))
+                    self.metrics.engine(up=True, load=await within(LOAD_TIMEOUT_S, engine.load()))
             except EngineDeadError as error:
                 self.died(error)
                 return
@@ -282,7 +282,7 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
 
-def settle_heap() -> None:
+def freeze_heap() -> None:
     """Call when everything is loaded: what is there now stays, and need not be looked through for garbage again.
 
     The libraries are 600,000 objects. Going through them held up every turn for 0.3 s, once in some thousand turns.

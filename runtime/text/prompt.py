@@ -13,16 +13,16 @@ from pathlib import Path
 
 from runtime import defaults
 from runtime.text.template import ChatTemplate
-from runtime.text.text_tokens import TakesLongError, TextTokens
+from runtime.text.text_tokens import TextTokens, TokenizeLimitError
 
-# What `render_at_once` may look at and read in all, and tokenize anew: half a millisecond at most on a usual core.
-QUICK_MESSAGES = 32
-QUICK_CHARACTERS = 16384
-QUICK_NEW_CHARACTERS = 768
+# What `render_inline` may look at and read in all, and tokenize anew: half a millisecond at most on a usual core.
+INLINE_MESSAGES = 32
+INLINE_CHARACTERS = 16384
+INLINE_NEW_CHARACTERS = 768
 # System messages whose length in tokens is remembered.
 CACHED_SYSTEMS = 1024
 # Joining an utterance to its surroundings can add a token on either side, never more than these.
-SEAM_TOKENS = 4
+BOUNDARY_TOKENS = 4
 # First characters of every kind that tokenizers treat differently, for finding what all prompts have in common.
 PROBES = ("a", "Z", "1", "é", "你", "🙂", '"', "'s", "<", "[", "-", "_")
 
@@ -89,12 +89,12 @@ class PromptRenderer:
         self._budgets = budgets
         self._template = ChatTemplate(tokenizer)
         self._tokens = TextTokens(tokenizer, self._chunk_samples())
-        self._least: Callable[[str], int] = lru_cache(CACHED_SYSTEMS)(self._measure_least)
+        self._minimum: Callable[[str], int] = lru_cache(CACHED_SYSTEMS)(self._measure_minimum)
         self._overhead = self._message_overhead()
 
     def count(self, text: str) -> int:
         """Tokens of a text on its own, as budgets count them."""
-        return len(self._tokens.encode(self._tokens.plain(text)))
+        return len(self._tokens.encode(self._tokens.escaped(text)))
 
     def render(
         self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message], utterance: str
@@ -108,15 +108,15 @@ class PromptRenderer:
             PersonaTooLongError: the persona is over its budget, or the system message leaves no room for an utterance.
         """
         system = self._system(persona, runtime_text)
-        kept = self._keep(system, history)
-        said = self._tokens.tail(self._tokens.plain(utterance), self._budgets.utterance)
+        kept = self._trim_history(system, history)
+        said = self._tokens.tail(self._tokens.escaped(utterance), self._budgets.utterance)
         tokens = self._compose(system, kept, said)
         if len(tokens) > self._budgets.input:
             limit = self._budgets.input - (len(tokens) - len(self._tokens.encode(system)))
             raise PersonaTooLongError(len(self._tokens.encode(system)), limit)
         return Prompt(tokens, len(kept))
 
-    def render_at_once(
+    def render_inline(
         self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message], utterance: str
     ) -> Prompt | None:
         """`render` for a caller that must not be held up: None where it would take longer than a hop to a thread.
@@ -126,17 +126,17 @@ class PromptRenderer:
         Raises:
             PersonaTooLongError: as `render`.
         """
-        if len(history) > QUICK_MESSAGES:
+        if len(history) > INLINE_MESSAGES:
             return None
         texts = (persona or "", runtime_text or "", utterance, *(message.content for message in history))
-        if sum(map(len, texts)) > QUICK_CHARACTERS:
+        if sum(map(len, texts)) > INLINE_CHARACTERS:
             return None
         try:
-            return self._tokens.within(
-                QUICK_NEW_CHARACTERS,
+            return self._tokens.with_limit(
+                INLINE_NEW_CHARACTERS,
                 lambda: self.render(persona=persona, runtime_text=runtime_text, history=history, utterance=utterance),
             )
-        except TakesLongError:
+        except TokenizeLimitError:
             return None
 
     def render_prefix(
@@ -150,7 +150,7 @@ class PromptRenderer:
             PersonaTooLongError: as `render`.
         """
         system = self._system(persona, runtime_text)
-        kept = self._keep(system, history or ())
+        kept = self._trim_history(system, history or ())
         if history is None:
             renderings = [self._compose(system, [], probe) for probe in PROBES]
             renderings += [self._compose(system, [Message(role, "a")], "a") for role in ("user", "assistant")]
@@ -159,32 +159,32 @@ class PromptRenderer:
         return _common_prefix(renderings)
 
     def _system(self, persona: str | None, runtime_text: str | None) -> str:
-        persona = self._tokens.plain(persona or "")
-        system = "\n\n".join(part for part in (persona, self._tokens.plain(runtime_text or "")) if part)
+        persona = self._tokens.escaped(persona or "")
+        system = "\n\n".join(part for part in (persona, self._tokens.escaped(runtime_text or "")) if part)
         for text, limit in ((persona, self._budgets.persona), (system, self._budgets.input)):
             # A token is at least one byte: most texts are known to fit without being tokenized for that.
             if len(text.encode()) > limit and (found := self._tokens.count_to(text, limit)) > limit:
                 raise PersonaTooLongError(found, limit)
         return system
 
-    def _keep(self, system: str, history: Sequence[Message]) -> list[Message]:
+    def _trim_history(self, system: str, history: Sequence[Message]) -> list[Message]:
         # The whole utterance budget is set aside, so that a prefix warmed before the utterance is known stays valid.
-        room = self._budgets.input - self._budgets.utterance - SEAM_TOKENS
-        least = self._least(system)
-        if least > room:
+        room = self._budgets.input - self._budgets.utterance - BOUNDARY_TOKENS
+        minimum = self._minimum(system)
+        if minimum > room:
             found = len(self._tokens.encode(system))
-            raise PersonaTooLongError(found, room - (least - found))
+            raise PersonaTooLongError(found, room - (minimum - found))
         if not history:
             return []
-        start, left = self._first_that_fits(history, room - least)
+        start, left = self._first_that_fits(history, room - minimum)
         while True:
-            kept = [Message(message.role, self._tokens.plain(message.content)) for message in history[start:]]
+            kept = [Message(message.role, self._tokens.escaped(message.content)) for message in history[start:]]
             # Far from the limit nothing needs to be composed to know that it fits.
-            if len(kept) * SEAM_TOKENS <= left or len(self._compose(system, kept, "")) <= room:
+            if len(kept) * BOUNDARY_TOKENS <= left or len(self._compose(system, kept, "")) <= room:
                 return kept
             start += _step(len(history) - start)
 
-    def _measure_least(self, system: str) -> int:
+    def _measure_minimum(self, system: str) -> int:
         """Tokens of a prompt with this system message and nothing said."""
         return len(self._compose(system, [], ""))
 
@@ -195,7 +195,7 @@ class PromptRenderer:
         start = len(history)
         for message in reversed(history):
             limit = min(budget, room - self._overhead)
-            cost = self._tokens.count_to(self._tokens.plain(message.content), limit) if limit >= 0 else 1
+            cost = self._tokens.count_to(self._tokens.escaped(message.content), limit) if limit >= 0 else 1
             if cost > limit:
                 break
             budget -= cost

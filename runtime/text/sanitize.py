@@ -134,7 +134,7 @@ class Sanitizer:
             return self._backticks(text, at)
         if self._code:
             run = _CODE_RUN.match(text, at)
-            return self._say_some(run[0] if run else first, at)
+            return self._emit_run(run[0] if run else first, at)
         if first in EMOTICONS_BY_FIRST and self._may_open_emoticon(first):
             after = self._emoticon(text, at)
             if after != at:
@@ -143,7 +143,7 @@ class Sanitizer:
         if handler is not None:
             return handler(self, text, at)
         run = _RUN.match(text, at)
-        return self._say_some(run[0] if run else first, at)
+        return self._emit_run(run[0] if run else first, at)
 
     # What comes out
 
@@ -156,27 +156,27 @@ class Sanitizer:
                 self._code = 0
         return after
 
-    def _say(self, text: str, at: int, *, keep_space: bool = False) -> int:
+    def _emit(self, text: str, at: int, *, keep_space: bool = False) -> int:
         """Let text without space or emoji come out. Returns where it ends in the input."""
         self._line_start = False
-        self._come_out(text, keep_space=keep_space)
+        self._write(text, keep_space=keep_space)
         return at + len(text)
 
-    def _say_some(self, text: str, at: int) -> int:
+    def _emit_run(self, text: str, at: int) -> int:
         """Let text without space come out, up to and without its first emoji."""
         self._line_start = False
         if text.isascii() and text.isprintable():
-            self._come_out(text)
+            self._write(text)
             return at + len(text)
         for index, char in enumerate(text):
             # The joiner belongs to what stands before it: an emoji, or a letter of a script that needs it.
             if char in DROPPED or (char == "\u200d" and self._removed):
                 self._removed = True
                 return at + index + 1
-            self._come_out(char)
+            self._write(char)
         return at + len(text)
 
-    def _come_out(self, text: str, *, keep_space: bool = False) -> None:
+    def _write(self, text: str, *, keep_space: bool = False) -> None:
         if self._blank and self._last:
             closes = text[0] in ",?!" or (self._removed and text[0] in _CLOSING)
             if keep_space or not closes:
@@ -280,7 +280,7 @@ class Sanitizer:
     def _tildes(self, text: str, at: int) -> int:
         end = self._run_end(text, at)
         if end == UNDECIDED or end - at != 2:
-            return end if end == UNDECIDED else self._say(text[at:end], at)
+            return end if end == UNDECIDED else self._emit(text[at:end], at)
         return self._mark(text, at, end, stays_in_words=False)
 
     def _mark(self, text: str, at: int, end: int, *, stays_in_words: bool) -> int:
@@ -289,7 +289,7 @@ class Sanitizer:
         in_word = self._after_word() and following.isalnum()
         alone = self._after_blank() and following.isspace()
         if alone or (in_word and stays_in_words):
-            return self._say(text[at:end], at)
+            return self._emit(text[at:end], at)
         self._line_start = False
         return end
 
@@ -313,19 +313,19 @@ class Sanitizer:
         if self._row and text[at] == "-":
             return self._delimiter(text, at)
         if not self._line_start:
-            return self._say(text[at], at)
+            return self._emit(text[at], at)
         end = self._run_end(text, at)
         if end == UNDECIDED:
             return UNDECIDED
         after = self._line_mark(text, at, end)
-        return self._say(text[at:end], at) if after == at else after
+        return self._emit(text[at:end], at) if after == at else after
 
     def _delimiter(self, text: str, at: int) -> int:
         end = self._run_end(text, at)
         if end == UNDECIDED:
             return UNDECIDED
         if end - at < 3:
-            return self._say(text[at:end], at)
+            return self._emit(text[at:end], at)
         return end + 1 if text[end : end + 1] == ":" else end
 
     def _hashes(self, text: str, at: int) -> int:
@@ -334,19 +334,19 @@ class Sanitizer:
             return UNDECIDED
         following = text[end : end + 1]
         heading = self._line_start and end - at <= 6 and (not following or following.isspace())
-        return self._drop(end) if heading or following in _KEYCAP else self._say(text[at:end], at)
+        return self._drop(end) if heading or following in _KEYCAP else self._emit(text[at:end], at)
 
     def _greater(self, text: str, at: int) -> int:
         if not self._line_start:
-            return self._say(">", at)
+            return self._emit(">", at)
         following = text[at + 1 : at + 2]
         if not following and not self._final:
             return UNDECIDED
-        return at + 1 if following in ("", ">") or following.isspace() else self._say(">", at)
+        return at + 1 if following in ("", ">") or following.isspace() else self._emit(">", at)
 
     def _bar(self, text: str, at: int) -> int:
         if not self._line_start and not self._row:
-            return self._say("|", at)
+            return self._emit("|", at)
         self._row = True
         self._line_start = False
         self._blank = True
@@ -359,7 +359,7 @@ class Sanitizer:
                 return UNDECIDED
             if following == "-":
                 return at + 1
-        return self._say(":", at)
+        return self._emit(":", at)
 
     def _backticks(self, text: str, at: int) -> int:
         end = self._run_end(text, at)
@@ -368,7 +368,7 @@ class Sanitizer:
         count = min(end - at, 3)
         if self._code:
             if count != self._code:
-                return self._say(text[at:end], at)
+                return self._emit(text[at:end], at)
             self._code = 0
             return end
         if count == 3 and self._line_start:
@@ -385,35 +385,35 @@ class Sanitizer:
     def _bracket(self, text: str, at: int) -> int:
         match = LINK.match(text, at, at + LINK_LIMIT + 1, partial=True)
         if match is None or match.end() - at > LINK_LIMIT or (match.partial and self._final):
-            return self._say(text[at], at)
+            return self._emit(text[at], at)
         if match.partial:
             return UNDECIDED
         self._link = (match.end("text"), match.end())
         return int(match.start("text"))
 
     def _closing_bracket(self, text: str, at: int) -> int:
-        return self._link[1] if at == self._link[0] else self._say("]", at)
+        return self._link[1] if at == self._link[0] else self._emit("]", at)
 
     def _bang(self, text: str, at: int) -> int:
         if not self._after_blank():
-            return self._say("!", at)
+            return self._emit("!", at)
         following = text[at + 1 : at + 2]
         if not following and not self._final:
             return UNDECIDED
-        return self._bracket(text, at) if following == "[" else self._say("!", at, keep_space=following == "=")
+        return self._bracket(text, at) if following == "[" else self._emit("!", at, keep_space=following == "=")
 
     def _less(self, text: str, at: int) -> int:
         match = TAG.match(text, at, at + TAG_LIMIT + 1, partial=True)
         if match is None or match.end() - at > TAG_LIMIT or (match.partial and self._final):
-            return self._say("<", at)
+            return self._emit("<", at)
         if match.partial:
             return UNDECIDED
         if match["address"]:
             for char in match["address"]:
-                self._say_some(char, at)
+                self._emit_run(char, at)
             return int(match.end())
         if match["other"] and self._after_word() and text[at + 1] != "/":
-            return self._say("<", at)
+            return self._emit("<", at)
         if match["known"] and match["known"].lower() in BLOCK_TAGS:
             self._blank = True
         return self._drop(match.end())
@@ -421,16 +421,16 @@ class Sanitizer:
     def _ampersand(self, text: str, at: int) -> int:
         match = ENTITY.match(text, at, partial=True)
         if match is None or (match.partial and self._final):
-            return self._say("&", at)
+            return self._emit("&", at)
         if match.partial:
             return UNDECIDED
         if match[0][1] != "#" and match[0][1:] not in html5:
-            return self._say("&", at)
+            return self._emit("&", at)
         for char in html.unescape(match[0]):
             if char.isspace():
                 self._blank = True
             else:
-                self._say_some(char, at)
+                self._emit_run(char, at)
         return int(match.end())
 
     def _backslash(self, text: str, at: int) -> int:
@@ -438,9 +438,9 @@ class Sanitizer:
         if not following and not self._final:
             return UNDECIDED
         if following in _ESCAPED:
-            self._say(following, at)
+            self._emit(following, at)
             return at + 2
-        return self._say("\\", at)
+        return self._emit("\\", at)
 
     def _may_open_emoticon(self, first: str) -> bool:
         if self._row:

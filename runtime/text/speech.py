@@ -12,17 +12,17 @@ class Speech:
     """A reply on its way from the engine to the client: sanitized, and held back for as long as the decision takes.
 
     Args:
-        take: told of every delta that is not held back any more.
-        say: given every piece of text that is fit to be sent.
+        on_delta: told of every delta that is not held back any more.
+        on_text: given every piece of text that is fit to be sent.
     """
 
-    __slots__ = ("_feed", "_held", "_sanitizer", "_say", "_take")
+    __slots__ = ("_feed", "_held", "_on_delta", "_on_text", "_sanitizer")
 
     def __init__(
-        self, take: Callable[[Delta], None], say: Callable[[str], None], *, sanitize: bool, held: bool = False
+        self, on_delta: Callable[[Delta], None], on_text: Callable[[str], None], *, sanitize: bool, held: bool = False
     ) -> None:
-        self._take = take
-        self._say = say
+        self._on_delta = on_delta
+        self._on_text = on_text
         self._sanitizer = Sanitizer() if sanitize else None
         self._feed: Callable[[str], str] = self._sanitizer.feed if self._sanitizer else str
         self._held: list[Delta] | None = [] if held else None
@@ -32,9 +32,9 @@ class Speech:
         if self._held is not None:
             self._held.append(delta)
             return
-        self._take(delta)
+        self._on_delta(delta)
         if text := self._feed(delta.text):
-            self._say(text)
+            self._on_text(text)
 
     def release(self) -> None:
         """Say what was held back, as one piece, and from now on everything at once."""
@@ -46,4 +46,4 @@ class Speech:
     def finish(self) -> None:
         """Say what the sanitizer kept until it knew what follows."""
         if self._sanitizer and (text := self._sanitizer.finish()):
-            self._say(text)
+            self._on_text(text)

@@ -27,14 +27,14 @@ CACHED_CHUNKS = 8192
 CACHED_CHARACTERS = 16384
 
 
-class TakesLongError(Exception):
+class TokenizeLimitError(Exception):
     """More would have to be tokenized than there is patience for."""
 
 
 class _WorkLimit(threading.local):
     """Characters that this thread may still tokenize; no limit by default."""
 
-    left: float = float("inf")
+    remaining: float = float("inf")
 
 
 class TextTokens:
@@ -59,19 +59,19 @@ class TextTokens:
             for text in samples
         )
 
-    def within(self, characters: int, work: Callable[[], T]) -> T:
+    def with_limit(self, characters: int, work: Callable[[], T]) -> T:
         """The result of work during which this thread tokenizes at most so many characters anew.
 
         Raises:
-            TakesLongError: more would be needed.
+            TokenizeLimitError: more would be needed.
         """
-        self._limit.left = characters
+        self._limit.remaining = characters
         try:
             return work()
         finally:
-            del self._limit.left
+            del self._limit.remaining
 
-    def plain(self, text: str) -> str:
+    def escaped(self, text: str) -> str:
         """A client's text with its control tokens broken up, so that none of them is one, and without outer space."""
         text = text.strip()
         while self._control.search(text):
@@ -84,7 +84,7 @@ class TextTokens:
 
     def encode_anew(self, text: str) -> array[int]:
         """Token ids, past the cache."""
-        self._spend(len(text))
+        self._charge(len(text))
         # The fast form keeps no offsets.
         return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
@@ -120,7 +120,7 @@ class TextTokens:
                 text = end
                 break
             window *= 2
-        self._spend(len(text))
+        self._charge(len(text))
         while (encoding := self._tokenizer.encode(text, add_special_tokens=False)) and len(encoding.ids) > limit:
             # Tokens inside one character share its offsets, and a cut can change how the rest is split: look again.
             start = encoding.offsets[len(encoding.ids) - limit][0] if limit else len(text)
@@ -132,11 +132,11 @@ class TextTokens:
         edges = sorted({0, *starts, len(text)})
         return [text[start:end] for start, end in pairwise(edges)]
 
-    def _spend(self, characters: int) -> None:
+    def _charge(self, characters: int) -> None:
         """Account for text that is about to be tokenized."""
-        if characters > self._limit.left:
-            raise TakesLongError
-        self._limit.left -= characters
+        if characters > self._limit.remaining:
+            raise TokenizeLimitError
+        self._limit.remaining -= characters
 
 
 def _control_pattern(tokenizer: Any) -> re.Pattern[str]:  # noqa: ANN401 - transformers is untyped to us

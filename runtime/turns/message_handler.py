@@ -30,7 +30,7 @@ BACKLOG = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class QueuedMessage:
     """One message for the worker, and the turn that it begins, if any."""
 
     run: Callable[[], Awaitable[None]]
@@ -48,8 +48,8 @@ class MessageHandler:
         self._sessions = sessions
         self._session: Session | None = None
         self._turn: Turn | None = None
-        self._jobs: deque[Job] = deque()
-        self._current: Job | None = None
+        self._queue: deque[QueuedMessage] = deque()
+        self._current: QueuedMessage | None = None
         self._worker: asyncio.Future[None] | None = None
         self._warming = Warming(outbox, deployment)
 
@@ -59,7 +59,7 @@ class MessageHandler:
         return bool(self._open_turns())
 
     @property
-    def quiet_since(self) -> float:
+    def last_turn_ended_at(self) -> float:
         """Loop time at which the last turn ended."""
         return self._turn.ended_at if self._turn is not None else 0.0
 
@@ -69,12 +69,12 @@ class MessageHandler:
         if self._deployment.chat is None and not isinstance(message, messages.Start):
             self._error("chat_not_deployed", "This server has no chat model.", request_id)
             return
-        if len(self._jobs) >= BACKLOG:
+        if len(self._queue) >= BACKLOG:
             self._error("message_rate_limited", "Too many messages wait; try again in 1 s.", request_id, retry_in=1)
             return
-        self._jobs.append(self._job(message))
+        self._queue.append(self._queued(message))
         if self._worker is None:
-            worker = eager_tasks.start(self._work())
+            worker = eager_tasks.start(self._run_queue())
             self._worker = None if worker.done() else worker
 
     def cancel(self, request_id: RequestId | None) -> None:
@@ -93,7 +93,7 @@ class MessageHandler:
         for turn in self._open_turns():
             turn.stop(why)
 
-    async def finished(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Until no turn runs or is about to."""
         while turns := self._open_turns():
             await turns[-1].wait()
@@ -110,35 +110,35 @@ class MessageHandler:
             await asyncio.wait(tasks)
         if self._turn is not None:
             await self._turn.wait()
-        for job in self._jobs:
-            if job.turn is not None:
-                job.turn.refuse()
-        self._jobs.clear()
-        await self.finished()
+        for entry in self._queue:
+            if entry.turn is not None:
+                entry.turn.refuse()
+        self._queue.clear()
+        await self.wait_until_idle()
 
     def _open_turns(self) -> list[Turn]:
-        jobs = (self._current, *self._jobs)
-        turns = [self._turn, *(job.turn for job in jobs if job is not None)]
+        entries = (self._current, *self._queue)
+        turns = [self._turn, *(entry.turn for entry in entries if entry is not None)]
         return [turn for turn in dict.fromkeys(turns) if turn is not None and not turn.ended]
 
     # The worker
 
-    def _job(self, message: messages.Inbound) -> Job:
+    def _queued(self, message: messages.Inbound) -> QueuedMessage:
         request_id = message.request_id
         match message:
             case messages.Start():
                 turn = self._new_turn(request_id)
-                return Job(lambda: self._start(message, turn), request_id, turn)
+                return QueuedMessage(lambda: self._start(message, turn), request_id, turn)
             case messages.Followup():
                 turn = self._new_turn(request_id)
-                return Job(lambda: self._follow_up(message, turn), request_id, turn)
+                return QueuedMessage(lambda: self._follow_up(message, turn), request_id, turn)
             case messages.ChatPrompt():
-                return Job(lambda: self._set_persona(message), request_id)
+                return QueuedMessage(lambda: self._set_persona(message), request_id)
             case messages.WarmPersona():
-                return Job(lambda: self._warm_persona(message), request_id)
+                return QueuedMessage(lambda: self._warm_persona(message), request_id)
             case messages.WarmHistory():
-                return Job(lambda: self._warm_history(message), request_id)
-        raise TypeError(f"no job for {type(message).__name__}")
+                return QueuedMessage(lambda: self._warm_history(message), request_id)
+        raise TypeError(f"nothing to do for {type(message).__name__}")
 
     def _new_turn(self, request_id: RequestId | None) -> Turn:
         turn = Turn(request_id, self._outbox, self._deployment)
@@ -146,26 +146,26 @@ class MessageHandler:
             self._deployment.chat.engine.wake()
         return turn
 
-    async def _work(self) -> None:
+    async def _run_queue(self) -> None:
         try:
-            while self._jobs:
-                self._current = self._jobs.popleft()
-                await self._do(self._current)
+            while self._queue:
+                self._current = self._queue.popleft()
+                await self._process(self._current)
         finally:
             self._current = self._worker = None
 
-    async def _do(self, job: Job) -> None:
+    async def _process(self, entry: QueuedMessage) -> None:
         try:
-            await job.run()
+            await entry.run()
         except Exception as error:
             log.exception("message_failed", error=type(error).__name__)
-            self._error("internal_error", "The server could not handle this message.", job.request_id)
+            self._error("internal_error", "The server could not handle this message.", entry.request_id)
         finally:
-            if job.turn is not None and not job.turn.begun:
+            if entry.turn is not None and not entry.turn.begun:
                 # A cancel that this turn answers stopped the running one as well: that one's `done` comes first.
-                if job.turn.cancelled and self._turn is not None:
+                if entry.turn.cancelled and self._turn is not None:
                     await self._turn.wait()
-                job.turn.refuse()
+                entry.turn.refuse()
 
     # Turns
 
@@ -176,7 +176,7 @@ class MessageHandler:
             return
         session = self._sessions.open(self._principal, start.session_id)
         async with session.lock:
-            await self._take(session)
+            await self._acquire_session(session)
             session.apply(start)
             self._acknowledge("start", session, start.request_id)
             self._begin(
@@ -208,7 +208,7 @@ class MessageHandler:
             self._no_session(followup.request_id)
             return
         async with session.lock:
-            await self._take(session)
+            await self._acquire_session(session)
             sampling, sanitize = session.sampling_with(followup.sampling)
             request = TurnRequest(
                 persona=session.persona,
@@ -224,7 +224,7 @@ class MessageHandler:
             self._acknowledge("followup", session, followup.request_id)
             self._begin(turn, session, request)
 
-    async def _take(self, session: Session) -> None:
+    async def _acquire_session(self, session: Session) -> None:
         """Become the session's owner. This connection's turn and the session's, if any, end first."""
         for old in (self._turn, session.turn):
             if old is not None and not old.ended:
@@ -261,17 +261,17 @@ class MessageHandler:
         if session is None or chat is None:
             self._no_session(update.request_id)
         elif session.has_persona(update):
-            self._verdict(update, 204, "no change")
+            self._answer_chat_prompt(update, 204, "no change")
         elif retry := session.updates.wait():
-            self._verdict(update, 429, f"Too many persona updates; try again in {retry} s.", retry_in=retry)
+            self._answer_chat_prompt(update, 429, f"Too many persona updates; try again in {retry} s.", retry_in=retry)
         elif (excess := await chat.persona_excess(update.persona, session.runtime_text)) is not None:
-            self._verdict(update, 413, str(excess), error_code="chat_prompt_too_long")
+            self._answer_chat_prompt(update, 413, str(excess), error_code="chat_prompt_too_long")
         else:
             session.updates.take()
             session.set_persona(update)
-            self._verdict(update, 200, "updated")
+            self._answer_chat_prompt(update, 200, "updated")
 
-    def _verdict(
+    def _answer_chat_prompt(
         self,
         update: messages.ChatPrompt,
         code: int,
@@ -281,7 +281,7 @@ class MessageHandler:
         retry_in: int | None = None,
     ) -> None:
         self._outbox.put(
-            frames.Verdict(
+            frames.ChatPromptAck(
                 to="chat_prompt",
                 ok=code < 300,
                 code=code,

@@ -76,7 +76,7 @@ class Outbox:
         self._wake_reader()
         return frames
 
-    async def room(self) -> None:
+    async def below_high_water(self) -> None:
         """Wait until the outbox is not above_high_water. For one reader only."""
         while self.above_high_water:
             self._reader = self._loop.create_future()

@@ -162,35 +162,35 @@ class Turn:
         chat, classifier = self._deployment.chat, self._deployment.classifier
         if chat is None:
             if classifier is not None:
-                self._announce(await self._decide(classifier, request, alone=True))
+                self._send_decision(await self._decide(classifier, request, alone=True))
         elif classifier is not None and request.decide:
-            await self._run_both(chat, classifier, request)
+            await self._decide_and_generate(chat, classifier, request)
         else:
-            await self._speak(chat, request, request.utterance if request.decide else request.prefixed())
+            await self._stream_reply(chat, request, request.utterance if request.decide else request.prefixed())
 
-    async def _run_both(self, chat: Chat, classifier: Classifier, request: TurnRequest) -> None:
+    async def _decide_and_generate(self, chat: Chat, classifier: Classifier, request: TurnRequest) -> None:
         """Prefill for the likelier answer, no, while the classifier thinks; a yes starts again behind the prefix."""
         decision = asyncio.ensure_future(self._decide(classifier, request, alone=False))
         reply: asyncio.Future[None] | None = None
         try:
             prompt = await self._render(chat, request, request.utterance)
-            speech = Speech(self._take, self._say, sanitize=request.sanitize, held=True)
+            speech = Speech(self._record_delta, self._send_text, sanitize=request.sanitize, held=True)
             reply = eager_tasks.start(chat.engine.generate(prompt, request.sampling, speech.feed))
             yes = await decision
-            self._announce(yes)
+            self._send_decision(yes)
             if not yes:
                 speech.release()
                 await reply
                 speech.finish()
                 return
         finally:
-            await _settle(*(helper for helper in (decision, reply) if helper is not None))
-        await self._speak(chat, request, request.prefixed())
+            await _cancel_and_wait(*(helper for helper in (decision, reply) if helper is not None))
+        await self._stream_reply(chat, request, request.prefixed())
 
-    async def _speak(self, chat: Chat, request: TurnRequest, text: str) -> None:
+    async def _stream_reply(self, chat: Chat, request: TurnRequest, text: str) -> None:
         """Send the reply as it comes."""
         prompt = await self._render(chat, request, text)
-        speech = Speech(self._take, self._say, sanitize=request.sanitize)
+        speech = Speech(self._record_delta, self._send_text, sanitize=request.sanitize)
         await chat.engine.generate(prompt, request.sampling, speech.feed)
         speech.finish()
 
@@ -199,7 +199,7 @@ class Turn:
         self._prompt_tokens = len(prompt)
         return prompt
 
-    def _take(self, delta: Delta) -> None:
+    def _record_delta(self, delta: Delta) -> None:
         """Account for what the engine made."""
         now = time.perf_counter()
         if self._first_token is None:
@@ -214,7 +214,7 @@ class Turn:
         if delta.finish_reason is not None:
             self._finish_reason = delta.finish_reason
 
-    def _say(self, text: str) -> None:
+    def _send_text(self, text: str) -> None:
         self._said.append(text)
         self._outbox.put_text(text, self.request_id)
 
@@ -235,11 +235,11 @@ class Turn:
             log.exception("tool_decision_failed")  # a chat that cannot look is better than none
             return False
         finally:
-            await _settle(question)
+            await _cancel_and_wait(question)
         self._deployment.metrics.tool_decided(status, time.perf_counter() - started)
         return status == "yes"
 
-    def _announce(self, yes: bool) -> None:
+    def _send_decision(self, yes: bool) -> None:
         status, raw = ("yes", _YES) if yes else ("no", [])
         self._outbox.put(frames.ToolCall(status=status, raw=raw, request_id=self.request_id))
 
@@ -302,7 +302,7 @@ class Turn:
         )
 
 
-async def _settle(*helpers: asyncio.Future[Any]) -> None:
+async def _cancel_and_wait(*helpers: asyncio.Future[Any]) -> None:
     """Cancel helpers and wait until they are over, so that they hold nothing; told afterwards of a cancellation."""
     for helper in helpers:
         helper.cancel()

@@ -35,7 +35,7 @@ class Ack(Frame, tag="ack"):
     chat_prompt: bool
 
 
-class Verdict(Frame, tag="ack"):
+class ChatPromptAck(Frame, tag="ack"):
     """The answer to `chat_prompt`: 200 updated, 204 no change, 400 invalid, 413 too long, 429 limited."""
 
     to: str = msgspec.field(name="for")

@@ -19,7 +19,7 @@ from runtime.deployment.serving import ChatServing, ServingPlan
 from runtime.deployment.settings import load
 from runtime.engines import Delta, Engine, EngineOptions, Load, Sampling, TokenScore
 from runtime.server import process as server
-from runtime.server.service import TOKENIZER_THREADS, Service, settle_heap
+from runtime.server.service import TOKENIZER_THREADS, Service, freeze_heap
 from runtime.text.prompt import Budgets, PromptRenderer
 from tests.harness.scripted import ScriptedRenderer
 
@@ -103,7 +103,7 @@ async def load_instant(service: Service) -> None:
         engine: Engine = table_engine(Path(model), tokens, pause)
     else:
         engine = InstantEngine(tokens, pause)
-    settle_heap()
+    freeze_heap()
     chat = Chat(engine, renderer, ThreadPoolExecutor(TOKENIZER_THREADS), BUDGETS)
     service.open(chat, None, ServingPlan("chat", ChatServing(BUDGETS, tokens, EngineOptions()), None, None))
 

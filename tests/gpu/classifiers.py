@@ -68,7 +68,7 @@ async def decide(folder: Path, name: str) -> bool:
         waits = sorted(decision.seconds for decision in decisions)
         cells = "  ".join(f"p{p} {percentile(waits, p) * 1000:6.1f} ms" for p in (50, 99))
         print(f"{name:12} {streams:3} at once  {cells}  ({len(waits)} decisions)", flush=True)
-    dtype = str(classifier._network._model.dtype)
+    dtype = str(classifier._model._model.dtype)
     peak = torch.cuda.max_memory_reserved()
     share = peak / torch.cuda.get_device_properties(0).total_memory
     told = "probabilities" if sound else "NO PROBABILITIES"

@@ -67,7 +67,7 @@ class ScriptedEngine:
         """Remember how many requests had come by then."""
         self.woken.append(len(self.prompts))
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
         """The scripted reply."""
         words = Words.read(prompt)
         number = len(self.prompts)
@@ -87,7 +87,7 @@ class ScriptedEngine:
                 if self.fail_after is not None and index >= self.fail_after:
                     raise self.error
                 last = index == len(reply) - 1
-                each(Delta(text, 1, "stop" if last else None, cached_tokens=3))
+                on_delta(Delta(text, 1, "stop" if last else None, cached_tokens=3))
             finished = True
         finally:
             if not finished:
@@ -186,7 +186,7 @@ class ScriptedRenderer:
         text = self._prefix(persona, runtime_text, history)
         return Prompt(Words.ids_of(f"{text} [user] {utterance}"), len(history))
 
-    def render_at_once(
+    def render_inline(
         self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str
     ) -> Prompt | None:
         """Never: what a slow renderer meets must be met by tests."""

@@ -56,5 +56,5 @@ async def load_script(service: Service) -> None:
 if __name__ == "__main__":
     Service.load = load_script  # type: ignore[method-assign]
     if "SCRIPT_STUCK" in os.environ:
-        server.STOP_PATIENCE_S = 0.5
+        server.SHUTDOWN_TIMEOUT_S = 0.5
     raise SystemExit(server.run(load()))

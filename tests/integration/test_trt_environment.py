@@ -294,7 +294,7 @@ def test_an_address_is_in_no_message(python: Path, hub: Hub, tmp_path: Path) -> 
     code = (
         f"{START}\nfrom runtime.artifact import hub, hub_client\n"
         "try:\n    hub_client.get(sys.argv[1], {})\nexcept hub_client.http_errors() as error:\n"
-        "    print(hub.passing(error), hub.reason(error))\n"
+        "    print(hub.is_transient(error), hub.reason(error))\n"
     )
     told = done(run(python, code, "http://127.0.0.1:9/storage/x?Signature=secret", env=environment(tmp_path, hub)))
     assert told.startswith("True ConnectionRefusedError:")

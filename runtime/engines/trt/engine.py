@@ -62,7 +62,7 @@ class TrtRequest:
     aborted: bool = False
     finished: bool = False
 
-    async def next(self) -> Step:
+    async def next_step(self) -> Step:
         """The next step. Raises what ended the request."""
         step = await self.steps.get()
         if isinstance(step, Exception):
@@ -136,8 +136,8 @@ class TrtEngine:
     def wake(self) -> None:
         """Nothing: TensorRT-LLM's executor has no request that says nothing."""
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
-        """Reply to prompt token ids, telling `each` every delta.
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
+        """Reply to prompt token ids, telling `on_delta` every delta.
 
         When this is left early, by cancellation or an error, TensorRT-LLM has been told to abort before control
         returns. How much of a prompt came out of the cache is not told by TensorRT-LLM.
@@ -149,8 +149,8 @@ class TrtEngine:
         request = self._submit(prompt, sampling)
         try:
             while True:
-                step = await request.next()
-                each(Delta(step.text, len(step.tokens), step.reason))
+                step = await request.next_step()
+                on_delta(Delta(step.text, len(step.tokens), step.reason))
                 if step.reason is not None:
                     return
         finally:
@@ -164,7 +164,7 @@ class TrtEngine:
         try:
             output = llm.generate_async(list(prompt), sampling_params=params, streaming=True)
         except RuntimeError as error:
-            refusal = refusal_of(error)
+            refusal = request_error(error)
             raise refusal or EngineDeadError(f"TensorRT-LLM takes no requests any more: {error}") from error
         request = TrtRequest(output)
         self._requests.add(request)
@@ -179,12 +179,12 @@ class TrtEngine:
                 reason = completion.finish_reason
                 request.finished = reason is not None
                 step = Step(completion.text_diff, tuple(completion.token_ids_diff), reason)
-                request.steps.put_nowait(step if reason in (None, "stop", "length") else ended_by_itself(reason))
-            request.steps.put_nowait(ended_by_itself("no reason"))  # nobody reads it after a reason was given
+                request.steps.put_nowait(step if reason in (None, "stop", "length") else ended_early(reason))
+            request.steps.put_nowait(ended_early("no reason"))  # nobody reads it after a reason was given
         except ValueError as error:
             request.steps.put_nowait(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it reaches the one who asked
-            request.steps.put_nowait(refusal_of(error) or EngineDeadError(f"{type(error).__name__}: {error}"))
+            request.steps.put_nowait(request_error(error) or EngineDeadError(f"{type(error).__name__}: {error}"))
         finally:
             request.finished = True
             self._requests.discard(request)
@@ -214,7 +214,7 @@ class TrtEngine:
             async with room:
                 request = self._submit(tokens[:length], sampling)
                 try:
-                    while not (step := await request.next()).tokens:
+                    while not (step := await request.next_step()).tokens:
                         if step.reason is not None:
                             raise EngineDeadError("TensorRT-LLM ended a request without a token")
                     return step.tokens[0]
@@ -256,7 +256,7 @@ class TrtEngine:
         llm, self._llm = self._llm, None
         if llm is None:
             return
-        self._die(self._dead or EngineDeadError("the engine was shut down"))
+        self._mark_dead(self._dead or EngineDeadError("the engine was shut down"))
         try:
             await asyncio.to_thread(llm.shutdown)
         finally:
@@ -276,7 +276,7 @@ class TrtEngine:
         if self._llm is None:
             raise EngineDeadError("the engine is not running")
         if not self._llm._check_health():
-            self._die(EngineDeadError("the TensorRT-LLM worker died"))
+            self._mark_dead(EngineDeadError("the TensorRT-LLM worker died"))
             raise EngineDeadError("the TensorRT-LLM worker died")
         return self._llm
 
@@ -287,7 +287,7 @@ class TrtEngine:
             with contextlib.suppress(EngineDeadError):
                 self._alive()
 
-    def _die(self, error: EngineDeadError) -> None:
+    def _mark_dead(self, error: EngineDeadError) -> None:
         self._dead = error
         for request in self._requests:
             request.steps.put_nowait(error)
@@ -298,11 +298,11 @@ class TrtEngine:
         task.add_done_callback(self._tasks.discard)
 
 
-def ended_by_itself(reason: str) -> EngineDeadError:
+def ended_early(reason: str) -> EngineDeadError:
     """The error of a request that TensorRT-LLM ended before it was done."""
     return EngineDeadError(f"TensorRT-LLM ended the request itself ({reason})")
 
 
-def refusal_of(error: Exception) -> ValueError | None:
+def request_error(error: Exception) -> ValueError | None:
     """TensorRT-LLM's `RequestError` is about one request, whatever else happens is about the engine."""
     return ValueError(str(error)) if type(error).__name__ == "RequestError" else None

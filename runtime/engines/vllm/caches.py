@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 # Stands for the cache's folder in an artifact, which names no machine's.
-ELSEWHERE = Path("/compile_cache")
+PLACEHOLDER_FOLDER = Path("/compile_cache")
 
 
 def caches(folder: Path) -> dict[str, str]:

@@ -35,7 +35,7 @@ DEATH_CHECK_S = 0.5
 KNOWN_SAMPLINGS = 256
 
 # A request that nobody has: ending it makes vLLM's processes look up, and says nothing.
-NOBODY = "nobody"
+UNKNOWN_REQUEST = "unknown"
 
 # Enough streams for the batched form of vLLM's sampler, which small batches do not use.
 EXERCISE_STREAMS = 32
@@ -117,10 +117,10 @@ class VllmEngine:
         """
         llm = self._llm
         if llm is not None and not llm.errored and not llm.output_processor.has_unfinished_requests():
-            self._keep(eager_tasks.start(llm.engine_core.abort_requests_async([NOBODY])))
+            self._keep(eager_tasks.start(llm.engine_core.abort_requests_async([UNKNOWN_REQUEST])))
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
-        """Reply to prompt token ids, telling `each` every delta.
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
+        """Reply to prompt token ids, telling `on_delta` every delta.
 
         When this is left early, by cancellation or an error, the abort has been handed to the engine before control
         returns; a `load` asked afterwards does not see the request any more.
@@ -142,7 +142,7 @@ class VllmEngine:
                 if isinstance(output, Exception):
                     raise output
                 finished = output.finished
-                each(delta_of(output))
+                on_delta(delta_of(output))
             except Exception as error:  # noqa: BLE001 - vLLM would take it for its own death, and end every request
                 over.set_exception(error)
             else:

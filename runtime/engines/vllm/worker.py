@@ -13,7 +13,7 @@ from typing import Any
 from vllm.config import ModelConfig
 
 # Stands in the key for the model's folder, wherever that is.
-ANYWHERE = "artifact"
+PLACEHOLDER_MODEL = "artifact"
 
 
 class Worker:
@@ -33,11 +33,11 @@ def compute_hash(config: Any) -> str:  # noqa: ANN401 - vLLM is untyped to us
     What a compiled graph depends on is all in the configuration's other fields: shapes, types, quantization.
     """
     moved = copy.copy(config)
-    moved.model = ANYWHERE
-    moved.model_weights = ANYWHERE if config.model_weights else config.model_weights
+    moved.model = PLACEHOLDER_MODEL
+    moved.model_weights = PLACEHOLDER_MODEL if config.model_weights else config.model_weights
     for name in ("hf_config", "hf_text_config"):
         inner = copy.copy(getattr(config, name))
-        inner.name_or_path = ANYWHERE
+        inner.name_or_path = PLACEHOLDER_MODEL
         setattr(moved, name, inner)
     return str(_compute_hash(moved))
 

@@ -50,7 +50,7 @@ class TransformersEngine:
         """Let go of the model."""
         self._model = None
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+    async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
         """The most probable token each time."""
         import torch
 
@@ -63,7 +63,7 @@ class TransformersEngine:
                 cache, given = step.past_key_values, step.logits[:, -1:].argmax(-1)
                 token = given.item()
                 reason = "stop" if token in ends else "length" if left == 0 else None
-                each(Delta("" if token in ends else self._tokenizer.decode(token), 1, reason))
+                on_delta(Delta("" if token in ends else self._tokenizer.decode(token), 1, reason))
                 if reason:
                     return
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.engines.vllm.caches import ELSEWHERE, copy_caches, relocate
+from runtime.engines.vllm.caches import PLACEHOLDER_FOLDER, copy_caches, relocate
 
 pytestmark = [
     pytest.mark.engine,
@@ -36,7 +36,7 @@ def answered(cache: Path) -> tuple[int, float]:
 def test_a_graph_compiled_elsewhere_is_loaded_where_its_cache_was_copied_to(tmp_path: Path) -> None:
     built, artifact, served = (tmp_path / name for name in ("built", "artifact", "served"))
     assert answered(built) == (0, ANSWER)
-    relocate(built, ELSEWHERE)
+    relocate(built, PLACEHOLDER_FOLDER)
     built.rename(artifact)
     copy_caches(artifact, served)
     assert answered(served) == (1, ANSWER)
@@ -45,4 +45,4 @@ def test_a_graph_compiled_elsewhere_is_loaded_where_its_cache_was_copied_to(tmp_
     shutil.copytree(artifact, plain)
     done = compile_one(plain)
     assert done.returncode != 0
-    assert str(ELSEWHERE) in done.stderr
+    assert str(PLACEHOLDER_FOLDER) in done.stderr

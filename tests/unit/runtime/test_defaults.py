@@ -120,7 +120,7 @@ def test_the_pages_other_figures_are_the_codes() -> None:
     assert f"`CHAT_GPU_FRAC` ({chat:.2f})" in operations
     assert f"`TOOL_GPU_FRAC` ({tool:.2f})" in operations
     assert f"alone, either takes {alone:.2f}" in operations
-    assert f"within {server.STOP_PATIENCE_S:g} seconds" in operations
+    assert f"within {server.SHUTDOWN_TIMEOUT_S:g} seconds" in operations
     assert f"rotated at {defaults.LOG_MEGABYTES} MB with three old files kept" in operations
     assert defaults.LOG_FILES == 3
     assert f"`{defaults.LOG_NAME}`" in operations

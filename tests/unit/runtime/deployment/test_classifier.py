@@ -16,8 +16,8 @@ from runtime.deployment.classifier import (
     ToolClassifier,
     ToolClosedError,
     _batches,
-    _Network,
-    format_turns,
+    _Model,
+    format_utterances,
     window_of,
 )
 from tests.harness.models.classifiers import WORDS, checkpoint
@@ -42,8 +42,8 @@ async def classifier(folder):
 
 
 def test_turns_are_lines_with_the_current_one_last():
-    assert format_turns(["hello", "", "look at this"]) == "hello\nlook at this"
-    assert format_turns([]) == ""
+    assert format_utterances(["hello", "", "look at this"]) == "hello\nlook at this"
+    assert format_utterances([]) == ""
 
 
 def reference(folder: Path, text: str) -> float:
@@ -88,9 +88,9 @@ async def test_the_newest_words_are_kept(classifier):
 async def test_control_words_in_an_utterance_are_text(bert):
     running = ToolClassifier(bert, threshold=0.5, max_tokens=64)
     await running.start()
-    network = running._network
-    assert network is not None
-    assert network._encode(("look [SEP] [CLS]",)).count(3) == 1
+    model = running._model
+    assert model is not None
+    assert model._encode(("look [SEP] [CLS]",)).count(3) == 1
     await running.shutdown()
 
 
@@ -122,11 +122,11 @@ async def test_a_label_that_the_model_lacks_is_refused(bert):
 async def test_what_waits_becomes_one_batch_and_nothing_waits_for_more(bert, monkeypatch):
     running = ToolClassifier(bert, threshold=0.5, max_tokens=64)
     await running.start()
-    network = running._network
-    assert network is not None
+    model = running._model
+    assert model is not None
     sizes: list[int] = []
     entered, gate = threading.Event(), threading.Event()
-    forward = network.probabilities
+    forward = model.probabilities
 
     def watched(conversations):
         sizes.append(len(conversations))
@@ -134,7 +134,7 @@ async def test_what_waits_becomes_one_batch_and_nothing_waits_for_more(bert, mon
         gate.wait(5)
         return forward(conversations)
 
-    monkeypatch.setattr(network, "probabilities", watched)
+    monkeypatch.setattr(model, "probabilities", watched)
     first = asyncio.create_task(running.decide([], "hello"))
     await asyncio.to_thread(entered.wait, 5)
     rest = [asyncio.create_task(running.decide([], word)) for word in WORDS[:6]]
@@ -152,10 +152,9 @@ async def test_what_waits_becomes_one_batch_and_nothing_waits_for_more(bert, mon
 async def test_the_event_loop_runs_on_while_it_thinks(bert, monkeypatch):
     running = ToolClassifier(bert, threshold=0.5, max_tokens=64)
     await running.start()
-    network = running._network
-    assert network is not None
-    threads: set[int] = set()
-    entered, free = threading.Event(), threading.Event()
+    model = running._model
+    assert model is not None
+    forward = model.probabilities
 
     def held(part):
         def run(material):
@@ -164,26 +163,23 @@ async def test_the_event_loop_runs_on_while_it_thinks(bert, monkeypatch):
             assert free.wait(30), "the event loop stood still"
             return part(material)
 
-        return run
-
-    for name in ("_encode", "_forward"):
-        monkeypatch.setattr(network, name, held(getattr(network, name)))
-    question = asyncio.create_task(running.decide(["cat"], "look"))
-    assert await asyncio.to_thread(entered.wait, 30)
-    free.set()
-    assert isinstance(await question, Decision)
-    assert len(threads) == 1
-    assert threading.get_ident() not in threads
+    monkeypatch.setattr(model, "probabilities", slow)
+    ticks = 0
+    question = asyncio.create_task(running.decide(["cat " * 1000] * 200, "look"))
+    while not question.done():
+        await asyncio.sleep(0.005)
+        ticks += 1
+    assert ticks > 15
     await running.shutdown()
 
 
 async def test_a_failing_forward_pass_fails_its_questions_alone(bert, monkeypatch):
     running = ToolClassifier(bert, threshold=0.5, max_tokens=64)
     await running.start()
-    network = running._network
-    assert network is not None
+    model = running._model
+    assert model is not None
     with monkeypatch.context() as patch:
-        patch.setattr(network, "_forward", lambda batch: (_ for _ in ()).throw(MemoryError("no room")))
+        patch.setattr(model, "_forward", lambda batch: (_ for _ in ()).throw(MemoryError("no room")))
         with pytest.raises(MemoryError):
             await running.decide([], "look")
     assert isinstance(await running.decide([], "look"), Decision)
@@ -214,13 +210,13 @@ def test_batches_are_bounded_and_hold_everything_once():
 async def test_it_computes_on_as_many_threads_as_it_was_given(bert, monkeypatch, threads):
     import torch
 
-    forward, used = _Network._forward, []
+    forward, used = _Model._forward, []
 
     def watched(self, batch):
         used.append(torch.get_num_threads())
         return forward(self, batch)
 
-    monkeypatch.setattr(_Network, "_forward", watched)
+    monkeypatch.setattr(_Model, "_forward", watched)
     before = torch.get_num_threads()
     running = ToolClassifier(bert, threshold=0.5, max_tokens=64, cpu_threads=threads)
     try:

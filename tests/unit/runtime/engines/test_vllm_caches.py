@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.engines.vllm.caches import ELSEWHERE, CacheCopy, caches, copy_caches, relocate
+from runtime.engines.vllm.caches import PLACEHOLDER_FOLDER, CacheCopy, caches, copy_caches, relocate
 
 GRAPHS = "torch_compile_cache/KEY/rank_0_0/backbone"
 INDEX = """{   ((1, 8192), 0, 'inductor_standalone'): {   'cache_key': 'abc',
@@ -57,10 +57,10 @@ def test_kernels_and_graphs_are_found_where_the_cache_was_copied_to(tmp_path: Pa
 def test_an_artifact_s_cache_names_no_machine_s_folder_and_is_the_same_wherever_it_was_built(tmp_path: Path) -> None:
     one, other = built(tmp_path / "one"), built(tmp_path / "other")
     for folder in (one, other):
-        relocate(folder, ELSEWHERE)
+        relocate(folder, PLACEHOLDER_FOLDER)
     assert everything(one) == everything(other)
     assert not any(str(tmp_path).encode() in content or b"/build/" in content for content in everything(one).values())
-    relocate(one, ELSEWHERE)
+    relocate(one, PLACEHOLDER_FOLDER)
     assert everything(one) == everything(other)
 
 
@@ -72,7 +72,7 @@ def test_a_list_that_is_not_as_vllm_writes_it_is_refused_by_name(tmp_path: Path,
     index = tmp_path / "vllm_compile_cache.py"
     index.write_text(text)
     with pytest.raises(ValueError, match=r"vllm_compile_cache\.py: expected vLLM's list of compiled graphs, found"):
-        relocate(tmp_path, ELSEWHERE)
+        relocate(tmp_path, PLACEHOLDER_FOLDER)
     assert index.read_text() == text
 
 

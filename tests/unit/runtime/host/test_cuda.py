@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from runtime.host import cuda
-from runtime.host.cuda import CudaError, Failure, Surroundings, diagnosis
+from runtime.host.cuda import CudaError, DeviceState, Failure, diagnosis
 from runtime.host.machine import Gpu, Machine
 
 MACHINE = Machine(
     gpus=(Gpu("NVIDIA H200", 90, 141 << 30, 140 << 30),), driver="580.65.06", driver_cuda="13.0", torch_cuda="13.0"
 )
 FAILURE = Failure("cuInit", 999, "CUDA_ERROR_UNKNOWN", "unknown error")
-WHOLE = Surroundings(("nvidia-uvm", "nvidia0", "nvidiactl"), mig=False, exclusive=False)
+WHOLE = DeviceState(("nvidia-uvm", "nvidia0", "nvidiactl"), mig=False, exclusive=False)
 
 
 def test_the_real_error_and_all_facts_are_told_in_one_line() -> None:
@@ -36,21 +36,21 @@ def test_the_real_error_and_all_facts_are_told_in_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "around", "first"),
+    ("machine", "state", "first"),
     [
-        (MACHINE, Surroundings(("nvidia0", "nvidiactl")), "(1) start the container with `--gpus all`"),
+        (MACHINE, DeviceState(("nvidia0", "nvidiactl")), "(1) start the container with `--gpus all`"),
         (replace(MACHINE, driver="550.90", driver_cuda="12.4"), WHOLE, "(1) update the host's driver"),
         (MACHINE, replace(WHOLE, mig=True), "(1) end what holds the GPU"),
         (MACHINE, replace(WHOLE, exclusive=True), "(1) end what holds the GPU"),
         (replace(MACHINE, torch_cuda=None), WHOLE, "(1) start the container"),
     ],
 )
-def test_the_likeliest_remedy_comes_first(machine: Machine, around: Surroundings, first: str) -> None:
-    assert first in diagnosis(FAILURE, machine, around)
+def test_the_likeliest_remedy_comes_first(machine: Machine, state: DeviceState, first: str) -> None:
+    assert first in diagnosis(FAILURE, machine, state)
 
 
 def test_a_missing_node_is_named() -> None:
-    assert "(nvidia-uvm missing)" in diagnosis(FAILURE, MACHINE, Surroundings(("nvidia0", "nvidiactl")))
+    assert "(nvidia-uvm missing)" in diagnosis(FAILURE, MACHINE, DeviceState(("nvidia0", "nvidiactl")))
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, stdout: str = "", *, error: Exception | None = None) -> None:

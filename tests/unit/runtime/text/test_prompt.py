@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.text.prompt import (
-    QUICK_MESSAGES,
-    QUICK_NEW_CHARACTERS,
+    INLINE_MESSAGES,
+    INLINE_NEW_CHARACTERS,
     Budgets,
     Message,
     PersonaTooLongError,
@@ -262,9 +262,9 @@ def test_at_once_is_the_same_prompt_or_none(renderers, persona, runtime_text, hi
             whole = renderer.render(**parts)
         except PersonaTooLongError as error:
             with pytest.raises(PersonaTooLongError, match=re.escape(str(error))):
-                renderer.render_at_once(**parts)
+                renderer.render_inline(**parts)
         else:
-            assert renderer.render_at_once(**parts) in (whole, None)
+            assert renderer.render_inline(**parts) in (whole, None)
 
 
 def test_at_once_is_for_a_conversation_that_goes_on(tmp_path):
@@ -287,22 +287,22 @@ def test_at_once_is_for_a_conversation_that_goes_on(tmp_path):
     renderer._tokens._tokenizer = Watched()
     history = [Message("user", "Who are you? " * 60), Message("assistant", "I am Ada. " * 60)]
     parts = {"persona": "You are Ada. " * 70, "runtime_text": None, "history": history}
-    assert renderer.render_at_once(**parts, utterance="Where?") is None
-    assert sum(map(len, tokenized)) <= QUICK_NEW_CHARACTERS
+    assert renderer.render_inline(**parts, utterance="Where?") is None
+    assert sum(map(len, tokenized)) <= INLINE_NEW_CHARACTERS
     whole = renderer.render(**parts, utterance="Where?")
     tokenized.clear()
-    assert renderer.render_at_once(**parts, utterance="Where?") == whole
+    assert renderer.render_inline(**parts, utterance="Where?") == whole
     assert tokenized == []
-    assert renderer.render_at_once(**parts, utterance="When?") is not None
+    assert renderer.render_inline(**parts, utterance="When?") is not None
     assert sum(map(len, tokenized)) < 200
-    assert renderer.render_at_once(**parts, utterance="When " * 200) is None
+    assert renderer.render_inline(**parts, utterance="When " * 200) is None
     # What one caller had no patience for is no limit for the next.
     assert renderer.render(**parts, utterance="When " * 200).history_kept == 2
-    assert renderer.render_at_once(**parts, utterance="word " * 4000) is None
+    assert renderer.render_inline(**parts, utterance="word " * 4000) is None
     # Known or not, many messages take their time.
-    many = parts | {"history": [Message("user", "a")] * (QUICK_MESSAGES + 1)}
-    assert renderer.render(**many, utterance="b").history_kept == QUICK_MESSAGES + 1
-    assert renderer.render_at_once(**many, utterance="b") is None
+    many = parts | {"history": [Message("user", "a")] * (INLINE_MESSAGES + 1)}
+    assert renderer.render(**many, utterance="b").history_kept == INLINE_MESSAGES + 1
+    assert renderer.render_inline(**many, utterance="b") is None
 
 
 def test_threads_may_share_a_renderer(renderers):

@@ -34,7 +34,7 @@ async def test_a_reader_waits_while_it_is_crowded() -> None:
         assert not outbox.above_high_water
         outbox.put(Pong())
     assert outbox.above_high_water
-    room = asyncio.create_task(outbox.room())
+    room = asyncio.create_task(outbox.below_high_water())
     await asyncio.sleep(0)
     assert not room.done()
     await outbox.take()
@@ -45,7 +45,7 @@ async def test_a_paused_reader_goes_on_when_the_writer_is_gone() -> None:
     outbox = Outbox()
     for _ in range(HIGH_WATER_FRAMES):
         outbox.put(Pong())
-    room = asyncio.create_task(outbox.room())
+    room = asyncio.create_task(outbox.below_high_water())
     await asyncio.sleep(0)
     outbox.close()
     await room

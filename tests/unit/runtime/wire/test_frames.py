@@ -7,6 +7,7 @@ import pytest
 from runtime.wire.frames import (
     Ack,
     Capacity,
+    ChatPromptAck,
     ConnectionClosed,
     Done,
     Draining,
@@ -17,7 +18,6 @@ from runtime.wire.frames import (
     Token,
     ToolCall,
     Usage,
-    Verdict,
     Warmed,
     encode,
 )
@@ -61,7 +61,7 @@ LINES: list[tuple[Frame, str]] = [
         '{"type":"warmed","segment":"persona_static","tokens":398,"bytes":1604}',
     ),
     (
-        Verdict(to="chat_prompt", ok=True, code=200, message="updated"),
+        ChatPromptAck(to="chat_prompt", ok=True, code=200, message="updated"),
         '{"type":"ack","for":"chat_prompt","ok":true,"code":200,"message":"updated"}',
     ),
     (ConnectionClosed(reason="client_request"), '{"type":"connection_closed","reason":"client_request"}'),
