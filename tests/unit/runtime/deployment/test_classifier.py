@@ -154,7 +154,8 @@ async def test_the_event_loop_runs_on_while_it_thinks(bert, monkeypatch):
     await running.start()
     model = running._model
     assert model is not None
-    forward = model.probabilities
+    threads: set[int] = set()
+    entered, free = threading.Event(), threading.Event()
 
     def held(part):
         def run(material):
@@ -163,13 +164,16 @@ async def test_the_event_loop_runs_on_while_it_thinks(bert, monkeypatch):
             assert free.wait(30), "the event loop stood still"
             return part(material)
 
-    monkeypatch.setattr(model, "probabilities", slow)
-    ticks = 0
-    question = asyncio.create_task(running.decide(["cat " * 1000] * 200, "look"))
-    while not question.done():
-        await asyncio.sleep(0.005)
-        ticks += 1
-    assert ticks > 15
+        return run
+
+    for name in ("_encode", "_forward"):
+        monkeypatch.setattr(model, name, held(getattr(model, name)))
+    question = asyncio.create_task(running.decide(["cat"], "look"))
+    assert await asyncio.to_thread(entered.wait, 30)
+    free.set()
+    assert isinstance(await question, Decision)
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
     await running.shutdown()
 
 
