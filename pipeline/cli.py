@@ -69,7 +69,7 @@ def run_command(given: options.RunOptions) -> None:
     from pipeline.publish import publishing
     from pipeline.run import GateError, Run
 
-    destination = publishing.before_run(request, cache, pushing=given.push_quant, sign_key=given.sign_key)
+    destination = publishing.check_before_run(request, cache, pushing=given.push_quant, sign_key=given.sign_key)
     while True:
         prepared = prepare.prepare(request, cache)
         try:

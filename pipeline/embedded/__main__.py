@@ -14,20 +14,20 @@ from pipeline.embedded.packages import EmbeddedModelError
 from pipeline.embedded.tool import train_tool
 
 
-class Model(str, Enum):
-    """Which of the two embedded models."""
+class EmbeddedModel(str, Enum):
+    """The embedded models, by the word that names them on the command line."""
 
     chat = "chat"
     tool = "tool"
 
 
 def write(
-    model: Annotated[Model, typer.Argument()], out: Annotated[Path, typer.Argument(help="folder to write")]
+    model: Annotated[EmbeddedModel, typer.Argument()], out: Annotated[Path, typer.Argument(help="folder to write")]
 ) -> None:
     """Write the chat model, or train and write the screenshot classifier."""
     try:
         with progress.for_terminal() as steps:
-            if model is Model.chat:
+            if model is EmbeddedModel.chat:
                 export_chat(out, steps)
             else:
                 typer.echo(train_tool(out, steps))

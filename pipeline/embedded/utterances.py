@@ -1,4 +1,4 @@
-"""Labelled utterances: what people say when they want their screen looked at, and what only sounds like it."""
+"""Labelled utterances: requests to look at the screen, and utterances that only sound like one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import resources
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One labelled example.
+    """A labelled example for the screenshot classifier.
 
     Attributes:
         turns: the user's turns, oldest first; the label belongs to the last.
@@ -23,12 +23,12 @@ class Utterance:
 
 
 def training_utterances() -> tuple[Utterance, ...]:
-    """What the embedded classifier learns from."""
+    """Return the utterances that the embedded classifier is trained on."""
     return _read("utterances_train.jsonl")
 
 
 def heldout_utterances() -> tuple[Utterance, ...]:
-    """What it is measured on: other wording, never looked at while the training was tuned."""
+    """Return the utterances that it is measured on: other wording, never used while the training was tuned."""
     return _read("utterances_heldout.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""What an artifact says of itself, and how it is signed and published.
+"""Publishing: what an artifact says of itself, and how it is signed and pushed.
 
 May import `validate` and below.
 """

@@ -1,4 +1,4 @@
-"""What the metadata says of a build, out of its plan and its results."""
+"""The metadata of a build, made of its plan and its results."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from runtime.artifact import ChatModel, Platform, Quantization, Source, ToolMode
 
 
 def chat_model(plan: ChatPlan, content: str, quantization: Quantization) -> ChatModel:
-    """The chat model; `content` is the hash of its source."""
+    """Describe the chat model; `content` is the hash of its source."""
     return ChatModel(
-        source=origin(plan.source, content),
+        source=source(plan.source, content),
         quantization=quantization,
         limits=plan.limits,
         dtype=plan.dtype,
@@ -23,19 +23,19 @@ def chat_model(plan: ChatPlan, content: str, quantization: Quantization) -> Chat
     )
 
 
-def tool_model(plan: ToolPlan, content: str, report: Mapping[str, Any]) -> ToolModel:
-    """The classifier; `report` is empty for one that was not trained here."""
+def tool_model(plan: ToolPlan, content: str, evaluation: Mapping[str, Any]) -> ToolModel:
+    """Describe the classifier; `evaluation` is empty for one that was not trained here."""
     return ToolModel(
-        source=origin(plan.source, content),
+        source=source(plan.source, content),
         max_tokens=plan.max_tokens,
         positive_label=plan.positive_label,
-        threshold=report.get("threshold"),
-        accuracy=report.get("accuracy"),
+        threshold=evaluation.get("threshold"),
+        accuracy=evaluation.get("accuracy"),
     )
 
 
-def origin(facts: SourceFacts, content: str) -> Source:
-    """Where a model came from."""
+def source(facts: SourceFacts, content: str) -> Source:
+    """Describe where a model came from."""
     return Source(
         repo=facts.name,
         revision=facts.revision,
@@ -46,7 +46,7 @@ def origin(facts: SourceFacts, content: str) -> Source:
 
 
 def platform(hardware: Hardware) -> Platform:
-    """The machine.
+    """Describe the machine that the artifact was built on.
 
     The engine's versions are what must match when the artifact is loaded, so they win over the quantizer's.
     """
@@ -67,5 +67,5 @@ def platform(hardware: Hardware) -> Platform:
 
 
 def now() -> str:
-    """RFC 3339, UTC, to the second."""
+    """Return the time as RFC 3339, in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Looking at a finished artifact: its metadata for a person or as JSON, and its files against their hashes."""
+"""Shows a finished artifact: its metadata for a person or as JSON, and its files against their hashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must be right before anything is published, asked for all at once and before any work.
+"""The preconditions of publishing, checked all at once and before any work.
 
 No flag, no upload: these checks run only when the command line asked to publish. The variables alone do nothing.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from pipeline import settings as environment_settings
 from pipeline.plan import BuildPlan
 from pipeline.problem import Problem
-from pipeline.publish.report import proof
+from pipeline.publish.report import validation_status
 from pipeline.publish.sign import key_problem
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, hashes, hub, hub_client, signature
@@ -30,13 +30,19 @@ PLACEHOLDERS = frozenset(
         *("changeme", "change-me", "todo", "foo", "bar", "xxx"),
     }
 )
-WRITERS = frozenset({"admin", "write", "contributor"})
+WRITE_ROLES = frozenset({"admin", "write", "contributor"})
 PUSH = "--push-quant"
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where an artifact goes. The token is never shown."""
+    """The repository that an artifact goes to.
+
+    Attributes:
+        repo: `org/name`.
+        private: whether the repository must be private.
+        token: never shown.
+    """
 
     repo: str
     private: bool
@@ -44,8 +50,15 @@ class Destination:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """One source model, as far as publishing asks."""
+class SourceModel:
+    """A source model, as far as publishing asks.
+
+    Attributes:
+        role: the variable that names it, such as `CHAT_MODEL`.
+        name: what the metadata calls it.
+        license: none where it is unknown.
+        prequantized: whether it came quantized.
+    """
 
     role: str
     name: str
@@ -53,34 +66,34 @@ class Origin:
     prequantized: bool = False
 
 
-def origins_of(holder: BuildPlan | BuildMetadata) -> tuple[Origin, ...]:
-    """The models that a plan or an artifact is made of."""
+def source_models(holder: BuildPlan | BuildMetadata) -> tuple[SourceModel, ...]:
+    """Return the models that a plan or an artifact is made of."""
     found = []
     if isinstance(holder, BuildPlan):
         if holder.chat:
             chat = holder.chat.source
-            found.append(Origin("CHAT_MODEL", chat.name, chat.license, holder.chat.prequantized is not None))
+            found.append(SourceModel("CHAT_MODEL", chat.name, chat.license, holder.chat.prequantized is not None))
         if holder.tool:
-            found.append(Origin("TOOL_MODEL", holder.tool.source.name, holder.tool.source.license))
+            found.append(SourceModel("TOOL_MODEL", holder.tool.source.name, holder.tool.source.license))
         return tuple(found)
     if holder.chat:
         source = holder.chat.source
-        found.append(Origin("CHAT_MODEL", source.repo, source.license, holder.chat.quantization.prequantized))
+        found.append(SourceModel("CHAT_MODEL", source.repo, source.license, holder.chat.quantization.prequantized))
     if holder.tool:
-        found.append(Origin("TOOL_MODEL", holder.tool.source.repo, holder.tool.source.license))
+        found.append(SourceModel("TOOL_MODEL", holder.tool.source.repo, holder.tool.source.license))
     return tuple(found)
 
 
-def examine(
-    origins: Sequence[Origin], sign_key: Path | None, environment: Mapping[str, str] = os.environ
+def check_destination(
+    models: Sequence[SourceModel], sign_key: Path | None, environment: Mapping[str, str] = os.environ
 ) -> tuple[Destination | None, list[Problem]]:
-    """Look at everything that publishing needs; the hub is asked who the token belongs to.
+    """Check everything that publishing needs; the hub is asked who the token belongs to.
 
     Returns:
         the destination, none when something is wrong; and every problem.
     """
     values = environment_settings.load(environment).settings
-    problems = [*_origin_problems(origins)]
+    problems = [*_source_problems(models)]
     if sign_key and (problem := key_problem(sign_key)):
         problems.append(problem)
     repo = (values.hf_push_repo_id or "").strip()
@@ -103,8 +116,8 @@ def examine(
     return Destination(repo, private == "1", token), []
 
 
-def examine_artifact(folder: Path, *, signing: bool) -> tuple[BuildMetadata | None, list[Problem]]:
-    """Whether an artifact is one that may be published: proven, unchanged, and with a signature that still fits.
+def check_artifact(folder: Path, *, signing: bool) -> tuple[BuildMetadata | None, list[Problem]]:
+    """Check that an artifact may be published: validated, unchanged, and with a signature that still fits.
 
     Args:
         signing: it will be signed anew, so that an old signature does not matter.
@@ -112,8 +125,8 @@ def examine_artifact(folder: Path, *, signing: bool) -> tuple[BuildMetadata | No
     again = f"run `yap-pipeline validate {folder}`"
     try:
         metadata = artifact.read(folder)
-        if not (proven := proof(metadata)).holds:
-            return metadata, [Problem("ARTIFACT", "an artifact that passed its gates", str(proven), again)]
+        if not (status := validation_status(metadata)).valid:
+            return metadata, [Problem("ARTIFACT", "an artifact that passed its gates", str(status), again)]
         hashes.verify_files(folder, metadata)
         if not signing and (folder / signature.SIGNATURE_NAME).exists():
             signature.check_subject(folder, metadata)
@@ -123,7 +136,7 @@ def examine_artifact(folder: Path, *, signing: bool) -> tuple[BuildMetadata | No
 
 
 def repo_id_problem(repo: str) -> Problem | None:
-    """What is wrong with the name of a repository."""
+    """Return what is wrong with the name of a repository; none when nothing is."""
     expected = "a repository such as acme/llama-8b-awq"
     if not repo:
         return Problem("HF_PUSH_REPO_ID", expected, "nothing", f"set it, or leave {PUSH} out")
@@ -142,24 +155,24 @@ def repo_id_problem(repo: str) -> Problem | None:
     return None
 
 
-def _origin_problems(origins: Sequence[Origin]) -> list[Problem]:
+def _source_problems(models: Sequence[SourceModel]) -> list[Problem]:
     problems = []
-    for origin in origins:
-        if origin.prequantized:
+    for model in models:
+        if model.prequantized:
             problems.append(
                 Problem(
                     PUSH,
                     "a model that was quantized here",
-                    f"{origin.name}, which came quantized",
+                    f"{model.name}, which came quantized",
                     "it is its author's to publish; serve the artifact from its folder",
                 )
             )
-        if not origin.license:
+        if not model.license:
             problems.append(
                 Problem(
-                    origin.role,
+                    model.role,
                     "a source with a known licence",
-                    f"none for {origin.name}",
+                    f"none for {model.name}",
                     "add `license:` to the front matter of its README.md",
                 )
             )
@@ -167,7 +180,7 @@ def _origin_problems(origins: Sequence[Origin]) -> list[Problem]:
 
 
 def _token(environment: Mapping[str, str]) -> tuple[str | None, Problem | None]:
-    """The token that is set, or what is wrong with it; neither when it is had in exchange for a job's identity."""
+    """Return the token that is set, or what is wrong with it; neither when a job's identity is exchanged for one."""
     try:
         token = hub.token_of(environment)
     except TokenError as error:
@@ -183,7 +196,7 @@ def _token(environment: Mapping[str, str]) -> tuple[str | None, Problem | None]:
 
 
 def _exchanged_token(resource: str, repo: str) -> tuple[str | None, Problem | None]:
-    """A short-lived token for a CI job that proved who it is (OIDC); the client does the exchange."""
+    """Return a short-lived token for a CI job that proved who it is (OIDC); the client does the exchange."""
     from huggingface_hub import __version__, get_token
 
     if resource != repo:
@@ -199,7 +212,7 @@ def _exchanged_token(resource: str, repo: str) -> tuple[str | None, Problem | No
 
 
 def _access_problem(token: str, repo: str) -> Problem | None:
-    """Why a token may not write to a repository, as far as the hub says before it is tried."""
+    """Return why a token may not write to a repository, as far as the hub says before it is tried."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -217,7 +230,10 @@ def _access_problem(token: str, repo: str) -> Problem | None:
 
 
 def write_problem(account: Mapping[str, Any], repo: str) -> Problem | None:
-    """Why an account's token may not write to a repository. `account` is the hub's answer to `whoami`."""
+    """Return why an account's token may not write to a repository; none when it may.
+
+    `account` is the hub's answer to `whoami`.
+    """
     namespace = repo.partition("/")[0]
     token = account.get("auth", {}).get("accessToken", {})
     role, remedy = token.get("role"), "make one with write access in the hub's settings"
@@ -232,7 +248,7 @@ def write_problem(account: Mapping[str, Any], repo: str) -> Problem | None:
     if namespace == account.get("name"):
         return None
     roles = {org.get("name"): org.get("roleInOrg") for org in account.get("orgs", ())}
-    if roles.get(namespace) in WRITERS:
+    if roles.get(namespace) in WRITE_ROLES:
         return None
     found = f"the role {roles[namespace]} in it" if namespace in roles else f"a token of {account.get('name')}"
     return Problem("HF_PUSH_REPO_ID", f"a namespace that the token may write to, not {namespace}", found)

@@ -1,4 +1,4 @@
-"""The commands' side of publishing: the checks before the work, and the upload after it."""
+"""The commands' part of publishing: the checks before the work, and the upload after it."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pipeline.plan import BuildRequest, prepare
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.progress import PlainProgress
 from pipeline.publish import preconditions
-from pipeline.publish.preconditions import Destination, Origin
+from pipeline.publish.preconditions import Destination, SourceModel
 from pipeline.publish.push import push
 from pipeline.publish.sign import key_problem, sign
 from runtime.artifact.signature import SIGNATURE_NAME
 
 
-def before_run(
+def check_before_run(
     request: BuildRequest, cache: Path | None, *, pushing: bool, sign_key: Path | None
 ) -> Destination | None:
-    """Check what publishing needs together with the plan, so that everything wrong is told before anything starts.
+    """Check the plan and what publishing needs together, so that everything wrong is told before anything starts.
 
     Raises:
         WrongRequestError: with every problem of both.
     """
     problems: list[Problem] = []
-    origins: tuple[Origin, ...] = ()
+    models: tuple[SourceModel, ...] = ()
     try:
-        origins = preconditions.origins_of(prepare.prepare(request, cache).plan)
+        models = preconditions.source_models(prepare.prepare(request, cache).plan)
     except WrongRequestError as error:
         problems += error.problems
     destination = None
     if pushing:
-        destination, found = preconditions.examine(origins, sign_key)
+        destination, found = preconditions.check_destination(models, sign_key)
         problems += found
     elif sign_key and (problem := key_problem(sign_key)):
         problems.append(problem)
@@ -42,7 +42,7 @@ def before_run(
 
 
 def publish(folder: Path, destination: Destination | None, sign_key: Path | None) -> None:
-    """Upload a finished artifact to its destination, or only sign it where there is none.
+    """Upload a finished artifact to its destination; without one, only sign it where a key is given.
 
     Raises:
         StageError: the upload failed.
@@ -62,22 +62,22 @@ def publish(folder: Path, destination: Destination | None, sign_key: Path | None
 
 
 def push_artifact(folder: Path, sign_key: Path | None) -> None:
-    """Check everything that publishing an artifact needs, then do it.
+    """Check everything that publishing an artifact needs, then publish it.
 
     Raises:
         WrongRequestError: with every problem; nothing was sent.
         StageError: the upload failed.
     """
-    metadata, problems = preconditions.examine_artifact(folder, signing=sign_key is not None)
-    origins = preconditions.origins_of(metadata) if metadata else ()
-    destination, found = preconditions.examine(origins, sign_key)
+    metadata, problems = preconditions.check_artifact(folder, signing=sign_key is not None)
+    models = preconditions.source_models(metadata) if metadata else ()
+    destination, found = preconditions.check_destination(models, sign_key)
     if problems or found:
         raise WrongRequestError([*problems, *found])
     publish(folder, destination, sign_key)
 
 
 def sign_artifact(folder: Path, sign_key: Path) -> None:
-    """Sign an artifact.
+    """Sign an artifact with a private key.
 
     Raises:
         WrongRequestError: the key cannot sign.

@@ -1,4 +1,4 @@
-"""Publishing an artifact: one commit on `main` that appears whole or not at all.
+"""Pushes an artifact to the hub: one commit on `main` that appears whole or not at all.
 
 Large files go to the hub first, where nobody sees them; the commit that names them comes last, and the last file in it
 is `build_metadata.json`. So whatever fails on the way, the repository is what it was, and what was uploaded is found
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline.progress import Progress
 from pipeline.publish import model_card
 from pipeline.publish.preconditions import Destination
-from pipeline.publish.remote_repository import Change, RemoteRepository, change, mismatch, read_repository
+from pipeline.publish.remote_repository import Changes, RemoteRepository, changes_to_push, mismatch, read_repository
 from pipeline.publish.sign import sign
 from pipeline.stages.stage import StageError
 from runtime import artifact
@@ -32,9 +32,12 @@ NOT_FOUND = 404
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where an artifact is now.
+    """An artifact on the hub.
 
     Attributes:
+        repo: `org/name`.
+        url: the repository's page.
+        commit: the commit that holds the artifact.
         sent: files that this push changed; 0 when the repository held it all.
         unchanged: files that were there already and were not sent.
     """
@@ -47,7 +50,7 @@ class Published:
 
 
 def push(folder: Path, destination: Destination, sign_key: Path | None, progress: Progress) -> Published:
-    """Upload a proven artifact, signed first where a key is given.
+    """Upload a validated artifact, signed first where a key is given.
 
     Raises:
         StageError: it could not be published; the artifact stays, and the message says how to go on.
@@ -73,7 +76,7 @@ def push(folder: Path, destination: Destination, sign_key: Path | None, progress
 
 
 def retry_command(folder: Path, sign_key: Path | None) -> str:
-    """The exact command that goes on where a push failed."""
+    """Return the exact command that continues a push that failed."""
     words = ["yap-pipeline", "push", str(folder)]
     return shlex.join([*words, "--sign-key", str(sign_key)] if sign_key else words)
 
@@ -94,26 +97,26 @@ def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, pr
             repo,
             "make it private or set HF_PUSH_PRIVATE=0",
         )
-    planned = change(folder, metadata, remote, documents(folder, metadata, repo, remote))
+    changes = changes_to_push(folder, metadata, remote, documents(folder, metadata, repo, remote))
     total = len(metadata.files)
-    if not planned.sends and not planned.deletes:
+    if not changes.sends and not changes.deletes:
         progress.step(f"push: {repo} holds all of it already")
-        return _published(api, repo, remote.commit, planned, total)
-    size = sum(entry.size for entry in planned.files)
-    progress.step(f"push: sending {len(planned.files)} of {total} files, {size / 2**20:,.1f} MiB")
+        return _published(api, repo, remote.commit, changes, total)
+    size = sum(entry.size for entry in changes.files)
+    progress.step(f"push: sending {len(changes.files)} of {total} files, {size / 2**20:,.1f} MiB")
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationDelete(path_in_repo=path) for path in planned.deletes
+        CommitOperationDelete(path_in_repo=path) for path in changes.deletes
     ]
-    for entry in planned.files:
+    for entry in changes.files:
         added = CommitOperationAdd(path_in_repo=entry.path, path_or_fileobj=str(folder / entry.path))
         # Known, and compared with the disk a moment ago: the client need not read the file once more to hash it.
         added.upload_info.sha256 = bytes.fromhex(entry.sha256)
         operations.append(added)
-    for path, content in planned.documents.items():
+    for path, content in changes.documents.items():
         operations.append(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content))
     try:
         made = api.create_commit(
-            repo, operations, commit_message=title(metadata), revision=BRANCH, parent_commit=remote.commit
+            repo, operations, commit_message=commit_message(metadata), revision=BRANCH, parent_commit=remote.commit
         )
     except ConnectionError:
         # The client takes every hub for one with Xet storage unless told otherwise, and tells in prose what went wrong.
@@ -124,7 +127,7 @@ def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, pr
     progress.step("push: comparing what the hub holds now")
     if difference := mismatch(metadata, read_repository(api, repo, made.oid)):
         raise StageError("push", f"the commit does not hold what was sent: {difference}", repo, "look at it")
-    return _published(api, repo, made.oid, planned, total)
+    return _published(api, repo, made.oid, changes, total)
 
 
 def _without_xet(api: HfApi, repo: str) -> bool:
@@ -137,19 +140,19 @@ def _without_xet(api: HfApi, repo: str) -> bool:
     return False
 
 
-def _published(api: HfApi, repo: str, commit: str, planned: Change, total: int) -> Published:
-    return Published(repo, f"{api.endpoint}/{repo}", commit, planned.sends, total - len(planned.files))
+def _published(api: HfApi, repo: str, commit: str, changes: Changes, total: int) -> Published:
+    return Published(repo, f"{api.endpoint}/{repo}", commit, changes.sends, total - len(changes.files))
 
 
-def title(metadata: BuildMetadata) -> str:
-    """The commit's message."""
+def commit_message(metadata: BuildMetadata) -> str:
+    """Return the message of the commit that publishes an artifact."""
     what = metadata.chat.quantization.method if metadata.chat else "classifier"
     where = f" for sm{metadata.platform.sm}" if metadata.platform.sm else ""
     return f"Publish {metadata.lane} {what}{where}, digest {metadata.digest[:12]}"
 
 
 def documents(folder: Path, metadata: BuildMetadata, repo: str, remote: RemoteRepository) -> Mapping[str, bytes]:
-    """Small files beside the listed ones, in the order of the commit: card, signature, and the metadata last.
+    """Return the small files beside the listed ones, in the order of the commit: card, signature, metadata last.
 
     A compiled engine's own metadata and signature lie in its folder too, so that they outlive a push from another GPU.
     """
@@ -157,9 +160,9 @@ def documents(folder: Path, metadata: BuildMetadata, repo: str, remote: RemoteRe
     signed = folder / signature.SIGNATURE_NAME
     others = [entry for label, entry in remote.engines.items() if label != artifact.engine_label(metadata)]
     made: dict[str, bytes] = {CARD_NAME: model_card.card(metadata, repo, others).encode()}
-    places = [f"{metadata.chat.engine_path}/"] if metadata.chat and metadata.chat.engine_path else []
-    for place in (*places, ""):
+    prefixes = [f"{metadata.chat.engine_path}/"] if metadata.chat and metadata.chat.engine_path else []
+    for prefix in (*prefixes, ""):
         if signed.is_file():
-            made[f"{place}{signature.SIGNATURE_NAME}"] = signed.read_bytes()
-        made[f"{place}{METADATA_NAME}"] = sealed
+            made[f"{prefix}{signature.SIGNATURE_NAME}"] = signed.read_bytes()
+        made[f"{prefix}{METADATA_NAME}"] = sealed
     return made

@@ -1,4 +1,4 @@
-"""What a repository holds, and what a push changes about it.
+"""A repository on the hub: what it holds, and what a push changes in it.
 
 A repository of the trt lane may hold engines for several GPUs. They share the tokenizer and the other files outside of
 `trt-llm/engines/`; each has its own metadata, and its own signature, in its folder:
@@ -32,14 +32,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One file on the hub. `sha256` is known for LFS files alone; `blob_id` is git's own."""
+    """A file on the hub.
+
+    Attributes:
+        size: bytes.
+        blob_id: git's id of its content.
+        sha256: of its content; known for LFS files alone.
+    """
 
     size: int
     blob_id: str
     sha256: str | None
 
-    def holds(self, content: bytes) -> bool:
-        """Whether it has this content."""
+    def has_content(self, content: bytes) -> bool:
+        """Tell whether the file has this content."""
         if self.size != len(content):
             return False
         return self.sha256 == hashlib.sha256(content).hexdigest() if self.sha256 else self.blob_id == blob_id(content)
@@ -50,6 +56,10 @@ class RemoteRepository:
     """A repository at one commit.
 
     Attributes:
+        repo: `org/name`.
+        commit: the commit's id.
+        private: whether the repository is private now.
+        files: all files, by path.
         metadata: at its root; none where there is none, or none that can be read.
         engines: metadata of each compiled engine, by label.
     """
@@ -63,8 +73,14 @@ class RemoteRepository:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What a push does: listed files to send, small documents to write in this order, and paths to delete."""
+class Changes:
+    """The changes that a push makes to a repository.
+
+    Attributes:
+        files: listed files to send.
+        documents: small files to write, in this order.
+        deletes: paths to remove.
+    """
 
     files: tuple[FileEntry, ...]
     documents: Mapping[str, bytes]
@@ -72,17 +88,17 @@ class Change:
 
     @property
     def sends(self) -> int:
-        """How many files are written."""
+        """The number of files that are written."""
         return len(self.files) + len(self.documents)
 
 
 def blob_id(content: bytes) -> str:
-    """Git's id of a file: SHA-1 over a header and the content."""
+    """Return git's id of a file: SHA-1 over a header and the content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def read_repository(api: HfApi, repo: str, revision: str) -> RemoteRepository:
-    """Read what a repository holds.
+    """Read the files and the metadata that a repository holds at a revision.
 
     Raises:
         HfHubHTTPError: the hub refused.
@@ -105,7 +121,7 @@ def read_repository(api: HfApi, repo: str, revision: str) -> RemoteRepository:
 
 
 def labels_in(paths: Mapping[str, RemoteFile]) -> list[str]:
-    """Labels of the engines that have metadata of their own."""
+    """Return the labels of the engines that have metadata of their own."""
     prefix, suffix = f"{ENGINES_FOLDER}/", f"/{METADATA_NAME}"
     inner = [path[len(prefix) : -len(suffix)] for path in paths if path.startswith(prefix) and path.endswith(suffix)]
     return sorted(label for label in inner if "/" not in label)
@@ -120,8 +136,10 @@ def _metadata(api: HfApi, repo: str, commit: str, path: str) -> BuildMetadata | 
             return None  # what cannot be read describes nothing that could be kept or removed
 
 
-def change(folder: Path, metadata: BuildMetadata, remote: RemoteRepository, documents: Mapping[str, bytes]) -> Change:
-    """What has to be sent and removed so that the repository holds the artifact.
+def changes_to_push(
+    folder: Path, metadata: BuildMetadata, remote: RemoteRepository, documents: Mapping[str, bytes]
+) -> Changes:
+    """Compare an artifact with its repository, and return what has to be sent and removed.
 
     Files that neither this artifact nor the one before listed are left alone: they are someone else's.
 
@@ -135,31 +153,31 @@ def change(folder: Path, metadata: BuildMetadata, remote: RemoteRepository, docu
     for name, other in others.items():
         kept |= {entry.path for entry in other.files}
         kept |= {f"{ENGINES_FOLDER}/{name}/{file}" for file in (METADATA_NAME, SIGNATURE_NAME)}
-        _check_beside(metadata, mine, name, other, remote.repo)
+        _check_shared_files(metadata, mine, name, other, remote.repo)
     before = {METADATA_NAME, SIGNATURE_NAME}
     before |= {entry.path for old in (remote.metadata, remote.engines.get(label or "")) if old for entry in old.files}
     if label:
         before |= {f"{ENGINES_FOLDER}/{label}/{file}" for file in (METADATA_NAME, SIGNATURE_NAME)}
     stale = (before & remote.files.keys()) - mine.keys() - documents.keys() - kept
-    return Change(
-        files=tuple(entry for entry in metadata.files if not _same(remote.files.get(entry.path), entry, folder)),
+    return Changes(
+        files=tuple(entry for entry in metadata.files if not _is_same(remote.files.get(entry.path), entry, folder)),
         documents={
             path: content
             for path, content in documents.items()
-            if not ((there := remote.files.get(path)) and there.holds(content))
+            if not ((there := remote.files.get(path)) and there.has_content(content))
         },
         deletes=tuple(sorted(stale)),
     )
 
 
-def _same(there: RemoteFile | None, entry: FileEntry, folder: Path) -> bool:
+def _is_same(there: RemoteFile | None, entry: FileEntry, folder: Path) -> bool:
     if there is None or there.size != entry.size:
         return False
     # The hub tells git's id alone of what is not in LFS, which is small.
-    return there.sha256 == entry.sha256 if there.sha256 else there.holds((folder / entry.path).read_bytes())
+    return there.sha256 == entry.sha256 if there.sha256 else there.has_content((folder / entry.path).read_bytes())
 
 
-def _check_beside(
+def _check_shared_files(
     metadata: BuildMetadata, mine: Mapping[str, FileEntry], name: str, other: BuildMetadata, repo: str
 ) -> None:
     remedy = "push to another repository, or compile this engine from the checkpoint that is published there"
@@ -176,7 +194,7 @@ def _check_beside(
 
 
 def mismatch(metadata: BuildMetadata, remote: RemoteRepository) -> str | None:
-    """The first listed file that the hub does not hold as it should; none when all is there."""
+    """Return the first listed file that the hub does not hold as it should; none when all is there."""
     for entry in metadata.files:
         there = remote.files.get(entry.path)
         if there is None:

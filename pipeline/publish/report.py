@@ -1,4 +1,4 @@
-"""What the pipeline tells a person: the plan before the work, the artifact after it."""
+"""Prints for a person: the plan before the work, the artifact after it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _not_counted(plan: BuildPlan) -> str:
 
 
 def steps(plan: BuildPlan) -> Iterable[str]:
-    """The stages, one line each."""
+    """Describe the stages of a plan, one line each."""
     if chat := plan.chat:
         verb = {"hub": "download", "folder": "read", "embedded": "unpack"}[chat.source.kind]
         size = f" ({chat.source.weight_bytes / GIB:.1f} GiB)" if chat.source.weight_bytes else ""
@@ -112,33 +112,40 @@ def _facts(metadata: BuildMetadata) -> Iterable[tuple[str, str]]:
     total = sum(entry.size for entry in metadata.files)
     yield "files", f"{len(metadata.files)}, {total / 2**20:,.1f} MiB"
     yield "digest", metadata.digest
-    yield "proven", str(proof(metadata))
+    yield "proven", str(validation_status(metadata))
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
-    """Whether an artifact may be served, and since when or why not."""
+class ValidationStatus:
+    """Whether an artifact may be served, with the reason.
 
-    holds: bool
+    Attributes:
+        valid: it passed its gates, and its files did not change since.
+        reason: since when, or why not.
+    """
+
+    valid: bool
     reason: str
 
     def __str__(self) -> str:
-        return f"yes, {self.reason}" if self.holds else f"no: {self.reason}"
+        return f"yes, {self.reason}" if self.valid else f"no: {self.reason}"
 
 
-def proof(metadata: BuildMetadata) -> Proof:
-    """Whether the artifact may be served."""
+def validation_status(metadata: BuildMetadata) -> ValidationStatus:
+    """Tell whether an artifact may be served, and since when or why not."""
     if metadata.validation is None:
-        return Proof(False, "never validated")
+        return ValidationStatus(False, "never validated")
     if not metadata.validation.passed:
-        return Proof(False, "failed " + ", ".join(gate.name for gate in metadata.validation.gates if not gate.passed))
+        return ValidationStatus(
+            False, "failed " + ", ".join(gate.name for gate in metadata.validation.gates if not gate.passed)
+        )
     if metadata.validation.digest != metadata.digest:
-        return Proof(False, "its files changed after validation")
-    return Proof(True, f"on {metadata.validation.validated_at}")
+        return ValidationStatus(False, "its files changed after validation")
+    return ValidationStatus(True, f"on {metadata.validation.validated_at}")
 
 
 def _chat_facts(chat: ChatModel) -> Iterable[tuple[str, str]]:
-    yield "chat model", _origin(chat.source)
+    yield "chat model", _source_name(chat.source)
     quantization, limits = chat.quantization, chat.limits
     parts = [f"{quantization.method} ({quantization.scheme})"]
     if quantization.group_size:
@@ -161,10 +168,10 @@ def _chat_facts(chat: ChatModel) -> Iterable[tuple[str, str]]:
 
 def _tool_fact(tool: ToolModel) -> str:
     accuracy = f", {tool.accuracy:.1%} right on held-out utterances" if tool.accuracy is not None else ""
-    return f"{_origin(tool.source)}, window {tool.max_tokens} tokens{accuracy}"
+    return f"{_source_name(tool.source)}, window {tool.max_tokens} tokens{accuracy}"
 
 
-def _origin(source: Source) -> str:
+def _source_name(source: Source) -> str:
     revision = f"@{source.revision[:12]}" if source.revision else ""
     return (
         f"{source.repo}{revision} ({source.architecture or 'unknown architecture'}, {source.license or 'no licence'})"
@@ -172,12 +179,12 @@ def _origin(source: Source) -> str:
 
 
 def measured(gate: Gate) -> str:
-    """A gate's figure with its unit."""
+    """Return a gate's figure with its unit."""
     return f"{gate.value:.4g} {gate.unit}".rstrip()
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person.
+    """Word a number of seconds for a person.
 
     >>> duration(0.2), duration(75), duration(4000)
     ('0.2 s', '1 min 15 s', '1 h 6 min')

@@ -1,4 +1,4 @@
-"""Signing an artifact with an elliptic-curve key: `model.sig`, an OpenSSF model signature.
+"""Signs an artifact with an elliptic-curve key: `model.sig`, an OpenSSF model signature.
 
 The signature covers `build_metadata.json` and every file that it lists. The card, which people edit on the hub, and
 what hub clients leave behind are ignored, as for the digest. `runtime/artifact/signature.py` verifies it; so does the
@@ -19,7 +19,7 @@ MAKE_ONE = "make one with `openssl ecparam -name prime256v1 -genkey -noout -out 
 
 
 def key_problem(key: Path) -> Problem | None:
-    """Why a private key cannot sign."""
+    """Return why a private key cannot sign; none when it can."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -39,7 +39,7 @@ def key_problem(key: Path) -> Problem | None:
 
 
 def sign(folder: Path, key: Path) -> BuildMetadata:
-    """Write `model.sig` over an artifact whose files are what its metadata says. Nothing else in the folder changes.
+    """Write `model.sig` over an artifact, after its files were verified; nothing else in the folder changes.
 
     Raises:
         ArtifactError: the artifact cannot be read, or a file changed.
@@ -50,7 +50,7 @@ def sign(folder: Path, key: Path) -> BuildMetadata:
     hashes.verify_files(folder, metadata)
     # Those that may come later are named too, so that the library's own check passes when they are there.
     ignored = hashes.UNLISTED_NAMES - {artifact.METADATA_NAME}
-    left_out = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if left_behind(path)}
+    left_out = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if is_unlisted(path)}
     config = hashing.Config().set_ignored_paths(paths=sorted(ignored | left_out))
     config.set_allow_symlinks(True)
     partial = folder / f"{signature.SIGNATURE_NAME}.partial"
@@ -63,6 +63,6 @@ def sign(folder: Path, key: Path) -> BuildMetadata:
     return metadata
 
 
-def left_behind(path: Path) -> bool:
-    """Whether a path is left out of the digest by its name, as `hashes.listed_files` does it."""
+def is_unlisted(path: Path) -> bool:
+    """Tell whether a path is left out of the digest by its name, as `hashes.listed_files` does it."""
     return path.name.startswith(".") or path.name.endswith(".partial")

@@ -45,12 +45,12 @@ async def reply_to(engine: Engine, prompt: Sequence[int], sampling: Sampling) ->
     deltas: list[tuple[float, Delta]] = []
     await engine.generate(prompt, sampling, lambda delta: deltas.append((time.perf_counter(), delta)))
     text = "".join(delta.text for _, delta in deltas)
-    spoken = [(when, delta.tokens) for when, delta in deltas if delta.tokens]
-    if not spoken:
+    timed = [(when, delta.tokens) for when, delta in deltas if delta.tokens]
+    if not timed:
         return Reply(text, 0, time.perf_counter() - begun, None)
-    first, last = spoken[0][0], deltas[-1][0]
-    tokens = sum(count for _, count in spoken)
-    later = tokens - spoken[0][1]
+    first, last = timed[0][0], deltas[-1][0]
+    tokens = sum(count for _, count in timed)
+    later = tokens - timed[0][1]
     return Reply(text, tokens, first - begun, (last - first) / later if later else None)
 
 

@@ -24,7 +24,7 @@ import pipeline.run
 import pipeline.stages.install
 import pipeline.validate.validation
 from pipeline import cli
-from pipeline.embedded.tool import ToolReport
+from pipeline.embedded.tool import ToolEvaluation
 from pipeline.lanes.gates import Figures, Thresholds, gates_of
 from pipeline.plan import BuildPlan
 from pipeline.plan.hardware import Hardware, Quantizer
@@ -60,12 +60,12 @@ def export_chat(out: Path, progress: Any) -> Path:
     return out
 
 
-def train_tool(out: Path, progress: Any) -> ToolReport:
+def train_tool(out: Path, progress: Any) -> ToolEvaluation:
     progress.advance(0.5)
     (out / "config.json").write_text(json.dumps(model_source.EMBEDDED_TOOL))
     weights(out / "model.safetensors", "tool")
     note("tool")
-    return ToolReport(accuracy=0.97, precision=0.96, recall=0.98, threshold=0.66, held_out=100)
+    return ToolEvaluation(accuracy=0.97, precision=0.96, recall=0.98, threshold=0.66, held_out=100)
 
 
 def calibrate(plan: Any, model: Path, out: Path, **_: Any) -> Calibration:

@@ -10,11 +10,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pipeline.embedded.chat import export_chat
-from pipeline.embedded.packages import TOOL_PACKAGE, packaged
+from pipeline.embedded.packages import TOOL_PACKAGE, package_path
 from pipeline.embedded.tool import (
     LABELS,
     TRAINED_WINDOW,
-    ToolReport,
+    ToolEvaluation,
     fit,
     load_tokenizer,
     probabilities,
@@ -28,7 +28,7 @@ from tests.messages.tool import CASES
 
 pytestmark = pytest.mark.engine
 
-Trained = tuple[Path, ToolReport]
+Trained = tuple[Path, ToolEvaluation]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_the_newest_turn_decides_even_after_more_turns_than_the_window_holds(dec
 
 
 def test_training_is_deterministic() -> None:
-    base = packaged(TOOL_PACKAGE, "model")
+    base = package_path(TOOL_PACKAGE, "model")
     few = training_utterances()[::16]
     first, second = (fit(base, load_tokenizer(base), few, PlainProgress()).state_dict() for _ in range(2))
     assert all(first[name].equal(second[name]) for name in first)

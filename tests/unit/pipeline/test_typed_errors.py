@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.lanes import LANES, METHODS, TRT_PYTORCH, Lane
 from pipeline.lanes.gates import shortfall
-from pipeline.publish.report import proof
+from pipeline.publish.report import validation_status
 from pipeline.quantize import calibration
 from pipeline.run import GateError
 from pipeline.source import SourceFacts
@@ -67,8 +67,8 @@ def test_a_failed_gate_proves_nothing_whatever_it_is_called(name: str) -> None:
     metadata = artifact.read(GOLDEN / "tool-only")
     failed = Gate(name=name, value=0, relation=">=", threshold=1)
     validation = Validation(gates=(failed,), validated_at="2026-11-22T10:00:00+00:00", digest=metadata.digest)
-    told = proof(metadata.model_copy(update={"validation": validation}))
-    assert (told.holds, str(told)) == (False, f"no: failed {name}")
+    told = validation_status(metadata.model_copy(update={"validation": validation}))
+    assert (told.valid, str(told)) == (False, f"no: failed {name}")
 
 
 def test_a_shape_names_the_dimension_that_is_missing() -> None:

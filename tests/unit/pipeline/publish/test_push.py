@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.problem import WrongRequestError
 from pipeline.publish import preconditions, publishing
-from pipeline.publish.preconditions import Destination, Origin
+from pipeline.publish.preconditions import Destination, SourceModel
 from pipeline.publish.push import Published, push
 from pipeline.publish.remote_repository import mismatch, read_repository
 from pipeline.stages.stage import StageError
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload ra
 ROOT = Path(__file__).resolve().parents[4]
 REPO = "acme/llama-8b-int8"
 TOKEN = "hf_writer"
-MODEL = Origin("CHAT_MODEL", "acme/llama", "apache-2.0")
+MODEL = SourceModel("CHAT_MODEL", "acme/llama", "apache-2.0")
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def publish(folder: Path, *, private: bool = True, sign_key: Path | None = None)
 
 
 def test_everything_that_is_wrong_is_told_at_once_and_nothing_is_sent(hub: Hub, tmp_path: Path) -> None:
-    origins = [Origin("CHAT_MODEL", "acme/llama-awq", None, prequantized=True)]
+    models = [SourceModel("CHAT_MODEL", "acme/llama-awq", None, prequantized=True)]
     environment = {"HF_PUSH_PRIVATE": "yes"}
-    destination, problems = preconditions.examine(origins, tmp_path / "missing.pem", environment)
+    destination, problems = preconditions.check_destination(models, tmp_path / "missing.pem", environment)
     assert destination is None
     assert [problem.where for problem in problems] == [
         *("--push-quant", "CHAT_MODEL", "--sign-key", "HF_PUSH_REPO_ID", "HF_PUSH_PRIVATE", "HF_TOKEN")
@@ -111,7 +111,7 @@ def test_a_repository_is_well_formed_and_not_a_placeholder(repo: str, wrong: boo
 def test_the_hub_is_asked_whether_the_token_may_write(hub: Hub, account: Account, message: str | None) -> None:
     hub.accounts["hf_asked"] = account
     environment = {"HF_TOKEN": "hf_asked", "HF_PUSH_REPO_ID": REPO}
-    destination, problems = preconditions.examine([MODEL], None, environment)
+    destination, problems = preconditions.check_destination([MODEL], None, environment)
     assert len(hub.requests("GET", "whoami-v2$")) == 1
     assert not hub.requests("POST")
     if message is None:
@@ -122,10 +122,10 @@ def test_the_hub_is_asked_whether_the_token_may_write(hub: Hub, account: Account
 
 def test_a_token_that_the_hub_refuses_and_a_hub_that_does_not_answer_are_told_apart(hub: Hub) -> None:
     environment = {"HF_TOKEN": "hf_wrong", "HF_PUSH_REPO_ID": REPO}
-    _, [refused] = preconditions.examine([MODEL], None, environment)
+    _, [refused] = preconditions.check_destination([MODEL], None, environment)
     assert "found one that it refuses" in str(refused)
     hub.fail("GET", "whoami", status=503, times=9)
-    _, [silent] = preconditions.examine([MODEL], None, environment)
+    _, [silent] = preconditions.check_destination([MODEL], None, environment)
     assert "found status 503" in str(silent)
 
 
@@ -135,7 +135,7 @@ def test_a_token_that_the_hub_refuses_and_a_hub_that_does_not_answer_are_told_ap
 def test_the_token_comes_from_a_variable_or_a_file(hub: Hub, tmp_path: Path, variable: str) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     value = str(tmp_path / "token") if variable.endswith("_FILE") else TOKEN
-    destination, problems = preconditions.examine([MODEL], None, {variable: value, "HF_PUSH_REPO_ID": REPO})
+    destination, problems = preconditions.check_destination([MODEL], None, {variable: value, "HF_PUSH_REPO_ID": REPO})
     assert problems == []
     assert destination
     assert destination.token == TOKEN
@@ -144,7 +144,7 @@ def test_the_token_comes_from_a_variable_or_a_file(hub: Hub, tmp_path: Path, var
 
 def test_two_different_tokens_are_refused_without_showing_them(hub: Hub) -> None:
     environment = {"HF_TOKEN": TOKEN, "HUGGINGFACE_HUB_TOKEN": "hf_secret", "HF_PUSH_REPO_ID": REPO}
-    _, [problem] = preconditions.examine([MODEL], None, environment)
+    _, [problem] = preconditions.check_destination([MODEL], None, environment)
     assert "HF_TOKEN and HUGGINGFACE_HUB_TOKEN: expected one token, found 2" in str(problem)
     assert "hf_secret" not in str(problem)
 
@@ -172,7 +172,7 @@ def test_a_job_publishes_by_its_identity(
     monkeypatch.setattr("huggingface_hub.utils._auth._OIDC_TOKEN_CACHE", None)
     for name, value in {"HF_OIDC_RESOURCE": resource, "HF_OIDC_ID_TOKEN": job, "HF_PUSH_REPO_ID": REPO}.items():
         monkeypatch.setenv(name, value)
-    destination, problems = preconditions.examine([MODEL], None)
+    destination, problems = preconditions.check_destination([MODEL], None)
     if message:
         assert [message in str(problem) for problem in problems] == [True]
         return
