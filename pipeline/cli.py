@@ -143,9 +143,8 @@ def validate_command(given: options.ValidateOptions) -> None:
     from pipeline import revalidate
     from pipeline.lanes.gates import failures
 
-    bounds = given.gates.bounds()
     with progress.for_terminal() as steps:
-        metadata = revalidate.revalidate(given.artifact, given.reference, bounds, given.cache_dir, steps)
+        metadata = revalidate.revalidate(given.artifact, given.reference, given.bounds, given.cache_dir, steps)
     report.show_artifact(metadata, Console())
     if metadata.validation and (shortfalls := failures(metadata.validation)):
         hints.explain(metadata.chat.quantization.method if metadata.chat else "tool", shortfalls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from pipeline.lanes.gate_specs import OPTIONS, TOOL_ACCURACY
 from pipeline.plan import CalibrationPlan
 from pipeline.plan.prepare import Prepared
 
@@ -18,7 +19,7 @@ def advise(prepared: Prepared, *, classifier: bool) -> None:
     """Say what to do after a failed gate."""
     chat = prepared.plan.chat
     if classifier:
-        ways = "name another TOOL_MODEL, or set --min-tool-accuracy"
+        ways = f"name another TOOL_MODEL, or set {OPTIONS[TOOL_ACCURACY].name}"
     elif chat is None or chat.prequantized:
         ways = "choose another model, or set the bound"
     else:

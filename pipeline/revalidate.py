@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline import settings, source
-from pipeline.lanes import lane_of
+from pipeline.lanes import lane_of_artifact
+from pipeline.lanes.gates import Thresholds, default_thresholds, unfit_bounds
 from pipeline.plan import hardware
-from pipeline.plan.planner import default_thresholds
 from pipeline.plan.prepare import cache_folder
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.progress import Progress
@@ -18,7 +16,7 @@ from pipeline.publish import describe
 from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.source.shape import Shape
 from pipeline.stage_runner import StageRunner
-from pipeline.validate.validation import validate
+from pipeline.validate.validation import candidate_of, validate
 from runtime import artifact
 from runtime.artifact import BuildMetadata, ChatModel
 
@@ -26,14 +24,14 @@ QUANTIZERS = frozenset({"llmcompressor", "nvidia-modelopt"})
 
 
 def revalidate(
-    folder: Path, reference: str | None, bounds: Mapping[str, float], cache: Path | None, progress: Progress
+    folder: Path, reference: str | None, bounds: Thresholds, cache: Path | None, progress: Progress
 ) -> BuildMetadata:
     """Measure an artifact here, and write the figures into its metadata whether they pass or not.
 
     Args:
         folder: the artifact.
         reference: the float model; none takes the source that the metadata names.
-        bounds: those that replace the defaults, by the names of `gates.Thresholds`.
+        bounds: those that replace the defaults.
         cache: folder of finished stages; none takes the environment's.
 
     Raises:
@@ -45,7 +43,7 @@ def revalidate(
     if loaded.problems:
         raise WrongRequestError(loaded.problems)
     metadata = artifact.read(folder)
-    lane = lane_of(metadata.lane, "pytorch" if metadata.engine == "trt-pytorch" else "engine")
+    lane = lane_of_artifact(metadata.lane, metadata.engine)
     where = cache or cache_folder(loaded.settings, os.environ)
     here = hardware.describe(where, loaded.settings.quantize_python)
     if lane.device == "cuda" and not here.machine.gpus:
@@ -54,8 +52,11 @@ def revalidate(
     runner = StageRunner(where, here.machine, progress)
     chat = metadata.chat
     scores: Path | None = None
-    thresholds = default_thresholds(None, 0, lane)
-    if chat and not chat.quantization.prequantized:
+    compared = chat is not None and not chat.quantization.prequantized
+    if unfit := unfit_bounds(candidate_of(metadata, compared=compared), bounds):
+        raise WrongRequestError(unfit)
+    parameters = 0
+    if chat and compared:
         model = runner.chat_source(_reference(chat, reference))
         if model.content != chat.source.content_sha256:
             expected, found = chat.source.content_sha256[:12], model.content[:12]
@@ -63,15 +64,14 @@ def revalidate(
             raise WrongRequestError(
                 [Problem("--reference", f"the model with content {expected}", f"{found} in {name}")]
             )
-        shape = Shape.of(source.read_facts(str(model.folder), "CHAT_MODEL").config)
-        thresholds = default_thresholds(chat.quantization.method, shape.parameters, lane)
+        parameters = Shape.of(source.read_facts(str(model.folder), "CHAT_MODEL").config).parameters
         context = chat.limits.max_model_len
         dtype = chat.dtype if lane.name == "trt" else "auto"
         scores = runner.reference(
             model, lane=lane.name, context=context, eager=lane.eager, engine=lane.engine, dtype=dtype
         )
-    for name, value in bounds.items():
-        thresholds = replace(thresholds, **{name: value})
+    candidate = candidate_of(metadata, compared=compared, parameters=parameters)
+    thresholds = {**default_thresholds(candidate), **bounds}
     validation = validate(folder, metadata, reference=scores, thresholds=thresholds, progress=progress)
     # What quantized it stays what it was; what proves it is what is here.
     quantizers = {name: version for name, version in metadata.platform.packages.items() if name in QUANTIZERS}

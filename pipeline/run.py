@@ -19,6 +19,7 @@ from pipeline.build import awq
 from pipeline.build import trt as build_trt
 from pipeline.build import vllm as build_vllm
 from pipeline.build.assemble import assemble
+from pipeline.lanes.gate_specs import TOOL_ACCURACY
 from pipeline.lanes.gates import failed_gates, shortfall
 from pipeline.plan import CalibrationPlan, ChatPlan
 from pipeline.plan.prepare import Prepared
@@ -65,7 +66,7 @@ class GateError(Exception):
     @property
     def classifier_alone(self) -> bool:
         """Whether nothing else failed, so that another method would not help."""
-        return all(gate.name == "tool_accuracy" for gate in self.gates)
+        return all(gate.name == TOOL_ACCURACY.name for gate in self.gates)
 
 
 class Run:
@@ -221,7 +222,7 @@ class Run:
             "tool": metadata.tool.model_dump(mode="json") if metadata.tool else None,
             "reference": hashes.sha256_of(reference) if reference else None,
             "limits": chat.limits.model_dump() if chat else None,
-            "thresholds": {name: str(value) for name, value in asdict(thresholds).items()},
+            "thresholds": {spec.name: str(bound) for spec, bound in thresholds.items()},
             "machine": self.runner.identity(),
             "code": recipe_of("validate", self.plan.engine if chat else None),
         }

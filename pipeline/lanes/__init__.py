@@ -13,6 +13,17 @@ from pipeline.lanes.lane import (
     Method,
     Refusal,
     lane_of,
+    lane_of_artifact,
 )
 
-__all__ = ["LANES", "METHODS", "OLDEST_SM", "TRT_PYTORCH", "Lane", "Method", "Refusal", "lane_of"]
+__all__ = [
+    "LANES",
+    "METHODS",
+    "OLDEST_SM",
+    "TRT_PYTORCH",
+    "Lane",
+    "Method",
+    "Refusal",
+    "lane_of",
+    "lane_of_artifact",
+]

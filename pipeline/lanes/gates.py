@@ -1,86 +1,72 @@
-"""The figures an artifact has to meet, and what it is when it does not."""
+"""Figures against bounds: what an artifact has to meet, and what is said when it does not.
+
+`gate_specs` is the table of what is measured; bounds and figures are mappings from its entries.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
+from pipeline.lanes.gate_specs import OPTIONS, SPECS, Candidate, GateSpec
+from pipeline.problem import Problem
 from runtime.artifact import Gate, Validation
 
+# The bound of each gate that has one. A figure without a bound is reported alone.
+Thresholds = Mapping[GateSpec, float]
 
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """Bounds of the gates. A bound of none reports the figure without gating it.
-
-    Attributes:
-        perplexity_ratio: perplexity over that of the float model, at most.
-        top1_agreement: part of positions at which both models would choose the same token, at least.
-        known_prompts: part of the known prompts answered right, at least.
-        ttft_ms: median time to the first token of one stream, at most.
-        itl_ms: median time between tokens of one stream, at most.
-        tokens_per_s: tokens per second of all streams together, at least.
-        tool_accuracy: the classifier's accuracy on held-out utterances, at least; none leaves the embedded
-            classifier its own bound, and any other without one.
-    """
-
-    perplexity_ratio: float
-    top1_agreement: float
-    known_prompts: float = 0.5
-    ttft_ms: float | None = None
-    itl_ms: float | None = None
-    tokens_per_s: float | None = None
-    tool_accuracy: float | None = None
+# What was measured.
+Figures = Mapping[GateSpec, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What was measured. None where there is no chat model, no reference or no classifier to measure.
+def default_thresholds(candidate: Candidate) -> Thresholds:
+    """The bounds unless told otherwise, of the figures that a candidate must have."""
+    bounds = {spec: spec.default(candidate) for spec in SPECS if spec.measured_of(candidate)}
+    return {spec: bound for spec, bound in bounds.items() if bound is not None}
 
-    Attributes:
-        ttft_ms, itl_ms: medians of one stream, in milliseconds.
-        tokens_per_s: of `streams` streams together.
-        held_out_tokens: positions behind the perplexity ratio and the agreement.
-    """
 
-    files: int
-    perplexity: float | None = None
-    perplexity_ratio: float | None = None
-    top1_agreement: float | None = None
-    held_out_tokens: int | None = None
-    known_prompts: float | None = None
-    ttft_ms: float | None = None
-    itl_ms: float | None = None
-    tokens_per_s: float | None = None
-    streams: int | None = None
-    tool_accuracy: float | None = None
+def unfit_bounds(candidate: Candidate, asked: Thresholds) -> list[Problem]:
+    """A problem for each bound that was asked for where nothing is measured that it could bound."""
+    fitting = ", ".join(option.name for spec, option in OPTIONS.items() if spec.measured_of(candidate))
+    return [
+        Problem(str(OPTIONS[spec].name), f"a bound of what is measured here: {fitting}", f"{bound:g}", "leave it out")
+        for spec, bound in asked.items()
+        if not spec.measured_of(candidate)
+    ]
 
 
 def gates_of(figures: Figures, thresholds: Thresholds) -> tuple[Gate, ...]:
     """A gate for each figure that was measured, in the order in which a person reads them."""
-    bounds: list[tuple[str, float | None, str, float | None, str]] = [
-        ("files_verified", figures.files, "", None, "files"),
-        ("known_prompts", figures.known_prompts, ">=", thresholds.known_prompts, ""),
-        ("perplexity", figures.perplexity, "", None, ""),
-        ("perplexity_ratio", figures.perplexity_ratio, "<=", thresholds.perplexity_ratio, ""),
-        ("top1_agreement", figures.top1_agreement, ">=", thresholds.top1_agreement, ""),
-        ("held_out_tokens", figures.held_out_tokens, "", None, "tokens"),
-        ("ttft_p50", figures.ttft_ms, "<=", thresholds.ttft_ms, "ms"),
-        ("itl_p50", figures.itl_ms, "<=", thresholds.itl_ms, "ms"),
-        ("throughput", figures.tokens_per_s, ">=", thresholds.tokens_per_s, "tokens/s"),
-        ("throughput_streams", figures.streams, "", None, "streams"),
-        ("tool_accuracy", figures.tool_accuracy, ">=", thresholds.tool_accuracy, ""),
-    ]
-    return tuple(
-        Gate.model_validate(
-            {
-                "name": name,
-                "value": float(value),
-                "relation": relation if threshold is not None else None,
-                "threshold": threshold,
-                "unit": unit,
-            }
-        )
-        for name, value, relation, threshold, unit in bounds
-        if value is not None
+    gates = []
+    for spec in SPECS:
+        if (value := figures.get(spec)) is not None:
+            bound = thresholds.get(spec)
+            relation = spec.relation if bound is not None else None
+            gates.append(Gate(name=spec.name, value=float(value), relation=relation, threshold=bound, unit=spec.unit))
+    return tuple(gates)
+
+
+def unmeasured(figures: Figures, candidate: Candidate) -> list[str]:
+    """The names of the figures that a candidate must have, and that were not measured."""
+    return [spec.name for spec in SPECS if spec.measured_of(candidate) and spec not in figures]
+
+
+def bound_text(gate: Gate) -> str:
+    """A gate's bound as a person reads it; empty for a figure without one.
+
+    >>> bound_text(Gate(name="itl_p50", value=5, relation="<=", threshold=50))
+    '≤ 50'
+    """
+    if gate.relation is None or gate.threshold is None:
+        return ""
+    return f"{'≤' if gate.relation == '<=' else '≥'} {gate.threshold:g}"
+
+
+def planned_text(thresholds: Thresholds) -> str:
+    """All bounds in one line, as the plan tells them."""
+    gates = gates_of(thresholds, thresholds)
+    labels = [spec for spec in SPECS if spec in thresholds]
+    return ", ".join(
+        f"{spec.label} {bound_text(gate)} {gate.unit}".rstrip() for spec, gate in zip(labels, gates, strict=True)
     )
 
 

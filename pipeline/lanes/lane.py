@@ -17,6 +17,8 @@ OLDEST_SM = 80
 FP8_SM = 89
 # vLLM has no INT8 kernels for Blackwell (its table of supported hardware for quantization).
 LAST_INT8_SM = 99
+# Below this many parameters a model loses more, to 4 bits most of all: it gets small groups and wide bounds.
+SMALL_MODEL = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Method:
         bits: bits a weight takes, scales not counted.
         grouped: whether groups of weights share a scale.
         calibrated: whether it looks at text.
-        small: bounds for models under a billion parameters, which lose more.
+        small: bounds for models under `SMALL_MODEL` parameters, which lose more.
         large: bounds for the others.
         seconds: quantizing time a parameter and token of calibration, on one CPU core; measured on SmolLM2-135M.
     """
@@ -281,6 +283,15 @@ TRT_PYTORCH = replace(
     batch=256,
     quantizer=("nvidia-modelopt",),
 )
+
+
+def lane_of_artifact(name: str, engine: str) -> Lane:
+    """The lane that an artifact's metadata names, in the style of its engine.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return TRT_PYTORCH if engine == TRT_PYTORCH.engine else LANES[name]
 
 
 def lane_of(name: str, trt_backend: str) -> Lane:

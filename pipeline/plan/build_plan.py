@@ -6,7 +6,6 @@ decides anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +30,7 @@ class BuildRequest:
     fallback: tuple[str, ...] = ()
     out: Path | None = None
     allow_emulated: bool = False
-    thresholds: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Thresholds = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

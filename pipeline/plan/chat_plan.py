@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.lanes import LANES, METHODS, Lane
+from pipeline.lanes.lane import SMALL_MODEL
 from pipeline.plan import SEED, BuildRequest, CalibrationPlan, ChatPlan
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.settings import PipelineSettings
@@ -21,9 +22,6 @@ from runtime.host.machine import Machine
 TEMPLATE_TOKENS = 128
 # Tokens in a block of the KV cache, which the context is rounded to.
 CACHE_BLOCK = 16
-
-# Below this many parameters a model loses so much to 4 bits that a small group's extra scales are worth their size.
-SMALL_MODEL = 1_000_000_000
 
 HEADS = ("re:.*lm_head",)
 MOE_GATES = (r"re:.*mlp\.gate$", r"re:.*block_sparse_moe\.gate$", r"re:.*shared_expert_gate$", r"re:.*router.*")
@@ -156,6 +154,7 @@ class ChatPlanner:
         self.diagnostics.decide("kept in float", ", ".join(kept), "heads and gates lose most and weigh least")
         if method is None or not METHODS[method].grouped:
             return None, True, kept
+        # A small model loses so much to 4 bits that a small group's extra scales are worth their size.
         small = shape.parameters < SMALL_MODEL
         size = shape.group_size(32 if small else 128)
         widths = ", ".join(map(str, shape.widths))

@@ -9,10 +9,34 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_type_hints
 
 Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, slots=True)
+class TableOption:
+    """One option of a table: its parameter's name, and what typer reads. None when it is not given."""
+
+    name: str
+    annotation: object
+
+    def parameter(self) -> inspect.Parameter:
+        """It as a parameter of a function."""
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=self.annotation)
+
+
+@dataclass(frozen=True, slots=True)
+class OptionTable:
+    """Options that a table has, by its keys. A field annotated with it maps the keys of those that were given."""
+
+    options: Mapping[Any, TableOption]
+
+    def given(self, values: Mapping[str, object]) -> dict[Any, object]:
+        """The values that were given, by the table's keys."""
+        found = {key: values[option.name] for key, option in self.options.items()}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 def filled(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
@@ -20,7 +44,7 @@ def filled(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callabl
 
     Args:
         kind: a dataclass. A field is an option, by its annotation; a field that is such a dataclass itself is a group,
-            whose options are the command's too.
+            whose options are the command's too, and one annotated with an `OptionTable` holds those of the table.
     """
 
     def decorate(command: Callable[[Options], None]) -> Callable[..., None]:
@@ -44,13 +68,25 @@ def _parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
         annotation = annotations[entry.name]
         if is_dataclass(annotation):
             yield from _parameters(annotation)  # type: ignore[arg-type]
-            continue
-        default = inspect.Parameter.empty if entry.default is MISSING else entry.default
-        yield inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        elif table := _table(annotation):
+            yield from (option.parameter() for option in table.options.values())
+        else:
+            default = inspect.Parameter.empty if entry.default is MISSING else entry.default
+            yield inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _made(kind: type[Options], given: Mapping[str, object]) -> Options:
-    annotations = get_type_hints(kind)
-    groups = {name: annotation for name, annotation in annotations.items() if is_dataclass(annotation)}
-    names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: _made(groups[name], given) if name in groups else given[name] for name in names})  # type: ignore[arg-type]
+    annotations = get_type_hints(kind, include_extras=True)
+
+    def value(name: str) -> object:
+        annotation = annotations[name]
+        if is_dataclass(annotation):
+            return _made(annotation, given)  # type: ignore[arg-type]
+        table = _table(annotation)
+        return table.given(given) if table else given[name]
+
+    return kind(**{entry.name: value(entry.name) for entry in fields(kind)})  # type: ignore[arg-type]
+
+
+def _table(annotation: object) -> OptionTable | None:
+    return next((part for part in get_args(annotation)[1:] if isinstance(part, OptionTable)), None)

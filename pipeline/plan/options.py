@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.lanes import LANES
+from pipeline.lanes import LANES, gate_specs
+from pipeline.lanes.gates import Thresholds
 from pipeline.plan import BuildRequest
+from pipeline.plan.option_objects import OptionTable, TableOption
 from pipeline.problem import Problem, WrongRequestError
 from runtime.defaults import QUANTIZATION
 
@@ -74,37 +76,19 @@ class LaneOptions:
         return tuple(name for name, given in flags if given)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateOptions:
-    """The gates' bounds; each field is called as in `gates.Thresholds`. None leaves the default."""
-
-    perplexity_ratio: Annotated[
-        float | None, typer.Option("--max-perplexity-ratio", min=1.0, help="Against the float model.")
-    ] = None
-    top1_agreement: Annotated[
-        float | None, typer.Option("--min-top1", min=0.0, max=1.0, help="Same first choice, at least.")
-    ] = None
-    known_prompts: Annotated[
-        float | None, typer.Option("--min-known-prompts", min=0.0, max=1.0, help="Answered right.")
-    ] = None
-    ttft_ms: Annotated[
-        float | None, typer.Option("--max-ttft-ms", min=0.0, help="Time to the first token, one stream.")
-    ] = None
-    itl_ms: Annotated[float | None, typer.Option("--max-itl-ms", min=0.0, help="Time between tokens, one stream.")] = (
-        None
-    )
-    tokens_per_s: Annotated[float | None, typer.Option("--min-tokens-per-s", min=0.0, help="All streams together.")] = (
-        None
-    )
-    tool_accuracy: Annotated[
-        float | None,
-        typer.Option("--min-tool-accuracy", min=0.0, max=1.0, help="The classifier, on held-out utterances."),
-    ] = None
-
-    def bounds(self) -> dict[str, float]:
-        """The bounds that were given."""
-        given = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: bound for name, bound in given.items() if bound is not None}
+# An option for each gate's bound, as the table of gates has them.
+Bounds = Annotated[
+    Thresholds,
+    OptionTable(
+        {
+            spec: TableOption(
+                option.parameter,
+                Annotated[float | None, typer.Option(option.name, min=option.least, max=option.most, help=option.help)],
+            )
+            for spec, option in gate_specs.OPTIONS.items()
+        }
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +124,7 @@ class RunOptions:
     force: Force = False
     push_quant: Push = False
     sign_key: SignKey = None
-    gates: GateOptions
+    bounds: Bounds
 
     def request(self) -> BuildRequest:
         """The request in the options.
@@ -148,7 +132,7 @@ class RunOptions:
         Raises:
             WrongRequestError: too few or too many words.
         """
-        return replace(self.plan.request(), thresholds=self.gates.bounds())
+        return replace(self.plan.request(), thresholds=self.bounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,4 +184,4 @@ class ValidateOptions:
         None
     )
     cache_dir: CacheDir = None
-    gates: GateOptions
+    bounds: Bounds

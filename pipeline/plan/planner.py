@@ -6,16 +6,15 @@
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline import lanes
 from pipeline.lanes import METHODS, Lane, lane_of
-from pipeline.lanes.gates import Thresholds
+from pipeline.lanes.gate_specs import OPTIONS, Candidate
+from pipeline.lanes.gates import Thresholds, default_thresholds, planned_text, unfit_bounds
 from pipeline.plan import BuildPlan, BuildRequest, ChatPlan, ToolPlan
-from pipeline.plan.chat_plan import SMALL_MODEL, ChatPlanner
+from pipeline.plan.chat_plan import ChatPlanner
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.estimate import Estimate, Work, estimate
 from pipeline.plan.hardware import Hardware
@@ -71,7 +70,7 @@ def make(
     tool_plan = _tool(tool, diagnostics) if tool else None
     out = _out(request, chat_plan, chat or tool, lane, diagnostics)
     _fallbacks(request, chat_plan, hardware, lane, diagnostics)
-    thresholds = _thresholds(request, chat_plan, lane, diagnostics)
+    thresholds = _thresholds(request, chat_plan, tool_plan, lane, diagnostics)
     cost = estimate(_work(chat_plan, tool_plan, lane), cores=hardware.cores)
     _resources(cost, hardware, lane, diagnostics)
     problems = diagnostics.distinct_problems(earlier)
@@ -166,43 +165,26 @@ def _fallbacks(
 
 
 def _thresholds(
-    request: BuildRequest, chat: ChatPlan | None, lane: Lane | None, diagnostics: Diagnostics
+    request: BuildRequest, chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None, diagnostics: Diagnostics
 ) -> Thresholds:
-    method = chat.method if chat and not chat.prequantized else None
-    bounds = default_thresholds(method, chat.parameters if chat else 0, lane)
-    for name, value in request.thresholds.items():
-        bounds = replace(bounds, **{name: value})
-    if chat:
-        shown = f"known prompts ≥ {bounds.known_prompts:g}, TTFT ≤ {bounds.ttft_ms:g} ms, ITL ≤ {bounds.itl_ms:g} ms"
-        if not chat.prequantized:
-            quality = f"top-1 agreement ≥ {bounds.top1_agreement:g}"
-            if lane is None or lane.perplexity:
-                quality = f"perplexity ratio ≤ {bounds.perplexity_ratio:g}, {quality}"
-            shown = f"{quality}, {shown}"
-        asked = ", ".join(sorted(request.thresholds))
-        reason = f"defaults for {chat.method}" if method else "no float model to be held against"
-        diagnostics.decide("gates", shown, reason + (f"; as asked: {asked}" if asked else ""))
+    if lane is None or (request.chat and chat is None) or (request.tool and tool is None):
+        return {}  # what is in the way is told already
+    candidate = Candidate(
+        lane,
+        chat=chat is not None,
+        method=chat.method if chat and not chat.prequantized else None,
+        parameters=chat.parameters if chat else 0,
+        classifier=None if tool is None else "embedded" if tool.source.kind == EMBEDDED else "other",
+    )
+    diagnostics.problems.extend(unfit_bounds(candidate, request.thresholds))
+    bounds = {**default_thresholds(candidate), **request.thresholds}
+    if bounds:
+        reason = f"defaults for {chat.method if chat else 'the classifier'}"
+        if chat and not candidate.compared:
+            reason = "no float model to be held against"
+        asked = ", ".join(option.name for spec, option in OPTIONS.items() if spec in request.thresholds)
+        diagnostics.decide("gates", planned_text(bounds), reason + (f"; as asked: {asked}" if asked else ""))
     return bounds
-
-
-def default_thresholds(method: str | None, parameters: int, lane: Lane | None) -> Thresholds:
-    """The gates' bounds unless told otherwise.
-
-    Args:
-        method: how the weights were quantized here; none for a source that came quantized, which has no float model
-            to be held against, so that its quality is reported alone.
-        parameters: weights of the model.
-        lane: its latency's bounds are taken.
-    """
-    bounds = Thresholds(perplexity_ratio=math.inf, top1_agreement=0.0)
-    if method in METHODS:
-        small, large = lane.bounds(method) if lane else (METHODS[method].small, METHODS[method].large)
-        least = small if parameters < SMALL_MODEL else large
-        bounds = Thresholds(least.perplexity_ratio, least.top1_agreement)
-    if lane is None:
-        return bounds
-    speed = lane.latency
-    return replace(bounds, ttft_ms=speed.ttft_ms, itl_ms=speed.itl_ms, tokens_per_s=speed.tokens_per_s)
 
 
 def _work(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None) -> Work:

@@ -10,25 +10,14 @@ from collections.abc import Iterable, Sequence
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from pipeline.lanes.gate_specs import BY_NAME, CardRow
+from pipeline.lanes.gates import bound_text
 from pipeline.publish.report import GIB, duration, measured
 from pipeline.source import EMBEDDED
 from runtime.artifact import METADATA_NAME, BuildMetadata, ChatModel, Gate, Platform, Source
 from runtime.defaults import PORT
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-# Gates that say how good it is, rather than how fast or how whole.
-QUALITY = {
-    "perplexity_ratio": ("text-generation", "Perplexity over that of the original"),
-    "top1_agreement": ("text-generation", "Same first choice as the original"),
-    "known_prompts": ("text-generation", "Known prompts answered right"),
-    "tool_accuracy": ("text-classification", "Screenshot decisions that are right"),
-}
-SPEED = {
-    "ttft_p50": "Time to the first token, median, one stream",
-    "itl_p50": "Time between tokens, median, one stream",
-    "throughput": "All streams together",
-}
 
 
 def card(metadata: BuildMetadata, repo: str, others: Sequence[BuildMetadata] = ()) -> str:
@@ -81,15 +70,14 @@ def _front_matter(metadata: BuildMetadata, repo: str) -> ModelCardData:
 
 
 def _results(metadata: BuildMetadata) -> Iterable[EvalResult]:
-    for gate in metadata.validation.gates if metadata.validation else ():
-        if gate.name in QUALITY:
-            task, name = QUALITY[gate.name]
+    for gate, row in _shown(metadata):
+        if row.task:
             yield EvalResult(
-                task_type=task,
+                task_type=row.task,
                 dataset_type="held-out",
                 dataset_name="Held-out texts of the pipeline",
                 metric_type=gate.name,
-                metric_name=name,
+                metric_name=row.text,
                 metric_value=gate.value,
             )
 
@@ -150,20 +138,24 @@ def _chat_rows(chat: ChatModel) -> Iterable[tuple[str, str]]:
 
 
 def _quality(metadata: BuildMetadata) -> str:
-    gates = [gate for gate in metadata.validation.gates if gate.name in QUALITY] if metadata.validation else []
-    if not gates:
-        return ""
-    rows = [(QUALITY[gate.name][1], measured(gate), _bound(gate)) for gate in gates]
     text = "Measured by the engine that serves it, on text that calibration never saw."
-    return f"## Quality against the original\n\n{text}\n\n" + _table(("", "measured", "required"), rows)
+    return _gates(metadata, "quality", f"## Quality against the original\n\n{text}")
 
 
 def _speed(metadata: BuildMetadata) -> str:
-    gates = [gate for gate in metadata.validation.gates if gate.name in SPEED] if metadata.validation else []
-    if not gates:
-        return ""
-    rows = [(SPEED[gate.name], measured(gate), _bound(gate)) for gate in gates]
-    return f"## Speed\n\nOn {_machine(metadata.platform)}.\n\n" + _table(("", "measured", "required"), rows)
+    return _gates(metadata, "speed", f"## Speed\n\nOn {_machine(metadata.platform)}.")
+
+
+def _gates(metadata: BuildMetadata, section: str, head: str) -> str:
+    rows = [(row.text, measured(gate), bound_text(gate)) for gate, row in _shown(metadata) if row.section == section]
+    return f"{head}\n\n{_table(('', 'measured', 'required'), rows)}" if rows else ""
+
+
+def _shown(metadata: BuildMetadata) -> Iterable[tuple[Gate, CardRow]]:
+    """The gates that the card shows, with how."""
+    for gate in metadata.validation.gates if metadata.validation else ():
+        if gate.name in BY_NAME and (row := BY_NAME[gate.name].card):
+            yield gate, row
 
 
 def _limits(metadata: BuildMetadata) -> str:
@@ -224,12 +216,6 @@ def _integrity(metadata: BuildMetadata) -> str:
         f"## Integrity\n\n`{METADATA_NAME}` lists {len(metadata.files)} files, {total / 2**20:,.1f} MiB, each with "
         f"its SHA-256; the digest over the list is `{metadata.digest}`. The runtime checks all of it before it loads."
     )
-
-
-def _bound(gate: Gate) -> str:
-    if gate.relation is None or gate.threshold is None:
-        return ""
-    return f"{'≤' if gate.relation == '<=' else '≥'} {gate.threshold:g}"
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.lanes.gates import bound_text
 from pipeline.plan import BuildPlan
 from runtime.artifact import BuildMetadata, ChatModel, Gate, Source, ToolModel
 
@@ -89,7 +90,7 @@ def show_artifact(metadata: BuildMetadata, console: Console) -> None:
     if metadata.validation:
         gates = Table("gate", "measured", "bound", "", box=None, title="Validation", title_justify="left")
         for gate in metadata.validation.gates:
-            bound = f"{gate.relation} {gate.threshold:g}" if gate.relation and gate.threshold is not None else ""
+            bound = bound_text(gate)
             gates.add_row(gate.name, measured(gate), bound, "pass" if gate.passed else "FAIL" if bound else "")
         console.print()
         console.print(gates)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.embedded.texts import WINDOW_TOKENS, KnownPrompt, heldout_texts, known_prompts
-from pipeline.lanes.gates import Figures, Thresholds, failures, gates_of
+from pipeline.lanes import gate_specs, lane_of_artifact
+from pipeline.lanes.gate_specs import Candidate, GateSpec
+from pipeline.lanes.gates import Figures, Thresholds, failures, gates_of, unmeasured
 from pipeline.progress import Progress
 from pipeline.source import EMBEDDED
 from pipeline.stages.stage import StageError
@@ -38,9 +40,6 @@ T = TypeVar("T")
 PROMPT_TOKENS, REPLY_TOKENS = 64, 32
 STREAMS = {"cpu": 8, "vllm": 64, "trt": 64}
 KNOWN_PROMPT_TOKENS = 32
-
-# The embedded classifier is trained on the spot; less than this means that the training went wrong.
-EMBEDDED_TOOL_ACCURACY = 0.93
 
 
 def measure_reference(
@@ -93,19 +92,37 @@ def validate(
     """
     progress.step("verifying the files")
     hashes.verify_files(folder, metadata)
-    figures = Figures(files=len(metadata.files))
+    figures = {gate_specs.FILES: float(len(metadata.files))}
     if metadata.chat is not None:
         kept = Scores.read(reference) if reference is not None else None
-        figures = _measure_chat(folder, metadata, kept, progress)
+        figures |= _measure_chat(folder, metadata, kept, progress)
     if (tool := metadata.tool) is not None:
         device = "cpu" if metadata.lane == "cpu" else "cuda"
-        figures = replace(figures, tool_accuracy=tool_accuracy(folder, tool, device, progress))
-        if tool.source.repo == EMBEDDED and thresholds.tool_accuracy is None:
-            thresholds = replace(thresholds, tool_accuracy=EMBEDDED_TOOL_ACCURACY)
+        figures[gate_specs.TOOL_ACCURACY] = tool_accuracy(folder, tool, device, progress)
+    if missing := unmeasured(figures, candidate_of(metadata, compared=reference is not None)):
+        # A gate without a figure would pass as if there were none.
+        raise StageError("validate", f"expected a figure for each gate, found none for {', '.join(missing)}", folder)
     return Validation(
         gates=gates_of(figures, thresholds),
         validated_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         digest=metadata.digest,
+    )
+
+
+def candidate_of(metadata: BuildMetadata, *, compared: bool, parameters: int = 0) -> Candidate:
+    """An artifact as the gates see it.
+
+    Args:
+        compared: whether there is a float model to hold it against.
+        parameters: weights of the chat model.
+    """
+    chat, tool = metadata.chat, metadata.tool
+    return Candidate(
+        lane_of_artifact(metadata.lane, metadata.engine),
+        chat=chat is not None,
+        method=chat.quantization.method if chat and compared else None,
+        parameters=parameters,
+        classifier=None if tool is None else "embedded" if tool.source.repo == EMBEDDED else "other",
     )
 
 
@@ -144,18 +161,21 @@ def _measure_chat(folder: Path, metadata: BuildMetadata, kept: Scores | None, pr
         throughput = await speed.throughput_of(engine, material.streams, REPLY_TOKENS)
         progress.step(f"scoring {sum(map(len, windows))} held-out tokens")
         scored = await scores.score(engine, material.windows, progress)
-        return Figures(
-            files=len(metadata.files),
-            perplexity=scored.perplexity if scored.probable else None,
-            perplexity_ratio=scores.perplexity_ratio(scored, kept) if kept and scored.probable else None,
-            top1_agreement=scores.top1_agreement(scored, kept) if kept else None,
-            held_out_tokens=len(scored.logprobs),
-            known_prompts=sum(right) / len(right),
-            ttft_ms=latency.ttft_ms,
-            itl_ms=latency.itl_ms,
-            tokens_per_s=throughput,
-            streams=len(material.streams),
-        )
+        figures: dict[GateSpec, float] = {
+            gate_specs.KNOWN_PROMPTS: sum(right) / len(right),
+            gate_specs.HELD_OUT_TOKENS: len(scored.logprobs),
+            gate_specs.TTFT: latency.ttft_ms,
+            gate_specs.ITL: latency.itl_ms,
+            gate_specs.THROUGHPUT: throughput,
+            gate_specs.THROUGHPUT_STREAMS: len(material.streams),
+        }
+        if scored.probable:
+            figures[gate_specs.PERPLEXITY] = scored.perplexity
+        if kept:
+            figures[gate_specs.TOP1_AGREEMENT] = scores.top1_agreement(scored, kept)
+            if scored.probable:
+                figures[gate_specs.PERPLEXITY_RATIO] = scores.perplexity_ratio(scored, kept)
+        return figures
 
     progress.step("starting the engine on the artifact")
     return _with_engine(engines.create(folder, metadata, EngineOptions()), folder, measure)

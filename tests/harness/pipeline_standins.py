@@ -25,7 +25,8 @@ import pipeline.stages.install
 import pipeline.validate.validation
 from pipeline import cli
 from pipeline.embedded.tool import ToolEvaluation
-from pipeline.lanes.gates import Figures, Thresholds, gates_of
+from pipeline.lanes import gate_specs
+from pipeline.lanes.gates import Thresholds, gates_of
 from pipeline.plan import BuildPlan
 from pipeline.plan.hardware import Hardware, Quantizer
 from pipeline.quantize import QuantizeJob
@@ -102,7 +103,9 @@ def validate(
     assert reference is None or reference.is_file()
     method = metadata.chat.quantization.method if metadata.chat else "tool"
     ratio = float(os.environ.get(f"RATIO_{method.upper()}", "1.0"))
-    figures = Figures(files=len(metadata.files), perplexity_ratio=ratio if metadata.chat else None, tool_accuracy=0.97)
+    figures = {gate_specs.FILES: float(len(metadata.files)), gate_specs.TOOL_ACCURACY: 0.97}
+    if metadata.chat:
+        figures[gate_specs.PERPLEXITY_RATIO] = ratio
     note("validate")
     return Validation(
         gates=gates_of(figures, thresholds), validated_at="2026-01-01T00:00:00+00:00", digest=metadata.digest

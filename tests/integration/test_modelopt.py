@@ -18,6 +18,7 @@ import pytest
 
 from pipeline import lanes
 from pipeline.embedded.texts import heldout_texts
+from pipeline.lanes import gate_specs
 from pipeline.lanes.gates import failures
 from pipeline.plan import SEED, BuildRequest
 from pipeline.plan.chat_plan import HEADS, MOE_GATES
@@ -50,7 +51,7 @@ REFUSED = {"int4_awq": 0.62}
 TEXTS = heldout_texts() if os.environ.get("MODELOPT_TEXTS") == "all" else heldout_texts()[::3]
 
 # The speed of transformers on a CPU says nothing.
-NO_HURRY = {"ttft_ms": 1e9, "itl_ms": 1e9, "tokens_per_s": 0.0}
+NO_HURRY = {gate_specs.TTFT: 1e9, gate_specs.ITL: 1e9, gate_specs.THROUGHPUT: 0.0}
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from pipeline import hints, revalidate
+from pipeline.lanes import gate_specs as gates
 from pipeline.plan import BuildRequest
 from pipeline.plan.prepare import Prepared, prepare
 from pipeline.run import GateError, Run
 from pipeline.stage_runner import StageRunner, Work
 from pipeline.stages.recipe import NOT_COUNTED, OURS, closure
-from pipeline.stages.recipes import ingredients
+from pipeline.stages.recipes import recipe_inputs
 from pipeline.stages.stage import StageError
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, hashes, verify
@@ -36,7 +37,7 @@ from tests.harness.trt.lane import H200, LABEL, eventually, installed, model, qu
 
 # Short held-out texts: the stand-in's arithmetic needs no more.
 TEXTS = ["The kettle sings on the stove while somebody reads the paper aloud.", "Rain again."]
-BOUNDS = {"known_prompts": 0.0}
+BOUNDS = {gates.KNOWN_PROMPTS: 0.0}
 GOLDEN = Path(__file__).parents[2] / "data/trt"
 
 
@@ -173,7 +174,7 @@ def test_whatever_a_stage_called_is_counted_by_its_recipe(proven: Path, traced: 
     assert {"reference": "runtime.engines.trt.engine", "validate": "runtime.engines.trt.engine"}.get(
         stage, "pipeline.run"
     ) in called
-    counted = closure(ingredients(stage, "trt").modules).keys() | NOT_COUNTED.keys()
+    counted = closure(recipe_inputs(stage, "trt").modules).keys() | NOT_COUNTED.keys()
     # The runner hands over what stands in the key, and so does the plan.
     assert called - counted <= {"pipeline.run", "pipeline.stage_runner", "pipeline.plan.build_plan"}
 
@@ -194,7 +195,7 @@ def test_an_artifact_is_proven_again_where_it_lies(workplace: Path, proven: Path
     place = Path(shutil.copytree(proven, tmp_path / "artifact"))
     before = artifact.read(place)
     source = str(workplace / "prompts/model")
-    again = revalidate.revalidate(place, source, BOUNDS | {"top1_agreement": 1.0}, workplace / "cache", Silent())
+    again = revalidate.revalidate(place, source, BOUNDS | {gates.TOP1_AGREEMENT: 1.0}, workplace / "cache", Silent())
     assert again.validation is not None
     assert again.validation.passed
     assert again.digest == before.digest

@@ -7,7 +7,6 @@ import asyncio
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from hypothesis import settings as run_with
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from pipeline.lanes.gates import Figures, Thresholds, gates_of
+from pipeline.lanes.gate_specs import OPTIONS, SPECS, GateSpec
+from pipeline.lanes.gates import gates_of
 from pipeline.plan import ToolPlan
 from pipeline.publish import describe
 from pipeline.quantize import QuantizeJob
@@ -163,12 +163,10 @@ def test_a_history_of_nothing_stays_nothing() -> None:
     assert served.budgets.history == 0
 
 
-@pytest.mark.parametrize("bound", [field.name for field in fields(Thresholds)])
-def test_a_gate_with_a_bound_of_zero_is_a_gate(bound: str) -> None:
-    every = Figures(1, 9.0, 1.5, 0.5, 100, 0.5, 5.0, 5.0, 5.0, 2, 0.5)
-    free: dict[str, Any] = {field.name: None for field in fields(Thresholds)}
-    gated = [gate for gate in gates_of(every, Thresholds(**{**free, bound: 0.0})) if gate.relation is not None]
-    assert [gate.threshold for gate in gated] == [0.0]
+@pytest.mark.parametrize("spec", OPTIONS, ids=str)
+def test_a_gate_with_a_bound_of_zero_is_a_gate(spec: GateSpec) -> None:
+    gated = [gate for gate in gates_of(dict.fromkeys(SPECS, 0.0), {spec: 0.0}) if gate.relation is not None]
+    assert [(gate.name, gate.threshold) for gate in gated] == [(spec.name, 0.0)]
 
 
 @given(st.lists(st.none() | st.sampled_from([0, 0.0, 5]) | st.integers(), max_size=4), st.integers())
@@ -194,7 +192,7 @@ def optional_numbers() -> set[str]:
     names = set()
     models: list[type[BaseModel]] = [RuntimeSettings, PipelineSettings, ToolModel, ChatModel, Limits, Quantization]
     hints = [(name, info.annotation) for model in models for name, info in model.model_fields.items()]
-    for made in (EngineOptions, QuantizeJob, Thresholds, Figures):
+    for made in (EngineOptions, QuantizeJob):
         hints += typing.get_type_hints(made).items()
     for name, hint in hints:
         if typing.get_origin(hint) in (typing.Union, types.UnionType):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pipeline.lanes.gates import Thresholds
+from pipeline.lanes.gate_specs import OPTIONS, GateSpec
 from pipeline.plan import options
-from pipeline.plan.option_objects import filled
+from pipeline.plan.option_objects import OptionTable, TableOption, filled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,19 @@ class Outer:
 class Twice:
     first: Inner
     depth: Annotated[int, typer.Option()] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tabled:
+    sizes: Annotated[
+        Mapping[str, int],
+        OptionTable(
+            {
+                "width": TableOption("wide", Annotated[int | None, typer.Option("--wide")]),
+                "height": TableOption("high", Annotated[int | None, typer.Option("--high")]),
+            }
+        ),
+    ]
 
 
 def taken(kind: type, *words: str) -> object:
@@ -60,35 +74,36 @@ def test_two_options_of_one_name_are_told_when_the_command_is_made() -> None:
         filled(Twice)(lambda twice: None)
 
 
-def test_a_gate_has_an_option_and_an_option_a_gate() -> None:
-    assert {entry.name for entry in fields(options.GateOptions)} == {entry.name for entry in fields(Thresholds)}
+def test_a_table_fills_a_mapping_with_what_was_given() -> None:
+    assert taken(Tabled) == Tabled(sizes={})
+    assert taken(Tabled, "--wide", "0") == Tabled(sizes={"width": 0})
 
 
-GATES = {
-    "perplexity_ratio": "--max-perplexity-ratio",
-    "top1_agreement": "--min-top1",
-    "known_prompts": "--min-known-prompts",
-    "ttft_ms": "--max-ttft-ms",
-    "itl_ms": "--max-itl-ms",
-    "tokens_per_s": "--min-tokens-per-s",
-    "tool_accuracy": "--min-tool-accuracy",
-}
+# Users have these in scripts: the table may gain options, and not lose one.
+OPTION_NAMES = {
+    "--max-perplexity-ratio", "--min-top1", "--min-known-prompts", "--max-ttft-ms", "--max-itl-ms",
+    "--min-tokens-per-s", "--min-tool-accuracy",
+}  # fmt: skip
+
+
+def test_no_option_of_a_gate_is_lost() -> None:
+    assert {option.name for option in OPTIONS.values()} >= OPTION_NAMES
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     st.sets(st.sampled_from(["--trt", "--vllm", "--cpu"])),
     st.lists(st.sampled_from(["gptq", "fp8"]), max_size=2),
-    st.dictionaries(st.sampled_from(sorted(GATES)), st.sampled_from([0.0, 0.5, 1.0])),
+    st.dictionaries(st.sampled_from(list(OPTIONS)), st.sampled_from([0.0, 0.5, 1.0])),
     st.booleans(),
 )
 def test_every_option_of_run_reaches_the_request(
-    lanes: set[str], fallback: list[str], bounds: dict[str, float], emulated: bool
+    lanes: set[str], fallback: list[str], bounds: dict[GateSpec, float], emulated: bool
 ) -> None:
-    bounds = {name: max(value, 1.0) if name == "perplexity_ratio" else value for name, value in bounds.items()}
+    bounds = {spec: max(value, OPTIONS[spec].least) for spec, value in bounds.items()}
     words = ["awq", "org/chat", "org/tool", "--out", "there", *sorted(lanes)]
     words += [word for method in fallback for word in ("--fallback", method)]
-    words += [word for name, value in bounds.items() for word in (GATES[name], str(value))]
+    words += [word for spec, value in bounds.items() for word in (OPTIONS[spec].name, str(value))]
     words += ["--allow-emulated"] if emulated else []
     run = taken(options.RunOptions, *words)
     assert isinstance(run, options.RunOptions)

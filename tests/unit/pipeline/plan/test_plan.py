@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import settings
+from pipeline.lanes import gate_specs as gates
 from pipeline.plan import BuildPlan, BuildRequest, planner
 from pipeline.plan.hardware import Hardware, Quantizer
 from pipeline.problem import WrongRequestError
@@ -264,15 +265,15 @@ PLANS = [
         chat=model(EMBEDDED_CHAT | {"dtype": "float32"}),
         expect=method_is("awq", dtype="bfloat16"),
     ),
-    Row("a bound as told", request={"thresholds": {"itl_ms": 7.0}}, expect=lambda p: p.thresholds.itl_ms == 7.0),
+    Row("a bound as told", request={"thresholds": {gates.ITL: 7.0}}, expect=lambda p: p.thresholds[gates.ITL] == 7.0),
     Row(
         "large models have tighter bounds",
         "vllm",
         on=HOPPER,
         chat=model(),
-        expect=lambda p: p.thresholds.perplexity_ratio == 1.10,
+        expect=lambda p: p.thresholds[gates.PERPLEXITY_RATIO] == 1.10,
     ),
-    Row("small ones wider", expect=lambda p: p.thresholds.perplexity_ratio == 1.25),
+    Row("small ones wider", expect=lambda p: p.thresholds[gates.PERPLEXITY_RATIO] == 1.25),
     Row("fallback is kept", request={"fallback": ("gptq", "int8")}, expect=lambda p: p.fallback == ("gptq", "int8")),
     Row("the artifact's place", expect=lambda p: p.out == Path("artifacts/smollm2-135m-instruct-awq-cpu")),
     Row("a place as told", request={"out": Path("nowhere/yet")}, expect=lambda p: p.out == Path("nowhere/yet")),

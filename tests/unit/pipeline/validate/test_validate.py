@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.embedded.texts import known_prompts
-from pipeline.lanes.gates import Thresholds, failures
+from pipeline.lanes import gate_specs as gates
+from pipeline.lanes.gates import Thresholds, default_thresholds, failures
 from pipeline.stages.stage import StageError
 from pipeline.validate import validation as validating
 from pipeline.validate.validation import validate
@@ -20,7 +20,7 @@ from runtime.artifact.hashes import digest_of, hash_folder
 from runtime.engines import Delta, EngineDeadError, Sampling, TokenScore
 from tests.harness.models import tiny
 
-BOUNDS = Thresholds(perplexity_ratio=1.05, top1_agreement=0.9, known_prompts=0.5)
+BOUNDS: Thresholds = {gates.PERPLEXITY_RATIO: 1.05, gates.TOP1_AGREEMENT: 0.9, gates.KNOWN_PROMPTS: 0.5}
 
 
 class StandIn:
@@ -141,6 +141,15 @@ def test_without_a_float_model_perplexity_is_reported_alone(folder: Path, metada
     assert "perplexity_ratio" not in found
 
 
+def test_a_figure_that_an_artifact_must_have_and_has_not_is_no_pass(
+    folder: Path, metadata: BuildMetadata, serve, reference: Path
+) -> None:
+    serve(StandIn(logprob=math.nan))
+    with pytest.raises(StageError, match=r"found none for perplexity, perplexity_ratio") as failure:
+        run(folder, metadata, reference)
+    assert "\n" not in str(failure.value)
+
+
 @pytest.mark.parametrize("damage", ["change", "truncate", "remove", "add"])
 def test_a_tampered_artifact_is_refused_before_the_engine_starts(
     folder: Path, metadata: BuildMetadata, serve, damage: str
@@ -181,7 +190,9 @@ def test_a_classifier_is_measured_and_the_embedded_one_is_gated(
     monkeypatch.setattr(validating, "tool_accuracy", lambda *_: 0.9)
     tool = ToolModel(source=Source(repo=repo, content_sha256="0" * 64), max_tokens=512)
     alone = metadata.model_copy(update={"chat": None, "tool": tool})
-    validation = run(folder, alone, None, replace(BOUNDS, tool_accuracy=bound))
+    defaults = default_thresholds(validating.candidate_of(alone, compared=False))
+    asked = {} if bound is None else {gates.TOOL_ACCURACY: bound}
+    validation = run(folder, alone, None, {**defaults, **asked})
     assert values(validation)["tool_accuracy"] == 0.9
     assert failures(validation) == told
 

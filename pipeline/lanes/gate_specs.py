@@ -1,0 +1,202 @@
+"""The table of gates: one entry for each figure that validation takes of an artifact.
+
+Thresholds, the command line's options, the plan, the model card and the report read it. A new gate is an entry in
+`SPECS` and the code in `validate/` that measures its figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.lanes.lane import METHODS, SMALL_MODEL, Bounds, Lane
+from runtime.artifact.metadata import Relation
+
+# The embedded classifier is trained on the spot; less than this means that the training went wrong.
+EMBEDDED_TOOL_ACCURACY = 0.93
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is to be proven, as far as it decides which gates it has and how good it must be.
+
+    Attributes:
+        lane: what runs it.
+        chat: whether it holds a chat model.
+        method: how the chat model was quantized here; none for one that came quantized, which has no float model to be
+            held against.
+        parameters: weights of the chat model.
+        classifier: `embedded` for the one that is trained here, `other`, or none.
+    """
+
+    lane: Lane
+    chat: bool = False
+    method: str | None = None
+    parameters: int = 0
+    classifier: Literal["embedded", "other"] | None = None
+
+    @property
+    def compared(self) -> bool:
+        """Whether there is a float model to hold it against."""
+        return self.chat and self.method is not None
+
+    @property
+    def quality(self) -> Bounds | None:
+        """What its method must reach at its size; none where no method is known."""
+        if self.method not in METHODS:
+            return None
+        small, large = self.lane.bounds(self.method)
+        return small if self.parameters < SMALL_MODEL else large
+
+
+@dataclass(frozen=True, slots=True)
+class BoundOption:
+    """The command line's option that replaces a bound: its name and help, and the least and most that it takes."""
+
+    name: str
+    help: str
+    least: float = 0.0
+    most: float | None = None
+
+    @property
+    def parameter(self) -> str:
+        """The name as an identifier."""
+        return self.name.removeprefix("--").replace("-", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class CardRow:
+    """A gate's row in the model card: its section, what it is called, and the hub's task for figures of quality."""
+
+    section: Literal["quality", "speed"]
+    text: str
+    task: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GateSpec:
+    """One figure, and how it is bounded, asked for and shown.
+
+    Attributes:
+        name: as the metadata has it.
+        measured_of: whether an artifact must have the figure.
+        unit: of the figure.
+        relation: how it must stand to its bound; none for a figure that is only reported.
+        default: the bound unless told otherwise, for artifacts that have the figure; none reports it alone.
+        option: replaces the bound on the command line.
+        label: what the plan calls it.
+        card: how the model card shows it; none leaves it out.
+    """
+
+    name: str
+    measured_of: Callable[[Candidate], bool]
+    unit: str = ""
+    relation: Relation | None = None
+    default: Callable[[Candidate], float | None] = lambda _: None
+    option: BoundOption | None = None
+    label: str = ""
+    card: CardRow | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _chat(candidate: Candidate) -> bool:
+    return candidate.chat
+
+
+def _compared(candidate: Candidate) -> bool:
+    return candidate.compared
+
+
+FILES = GateSpec("files_verified", lambda _: True, unit="files")
+KNOWN_PROMPTS = GateSpec(
+    "known_prompts",
+    _chat,
+    relation=">=",
+    default=lambda _: 0.5,
+    option=BoundOption("--min-known-prompts", "Part of the known prompts answered right.", most=1.0),
+    label="known prompts",
+    card=CardRow("quality", "Known prompts answered right", "text-generation"),
+)
+PERPLEXITY = GateSpec("perplexity", lambda candidate: candidate.chat and candidate.lane.perplexity)
+PERPLEXITY_RATIO = GateSpec(
+    "perplexity_ratio",
+    lambda candidate: candidate.compared and candidate.lane.perplexity,
+    relation="<=",
+    default=lambda candidate: candidate.quality.perplexity_ratio if candidate.quality else None,
+    option=BoundOption("--max-perplexity-ratio", "Perplexity over that of the float model.", least=1.0),
+    label="perplexity ratio",
+    card=CardRow("quality", "Perplexity over that of the original", "text-generation"),
+)
+TOP1_AGREEMENT = GateSpec(
+    "top1_agreement",
+    _compared,
+    relation=">=",
+    default=lambda candidate: candidate.quality.top1_agreement if candidate.quality else None,
+    option=BoundOption("--min-top1", "Same first choice as the float model.", most=1.0),
+    label="top-1 agreement",
+    card=CardRow("quality", "Same first choice as the original", "text-generation"),
+)
+HELD_OUT_TOKENS = GateSpec("held_out_tokens", _chat, unit="tokens")
+TTFT = GateSpec(
+    "ttft_p50",
+    _chat,
+    unit="ms",
+    relation="<=",
+    default=lambda candidate: candidate.lane.latency.ttft_ms,
+    option=BoundOption("--max-ttft-ms", "Time to the first token, one stream."),
+    label="TTFT",
+    card=CardRow("speed", "Time to the first token, median, one stream"),
+)
+ITL = GateSpec(
+    "itl_p50",
+    _chat,
+    unit="ms",
+    relation="<=",
+    default=lambda candidate: candidate.lane.latency.itl_ms,
+    option=BoundOption("--max-itl-ms", "Time between tokens, one stream."),
+    label="ITL",
+    card=CardRow("speed", "Time between tokens, median, one stream"),
+)
+THROUGHPUT = GateSpec(
+    "throughput",
+    _chat,
+    unit="tokens/s",
+    relation=">=",
+    default=lambda candidate: candidate.lane.latency.tokens_per_s,
+    option=BoundOption("--min-tokens-per-s", "All streams together."),
+    label="throughput",
+    card=CardRow("speed", "All streams together"),
+)
+THROUGHPUT_STREAMS = GateSpec("throughput_streams", _chat, unit="streams")
+TOOL_ACCURACY = GateSpec(
+    "tool_accuracy",
+    lambda candidate: candidate.classifier is not None,
+    relation=">=",
+    default=lambda candidate: EMBEDDED_TOOL_ACCURACY if candidate.classifier == "embedded" else None,
+    option=BoundOption("--min-tool-accuracy", "The classifier, on held-out utterances.", most=1.0),
+    label="tool accuracy",
+    card=CardRow("quality", "Screenshot decisions that are right", "text-classification"),
+)
+
+# In the order in which a person reads them.
+SPECS = (
+    FILES,
+    KNOWN_PROMPTS,
+    PERPLEXITY,
+    PERPLEXITY_RATIO,
+    TOP1_AGREEMENT,
+    HELD_OUT_TOKENS,
+    TTFT,
+    ITL,
+    THROUGHPUT,
+    THROUGHPUT_STREAMS,
+    TOOL_ACCURACY,
+)
+
+BY_NAME = {spec.name: spec for spec in SPECS}
+
+# Those whose bound can be asked for.
+OPTIONS = {spec: spec.option for spec in SPECS if spec.option}
