@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pipeline.lanes import LANES
 from pipeline.problem import Problem
 from runtime import defaults
+from runtime.host import variables
 
 LARGE, SMALL = defaults.TRT_GROUP_SIZES
 
@@ -163,10 +164,7 @@ def load(environment: Mapping[str, str]) -> Loaded:
         problems = []
         for detail in error.errors():
             name = str(detail["loc"][0])
-            problems.append(Problem(name.upper(), _expectation(detail["msg"]), repr(given.pop(name, ""))))
+            field = PipelineSettings.model_fields[name]
+            expected, found = variables.expected(detail, field), variables.found(given.pop(name, ""), field)
+            problems.append(Problem(name.upper(), expected, found))
         return Loaded(PipelineSettings.model_validate(given), tuple(problems))
-
-
-def _expectation(message: str) -> str:
-    text = message.removeprefix("Input should be ").partition(", unable to")[0]
-    return text.replace("'", "")

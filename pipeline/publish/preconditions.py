@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import SecretStr
 
 from pipeline import settings as environment_settings
 from pipeline.plan import BuildPlan
@@ -41,12 +43,12 @@ class Destination:
     Attributes:
         repo: `org/name`.
         private: whether the repository must be private.
-        token: never shown.
+        token: may write there.
     """
 
     repo: str
     private: bool
-    token: str = field(repr=False)
+    token: SecretStr
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ def _source_problems(models: Sequence[SourceModel]) -> list[Problem]:
     return problems
 
 
-def _token(environment: Mapping[str, str]) -> tuple[str | None, Problem | None]:
+def _token(environment: Mapping[str, str]) -> tuple[SecretStr | None, Problem | None]:
     """Return the token that is set, or what is wrong with it; neither when a job's identity is exchanged for one."""
     try:
         token = hub.token_of(environment)
@@ -195,7 +197,7 @@ def _token(environment: Mapping[str, str]) -> tuple[str | None, Problem | None]:
     return token, None
 
 
-def _exchanged_token(resource: str, repo: str) -> tuple[str | None, Problem | None]:
+def _exchanged_token(resource: str, repo: str) -> tuple[SecretStr | None, Problem | None]:
     """Return a short-lived token for a CI job that proved who it is (OIDC); the client does the exchange."""
     from huggingface_hub import __version__, get_token
 
@@ -204,21 +206,22 @@ def _exchanged_token(resource: str, repo: str) -> tuple[str | None, Problem | No
     if not (refused := hub_client.token_exchange_errors()):
         expected, found = "a hub client that exchanges a job's identity (1.x)", f"huggingface_hub {__version__}"
         return None, Problem("HF_OIDC_RESOURCE", expected, found, "set HF_TOKEN instead")
+    expected = "a token in exchange for this job's identity"
     try:
-        return get_token(), None
+        text = get_token()
     except hub_client.failures(*refused) as error:
-        expected = "a token in exchange for this job's identity"
         return None, Problem("HF_OIDC_RESOURCE", expected, hub.reason(error))
+    return (SecretStr(text), None) if text else (None, Problem("HF_OIDC_RESOURCE", expected, "none"))
 
 
-def _access_problem(token: str, repo: str) -> Problem | None:
+def _access_problem(token: SecretStr, repo: str) -> Problem | None:
     """Return why a token may not write to a repository, as far as the hub says before it is tried."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     hub_client.set_timeouts()
     try:
-        account = hub.with_retries(lambda: HfApi(token=token).whoami(), lambda line: None, tries=3)
+        account = hub.with_retries(lambda: HfApi(token=token.get_secret_value()).whoami(), lambda line: None, tries=3)
     except OfflineModeIsEnabled:
         return Problem("HF_HUB_OFFLINE", "0 for an upload", "1")
     except hub_client.failures() as error:

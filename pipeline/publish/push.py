@@ -85,7 +85,7 @@ def _publish(folder: Path, metadata: BuildMetadata, destination: Destination, pr
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     hub_client.set_timeouts()
-    api = HfApi(token=destination.token)
+    api = HfApi(token=destination.token.get_secret_value())
     repo = destination.repo
     progress.step(f"push: looking at {repo}")
     api.create_repo(repo, private=destination.private, exist_ok=True)

@@ -225,7 +225,7 @@ def _download(repository: str) -> tuple[Path, str]:
 
     remedy = "set AWQ_CALIB_DATASET=embedded or name a .txt or .jsonl file"
     try:
-        token = hub.token_of(os.environ)
+        token = hub.revealed(hub.token_of(os.environ))
         info = HfApi(token=token).dataset_info(repository)
         name = training_file([file.rfilename for file in info.siblings or []])
         if name is None:

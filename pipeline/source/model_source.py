@@ -168,7 +168,7 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
 
     found: str
     try:
-        token = hub.token_of(os.environ)
+        token = hub.revealed(hub.token_of(os.environ))
         info = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True)
         siblings = info.siblings or []
         sizes = {file.rfilename: file.size or 0 for file in siblings}
@@ -263,7 +263,7 @@ def fetch(facts: SourceFacts, progress: Progress) -> Path:
         raise ValueError(f"{facts.ref} was not found on the hub, so there is nothing to fetch")
     progress.step(f"downloading {facts.name}@{facts.revision} ({facts.weight_bytes / 2**30:.1f} GiB)")
     weights.download(Reference(facts.name, facts.revision), facts.sizes, facts.hashes, FETCHED, progress)
-    token = hub.token_of(os.environ)
+    token = hub.revealed(hub.token_of(os.environ))
 
     def rest() -> str:
         return snapshot_download(facts.name, revision=facts.revision, allow_patterns=FETCHED, token=token)

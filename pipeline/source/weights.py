@@ -49,7 +49,7 @@ def download(
     missing = [entry for entry in wanted if not _is_cached(blobs.path(entry), entry.size)]
     if not missing:
         return
-    source = RepositoryReader(HfApi(token=hub.token_of(os.environ)), reference, reference.revision)
+    source = RepositoryReader(HfApi(token=hub.revealed(hub.token_of(os.environ))), reference, reference.revision)
 
     def report_bytes(here: int, total: int) -> None:
         progress.advance(here / total)

@@ -72,7 +72,8 @@ class Fetcher:
     machine: Machine
     report: hub.Report
     public_key: Path | None = None
-    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    # Not shown: a token may stand in it.
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
 
     def fetch(self, text: str) -> Path:
         """The folder of an artifact, downloaded unless it is in the cache.
@@ -99,7 +100,7 @@ class Fetcher:
     def _api(self) -> HfApi:
         from huggingface_hub import HfApi, get_token
 
-        return HfApi(token=hub.token_of(self.environment) or get_token() or False)
+        return HfApi(token=hub.revealed(hub.token_of(self.environment)) or get_token() or False)
 
     def _require_network(self, reference: Reference) -> None:
         from huggingface_hub import constants

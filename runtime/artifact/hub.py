@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import SecretStr
+
 from runtime.artifact import hub_client
 
 T = TypeVar("T")
@@ -38,7 +40,7 @@ class TokenError(ValueError):
         self.variables, self.expected, self.found = variables, expected, found
 
 
-def token_of(environment: Mapping[str, str]) -> str | None:
+def token_of(environment: Mapping[str, str]) -> SecretStr | None:
     """The token that the environment gives, in a variable or in a file that `…_FILE` names; none without one.
 
     Raises:
@@ -52,7 +54,12 @@ def token_of(environment: Mapping[str, str]) -> str | None:
             found[f"{name}_FILE"] = _read(f"{name}_FILE", Path(file))
     if len(set(found.values())) > 1:
         raise TokenError(" and ".join(found), "one token", f"{len(set(found.values()))}; unset one")
-    return next(iter(found.values()), None)
+    return next((SecretStr(text) for text in found.values()), None)
+
+
+def revealed(token: SecretStr | None) -> str | None:
+    """The token's text, for the client that sends it."""
+    return token.get_secret_value() if token is not None else None
 
 
 def _read(variable: str, path: Path) -> str:

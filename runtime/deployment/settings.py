@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from runtime import defaults
 from runtime.artifact import ArtifactError
 from runtime.artifact.repository import Reference, named_on_hub
 from runtime.engines import Sampling
+from runtime.host import variables
 from runtime.wire.messages import DEFAULT_BOUNDS, MAX_PREFIX_CHARS, Bound, Grammar
 
 SAMPLING = Sampling()
@@ -243,7 +245,7 @@ class RuntimeSettings(BaseSettings):
     )
     log_format: Annotated[Literal["json", "console"], _ANY_CASE] = var("json", "form of the log on standard output")
 
-    def api_keys(self) -> tuple[str, ...]:
+    def api_keys(self) -> tuple[SecretStr, ...]:
         """The keys, from the variable or from the file.
 
         Raises:
@@ -260,7 +262,8 @@ class RuntimeSettings(BaseSettings):
                 raise SettingsError(
                     [f"TEXT_API_KEY_FILE: expected a readable file, found {self.text_api_key_file} ({reason})"]
                 ) from None
-        keys = tuple(key for key in (part.strip() for part in text.replace("\n", ",").split(",")) if key)
+        parts = [part.strip() for part in text.replace("\n", ",").split(",")]
+        keys = tuple(SecretStr(part) for part in parts if part)
         if not keys:
             raise SettingsError(
                 ["TEXT_API_KEY: expected at least one API key, found none; set it or TEXT_API_KEY_FILE"]
@@ -313,10 +316,9 @@ def _contradictions(settings: RuntimeSettings) -> list[str]:
             Reference.parse(settings.artifact)
         except ArtifactError as error:
             problems.append(str(error))
-    if settings.artifact_public_key_file is not None and not settings.artifact_public_key_file.is_file():
-        problems.append(
-            f"ARTIFACT_PUBLIC_KEY_FILE: expected a file with a public key, found {settings.artifact_public_key_file}"
-        )
+    public_key = settings.artifact_public_key_file
+    if public_key is not None and not variables.names_file(public_key):
+        problems.append(f"ARTIFACT_PUBLIC_KEY_FILE: expected a file with a public key, found {public_key}")
     try:
         settings.api_keys()
     except SettingsError as error:
@@ -334,7 +336,9 @@ def _contradictions(settings: RuntimeSettings) -> list[str]:
     return problems
 
 
-def _problem(error: Any) -> str:  # noqa: ANN401 - pydantic's own record
-    name = str(error["loc"][0]).upper() if error["loc"] else "environment"
-    found = "" if "key" in name.lower() else f", found {error['input']!r}"
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}{found}"
+def _problem(error: ErrorDetails) -> str:
+    name = str(error["loc"][0])
+    field = RuntimeSettings.model_fields[name]
+    return (
+        f"{name.upper()}: expected {variables.expected(error, field)}, found {variables.found(error['input'], field)}"
+    )

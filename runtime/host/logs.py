@@ -11,15 +11,17 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import structlog
+from pydantic import SecretStr
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from runtime import defaults
+from runtime.host.variables import SECRETS
 
 ROTATE_BYTES = defaults.LOG_MEGABYTES * 1024 * 1024
 
@@ -35,10 +37,11 @@ _QUERY_KEY = re.compile(r"(api_key=)[^&\s\"']*", re.IGNORECASE)
 
 
 class Redactor:
-    """Hides private fields, keys in query strings, and the server's own keys wherever they appear."""
+    """Hides private fields, secrets by their type, keys in query strings, and the server's own keys everywhere."""
 
-    def __init__(self, secrets: Sequence[str] = ()) -> None:
-        longest_first = sorted((re.escape(secret) for secret in secrets if secret), key=len, reverse=True)
+    def __init__(self, secrets: Sequence[SecretStr] = ()) -> None:
+        texts = [secret.get_secret_value() for secret in secrets]
+        longest_first = sorted((re.escape(text) for text in texts if text), key=len, reverse=True)
         # Whole words only: a key such as `k` must not eat the k of every word.
         self._secrets = re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)") if longest_first else None
 
@@ -50,11 +53,28 @@ class Redactor:
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         """As a structlog processor."""
         for name, value in event.items():
-            if name.lower() in PRIVATE_FIELDS:
-                event[name] = HIDDEN
-            elif isinstance(value, str):
-                event[name] = self.text(value)
+            event[name] = self._field(name, value)
         return event
+
+    def value(self, value: object) -> object:
+        """A value without keys: secrets by their type are hidden, and texts are looked through wherever they lie.
+
+        What is neither number, text nor collection is written by its `repr`, so that is looked through.
+        """
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, SECRETS):
+            return HIDDEN
+        if isinstance(value, Mapping):
+            return {self.text(str(name)): self._field(str(name), inner) for name, inner in value.items()}
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [self.value(inner) for inner in value]
+        return self.text(repr(value))
+
+    def _field(self, name: str, value: object) -> object:
+        return HIDDEN if name.lower() in PRIVATE_FIELDS else self.value(value)
 
 
 class CompressingHandler(RotatingFileHandler):
@@ -72,7 +92,7 @@ def _compress(source: str, target: str) -> None:
     Path(source).unlink()
 
 
-def configure(*, level: str, log_format: str, folder: Path, secrets: Sequence[str]) -> None:
+def configure(*, level: str, log_format: str, folder: Path, secrets: Sequence[SecretStr]) -> None:
     """Set up logging for the whole process.
 
     Args:

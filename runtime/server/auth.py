@@ -6,15 +6,17 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 
+from pydantic import SecretStr
+
 
 class Keyring:
     """The keys that the server accepts."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        if not keys or not all(keys):
+    def __init__(self, keys: Sequence[SecretStr]) -> None:
+        if not keys or not all(key.get_secret_value() for key in keys):
             raise ValueError("expected at least one API key, none of them empty")
         # Digests are compared, so that neither a key's content nor its length shows in the time it takes.
-        self._digests = tuple(_digest(key) for key in keys)
+        self._digests = tuple(_digest(key.get_secret_value()) for key in keys)
 
     def identify(self, headers: Mapping[str, str], query: Mapping[str, str]) -> str | None:
         """The principal whose key came, as an opaque name; None where no key or a wrong one came.

@@ -25,8 +25,9 @@ from collections.abc import Iterator
 
 import structlog
 import uvicorn
+from pydantic import SecretStr
 
-from runtime.artifact import ArtifactError
+from runtime.artifact import ArtifactError, hub
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.engines import EngineDeadError, EngineOptionError
 from runtime.host import logs
@@ -55,7 +56,7 @@ class Server(uvicorn.Server):
 def run(settings: RuntimeSettings) -> int:
     """Serve until drained, refused, or dead; return the exit status. Says why on standard error, in one line each."""
     logs.configure(
-        level=settings.log_level, log_format=settings.log_format, folder=settings.log_dir, secrets=settings.api_keys()
+        level=settings.log_level, log_format=settings.log_format, folder=settings.log_dir, secrets=_secrets(settings)
     )
     try:
         listener = bind(settings.host, settings.port)
@@ -68,6 +69,15 @@ def run(settings: RuntimeSettings) -> int:
 
     with listener:
         return uvloop.run(_serve(settings, listener))
+
+
+def _secrets(settings: RuntimeSettings) -> list[SecretStr]:
+    """All that this process knows and must not tell."""
+    try:
+        token = hub.token_of(os.environ)
+    except hub.TokenError:
+        token = None  # told where a token is needed
+    return [*settings.api_keys(), *([token] if token else [])]
 
 
 def bind(host: str, port: int) -> socket.socket:

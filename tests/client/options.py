@@ -15,7 +15,7 @@ class Options:
     """Where to connect and how to begin a turn."""
 
     url: str
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     recv_timeout: float = 60.0
     chat_prompt: bool = True
     gender: str | None = None

@@ -14,6 +14,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from pydantic import SecretStr
 
 from pipeline.problem import WrongRequestError
 from pipeline.publish import preconditions, publishing
@@ -45,7 +46,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def publish(folder: Path, *, private: bool = True, sign_key: Path | None = None) -> Published:
-    return push(folder, Destination(REPO, private, TOKEN), sign_key, Steps())
+    return push(folder, Destination(REPO, private, SecretStr(TOKEN)), sign_key, Steps())
 
 
 # Before anything starts
@@ -115,7 +116,7 @@ def test_the_hub_is_asked_whether_the_token_may_write(hub: Hub, account: Account
     assert len(hub.requests("GET", "whoami-v2$")) == 1
     assert not hub.requests("POST")
     if message is None:
-        assert (destination, problems) == (Destination(REPO, True, "hf_asked"), [])
+        assert (destination, problems) == (Destination(REPO, True, SecretStr("hf_asked")), [])
     else:
         assert message in str(problems[0])
 
@@ -138,7 +139,8 @@ def test_the_token_comes_from_a_variable_or_a_file(hub: Hub, tmp_path: Path, var
     destination, problems = preconditions.check_destination([MODEL], None, {variable: value, "HF_PUSH_REPO_ID": REPO})
     assert problems == []
     assert destination
-    assert destination.token == TOKEN
+    assert destination.token.get_secret_value() == TOKEN
+    assert TOKEN not in repr(destination)
     assert TOKEN not in repr(destination)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from pydantic import SecretStr
 
 from pipeline.publish.preconditions import Destination
 from pipeline.publish.push import push
@@ -53,7 +54,7 @@ def published(hub: Hub, tmp_path: Path) -> Path:
 
 
 def put(folder: Path, sign_key: Path | None = None) -> None:
-    push(folder, Destination(REPO, True, TOKEN), sign_key, Steps())
+    push(folder, Destination(REPO, True, SecretStr(TOKEN)), sign_key, Steps())
 
 
 def fetcher(tmp_path: Path, machine: Machine = CPU, **more: Any) -> Fetcher:

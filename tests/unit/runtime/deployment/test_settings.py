@@ -79,7 +79,7 @@ def test_keys_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     path.write_text("one\ntwo, three\n\n")
     monkeypatch.delenv("TEXT_API_KEY")
     monkeypatch.setenv("TEXT_API_KEY_FILE", str(path))
-    assert load().api_keys() == ("one", "two", "three")
+    assert [key.get_secret_value() for key in load().api_keys()] == ["one", "two", "three"]
     monkeypatch.setenv("TEXT_API_KEY", "k")
     assert "found both" in problems()[0]
     monkeypatch.delenv("TEXT_API_KEY")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import structlog
+from pydantic import Secret, SecretBytes, SecretStr
 
 from runtime.host import logs
 from runtime.host.logs import CompressingHandler
@@ -47,7 +49,7 @@ def test_events_go_to_standard_output_and_to_the_file(tmp_path: Path, capsys: py
 
 
 def test_keys_and_what_users_said_are_hidden(tmp_path: Path) -> None:
-    logs.configure(level="info", log_format="json", folder=tmp_path, secrets=["hunter2"])
+    logs.configure(level="info", log_format="json", folder=tmp_path, secrets=[SecretStr("hunter2")])
     log = structlog.get_logger("test")
     log.info("connected", path="/ws?api_key=abc123&x=1", header="hunter2", persona="You are Mia", Utterance="my name")
     logging.getLogger("other").warning("GET /ws?api_key=%s", "abc123")
@@ -63,7 +65,7 @@ def test_keys_and_what_users_said_are_hidden(tmp_path: Path) -> None:
 
 
 async def test_neither_keys_nor_words_of_a_session_are_logged(tmp_path: Path) -> None:
-    logs.configure(level="debug", log_format="json", folder=tmp_path, secrets=[KEY])
+    logs.configure(level="debug", log_format="json", folder=tmp_path, secrets=[SecretStr(KEY)])
     async with serving() as running:
         from websockets.asyncio.client import connect
 
@@ -82,7 +84,7 @@ async def test_neither_keys_nor_words_of_a_session_are_logged(tmp_path: Path) ->
 
 
 def test_a_short_key_does_not_eat_words() -> None:
-    redactor = logs.Redactor(["k", "a.b"])
+    redactor = logs.Redactor([SecretStr("k"), SecretStr("a.b")])
     assert redactor.text("took key=k, a.b and axb") == "took key=[hidden], [hidden] and axb"
 
 
@@ -106,3 +108,52 @@ def test_old_files_are_compressed_and_three_are_kept(tmp_path: Path) -> None:
         "server.log.3.gz",
     ]
     assert gzip.decompress((tmp_path / "server.log.1.gz").read_bytes()).startswith(b"line 00")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """As a careless object: its repr shows what it holds."""
+
+    words: str
+
+
+SHAPES = (
+    lambda secret: secret,
+    lambda secret: [1, (secret,)],
+    lambda secret: {"outer": {"inner": secret}},
+    lambda secret: {"api_key": secret},
+    lambda secret: {f"for {secret}": None},
+    lambda secret: {secret},
+    lambda secret: Holder(secret),
+    lambda secret: ValueError(secret),
+    lambda secret: Path("/keys") / secret,
+    lambda secret: secret.encode(),
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_key_is_hidden_in_whatever_it_lies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], log_format: str, shape: Callable[[str], object]
+) -> None:
+    logs.configure(level="info", log_format=log_format, folder=tmp_path, secrets=[SecretStr("hunter2")])
+    structlog.get_logger("test").info("said", what=shape("hunter2"))
+    for text in ((tmp_path / "server.log").read_text(), capsys.readouterr().out):
+        assert "said" in text
+        assert "hunter2" not in text
+
+
+@pytest.mark.parametrize("secret", [SecretStr("zebra"), SecretBytes(b"zebra"), Secret("zebra")])
+def test_a_secret_is_hidden_by_its_type_whatever_it_is_called(tmp_path: Path, secret: object) -> None:
+    logs.configure(level="info", log_format="json", folder=tmp_path, secrets=[])
+    structlog.get_logger("test").info("said", value=secret, values=[secret], monkey="shown", held={"x": secret})
+    (line,) = lines(tmp_path)
+    assert (line["value"], line["values"], line["held"]) == (logs.HIDDEN, [logs.HIDDEN], {"x": logs.HIDDEN})
+    assert line["monkey"] == "shown"
+
+
+def test_numbers_stay_numbers(tmp_path: Path) -> None:
+    logs.configure(level="info", log_format="json", folder=tmp_path, secrets=[SecretStr("8")])
+    structlog.get_logger("test").info("said", port=8000, ratio=0.5, ready=True, nothing=None, sizes=[1, 2])
+    (line,) = lines(tmp_path)
+    assert [line[name] for name in ("port", "ratio", "ready", "nothing", "sizes")] == [8000, 0.5, True, None, [1, 2]]
