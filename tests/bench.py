@@ -139,11 +139,11 @@ async def main() -> bool:
     arguments = arguments_parser.parse_args()
     options = read_options(arguments)
     repeats = 2 if arguments.double_ttfb else 1
-    places = asyncio.Semaphore(arguments.concurrency)
+    slots = asyncio.Semaphore(arguments.concurrency)
     progress = Progress(arguments.requests * repeats)
 
     async def one(number: int) -> list[tuple[str, Turn | None, str | None]]:
-        async with places:
+        async with slots:
             utterance = TURNS[number % len(TURNS)]
             results = await one_client(options, utterance, repeats, arguments.timeout)
             for _, _, problem in results:

@@ -16,7 +16,7 @@ from prompts.detailed import DEFAULT, PERSONAS, style_of
 
 HELP = "/persona [KEY]  show or switch personas    /cancel  stop the reply    /stop  leave"
 # A server closes what is silent for 150 s; people think for longer.
-SIGN_OF_LIFE_S = 50
+KEEP_ALIVE_S = 50
 
 Lines = asyncio.Queue  # of str, and None where standard input ends
 
@@ -49,7 +49,7 @@ class Conversation:
         self.fields["gender"] = options.gender or gender
         self.fields["personality"] = style_of(persona)
 
-    async def hold(self, opener: str | None) -> bool:
+    async def run(self, opener: str | None) -> bool:
         """Until `/stop` or the end of input; whether everything went well."""
         ok = True
         if opener:
@@ -142,10 +142,10 @@ class Conversation:
         return ack.ok
 
 
-async def stay(client: Client) -> None:
+async def keep_alive(client: Client) -> None:
     """A sign of life now and then."""
     while True:
-        await asyncio.sleep(SIGN_OF_LIFE_S)
+        await asyncio.sleep(KEEP_ALIVE_S)
         await client.send("pong")
 
 
@@ -161,9 +161,9 @@ async def main() -> bool:
         await client.ping()
         print(f"connected to {options.url} as {arguments.persona}\n{HELP}")
         read_terminal(lines)
-        alive = asyncio.create_task(stay(client))
+        alive = asyncio.create_task(keep_alive(client))
         try:
-            ok = await Conversation(client, options, arguments.persona, lines).hold(arguments.opener)
+            ok = await Conversation(client, options, arguments.persona, lines).run(arguments.opener)
         finally:
             alive.cancel()
         await client.end()

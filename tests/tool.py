@@ -17,7 +17,7 @@ NO_DECISION = "expected a toolcall, found none; is a tool model deployed?"
 
 
 @dataclass(frozen=True)
-class Decided:
+class CaseResult:
     """One decision: about what, the right one, the one made, and the seconds it took."""
 
     case: ToolCase
@@ -43,7 +43,7 @@ async def decide(client: Client, fields: dict, earlier: list[dict], utterance: s
     return turn.tool.wanted, seconds
 
 
-async def replay(options: Options, case: ToolCase, max_steps: int, timeout: float) -> list[Decided]:
+async def replay(options: Options, case: ToolCase, max_steps: int, timeout: float) -> list[CaseResult]:
     """The decisions on one case, in a session of its own."""
     results = []
     async with connect(options) as client:
@@ -51,7 +51,7 @@ async def replay(options: Options, case: ToolCase, max_steps: int, timeout: floa
         earlier: list[dict] = []
         for step in case.turns[:max_steps]:
             found, seconds = await asyncio.wait_for(decide(client, fields, earlier, step.text), timeout)
-            results.append(Decided(case, step.text, step.expect, found, seconds))
+            results.append(CaseResult(case, step.text, step.expect, found, seconds))
             earlier.append({"role": "user", "content": step.text})
     return results
 
@@ -66,11 +66,11 @@ async def main() -> bool:
     add("--min-accuracy", type=float, metavar="SHARE", default=0.9, help="below this the command fails")
     arguments = arguments_parser.parse_args()
     options = read_options(arguments)
-    places = asyncio.Semaphore(arguments.concurrency)
+    slots = asyncio.Semaphore(arguments.concurrency)
     failures: Counter[str] = Counter()
 
-    async def one(case: ToolCase) -> list[Decided]:
-        async with places:
+    async def one(case: ToolCase) -> list[CaseResult]:
+        async with slots:
             try:
                 return await replay(options, case, arguments.max_steps, arguments.timeout)
             except asyncio.TimeoutError:

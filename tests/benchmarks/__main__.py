@@ -29,7 +29,7 @@ SHADOW_ROUNDS = 8
 
 
 def artifact(folder: Path) -> Path:
-    """The artifact that `make demo` makes; made now when it is not there."""
+    """Return the artifact that `make demo` makes; it is made now when it is not there."""
     if not (folder / "build_metadata.json").exists():
         command = [sys.executable, "-m", "pipeline", "run", "--cpu", "8bit", "embedded", "embedded"]
         subprocess.run([*command, "--out", str(folder)], check=True)
@@ -37,7 +37,7 @@ def artifact(folder: Path) -> Path:
 
 
 def engine_section(folder: Path) -> None:
-    """The engine alone against the runtime over WebSocket, the same work, one after the other."""
+    """Measure the engine alone and the runtime over WebSocket on the same work, one after the other."""
     print(f"\nengine: vLLM alone in process, then the runtime over WebSocket ({folder}, {REPLY} tokens a reply)")
     alone: dict[int, Figures] = {}
 
@@ -67,7 +67,7 @@ def engine_section(folder: Path) -> None:
 
 
 def shadow_section(folder: Path) -> None:
-    """Time to first token with the classifier and without, the prefill being the same.
+    """Measure the time to first token with the classifier and without, the prefill being the same.
 
     Both servers are up all the time and take turns, so that whatever else the machine does falls on both alike.
     """

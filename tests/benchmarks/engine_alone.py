@@ -1,4 +1,4 @@
-"""vLLM's AsyncLLM by itself, in this process: what any server around it is measured against."""
+"""vLLM's AsyncLLM by itself, in this process: the baseline for any server around it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.benchmarks.work import SAMPLING, Sample, turns, work
 def prompts(
     folder: Path, streams: int, rounds: int, words: int, first_seed: int, first_persona: int | None = None
 ) -> list[list[int]]:
-    """The same prompts that the listeners send (`run_load`), rendered by the same renderer, stream after stream."""
+    """Render the prompts that the listeners send (`run_load`), by the same renderer, stream after stream."""
     from runtime.text.prompt import Budgets, PromptRenderer
 
     renderer = PromptRenderer(folder, Budgets())
@@ -68,7 +68,7 @@ async def measure(
 
 
 def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
-    """An AsyncLLM on an artifact's model, with the engine arguments that the runtime would choose for these options.
+    """Start an AsyncLLM on an artifact's model, with the engine arguments that the runtime would choose.
 
     With `as_vllm_ships` without what the runtime adds to vLLM's workers.
     """

@@ -23,7 +23,7 @@ TEXT = (
 
 
 def engine_request(request_id: str, prompt: list[int], params: Any) -> Any:
-    """A request as vLLM hands it to its engine and to its detokenizer."""
+    """Make a request as vLLM hands it to its engine and to its detokenizer."""
     from vllm.v1.engine import EngineCoreRequest
 
     return EngineCoreRequest(
@@ -41,7 +41,7 @@ def engine_request(request_id: str, prompt: list[int], params: Any) -> Any:
 
 
 class TableLLM:
-    """As much of `AsyncLLM` as `VllmEngine` uses, on a table of tokens: every stream gets one in each step.
+    """A fake `AsyncLLM`, as far as `VllmEngine` uses one, on a table of tokens: every stream gets one in each step.
 
     Args:
         folder: the model whose tokenizer is used.
@@ -82,10 +82,10 @@ class TableLLM:
         self.output_processor.abort_requests([request_id], internal=False)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
-        """Nobody sleeps here."""
+        """Do nothing: no request sleeps here."""
 
     def shutdown(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: there is nothing to stop."""
 
     async def _step(self) -> None:
         from vllm.v1.engine import EngineCoreOutput, FinishReason
@@ -108,13 +108,13 @@ class TableLLM:
 
 
 def table_engine(folder: Path, tokens: int, pause: float) -> Any:
-    """Our engine on a table, loaded."""
+    """Load our engine on a table."""
     from runtime.engines import EngineOptions, Load
     from runtime.engines.vllm.engine import VllmEngine
 
     class Table(VllmEngine):
         async def load(self) -> Load:
-            """Nobody schedules anything."""
+            """Return an empty load: nothing is scheduled here."""
             return Load(0, 0, 0.0)
 
     engine = Table(folder, EngineOptions())
@@ -123,8 +123,10 @@ def table_engine(folder: Path, tokens: int, pause: float) -> Any:
 
 
 async def alone(folder: Path, streams: int, rounds: int, pause: float = 0.0) -> tuple[float, float]:
-    """vLLM's part, read the way `AsyncLLM.generate` reads it: CPU in microseconds per token, and the median time to the
-    first token in seconds."""
+    """Measure vLLM's part alone: CPU in microseconds per token, and the median time to the first token in seconds.
+
+    It is read the way `AsyncLLM.generate` reads it.
+    """
     from runtime.engines import Sampling
     from runtime.engines.vllm.arguments import parameters
 
@@ -149,7 +151,7 @@ async def alone(folder: Path, streams: int, rounds: int, pause: float = 0.0) -> 
 
 
 def front_section(folder: Path) -> None:
-    """Both, one after the other, twice."""
+    """Measure both, one after the other, twice."""
     import uvloop
 
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"

@@ -1,4 +1,4 @@
-"""What the gateway costs around an engine that costs nothing: per token, per idle connection, per interruption."""
+"""The gateway's cost around an engine that costs nothing: per token, per idle connection, per interruption."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ LIMITS = {
 
 
 def instant(tokens: int, pause: float = 0.0, **more: str) -> Server:
-    """A server whose engine replies out of a table."""
+    """Start a server whose engine replies out of a table."""
     variables = LIMITS | {"INSTANT_TOKENS": str(tokens), "INSTANT_PAUSE": str(pause)} | more
     return Server(Path(), module="tests.benchmarks.instant", **variables)
 
 
 def cpu_seconds(server: Server) -> float:
-    """User and system time that the server has used so far."""
+    """Return the user and system time that the server has used so far."""
     assert server.process is not None
     fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_kib(server: Server) -> int:
-    """The server's resident memory."""
+    """Return the server's resident memory in KiB."""
     assert server.process is not None
     found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())
     assert found
@@ -45,7 +45,7 @@ def resident_kib(server: Server) -> int:
 
 
 def cost(server: Server, tokens: int, connections: int, rounds: int) -> float:
-    """Server CPU in microseconds per token; prints the run's line."""
+    """Measure the server's CPU in microseconds per token; prints the run's line."""
     target = Target("yap", server.url, server.api_key, words=10)
     before, began = cpu_seconds(server), time.perf_counter()
     samples = run_load(target, connections, rounds, 1, first_seed=connections * 100_000 + tokens)
@@ -63,7 +63,7 @@ def cost(server: Server, tokens: int, connections: int, rounds: int) -> float:
 
 
 def idle_memory(server: Server, connections: int = 1000) -> None:
-    """Resident memory that an open, idle connection adds."""
+    """Measure the resident memory that an open, idle connection adds."""
 
     async def main() -> tuple[int, int]:
         options = Options(url=server.url, api_key=server.api_key)
@@ -84,7 +84,7 @@ def idle_memory(server: Server, connections: int = 1000) -> None:
 
 
 async def speaking(client: Client, number: int) -> Turn:
-    """A turn of which a token has been heard."""
+    """Begin a turn, and wait for its first token."""
     turn = Turn()
     await client.send("start", session_id="s", user_utterance=f"Tell me more, {number}.", history=[])
     async for frame in client.frames(turn):
@@ -94,7 +94,7 @@ async def speaking(client: Client, number: int) -> Turn:
 
 
 def interruptions(server: Server, rounds: int = 200) -> None:
-    """From the client's word to the server's: `cancel` → `done`, and new `start` → first new token."""
+    """Measure from the client's message to the server's: `cancel` → `done`, and new `start` → first new token."""
 
     async def main() -> tuple[list[float], list[float]]:
         cancels, barge_ins = [], []
@@ -121,7 +121,7 @@ def interruptions(server: Server, rounds: int = 200) -> None:
 
 
 def gateway_section(folder: Path) -> None:
-    """All of it. The artifact is not needed: the engine is a table."""
+    """Run every measurement of the gateway; the artifact is not needed, since the engine is a table."""
     print("\ngateway: the server around an engine that yields instantly")
     with instant(SHORT) as server:
         server.wait_ready()

@@ -31,7 +31,7 @@ Stream = tuple[Iterator[Delta], Callable[[Delta], None]]
 
 
 class InstantEngine:
-    """Tokens out of a table. As in a real engine, one task has a token for every stream in each step."""
+    """An engine that replies out of a table; as in a real one, one task has a token for every stream in each step."""
 
     def __init__(self, tokens: int, pause: float) -> None:
         self._deltas = [Delta(WORDS[index % len(WORDS)], 1) for index in range(tokens)]
@@ -40,13 +40,13 @@ class InstantEngine:
         self._stepping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Nothing to load."""
+        """Do nothing: there is nothing to load."""
 
     def wake(self) -> None:
-        """Never sleeps."""
+        """Do nothing: it never sleeps."""
 
     async def generate(self, prompt: Sequence[object], sampling: Sampling, each: Callable[[Delta], None]) -> None:
-        """One token in each step of the loop, or every `pause` seconds."""
+        """Send one token in each step of the loop, or every `pause` seconds."""
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._streams[over] = (iter(self._deltas), each)
         if self._stepping is None:
@@ -69,30 +69,30 @@ class InstantEngine:
         self._stepping = None
 
     async def warm(self, prompt: Sequence[object]) -> int:
-        """Nothing to fill."""
+        """Do nothing: there is no cache to fill."""
         return 0
 
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
-        """Knows no probabilities."""
+        """Return no scores: it knows no probabilities."""
         return []
 
     async def load(self) -> Load:
-        """The streams that are open."""
+        """Return the number of open streams."""
         return Load(len(self._streams), 0, 0.0)
 
     async def reset_caches(self) -> bool:
-        """Nothing to drop."""
+        """Do nothing: there is no cache to drop."""
         return True
 
     async def health(self) -> None:
-        """Never dies."""
+        """Do nothing: it never dies."""
 
     async def shutdown(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: there is nothing to stop."""
 
 
 async def load_instant(service: Service) -> None:
-    """In the place of `Service.load`."""
+    """Load the instant engine, in the place of `Service.load`."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as the server sets it
     tokens, pause = int(os.environ.get("INSTANT_TOKENS", "150")), float(os.environ.get("INSTANT_PAUSE", "0"))
     model = os.environ.get("INSTANT_MODEL")

@@ -22,7 +22,7 @@ from tests.benchmarks.work import SAMPLING, Sample, turns, work
 
 @dataclass(frozen=True)
 class Listener:
-    """One stream: which turns it has, by seed and persona; seconds of silence before all of them, and after each."""
+    """One stream: the seeds and personas of its turns, and seconds of silence before all of them and after each."""
 
     number: int
     turns: list[tuple[int, int | None]]
@@ -32,7 +32,7 @@ class Listener:
 
 @dataclass(frozen=True)
 class Target:
-    """Whom to load, with what.
+    """The server to load, and what to send it.
 
     Attributes:
         kind: `yap` for our WebSocket, `openai` for a chat completions endpoint.
@@ -136,7 +136,7 @@ STREAMS = {"yap": _yap_stream, "openai": _openai_stream}
 
 
 def siblings(cpu: int) -> frozenset[int]:
-    """The CPUs that are threads of the same core, this one among them, as Linux tells."""
+    """Return the CPUs that are threads of the same core, this one among them, as Linux tells."""
     listed = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
     if not listed.exists():
         return frozenset({cpu})
@@ -144,10 +144,10 @@ def siblings(cpu: int) -> frozenset[int]:
     return frozenset(number for span in spans for number in range(int(span[0]), int(span[-1]) + 1))
 
 
-def shared_out(
+def split_cpus(
     cpus: set[int], most: int | None = None, core_of: Callable[[int], frozenset[int]] = siblings
 ) -> tuple[set[int], set[int]]:
-    """CPUs for a server with its engine, and CPUs for the load alone: whole cores, `most` CPUs at most.
+    """Split CPUs into those for a server and at most `most` for the load alone, in whole cores.
 
     On one machine a load takes time from what it measures, also as the other thread of a core; real listeners have
     machines of their own. By default a quarter is theirs, and none where there are fewer than 8.
@@ -208,7 +208,7 @@ def run_load(
     cpus: Sequence[int] = (),
     pause: float = 0.0,
 ) -> list[Sample]:
-    """Let `streams` listeners each have `rounds` turns; their samples.
+    """Let `streams` listeners each have `rounds` turns, and return their samples.
 
     They all start together, or evenly within `spread` seconds, and ask again `pause` seconds after a reply has ended.
 
@@ -243,7 +243,7 @@ def run_load(
 
 
 def _answers(workers: Sequence[BaseProcess], results: Any) -> list[list[Sample]]:
-    """What every process has measured; an error as soon as one has failed, or is gone without a word."""
+    """Return what every process has measured; raises as soon as one failed or ended without an answer."""
     answers: list[list[Sample]] = []
     while len(answers) < len(workers):
         try:

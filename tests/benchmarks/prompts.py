@@ -13,7 +13,7 @@ HISTORY_BYTES = 250_000
 
 
 def prompt_section(folder: Path) -> None:
-    """Time to render a 250 KB history, and the longest time that the event loop was held up meanwhile."""
+    """Measure the time to render a 250 KB history, and the longest time that the event loop was blocked meanwhile."""
     from runtime.text.prompt import Budgets, Message, PromptRenderer
 
     print(f"\nprompts: a history of {HISTORY_BYTES // 1000} KB ({folder})")

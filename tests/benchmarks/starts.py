@@ -1,4 +1,4 @@
-"""What the start of a turn costs around an engine that costs nothing: from the client's word to the engine and back.
+"""The cost of a turn's start around an engine that costs nothing: from the client's message to the engine and back.
 
 Once around a table alone, and once with vLLM's own output handling before it (`front.py`), which has a cost of its own
 at the first token.
@@ -23,7 +23,7 @@ STEP = 0.0064
 
 
 def starts_section(folder: Path) -> None:
-    """Replies of one token behind a persona that was heard before, rendered by the artifact's own tokenizer."""
+    """Measure replies of one token behind a cached persona, rendered by the artifact's own tokenizer."""
     print(f"\nstarts: turns of one token, a persona of {WORDS} words kept from turn to turn ({folder})")
     for name, variables in (("table", {}), ("vllm", {"INSTANT_ENGINE": "vllm"})):
         _measure(name, folder, variables)
@@ -32,7 +32,7 @@ def starts_section(folder: Path) -> None:
 
 
 def _paced(folder: Path, rounds: int = 12) -> None:
-    """One stream at an engine's pace: everything is cold when a word comes, for the processor has slept meanwhile."""
+    """Measure one stream at an engine's pace, with caches cold because the processor slept before each token."""
     import uvloop
 
     vllm, first = uvloop.run(alone(folder, 1, rounds, STEP))
@@ -54,7 +54,7 @@ def _paced(folder: Path, rounds: int = 12) -> None:
 
 
 def _first_tokens(folder: Path, rounds: int = 200) -> None:
-    """What vLLM's detokenizer takes for a reply's first token, with the prompt and without."""
+    """Measure what vLLM's detokenizer takes for a reply's first token, with the prompt and without."""
     from transformers import AutoTokenizer
     from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 

@@ -1,4 +1,4 @@
-"""The work that every contender gets, and the figures that are taken from it."""
+"""The work that every contender of a benchmark gets, and the figures that are taken from it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": 30}
 
 @dataclass(frozen=True)
 class Work:
-    """One turn: a system prompt of about `words` × 2.3 tokens, and a short utterance."""
+    """One turn's texts: a system prompt of about `words` × 2.3 tokens, and a short utterance."""
 
     persona: str
     utterance: str
 
 
 def work(seed: int, words: int, persona: int | None = None) -> Work:
-    """Deterministic, unique by seed. `persona` chooses the system prompt; by default each seed has its own.
+    """Make a turn's texts, unique by seed and the same each time.
+
+    `persona` chooses the system prompt; by default each seed has its own.
 
     Personas share no prefix beyond the template's own: their first words differ.
     """
@@ -31,7 +33,7 @@ def work(seed: int, words: int, persona: int | None = None) -> Work:
 
 
 def turns(streams: int, rounds: int, first_seed: int, first_persona: int | None) -> list[list[tuple[int, int | None]]]:
-    """Seed and persona of each turn of each stream: a persona to every stream, or, with none, to every turn."""
+    """Return seed and persona of each stream's turns: a persona for every stream or, with none, for every turn."""
     return [
         [
             (first_seed + stream * rounds + turn, None if first_persona is None else first_persona + stream)
@@ -43,7 +45,7 @@ def turns(streams: int, rounds: int, first_seed: int, first_persona: int | None)
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished turn, times in seconds on the machine's monotonic clock.
+    """The times and counts of one finished turn, in seconds on the machine's monotonic clock.
 
     Attributes:
         frames: pieces that the reply came in.
@@ -65,11 +67,11 @@ class Sample:
 
     @property
     def itl(self) -> float:
-        """Mean time between this turn's tokens."""
+        """The mean time between this turn's tokens, in seconds."""
         return (self.ended - self.first) / max(1, self.tokens - 1)
 
     def tokens_within(self, begin: float, end: float) -> float:
-        """How many of its tokens came in a span of time, as if they came evenly."""
+        """Return how many of the turn's tokens came in a span of time, as if they came evenly."""
         length = self.ended - self.first
         share = (
             max(0.0, min(self.ended, end) - max(self.first, begin)) / length
@@ -81,7 +83,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one contender did with one number of streams."""
+    """The figures of one contender with one number of streams."""
 
     streams: int
     tokens_per_s: float
@@ -100,7 +102,7 @@ class Figures:
 
 
 def figures(streams: int, samples: list[Sample], *, steady: bool = False) -> Figures:
-    """Throughput from the first start to the last end; percentiles over turns.
+    """Compute throughput from the first start to the last end, and percentiles over turns.
 
     With `steady` only of the time in which every stream speaks, and of the turns that began in it.
     """

@@ -1,4 +1,4 @@
-"""How a command runs: one event loop, errors in one line, an exit status that tells."""
+"""The frame of every command: one event loop, errors in one line, an exit status that tells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One WebSocket to the server."""
+"""A client's WebSocket connection to the server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ClientError(Exception):
 
 
 class Client:
-    """Typed frames over one socket. Methods that wait raise ClientError after `recv_timeout` seconds of silence."""
+    """Typed frames over one socket; methods that wait raise ClientError after `recv_timeout` seconds of silence."""
 
     def __init__(self, socket: ClientConnection, recv_timeout: float) -> None:
         self.socket = socket
@@ -36,7 +36,7 @@ class Client:
             await self.socket.send(json.dumps({"type": type_, **fields}))
 
     async def recv(self) -> Frame:
-        """The next frame; a refusal of the whole connection is raised."""
+        """Receive the next frame; a refusal of the whole connection is raised."""
         try:
             frame = parse(await asyncio.wait_for(self.socket.recv(decode=True), self.recv_timeout))
         except asyncio.TimeoutError:
@@ -51,7 +51,7 @@ class Client:
         return frame
 
     async def until(self, *kinds: str) -> Frame:
-        """The next frame of one of these types; an `error` on the way is raised."""
+        """Receive up to the next frame of one of these types; an `error` on the way is raised."""
         while True:
             frame = await self.recv()
             if frame.type in kinds:
@@ -60,7 +60,7 @@ class Client:
                 raise ClientError(f"{frame.code}: {frame.message}")
 
     async def frames(self, turn: Turn) -> AsyncIterator[Frame]:
-        """The frames of a turn that was just begun, as they come, up to and with its `done`."""
+        """Yield the frames of a turn that was just begun, as they come, up to and with its `done`."""
         over = False
         while not over:
             frame = await self.recv()
@@ -83,12 +83,12 @@ class Client:
         return turn
 
     async def ping(self) -> None:
-        """Find out whether the server let us in: it says nothing of itself to those whom it did."""
+        """Send a ping and wait for the pong: a server sends nothing by itself to a client that it accepted."""
         await self.send("ping")
         await self.until("pong")
 
     async def end(self) -> None:
-        """Say goodbye and wait for the server to close."""
+        """Send `end` and wait for the server to close."""
         await self.send("end")
         await self.until("connection_closed")
         await self.socket.wait_closed()

@@ -1,4 +1,4 @@
-"""The frames that a server sends, as types."""
+"""The frames that a server sends, as Python types."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Frame:
-    """Any frame: its type and everything it carried."""
+    """A frame from the server: its type and everything that it carried."""
 
     type: str
     raw: dict = field(repr=False)
@@ -40,17 +40,21 @@ class ToolCall(Frame):
 
 @dataclass(frozen=True)
 class Token(Frame):
+    """A piece of the reply's text."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Final(Frame):
+    """The whole text of the reply."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Done(Frame):
-    """The end of a turn: exactly one, whatever happened."""
+    """The end of a turn; every turn has exactly one, whatever happened."""
 
     cancelled: bool
     failed: bool
@@ -71,11 +75,11 @@ class Error(Frame):
 
 @dataclass(frozen=True)
 class Unknown(Frame):
-    """`pong`, `draining`, `connection_closed`, and whatever a later server adds."""
+    """A frame without a type of its own: `pong`, `draining`, `connection_closed`, or one of a later server."""
 
 
 def parse(text: str) -> Frame:
-    """One server frame from its JSON text. Raises ValueError when it is not one."""
+    """Parse one server frame from its JSON text; raises ValueError when it is none."""
     raw = json.loads(text)
     if not isinstance(raw, dict) or not isinstance(raw.get("type"), str):
         raise ValueError(f"expected an object with a type, found {text[:80]!r}")

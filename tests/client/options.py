@@ -1,4 +1,4 @@
-"""The command line that all commands share."""
+"""The command-line options that all commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 @dataclass(frozen=True)
 class Options:
-    """Where to connect and how to begin a turn."""
+    """The options of a run: where to connect, and how to begin a turn."""
 
     url: str
     api_key: str | None = field(default=None, repr=False)
@@ -23,7 +23,7 @@ class Options:
     sampling: dict[str, float] = field(default_factory=dict)
 
     def start_fields(self, session_id: str, persona_text: str | None = None) -> dict[str, Any]:
-        """What every `start` of this run carries."""
+        """Return the fields that every `start` of this run carries."""
         fields: dict[str, Any] = {"session_id": session_id, "personality": self.personality}
         if self.gender:
             fields["gender"] = self.gender
@@ -35,7 +35,7 @@ class Options:
 
 
 def websocket_url(server: str) -> str:
-    """A full WebSocket address from what people type.
+    """Complete what people type to a WebSocket address.
 
     >>> websocket_url("localhost:8000")
     'ws://localhost:8000/ws'
@@ -55,7 +55,7 @@ def websocket_url(server: str) -> str:
 
 
 class _Help(argparse.HelpFormatter):
-    """Shows the defaults that say something."""
+    """A help formatter that shows the defaults that say something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         told = action.default not in (None, False, argparse.SUPPRESS) and "%(default)" not in (action.help or "")
@@ -63,7 +63,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def positive(text: str) -> float:
-    """A number above zero, for argparse."""
+    """Parse a number above zero, for argparse."""
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
@@ -71,7 +71,7 @@ def positive(text: str) -> float:
 
 
 def whole(text: str) -> int:
-    """A whole number above zero, for argparse."""
+    """Parse a whole number above zero, for argparse."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text}")
@@ -79,7 +79,7 @@ def whole(text: str) -> int:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with the shared options; commands add their own."""
+    """Make an argument parser with the shared options; commands add their own."""
     result = argparse.ArgumentParser(description=description, formatter_class=_Help)
     add = result.add_argument
     # Defaults are texts where they come from the environment, so that argparse checks them like arguments.
@@ -106,7 +106,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def read_options(arguments: argparse.Namespace) -> Options:
-    """The shared part of parsed arguments."""
+    """Read the shared options from parsed arguments."""
     # A comma-separated list is how the server is given several keys; a client uses the first.
     key = (arguments.api_key or os.environ.get("TEXT_API_KEY") or "").split(",")[0].strip()
     return Options(
@@ -121,6 +121,6 @@ def read_options(arguments: argparse.Namespace) -> Options:
 
 
 def _tool_only() -> bool:
-    """Whether the environment, which is often the server's too, says that no chat model is deployed."""
+    """Tell whether the environment, often the server's too, says that no chat model is deployed."""
     mode, chat = (os.environ.get(name, "").strip().lower() for name in ("DEPLOY_MODE", "DEPLOY_CHAT"))
     return mode == "tool" or chat in ("0", "false", "no", "off")

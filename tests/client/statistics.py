@@ -1,4 +1,4 @@
-"""Percentiles of what was measured."""
+"""Percentiles of measured times."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def percentile(sorted_values: Sequence[float], percent: float) -> float:
-    """Nearest-rank percentile of ascending values; NaN of none.
+    """Return the nearest-rank percentile of ascending values; NaN when there are none.
 
     >>> percentile([1, 2, 3, 4], 50)
     2

@@ -1,4 +1,4 @@
-"""Change persona in the middle of a conversation, keep the history: what `personality.py` and `gender.py` share."""
+"""Changes of persona in the middle of a conversation: what `personality.py` and `gender.py` share."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def switch_personas(
 
 
 async def set_persona(client: Client, gender: str, style: str, prompt: str) -> bool:
-    """Replace the session's persona and say how that went; where the server limits updates, wait as long as it says.
+    """Replace the session's persona and print the answer; waits as long as the server's limit for updates says.
 
     Raises:
         ClientError: the server takes no persona at all.

@@ -1,4 +1,4 @@
-"""One turn as its listener experiences it."""
+"""One turn as its client sees it: frames and times."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class Turn:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the server says it generated; token frames where it says nothing."""
+        """The number of tokens that the server says it generated; of token frames where it does not say."""
         counted = self.done.usage.get("completion_tokens") if self.done else None
         return counted if counted is not None else len(self.gaps) + (self.ttft is not None)
 
     def add(self, frame: Frame) -> bool:
-        """Take the next frame; true when the turn is over."""
+        """Take the next frame; returns true when the turn is over."""
         now = self.clock() - self.started
         self.frames.append(frame)
         if self.ttfb is None:
@@ -95,14 +95,14 @@ class Turn:
             self.first_sentence = now
 
     def report(self, indent: str = "") -> str:
-        """The summary and, where the turn went wrong, what was wrong with it."""
+        """Word the summary and, where the turn went wrong, the problem."""
         lines = [self.summary()]
         if self.problem:
             lines.append(f"failed: {self.problem}")
         return "\n".join(indent + line for line in lines)
 
     def summary(self) -> str:
-        """The times in milliseconds, one line."""
+        """Word the turn's times in milliseconds, in one line."""
         named = {
             "ttfb": self.ttfb,
             "ttft": self.ttft,

@@ -32,7 +32,7 @@ def pipeline(environment: dict[str, str], *arguments: str, shown: str = "") -> i
     return subprocess.run([sys.executable, "-m", "pipeline", *arguments], env=environment, check=False).returncode
 
 
-def held(hub: Hub) -> None:
+def show_repository(hub: Hub) -> None:
     """Print what the repository holds."""
     repository = hub.repositories[REPO]
     print(f"{REPO}: {'private' if repository.private else 'public'}, commits:")
@@ -86,7 +86,7 @@ def main() -> None:
         hub.fail("PUT", "/parts/1$", status=500, after_bytes=5 << 20)
         push = ("push", str(out), "--sign-key", str(secret))
         results["pushed"] = pipeline(environment, *push, shown=f"HF_TOKEN=… HF_PUSH_REPO_ID={REPO} ") == 0
-        held(hub)
+        show_repository(hub)
         files = hub.repositories[REPO].files
         results["the hub holds every byte"] = {path: files[path] for path in contents(out)} == contents(out)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a listener notices beyond throughput: the decision's price, barge-in, warmed prefixes, and a soak.
+"""Measurements of what a listener notices beyond throughput: the decision's price, barge-in, warmed prefixes, a soak.
 
     python3 tests/gpu/behaviour.py ARTIFACT [shadow] [barge-in] [prefix] [soak] [--soak-seconds 120]
 
@@ -38,7 +38,7 @@ WORDS = 200
 
 
 def gauges(server: Server) -> dict[str, float]:
-    """All of the server's figures by name and labels."""
+    """Return all of the server's figures, by name and labels."""
     with urllib.request.urlopen(server.http + "/metrics", timeout=10) as answer:
         text = answer.read().decode()
     return {name: float(value) for name, value in re.findall(r"^([^#\s]+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)}
@@ -51,13 +51,13 @@ def line(name: str, values: list[float]) -> str:
 
 
 def ready(server: Server) -> None:
-    """Wait for a server, and let it speak."""
+    """Wait for a server, and warm it up."""
     server.wait_ready(400)
     run_load(Target("yap", server.url, server.api_key, words=WORDS), 32, 2, 8, first_seed=1)
 
 
 def first_tokens(server: Server, name: str) -> dict[int, float]:
-    """Median time to first token by number of streams, no two prompts sharing anything."""
+    """Measure the median time to first token by number of streams, no two prompts sharing anything."""
     medians = {}
     for count in STREAMS:
         rounds = 30 if count == 1 else 6
@@ -69,7 +69,7 @@ def first_tokens(server: Server, name: str) -> dict[int, float]:
 
 
 def shadow(both: Server, alone: dict[int, float]) -> None:
-    """Time to first token with the classifier and without, prefill being the same."""
+    """Measure the time to first token with the classifier and without, the prefill being the same."""
     medians = first_tokens(both, "both")
     buckets = [
         (float(bound), count)
@@ -87,7 +87,7 @@ def shadow(both: Server, alone: dict[int, float]) -> None:
 
 
 async def interrupted(client: Client, number: int, source: random.Random) -> float:
-    """One barge-in: the time from the new `start` to the first token of the new turn."""
+    """Measure one barge-in: the time from the new `start` to the first token of the new turn."""
     first, second = work(20_000_000 + number * 2, WORDS), work(20_000_001 + number * 2, WORDS)
     turn = Turn()
     await client.send(
@@ -141,7 +141,7 @@ def barge_in(server: Server, streams: int = 64, rounds: int = 4) -> None:
 
 
 def prefix(server: Server, rounds: int = 8) -> None:
-    """A 5,000-token persona and history: the first turn cold, and after `warm_history`."""
+    """Measure the first turn behind a 5,000-token persona and history: cold, and after `warm_history`."""
 
     async def measure() -> None:
         times: dict[bool, list[float]] = {False: [], True: []}
@@ -175,14 +175,14 @@ def prefix(server: Server, rounds: int = 8) -> None:
 
 
 def resident(pid: int) -> float:
-    """Resident memory of a process in MiB."""
+    """Return a process's resident memory in MiB."""
     found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     assert found
     return int(found.group(1)) / 1024
 
 
 def soak(server: Server, clients: int = 256, seconds: float = 120) -> bool:
-    """Listeners who interrupt, cancel and hang up at random; afterwards everything is where it began."""
+    """Run listeners who interrupt, cancel and hang up at random; afterwards everything must be where it began."""
     assert server.process is not None
     pid = server.process.pid
     options = Options(url=server.url, api_key=server.api_key)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pack what a GPU host that reaches no registry lacks, in pieces that can be carried one at a time.
+"""Packs what a GPU host that reaches no registry lacks, in pieces that can be carried one at a time.
 
     python tests/gpu/carry.py ARTIFACT [--out .gpu] [--mib 56]
 
@@ -35,7 +35,7 @@ mkdir -p "${PIECES:-/tmp/pieces-more}" && mv "$(dirname "$0")"/piece* "${PIECES:
 
 
 def pinned(name: str) -> str:
-    """The requirement with its hashes, as a lock has it for the host's Python."""
+    """Return the requirement with its hashes, as a lock has it for the host's Python."""
     for lock in LOCKS:
         text = (ROOT / "images" / "locks" / f"{lock}.txt").read_text("utf-8")
         entries = re.findall(rf"^{re.escape(name)}==[^\n]*(?:\n    [^\n]*)*", text, re.MULTILINE)
@@ -48,7 +48,7 @@ def pinned(name: str) -> str:
 
 
 def install(names: tuple[str, ...], folder: Path) -> None:
-    """Every package for the host, checked against the locks' hashes; nothing of it is run here."""
+    """Install every package for the host, checked against the locks' hashes; nothing of it is run here."""
     requirements = folder.with_name("requirements.txt")
     requirements.write_text("\n".join(pinned(name) for name in names) + "\n", "utf-8")
     command = [str(ROOT / ".venv-tools" / "bin" / "uv"), "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
@@ -58,7 +58,7 @@ def install(names: tuple[str, ...], folder: Path) -> None:
 
 
 def halved(source: Path, target: Path) -> None:
-    """The classifier with its weights in float16, as it is served on a GPU."""
+    """Write the classifier with its weights in float16, as it is served on a GPU."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))

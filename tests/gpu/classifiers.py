@@ -30,7 +30,7 @@ STREAMS = 32
 
 
 def longformer(like: Path, out: Path) -> Path:
-    """A Longformer of base size, untrained, that reads what the other classifier reads."""
+    """Write an untrained Longformer of base size, with the other classifier's tokenizer."""
     from transformers import AutoTokenizer, LongformerConfig, LongformerForSequenceClassification
 
     tokenizer = AutoTokenizer.from_pretrained(like, local_files_only=True)
@@ -43,13 +43,13 @@ def longformer(like: Path, out: Path) -> Path:
 
 
 async def chatter(engine: VllmEngine, number: int) -> None:
-    """One stream of the chat model, without end."""
+    """Keep one stream of the chat model busy, without end."""
     while True:
         await engine.generate([number + 1] * 64, Sampling(max_tokens=400, ignore_eos=True), lambda delta: None)
 
 
 async def decide(folder: Path, name: str) -> bool:
-    """Measure one classifier; whether it kept to its memory and gave probabilities."""
+    """Measure one classifier; returns whether it kept to its memory and gave probabilities."""
     import torch
 
     torch.cuda.empty_cache()
@@ -79,7 +79,7 @@ async def decide(folder: Path, name: str) -> bool:
 
 
 async def measure(chat: Path, classifiers: dict[str, Path]) -> bool:
-    """All classifiers, one after the other, while the chat model speaks."""
+    """Measure all classifiers, one after the other, while the chat model generates."""
     limits = json.loads((chat / "build_metadata.json").read_text())["chat"]["limits"]
     options = EngineOptions(
         gpu_fraction=CHAT_SHARE, max_model_len=limits["max_model_len"], max_num_seqs=limits["max_batch_size"]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""From `exec` to the first 200 of readiness: our runtime with its compile cache and without, and vLLM's server.
+"""Measures from `exec` to readiness: our runtime with its compile cache and without, and vLLM's server.
 
     python3 tests/gpu/cold_start.py ARTIFACT [--only with both without vllm]
 
@@ -28,7 +28,7 @@ from tests.harness.server import Server, free_port
 
 
 def ours(folder: Path, **env: str) -> float:
-    """Seconds until /readyz answers 200."""
+    """Measure the seconds until /readyz answers 200."""
     with Server(folder, VLLM_LOGGING_LEVEL="INFO", **env) as server:
         seconds = server.wait_ready(400)
         for event in server.log.read_text().splitlines():
@@ -39,7 +39,7 @@ def ours(folder: Path, **env: str) -> float:
 
 
 def vllm_serve(folder: Path) -> float:
-    """Seconds until /health answers 200, with an empty compile cache."""
+    """Measure the seconds until /health answers 200, with an empty compile cache."""
     limits = json.loads((folder / "build_metadata.json").read_text())["chat"]["limits"]
     port = free_port()
     with tempfile.TemporaryDirectory() as cache:

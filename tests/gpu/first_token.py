@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the runtime adds to one stream's first token: the engine alone and our runtime, both up, taking turns.
+"""Measures what the runtime adds to one stream's first token: the engine alone and our runtime, taking turns.
 
     python3 tests/gpu/first_token.py ARTIFACT [--rounds 15] [--pause 0.5]
 
@@ -23,7 +23,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks import engine_alone
-from tests.benchmarks.load import Target, run_load, shared_out
+from tests.benchmarks.load import Target, run_load, split_cpus
 from tests.benchmarks.work import Sample
 from tests.client.statistics import percentile
 from tests.harness.server import Server
@@ -40,14 +40,14 @@ ENVIRONMENT = {
 
 
 def line(name: str, times: list[float]) -> str:
-    """Quartiles, since a median hides scatter."""
+    """Word the quartiles of times, since a median hides scatter."""
     ordered = sorted(time * 1000 for time in times)
     cells = "  ".join(f"p{p} {percentile(ordered, p):6.2f} ms" for p in (5, 25, 50, 75, 95))
     return f"{name:32} {cells}  ({len(ordered)} turns)"
 
 
 async def measure(arguments: argparse.Namespace, server: Server, cpus: tuple[int, ...]) -> None:
-    """All rounds; a block of turns of one contender, then of the other, then the other way round."""
+    """Run all rounds: a block of turns of one contender, then of the other, then the other way round."""
     folder, pause = arguments.artifact, arguments.pause
     limits = json.loads((folder / "build_metadata.json").read_text())["chat"]["limits"]
     server.wait_ready(400)  # an engine that is starting counts what others take meanwhile as its own
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--listeners-cpus", type=int, metavar="N", help="CPUs for the load alone; default: a quarter")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started here is ended here
-    serving, listening = shared_out(os.sched_getaffinity(0), arguments.listeners_cpus)
+    serving, listening = split_cpus(os.sched_getaffinity(0), arguments.listeners_cpus)
     os.sched_setaffinity(0, serving)
     with Server(arguments.artifact, **ENVIRONMENT) as server:
         asyncio.run(measure(arguments, server, tuple(sorted(listening))))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make an artifact of a model folder for measuring, in place: compiled ahead as `build` does, and sealed ungated.
+"""Makes an artifact of a model folder for measuring, in place: compiled ahead as `build` does, and not validated.
 
     python3 tests/gpu/make_artifact.py FOLDER [--tool FOLDER]
 

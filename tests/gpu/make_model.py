@@ -20,7 +20,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def layer_shapes(prefix: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one decoder layer's weights."""
+    """Return names and shapes of one decoder layer's weights."""
     return {
         f"{prefix}.input_layernorm.weight": (HIDDEN,),
         f"{prefix}.post_attention_layernorm.weight": (HIDDEN,),

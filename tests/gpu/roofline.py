@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How far decoding at one stream is from what the memory allows.
+"""Measures how far decoding at one stream is from what the memory allows.
 
     python3 tests/gpu/roofline.py FOLDER [FOLDER …]        artifacts, or any Hugging Face folders
 
@@ -24,7 +24,7 @@ from tests.benchmarks.work import figures
 
 
 def copy_bandwidth(size: int = 8 << 30, rounds: int = 10) -> float:
-    """Bytes a second, read and written, of a large copy on the GPU."""
+    """Measure a large copy on the GPU, in bytes a second, read and written."""
     import torch
 
     source = torch.empty(size, dtype=torch.uint8, device="cuda")
@@ -43,7 +43,7 @@ def copy_bandwidth(size: int = 8 << 30, rounds: int = 10) -> float:
 
 
 def bytes_per_step(folder: Path) -> int:
-    """Bytes of weights that one decode step reads, from the safetensors headers."""
+    """Return the bytes of weights that one decode step reads, from the safetensors headers."""
     config = json.loads((folder / "config.json").read_text())
     total = 0
     for path in folder.glob("*.safetensors"):
@@ -58,7 +58,7 @@ def bytes_per_step(folder: Path) -> int:
 
 
 async def itl(folder: Path) -> float:
-    """Median time between tokens of one stream, in seconds."""
+    """Measure the median time between tokens of one stream, in seconds."""
     options = {"max_model_len": 2048, "max_num_seqs": 8}
     described = folder / "build_metadata.json"
     if described.exists():  # an artifact, whose compile cache is for its own limits

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The engine alone, our runtime over WebSocket, and vLLM's OpenAI server: the same work, one run, one machine.
+"""Compares the engine alone, our runtime and vLLM's OpenAI server: the same work, one run, one machine.
 
     python3 tests/gpu/streams.py ARTIFACT [--streams 1 64 256] [--only vllm alone runtime openai] [--profile DIR]
 
@@ -40,7 +40,7 @@ import websockets
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks import engine_alone
-from tests.benchmarks.load import Target, run_load, shared_out
+from tests.benchmarks.load import Target, run_load, split_cpus
 from tests.benchmarks.work import Figures, Sample, figures
 from tests.harness.server import Server, free_port
 
@@ -58,30 +58,30 @@ class Load:
 
     @property
     def name(self) -> str:
-        """As results name it."""
+        """The load's name in results."""
         if self.streams == 1:
             return "1 with pauses" if self.pause else "1"
         return f"{self.streams} {'together' if self.together else 'spread'}"
 
     @property
     def rounds(self) -> int:
-        """Turns each listener has: enough of them for steady figures, few enough to be done in seconds."""
+        """The number of turns of each listener: enough for steady figures, few enough to be done in seconds."""
         if self.streams < 8:
             return 30
         return (4 if self.streams < 128 else 3) + (0 if self.together else 2)
 
     @property
     def spread(self) -> float:
-        """Seconds within which the streams begin: about as long as a reply takes."""
+        """The seconds within which the streams begin: about as long as a reply takes."""
         return 0.0 if self.together else 1.3 if self.streams < 128 else 2.5
 
     def figures(self, samples: list[Sample]) -> Figures:
-        """What was measured."""
+        """Compute the figures of the measured turns."""
         return figures(self.streams, samples, steady=not self.together)
 
 
 def loads(streams: list[int]) -> list[Load]:
-    """All measurements, in their order."""
+    """Return all measurements, in their order."""
     found = []
     for count in streams:
         found += [Load(1, True), Load(1, True, PAUSE)] if count == 1 else [Load(count, False), Load(count, True)]
@@ -90,23 +90,23 @@ def loads(streams: list[int]) -> list[Load]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which turns a contender's streams have. Seeds are its own, so that contenders on one engine share no prompt."""
+    """The turns of a contender's streams; seeds are its own, so that contenders on one engine share no prompt."""
 
     contender: int
     cold: bool
 
     def seed(self, load: Load) -> int:
-        """First seed of the measured turns."""
+        """Return the first seed of the measured turns."""
         kind = 2_500 if load.pause else 10_000 if load.together else 0
         return self.contender * 10_000_000 + load.streams * 20_000 + kind
 
     def persona(self, load: Load) -> int | None:
-        """First persona; none where every turn has one of its own."""
+        """Return the first persona; none where every turn has one of its own."""
         return None if self.cold else self.seed(load) + 5_000
 
 
 @dataclass(frozen=True)
-class Crowd:
+class LoadGenerator:
     """The processes that the load comes from, and the CPUs that they may use."""
 
     processes: int
@@ -127,13 +127,13 @@ class Crowd:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time that a process has used so far."""
+    """Return the user and system time that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def alone(folder: Path, limits: dict, wanted: list[Load], plan: Plan, *, as_vllm_ships: bool) -> dict[str, Figures]:
-    """vLLM's AsyncLLM in this process."""
+    """Measure vLLM's AsyncLLM in this process."""
     found = {}
     name = "engine as vLLM ships it" if as_vllm_ships else "engine alone"
     options = {"max_model_len": limits["max_model_len"], "max_num_seqs": limits["max_batch_size"]}
@@ -155,7 +155,7 @@ def alone(folder: Path, limits: dict, wanted: list[Load], plan: Plan, *, as_vllm
                 samples = await engine_alone.measure(llm, prompts, count, rounds, REPLY, load.spread, load.pause)
                 used = cpu_seconds(os.getpid()) - before
                 found[load.name] = load.figures(samples)
-                tell(
+                print_figures(
                     name, load, found[load.name], samples, f"prompts of {len(prompts[0])} tokens, {cpu(used, samples)}"
                 )
         finally:
@@ -166,26 +166,26 @@ def alone(folder: Path, limits: dict, wanted: list[Load], plan: Plan, *, as_vllm
 
 
 def cpu(used: float, samples: list[Sample]) -> str:
-    """A process's CPU time per token."""
+    """Word a process's CPU time per token."""
     return f"CPU {used / sum(sample.tokens for sample in samples) * 1e6:.1f} µs/token"
 
 
-def tell(name: str, load: Load, found: Figures, samples: list[Sample], more: str = "") -> None:
-    """One line for one measurement; for one stream its times to first token as well, since a median hides scatter."""
+def print_figures(name: str, load: Load, found: Figures, samples: list[Sample], more: str = "") -> None:
+    """Print one measurement; for one stream its times to first token too, since a median hides scatter."""
     print(f"{found.line(f'{name}, {load.name}')}  {more}", flush=True)
     if load.streams == 1:
         print("  TTFT, ms:", *(f"{sample.ttft * 1000:.1f}" for sample in sorted(samples, key=lambda s: s.started)))
 
 
 def profile(pid: int, out: Path, seconds: int = 12) -> subprocess.Popen[bytes]:
-    """py-spy on a process; raw stacks to a file."""
+    """Start py-spy on a process, writing raw stacks to a file."""
     program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     command = [program or "py-spy", "record", "-p", str(pid), "-d", str(seconds), "-f", "raw", "-o", str(out)]
     return subprocess.Popen(command)
 
 
 def hot_lines(raw: Path, most: int = 45) -> None:
-    """Functions by their own samples, from py-spy's raw stacks."""
+    """Print the functions with most samples of their own, from py-spy's raw stacks."""
     own: dict[str, int] = {}
     total = 0
     for line in raw.read_text().splitlines():
@@ -210,28 +210,30 @@ async def _round_trips(target: Target, count: int, silence: float) -> list[float
 
 
 def socket_price(target: Target, silence: float = 0.02) -> None:
-    """A ping's round trip after a silence as long as a prefill: what the socket and waking up cost any turn here."""
+    """Print a ping's round trip after a silence as long as a prefill: the socket's and the wake-up's cost."""
     times = asyncio.run(_round_trips(target, 100, silence))
     print(
         f"a ping's round trip after {silence * 1000:.0f} ms of silence: p50 {median(times) * 1000:.2f} ms", flush=True
     )
 
 
-def warm(target: Target, load: Load, crowd: Crowd, plan: Plan) -> None:
-    """A turn of each stream that is not measured, unless the plan is a cold one."""
+def warm(target: Target, load: Load, generator: LoadGenerator, plan: Plan) -> None:
+    """Run a turn of each stream that is not measured, unless the plan is a cold one."""
     if not plan.cold:
-        crowd.run(target, load.streams, 1, plan.seed(load) - load.streams, plan.persona(load))
+        generator.run(target, load.streams, 1, plan.seed(load) - load.streams, plan.persona(load))
 
 
-def measured(target: Target, load: Load, crowd: Crowd, plan: Plan) -> list[Sample]:
-    """The measured turns."""
-    return crowd.run(target, load.streams, load.rounds, plan.seed(load), plan.persona(load), load.spread, load.pause)
+def measure(target: Target, load: Load, generator: LoadGenerator, plan: Plan) -> list[Sample]:
+    """Run the measured turns."""
+    return generator.run(
+        target, load.streams, load.rounds, plan.seed(load), plan.persona(load), load.spread, load.pause
+    )
 
 
 def runtime(
-    folder: Path, wanted: list[Load], crowd: Crowd, plan: Plan, profiles: Path | None, **env: str
+    folder: Path, wanted: list[Load], generator: LoadGenerator, plan: Plan, profiles: Path | None, **env: str
 ) -> dict[str, Figures]:
-    """Our server, sanitizer on."""
+    """Measure our server, with the sanitizer on."""
     found = {}
     variables = {
         "MAX_CONCURRENT_CONNECTIONS": "1100",
@@ -244,23 +246,23 @@ def runtime(
         print(f"runtime: ready after {server.wait_ready(400):.0f} s", flush=True)
         assert server.process is not None
         target = Target("yap", server.url, server.api_key, words=WORDS, max_tokens=REPLY)
-        crowd.run(target, 3, 1, 1)
+        generator.run(target, 3, 1, 1)
         socket_price(target)
         for load in wanted:
-            warm(target, load, crowd, plan)
+            warm(target, load, generator, plan)
             before = cpu_seconds(server.process.pid)
-            samples = measured(target, load, crowd, plan)
+            samples = measure(target, load, generator, plan)
             used = cpu_seconds(server.process.pid) - before
             found[load.name] = load.figures(samples)
             frames = sum(sample.frames for sample in samples) / sum(sample.tokens for sample in samples)
             inside = median(sample.server_ttft for sample in samples) * 1000
             more = f"{cpu(used, samples)}, {frames:.2f} frames/token, TTFT p50 in the server {inside:.1f} ms"
-            tell("runtime", load, found[load.name], samples, more)
+            print_figures("runtime", load, found[load.name], samples, more)
         if profiles:
             raw = profiles / "runtime.raw"
             watch = profile(server.process.pid, raw)
             most = wanted[-1]
-            crowd.run(target, most.streams, 8, plan.seed(most) + 4_000_000, plan.persona(most))
+            generator.run(target, most.streams, 8, plan.seed(most) + 4_000_000, plan.persona(most))
             watch.wait(60)
             hot_lines(raw)
             shutil.copy(server.log, profiles / "server.log")
@@ -268,8 +270,8 @@ def runtime(
     return found
 
 
-def openai(folder: Path, limits: dict, wanted: list[Load], crowd: Crowd, plan: Plan) -> dict[str, Figures]:
-    """vLLM's own server."""
+def openai(folder: Path, limits: dict, wanted: list[Load], generator: LoadGenerator, plan: Plan) -> dict[str, Figures]:
+    """Measure vLLM's own OpenAI server."""
     port = free_port()
     command = [
         *[sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)],
@@ -293,12 +295,12 @@ def openai(folder: Path, limits: dict, wanted: list[Load], crowd: Crowd, plan: P
                 time.sleep(0.2)
         print(f"vLLM's OpenAI server, no compile cache: ready after {time.monotonic() - began:.0f} s", flush=True)
         target = Target("openai", f"http://127.0.0.1:{port}", model="chat", words=WORDS, max_tokens=REPLY)
-        crowd.run(target, 3, 1, 1)
+        generator.run(target, 3, 1, 1)
         for load in wanted:
-            warm(target, load, crowd, plan)
-            samples = measured(target, load, crowd, plan)
+            warm(target, load, generator, plan)
+            samples = measure(target, load, generator, plan)
             found[load.name] = load.figures(samples)
-            tell("vLLM's server", load, found[load.name], samples)
+            print_figures("vLLM's server", load, found[load.name], samples)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)
@@ -322,19 +324,19 @@ def main() -> None:
     contenders = arguments.only or ["vllm", "alone", "runtime", "openai"]
     results: dict[str, dict[str, Figures]] = {}
     folder, wanted = arguments.artifact, loads(arguments.streams)
-    serving, listening = shared_out(os.sched_getaffinity(0), arguments.listeners_cpus)
+    serving, listening = split_cpus(os.sched_getaffinity(0), arguments.listeners_cpus)
     os.sched_setaffinity(0, serving)  # every contender inherits it
-    crowd = Crowd(arguments.processes, tuple(sorted(listening)))
-    alone_there = sorted(listening) or "none of its own"
-    print(f"CPUs: {sorted(serving)} for each contender; for the load: {alone_there}", flush=True)
+    generator = LoadGenerator(arguments.processes, tuple(sorted(listening)))
+    load_cpus = sorted(listening) or "none of its own"
+    print(f"CPUs: {sorted(serving)} for each contender; for the load: {load_cpus}", flush=True)
     for number, name in enumerate(contenders, 1):
         plan = Plan(number, arguments.cold)
         if name in ("vllm", "alone"):
             results[name] = alone(folder, limits, wanted, plan, as_vllm_ships=name == "vllm")
         elif name == "runtime":
-            results[name] = runtime(folder, wanted, crowd, plan, arguments.profile)
+            results[name] = runtime(folder, wanted, generator, plan, arguments.profile)
         else:
-            results[name] = openai(folder, limits, wanted, crowd, plan)
+            results[name] = openai(folder, limits, wanted, generator, plan)
     for load in wanted:
         parts = []
         for name, other in (

@@ -1,1 +1,1 @@
-"""What tests start and speak to: scripted engines, tiny models, servers in processes of their own, stand-ins."""
+"""Test doubles and helpers: scripted engines, tiny models, servers in processes of their own, stand-ins."""

@@ -1,4 +1,4 @@
-"""The house as its files and import-linter's contracts say it is: packages, their names, their floors."""
+"""The packages of the house, their names and their floors, as files and import-linter's contracts say."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ HOUSES = ("runtime", "pipeline")
 
 
 def folders(top: str) -> list[Path]:
-    """Every folder with modules, at and under a folder of the root."""
+    """Return every folder with modules, at and under a folder of the root."""
     return sorted({path.parent for path in (ROOT / top).rglob("*.py")})
 
 
 def rooms() -> list[Path]:
-    """Every package of the house but the two that hold it."""
+    """Return every package of the house but the two that hold it."""
     return [folder for house in HOUSES for folder in folders(house) if folder != ROOT / house]
 
 
 def name_of(folder: Path) -> str:
-    """A folder's path from the root."""
+    """Return a folder's path from the root."""
     return folder.relative_to(ROOT).as_posix()
 
 
 def floors(house: str) -> dict[str, int]:
-    """The floor of each of a house's rooms and ground modules, 0 for the highest, as import-linter holds them."""
+    """Return the floor of each room and ground module, 0 for the highest, as import-linter holds them."""
     contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
     (layers,) = [contract["layers"] for contract in contracts if contract.get("containers") == [house]]
     return {room.strip(): floor for floor, layer in enumerate(layers) for room in layer.split(":")}

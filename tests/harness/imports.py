@@ -1,4 +1,4 @@
-"""What the source imports from elsewhere, inside functions too, and in which environments each import runs."""
+"""The imports of third-party packages in our source, and the environments in which each runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
 TORCH = {"cpu": "TORCH_CPU", "cpu-quantize": "TORCH_CPU", "tool": "TORCH_CPU", "dev": "TORCH_CPU", "trt": "TORCH_TRT"}
 
 # The image of a classifier alone has the runtime without an engine; the pipeline runs where the engines are.
-ROOMS = {"runtime": (*SERVING, "tool"), "pipeline": SERVING}
+PACKAGES = {"runtime": (*SERVING, "tool"), "pipeline": SERVING}
 # Modules that import an engine run where it is.
 ENGINES = {"vllm": ("vllm", "cpu"), "tensorrt_llm": ("trt",)}
 # The packages of a worker's environment: modules that import one inside a function do all such imports there.
@@ -51,13 +51,14 @@ DISTRIBUTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One import of something that is neither ours nor the standard library's.
+    """An import of something that is neither ours nor the standard library's.
 
     Attributes:
-        path: of the file, from the root.
-        module: as it is written.
-        name: that is taken out of the module; none where the module itself is imported.
-        local: inside a function.
+        path: the file's path from the root.
+        line: where it stands in the file.
+        module: the module, as it is written.
+        name: what is taken out of the module; none where the module itself is imported.
+        local: whether it stands inside a function.
     """
 
     path: str
@@ -68,12 +69,12 @@ class Import:
 
     @property
     def package(self) -> str:
-        """The module at the top."""
+        """The top-level package of the module."""
         return self.module.partition(".")[0]
 
 
 def imports_of(path: str, source: str) -> list[Import]:
-    """The imports of a file that happen when it runs; those for a type checker do not."""
+    """Return the imports of a file that happen when it runs; those for a type checker do not."""
     return list(_walk(path, ast.parse(source), local=False))
 
 
@@ -81,15 +82,15 @@ def _walk(path: str, node: ast.AST, *, local: bool) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             found = [Import(path, child.lineno, alias.name, None, local) for alias in child.names]
-            yield from (one for one in found if _foreign(one))
+            yield from (one for one in found if _is_third_party(one))
         elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
             found = [Import(path, child.lineno, child.module, alias.name, local) for alias in child.names]
-            yield from (one for one in found if _foreign(one))
+            yield from (one for one in found if _is_third_party(one))
         elif isinstance(child, ast.Call) and ast.unparse(child.func).endswith("import_module"):
             if not child.args or not isinstance(child.args[0], ast.Constant):
                 raise ValueError(f"{path}:{child.lineno}: expected a constant name for import_module")
             one = Import(path, child.lineno, str(child.args[0].value), None, local)
-            yield from [one] if _foreign(one) else []
+            yield from [one] if _is_third_party(one) else []
         elif isinstance(child, ast.If) and ast.unparse(child.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
             for other in child.orelse:
                 yield from _walk(path, ast.Module([other], []), local=local)
@@ -98,12 +99,12 @@ def _walk(path: str, node: ast.AST, *, local: bool) -> Iterator[Import]:
             yield from _walk(path, child, local=inner)
 
 
-def _foreign(one: Import) -> bool:
+def _is_third_party(one: Import) -> bool:
     return one.package not in sys.stdlib_module_names and one.package not in OURS
 
 
 def all_imports() -> list[Import]:
-    """Of the whole source."""
+    """Return the third-party imports of the whole source."""
     found = []
     for room in OURS:
         for path in sorted((ROOT / room).rglob("*.py")):
@@ -112,7 +113,7 @@ def all_imports() -> list[Import]:
 
 
 def environments_of(one: Import, beside: Sequence[Import]) -> tuple[str, ...]:
-    """Where an import runs.
+    """Return the environments in which an import runs.
 
     Args:
         beside: all imports of the same file.
@@ -128,19 +129,19 @@ def environments_of(one: Import, beside: Sequence[Import]) -> tuple[str, ...]:
         places = [environment for package in packages for environment in ENGINES.get(package, ())]
         if places:
             return tuple(dict.fromkeys(places))
-    return ROOMS[one.path.partition("/")[0]]
+    return PACKAGES[one.path.partition("/")[0]]
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """One line of a lock."""
+    """One pinned distribution, as a line of a lock has it."""
 
     name: str
     version: str
     marker: str | None
 
     def fits(self, python: str) -> bool:
-        """Whether it is installed on the images' platform with a version of Python."""
+        """Tell whether it is installed on the images' platform with a version of Python."""
         system = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
         platform = {**system, "platform_machine": "x86_64"}
         there = {**platform, "python_version": python, "python_full_version": f"{python}.7", "extra": ""}
@@ -148,7 +149,7 @@ class Pin:
 
 
 def pins_of(environment: str) -> list[Pin]:
-    """All pins of an environment, and torch, which install.sh brings by itself."""
+    """Return all pins of an environment, with torch, which install.sh brings by itself."""
     found = []
     for lock in ENVIRONMENTS[environment]:
         for line in (LOCKS / lock).read_text("utf-8").splitlines():
@@ -163,12 +164,12 @@ def pins_of(environment: str) -> list[Pin]:
 
 
 def distributions_of(package: str) -> tuple[str, ...]:
-    """Those that may bring a module."""
+    """Return the distributions that may bring a package."""
     return DISTRIBUTIONS.get(package) or (str(canonicalize_name(package)),)
 
 
 def unpinned(imports: Sequence[Import]) -> list[str]:
-    """A line for every import that some environment in which it runs has no pin for."""
+    """Return a line for every import that some environment in which it runs has no pin for."""
     by_file: dict[str, list[Import]] = {}
     for one in imports:
         by_file.setdefault(one.path, []).append(one)
@@ -187,7 +188,7 @@ def unpinned(imports: Sequence[Import]) -> list[str]:
 
 
 def _is_other_transport(one: Import, pins: Sequence[Pin]) -> bool:
-    """Whether this is the transport of that generation of the hub's client that the environment does not have."""
+    """Tell whether this is the hub client's transport of the generation that the environment does not have."""
     if one.path != "runtime/artifact/hub_client.py" or one.package not in {"httpx", "requests"}:
         return False
     [version] = {pin.version for pin in pins if pin.name == "huggingface-hub"}

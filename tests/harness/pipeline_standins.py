@@ -1,4 +1,4 @@
-"""The pipeline with its heavy parts replaced, so that its order, its exits and its deaths can be tested in seconds.
+"""The pipeline with stand-ins for its heavy parts, so that order, exits and crashes are tested in seconds.
 
 `python -m tests.harness.pipeline_standins ARGUMENTS` is `python -m pipeline` with them. `DIE_AT` names the part at
 whose end the process kills itself, `CALLS` a file that gets a line for each part that did work, and
@@ -37,8 +37,8 @@ from runtime.host.machine import Machine
 PARTS = ("source", "calibration", "quantize", "tool", "build", "reference", "validate", "install")
 
 
-def note(part: str) -> None:
-    """A part has done its work; perhaps its last."""
+def record(part: str) -> None:
+    """Record that a part has done its work; kills the process when `DIE_AT` names the part."""
     with Path(os.environ["CALLS"]).open("a") as calls:
         calls.write(part + "\n")
     if os.environ.get("DIE_AT") == part:
@@ -57,7 +57,7 @@ def export_chat(out: Path, progress: Any) -> Path:
     (out / "tokenizer.json").write_text("{}")
     (out / "chat_template.jinja").write_text("{{ messages }}")
     weights(out / "model.safetensors", "chat")
-    note("source")
+    record("source")
     return out
 
 
@@ -65,13 +65,13 @@ def train_tool(out: Path, progress: Any) -> ToolEvaluation:
     progress.advance(0.5)
     (out / "config.json").write_text(json.dumps(model_source.EMBEDDED_TOOL))
     weights(out / "model.safetensors", "tool")
-    note("tool")
+    record("tool")
     return ToolEvaluation(accuracy=0.97, precision=0.96, recall=0.98, threshold=0.66, held_out=100)
 
 
 def calibrate(plan: Any, model: Path, out: Path, **_: Any) -> Calibration:
     (out / "samples.jsonl").write_text("[1,2,3]\n")
-    note("calibration")
+    record("calibration")
     return Calibration(dataset=plan.dataset, digest="d", samples=1, sequence_length=plan.sequence_length, tokens=3)
 
 
@@ -80,7 +80,7 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Any) -> Quantiz
     weights(job.out / "model.safetensors", job.method)
     (job.out / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": job.method}}))
     (job.out / "tokenizer.json").write_text("{}")
-    note("quantize")
+    record("quantize")
     if os.environ.get("BREAK") == "quantize":
         raise pipeline.run.StageError("quantize", "the quantizer ended with exit code 9", job.model, "read its log")
     return Quantization(method=job.method, scheme="W4A16", group_size=job.group_size, symmetric=job.symmetric)
@@ -89,12 +89,12 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Any) -> Quantiz
 def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Any) -> None:
     for path in sorted(model_dir.iterdir()):
         (out / path.name).write_bytes(path.read_bytes())
-    note("build")
+    record("build")
 
 
 def measure_reference(model: Path, out: Path, *, options: Any, engine: str, progress: Any) -> None:
     out.write_text("{}")
-    note("reference")
+    record("reference")
 
 
 def validate(
@@ -106,7 +106,7 @@ def validate(
     figures = {gate_specs.FILES: float(len(metadata.files)), gate_specs.TOOL_ACCURACY: 0.97}
     if metadata.chat:
         figures[gate_specs.PERPLEXITY_RATIO] = ratio
-    note("validate")
+    record("validate")
     return Validation(
         gates=gates_of(figures, thresholds), validated_at="2026-01-01T00:00:00+00:00", digest=metadata.digest
     )
@@ -118,7 +118,7 @@ def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] =
 
 
 def atomic_replace(partial: Path, out: Path, old: Path) -> None:
-    note("install")
+    record("install")
     ORIGINAL_REPLACE(partial, out, old)
 
 

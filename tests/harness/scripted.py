@@ -1,4 +1,4 @@
-"""An engine, a renderer and a classifier that do as they are told, and a server around them on a real socket.
+"""A scripted engine, renderer and classifier, and a server around them on a real socket.
 
 For tests where timing and failure must be controlled. The real ones are tested in `tests/integration`.
 """
@@ -61,14 +61,14 @@ class ScriptedEngine:
     aborts: int = 0
 
     async def start(self) -> None:
-        """Nothing to load."""
+        """Do nothing: there is nothing to load."""
 
     def wake(self) -> None:
         """Remember how many requests had come by then."""
         self.woken.append(len(self.prompts))
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
-        """The scripted reply."""
+        """Send the scripted reply, one delta a word."""
         words = Words.read(prompt)
         number = len(self.prompts)
         self.prompts.append(words)
@@ -93,7 +93,7 @@ class ScriptedEngine:
             if not finished:
                 self.aborts += 1
                 # As a real engine's, an abort goes through also when whoever waits for it is cancelled.
-                await through(asyncio.ensure_future(self._abort(number)))
+                await wait_uncancelled(asyncio.ensure_future(self._abort(number)))
             self.held.discard(number)
 
     async def _abort(self, number: int) -> None:
@@ -104,7 +104,7 @@ class ScriptedEngine:
         self.held.discard(number)
 
     async def warm(self, prompt: Sequence[int]) -> int:
-        """Remember the prefix."""
+        """Remember the prefix in `warmed`."""
         if self.gate is not None:
             await self.gate.wait()
         if self.dead:
@@ -113,30 +113,30 @@ class ScriptedEngine:
         return 0
 
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
-        """Every token as likely as can be."""
+        """Score every token as certain."""
         return [TokenScore(0.0, token) for token in tokens[1:]]
 
     async def load(self) -> Load:
-        """What is held now."""
+        """Return the number of requests that run now."""
         await self.health()
         return Load(len(self.held), 0, 0.0)
 
     async def reset_caches(self) -> bool:
-        """Count."""
+        """Count the reset in `resets`, unless it is to be refused."""
         self.resets += not self.refuse_reset
         return not self.refuse_reset
 
     async def health(self) -> None:
-        """Raise when dead."""
+        """Raise EngineDeadError when the engine is dead."""
         if self.dead:
             raise EngineDeadError("the scripted engine died")
 
     async def shutdown(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: there is nothing to stop."""
 
 
-async def through(work: asyncio.Future[None]) -> None:
-    """Wait for it, whatever happens meanwhile; then let that happen."""
+async def wait_uncancelled(work: asyncio.Future[None]) -> None:
+    """Wait for a future to its end even when the waiting task is cancelled; the cancellation is raised afterwards."""
     cancelled: asyncio.CancelledError | None = None
     while not work.done():
         try:
@@ -155,6 +155,7 @@ class Words:
 
     @classmethod
     def ids_of(cls, text: str) -> list[int]:
+        """Return the ids of a text's words; new words are added."""
         found = []
         for word in text.split():
             if word not in cls.ids:
@@ -165,22 +166,23 @@ class Words:
 
     @classmethod
     def read(cls, ids: Sequence[int]) -> list[str]:
+        """Return the words of ids."""
         return [cls.words[number] for number in ids]
 
 
 @dataclass
 class ScriptedRenderer:
-    """Renders `[system …] [user …] [assistant …]`, a token a word."""
+    """A renderer of prompts like `[system …] [user …] [assistant …]`, a token a word."""
 
     budgets: Budgets = field(default_factory=Budgets)
     error: Exception | None = None
 
     def count(self, text: str) -> int:
-        """Words."""
+        """Return the number of words."""
         return len(text.split())
 
     def render(self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str) -> Prompt:
-        """The whole prompt."""
+        """Render the whole prompt."""
         if self.error is not None:
             raise self.error
         text = self._prefix(persona, runtime_text, history)
@@ -189,11 +191,11 @@ class ScriptedRenderer:
     def render_inline(
         self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str
     ) -> Prompt | None:
-        """Never: what a slow renderer meets must be met by tests."""
+        """Return none, as a slow renderer does, so that tests go through the slow path."""
         return None
 
     def render_prefix(self, *, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
-        """The prompt up to the utterance."""
+        """Render the prompt up to the utterance."""
         return Words.ids_of(self._prefix(persona, runtime_text, history or ()))
 
     def _prefix(self, persona: str, runtime_text: str, history: Sequence[Message]) -> str:
@@ -205,7 +207,7 @@ class ScriptedRenderer:
 
 @dataclass
 class ScriptedClassifier:
-    """Says yes to utterances with "look" in them."""
+    """A classifier that says yes to utterances with "look" in them."""
 
     pause: float = 0.0
     error: Exception | None = None
@@ -213,7 +215,7 @@ class ScriptedClassifier:
     running: int = 0
 
     async def decide(self, history: Sequence[str], utterance: str) -> Decision:
-        """The scripted decision."""
+        """Return the scripted decision."""
         self.asked.append((list(history), utterance))
         self.running += 1
         try:
@@ -226,7 +228,7 @@ class ScriptedClassifier:
 
 
 def settings(**values: Any) -> RuntimeSettings:
-    """RuntimeSettings for tests; field names as keywords."""
+    """Make RuntimeSettings for tests, from field names as keywords."""
     return RuntimeSettings(**{"artifact": "unused", "text_api_key": KEY, "host": "127.0.0.1", **values})
 
 
@@ -242,12 +244,12 @@ class Running:
 
     @property
     def url(self) -> str:
-        """Of `/ws`."""
+        """The address of `/ws`."""
         return f"ws://127.0.0.1:{self.port}/ws"
 
     @asynccontextmanager
     async def client(self, key: str | None = KEY, **options: Any) -> AsyncIterator[Client]:
-        """A connected client."""
+        """Connect a client."""
         headers = {"X-API-Key": key} if key is not None else {}
         async with connect(self.url, additional_headers=headers, **options) as socket:
             yield Client(socket)
@@ -255,22 +257,22 @@ class Running:
 
 @dataclass
 class Client:
-    """Speaks JSON."""
+    """A client that sends and receives JSON objects."""
 
     socket: ClientConnection
 
     async def send(self, **message: Any) -> None:
-        """One message."""
+        """Send one message."""
         await self.socket.send(json.dumps(message))
 
     async def receive(self, timeout: float = 5.0) -> dict[str, Any]:
-        """One frame."""
+        """Receive one frame."""
         frame = json.loads(await asyncio.wait_for(self.socket.recv(), timeout))
         assert isinstance(frame, dict)
         return frame
 
     async def until(self, kind: str) -> list[dict[str, Any]]:
-        """Frames up to the first of a kind."""
+        """Receive frames up to the first of a kind, and return all of them."""
         frames = [await self.receive()]
         while frames[-1]["type"] != kind:
             frames.append(await self.receive())
@@ -282,7 +284,7 @@ class Client:
         return await self.until("done")
 
     async def silent(self, seconds: float = 0.05) -> bool:
-        """Whether nothing comes for a while."""
+        """Tell whether no frame comes for a while."""
         try:
             await asyncio.wait_for(self.socket.recv(), seconds)
         except asyncio.TimeoutError:
@@ -301,7 +303,7 @@ async def serving(
     opened: bool = True,
     **values: Any,
 ) -> AsyncIterator[Running]:
-    """A server on a free loopback port, over scripted parts. Tool-only with `chat=False`."""
+    """Run a server on a free loopback port over scripted parts; `chat=False` makes it tool-only."""
     engine = engine or ScriptedEngine()
     chosen = settings(**values)
     service = Service(chosen)

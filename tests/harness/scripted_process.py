@@ -23,14 +23,14 @@ from tests.harness.scripted import ScriptedEngine, ScriptedRenderer
 
 
 class Stuck(ScriptedEngine):
-    """Hangs when it is stopped."""
+    """A scripted engine that hangs when it is stopped."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
         self.where = where
 
     async def shutdown(self) -> None:
-        """Never comes to its end in the loop, or leaves a thread that does not."""
+        """Never end in the event loop, or leave a thread that does not end."""
         if self.where == "thread":
             threading.Thread(target=time.sleep, args=(60,), name="stuck").start()
         elif self.where == "loop":
@@ -38,7 +38,7 @@ class Stuck(ScriptedEngine):
 
 
 async def load_script(service: Service) -> None:
-    """In the place of `Service.load`."""
+    """Load the scripted engine, in the place of `Service.load`."""
     seconds = float(os.environ.get("SCRIPT_REPLY_SECONDS", "0"))
     engine = ScriptedEngine(reply=["word "] * 20, pause=seconds / 20)
     renderer = ScriptedRenderer()

@@ -16,7 +16,7 @@ from types import TracebackType
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
+    """Return a loopback port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -66,11 +66,11 @@ class Server:
             self._folder.cleanup()
 
     def log_tail(self, lines: int = 30) -> str:
-        """The last lines that the server printed."""
+        """Return the last lines that the server printed."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def status(self, path: str = "/readyz") -> int:
-        """HTTP status of a path; 0 while nobody listens."""
+        """Return the HTTP status of a path; 0 while nobody listens."""
         try:
             with urllib.request.urlopen(self.http + path, timeout=5) as answer:
                 return int(answer.status)
@@ -81,7 +81,7 @@ class Server:
             return 0
 
     def wait_ready(self, timeout: float = 300) -> float:
-        """Wait until the engine answers; seconds since the start."""
+        """Wait until the engine answers, and return the seconds since the start."""
         while self.status() != 200:
             if self.process is None or self.process.poll() is not None:
                 raise RuntimeError(f"the server exited {self.process and self.process.returncode}:\n{self.log_tail()}")
@@ -91,7 +91,7 @@ class Server:
         return time.monotonic() - self.began
 
     def stop(self, timeout: float = 60) -> int:
-        """SIGTERM, as `docker stop` does; the exit status.
+        """Send SIGTERM, as `docker stop` does, and return the exit status.
 
         Raises:
             RuntimeError: it did not end in time; with what it printed, and where each of its threads stood.

@@ -1,4 +1,4 @@
-"""A reply as a stream, for those who want to stop in the middle of it."""
+"""Replies as streams, for tests that stop in the middle of one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from runtime.engines import Delta, Engine, Sampling
 
 
 async def deltas(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
-    """What an engine tells its listener, one after the other. Closing it cancels the reply, and waits for that."""
-    heard: asyncio.Queue[Delta] = asyncio.Queue()
-    reply = asyncio.ensure_future(engine.generate(prompt, sampling, heard.put_nowait))
+    """Yield an engine's deltas one after the other; closing the generator cancels the reply, and waits for that."""
+    queue: asyncio.Queue[Delta] = asyncio.Queue()
+    reply = asyncio.ensure_future(engine.generate(prompt, sampling, queue.put_nowait))
     try:
-        while not reply.done() or not heard.empty():
-            hearing = asyncio.ensure_future(heard.get())
+        while not reply.done() or not queue.empty():
+            getter = asyncio.ensure_future(queue.get())
             try:
-                await asyncio.wait((hearing, reply), return_when=asyncio.FIRST_COMPLETED)
-                if hearing.done():
-                    yield hearing.result()
+                await asyncio.wait((getter, reply), return_when=asyncio.FIRST_COMPLETED)
+                if getter.done():
+                    yield getter.result()
             finally:
-                hearing.cancel()
+                getter.cancel()
         await reply
     finally:
         reply.cancel()

@@ -1,4 +1,4 @@
-"""A worker as `pipeline.quantize.worker` starts it, which does what the job's method says."""
+"""A quantizer's worker for tests, which does what the job's method says."""
 
 from __future__ import annotations
 

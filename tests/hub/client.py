@@ -1,4 +1,4 @@
-"""Sending the real client of this process to a hub on loopback, and keys to sign with."""
+"""Points the real client of this process to a hub on loopback, and makes keys to sign with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.artifact import hub as retries
 from tests.hub.server import Hub
 
 
-def point(monkeypatch: pytest.MonkeyPatch, hub: Hub, token: str | None = None) -> None:
+def configure_client(monkeypatch: pytest.MonkeyPatch, hub: Hub, token: str | None = None) -> None:
     """Set what `huggingface_hub` read from the environment when it was imported, and what it reads later.
 
     Waits between tries become short.
@@ -33,7 +33,7 @@ def point(monkeypatch: pytest.MonkeyPatch, hub: Hub, token: str | None = None) -
 
 
 def key_pair(folder: Path, name: str = "signing") -> tuple[Path, Path]:
-    """A private and a public key on P-256."""
+    """Write a private and a public key on P-256."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -51,7 +51,7 @@ def key_pair(folder: Path, name: str = "signing") -> tuple[Path, Path]:
 
 
 class Steps:
-    """Remembers what was said."""
+    """A `Progress` that remembers what it was told."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

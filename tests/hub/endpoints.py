@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request, read whole."""
+    """A request, read whole."""
 
     method: str
     path: str
@@ -34,17 +34,17 @@ class Call:
 
     @property
     def json(self) -> Any:
-        """The body."""
+        """The body, parsed as JSON."""
         return json.loads(self.body)
 
     def header(self, name: str) -> str | None:
-        """One header, in any case."""
+        """Return one header, in any case."""
         return next((value for key, value in self.headers.items() if key.lower() == name.lower()), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A status, headers, and bytes or JSON."""
+    """A response: a status, headers, and bytes or JSON."""
 
     body: Any = b""
     status: int = 200
@@ -52,14 +52,14 @@ class Answer:
 
 
 class Refusal(Exception):
-    """The request is refused with this status, as the public hub does it."""
+    """A request is refused with this status, as the public hub does it."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
 
     def answer(self) -> Answer:
-        """With the hub's own error headers."""
+        """Return the response, with the hub's own error headers."""
         headers = {"X-Error-Message": self.message}
         if self.code:
             headers["X-Error-Code"] = self.code
@@ -73,7 +73,7 @@ REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 
 
 def route(methods: str, pattern: str) -> Callable[[Endpoint], Endpoint]:
-    """Serve a path with the function below."""
+    """Register the function below for a path."""
 
     def add(endpoint: Endpoint) -> Endpoint:
         ROUTES.extend((method, re.compile(pattern), endpoint) for method in methods.split())
@@ -83,7 +83,7 @@ def route(methods: str, pattern: str) -> Callable[[Endpoint], Endpoint]:
 
 
 def answer(hub: Hub, call: Call) -> Answer:
-    """Find the endpoint and ask it."""
+    """Find the endpoint of a request, and return its response."""
     for method, pattern, endpoint in ROUTES:
         if method == call.method and (match := pattern.fullmatch(call.path)):
             return endpoint(hub, call, match)
@@ -94,7 +94,7 @@ def answer(hub: Hub, call: Call) -> Answer:
 
 
 def account_of(hub: Hub, call: Call) -> Account | None:
-    """The caller; none for a stranger."""
+    """Return the caller's account; none for a stranger."""
     if call.token is None:
         return None
     if call.token not in hub.accounts:
@@ -103,7 +103,7 @@ def account_of(hub: Hub, call: Call) -> Account | None:
 
 
 def readable(hub: Hub, call: Call, name: str) -> Repository:
-    """A repository that the caller may read. One that it may not is not told from one that is missing."""
+    """Return a repository that the caller may read; one that it may not looks as if it were missing."""
     account, repository = account_of(hub, call), hub.repositories.get(name)
     if repository is None or (repository.private and not (account and account.may_read(name))):
         raise Refusal(404 if account else 401, "Repository not found", "RepoNotFound")
@@ -113,7 +113,7 @@ def readable(hub: Hub, call: Call, name: str) -> Repository:
 
 
 def writable(hub: Hub, call: Call, name: str) -> Repository:
-    """A repository that the caller may write to."""
+    """Return a repository that the caller may write to."""
     repository, account = readable(hub, call, name), account_of(hub, call)
     if account is None or not account.may_write(name):
         raise Refusal(403, "you have no write access to this repository")
@@ -121,7 +121,7 @@ def writable(hub: Hub, call: Call, name: str) -> Repository:
 
 
 def commit_at(repository: Repository, revision: str) -> Commit:
-    """What a revision names."""
+    """Return the commit that a revision names."""
     found = repository.at(revision)
     if found is None:
         raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -141,7 +141,7 @@ def whoami(hub: Hub, call: Call, _: re.Match[str]) -> Answer:
 
 @route("POST", "/oauth/token")
 def exchange(hub: Hub, call: Call, _: re.Match[str]) -> Answer:
-    """A CI job's identity for a token that may write to one repository (RFC 8693)."""
+    """Exchange a CI job's identity for a token that may write to one repository (RFC 8693)."""
     wanted = call.json
     if wanted["subject_token"] != "a-trusted-job":
         raise Refusal(403, "this job is no trusted publisher")
@@ -207,7 +207,7 @@ def info(hub: Hub, call: Call, match: re.Match[str]) -> Answer:
 
 
 def blob(stored: Stored) -> dict[str, object]:
-    """What the hub adds for each file when it is asked for blobs."""
+    """Return what the hub adds for each file when it is asked for blobs."""
     size = len(stored.content)
     found: dict[str, object] = {"size": size, "blobId": stored.blob_id}
     return {**found, "lfs": {"sha256": stored.sha256, "size": size, "pointerSize": 130}} if stored.lfs else found
@@ -215,7 +215,7 @@ def blob(stored: Stored) -> dict[str, object]:
 
 @route("GET", f"/api/models/{REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?")
 def tree(hub: Hub, call: Call, match: re.Match[str]) -> Answer:
-    """Files only, in pages; the client follows the `Link` header."""
+    """List files only, in pages; the client follows the `Link` header."""
     commit = commit_at(readable(hub, call, match["repo"]), match["revision"])
     folder = (match["folder"] or "").rstrip("/")
     paths = [path for path in sorted(commit.files) if not folder or path.startswith(folder + "/")]
@@ -231,7 +231,7 @@ def tree(hub: Hub, call: Call, match: re.Match[str]) -> Answer:
 
 
 def entry(path: str, stored: Stored) -> dict[str, object]:
-    """One file of a tree."""
+    """Describe one file of a tree."""
     size = len(stored.content)
     found: dict[str, object] = {"type": "file", "path": path, "size": size, "oid": stored.blob_id}
     if stored.lfs:
@@ -307,12 +307,12 @@ def verify(hub: Hub, call: Call, match: re.Match[str]) -> Answer:
 
 
 def etag(content: bytes) -> str:
-    """As the object storage makes it."""
+    """Return a part's ETag as the object storage makes it."""
     return f'"{hashlib.md5(content).hexdigest()}"'  # noqa: S324
 
 
 def store(hub: Hub, oid: str, content: bytes) -> None:
-    """Keep an object that is what its name says."""
+    """Keep an LFS object whose SHA-256 is its name."""
     if hashlib.sha256(content).hexdigest() != oid:
         raise Refusal(400, "the content does not have this SHA-256")
     hub.objects[oid] = content
@@ -320,7 +320,7 @@ def store(hub: Hub, oid: str, content: bytes) -> None:
 
 @route("POST", f"/api/models/{REPO}/commit/(?P<revision>.+)")
 def commit(hub: Hub, call: Call, match: re.Match[str]) -> Answer:
-    """All lines or none."""
+    """Commit all lines of the request or none."""
     repository = writable(hub, call, match["repo"])
     if match["revision"] != "main":
         raise Refusal(404, f"Invalid rev id: {match['revision']}", "RevisionNotFound")
@@ -380,7 +380,7 @@ def storage(hub: Hub, call: Call, match: re.Match[str]) -> Answer:
 
 
 def ranged(call: Call, content: bytes, headers: Mapping[str, str]) -> Answer:
-    """The content, or the part of it that was asked for."""
+    """Return the content, or the part of it that was asked for."""
     asked = re.fullmatch(r"bytes=(\d+)-(\d*)", call.header("Range") or "")
     if asked is None:
         return Answer(content, headers=headers)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Fault:
-    """What happens to the next requests that match.
+    """A failure of the next requests that match.
 
     Attributes:
         method: of the request.
@@ -39,7 +39,7 @@ class Fault:
     seen: int = 0
 
     def matches(self, method: str, path: str) -> bool:
-        """Whether this request is meant."""
+        """Tell whether the fault is for this request."""
         return method == self.method and re.search(self.path, path) is not None
 
 
@@ -51,18 +51,18 @@ class Faults:
         self._lock = threading.Lock()
 
     def add(self, fault: Fault) -> Fault:
-        """Fail from now on."""
+        """Add a fault for requests from now on."""
         with self._lock:
             self._faults.append(fault)
         return fault
 
     def clear(self) -> None:
-        """Fail no more."""
+        """Remove all faults."""
         with self._lock:
             self._faults.clear()
 
     def take(self, method: str, path: str) -> Fault | None:
-        """The fault of this request, which counts as one of its times."""
+        """Return the fault of this request, which counts as one of its times."""
         with self._lock:
             for fault in self._faults:
                 if fault.matches(method, path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.harness.trt.lane import model
-from tests.hub.artifacts import noise
+from tests.hub.artifacts import random_bytes
 from tests.hub.server import Hub
 from tests.hub.store import Commit, Repository, Stored
 
@@ -15,7 +15,7 @@ LARGE = ("model.safetensors", "tokenizer.json")
 def safetensors(size: int) -> bytes:
     """A file whose header says that it holds one tensor of so many bytes."""
     header = b'{"weight": {"dtype": "U8", "shape": [%d], "data_offsets": [0, %d]}}' % (size, size)
-    return len(header).to_bytes(8, "little") + header + noise("weights", size)
+    return len(header).to_bytes(8, "little") + header + random_bytes("weights", size)
 
 
 def publish(hub: Hub, name: str, folder: Path, *, weights: int = 300_000, private: bool = False) -> Commit:
@@ -23,7 +23,7 @@ def publish(hub: Hub, name: str, folder: Path, *, weights: int = 300_000, privat
     model(folder)
     (folder / "model.safetensors").write_bytes(safetensors(weights))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    (folder / "picture.png").write_bytes(noise("picture", 1000))  # nobody needs it to run the model
+    (folder / "picture.png").write_bytes(random_bytes("picture", 1000))  # nobody needs it to run the model
     repository = hub.repositories.setdefault(name, Repository(name, private=private))
     files = {path.name: Stored(path.read_bytes(), lfs=path.name in LARGE) for path in folder.iterdir()}
     return repository.commit("publish", files)

@@ -36,7 +36,7 @@ class Seen:
 
 @dataclass
 class Hub:
-    """A hub in threads of this process; a context manager.
+    """A hub in threads of this process, as a context manager.
 
     Attributes:
         accounts: by token.
@@ -61,7 +61,7 @@ class Hub:
         hub = self
 
         class Bound(Handler):
-            """Knows its hub."""
+            """A handler that knows its hub."""
 
         Bound.hub = hub
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
@@ -77,21 +77,21 @@ class Hub:
 
     @property
     def port(self) -> int:
-        """On loopback."""
+        """The port on loopback."""
         return int(self._server.server_address[1])
 
     @property
     def url(self) -> str:
-        """What `HF_ENDPOINT` is set to."""
+        """The address that `HF_ENDPOINT` is set to."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def storage(self) -> str:
-        """Where LFS objects are: another host in the client's eyes."""
+        """The address of LFS objects, which is another host in the client's eyes."""
         return f"http://localhost:{self.port}"
 
     def environment(self, token: str | None = None, **more: str) -> dict[str, str]:
-        """Variables that send a client here."""
+        """Return the variables that send a client here."""
         variables = {
             "HF_ENDPOINT": self.url,
             "HF_HUB_DISABLE_XET": "1",
@@ -108,7 +108,7 @@ class Hub:
         return self.faults.add(Fault(method, path, **how))
 
     def requests(self, method: str, path: str = "") -> list[Seen]:
-        """Those seen so far that match."""
+        """Return the requests seen so far that match."""
         # A client has its answer a moment before the request is noted.
         deadline = time.monotonic() + 1
         while self.running and time.monotonic() < deadline:
@@ -117,19 +117,19 @@ class Hub:
         return [entry for entry in list(self.seen) if wanted.matches(entry.method, entry.path)]
 
     def uploaded(self) -> int:
-        """Bytes of LFS content received so far, retries included."""
+        """Return the bytes of LFS content received so far, retries included."""
         return sum(entry.received for entry in self.requests("PUT", "^/lfs/"))
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """The handler of one connection."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
     timeout = 30
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self._serve()
@@ -173,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(answer, fault)
 
     def _read(self, size: int, fault: Fault | None = None) -> bytes | None:
-        """The body; none when the client went away in the middle of it."""
+        """Read the body; none when the client went away in the middle of it."""
         blocks = []
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             while length := int(self.rfile.readline().strip() or b"0", 16):
@@ -194,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(blocks)
 
     def _fail(self, fault: Fault) -> None:
-        """Answer with the fault's status, or with nothing. What is left of the body is never read."""
+        """Answer with the fault's status, or with nothing; what is left of the body is never read."""
         if fault.also:
             fault.also()
         if fault.status:

@@ -1,4 +1,4 @@
-"""What the hub holds: accounts, repositories, commits, and LFS objects by their SHA-256."""
+"""The contents of the hub: accounts, repositories, commits, and LFS objects by their SHA-256."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LFS_THRESHOLD = 10 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One file of a commit."""
+    """A file of a commit."""
 
     content: bytes
     lfs: bool
 
     @property
     def sha256(self) -> str:
-        """Of the content: the LFS object's name."""
+        """The SHA-256 of the content, which names the LFS object."""
         return hashlib.sha256(self.content).hexdigest()
 
     @property
@@ -34,12 +34,12 @@ class Stored:
 
 
 def git_blob_id(content: bytes) -> str:
-    """SHA-1 over git's header and the content."""
+    """Return a SHA-1 over git's header and the content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 - what git uses
 
 
 def is_lfs(path: str, size: int) -> bool:
-    """Whether the hub wants a file through LFS."""
+    """Tell whether the hub wants a file through LFS."""
     return path.endswith(LFS_SUFFIXES) or size > LFS_THRESHOLD
 
 
@@ -68,16 +68,16 @@ class Repository:
 
     @property
     def head(self) -> Commit:
-        """Of `main`."""
+        """The newest commit of `main`."""
         return self.commits[-1]
 
     @property
     def files(self) -> dict[str, bytes]:
-        """What `main` holds now."""
+        """The files that `main` holds now."""
         return {path: stored.content for path, stored in self.head.files.items()}
 
     def at(self, revision: str) -> Commit | None:
-        """The commit that a revision names."""
+        """Return the commit that a revision names."""
         if revision == "main":
             return self.head
         wanted = self.tags.get(revision, revision)
@@ -99,7 +99,7 @@ class Repository:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who a token belongs to, and what it may do.
+    """The account that a token belongs to, and what it may do.
 
     Attributes:
         role: of the token: `write`, `read` or `fineGrained`.
@@ -113,7 +113,7 @@ class Account:
     scoped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def may_write(self, repo: str) -> bool:
-        """Whether commits to a repository are accepted."""
+        """Tell whether commits to a repository are accepted."""
         namespace = repo.partition("/")[0]
         if self.role == "fineGrained":
             return any("repo.write" in self.scoped.get(name, ()) for name in (namespace, repo))
@@ -122,12 +122,12 @@ class Account:
         )
 
     def may_read(self, repo: str) -> bool:
-        """Whether a private repository is seen."""
+        """Tell whether a private repository is seen."""
         namespace = repo.partition("/")[0]
         return namespace == self.name or namespace in self.orgs or namespace in self.scoped or repo in self.scoped
 
     def whoami(self) -> dict[str, object]:
-        """The answer of `/api/whoami-v2`."""
+        """Return the answer of `/api/whoami-v2`."""
         token: dict[str, object] = {"displayName": "test", "role": self.role}
         if self.role == "fineGrained":
             token["fineGrained"] = {

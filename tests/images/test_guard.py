@@ -16,7 +16,6 @@ CUDA_13 = "cuda-cudart-13-0 13.0.96-1\nlibnccl2 2.28.3-1+cuda13.0\n"
 LIST_CUDA = "dpkg-query -Wf '${Maintainer}\\t${Package} ${Version}\\n' | grep nvidia.com | cut -f2"
 SOURCE = "echo 'deb [trusted=yes] file:/opt/stand-in ./' > /etc/apt/sources.list.d/"
 
-NVCC = "/usr/bin/nvcc"
 
 Install = Callable[[str, str], subprocess.CompletedProcess[str]]
 

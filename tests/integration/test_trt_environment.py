@@ -26,7 +26,7 @@ from tests.harness.imports import LOCKS, ROOT, all_imports, distributions_of, en
 from tests.harness.trt.lane import H200, STAND_IN
 from tests.hub import Account, Hub
 from tests.hub.artifacts import contents, engine_artifact
-from tests.hub.client import key_pair, point
+from tests.hub.client import configure_client, key_pair
 from tests.hub.models import publish
 
 pytestmark = [
@@ -131,7 +131,7 @@ def uv_environment() -> dict[str, str]:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub(accounts={TOKEN: Account("acme"), "hf_other": Account("eve")}) as running:
-        point(monkeypatch, running, TOKEN)
+        configure_client(monkeypatch, running, TOKEN)
         yield running
         huggingface_hub.close_session()
 

@@ -59,6 +59,7 @@ ROLES = {
 
 @cache
 def trained(metaspace: bool) -> Tokenizer:
+    """Train a tiny tokenizer: byte-level, or SentencePiece-like with `metaspace`."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=metaspace, unk_token="<unk>" if metaspace else None))
     if metaspace:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)

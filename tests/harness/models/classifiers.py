@@ -9,7 +9,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
 def tokenizer(folder: Path) -> int:
-    """A word-level tokenizer; returns the size of its vocabulary."""
+    """Write a word-level tokenizer, and return the size of its vocabulary."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +24,7 @@ def tokenizer(folder: Path) -> int:
 
 
 def checkpoint(family: str, folder: Path, *, labels: int = 2) -> Path:
-    """A tiny random classifier of a family, big enough in its weights to have opinions."""
+    """Write a tiny random classifier of a family, with weights large enough for its decisions to differ."""
     import torch
     from transformers import (
         BertConfig,

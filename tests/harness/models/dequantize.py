@@ -28,7 +28,7 @@ FP8_MOST = 448.0
 
 
 class TransformersEngine:
-    """An engine, as far as proving an artifact needs one: it scores texts and generates greedily.
+    """A minimal engine on transformers, for validation: it scores texts and generates greedily.
 
     Args:
         load: makes the model.
@@ -39,7 +39,7 @@ class TransformersEngine:
         self._load, self._folder = load, tokenizer
 
     async def start(self) -> None:
-        """Load the model."""
+        """Load the model and its tokenizer."""
         from transformers import AutoTokenizer
 
         self._model = self._load()
@@ -47,11 +47,11 @@ class TransformersEngine:
         self._special = SpecialTokens.read(self._folder)
 
     async def shutdown(self) -> None:
-        """Let go of the model."""
+        """Drop the model."""
         self._model = None
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
-        """The most probable token each time."""
+        """Generate greedily: the most probable token each time."""
         import torch
 
         assert sampling.temperature == 0
@@ -80,18 +80,18 @@ class TransformersEngine:
 
 
 def engine_of_float(folder: Path) -> TransformersEngine:
-    """An engine for a float model."""
+    """Make an engine for a float model."""
     return TransformersEngine(lambda: load_float(folder), folder)
 
 
 def engine_of(folder: Path) -> TransformersEngine:
-    """An engine for a folder that ModelOpt quantized, which says itself how."""
+    """Make an engine for a folder that ModelOpt quantized, which says itself how."""
     algorithm = json.loads((folder / "hf_quant_config.json").read_bytes())["quantization"]["quant_algo"]
     return TransformersEngine(lambda: load(folder, algorithm), folder)
 
 
 def load_float(folder: Path) -> torch.nn.Module:
-    """A float model, in bfloat16."""
+    """Load a float model in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -99,7 +99,7 @@ def load_float(folder: Path) -> torch.nn.Module:
 
 
 def load(folder: Path, algorithm: str) -> torch.nn.Module:
-    """A quantized model, with its weights multiplied out and its inputs rounded on their way."""
+    """Load a quantized model, with its weights dequantized and its inputs rounded on their way."""
     import torch
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -122,7 +122,7 @@ def load(folder: Path, algorithm: str) -> torch.nn.Module:
 
 
 def weight(stored: Tensor, scale: Any, algorithm: str) -> Tensor:
-    """A weight as numbers."""
+    """Dequantize one stored weight."""
     import torch
 
     if algorithm == "W4A16_AWQ":

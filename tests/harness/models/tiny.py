@@ -1,4 +1,4 @@
-"""Tiny random language models, made in a second, for tests that need a real checkpoint but no sense in it."""
+"""Tiny random language models, made in a second, for tests that need a real checkpoint."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ VOCABULARY = 256
 
 
 def llama(folder: Path) -> Path:
-    """Two layers, 64 wide, bfloat16."""
+    """Write a Llama with two layers, 64 wide, in bfloat16."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return _save(LlamaForCausalLM, LlamaConfig(**_shape(), tie_word_embeddings=True), folder)
 
 
 def mixtral(folder: Path) -> Path:
-    """The same with four experts of which two are used."""
+    """Write a Mixtral of the same size, with four experts of which two are used."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     config = MixtralConfig(**_shape(), num_local_experts=4, num_experts_per_tok=2)
@@ -25,7 +25,7 @@ def mixtral(folder: Path) -> Path:
 
 
 def samples(path: Path, *, count: int = 4, length: int = 32) -> Path:
-    """Calibration samples of random token ids."""
+    """Write calibration samples of random token ids."""
     draw = random.Random(0)
     lines = [json.dumps([draw.randrange(VOCABULARY) for _ in range(length)]) for _ in range(count)]
     path.write_text("\n".join(lines) + "\n")
@@ -53,7 +53,7 @@ def _save(model_class, config, folder: Path) -> Path:
 
 
 def tokenizer(folder: Path) -> Path:
-    """A token for each byte, and a chat template."""
+    """Write a tokenizer with a token for each byte, and a chat template."""
     from tokenizers import Tokenizer, decoders
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel

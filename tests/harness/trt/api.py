@@ -1,4 +1,4 @@
-"""The recorded interface: signatures to bind calls against."""
+"""The recorded interface of TensorRT-LLM: signatures to bind calls against."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ VERSION = "1.2.1"
 
 
 def entry(name: str) -> dict[str, Any]:
-    """What was recorded of a callable or a model."""
+    """Return what was recorded of a callable or a model."""
     return API["callables"][name]
 
 
 def parameters(name: str) -> list[Mapping[str, Any]]:
-    """Its parameters, or its fields with those that it inherits."""
+    """Return the parameters of a callable, or a model's fields with those that it inherits."""
     found = entry(name)
     own = found.get("params") or found.get("fields") or []
     names = {parameter["name"] for parameter in own}
@@ -28,7 +28,7 @@ def parameters(name: str) -> list[Mapping[str, Any]]:
 
 
 def signature(name: str) -> inspect.Signature:
-    """The recorded signature, without `self`."""
+    """Return the recorded signature, without `self`."""
     made = []
     for parameter in parameters(name):
         kind = inspect._ParameterKind[parameter["kind"]]
@@ -39,7 +39,7 @@ def signature(name: str) -> inspect.Signature:
 
 
 def bind(name: str, arguments: Iterable[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Bind a call; TypeError says what does not fit."""
+    """Bind a call to the recorded signature; a TypeError says what does not fit."""
     try:
         bound = signature(name).bind(*arguments, **keywords)
     except TypeError as error:
@@ -49,7 +49,7 @@ def bind(name: str, arguments: Iterable[Any], keywords: Mapping[str, Any]) -> di
 
 
 def model(name: str) -> type:
-    """A class whose constructor takes the recorded fields and nothing else."""
+    """Make a class whose constructor takes the recorded fields and nothing else."""
 
     def init(self: Any, *arguments: Any, **keywords: Any) -> None:
         self.__dict__.update(bind(name, arguments, keywords))

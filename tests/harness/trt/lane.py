@@ -45,7 +45,7 @@ END, STOP = 0, 255
 
 
 def model(folder: Path, **config: object) -> Path:
-    """A Hugging Face folder with a token for each byte and weights that nobody looks at."""
+    """Write a Hugging Face folder with a token for each byte, and weights that are never read."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny.tokenizer(folder)
     template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
@@ -58,7 +58,7 @@ def model(folder: Path, **config: object) -> Path:
 
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, here: Machine = H200) -> Iterator[ModuleType]:
-    """The stand-in on `sys.path`, its `trtllm-build` on the PATH, on a machine with a GPU that CUDA can use.
+    """Put the stand-in on `sys.path` and its `trtllm-build` on the PATH, on a machine with a working GPU.
 
     All is undone together with what the test itself patches, last first. Undone here, what a test put over it would
     come back afterwards and stay for the tests that follow.
@@ -78,7 +78,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, here: Machine = H200) -> Iterator
 
 
 def quantizer_python(folder: Path) -> Path:
-    """An interpreter for the quantizer's worker that finds the stand-ins."""
+    """Write an interpreter for the quantizer's worker that finds the stand-ins."""
     python = folder / "quantizer-python"
     python.write_text(
         f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{STAND_IN}:{STAND_IN / "worker"}" exec "{sys.executable}" "$@"\n'
@@ -88,7 +88,7 @@ def quantizer_python(folder: Path) -> Path:
 
 
 async def eventually(condition: Callable[[], bool], timeout: float = 3.0) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
 
     async def wait() -> None:
         while not condition():  # noqa: ASYNC110 - the stand-in has no event for it

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.benchmarks.load import Target, _answers, run_load, shared_out, siblings
+from tests.benchmarks.load import Target, _answers, run_load, siblings, split_cpus
 from tests.benchmarks.work import Sample, figures
 from tests.harness.server import free_port
 
@@ -72,7 +72,7 @@ def test_the_load_gets_whole_cores_of_its_own_where_there_are_many(
         return frozenset(range(cpu % (cpus // threads), cpus, cpus // threads))
 
     everything = set(range(cpus))
-    serving, found = shared_out(everything, most, core_of)
+    serving, found = split_cpus(everything, most, core_of)
     assert found == listening
     assert serving == everything - listening
 

@@ -425,7 +425,7 @@ async def test_live_cancels_what_is_being_said_and_goes_on(way: str) -> None:
 
 
 async def test_live_outlives_the_servers_idle_time() -> None:
-    code = "import live; live.SIGN_OF_LIFE_S = 0.1; live.run(live.main())"
+    code = "import live; live.KEEP_ALIVE_S = 0.1; live.run(live.main())"
     async with serving(ws_idle_timeout_s=0.6) as running, started("-c", code, **at(running)) as process:
         await heard(process, "> ")
         await asyncio.sleep(1.2)

@@ -1,4 +1,4 @@
-"""Both `LLM` classes, and the output of a request."""
+"""The stand-in's two `LLM` classes, and the output of a request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MADE: list[LLM] = []
 
 
 class Completion:
-    """One reply so far, and what the last step added."""
+    """A reply so far, and what the last step added to it."""
 
     def __init__(self) -> None:
         self.text = self.text_diff = ""
@@ -27,7 +27,7 @@ class Completion:
 
 
 class RequestOutput:
-    """Yields itself at each step. Leaving the iteration aborts nothing."""
+    """A request's output, which yields itself at each step; leaving the iteration aborts nothing."""
 
     def __init__(self, llm: LLM, prompt: list[int], params: SamplingParams) -> None:
         self._llm, self._prompt, self._params = llm, prompt, params
@@ -78,7 +78,7 @@ class RequestOutput:
 
 
 class LLM:
-    """What both backends share."""
+    """The part that both backends share."""
 
     name: str
     arguments_model: str
@@ -134,7 +134,7 @@ class LLM:
         self.closed = True
 
     def die(self) -> None:
-        """The worker is gone."""
+        """Behave as if the worker process had died."""
         self.dead = True
 
     def _check_health(self) -> bool:
@@ -142,7 +142,7 @@ class LLM:
 
 
 class TrtLLM(LLM):
-    """Loads compiled engines."""
+    """The backend that loads compiled engines."""
 
     name = "tensorrt_llm._tensorrt_engine.LLM"
     arguments_model = "TrtLlmArgs"
@@ -162,7 +162,7 @@ class TrtLLM(LLM):
 
 
 class TorchLLM(LLM):
-    """Loads Hugging Face folders."""
+    """The backend that loads Hugging Face folders."""
 
     name = "tensorrt_llm.LLM"
     arguments_model = "TorchLlmArgs"

@@ -8,7 +8,7 @@ from tests.harness.trt.api import bind
 
 
 class SamplingParams:
-    """How tokens are drawn."""
+    """The sampling parameters, checked as TensorRT-LLM checks them."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self.__dict__.update(bind("SamplingParams", arguments, keywords))

@@ -1,4 +1,4 @@
-"""What the quantizer's worker needs of PyTorch before TensorRT-LLM takes over, without its import time or a GPU."""
+"""A stand-in for PyTorch, as far as the worker needs it before TensorRT-LLM takes over."""
 
 import os
 

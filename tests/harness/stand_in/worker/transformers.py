@@ -1,4 +1,4 @@
-"""What the quantizer's worker needs of transformers: encoding and decoding."""
+"""A stand-in for transformers, as far as the worker needs it: encoding and decoding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 
 class AutoTokenizer:
-    """The folder's tokenizer."""
+    """A stand-in that loads the folder's tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -24,8 +24,8 @@ from pipeline.publish.remote_repository import mismatch, read_repository
 from pipeline.stages.stage import StageError
 from runtime import artifact
 from tests.hub import Account, Hub, Repository
-from tests.hub.artifacts import A100, H100, contents, cpu_artifact, engine_artifact, noise
-from tests.hub.client import Steps, key_pair, point
+from tests.hub.artifacts import A100, H100, contents, cpu_artifact, engine_artifact, random_bytes
+from tests.hub.client import Steps, configure_client, key_pair
 from tests.hub.store import Stored
 
 # The client hands httpx the files that it uploads as `data`.
@@ -40,7 +40,7 @@ MODEL = SourceModel("CHAT_MODEL", "acme/llama", "apache-2.0")
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub(accounts={TOKEN: Account("acme"), "hf_reader": Account("acme", "read")}, part_size=100_000) as running:
-        point(monkeypatch, running, TOKEN)
+        configure_client(monkeypatch, running, TOKEN)
         yield running
         huggingface_hub.close_session()
 
@@ -202,7 +202,7 @@ def test_only_what_passed_and_may_be_published_is(hub: Hub, tmp_path: Path, made
 
 def test_an_artifact_whose_files_changed_is_refused(hub: Hub, tmp_path: Path) -> None:
     folder = cpu_artifact(tmp_path / "artifact")
-    (folder / "model.safetensors").write_bytes(noise("other", 300_000))
+    (folder / "model.safetensors").write_bytes(random_bytes("other", 300_000))
     with pytest.raises(WrongRequestError, match="expected SHA-256"):
         publishing.push_artifact(folder, None)
     assert hub.repositories == {}
@@ -263,7 +263,7 @@ def test_only_what_changed_is_sent_and_what_is_gone_is_removed(hub: Hub, tmp_pat
     repository = hub.repositories[REPO]
     repository.commit("notes", {**repository.head.files, "NOTES.md": Stored(b"by hand", lfs=False)})
     hub.seen.clear()
-    second = cpu_artifact(tmp_path / "second", weights=noise("new", 250_000))
+    second = cpu_artifact(tmp_path / "second", weights=random_bytes("new", 250_000))
     publish(second)
     assert hub.uploaded() == 250_000
     held = repository.files
@@ -302,13 +302,13 @@ def test_the_engine_of_a_second_gpu_is_added_beside_the_first(hub: Hub, tmp_path
     assert "NVIDIA H100 80GB HBM3 (sm90" in card
     assert "NVIDIA A100-SXM4-80GB (sm80" in card
     # Its own engine compiled anew replaces it, and only it.
-    again = engine_artifact(tmp_path / "again", A100, engine=noise("again", 150_000))
+    again = engine_artifact(tmp_path / "again", A100, engine=random_bytes("again", 150_000))
     publish(again)
     now = repository.files
     assert {path: now[path] for path in first if path.startswith(place)} == {
         path: first[path] for path in first if path.startswith(place)
     }
-    assert now["trt-llm/engines/sm80_trt-llm-1.2.1_cuda13.0/rank0.engine"] == noise("again", 150_000)
+    assert now["trt-llm/engines/sm80_trt-llm-1.2.1_cuda13.0/rank0.engine"] == random_bytes("again", 150_000)
     assert "trt-llm/engines/sm80_trt-llm-1.2.1_cuda13.0/model.sig" not in now
 
 

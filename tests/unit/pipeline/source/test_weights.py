@@ -22,7 +22,7 @@ from runtime.artifact import ArtifactError
 from tests.hub import Account, Hub
 from tests.hub.artifacts import CPU
 from tests.hub.client import Steps as Lines
-from tests.hub.client import point
+from tests.hub.client import configure_client
 from tests.hub.models import publish
 from tests.hub.store import Stored
 
@@ -44,7 +44,7 @@ class Steps(Lines):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with Hub(accounts={TOKEN: Account("acme"), "hf_other": Account("eve")}) as running:
-        point(monkeypatch, running)
+        configure_client(monkeypatch, running)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "home/hub"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
         yield running

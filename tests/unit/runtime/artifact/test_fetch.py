@@ -24,8 +24,8 @@ from runtime.artifact.fetch import Fetcher
 from runtime.artifact.repository import Reference
 from runtime.host.machine import Machine
 from tests.hub import Account, Hub
-from tests.hub.artifacts import A100, CPU, H100, contents, cpu_artifact, engine_artifact, gpu_machine, noise
-from tests.hub.client import Steps, key_pair, point
+from tests.hub.artifacts import A100, CPU, H100, contents, cpu_artifact, engine_artifact, gpu_machine, random_bytes
+from tests.hub.client import Steps, configure_client, key_pair
 from tests.hub.store import Stored
 
 # The client hands httpx the files that it uploads as `data`.
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[4]
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub(accounts={TOKEN: Account("acme"), "hf_other": Account("eve")}) as running:
-        point(monkeypatch, running, TOKEN)
+        configure_client(monkeypatch, running, TOKEN)
         yield running
         huggingface_hub.close_session()
 
@@ -111,7 +111,7 @@ def test_a_branch_is_what_it_was_while_the_hub_is_away(
 
 def test_a_new_revision_downloads_what_changed(hub: Hub, published: Path, tmp_path: Path) -> None:
     fetcher(tmp_path).fetch(f"hf:{REPO}")
-    newer = cpu_artifact(tmp_path / "newer", weights=noise("newer", 123_456), tool=True)
+    newer = cpu_artifact(tmp_path / "newer", weights=random_bytes("newer", 123_456), tool=True)
     put(newer)
     hub.seen.clear()
     folder = fetcher(tmp_path).fetch(f"hf:{REPO}")
@@ -159,7 +159,7 @@ print(Fetcher(Path(sys.argv[1]), CPU, lambda line: print(line, flush=True)).fetc
 
 
 def test_a_killed_download_is_resumed_by_the_next_process(hub: Hub, tmp_path: Path) -> None:
-    folder = cpu_artifact(tmp_path / "artifact", weights=noise("large", 40 << 20))
+    folder = cpu_artifact(tmp_path / "artifact", weights=random_bytes("large", 40 << 20))
     put(folder)
     hub.seen.clear()
     slow = hub.fail("GET", "^/storage/", bytes_per_s=12 << 20, times=99)
@@ -253,7 +253,7 @@ def test_a_repository_without_metadata_is_no_artifact(hub: Hub, published: Path,
 
 def test_a_file_with_other_bytes_is_refused(hub: Hub, published: Path, tmp_path: Path) -> None:
     repository = hub.repositories[REPO]
-    altered = noise("altered", 300_000)
+    altered = random_bytes("altered", 300_000)
     repository.commit("alter", {**repository.head.files, "model.safetensors": Stored(altered, lfs=True)})
     with pytest.raises(ArtifactError, match=r"model\.safetensors: expected SHA-256 .*, found other bytes on the hub"):
         fetcher(tmp_path).fetch(f"hf:{REPO}")
@@ -263,7 +263,7 @@ def test_a_file_with_other_bytes_is_refused(hub: Hub, published: Path, tmp_path:
 @pytest.mark.parametrize("size", [10, 500_000])
 def test_a_file_of_another_size_is_refused(hub: Hub, published: Path, tmp_path: Path, size: int) -> None:
     repository = hub.repositories[REPO]
-    repository.commit("cut", {**repository.head.files, "model.safetensors": Stored(noise("x", size), lfs=True)})
+    repository.commit("cut", {**repository.head.files, "model.safetensors": Stored(random_bytes("x", size), lfs=True)})
     with pytest.raises(ArtifactError, match="found other bytes on the hub"):
         fetcher(tmp_path).fetch(f"hf:{REPO}")
 

@@ -1,4 +1,4 @@
-"""`quantize_and_export`: the checkpoint's config.json as TensorRT-LLM 1.2 writes it, and no weights worth the name."""
+"""A stand-in for `quantize_and_export`: config.json as TensorRT-LLM 1.2 writes it, with weights that hold nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
 
 
 def quantize_and_export(*arguments: Any, **keywords: Any) -> None:
-    """Write a checkpoint."""
+    """Write a checkpoint's config.json, and empty weights."""
     call = bind("quantize_and_export", arguments, keywords)
     if call["qformat"] not in API["enums"]["qformat"]:
         raise ValueError(f"unsupported qformat {call['qformat']}")

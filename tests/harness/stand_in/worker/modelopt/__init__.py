@@ -1,1 +1,1 @@
-"""What the quantizer's worker needs of ModelOpt before TensorRT-LLM takes over: its configurations."""
+"""A stand-in for ModelOpt, as far as the worker needs it before TensorRT-LLM takes over: its configurations."""

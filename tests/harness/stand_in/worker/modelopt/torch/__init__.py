@@ -1,1 +1,1 @@
-"""ModelOpt for PyTorch."""
+"""A stand-in for ModelOpt's part for PyTorch."""
