@@ -6,7 +6,6 @@ is. What was read in the release itself (`exact-1.2.0`) fails a test; what was r
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,11 +22,11 @@ from pipeline.quantize.trt_folder import CONFIGURATIONS
 from pipeline.source import SourceFacts
 from runtime.artifact import Limits
 from runtime.engines import EngineOptions, Sampling
-from runtime.engines.trt import engine as serving
 from runtime.engines.trt.arguments import kv_cache_arguments, llm_arguments, sampling_arguments
 from runtime.engines.trt.folders import METHOD_OF_ALGORITHM, EngineFolder
 from runtime.engines.trt.tokens import SpecialTokens
 from tests.harness.trt import api
+from tests.harness.trt.lane import installed
 
 DATA = Path(__file__).parents[1] / "data"
 ENGINE = DATA / "trt/engines/llama-int4-awq"
@@ -119,21 +118,14 @@ def test_every_field_of_our_sampling_is_set_explicitly() -> None:
     assert {"end_id", "pad_id", "stop_token_ids", "logprobs", "prompt_logprobs"} <= arguments.keys()
 
 
-def test_a_request_is_submitted_with_arguments_that_exist() -> None:
-    source = Path(serving.__file__).read_text("utf-8")
-    call = re.search(r"generate_async\(\s*list\(prompt\),([^)]*)\)", source)
-    assert call
-    hold("LLM.generate_async", {"inputs": [1], **dict.fromkeys(re.findall(r"(\w+)=", call[1]))})
-    hold("LLM.get_stats", {"timeout": serving.STATISTICS_TIMEOUT_S})
-    hold("LLM.shutdown", {})
-
-
-def test_the_attributes_of_a_reply_exist() -> None:
-    source = Path(serving.__file__).read_text("utf-8")
+def test_the_stand_ins_replies_have_what_was_recorded_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tests/unit` runs the lane on the stand-in, which binds every call: what the lane reads of a reply is here."""
     completion, output = api.entry("CompletionOutput"), api.entry("RequestOutput")
-    used = set(re.findall(r"completion\.(\w+)", source))
-    assert used <= {*completion["fields"], *completion["properties"]}
-    assert set(re.findall(r"\boutput\.(\w+)", source)) <= {*output["attributes"], *output["methods"]}
+    with installed(monkeypatch) as stand_in:
+        made = stand_in.RequestOutput(None, [1], None)
+        offered = {*vars(made), *vars(type(made))}
+        assert {name for name in offered if not name.startswith("_")} <= {*output["attributes"], *output["methods"]}
+        assert vars(made.outputs[0]).keys() <= {*completion["fields"], *completion["properties"]}
     assert set(completion["finish_reason_values"]) == {"stop", "length", "timeout", "cancelled", None}
 
 

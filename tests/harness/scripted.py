@@ -207,9 +207,10 @@ class ScriptedRenderer:
 
 @dataclass
 class ScriptedClassifier:
-    """A classifier that says yes to utterances with "look" in them."""
+    """A classifier that says yes to utterances with "look" in them, after a pause or when a gate opens."""
 
     pause: float = 0.0
+    gate: asyncio.Event | None = None
     error: Exception | None = None
     asked: list[tuple[list[str], str]] = field(default_factory=list)
     running: int = 0
@@ -219,7 +220,7 @@ class ScriptedClassifier:
         self.asked.append((list(history), utterance))
         self.running += 1
         try:
-            await asyncio.sleep(self.pause)
+            await (self.gate.wait() if self.gate is not None else asyncio.sleep(self.pause))
         finally:
             self.running -= 1
         if self.error is not None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -85,13 +84,3 @@ def quantizer_python(folder: Path) -> Path:
     )
     python.chmod(0o755)
     return python
-
-
-async def eventually(condition: Callable[[], bool], timeout: float = 3.0) -> None:
-    """Wait until a condition holds."""
-
-    async def wait() -> None:
-        while not condition():  # noqa: ASYNC110 - the stand-in has no event for it
-            await asyncio.sleep(0.001)
-
-    await asyncio.wait_for(wait(), timeout)

@@ -19,7 +19,7 @@ KEPT, _, LAST = PAGE.partition("\nGone: ")
 def test_every_variable_that_kept_its_name_is_read() -> None:
     known = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", pages()["environment.md"]))
     named = set(re.findall(r"`([A-Z][A-Z0-9_]{3,})`", KEPT)) | set(re.findall(r"-e ([A-Z_]+)=", KEPT))
-    assert len(named) > 60
+    assert {"CHAT_MAX_LEN", "AWQ_NSAMPLES"} <= named, "the page is read wrongly"
     assert named - known == set()
 
 

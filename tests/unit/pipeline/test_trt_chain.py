@@ -33,7 +33,8 @@ from runtime.host import machine
 from runtime.host.cuda import Failure
 from runtime.server.service import Phase
 from tests.harness.scripted import Running, serving
-from tests.harness.trt.lane import H200, LABEL, eventually, installed, model, quantizer_python
+from tests.harness.trt.lane import H200, LABEL, installed, model, quantizer_python
+from tests.harness.waiting import eventually
 
 # Short held-out texts: the stand-in's arithmetic needs no more.
 TEXTS = ["The kettle sings on the stove while somebody reads the paper aloud.", "Rain again."]

@@ -84,5 +84,4 @@ def test_a_known_prompt_accepts_any_of_its_words_in_any_case() -> None:
     prompt = KnownPrompt("What do bees make?", ("honey", "wax"))
     assert prompt.answered_by("They make Honey.")
     assert not prompt.answered_by("They make noise.")
-    assert 5 <= len(known_prompts()) <= 10
     assert not any(known.answered_by(known.prompt) for known in known_prompts())

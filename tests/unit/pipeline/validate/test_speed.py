@@ -8,23 +8,35 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from pipeline.validate import speed
 from pipeline.validate.speed import Reply, greedy, latency_of, reply_to, throughput_of
 from runtime.engines import Delta, Sampling
 
 
 class Paced:
-    """An engine that prefills for 20 ms and then makes two tokens every 10 ms, as many as it is asked for."""
+    """An engine that prefills for 20 ms and then makes two tokens every 10 ms, as many as it is asked for.
 
-    def __init__(self) -> None:
+    By a clock of its own, which is the latest that any reply has come to.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[Sampling] = []
+        self.now = 5.0
+        monkeypatch.setattr(speed.time, "perf_counter", lambda: self.now)
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         self.asked.append(sampling)
-        await asyncio.sleep(0.02)
+        own = self.now + 0.02
+        await self._until(own)
         each(Delta("a", 1))
         for _ in range((sampling.max_tokens - 1) // 2):
-            await asyncio.sleep(0.01)
+            own += 0.01
+            await self._until(own)
             each(Delta("bc", 2))
+
+    async def _until(self, when: float) -> None:
+        await asyncio.sleep(0)
+        self.now = max(self.now, when)
 
 
 class Mute:
@@ -32,16 +44,15 @@ class Mute:
         """Not a word."""
 
 
-async def test_a_reply_is_timed_by_its_tokens() -> None:
-    reply = await reply_to(Paced(), [1], greedy(9))
+async def test_a_reply_is_timed_by_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = await reply_to(Paced(monkeypatch), [1], greedy(9))
     assert (reply.text, reply.tokens) == ("abcbcbcbc", 9)
-    assert reply.ttft_s >= 0.02
-    assert reply.itl_s is not None
-    assert 0.005 <= reply.itl_s < reply.ttft_s
+    assert reply.ttft_s == pytest.approx(0.02)
+    assert reply.itl_s == pytest.approx(0.005)
 
 
-async def test_a_reply_of_one_token_has_no_gap() -> None:
-    assert (await reply_to(Paced(), [1], greedy(1))).itl_s is None
+async def test_a_reply_of_one_token_has_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (await reply_to(Paced(monkeypatch), [1], greedy(1))).itl_s is None
 
 
 async def test_a_reply_without_tokens_is_no_error() -> None:
@@ -60,9 +71,9 @@ def test_latency_without_a_second_token_is_no_number_and_so_fails_its_gate() -> 
     assert math.isnan(latency_of([Reply("", 1, 0.1, None)]).itl_ms)
 
 
-async def test_throughput_counts_all_streams_over_the_same_time() -> None:
-    engine = Paced()
+async def test_throughput_counts_all_streams_over_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Paced(monkeypatch)
     tokens_per_s = await throughput_of(engine, [[1], [2], [3]], 9)
-    # 27 tokens in at least 60 ms.
-    assert 27 / 1.0 < tokens_per_s <= 27 / 0.06
+    # Three times 9 tokens in 60 ms.
+    assert tokens_per_s == pytest.approx(27 / 0.06)
     assert all(sampling.ignore_eos and sampling.max_tokens == 9 for sampling in engine.asked)

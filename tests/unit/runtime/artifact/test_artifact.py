@@ -98,6 +98,7 @@ class Mutator:
     """Changes one thing about an artifact, somewhere, somehow."""
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.random = random.Random(seed)
         self.ways: list[Callable[[Path], str]] = [
             self.flip_a_bit,
@@ -114,7 +115,7 @@ class Mutator:
         ]
 
     def mutate(self, folder: Path) -> str:
-        return self.random.choice(self.ways)(folder)
+        return self.ways[self.seed % len(self.ways)](folder)
 
     def pick(self, folder: Path) -> Path:
         return self.random.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
@@ -226,6 +227,7 @@ def refusal(folder: Path, machine: Machine) -> str | None:
 
 
 def test_a_thousand_mutations_are_all_refused_in_one_line(tmp_path: Path) -> None:
+    """Every way in turn, on every artifact: the number of ways shares no factor with that of the artifacts."""
     accepted = []
     for seed in range(1000):
         name = FOLDERS[seed % len(FOLDERS)]
@@ -236,11 +238,6 @@ def test_a_thousand_mutations_are_all_refused_in_one_line(tmp_path: Path) -> Non
             accepted.append(f"{seed}: {what} ({name}): {message}")
         shutil.rmtree(folder)
     assert accepted == []
-
-
-def test_the_mutations_reach_every_way(tmp_path: Path) -> None:
-    ways = {Mutator(seed).random.choice(Mutator(seed).ways).__name__ for seed in range(1000)}
-    assert len(ways) == len(Mutator(0).ways) == 11
 
 
 def test_a_reader_tolerates_unknown_keys_under_a_right_seal(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from runtime.engines.trt.engine import ENVIRONMENT, TrtEngine
 from runtime.engines.trt.tokens import SpecialTokens
 from runtime.host.cuda import CudaError, Failure
 from tests.harness.streaming import deltas as deltas_of
-from tests.harness.trt.lane import H200, eventually, installed, model
+from tests.harness.trt.lane import H200, installed, model
+from tests.harness.waiting import eventually
 
 GREEDY = Sampling(temperature=0.0, max_tokens=5)
 GOLDEN = Path(__file__).parents[3] / "data/trt/engines"

@@ -246,9 +246,9 @@ def test_a_history_of_a_frame_full_takes_a_moment(tmp_path):
     one = [Message("user", "the cat said so " * 15_000)]
     tiny = [Message("user", "a")] * 60_000
     for history in (many, one, tiny):
-        began = time.perf_counter()
+        began = time.thread_time()
         prompt = renderer.render(persona="Be Ada.", runtime_text=None, history=history, utterance="hi")
-        assert time.perf_counter() - began < 0.1
+        assert time.thread_time() - began < 0.1
         assert len(prompt.token_ids) <= 5525
         assert prompt.history_kept < len(history)
 

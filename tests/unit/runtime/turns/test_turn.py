@@ -8,6 +8,7 @@ from typing import Any
 
 from runtime.engines import EngineDeadError
 from tests.harness.scripted import REPLY, ScriptedClassifier, ScriptedEngine, ScriptedRenderer, serving
+from tests.harness.waiting import eventually
 
 TEXT = "".join(REPLY)
 
@@ -84,11 +85,13 @@ async def test_yes_starts_again_behind_the_prefix_and_still_streams_the_reply() 
 
 async def test_prefill_begins_before_the_decision_and_no_token_precedes_it() -> None:
     engine = ScriptedEngine()
-    async with serving(engine, ScriptedClassifier(pause=0.15)) as running, running.client() as client:
+    classifier = ScriptedClassifier(gate=asyncio.Event())
+    async with serving(engine, classifier) as running, running.client() as client:
         await client.send(type="start", session_id="s1", user_utterance="hello")
         assert (await client.receive())["type"] == "ack"
-        await asyncio.sleep(0.05)
-        assert len(engine.prompts) == 1
+        await eventually(lambda: engine.prompts)
+        assert classifier.gate is not None
+        classifier.gate.set()
         assert kinds(await client.until("done")) == ["toolcall", "token", "final", "done"]
         assert len(engine.prompts) == 1
 
@@ -195,8 +198,7 @@ async def test_cancel_reaches_the_classifier_too() -> None:
     async with serving(classifier=classifier) as running, running.client() as client:
         await client.send(type="start", session_id="s1", user_utterance="look")
         await client.until("ack")
-        await asyncio.sleep(0.05)
-        assert classifier.running == 1
+        await eventually(lambda: classifier.running)
         await client.send(type="cancel")
         assert kinds(await client.until("done")) == ["done"]
         assert classifier.running == 0

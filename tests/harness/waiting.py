@@ -1,0 +1,18 @@
+"""Waiting for a condition, for as long as a busy machine may need."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+TIMEOUT_S = 30.0
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds; fail when it does not come to hold."""
+
+    async def wait() -> None:
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(wait(), TIMEOUT_S)
