@@ -252,8 +252,8 @@ class SlowRenderer(ScriptedRenderer):
 )
 async def test_nothing_that_takes_long_holds_up_cancel_ping_and_end(message: dict[str, Any]) -> None:
     renderer = SlowRenderer()
-    try:
-        async with serving(renderer=renderer) as running, running.client() as client:
+    async with serving(renderer=renderer) as running, running.client() as client:
+        try:
             renderer.go.set()
             await client.turn(user_utterance="hello")
             renderer.go.clear()
@@ -269,8 +269,8 @@ async def test_nothing_that_takes_long_holds_up_cancel_ping_and_end(message: dic
             await client.send(type="end")
             assert (await client.receive())["type"] == "connection_closed"
             assert await closed(client) == (1000, "client_request")
-    finally:
-        renderer.go.set()
+        finally:
+            renderer.go.set()  # before the server's end, which waits for its threads
 
 
 async def test_a_prefill_that_takes_too_long_is_given_up() -> None:
