@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 from pipeline.lanes import LANES, METHODS, Lane
 from pipeline.lanes.lane import SMALL_MODEL
 from pipeline.plan import SEED, BuildRequest, CalibrationPlan, ChatPlan
 from pipeline.plan.diagnostics import Diagnostics
+from pipeline.plan.disk_facts import DiskFacts, Place
 from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.source.prequantized import Prequantized, recognize
@@ -34,6 +35,7 @@ class ChatPlanner:
     """Settles one matter after the other.
 
     Attributes:
+        disk: what lies at the paths that the request and the settings name.
         lane: none where the request names no lane that can be used; then all that does not depend on it is checked.
         quantizer: whether an environment with the lane's quantizer was found.
     """
@@ -41,6 +43,7 @@ class ChatPlanner:
     request: BuildRequest
     settings: PipelineSettings
     machine: Machine
+    disk: DiskFacts
     lane: Lane | None
     quantizer: bool
     diagnostics: Diagnostics
@@ -184,11 +187,10 @@ class ChatPlanner:
         named = self.settings.awq_calib_dataset
         dataset = named or (EMBEDDED if facts.kind == "embedded" else CALIBRATION_DATASET)
         reason = "AWQ_CALIB_DATASET" if named else f"default for {'the embedded' if dataset == EMBEDDED else 'a'} model"
-        file = Path(dataset).expanduser()
-        if file.suffix in {".txt", ".jsonl"}:
-            if not file.is_file():
+        if PurePath(dataset).suffix in {".txt", ".jsonl"}:
+            if self.disk.dataset is not Place.FILE:
                 self.diagnostics.problem("AWQ_CALIB_DATASET", "a text or JSONL file", f"no file {dataset}")
-        elif file.exists() and dataset not in {EMBEDDED, CALIBRATION_DATASET}:
+        elif self.disk.dataset is not Place.NOTHING and dataset not in {EMBEDDED, CALIBRATION_DATASET}:
             self.diagnostics.problem("AWQ_CALIB_DATASET", "a .txt or .jsonl file", dataset, "rename or convert it")
         elif dataset not in {EMBEDDED, CALIBRATION_DATASET} and not HUB_DATASET.fullmatch(dataset):
             expected = f"{CALIBRATION_DATASET}, embedded, a hub data set (org/name), or a .txt or .jsonl file"

@@ -1,7 +1,7 @@
 """Making the plan.
 
-`make` is pure. It takes a request, the settings, what is known of the models, and the hardware, and returns a frozen
-`BuildPlan`, or raises every problem at once.
+`make` is pure. It takes a request, the settings, what is known of the models, of the hardware and of the disk, and
+returns a frozen `BuildPlan`, or raises every problem at once. `prepare` reads the facts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pipeline.lanes.gates import Thresholds, default_thresholds, planned_text, u
 from pipeline.plan import BuildPlan, BuildRequest, ChatPlan, ToolPlan
 from pipeline.plan.chat_plan import ChatPlanner
 from pipeline.plan.diagnostics import Diagnostics
+from pipeline.plan.disk_facts import ARTIFACTS, DiskFacts, Place
 from pipeline.plan.estimate import Estimate, Work, estimate
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.trt_plan import TrtPlanner
@@ -23,7 +24,6 @@ from pipeline.problem import Problem, WrongRequestError
 from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.source.shape import Shape
-from runtime.artifact import METADATA_NAME
 from runtime.deployment.classifier import window_of
 
 # The planner of the chat model, where a lane has its own.
@@ -34,6 +34,8 @@ POSITIVE_LABEL = re.compile(r"screen|yes|positive|true", re.IGNORECASE)
 # Tokens of a calibration sample, on average: the embedded texts, and instructions as the hub's data sets hold them.
 EMBEDDED_SAMPLE_TOKENS, USUAL_SAMPLE_TOKENS = 180, 512
 
+NOTHING_NAMED = DiskFacts()
+
 
 def make(
     request: BuildRequest,
@@ -42,6 +44,7 @@ def make(
     tool: SourceFacts | None,
     hardware: Hardware,
     earlier: tuple[Problem, ...] = (),
+    disk: DiskFacts = NOTHING_NAMED,
 ) -> BuildPlan:
     """Decide everything.
 
@@ -52,10 +55,13 @@ def make(
         tool: the classifier's facts; none for an artifact that only chats.
         hardware: this machine.
         earlier: problems that were found on the way here.
+        disk: what lies at the paths that the request and the settings name.
 
     Raises:
         WrongRequestError: with every problem.
+        ValueError: the settings name a folder that was not looked at.
     """
+    disk.check_complete(settings)
     diagnostics = Diagnostics()
     lane = _lane(request, settings, hardware, diagnostics, engine=chat is not None)
     if chat is None and tool is None:
@@ -65,10 +71,10 @@ def make(
     for facts in (chat, tool):
         diagnostics.problems.extend(facts.problems if facts else ())
     chat_planner = CHAT_PLANNERS.get(lane.name if lane else "", ChatPlanner)
-    planner = chat_planner(request, settings, hardware.machine, lane, hardware.quantizer is not None, diagnostics)
+    planner = chat_planner(request, settings, hardware.machine, disk, lane, hardware.quantizer is not None, diagnostics)
     chat_plan = planner.plan(chat) if chat else None
     tool_plan = _tool(tool, diagnostics) if tool else None
-    out = _out(request, chat_plan, chat or tool, lane, diagnostics)
+    out = _out(request, chat_plan, chat or tool, lane, disk, diagnostics)
     _fallbacks(request, chat_plan, hardware, lane, diagnostics)
     thresholds = _thresholds(request, chat_plan, tool_plan, lane, diagnostics)
     cost = estimate(_work(chat_plan, tool_plan, lane), cores=hardware.cores)
@@ -134,17 +140,25 @@ def _tool(facts: SourceFacts, diagnostics: Diagnostics) -> ToolPlan | None:
 
 
 def _out(
-    request: BuildRequest, chat: ChatPlan | None, facts: SourceFacts | None, lane: Lane | None, diagnostics: Diagnostics
+    request: BuildRequest,
+    chat: ChatPlan | None,
+    facts: SourceFacts | None,
+    lane: Lane | None,
+    disk: DiskFacts,
+    diagnostics: Diagnostics,
 ) -> Path:
     name = re.sub(r"[^a-z0-9.-]+", "-", facts.name.lower().rpartition("/")[2]) if facts else "artifact"
     if facts and facts.kind == "embedded":
         name = "smollm2-135m-instruct" if chat else "screenshot-intent"
     parts = [name, chat.method if chat else "tool", lane.name if lane else ""]
-    out = request.out or Path("artifacts") / "-".join(part for part in parts if part)
+    out = request.out or ARTIFACTS / "-".join(part for part in parts if part)
     diagnostics.decide("artifact", out, "--out" if request.out else "named after model, method and lane")
-    if out.exists() and not out.is_dir():
+    place = disk.places.get(out, Place.NOTHING)
+    if place is Place.FILE:
         diagnostics.problem("--out", "a folder, or nothing", f"a file at {out}", "choose another --out")
-    elif out.is_dir() and any(out.iterdir()) and not (out / METADATA_NAME).is_file():
+    elif place is Place.UNREADABLE:
+        diagnostics.problem("--out", "a folder, or nothing", f"what cannot be read at {out}", "choose another --out")
+    elif place is Place.OTHER_FOLDER:
         diagnostics.problem(
             "--out", "an empty folder, an artifact or nothing", f"other files in {out}", "choose another"
         )

@@ -1,4 +1,4 @@
-"""From a command line to a plan: read the environment, look at the models and the machine, then decide."""
+"""From a command line to a plan: read the environment, look at models, machine and disk, then decide."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import lanes, settings, source
-from pipeline.plan import BuildPlan, BuildRequest, hardware, planner
+from pipeline.plan import BuildPlan, BuildRequest, disk_facts, hardware, planner
 from pipeline.plan.hardware import Hardware
 from pipeline.settings import PipelineSettings
 
@@ -37,7 +37,8 @@ def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str,
     lane = request.lanes[0] if len(request.lanes) == 1 else loaded.settings.inference_engine
     needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
     here = hardware.describe(folder, loaded.settings.quantize_python, needs)
-    made = planner.make(request, loaded.settings, chat, tool, here, loaded.problems)
+    found = disk_facts.read(request, loaded.settings)
+    made = planner.make(request, loaded.settings, chat, tool, here, loaded.problems, found)
     return Prepared(request, made, here, loaded.settings, folder)
 
 

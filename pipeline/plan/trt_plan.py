@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pipeline.embedded.texts import WINDOW_TOKENS
 from pipeline.lanes import METHODS
@@ -59,7 +58,12 @@ class TrtPlanner(ChatPlanner):
             self.diagnostics.decide("engine", self._label() or "none", reason)
         else:
             self.diagnostics.decide("engine", "PyTorch backend", "TRT_BACKEND=pytorch; nothing is compiled")
-        trt = TrtPlan(self._label(), settings.trt_checkpoint_dir, settings.trtllm_engine_dir)
+        engine, checkpoint = self.disk.engine, self.disk.checkpoint
+        trt = TrtPlan(
+            self._label(),
+            checkpoint=checkpoint.folder if isinstance(checkpoint, CheckpointFolder) else None,
+            engine=engine.folder if isinstance(engine, EngineFolder) else None,
+        )
         return replace(chat, trt=trt, kept_in_float=() if given else chat.kept_in_float)
 
     def _label(self) -> str | None:
@@ -77,30 +81,26 @@ class TrtPlanner(ChatPlanner):
 
     def _given(self) -> Weights | None:
         """The weights that are quantized already, by the folder that a variable names."""
-        checkpoint, engine = self.settings.trt_checkpoint_dir, self.settings.trtllm_engine_dir
-        where = "TRTLLM_ENGINE_DIR" if engine else "TRT_CHECKPOINT_DIR"
-        try:
-            if engine:
-                compiled = EngineFolder.read(engine.expanduser())
-                installed = self.machine.packages.get(PACKAGE)
-                if installed and compiled.version != installed:
-                    expected, next_step = f"an engine of {PACKAGE} {installed}", "compile it again with this version"
-                    self.diagnostics.problem(where, expected, compiled.version, next_step)
-                weights = compiled.weights
-            elif checkpoint:
-                weights = CheckpointFolder.read(checkpoint.expanduser()).weights
-            else:
-                return None
-        except ArtifactError as error:
-            self.diagnostics.problem(where, f"a folder of {PACKAGE}", str(error))
+        where = "TRTLLM_ENGINE_DIR" if self.disk.engine else "TRT_CHECKPOINT_DIR"
+        found = self.disk.engine or self.disk.checkpoint
+        if found is None:
             return None
+        if isinstance(found, ArtifactError):
+            self.diagnostics.problem(where, f"a folder of {PACKAGE}", str(found))
+            return None
+        if isinstance(found, EngineFolder):
+            installed = self.machine.packages.get(PACKAGE)
+            if installed and found.version != installed:
+                expected, next_step = f"an engine of {PACKAGE} {installed}", "compile it again with this version"
+                self.diagnostics.problem(where, expected, found.version, next_step)
+        weights = found.weights
         if weights.method not in METHODS:
             expected = f"one of {', '.join(self.lane.methods if self.lane else METHODS)}"
             self.diagnostics.problem(where, expected, weights.method, "quantize the model here instead")
             return None
         if weights.parallel != self.settings.tensor_parallel_size:
-            found = f"TENSOR_PARALLEL_SIZE {self.settings.tensor_parallel_size}"
-            self.diagnostics.problem(where, f"TENSOR_PARALLEL_SIZE {weights.parallel}, as it was made", found)
+            asked = f"TENSOR_PARALLEL_SIZE {self.settings.tensor_parallel_size}"
+            self.diagnostics.problem(where, f"TENSOR_PARALLEL_SIZE {weights.parallel}, as it was made", asked)
         return weights
 
     def _method(self) -> str | None:
@@ -210,7 +210,7 @@ class TrtPlanner(ChatPlanner):
     def _limits(self, shape: Shape) -> Limits | None:
         settings = self.settings
         self._check_parallel(shape)
-        if settings.trtllm_engine_dir:
+        if self.disk.engine is not None:
             return self._engine_limits()
         longest_in, longest_out = self._lengths()
         length = longest_in + longest_out
@@ -241,9 +241,8 @@ class TrtPlanner(ChatPlanner):
         )
 
     def _engine_limits(self) -> Limits | None:
-        try:
-            engine = EngineFolder.read((self.settings.trtllm_engine_dir or Path()).expanduser())
-        except ArtifactError:
+        engine = self.disk.engine
+        if not isinstance(engine, EngineFolder):
             return None  # told already
         wanted = self.settings.trt_max_batch_size
         if wanted is not None and wanted > engine.max_batch_size:

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from pipeline import settings
 from pipeline.lanes import gate_specs as gates
-from pipeline.plan import BuildPlan, BuildRequest, planner
+from pipeline.plan import BuildPlan, BuildRequest, disk_facts, planner
 from pipeline.plan.hardware import Hardware, Quantizer
 from pipeline.problem import WrongRequestError
 from pipeline.source import EMBEDDED_CHAT, SourceFacts, read_facts
 from pipeline.source.shape import Shape
 from runtime.host.machine import Gpu, Machine
+from tests.harness.no_reading import no_reading
 
 GIB = 2**30
 QUANTIZER = Quantizer(Path("/quantizer/bin/python"), {"llmcompressor": "0.14.0.1"})
@@ -105,7 +106,9 @@ def make(row: Row) -> BuildPlan:
         tool=row.tool.ref if row.tool else None,
         **{"lanes": lanes, "method": row.method} | row.request,
     )
-    return planner.make(request, loaded.settings, row.chat, row.tool, row.on, loaded.problems)
+    found = disk_facts.read(request, loaded.settings)
+    with no_reading():
+        return planner.make(request, loaded.settings, row.chat, row.tool, row.on, loaded.problems, found)
 
 
 def method_is(method: str, **more: Any) -> Callable[[BuildPlan], bool]:

@@ -13,12 +13,13 @@ from rich.console import Console
 
 from pipeline import settings
 from pipeline.lanes import gate_specs as gates
-from pipeline.plan import BuildPlan, BuildRequest, planner
+from pipeline.plan import BuildPlan, BuildRequest, disk_facts, planner
 from pipeline.plan.hardware import Hardware, Quantizer
 from pipeline.problem import WrongRequestError
 from pipeline.publish import report
 from pipeline.source import HF_QUANT_CONFIG, SourceFacts, read_facts
 from runtime.host.machine import Gpu, Machine
+from tests.harness.no_reading import no_reading
 from tests.harness.trt.lane import H200, LABEL
 
 GIB = 2**30
@@ -94,7 +95,9 @@ class Row:
 def make(row: Row) -> BuildPlan:
     loaded = settings.load({"TRT_MAX_BATCH_SIZE": "16"} | row.env)
     request = BuildRequest(chat=row.chat.ref, lanes=("trt",), method=row.method)
-    return planner.make(request, loaded.settings, row.chat, None, row.on, loaded.problems)
+    found = disk_facts.read(request, loaded.settings)
+    with no_reading():
+        return planner.make(request, loaded.settings, row.chat, None, row.on, loaded.problems, found)
 
 
 def method_is(method: str, **more: Any) -> Callable[[BuildPlan], bool]:

@@ -10,6 +10,7 @@ from runtime.artifact import BuildMetadata, ChatModel, Limits, Platform, Quantiz
 from runtime.deployment.serving import ServingPlan, plan
 from runtime.deployment.settings import SettingsError
 from runtime.text.prompt import Budgets
+from tests.harness.no_reading import no_reading
 from tests.harness.scripted import settings
 
 SOURCE = Source(repo="embedded", content_sha256="0")
@@ -31,7 +32,9 @@ def metadata(*, chat: bool = True, tool: bool = True, lane: Any = "vllm", **limi
 
 
 def planned(artifact: BuildMetadata, **values: Any) -> ServingPlan:
-    return plan(settings(**values), artifact)
+    given = settings(**values)
+    with no_reading():
+        return plan(given, artifact)
 
 
 def problems(artifact: BuildMetadata, **values: Any) -> list[str]:

@@ -88,7 +88,7 @@ def test_every_variable_of_the_server_says_what_it_takes(monkeypatch: pytest.Mon
         ("DEPLOY_MODE", "chatty", "DEPLOY_MODE: expected chat, tool or both, found 'chatty'"),
         ("GEN_TIMEOUT_S", "0", "GEN_TIMEOUT_S: expected greater than 0, found '0'"),
         ("GEN_TIMEOUT_S", "long", "GEN_TIMEOUT_S: expected a valid number, found 'long'"),
-        ("TRT_KV_ENABLE_BLOCK_REUSE", "maybe", "TRT_KV_ENABLE_BLOCK_REUSE: expected true or false, found 'maybe'"),
+        ("TRT_KV_ENABLE_BLOCK_REUSE", "maybe", "TRT_KV_ENABLE_BLOCK_REUSE: expected a valid boolean, found 'maybe'"),
         ("CHECK_SCREEN_PREFIX", "x" * 2000, "CHECK_SCREEN_PREFIX: expected at most "),
     ],
 )

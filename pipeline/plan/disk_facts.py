@@ -1,0 +1,111 @@
+"""What of this disk a plan depends on, read before it is made: so that making it reads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+
+from pipeline.plan import BuildRequest
+from pipeline.settings import PipelineSettings
+from runtime.artifact import METADATA_NAME, ArtifactError
+from runtime.engines.trt.folders import CheckpointFolder, EngineFolder
+
+# Where an artifact goes unless `--out` names a place.
+ARTIFACTS = Path("artifacts")
+
+
+class Place(Enum):
+    """What lies at a path."""
+
+    NOTHING = auto()
+    FILE = auto()
+    EMPTY_FOLDER = auto()
+    ARTIFACT = auto()
+    OTHER_FOLDER = auto()
+    UNREADABLE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """What was found.
+
+    Attributes:
+        places: what lies where the artifact may go; nothing lies at a path that is not listed.
+        dataset: what lies at the path that AWQ_CALIB_DATASET would be.
+        engine: what TRTLLM_ENGINE_DIR names, or why it cannot be read; none when it is not set.
+        checkpoint: what TRT_CHECKPOINT_DIR names, likewise.
+    """
+
+    places: Mapping[Path, Place] = field(default_factory=dict)
+    dataset: Place = Place.NOTHING
+    engine: EngineFolder | ArtifactError | None = None
+    checkpoint: CheckpointFolder | ArtifactError | None = None
+
+    def check_complete(self, settings: PipelineSettings) -> None:
+        """Make sure that these facts were read for the settings.
+
+        Raises:
+            ValueError: a folder that is named was not looked at.
+        """
+        for named, fact in ((settings.trtllm_engine_dir, self.engine), (settings.trt_checkpoint_dir, self.checkpoint)):
+            if named is not None and fact is None:
+                raise ValueError(f"expected facts on {named}, found none; read them with `disk_facts.read`")
+
+
+def read(request: BuildRequest, settings: PipelineSettings) -> DiskFacts:
+    """Read what a request and the settings name. Nothing is raised: what cannot be read is a fact too."""
+    engine, checkpoint = settings.trtllm_engine_dir, settings.trt_checkpoint_dir
+    return DiskFacts(
+        places={path: look(path) for path in _candidates(request)},
+        dataset=look(Path(settings.awq_calib_dataset)) if settings.awq_calib_dataset else Place.NOTHING,
+        engine=_engine(engine) if engine else None,
+        checkpoint=_checkpoint(checkpoint) if checkpoint else None,
+    )
+
+
+def look(path: Path) -> Place:
+    """Tell what lies at a path; `~` is the home folder."""
+    try:
+        path = path.expanduser()
+        if not path.exists():
+            return Place.NOTHING
+        if not path.is_dir():
+            return Place.FILE
+        if (path / METADATA_NAME).is_file():
+            return Place.ARTIFACT
+        return Place.OTHER_FOLDER if any(path.iterdir()) else Place.EMPTY_FOLDER
+    except (OSError, ValueError, RuntimeError):
+        return Place.UNREADABLE  # locked, a name that the system refuses, or the home of a user whom it does not know
+
+
+def _candidates(request: BuildRequest) -> list[Path]:
+    """The paths of which the plan will choose one: its name depends on what the plan decides."""
+    if request.out:
+        return [request.out]
+    try:
+        return [ARTIFACTS / child.name for child in ARTIFACTS.iterdir()]
+    except OSError:
+        return []
+
+
+def _engine(folder: Path) -> EngineFolder | ArtifactError:
+    try:
+        return EngineFolder.read(_expanded(folder))
+    except ArtifactError as error:
+        return error
+
+
+def _checkpoint(folder: Path) -> CheckpointFolder | ArtifactError:
+    try:
+        return CheckpointFolder.read(_expanded(folder))
+    except ArtifactError as error:
+        return error
+
+
+def _expanded(folder: Path) -> Path:
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise ArtifactError(f"{folder}: {error}") from error
