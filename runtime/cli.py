@@ -38,7 +38,7 @@ def serve() -> None:
 
 
 def load() -> RuntimeSettings:
-    """What the environment says, or an exit that tells all that is wrong with it."""
+    """Read the settings, or exit and tell all that is wrong with them."""
     try:
         return environment.load()
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""The defaults that more than one module, or a text, needs: each stands here and nowhere else.
+"""Defaults that more than one module, or a text, needs: each stands here and nowhere else.
 
 The ground floor: imports nothing of ours. Settings, the classes that they fill, error texts and generated pages take
 their values from here; a test holds the hand-written pages and the scripts in the images equal. Sampling's defaults and

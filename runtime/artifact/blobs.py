@@ -38,6 +38,7 @@ class Blobs:
     """The folder of verified files.
 
     Attributes:
+        folder: holds a file for each SHA-256, named by it.
         read_only: nobody may change a file through one of the other names that it gets.
     """
 
@@ -63,7 +64,8 @@ class Blobs:
         """Bring files here, a few at a time. The first that fails ends the others, which can be resumed.
 
         Args:
-            url: of a file, by its path.
+            url: gives the address of a file by its path.
+            report: is told why a download is tried again.
 
         Raises:
             ArtifactError, or what `hub_client.failures` lists: as `get` does.
@@ -140,7 +142,7 @@ def _download(url: str, partial: Path, entry: FileEntry, headers: Mapping[str, s
 
 
 def _append(url: str, file: BinaryIO, entry: FileEntry, headers: Mapping[str, str], stopped: threading.Event) -> None:
-    """What one connection brings."""
+    """Append what one connection brings."""
     present = file.tell()
     with hub_client.stream(url, headers, start=present) as body:
         if body.status == hub_client.RANGE_NOT_SATISFIABLE:

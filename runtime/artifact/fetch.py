@@ -62,10 +62,11 @@ class Fetcher:
     """Brings artifacts to this machine.
 
     Attributes:
-        cache: folder for files and artifacts.
+        cache: the folder of files and artifacts.
         machine: decides which engine is taken, and whether the artifact is of use here.
         public_key: when given, an artifact without a fitting signature is refused before its weights are downloaded.
         report: told in one line what happens.
+        environment: variables that may hold the token.
     """
 
     cache: Path
@@ -229,7 +230,7 @@ def link(blob: Path, path: Path) -> None:
 
 @contextmanager
 def report_progress(blobs: Blobs, files: Sequence[FileEntry], report: hub.Report) -> Iterator[None]:
-    """Say now and then how much has arrived, and how fast."""
+    """Report now and then how much has arrived, and how fast."""
     began, before = time.monotonic(), sum(map(blobs.bytes_present, files))
 
     def on_progress(here: int, total: int) -> None:

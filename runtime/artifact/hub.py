@@ -1,7 +1,7 @@
-"""Talking to a model hub: with which token, what went wrong in one line, and trying again.
+"""Requests to a model hub: the token, errors in one line, and retries.
 
 `huggingface_hub` retries single requests. What it does not retry (the commit, the listing, a download that a server
-error ended) is tried again here, with the same patience.
+error ended) is tried again here, in the same way.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def backoff_seconds(error: BaseException, number: int) -> float:
 
 
 def with_retries(work: Callable[[], T], report: Report, *, tries: int | None = None) -> T:
-    """Do the work, again while what goes wrong may pass.
+    """Do the work, and do it again after an error that may pass.
 
     Args:
         report: told in one line why and when it is tried again.

@@ -24,7 +24,7 @@ RANGE_NOT_SATISFIABLE = 416
 
 @dataclass(frozen=True, slots=True)
 class StreamedResponse:
-    """A file of the hub as it arrives, or the word that there is none at this position (status 416)."""
+    """A file of the hub as it arrives, or the answer that it has no such position (status 416)."""
 
     status: int
     headers: Mapping[str, str]
@@ -50,7 +50,7 @@ def http_errors() -> tuple[type[Exception], ...]:
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """Those of them that say that no whole answer came, so that asking again may help."""
+    """What requests to the hub raise when no whole answer came, so that asking again may help."""
     if uses_requests():
         from requests import ConnectionError as NoConnection
         from requests import Timeout
@@ -142,7 +142,7 @@ def _stream_requests(url: str, headers: Mapping[str, str]) -> Iterator[StreamedR
 
 
 def set_timeouts() -> None:
-    """Give up on a hub that says nothing: the client's own sessions wait for ever.
+    """Set timeouts for every request of the client, whose own sessions wait for ever.
 
     A commit of many files may take minutes to answer; a connection or one write of a block may not.
     """

@@ -73,11 +73,13 @@ class Quantization(Entry):
 
     method: str = Field(description="awq, gptq, fp8, int8, int4_awq, int8_sq, or none")
     scheme: str = Field(description="the field's notation, such as W4A16, W8A8, FP8")
-    group_size: int | None = None
-    symmetric: bool | None = None
+    group_size: int | None = Field(default=None, description="weights that share a scale")
+    symmetric: bool | None = Field(
+        default=None, description="whether there are no zero points; none where the method does not say"
+    )
     kept_in_float: tuple[str, ...] = Field(default=(), description="module patterns that were not quantized")
     prequantized: bool = Field(default=False, description="the source came quantized; nothing was done here")
-    calibration: Calibration | None = None
+    calibration: Calibration | None = Field(default=None, description="none for methods that look at no text")
 
 
 class Limits(Entry):
@@ -93,11 +95,11 @@ class Limits(Entry):
 class ChatModel(Entry):
     """The chat model: at the artifact's root in the vllm lanes, under `trt-llm/` in the trt lane."""
 
-    source: Source
-    quantization: Quantization
-    limits: Limits
-    dtype: str
-    moe: Moe | None = None
+    source: Source = Field(description="where it came from")
+    quantization: Quantization = Field(description="how its weights are stored")
+    limits: Limits = Field(description="what a server may ask of it")
+    dtype: str = Field(description="type of what is not quantized")
+    moe: Moe | None = Field(default=None, description="none where it is no mixture of experts")
     engine_path: str | None = Field(default=None, description="trt lane: folder of the compiled engine")
     compile_cache: str | None = Field(default=None, description="vllm lanes: folder of the ahead-of-time caches")
 
@@ -126,13 +128,13 @@ class ToolModel(Entry):
 class Platform(Entry):
     """The machine on which the artifact was built and proven."""
 
-    gpu_name: str | None = None
-    gpu_count: int = 0
+    gpu_name: str | None = Field(default=None, description="as the driver names it; none on a CPU")
+    gpu_count: int = Field(default=0, description="GPUs that the process saw")
     sm: int | None = Field(default=None, description="compute capability as an integer: 90 for Hopper; none on a CPU")
-    gpu_memory_bytes: int | None = None
-    driver: str | None = None
-    cuda: str | None = None
-    python: str
+    gpu_memory_bytes: int | None = Field(default=None, description="memory of one GPU")
+    driver: str | None = Field(default=None, description="version of the NVIDIA driver")
+    cuda: str | None = Field(default=None, description="version of CUDA that PyTorch was built for")
+    python: str = Field(description="version of Python")
     machine: str = Field(description="processor architecture, such as x86_64")
     packages: dict[str, str] = Field(default_factory=dict, description="versions that decide the result")
 
@@ -194,17 +196,17 @@ class FileEntry(Entry):
 class BuildMetadata(Entry):
     """`build_metadata.json`, whole."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
-    lane: Lane
+    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, description="readers refuse another one")
+    lane: Lane = Field(description="which locks and images the artifact belongs to")
     engine: str = Field(description="vllm, trt, or trt-pytorch: what loads the chat model")
     created_at: str = Field(description="RFC 3339, UTC")
-    chat: ChatModel | None = None
-    tool: ToolModel | None = None
-    platform: Platform
-    stages: tuple[StageRecord, ...] = ()
-    validation: Validation | None = None
-    files: tuple[FileEntry, ...]
-    digest: str
+    chat: ChatModel | None = Field(default=None, description="none in a tool-only artifact")
+    tool: ToolModel | None = Field(default=None, description="none in a chat-only artifact")
+    platform: Platform = Field(description="the machine on which it was built and proven")
+    stages: tuple[StageRecord, ...] = Field(default=(), description="the stages of the run that made it")
+    validation: Validation | None = Field(default=None, description="none before it was validated; not served then")
+    files: tuple[FileEntry, ...] = Field(description="every file of the artifact, by path")
+    digest: str = Field(description="one hash over the sorted files")
 
     def write(self, folder: Path) -> None:
         """Write the file whole or not at all, with its seal."""

@@ -45,18 +45,24 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryReader:
-    """A repository at one commit."""
+    """Reads the files of a repository at one commit.
+
+    Attributes:
+        api: the hub's client, with its address and token.
+        reference: what the user named, for messages.
+        commit: the commit that it stands for.
+    """
 
     api: HfApi
     reference: Reference
     commit: str
 
     def url(self, path: str) -> str:
-        """Of a file."""
+        """The address of a file at this commit."""
         return f"{self.api.endpoint}/{self.reference.repo}/resolve/{self.commit}/{quote(path)}"
 
     def headers(self) -> dict[str, str]:
-        """With the token, which the client drops where a redirect leaves the hub."""
+        """Headers of a request, with the token; the client drops that where a redirect leaves the hub."""
         return hub_client.headers(self.api.token)
 
     def download(self, path: str, folder: Path, report: hub.Report) -> None:
@@ -65,7 +71,7 @@ class RepositoryReader:
         (folder / path.rpartition("/")[2]).write_bytes(content)
 
     def download_if_present(self, path: str, folder: Path, report: hub.Report) -> None:
-        """The same for a file that may be missing."""
+        """Download a small file as `download` does, or nothing where the repository has none."""
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
@@ -74,7 +80,7 @@ class RepositoryReader:
             return
 
     def engine_labels(self, report: hub.Report) -> list[str]:
-        """Of the compiled engines that have metadata of their own."""
+        """Labels of the compiled engines that have metadata of their own."""
         from huggingface_hub.errors import EntryNotFoundError
 
         def listing() -> list[str]:

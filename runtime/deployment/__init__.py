@@ -1,4 +1,4 @@
-"""What is deployed and with which settings: the models, the classifier, the figures that are measured.
+"""What is deployed and with which settings: the models, the classifier, the metrics.
 
 May import `wire` and below.
 """

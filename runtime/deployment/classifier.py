@@ -1,4 +1,4 @@
-"""The tool decision: a classifier that says whether an utterance asks for a look at the screen.
+"""The tool classifier: a model that says whether an utterance asks for a look at the screen.
 
 Any `AutoModelForSequenceClassification` folder serves, always in float: float16 on a GPU, float32 on a CPU. Tokenizing
 and classifying happen in one worker thread. It takes whatever waits as a batch and never waits for more, so a lone
@@ -11,7 +11,6 @@ import asyncio
 import os
 import queue
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +50,10 @@ FIXED_PADDING = frozenset({"mpnet"})
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether to take a screenshot, its probability, and the seconds from question to answer."""
+    """Whether to take a screenshot, and the probability that it was decided on."""
 
     take_screenshot: bool
     probability: float
-    seconds: float
 
 
 class ToolClosedError(RuntimeError):
@@ -125,9 +123,10 @@ class ToolClassifier:
         self._device = device
         self._gpu_fraction = gpu_fraction
         self._cpu_threads = cpu_threads
+        # To the worker: questions, and None for the end.
         self._queue: queue.SimpleQueue[_PendingDecision | None] = queue.SimpleQueue()
-        self._worker: threading.Thread | None = None
-        self._model: _Model | None = None
+        self._worker: threading.Thread | None = None  # none before `start` and after `shutdown`
+        self._model: _Model | None = None  # used by the worker's thread alone, once it runs
 
     async def start(self) -> None:
         """Load the model and run it once, so that the first decision is as fast as the others.
@@ -158,11 +157,10 @@ class ToolClassifier:
         """
         if self._worker is None:
             raise ToolClosedError("the classifier is not running")
-        began = time.perf_counter()
         answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._queue.put(_PendingDecision((*history, utterance), answer))
         probability = await answer
-        return Decision(probability >= self._threshold, probability, time.perf_counter() - began)
+        return Decision(probability >= self._threshold, probability)
 
     async def shutdown(self) -> None:
         """Stop the worker and fail what still waits; safe to call twice."""
@@ -208,7 +206,17 @@ def _set_outcome(future: asyncio.Future[float], outcome: float | Exception) -> N
 
 
 class _Model:
-    """Tokenizer and model; used by one thread."""
+    """Tokenizer and model; used by one thread.
+
+    Attributes:
+        model: the network, in float.
+        device: where it lies.
+        label: index of the logit that means yes.
+        pad: token id that fills a batch.
+        global_attention: the model wants one token that attends to all others, which is the first.
+        window: tokens that it reads at most.
+        tokenizer: truncates on the left: the newest text stays.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What Prometheus is told. Observed a turn at a time, so that a token costs nothing here."""
+"""The metrics that Prometheus reads. Observed a turn at a time, so that a token costs nothing here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Metrics:
     """The server's own registry, so that several servers can live in one process."""
 
     def __init__(self) -> None:
+        # The help text of each metric says what it is.
         self.registry = registry = CollectorRegistry()
         self._turns = Counter("yap_turns", "Turns that ended, by outcome", ["outcome"], registry=registry)
         self._ttft = Histogram("yap_ttft_seconds", "Start to first token", buckets=_SECONDS, registry=registry)
@@ -43,8 +44,8 @@ class Metrics:
         )
         self._kv_usage = Gauge("yap_engine_kv_cache_usage", "Used part of the KV cache", registry=registry)
         self._cache_resets = Counter("yap_cache_resets", "Resets of the engine's caches", registry=registry)
-        self._prompt_tokens = 0
-        self._cached_tokens = 0
+        self._prompt_tokens = 0  # of all turns so far, for the hit ratio
+        self._cached_tokens = 0  # those of them that came out of the prefix cache
 
     def turn_ended(self, outcome: str, usage: Usage, gaps: Iterable[float]) -> None:
         """Count a turn: done, cancelled, failed or timeout. `gaps` are sampled times between tokens in seconds."""
@@ -88,5 +89,5 @@ class Metrics:
             self._kv_usage.set(load.cache_usage)
 
     def render(self) -> bytes:
-        """Prometheus text, version 0.0.4."""
+        """All metrics as Prometheus text, version 0.0.4."""
         return generate_latest(self.registry)

@@ -17,7 +17,7 @@ from runtime.text.prompt import BOUNDARY_TOKENS, Budgets, Message, PersonaTooLon
 T = TypeVar("T")
 
 
-class Parts(TypedDict):
+class PromptParts(TypedDict):
     """What a prompt is made of."""
 
     persona: str
@@ -38,7 +38,7 @@ class Renderer(Protocol):
     def render_inline(
         self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str
     ) -> Prompt | None:
-        """The same where that takes no time worth a thread, else None."""
+        """The prompt of a turn where rendering it is quicker than a hop to a thread, else None."""
 
     def render_prefix(self, *, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
         """The part of a prompt that the next turn will share."""
@@ -77,7 +77,12 @@ class Chat:
         """Token ids of a turn's prompt."""
         # Most turns are quick. When many begin at once, handing each to a thread and back costs more than rendering it,
         # and the threads wait for the loop, which holds the interpreter.
-        parts: Parts = {"persona": persona, "runtime_text": runtime_text, "history": history, "utterance": utterance}
+        parts: PromptParts = {
+            "persona": persona,
+            "runtime_text": runtime_text,
+            "history": history,
+            "utterance": utterance,
+        }
         prompt = self._renderer.render_inline(**parts)
         if prompt is None:
             prompt = await self._in_thread(lambda: self._renderer.render(**parts))
@@ -100,6 +105,7 @@ class Deployment:
     Attributes:
         chat: none in a tool-only deployment.
         classifier: none in a chat-only deployment.
+        metrics: what turns count themselves in.
         generation_timeout: seconds for a whole turn.
         tool_timeout: seconds after which an undecided classifier means no.
         died: called with the error when the engine turns out to be dead.

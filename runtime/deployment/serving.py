@@ -1,4 +1,4 @@
-"""From settings and an artifact to what will be served: pure, and every problem at once.
+"""The serving plan: from settings and an artifact to what is served, with every problem at once. Pure.
 
 The artifact's limits are facts. A default that does not fit them shrinks to them; a setting that asks for more is
 refused.
@@ -26,7 +26,13 @@ ENGINES = {"vllm": ("vllm", "cpu"), "cpu": ("cpu",), "trt": ("trt",)}
 
 @dataclass(frozen=True, slots=True)
 class ChatServing:
-    """The chat model's budgets and engine options. Lengths in tokens."""
+    """The chat model's budgets and engine options. Lengths in tokens.
+
+    Attributes:
+        budgets: of a prompt's parts.
+        max_out: the longest reply.
+        options: what the engine is started with.
+    """
 
     budgets: Budgets
     max_out: int
@@ -35,7 +41,13 @@ class ChatServing:
 
 @dataclass(frozen=True, slots=True)
 class ToolServing:
-    """The classifier's options."""
+    """The classifier's options.
+
+    Attributes:
+        threshold: probability from which the decision is yes.
+        max_tokens: what it reads at most.
+        gpu_fraction: part of the GPU's memory.
+    """
 
     threshold: float
     max_tokens: int
@@ -44,7 +56,14 @@ class ToolServing:
 
 @dataclass(frozen=True, slots=True)
 class ServingPlan:
-    """What will be served. `batch_size` is the one that was asked for, if any."""
+    """What will be served.
+
+    Attributes:
+        mode: which of the two models.
+        chat: none in mode `tool`.
+        tool: none in mode `chat`.
+        batch_size: sequences that the settings want to run at once; none takes the artifact's limit.
+    """
 
     mode: Mode
     chat: ChatServing | None
@@ -53,7 +72,7 @@ class ServingPlan:
 
 
 def plan(settings: RuntimeSettings, metadata: BuildMetadata) -> ServingPlan:
-    """Decide.
+    """Decide what is served, and within which limits.
 
     Raises:
         SettingsError: everything that the settings want and the artifact cannot give.

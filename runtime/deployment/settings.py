@@ -1,4 +1,4 @@
-"""Every variable of the server, in one class: name, default, unit, meaning.
+"""The server's settings: every environment variable in one class, with default, unit and meaning.
 
 Read once, at start, by `load`; every problem is reported at once, one line each. `docs/environment.md` is generated
 from this class by `yap-runtime settings --markdown`.
@@ -32,12 +32,12 @@ class SettingsError(Exception):
 
 
 def var(default: Any, meaning: str, *, unit: str = "", **constraints: Any) -> Any:  # noqa: ANN401 - as pydantic's Field
-    """One variable."""
+    """Declare one variable."""
     return Field(default=default, description=meaning, json_schema_extra={"unit": unit}, **constraints)
 
 
 def open_var(fallback: float, meaning: str, *, unit: str = "", **constraints: Any) -> Any:  # noqa: ANN401 - as above
-    """A variable whose default depends on the artifact: `fallback` is what it is where the artifact has no say.
+    """Declare a variable whose default depends on the artifact; where that has no say it is `fallback`.
 
     The meaning's `{}` shows it.
     """
@@ -278,7 +278,7 @@ class RuntimeSettings(BaseSettings):
         }
 
     def grammar(self) -> Grammar:
-        """What the decoder needs to know."""
+        """The parts of the protocol that the operator sets, as the decoder needs them."""
         return Grammar(self.bounds(), self.ws_cancel_sentinel, self.ws_end_sentinel)
 
     def sampling(self, max_tokens: int) -> Sampling:

@@ -1,4 +1,4 @@
-"""Engines behind one small interface.
+"""The engine interface: what turns prompts into replies, whichever engine does it.
 
 An `Engine` turns prompt token ids into `Delta`s. The pipeline validates with the same classes that serve.
 Nothing outside this package imports vLLM or TensorRT-LLM, and those imports happen inside `start`, so that importing
@@ -34,6 +34,7 @@ class EngineOptions:
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens in one step of the scheduler.
         max_model_len: context in tokens, prompt and reply together.
+        tensor_parallel_size: GPUs that share the model.
         dtype: TensorRT-LLM's PyTorch backend: type of what is not quantized; `auto` is the model's own.
         kv_cache_dtype: `auto` is the model's own; `fp8` halves the cache on GPUs that have it.
         attention_backend: the engine's name of an attention kernel, such as `FLASH_ATTN`.
@@ -60,9 +61,19 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn, in the protocol's terms. `top_k` 0 means all tokens; each engine translates.
+    """How tokens are drawn, in the protocol's terms; each engine translates.
 
-    `max_tokens` bounds the reply. `seed` makes one request repeatable. `ignore_eos` is for benchmarks alone.
+    Attributes:
+        temperature: 0 takes the most probable token.
+        top_p: tokens whose probabilities add up to this part are kept.
+        top_k: so many most probable tokens are kept; 0 keeps all.
+        min_p: tokens with at least this part of the best one's probability are kept.
+        repetition_penalty: divides the logits of tokens that came before, in prompt or reply; 1 changes nothing.
+        presence_penalty: taken from the logits of tokens that the reply has; 0 changes nothing.
+        frequency_penalty: the same for each time that the reply has them.
+        max_tokens: bounds the reply.
+        seed: makes one request repeatable.
+        ignore_eos: goes on after the end of a reply, for benchmarks alone.
     """
 
     temperature: float = 0.8
@@ -145,7 +156,7 @@ class Engine(Protocol):
         """Score each token after the first, given those before it; `len(tokens) - 1` entries."""
 
     async def load(self) -> Load:
-        """The scheduler's own figures, not a counter of ours."""
+        """What the scheduler holds: its own figures, not a counter of ours."""
 
     async def reset_caches(self) -> bool:
         """Drop the prefix cache; false when the engine refused because something runs."""

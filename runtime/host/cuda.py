@@ -63,7 +63,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """What usually explains a failure.
+    """The state of the GPU that usually explains a failure.
 
     Attributes:
         nodes: names of the device nodes under /dev that belong to NVIDIA.
@@ -104,7 +104,7 @@ def probe() -> Failure | None:
 
 
 def device_state() -> DeviceState:
-    """Look at the device nodes, MIG and the compute mode."""
+    """Read the device nodes, MIG and the compute mode."""
     import pynvml
 
     nodes = tuple(sorted(path.name for path in Path("/dev").glob("nvidia*")))

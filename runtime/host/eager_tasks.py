@@ -45,21 +45,21 @@ class _StartedCoroutine(Coroutine[Any, Any, T]):
         self._waits_for = waits_for
 
     def send(self, value: object) -> object:
-        """The first step, and the only one that comes here."""
+        """Give the task what the coroutine waits for; later steps go to the coroutine itself."""
         self.send = self._coroutine.send  # type: ignore[assignment, method-assign]
         # A task keeps its coroutine when it has ended, and whoever keeps the task must not keep this future's result.
         waits_for, self._waits_for = self._waits_for, None
         return waits_for
 
     def throw(self, *error: Any) -> object:  # noqa: ANN401 - the three forms of a generator's `throw`
-        """Cancelled, perhaps before the first step."""
+        """Raise an error in the coroutine, perhaps before the first step."""
         self.send = self._coroutine.send  # type: ignore[assignment, method-assign]
         return self._coroutine.throw(*error)
 
     def close(self) -> None:
-        """Never to be continued."""
+        """Close the coroutine."""
         self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, T]:
-        """For nobody but a task."""
+        """Refuse: only a task may run it."""
         raise TypeError("expected to be run by a task")

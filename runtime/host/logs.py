@@ -1,4 +1,4 @@
-"""One stream of events: JSON lines on standard output and in `server.log`. Keys and prompts never get into either.
+"""The log: one stream of events, as JSON lines on standard output and in `server.log`, without keys and prompts.
 
 What other libraries say through `logging` takes the same way. `server.log` rotates at 100 MB; three old files are kept,
 compressed.
@@ -51,7 +51,7 @@ class Redactor:
         return self._secrets.sub(HIDDEN, text) if self._secrets else text
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        """As a structlog processor."""
+        """Redact one event, as a structlog processor."""
         for name, value in event.items():
             event[name] = self._field(name, value)
         return event

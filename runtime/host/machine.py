@@ -1,4 +1,4 @@
-"""What this machine is: its GPU, driver, CUDA, and the versions of the packages that matter."""
+"""This machine: its GPU, driver, CUDA, and the versions of the packages that matter."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Gpu:
     """One GPU as the driver describes it.
 
     Attributes:
+        name: such as NVIDIA H100 80GB HBM3.
         sm: compute capability as an integer, 90 for 9.0.
         memory_bytes: total memory.
         free_bytes: memory that nothing uses now.
@@ -39,7 +40,18 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The facts that decide whether an artifact can be built or served here."""
+    """The facts that decide whether an artifact can be built or served here.
+
+    Attributes:
+        gpus: those that CUDA will see, in its order.
+        driver: version of NVIDIA's driver; none without a GPU.
+        driver_cuda: newest CUDA that the driver offers.
+        torch_cuda: CUDA that the installed PyTorch was built for; none on a CPU.
+        python: version of Python.
+        processor: architecture, such as x86_64.
+        memory_bytes: the host's memory.
+        packages: versions of the `RELEVANT_PACKAGES` that are installed.
+    """
 
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None

@@ -1,4 +1,4 @@
-"""Waiting for a while."""
+"""Timeouts that lose no cancellation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 async def within(seconds: float, work: Awaitable[T]) -> T:
-    """What the work gives, when it does so in time; else it is cancelled, and has ended when this raises.
+    """Return what the work gives in time; else cancel it, and raise when it has ended.
 
     Not `asyncio.wait_for`: before Python 3.12, that loses a cancellation which comes in the moment between the work's
     end and the waking of whoever waits. A task that is ended by cancelling it would go on for ever.

@@ -9,7 +9,7 @@ from runtime.wire.frames import Capacity
 
 
 class Slot:
-    """One admitted connection's right to be there. Giving it back twice is one return."""
+    """A slot that one admitted connection holds. Releasing it twice releases it once."""
 
     __slots__ = ("_admission",)
 

@@ -23,7 +23,7 @@ from runtime.wire.frames import Frame
 
 
 def create_app(service: Service) -> Starlette:
-    """The application around a service. Its lifespan starts loading and, at the end, stops what was started."""
+    """Make the application around a service. Its lifespan starts loading and, at the end, stops what was started."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -56,13 +56,13 @@ def create_app(service: Service) -> Starlette:
 
 
 class WebSocketEndpoint:
-    """The handshake: who comes in, and what the others are told."""
+    """The WebSocket endpoint: the handshake, who is admitted, and what the others are told."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One WebSocket, from its handshake to its end."""
+        """Serve one WebSocket, from its handshake to its end."""
         try:
             await receive()
             await self._admit(scope, receive, send)

@@ -26,7 +26,14 @@ CLOSE_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """How a connection behaves. Limits of 0 are off; times in seconds."""
+    """The limits of a connection; times in seconds.
+
+    Attributes:
+        messages: so many in so many seconds; 0 is no limit.
+        cancels: so many cancels in so many seconds; 0 is no limit.
+        idle_timeout: silence after which the connection is closed.
+        idle_code: the close code then.
+    """
 
     messages: tuple[int, float] = (defaults.MESSAGES, defaults.MESSAGE_WINDOW_S)
     cancels: tuple[int, float] = (defaults.CANCELS, defaults.CANCEL_WINDOW_S)
@@ -35,7 +42,12 @@ class ConnectionLimits:
 
 
 class Connection:
-    """An admitted client, from the handshake to the end of its socket."""
+    """An admitted client, from the handshake to the end of its socket.
+
+    Attributes:
+        close_code: the code that the socket was closed with, by either side.
+        closed: set when the socket has ended.
+    """
 
     def __init__(
         self,
@@ -46,23 +58,23 @@ class Connection:
         decoder: Decoder,
         limits: ConnectionLimits,
     ) -> None:
-        """For a socket that was accepted, in the task that will serve it."""
-        self._receive = receive
-        self._send = send
-        self._outbox = outbox
-        self._handler = handler
-        self._decoder = decoder
-        self._messages = SlidingWindow(*limits.messages)
-        self._cancels = SlidingWindow(*limits.cancels)
-        self._idle_timeout = limits.idle_timeout
-        self._idle_code = limits.idle_code
-        self._loop = asyncio.get_running_loop()
-        self._last_inbound = self._loop.time()
-        self._reader = asyncio.current_task()
-        self._closing: asyncio.Task[None] | None = None
-        self._draining: asyncio.Task[None] | None = None
-        self._drain_deadline = 0.0
-        self._abort_timer: asyncio.TimerHandle | None = None
+        """Serve a socket that was accepted; to be made in the task that will serve it."""
+        self._receive = receive  # ASGI
+        self._send = send  # ASGI; for the writer alone
+        self._outbox = outbox  # what the writer takes
+        self._handler = handler  # gets the messages
+        self._decoder = decoder  # shared by all connections
+        self._messages = SlidingWindow(*limits.messages)  # limits all messages but cancels
+        self._cancels = SlidingWindow(*limits.cancels)  # limits the cancels
+        self._idle_timeout = limits.idle_timeout  # seconds
+        self._idle_code = limits.idle_code  # close code
+        self._loop = asyncio.get_running_loop()  # the one that serves it
+        self._last_inbound = self._loop.time()  # loop time of the last frame
+        self._reader = asyncio.current_task()  # the task that serves it
+        self._closing: asyncio.Task[None] | None = None  # set once it is being closed; no message is read then
+        self._draining: asyncio.Task[None] | None = None  # set once the server drains; no turn begins then
+        self._drain_deadline = 0.0  # loop time at which draining ends
+        self._abort_timer: asyncio.TimerHandle | None = None  # ends the wait for a peer that is gone
         self.close_code = frames.CLOSE_ABNORMAL
         self.closed = asyncio.Event()
 
@@ -88,10 +100,6 @@ class Connection:
         """End what runs, send a last frame, close the socket. What comes in from now on is ignored."""
         if self._closing is None:
             self._closing = self._loop.create_task(self._close(code, reason, last, why))
-
-    def stop(self, why: Stop) -> None:
-        """End what runs, without closing."""
-        self._handler.stop(why)
 
     def drain(self, seconds: float) -> None:
         """Say that the server goes away, and close when no turn runs, after `seconds` at the latest."""

@@ -1,4 +1,4 @@
-"""What happens by itself: prefix-cache hygiene, and the end of idle sessions."""
+"""Periodic work: resets of the prefix cache, and the end of idle sessions."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class CacheResetter:
         self._last_warm: float | None = None
 
     def warmed(self) -> None:
-        """Something was prefilled on a client's request."""
+        """Note that something was prefilled on a client's request."""
         self._last_warm = self._clock()
 
     async def maybe_reset(self) -> bool:
-        """Reset the caches unless something runs or was warmed within the interval; whether it was done."""
+        """Reset the caches unless something runs or was warmed within the interval; return whether it was done."""
         if self._recently_warmed():
             return False
         load = await self._engine.load()
@@ -55,14 +55,14 @@ class CacheResetter:
         return done
 
     async def run(self) -> None:
-        """Tend the caches for ever, once an interval."""
+        """Reset the caches for ever, once an interval, unless something is in the way."""
         while True:
             await asyncio.sleep(self._interval)
             await self.maybe_reset()
 
 
 async def expire_sessions(sessions: SessionStore, metrics: Metrics) -> None:
-    """Drop idle sessions for ever."""
+    """Drop idle sessions for ever, every half a minute."""
     while True:
         await asyncio.sleep(EXPIRY_INTERVAL_S)
         sessions.expire()

@@ -49,7 +49,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
+        """Leave signals to the loop's own handlers."""
         yield
 
 
@@ -81,7 +81,7 @@ def _secrets(settings: RuntimeSettings) -> list[SecretStr]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the address.
+    """Bind a listening socket to the address.
 
     Raises:
         OSError: the address is taken or not ours.
@@ -99,7 +99,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def web_config(service: Service) -> uvicorn.Config:
-    """How uvicorn serves the application."""
+    """Make uvicorn's configuration for the application."""
     return uvicorn.Config(
         create_app(service),
         ws="websockets-sansio",
@@ -161,7 +161,7 @@ def _on_signal(service: Service) -> None:
 
 
 def exit_within(seconds: float, status: int) -> None:
-    """Exit in time even when something cannot be stopped, until the interpreter itself has ended.
+    """Exit after so many seconds, unless the interpreter has ended before: something may hang when it is stopped.
 
     A timer of the loop would not do: a thread that hangs is waited for after the loop's end too.
     """
@@ -178,7 +178,7 @@ def exit_within(seconds: float, status: int) -> None:
 
 
 def exit_now(status: int) -> None:
-    """Exit without further ado, and take the engine's processes along."""
+    """Exit at once, and kill the engine's processes."""
     for child in multiprocessing.active_children():
         child.kill()
     sys.stdout.flush()

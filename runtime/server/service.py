@@ -64,7 +64,22 @@ class Phase(enum.Enum):
 
 
 class Service:
-    """One server's state; its parts are made by `load`, or handed in by tests through `open`."""
+    """One server's state; its parts are made by `load`, or handed in by tests through `open`.
+
+    Attributes:
+        settings: the environment.
+        phase: what `/readyz` tells.
+        reason: why the server is not ready; empty when it is.
+        metrics: what `/metrics` tells.
+        keyring: who may connect.
+        admission: how many may.
+        decoder: shared by all connections.
+        limits: those of each connection.
+        connections: those that are open.
+        deployment: what is served; none before it is loaded.
+        sessions: what is kept between turns; none before the models are loaded.
+        ended: the engine's death, or a failure to load, raises here; a finished drain is a result.
+    """
 
     def __init__(self, settings: RuntimeSettings) -> None:
         self.settings = settings
@@ -83,12 +98,12 @@ class Service:
         self.connections: set[Connection] = set()
         self.deployment: Deployment | None = None
         self.sessions: SessionStore | None = None
-        # The engine's death, or a failure to load, raises here; a finished drain is a result.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._engine: Engine | None = None
-        self._classifier: ToolClassifier | None = None
+        self._engine: Engine | None = None  # to be shut down
+        self._classifier: ToolClassifier | None = None  # to be shut down
+        # Renders prompts that would hold up the event loop.
         self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # what runs in the background
         self.metrics.connections_max.set(self.admission.limit)
         self.metrics.connections.set_function(lambda: self.admission.held)
 
@@ -180,7 +195,7 @@ class Service:
         return fetcher.fetch(name)
 
     def open(self, chat: Chat | None, classifier: Classifier | None, serving: ServingPlan) -> None:
-        """Take connections."""
+        """Become ready: take connections, and watch the engine."""
         settings = self.settings
         resetter = None
         if chat is not None:
@@ -283,10 +298,10 @@ class Service:
 
 
 def freeze_heap() -> None:
-    """Call when everything is loaded: what is there now stays, and need not be looked through for garbage again.
+    """Exempt what is loaded from garbage collection: it stays. Call when everything is loaded.
 
-    The libraries are 600,000 objects. Going through them held up every turn for 0.3 s, once in some thousand turns.
-    Small collections come less often too: turns make hardly any cycles.
+    The libraries are hundreds of thousands of objects; going through them would hold up every turn now and then. Small
+    collections come less often too: turns make hardly any cycles.
     """
     gc.collect()
     gc.freeze()

@@ -77,13 +77,13 @@ class Sanitizer:
 
     def __init__(self) -> None:
         self._text = ""  # arrived, not decided
-        self._final = False
-        self._out: list[str] = []
+        self._final = False  # nothing more will arrive
+        self._out: list[str] = []  # decided, not returned yet
         self._last = ""  # the last character that came out
         self._blank = False  # there was space since
         self._removed = False  # something was removed since
         self._begun = False  # the first letter or digit is out
-        self._line_start = True
+        self._line_start = True  # nothing of the line came out
         self._row = False  # in a table's row
         self._code = 0  # backticks that opened the code we are in
         self._link = (-1, -1)  # where the text of the link we are in ends, and where the link ends

@@ -1,4 +1,4 @@
-"""What a client's messages do, in their order. Knows no socket: messages come in, frames go to the outbox.
+"""The message handler: does what a client's messages ask, in their order. Messages come in, frames go to the outbox.
 
 `cancel` acts at once. Everything else is done one after the other by a worker that exists only while there is work:
 it waits for tokenizing and for old turns to end, so that the reader never has to. Turns and prefills run beside it.
@@ -31,7 +31,13 @@ BACKLOG = 64
 
 @dataclass(frozen=True, slots=True)
 class QueuedMessage:
-    """One message for the worker, and the turn that it begins, if any."""
+    """One message that waits for the worker.
+
+    Attributes:
+        run: does what the message asks.
+        request_id: the message's, for an error.
+        turn: the turn that the message begins, if any.
+    """
 
     run: Callable[[], Awaitable[None]]
     request_id: RequestId | None
@@ -39,19 +45,19 @@ class QueuedMessage:
 
 
 class MessageHandler:
-    """One connection's side of things: its session, its turn, and what it asked for meanwhile."""
+    """Handles one connection's messages: holds its session, its turn, and the messages that wait."""
 
     def __init__(self, principal: str, outbox: Outbox, deployment: Deployment, sessions: SessionStore) -> None:
-        self._principal = principal
-        self._outbox = outbox
-        self._deployment = deployment
-        self._sessions = sessions
-        self._session: Session | None = None
-        self._turn: Turn | None = None
-        self._queue: deque[QueuedMessage] = deque()
-        self._current: QueuedMessage | None = None
-        self._worker: asyncio.Future[None] | None = None
-        self._warming = Warming(outbox, deployment)
+        self._principal = principal  # whose key the client has; sessions belong to it
+        self._outbox = outbox  # takes every answer
+        self._deployment = deployment  # shared by all connections
+        self._sessions = sessions  # shared by all connections
+        self._session: Session | None = None  # the one of the last `start`
+        self._turn: Turn | None = None  # the one that began last
+        self._queue: deque[QueuedMessage] = deque()  # what waits for the worker
+        self._current: QueuedMessage | None = None  # what the worker is at
+        self._worker: asyncio.Future[None] | None = None  # none while nothing waits
+        self._warming = Warming(outbox, deployment)  # prefills, beside the worker
 
     @property
     def busy(self) -> bool:
@@ -94,7 +100,7 @@ class MessageHandler:
             turn.stop(why)
 
     async def wait_until_idle(self) -> None:
-        """Until no turn runs or is about to."""
+        """Wait until no turn runs or is about to."""
         while turns := self._open_turns():
             await turns[-1].wait()
 

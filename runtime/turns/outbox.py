@@ -1,4 +1,4 @@
-"""Frames on their way to one socket, joined where the client reads slower than the engine writes.
+"""The outbox: frames on their way to one socket, joined where the client reads slower than the engine writes.
 
 `put` and `put_text` never wait. One writer takes what is there. Text of a turn that lies next to other text of the same
 turn becomes one `token` frame, so that a slow reader costs the length of one reply and never a growing queue; frames of
@@ -25,18 +25,18 @@ class Close:
 
 
 class Outbox:
-    """The queue between those who have something to say and the one who writes."""
+    """The queue between a connection's producers of frames and its one writer."""
 
-    __slots__ = ("_closed", "_frames", "_loop", "_reader", "_speaker", "_text", "_writer")
+    __slots__ = ("_closed", "_frames", "_loop", "_reader", "_text", "_text_request_id", "_writer")
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._frames: list[Frame | Close] = []
-        self._text: list[str] = []
-        self._speaker: RequestId | None = None
-        self._writer: asyncio.Future[None] | None = None
-        self._reader: asyncio.Future[None] | None = None
-        self._closed = False
+        self._loop = asyncio.get_running_loop()  # makes futures
+        self._frames: list[Frame | Close] = []  # what waits, before the text
+        self._text: list[str] = []  # the pieces of one turn's reply that will be one frame
+        self._text_request_id: RequestId | None = None  # that turn's
+        self._writer: asyncio.Future[None] | None = None  # the writer's wait for a frame
+        self._reader: asyncio.Future[None] | None = None  # the reader's wait for room
+        self._closed = False  # nothing is taken any more
 
     @property
     def above_high_water(self) -> bool:
@@ -57,7 +57,7 @@ class Outbox:
         """Queue a piece of the reply. `request_id` is the turn's; a turn's first text always follows another frame."""
         if self._closed:
             return
-        self._speaker = request_id
+        self._text_request_id = request_id
         self._text.append(text)
         self._wake_writer()
 
@@ -67,7 +67,7 @@ class Outbox:
         self._wake_reader()
 
     async def take(self) -> list[Frame | Close]:
-        """Everything that waits, at least one frame. For one writer only."""
+        """Wait for frames and take all of them. For one writer only."""
         while not self._frames and not self._text:
             self._writer = self._loop.create_future()
             await self._writer
@@ -77,7 +77,7 @@ class Outbox:
         return frames
 
     async def below_high_water(self) -> None:
-        """Wait until the outbox is not above_high_water. For one reader only."""
+        """Wait until the outbox is below its high-water mark. For one reader only."""
         while self.above_high_water:
             self._reader = self._loop.create_future()
             await self._reader
@@ -85,7 +85,7 @@ class Outbox:
     def _flush_text(self) -> None:
         if self._text:
             text = self._text[0] if len(self._text) == 1 else "".join(self._text)
-            self._frames.append(Token(text=text, request_id=self._speaker))
+            self._frames.append(Token(text=text, request_id=self._text_request_id))
             self._text.clear()
 
     def _wake_writer(self) -> None:

@@ -1,4 +1,4 @@
-"""What is kept between turns, and for how long.
+"""Sessions: what is kept between turns, and for how long.
 
 A session belongs to (principal, `session_id`): one client's key can never see another's sessions. It outlives its
 connection by the idle time, so that a client may reconnect. One connection owns it at a time; the last `start` wins.
@@ -49,7 +49,26 @@ class History:
 
 
 class Session:
-    """One conversation's state."""
+    """One conversation's state.
+
+    Attributes:
+        session_id: the client's name for it.
+        persona: the system prompt; empty is none.
+        gender: what the client said last; only shown in the ack.
+        personality: what the client said last; only shown in the ack.
+        user_identity: what the client said last.
+        runtime_text: follows the persona in the prompt; the last `start`'s own.
+        history: what was said so far.
+        sampling: how replies are drawn unless a message says otherwise.
+        sanitize: whether replies are made fit to be spoken.
+        check_screen_prefix: precedes the utterance after a tool decision yes.
+        screen_checked_prefix: precedes the analysis of a followup.
+        updates: limits changes of the persona.
+        owner: the message handler whose connection has it; none between connections.
+        turn: the one that runs; none between turns.
+        lock: held from stopping the old turn to starting the new one, so that two connections cannot interleave.
+        last_used: the store's time of the last touch.
+    """
 
     def __init__(self, session_id: str, sampling: Sampling, prefixes: tuple[str, str], updates: SlidingWindow) -> None:
         self.session_id = session_id
@@ -65,7 +84,6 @@ class Session:
         self.updates = updates
         self.owner: object | None = None
         self.turn: Turn | None = None
-        # Held from stopping the old turn to starting the new one, so that two connections cannot interleave.
         self.lock = asyncio.Lock()
         self.last_used = 0.0
 
@@ -137,7 +155,7 @@ class SessionStore:
         return len(self._sessions)
 
     def find(self, principal: str, session_id: str) -> Session | None:
-        """A session that is still kept."""
+        """Find a session that is still kept."""
         session = self._sessions.get((principal, session_id))
         if session is None or self._expired(session):
             return None
@@ -145,7 +163,7 @@ class SessionStore:
         return session
 
     def open(self, principal: str, session_id: str) -> Session:
-        """A session, new when there is none."""
+        """Find a session, or make it when there is none."""
         session = self.find(principal, session_id)
         if session is None:
             session = self._create(session_id)
@@ -155,7 +173,7 @@ class SessionStore:
         return session
 
     def release(self, session: Session, owner: object) -> None:
-        """The owner leaves; the idle time begins."""
+        """Take the owner from a session; its idle time begins."""
         if session.owner is owner:
             session.owner = None
             session.last_used = self._clock()

@@ -51,8 +51,13 @@ class TurnRequest:
     """What a turn is about.
 
     Attributes:
+        persona: the system prompt.
+        runtime_text: follows the persona.
+        history: what was said before.
         utterance: the user's words; the classifier and the history see these.
         prefix: precedes the words in the prompt, always or, with `decide`, after the decision yes.
+        sampling: how the reply is drawn.
+        sanitize: whether the reply is made fit to be spoken.
         decide: whether the classifier is asked.
         ended: called once with what was said; not after a failure, nor when a turn was cut short before its first word.
     """
@@ -74,26 +79,31 @@ class TurnRequest:
 
 
 class Turn:
-    """A turn from the moment its message was read. Stopping it is possible from then on, also before it begins."""
+    """A turn from the moment its message was read. It can be stopped from then on, also before it begins.
+
+    Attributes:
+        request_id: its message's; every frame of the turn carries it.
+        ended_at: loop time of its end; 0 before.
+    """
 
     def __init__(self, request_id: RequestId | None, outbox: Outbox, deployment: Deployment) -> None:
         self.request_id = request_id
-        self._outbox = outbox
-        self._deployment = deployment
-        self._received = time.perf_counter()
-        self._stop: Stop | None = None
-        self._cancels: list[RequestId | None] = []
-        self._task: asyncio.Future[None] | None = None
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._said: list[str] = []
-        self._gaps: list[float] = []
-        self._first_token: float | None = None
-        self._last_token = 0.0
-        self._steps = 0
-        self._prompt_tokens = 0
-        self._cached_tokens = 0
-        self._completion_tokens = 0
-        self._finish_reason = "stop"
+        self._outbox = outbox  # takes the turn's frames
+        self._deployment = deployment  # shared by all turns
+        self._received = time.perf_counter()  # when its message was read
+        self._stop: Stop | None = None  # why it is to end early
+        self._cancels: list[RequestId | None] = []  # ids of the cancels that it will answer
+        self._task: asyncio.Future[None] | None = None  # none before it begins
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # done when its `done` was sent
+        self._said: list[str] = []  # the texts that were sent
+        self._gaps: list[float] = []  # sampled seconds between tokens
+        self._first_token: float | None = None  # when it came
+        self._last_token = 0.0  # when it came
+        self._steps = 0  # deltas after the first
+        self._prompt_tokens = 0  # for `usage`
+        self._cached_tokens = 0  # for `usage`
+        self._completion_tokens = 0  # for `usage`
+        self._finish_reason = "stop"  # for `usage`
         self.ended_at = 0.0
 
     @property
@@ -124,11 +134,11 @@ class Turn:
         self.stop(Stop.CANCEL)
 
     async def wait(self) -> None:
-        """Until its `done` was sent. Cancelling the wait does not touch the turn."""
+        """Wait until its `done` was sent. Cancelling the wait does not touch the turn."""
         await asyncio.shield(self._ended)
 
     def when_ended(self, call: Callable[[], None]) -> None:
-        """Have something called soon after its `done` was sent."""
+        """Call something soon after its `done` was sent."""
         self._ended.add_done_callback(lambda _: call())
 
     def begin(self, request: TurnRequest) -> None:

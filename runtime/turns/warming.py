@@ -20,10 +20,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What is prefilled.
+    """The beginning of a prompt, to be prefilled.
 
     Attributes:
         segment: what the answer calls it.
+        request_id: the message's.
+        persona: the system prompt.
+        runtime_text: follows the persona.
         history: none for what every prompt with the persona begins with, whatever history follows.
     """
 
@@ -35,13 +38,17 @@ class Prefix:
 
     @property
     def size(self) -> int:
-        """Bytes of text."""
+        """Bytes of the texts that it is made of."""
         texts = (self.persona, self.runtime_text, *(message.content for message in self.history or ()))
         return sum(len(text.encode()) for text in texts)
 
 
 class Warming:
-    """The prefills of one connection."""
+    """The prefills of one connection.
+
+    Attributes:
+        tasks: those that run.
+    """
 
     def __init__(self, outbox: Outbox, deployment: Deployment) -> None:
         self._outbox = outbox

@@ -1,4 +1,4 @@
-"""One message's fields, each read with the contract's checks and refused by its name."""
+"""The fields of one message, each read with the contract's checks and refused by its name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Fields:
         return Rejected(f"invalid_{name}", message, field=name, expected=expected, found=found)
 
     def identifier(self) -> RequestId | None:
-        """The `request_id`."""
+        """The `request_id`; None where it is absent."""
         value = self._raw.get("request_id")
         if value is None:
             return None

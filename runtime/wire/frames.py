@@ -1,4 +1,4 @@
-"""What the server sends: one struct a frame, written by one reused encoder.
+"""Outbound frames: what the server sends, one struct a frame, written by one reused encoder.
 
 Field order is wire order. `request_id` comes last and is left out when the client sent none.
 """
@@ -24,7 +24,16 @@ class Frame(msgspec.Struct, tag_field="type", omit_defaults=True, kw_only=True):
 
 
 class Ack(Frame, tag="ack"):
-    """A turn was accepted; what follows belongs to it."""
+    """A turn was accepted; what follows belongs to it.
+
+    Attributes:
+        to: the message's type; `for` on the wire.
+        ok: always true.
+        session_id: the session that the turn belongs to.
+        now: the server's time, RFC 3339, UTC.
+        gender, personality: what the session has.
+        chat_prompt: whether the session has a persona.
+    """
 
     to: str = msgspec.field(name="for")
     ok: bool
@@ -112,7 +121,15 @@ class Capacity(msgspec.Struct, kw_only=True):
 
 
 class Error(Frame, tag="error"):
-    """Something was not done. `field`, `expected` and `found` accompany failed validation."""
+    """Something was not done.
+
+    Attributes:
+        error_code: one of those in docs/protocol.md.
+        message: a sentence for people.
+        field, expected, found: what is wrong with a message, where one field is to blame.
+        capacity: the slots, where the server is full.
+        retry_in: whole seconds, where waiting helps.
+    """
 
     error_code: str
     message: str

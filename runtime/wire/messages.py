@@ -1,4 +1,4 @@
-"""What a client may say: the messages, the parts of the grammar that the operator sets, and the refusal.
+"""Inbound messages: what a client may say, the parts of the grammar that the operator sets, and the refusal.
 
 Needs neither a socket nor an engine. `runtime.wire.decoder` turns text frames into these.
 """
@@ -23,9 +23,14 @@ IDENTITIES = ("woman", "man", "non-binary")
 
 
 class Rejected(Exception):
-    """A message that changes nothing: its error code, and a sentence for people.
+    """A message that is refused and changes nothing.
 
-    `field`, `expected` and `found` are set where one field is to blame; `kind` is the message's type where it is known.
+    Attributes:
+        code: the error code of docs/protocol.md.
+        message: a sentence for people.
+        field, expected, found: set where one field is to blame.
+        kind: the message's type, where it is known.
+        request_id: the message's, where it has one.
     """
 
     def __init__(
@@ -98,7 +103,19 @@ class Inbound:
 
 @dataclass(frozen=True, slots=True)
 class Start(Inbound):
-    """Begin a turn. None means: the message does not say, so the session's value stays."""
+    """Begin a turn. None means: the message does not say, so the session's value stays.
+
+    Attributes:
+        session_id: the client's name for the session.
+        gender, personality, user_identity: labels that the session keeps.
+        persona: the system prompt.
+        history: replaces the session's.
+        utterance: the user's words.
+        runtime_text: follows the persona in this turn.
+        sampling: the parameters that the message names.
+        check_screen_prefix: precedes the utterance after a tool decision yes.
+        screen_checked_prefix: precedes the analysis of a followup.
+    """
 
     session_id: str = ""
     gender: str | None = None

@@ -15,6 +15,7 @@ import contextlib
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -48,6 +49,12 @@ async def chatter(engine: VllmEngine, number: int) -> None:
         await engine.generate([number + 1] * 64, Sampling(max_tokens=400, ignore_eos=True), lambda delta: None)
 
 
+async def timed(classifier: ToolClassifier, history: list[str], utterance: str) -> tuple[Decision, float]:
+    """A decision, and the seconds that it took."""
+    began = time.perf_counter()
+    return await classifier.decide(history, utterance), time.perf_counter() - began
+
+
 async def decide(folder: Path, name: str) -> bool:
     """Measure one classifier; returns whether it kept to its memory and gave probabilities."""
     import torch
@@ -59,13 +66,13 @@ async def decide(folder: Path, name: str) -> bool:
     history = [work(number, 12).utterance for number in range(6)]
     sound = True
     for streams, rounds in ((1, 100), (64, 8)):
-        decisions: list[Decision] = []
+        answers: list[tuple[Decision, float]] = []
         for turn in range(rounds):
-            questions = (classifier.decide(history, f"Look at this, {turn} {number}") for number in range(streams))
-            decisions += await asyncio.gather(*questions)
+            questions = (timed(classifier, history, f"Look at this, {turn} {number}") for number in range(streams))
+            answers += await asyncio.gather(*questions)
         # Half precision may overflow, and what is not a number is no probability.
-        sound = sound and all(0 <= decision.probability <= 1 for decision in decisions)
-        waits = sorted(decision.seconds for decision in decisions)
+        sound = sound and all(0 <= decision.probability <= 1 for decision, _ in answers)
+        waits = sorted(seconds for _, seconds in answers)
         cells = "  ".join(f"p{p} {percentile(waits, p) * 1000:6.1f} ms" for p in (50, 99))
         print(f"{name:12} {streams:3} at once  {cells}  ({len(waits)} decisions)", flush=True)
     dtype = str(classifier._model._model.dtype)

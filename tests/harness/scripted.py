@@ -225,7 +225,7 @@ class ScriptedClassifier:
             self.running -= 1
         if self.error is not None:
             raise self.error
-        return Decision(take_screenshot="look" in utterance, probability=0.9, seconds=self.pause)
+        return Decision(take_screenshot="look" in utterance, probability=0.9)
 
 
 def settings(**values: Any) -> RuntimeSettings:

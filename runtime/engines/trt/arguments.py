@@ -1,4 +1,4 @@
-"""What TensorRT-LLM is told: the arguments of `LLM`, `KvCacheConfig` and `SamplingParams`.
+"""TensorRT-LLM's arguments: those of `LLM`, `KvCacheConfig` and `SamplingParams`.
 
 TensorRT-LLM 1.2 refuses names that it does not know, and has defaults that surprise: everything that decides a reply or
 a limit is passed, none left to it.

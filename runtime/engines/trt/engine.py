@@ -55,7 +55,14 @@ class Step:
 
 @dataclass(eq=False, slots=True)
 class TrtRequest:
-    """A request inside TensorRT-LLM. Its queue holds steps, or the error that ended it."""
+    """A request inside TensorRT-LLM.
+
+    Attributes:
+        output: TensorRT-LLM's own object.
+        steps: what came and was not taken yet, or the error that ended the request.
+        aborted: TensorRT-LLM was told to end it.
+        finished: TensorRT-LLM has ended it.
+    """
 
     output: Any
     steps: asyncio.Queue[Step | Exception] = field(default_factory=asyncio.Queue)
@@ -86,11 +93,11 @@ class TrtEngine:
         self._tokenizer = tokenizer
         self._backend = backend
         self._llm: Any = None  # two unrelated classes of TensorRT-LLM's with the same methods
-        self._special: SpecialTokens | None = None
-        self._dead: EngineDeadError | None = None
-        self._requests: set[TrtRequest] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._usage = 0.0
+        self._special: SpecialTokens | None = None  # read by `start`
+        self._dead: EngineDeadError | None = None  # why nothing can be generated any more
+        self._requests: set[TrtRequest] = set()  # those that TensorRT-LLM has not ended
+        self._tasks: set[asyncio.Task[None]] = set()  # kept, so that they are not collected
+        self._usage = 0.0  # used part of the KV cache, when it was last told
 
     async def start(self) -> None:
         """Load the model; return when it has generated a token.
@@ -134,7 +141,7 @@ class TrtEngine:
         return LLM(**arguments)
 
     def wake(self) -> None:
-        """Nothing: TensorRT-LLM's executor has no request that says nothing."""
+        """Do nothing: TensorRT-LLM's executor has no request without effect that would wake it."""
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
         """Reply to prompt token ids, telling `on_delta` every delta.
@@ -243,7 +250,7 @@ class TrtEngine:
         return Load(running, outstanding - running, self._usage)
 
     async def reset_caches(self) -> bool:
-        """False: TensorRT-LLM has no call for it; it drops the blocks that were used longest ago when it needs room."""
+        """Return False: TensorRT-LLM has no call for it; it drops its oldest blocks when it needs room."""
         self._alive()
         return False
 

@@ -1,4 +1,4 @@
-"""What lies in a folder of TensorRT-LLM's: a compiled engine, or a checkpoint to compile. Read as plain JSON.
+"""Folders of TensorRT-LLM: a compiled engine, or a checkpoint to compile. Read as plain JSON.
 
 TensorRT-LLM 1.2 compares the limits of a request with defaults before it reads those of the engine, so they are read
 here and passed to it.
@@ -29,6 +29,8 @@ class Weights:
     """The model inside an engine or a checkpoint.
 
     Attributes:
+        architecture: its class in TensorRT-LLM.
+        dtype: type of what is not quantized.
         method: how it is quantized, by the quantizer's name: int4_awq, fp8, int8_sq, or none for float.
         group_size: weights that share a scale, for int4_awq.
         parallel: GPUs that share it.
@@ -46,8 +48,11 @@ class EngineFolder:
     """A compiled engine. Lengths in tokens.
 
     Attributes:
+        folder: where it lies.
         version: of the TensorRT-LLM that compiled it.
+        weights: the model inside.
         max_batch_size: sequences that run at once.
+        max_input_len: the longest prompt.
         max_seq_len: prompt and reply together.
         max_num_tokens: tokens in one step.
         reuses_blocks: whether its attention can start from cached blocks of a prompt.
@@ -60,7 +65,6 @@ class EngineFolder:
     max_input_len: int
     max_seq_len: int
     max_num_tokens: int
-    max_beam_width: int
     reuses_blocks: bool
 
     @property
@@ -91,7 +95,6 @@ class EngineFolder:
                 max_input_len=int(build["max_input_len"]),
                 max_seq_len=int(build["max_seq_len"]),
                 max_num_tokens=int(build["max_num_tokens"]),
-                max_beam_width=int(build["max_beam_width"]),
                 reuses_blocks=bool(plugins.get("use_paged_context_fmha", False)),
             )
         except KeyError as missing:

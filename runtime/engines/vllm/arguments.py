@@ -1,4 +1,4 @@
-"""What vLLM is told: environment, engine arguments, sampling parameters.
+"""vLLM's arguments: environment, engine arguments, sampling parameters.
 
 vLLM is imported inside the functions, after the environment was prepared: it reads some of that when it is imported.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     # It compiles with nvcc when it is first needed, and there is none in a runtime image. vLLM's other one,
-    # in Triton, takes as long (0.2 ms for 256 requests on an H100).
+    # in Triton, takes as long.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -54,7 +54,7 @@ def parameters(sampling: Sampling) -> SamplingParams:
 
 
 def preload(options: EngineOptions) -> None:
-    """Import what `start` will import."""
+    """Import what the engine's `start` will import, so that it finds it there."""
     prepare_environment(options)
     with contextlib.suppress(ImportError):
         importlib.import_module("vllm.v1.engine.async_llm")
@@ -64,8 +64,8 @@ def preload(options: EngineOptions) -> None:
 def prepare_environment(options: EngineOptions) -> None:
     """Set what vLLM reads from the environment, where the user has not set it. Call before vLLM is imported.
 
-    On a CPU, binding the workers to the cores that this process may use nearly doubles the speed: vLLM's own choice
-    takes one thread of each physical core.
+    On a CPU, the workers are bound to all cores that this process may use: vLLM's own choice takes one thread of each
+    physical core.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

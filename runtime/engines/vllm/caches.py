@@ -1,4 +1,4 @@
-"""Where vLLM and Triton keep what they compile, and how it is carried from where it was compiled to where it serves.
+"""The compile caches of vLLM and Triton, and how they move from where they were filled to where they serve.
 
 Both write absolute paths into their caches. Triton passes over a file that is not where it is said to be, and compiles
 again; vLLM ends with an error, and its engine does not start.

@@ -6,8 +6,8 @@ loop, after every abort that was sent before it. `EngineCore` looks the called m
 is added here.
 
 An engine that begins from silence prepares its second step before it looks whether the first has a result. That keeps
-the GPU busy later on, but a short prompt's first step can be over by then, and its token waited 1.5 ms for the
-preparation (an H100, a model of 8B shape). So the first step's result is taken first, where it is about to be there.
+the GPU busy later on, but a short prompt's first step can be over by then, and its token waits for the preparation. So
+the first step's result is taken first, where it is about to be there. docs/performance.md has the figures.
 
 The module must be imported inside the engine process, whether that was forked or spawned, and before its `EngineCore`
 is made. The executor class is the one object that vLLM hands over to that process by reference, so subclasses defined
@@ -27,8 +27,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 METHOD = "scheduler_load"
 
-# Tokens that came before the next step was prepared came within 1.5 ms (an H100). Preparing a step takes 2.2 there, and
-# waiting longer than that would delay the second token for nothing.
+# About as long as preparing a step takes: waiting longer would delay the second token for nothing.
 FIRST_TOKEN_WAIT_S = 0.002
 
 # What vLLM's two model runners for GPUs call the event after which a step's tokens have arrived.

@@ -1,7 +1,7 @@
 """vLLM's `AsyncLLM` behind the `Engine` interface: one code path for CPU and CUDA, vLLM 0.25 to 0.30.
 
 Token ids in, deltas out. vLLM's own statistics stay off, because they cost time for every token; `load` asks the
-scheduler itself (`vllm_core`).
+scheduler itself (`core`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 # vLLM never resolves a utility call whose engine process died while it waited, so waits look up this often.
 DEATH_CHECK_S = 0.5
 
-# Samplings whose parameters are kept: a server's turns share a few, and making them takes 0.1 ms in an idle process.
+# Samplings whose parameters are kept: a server's turns share a few, and making them takes time before the first token.
 KNOWN_SAMPLINGS = 256
 
 # A request that nobody has: ending it makes vLLM's processes look up, and says nothing.
@@ -57,10 +57,11 @@ class VllmEngine:
         self._folder = folder
         self._options = options
         self._compile_cache = compile_cache
-        self._scratch: CacheCopy | None = None
-        self._llm: AsyncLLM | None = None
-        self._ids = count()
-        self._aborts: set[asyncio.Future[None]] = set()
+        self._scratch: CacheCopy | None = None  # the copy of `compile_cache` that vLLM writes to
+        self._llm: AsyncLLM | None = None  # none before `start` and after `shutdown`
+        self._ids = count()  # of requests
+        self._aborts: set[asyncio.Future[None]] = set()  # on their way; kept, so that they are not collected
+        # vLLM's form of a sampling, made once.
         self._parameters = lru_cache(KNOWN_SAMPLINGS)(parameters)
 
     async def start(self) -> None:
@@ -83,7 +84,7 @@ class VllmEngine:
         """Generate a little, alone and in a batch, the way that turns do.
 
         vLLM compiles its sampling kernels when they are first needed, which is not while it captures its graphs:
-        without this the first full batch of real turns waited up to seven seconds (measured on an H200).
+        without this the first full batch of real turns waits for seconds.
         """
         from vllm.platforms import current_platform
 
@@ -113,7 +114,7 @@ class VllmEngine:
         """Have vLLM's processes awake when the next request comes, for which they were about to wait asleep.
 
         Between the socket and the engine's loop lie four threads that wake one another. Woken while the prompt is still
-        rendered, they had the request 0.3 to 0.5 ms sooner (an H100).
+        rendered, they have the request sooner.
         """
         llm = self._llm
         if llm is not None and not llm.errored and not llm.output_processor.has_unfinished_requests():
@@ -226,7 +227,7 @@ class VllmEngine:
         return scores
 
     async def load(self) -> Load:
-        """The scheduler's own figures at this moment; every abort that was sent before is in them."""
+        """What the scheduler holds at this moment; every abort that was sent before is in it."""
         from runtime.engines.vllm.core import METHOD
 
         llm = self._alive()

@@ -1,4 +1,4 @@
-"""How vLLM makes text of a reply's tokens, without reading the whole prompt first."""
+"""vLLM's detokenizer, kept from reading the whole prompt before a reply's first token."""
 
 from __future__ import annotations
 

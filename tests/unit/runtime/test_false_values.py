@@ -64,7 +64,7 @@ class Unsure:
 
     async def decide(self, history: Sequence[str], utterance: str) -> Decision:
         await asyncio.sleep(0)
-        return Decision(self._threshold <= 0.0, 0.0, 0.0)
+        return Decision(self._threshold <= 0.0, 0.0)
 
 
 def planned(threshold: float | None, window: int) -> ToolModel:

@@ -29,7 +29,6 @@ def test_an_engines_limits_are_read(name: str, weights: Weights, batch: int, len
     assert engine.weights == weights
     assert engine.max_batch_size == batch
     assert (engine.max_input_len, engine.max_seq_len, engine.max_num_tokens) == lengths
-    assert engine.max_beam_width == 1
     assert engine.reuses_blocks
 
 
@@ -65,7 +64,7 @@ def refusal(folder: Path, reader: Any = EngineFolder) -> str:
     return line
 
 
-@pytest.mark.parametrize("name", ["max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "max_beam_width"])
+@pytest.mark.parametrize("name", ["max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens"])
 def test_a_missing_limit_is_named(engine: Path, name: str) -> None:
     change(engine, "build_config", name)
     assert f"expected {name}, found none; compile it again" in refusal(engine)
