@@ -1,4 +1,4 @@
-"""The pipeline: from a model to an artifact that is proven.
+"""The pipeline: from a model to a validated artifact.
 
 A `BuildRequest` (`plan`) becomes a frozen `BuildPlan`, or every `Problem` at once. A `Run` (`run`) carries the plan out
 in `Stage`s (`stages`), each done once for its inputs, whole or not at all. What comes out is an artifact, which

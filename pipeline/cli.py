@@ -21,7 +21,7 @@ from rich.console import Console
 
 from pipeline import hints, progress
 from pipeline.plan import options, prepare
-from pipeline.plan.option_objects import filled
+from pipeline.plan.option_objects import with_options
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.publish import report
 from pipeline.stages.stage import StageError
@@ -44,7 +44,7 @@ app = typer.Typer(
 
 
 @app.command(name="plan")
-@filled(options.PlanOptions)
+@with_options(options.PlanOptions)
 def plan_command(given: options.PlanOptions) -> None:
     """Show what would be done and why, or everything that is wrong. Starts nothing.
 
@@ -54,7 +54,7 @@ def plan_command(given: options.PlanOptions) -> None:
 
 
 @app.command(name="run")
-@filled(options.RunOptions)
+@with_options(options.RunOptions)
 def run_command(given: options.RunOptions) -> None:
     """Do everything: quantize, build, validate, and put the artifact at its place.
 
@@ -78,9 +78,9 @@ def run_command(given: options.RunOptions) -> None:
                 folder, metadata = run.validate()
                 place = run.finish(folder, metadata)
         except GateError as failed:
-            hints.explain(failed.method, failed.shortfalls)
+            hints.print_failures(failed.method, failed.failures)
             if not request.fallback or failed.classifier_alone:
-                hints.advise(prepared, classifier=failed.classifier_alone)
+                hints.print_next_step(prepared, classifier=failed.classifier_alone)
                 raise typer.Exit(FAILED_GATE) from None
             typer.echo(f"trying {request.fallback[0]} instead", err=True)
             request = replace(request, method=request.fallback[0], fallback=request.fallback[1:])
@@ -93,7 +93,7 @@ def run_command(given: options.RunOptions) -> None:
 
 
 @app.command(name="quantize")
-@filled(options.QuantizeOptions)
+@with_options(options.QuantizeOptions)
 def quantize_command(given: options.QuantizeOptions) -> None:
     """Quantize only: write a Hugging Face folder that plain tools can open too. `run` goes on from there.
 
@@ -117,7 +117,7 @@ def quantize_command(given: options.QuantizeOptions) -> None:
 
 
 @app.command(name="build")
-@filled(options.BuildOptions)
+@with_options(options.BuildOptions)
 def build_command(given: options.BuildOptions) -> None:
     """Everything but the proof: write an artifact that no runtime serves before `validate` has passed it.
 
@@ -134,7 +134,7 @@ def build_command(given: options.BuildOptions) -> None:
 
 
 @app.command(name="validate")
-@filled(options.ValidateOptions)
+@with_options(options.ValidateOptions)
 def validate_command(given: options.ValidateOptions) -> None:
     """Prove an artifact on this machine, and write what was measured into it.
 
@@ -146,8 +146,8 @@ def validate_command(given: options.ValidateOptions) -> None:
     with progress.for_terminal() as steps:
         metadata = revalidate.revalidate(given.artifact, given.reference, given.bounds, given.cache_dir, steps)
     report.show_artifact(metadata, Console())
-    if metadata.validation and (shortfalls := failures(metadata.validation)):
-        hints.explain(metadata.chat.quantization.method if metadata.chat else "tool", shortfalls)
+    if metadata.validation and (failed := failures(metadata.validation)):
+        hints.print_failures(metadata.chat.quantization.method if metadata.chat else "tool", failed)
         raise typer.Exit(FAILED_GATE)
 
 
@@ -196,7 +196,7 @@ def inspect_command(
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn what can go wrong into one line each and the exit code that goes with it."""
+    """Turn each error that a user can cause into one line and its exit code."""
     try:
         yield
     except WrongRequestError as error:
@@ -213,12 +213,12 @@ def exit_codes() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     signal.signal(signal.SIGTERM, _terminate)
     with exit_codes():
         app(prog_name="yap-pipeline")
 
 
 def _terminate(_: int, __: FrameType | None) -> None:
-    """A supervisor's signal unwinds like an interrupt, so that engines and quantizers are stopped too."""
+    """Raise KeyboardInterrupt for a supervisor's signal, so that engines and quantizers are stopped too."""
     raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The generated parts of `docs/`: `python -m pipeline.generated_docs` writes them, a test holds them equal.
+"""Generates parts of `docs/`: `python -m pipeline.generated_docs` writes them, a test holds them equal.
 
 `environment.md` lists every variable of both programs; `build_metadata.schema.json` is the JSON Schema of the contract
 between them.
@@ -35,7 +35,7 @@ respected. To publish and to fetch, the token may also come from `HUGGINGFACE_HU
 
 
 def pipeline_table() -> str:
-    """The pipeline's variables as a Markdown table."""
+    """Return the pipeline's variables as a Markdown table."""
     rows = ["| variable | default | unit | meaning |", "|---|---|---|---|"]
     for name, info in PipelineSettings.model_fields.items():
         default, extra = info.default, info.json_schema_extra
@@ -46,7 +46,7 @@ def pipeline_table() -> str:
 
 
 def pages() -> dict[str, str]:
-    """Each generated file's content, by its name in `docs/`."""
+    """Return each generated file's content, by its name in `docs/`."""
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **BuildMetadata.model_json_schema(),
@@ -65,7 +65,7 @@ def pages() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write every page."""
+    """Write every generated page."""
     for name, content in pages().items():
         (DOCS / name).write_text(content, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What a person is told after a gate has failed."""
+"""Hints for a person after a gate has failed: what failed, and what to do next."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pipeline.plan import CalibrationPlan
 from pipeline.plan.prepare import Prepared
 
 
-def explain(method: str, shortfalls: list[str]) -> None:
-    """Say which gates failed, and by how much."""
-    for line in shortfalls:
+def print_failures(method: str, failures: list[str]) -> None:
+    """Print which gates failed, and by how much."""
+    for line in failures:
         typer.echo(f"gate failed: {method}: {line}", err=True)
 
 
-def advise(prepared: Prepared, *, classifier: bool) -> None:
-    """Say what to do after a failed gate."""
+def print_next_step(prepared: Prepared, *, classifier: bool) -> None:
+    """Print what to do after a failed gate."""
     chat = prepared.plan.chat
     if classifier:
         ways = f"name another TOOL_MODEL, or set {OPTIONS[TOOL_ACCURACY].name}"
@@ -29,13 +29,13 @@ def advise(prepared: Prepared, *, classifier: bool) -> None:
 
 
 def other_methods(prepared: Prepared, method: str) -> list[str]:
-    """What to ask for instead of a method that failed: the first that can run here, and quantizes too."""
+    """Return the options for another method than one that failed: the first that can run here and quantizes too."""
     lane, sm = prepared.plan.lane, prepared.plan.sm
     runs = [name for name in lane.methods if not lane.refusal(name, sm, allow_emulated=False)]
     return [f"`--fallback {name}`" for name in runs if name not in {method, "none"}][:1]
 
 
 def more_samples(prepared: Prepared, calibration: CalibrationPlan | None) -> list[str]:
-    """Where a method looks at text: the variable that says at how much."""
+    """Return the hint to calibrate on more samples, where the method is calibrated."""
     name = "TRT_CALIB_SIZE" if prepared.plan.lane.name == "trt" else "AWQ_NSAMPLES"
     return [f"more samples ({name}; there were {calibration.samples})"] if calibration else []

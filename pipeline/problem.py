@@ -1,4 +1,4 @@
-"""What is wrong with a request, one line each."""
+"""Problems: what is wrong with a request, one line each."""
 
 from __future__ import annotations
 

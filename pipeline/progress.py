@@ -1,4 +1,4 @@
-"""What long work says while it runs: a live line on a terminal, plain lines in a log."""
+"""Progress of long work: a live line on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PLAIN_SECONDS_BETWEEN_FRACTIONS = 10.0
 
 
 class Progress(Protocol):
-    """Told what a stage does, and how far it is."""
+    """The receiver of what a stage does, and of how far it is."""
 
     def step(self, message: str) -> None:
-        """A new step begins; its fraction starts at nothing."""
+        """Begin a new step; its fraction starts at nothing."""
 
     def advance(self, fraction: float) -> None:
-        """The part of the present step that is done, 0 to 1."""
+        """Tell which part of the present step is done, 0 to 1."""
 
 
 class PlainProgress:
-    """One line a step with the seconds since the start, for logs and pipes."""
+    """Progress as plain lines, one a step with the seconds since the start, for logs and pipes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -55,7 +55,7 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A spinner, the present step and its bar; finished steps stay above it."""
+    """Progress as a spinner with the present step and its bar; finished steps stay above it."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Bar(
@@ -87,6 +87,6 @@ class LiveProgress:
 
 
 def for_terminal() -> PlainProgress | LiveProgress:
-    """Progress on standard error: live where a person looks on, plain lines elsewhere."""
+    """Make the progress for standard error: live on a terminal, plain lines elsewhere."""
     console = Console(stderr=True)
     return LiveProgress(console) if console.is_terminal else PlainProgress()

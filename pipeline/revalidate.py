@@ -1,4 +1,4 @@
-"""Proving an artifact that exists already: built without proof, moved to another machine, or held to other bounds."""
+"""Validation of an artifact that exists: built without it, moved to another machine, or held to other bounds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import settings, source
 from pipeline.lanes import lane_of_artifact
-from pipeline.lanes.gates import Thresholds, default_thresholds, unfit_bounds
+from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds
 from pipeline.plan import hardware
 from pipeline.plan.prepare import cache_folder
 from pipeline.problem import Problem, WrongRequestError
@@ -53,8 +53,8 @@ def revalidate(
     chat = metadata.chat
     scores: Path | None = None
     compared = chat is not None and not chat.quantization.prequantized
-    if unfit := unfit_bounds(candidate_of(metadata, compared=compared), bounds):
-        raise WrongRequestError(unfit)
+    if inapplicable := inapplicable_bounds(candidate_of(metadata, compared=compared), bounds):
+        raise WrongRequestError(inapplicable)
     parameters = 0
     if chat and compared:
         model = runner.chat_source(_reference(chat, reference))
@@ -83,7 +83,7 @@ def revalidate(
 
 
 def _reference(chat: ChatModel, named: str | None) -> SourceFacts:
-    """The float model that an artifact was made from."""
+    """Return the float model that an artifact was made from."""
     stated = chat.source
     ref = named
     if ref is None and stated.repo == EMBEDDED:

@@ -1,4 +1,4 @@
-"""Carrying out a plan: the stages in their order, and the finished artifact at its place.
+"""Runs a plan: the stages in their order, and the finished artifact at its place.
 
 source → calibration → quantize → tool → build → reference → validate → finish. Each is done once for its inputs
 (`stages.py`); only `finish` touches the artifact's place, by a rename, after every gate has passed.
@@ -20,7 +20,7 @@ from pipeline.build import trt as build_trt
 from pipeline.build import vllm as build_vllm
 from pipeline.build.assemble import assemble
 from pipeline.lanes.gate_specs import TOOL_ACCURACY
-from pipeline.lanes.gates import failed_gates, shortfall
+from pipeline.lanes.gates import describe_failure, failed_gates
 from pipeline.plan import CalibrationPlan, ChatPlan
 from pipeline.plan.prepare import Prepared
 from pipeline.progress import Progress
@@ -47,7 +47,7 @@ BUILDERS = {"vllm": build_vllm.build, "trt": build_trt.build, "trt-pytorch": bui
 
 
 class GateError(Exception):
-    """The artifact did not meet its gates.
+    """The artifact did not pass its gates.
 
     Attributes:
         method: how the chat model was quantized.
@@ -56,12 +56,12 @@ class GateError(Exception):
 
     def __init__(self, method: str, gates: Sequence[Gate]) -> None:
         self.method, self.gates = method, tuple(gates)
-        super().__init__(f"{method}: " + "; ".join(self.shortfalls))
+        super().__init__(f"{method}: " + "; ".join(self.failures))
 
     @property
-    def shortfalls(self) -> list[str]:
+    def failures(self) -> list[str]:
         """One line for each failed gate, with by how much."""
-        return [shortfall(gate) for gate in self.gates]
+        return [describe_failure(gate) for gate in self.gates]
 
     @property
     def classifier_alone(self) -> bool:
@@ -70,7 +70,7 @@ class GateError(Exception):
 
 
 class Run:
-    """One plan on its way."""
+    """One run of a plan, on one cache of stages."""
 
     def __init__(self, prepared: Prepared, progress: Progress, *, force: bool = False) -> None:
         self.plan, self.hardware, self.cache = prepared.plan, prepared.hardware, prepared.cache
@@ -125,7 +125,7 @@ class Run:
         return base, model, quantization
 
     def build(self) -> tuple[Path, BuildMetadata]:
-        """Everything up to a complete artifact that is not proven yet; it lies in the cache.
+        """Run the stages up to a complete artifact that is not validated yet; it lies in the cache.
 
         Raises:
             StageError: a stage failed.
@@ -187,7 +187,7 @@ class Run:
         return done.output, metadata
 
     def validate(self) -> tuple[Path, BuildMetadata]:
-        """Everything up to an artifact that passed its gates; it lies in the cache.
+        """Run the stages up to an artifact that passed its gates; it lies in the cache.
 
         Raises:
             StageError: a stage failed.
@@ -231,7 +231,7 @@ class Run:
         return folder, metadata.model_copy(update={"validation": validation, "stages": self._records()})
 
     def finish(self, folder: Path, metadata: BuildMetadata) -> Path:
-        """Put the artifact at its place, whole or not at all."""
+        """Install the artifact at its place, whole or not at all."""
         self.progress.step(f"finish: the artifact goes to {self.plan.out}")
         return install.install_artifact(folder, self.plan.out, metadata, self.cache)
 
@@ -285,7 +285,7 @@ class Run:
 
 
 def tokenizer_hash(folder: Path) -> str:
-    """SHA-256 over the files that decide how text becomes tokens."""
+    """Return a SHA-256 over the files that decide how text becomes tokens."""
     prefixes = ("tokenizer", "chat_template", "special_tokens")
     hasher = hashlib.sha256()
     for path in sorted(folder.iterdir()):

@@ -144,22 +144,27 @@ class PipelineSettings(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """The settings, with defaults in place of what was wrong, and every problem found."""
+class LoadedSettings:
+    """The settings, with the problems found while reading them.
+
+    Attributes:
+        settings: defaults stand in place of what was wrong.
+        problems: every one that was found.
+    """
 
     settings: PipelineSettings
     problems: tuple[Problem, ...]
 
 
-def load(environment: Mapping[str, str]) -> Loaded:
-    """Read the settings. Empty variables count as unset."""
+def load(environment: Mapping[str, str]) -> LoadedSettings:
+    """Read the settings from an environment; empty variables count as unset."""
     given = {
         name: value
         for name in PipelineSettings.model_fields
         if (value := environment.get(name.upper(), "")).strip() != ""
     }
     try:
-        return Loaded(PipelineSettings.model_validate(given), ())
+        return LoadedSettings(PipelineSettings.model_validate(given), ())
     except ValidationError as error:
         problems = []
         for detail in error.errors():
@@ -167,4 +172,4 @@ def load(environment: Mapping[str, str]) -> Loaded:
             field = PipelineSettings.model_fields[name]
             expected, found = variables.expected(detail, field), variables.found(given.pop(name, ""), field)
             problems.append(Problem(name.upper(), expected, found))
-        return Loaded(PipelineSettings.model_validate(given), tuple(problems))
+        return LoadedSettings(PipelineSettings.model_validate(given), tuple(problems))

@@ -19,7 +19,7 @@ EMBEDDED_TOOL_ACCURACY = 0.93
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What is to be proven, as far as it decides which gates it has and how good it must be.
+    """The facts about an artifact that decide which gates it has, and how good it must be.
 
     Attributes:
         lane: what runs it.
@@ -38,12 +38,12 @@ class Candidate:
 
     @property
     def compared(self) -> bool:
-        """Whether there is a float model to hold it against."""
+        """Whether there is a float model to compare it with."""
         return self.chat and self.method is not None
 
     @property
     def quality(self) -> Bounds | None:
-        """What its method must reach at its size; none where no method is known."""
+        """The bounds of its method at its size; none where no method is known."""
         if self.method not in METHODS:
             return None
         small, large = self.lane.bounds(self.method)
@@ -52,7 +52,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class BoundOption:
-    """The command line's option that replaces a bound: its name and help, and the least and most that it takes."""
+    """The command line's option that replaces a bound.
+
+    Attributes:
+        name: as it is typed, such as `--min-top1`.
+        help: what `--help` says of it.
+        least: the least value that it takes.
+        most: the most that it takes; none for no limit.
+    """
 
     name: str
     help: str
@@ -61,13 +68,19 @@ class BoundOption:
 
     @property
     def parameter(self) -> str:
-        """The name as an identifier."""
+        """The option's name as a Python identifier."""
         return self.name.removeprefix("--").replace("-", "_")
 
 
 @dataclass(frozen=True, slots=True)
 class CardRow:
-    """A gate's row in the model card: its section, what it is called, and the hub's task for figures of quality."""
+    """The row of a gate in the model card.
+
+    Attributes:
+        section: where it stands.
+        text: what the figure is called there.
+        task: the hub's task for figures of quality.
+    """
 
     section: Literal["quality", "speed"]
     text: str
@@ -76,11 +89,11 @@ class CardRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GateSpec:
-    """One figure, and how it is bounded, asked for and shown.
+    """The specification of one gate: how its figure is bounded, asked for and shown.
 
     Attributes:
         name: as the metadata has it.
-        measured_of: whether an artifact must have the figure.
+        applies_to: whether an artifact must have the figure.
         unit: of the figure.
         relation: how it must stand to its bound; none for a figure that is only reported.
         default: the bound unless told otherwise, for artifacts that have the figure; none reports it alone.
@@ -90,7 +103,7 @@ class GateSpec:
     """
 
     name: str
-    measured_of: Callable[[Candidate], bool]
+    applies_to: Callable[[Candidate], bool]
     unit: str = ""
     relation: Relation | None = None
     default: Callable[[Candidate], float | None] = lambda _: None

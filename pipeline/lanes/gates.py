@@ -1,4 +1,4 @@
-"""Figures against bounds: what an artifact has to meet, and what is said when it does not.
+"""Gates: measured figures are compared with their bounds, and failures are put into words.
 
 `gate_specs` is the table of what is measured; bounds and figures are mappings from its entries.
 """
@@ -19,23 +19,23 @@ Figures = Mapping[GateSpec, float]
 
 
 def default_thresholds(candidate: Candidate) -> Thresholds:
-    """The bounds unless told otherwise, of the figures that a candidate must have."""
-    bounds = {spec: spec.default(candidate) for spec in SPECS if spec.measured_of(candidate)}
+    """Return the bounds unless told otherwise, of the figures that a candidate must have."""
+    bounds = {spec: spec.default(candidate) for spec in SPECS if spec.applies_to(candidate)}
     return {spec: bound for spec, bound in bounds.items() if bound is not None}
 
 
-def unfit_bounds(candidate: Candidate, asked: Thresholds) -> list[Problem]:
-    """A problem for each bound that was asked for where nothing is measured that it could bound."""
-    fitting = ", ".join(option.name for spec, option in OPTIONS.items() if spec.measured_of(candidate))
+def inapplicable_bounds(candidate: Candidate, asked: Thresholds) -> list[Problem]:
+    """Return a problem for each bound that was asked for where its figure is not measured."""
+    fitting = ", ".join(option.name for spec, option in OPTIONS.items() if spec.applies_to(candidate))
     return [
         Problem(str(OPTIONS[spec].name), f"a bound of what is measured here: {fitting}", f"{bound:g}", "leave it out")
         for spec, bound in asked.items()
-        if not spec.measured_of(candidate)
+        if not spec.applies_to(candidate)
     ]
 
 
 def gates_of(figures: Figures, thresholds: Thresholds) -> tuple[Gate, ...]:
-    """A gate for each figure that was measured, in the order in which a person reads them."""
+    """Make a gate for each figure that was measured, in the order in which a person reads them."""
     gates = []
     for spec in SPECS:
         if (value := figures.get(spec)) is not None:
@@ -45,13 +45,13 @@ def gates_of(figures: Figures, thresholds: Thresholds) -> tuple[Gate, ...]:
     return tuple(gates)
 
 
-def unmeasured(figures: Figures, candidate: Candidate) -> list[str]:
-    """The names of the figures that a candidate must have, and that were not measured."""
-    return [spec.name for spec in SPECS if spec.measured_of(candidate) and spec not in figures]
+def missing_figures(figures: Figures, candidate: Candidate) -> list[str]:
+    """Return the names of the figures that a candidate must have, and that were not measured."""
+    return [spec.name for spec in SPECS if spec.applies_to(candidate) and spec not in figures]
 
 
 def bound_text(gate: Gate) -> str:
-    """A gate's bound as a person reads it; empty for a figure without one.
+    """Word a gate's bound for a person; empty for a figure without one.
 
     >>> bound_text(Gate(name="itl_p50", value=5, relation="<=", threshold=50))
     '≤ 50'
@@ -62,7 +62,7 @@ def bound_text(gate: Gate) -> str:
 
 
 def planned_text(thresholds: Thresholds) -> str:
-    """All bounds in one line, as the plan tells them."""
+    """Word all bounds in one line, as the plan tells them."""
     gates = gates_of(thresholds, thresholds)
     labels = [spec for spec in SPECS if spec in thresholds]
     return ", ".join(
@@ -70,10 +70,10 @@ def planned_text(thresholds: Thresholds) -> str:
     )
 
 
-def shortfall(gate: Gate) -> str:
-    """How far a figure is from its bound, for a person.
+def describe_failure(gate: Gate) -> str:
+    """Word how far a figure is from its bound.
 
-    >>> shortfall(Gate(name="perplexity_ratio", value=1.5, relation="<=", threshold=1.25))
+    >>> describe_failure(Gate(name="perplexity_ratio", value=1.5, relation="<=", threshold=1.25))
     'perplexity_ratio is 1.5, must be <= 1.25: 0.25 too high'
     """
     if gate.relation is None or gate.threshold is None:
@@ -85,10 +85,10 @@ def shortfall(gate: Gate) -> str:
 
 
 def failed_gates(validation: Validation) -> tuple[Gate, ...]:
-    """The gates that were not met."""
+    """Return the gates that were not met."""
     return tuple(gate for gate in validation.gates if not gate.passed)
 
 
 def failures(validation: Validation) -> list[str]:
-    """One line for each gate that failed, with by how much."""
-    return [shortfall(gate) for gate in failed_gates(validation)]
+    """Return one line for each gate that failed, with by how much."""
+    return [describe_failure(gate) for gate in failed_gates(validation)]

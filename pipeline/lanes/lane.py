@@ -23,7 +23,12 @@ SMALL_MODEL = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a method must reach against the float model: perplexity at most this ratio, same first choice this often."""
+    """The bounds on quality that a method must reach against the float model.
+
+    Attributes:
+        perplexity_ratio: perplexity over that of the float model, at most.
+        top1_agreement: part of positions at which both models would choose the same token, at least.
+    """
 
     perplexity_ratio: float
     top1_agreement: float
@@ -31,7 +36,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way to store weights.
+    """A method of quantization: one way to store weights.
 
     Attributes:
         scheme: the field's notation.
@@ -80,7 +85,12 @@ METHODS = {
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why something cannot run, and what would run instead; empty where nothing would."""
+    """The reason why something cannot run.
+
+    Attributes:
+        reason: why.
+        way_out: what would run instead; empty where nothing would.
+    """
 
     reason: str
     way_out: str = ""
@@ -91,7 +101,13 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class LatencyBounds:
-    """Bounds that a person in a conversation needs, in milliseconds and tokens a second of all streams together."""
+    """The bounds on speed that a person in a conversation needs.
+
+    Attributes:
+        ttft_ms: median time to the first token of one stream, in milliseconds, at most.
+        itl_ms: median time between tokens of one stream, in milliseconds, at most.
+        tokens_per_s: tokens per second of all streams together, at least.
+    """
 
     ttft_ms: float
     itl_ms: float
@@ -100,7 +116,7 @@ class LatencyBounds:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One way to run a model.
+    """A lane: one way to run a model, on one kind of device.
 
     Attributes:
         engine: what loads the chat model.
@@ -113,7 +129,6 @@ class Lane:
         batch: sequences at once unless told otherwise.
         latency: what it must reach unless told otherwise.
         quantizer: distributions that the quantizer's environment must hold.
-        static_scales: whether every method looks at text, because activations are not scaled as they come.
         perplexity: whether its engine tells how probable a given text is; otherwise the same first choice is all that
             can be held against the float model.
     """
@@ -129,16 +144,15 @@ class Lane:
     batch: int
     latency: LatencyBounds
     quantizer: tuple[str, ...] = ("llmcompressor",)
-    static_scales: bool = False
     perplexity: bool = True
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Everything that may stand for a method."""
+        """The words that may stand for a method on the command line."""
         return ("4bit", "8bit", *self.methods)
 
     def resolve(self, word: str, sm: int | None) -> tuple[str, str]:
-        """The method that a word means here, and why."""
+        """Return the method that a word means here, and why."""
         if word == "4bit":
             return "awq", "4bit means AWQ: the best 4-bit quality of those measured"
         if word != "8bit":
@@ -149,7 +163,7 @@ class Lane:
         return self.eight_bit, f"8bit on sm{sm} is FP8: {native}"
 
     def refusal(self, method: str, sm: int | None, *, allow_emulated: bool) -> Refusal | None:
-        """Why the hardware cannot run a method; none when it can."""
+        """Return why the hardware cannot run a method; none when it can."""
         if method == "fp8" and self.device == "cpu" and not allow_emulated:
             reason = "FP8 is emulated on a CPU, ten times slower than INT8"
             return Refusal(reason, "use int8, or --allow-emulated to measure it")
@@ -158,11 +172,11 @@ class Lane:
         return None
 
     def unfit(self, config: Mapping[str, Any], method: str) -> Refusal | None:
-        """Why a model is known not to work with a method here, and the way out; none when nothing is known."""
+        """Return why a model is known not to work with a method here; none when nothing is known."""
         return None
 
     def bounds(self, method: str) -> tuple[Bounds, Bounds]:
-        """What a method must reach here: for models under a billion parameters, and for the others."""
+        """Return what a method must reach here: for models under a billion parameters, and for the others."""
         return METHODS[method].small, METHODS[method].large
 
 
@@ -175,17 +189,17 @@ PYTORCH_WAY_OUT = "set TRT_BACKEND=pytorch"
 
 
 class TrtLane(Lane):
-    """TensorRT-LLM: compiled engines, or its PyTorch backend on a quantized Hugging Face folder."""
+    """The TensorRT-LLM lane: compiled engines, or its PyTorch backend on a quantized Hugging Face folder."""
 
     __slots__ = ()
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Everything that may stand for a method."""
+        """The words that may stand for a method on the command line."""
         return ("4bit", "8bit", "awq", *self.methods)
 
     def resolve(self, word: str, sm: int | None) -> tuple[str, str]:
-        """The method that a word means here, and why."""
+        """Return the method that a word means here, and why."""
         if word in {"4bit", "awq"}:
             return "int4_awq", f"{word} means AWQ with 4-bit integers, ModelOpt's int4_awq"
         if word != "8bit":
@@ -195,7 +209,7 @@ class TrtLane(Lane):
         return "int8_sq", f"8bit on sm{sm} is INT8 with SmoothQuant: FP8 arithmetic begins with sm{FP8_SM}"
 
     def refusal(self, method: str, sm: int | None, *, allow_emulated: bool) -> Refusal | None:
-        """Why the hardware cannot run a method; none when it can."""
+        """Return why the hardware cannot run a method; none when it can."""
         if sm is None:
             return None
         if method == "fp8" and sm < FP8_SM:
@@ -211,11 +225,11 @@ class TrtLane(Lane):
         return None
 
     def bounds(self, method: str) -> tuple[Bounds, Bounds]:
-        """What a method must reach here: for models under a billion parameters, and for the others."""
+        """Return what a method must reach here: for models under a billion parameters, and for the others."""
         return STATIC_EIGHT_BIT if method == "fp8" else Lane.bounds(self, method)
 
     def unfit(self, config: Mapping[str, Any], method: str) -> Refusal | None:
-        """Why a model is known not to work with a method here, and the way out; none when nothing is known."""
+        """Return why a model is known not to work with a method here; none when nothing is known."""
         kind = str(config.get("model_type", ""))
         if self.engine == "trt-pytorch":
             if kind == "mixtral" and method == "int4_awq":
@@ -270,7 +284,6 @@ LANES: dict[str, Lane] = {
         batch=1,
         latency=LatencyBounds(ttft_ms=500, itl_ms=50, tokens_per_s=100),
         quantizer=("nvidia-modelopt", "tensorrt-llm"),
-        static_scales=True,
         perplexity=False,
     ),
 }
@@ -286,7 +299,7 @@ TRT_PYTORCH = replace(
 
 
 def lane_of_artifact(name: str, engine: str) -> Lane:
-    """The lane that an artifact's metadata names, in the style of its engine.
+    """Return the lane that an artifact's metadata names, with the backend of its engine.
 
     Raises:
         KeyError: there is none.
@@ -295,7 +308,7 @@ def lane_of_artifact(name: str, engine: str) -> Lane:
 
 
 def lane_of(name: str, trt_backend: str) -> Lane:
-    """The lane with that name; TensorRT-LLM's in the style that `TRT_BACKEND` asks for.
+    """Return the lane with a name; TensorRT-LLM's with the backend that `TRT_BACKEND` asks for.
 
     Raises:
         KeyError: there is none.

@@ -1,4 +1,6 @@
-"""Everything that is decided and checked before any work. Reads configs, the environment and the machine.
+"""Planning: everything that is decided and checked before any work.
+
+Configs, the environment and the machine are read here.
 
 `BuildPlan` and its parts are offered here. May import `source` and below.
 """

@@ -1,4 +1,4 @@
-"""The plan: everything decided and checked before any work starts.
+"""The build plan: everything that is decided and checked before any work starts.
 
 `planner.make` makes it from a request, the settings, what is known of the models, and the hardware. Nothing later
 decides anything.
@@ -21,7 +21,18 @@ SEED = 20251122
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What the user asked for on the command line. `chat` and `tool` are models as named there."""
+    """The request of a command line.
+
+    Attributes:
+        chat: the chat model, as it was named.
+        tool: the classifier, as it was named.
+        lanes: those whose flags were given; more than one is a problem.
+        method: the word for one; none leaves it to QUANTIZATION.
+        fallback: methods to try in turn when the gates fail.
+        out: folder of the artifact; none has one made up.
+        allow_emulated: whether slow emulated arithmetic may be used.
+        thresholds: bounds that replace the defaults.
+    """
 
     chat: str | None = None
     tool: str | None = None
@@ -35,7 +46,13 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class PlanDecision:
-    """One thing that the plan settled, and why."""
+    """A choice that the plan made.
+
+    Attributes:
+        name: what was decided, for a person.
+        value: the choice.
+        reason: why.
+    """
 
     name: str
     value: str
@@ -44,7 +61,13 @@ class PlanDecision:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPlan:
-    """The text to calibrate on: data set, samples, and tokens of a sample at most."""
+    """The text to calibrate on.
+
+    Attributes:
+        dataset: as the settings name it.
+        samples: how many.
+        sequence_length: tokens of a sample, at most.
+    """
 
     dataset: str
     samples: int
@@ -53,7 +76,7 @@ class CalibrationPlan:
 
 @dataclass(frozen=True, slots=True)
 class TrtPlan:
-    """What only TensorRT-LLM needs to know.
+    """The part of a chat model's plan that TensorRT-LLM alone needs.
 
     Attributes:
         label: of the engine that this GPU needs; none where nothing is compiled.
@@ -68,7 +91,23 @@ class TrtPlan:
 
 @dataclass(frozen=True, slots=True)
 class ChatPlan:
-    """What happens to the chat model. `calibration` is none where nothing looks at text; `trt` belongs to its lane."""
+    """The plan for the chat model.
+
+    Attributes:
+        source: where it comes from.
+        method: how it is or was quantized.
+        scheme: the field's notation for it.
+        group_size: weights that share a scale; none for methods without groups.
+        symmetric: whether no zero point is stored.
+        kept_in_float: names of modules, or patterns behind `re:`, that are not quantized.
+        prequantized: how it came quantized; none for a float model.
+        calibration: none where the method looks at no text.
+        limits: what is baked in.
+        dtype: of what is not quantized.
+        moe: the mixture of experts; none for a dense model.
+        parameters: how many weights it has.
+        trt: what only TensorRT-LLM needs; none in the other lanes.
+    """
 
     source: SourceFacts
     method: str
@@ -86,13 +125,19 @@ class ChatPlan:
 
     @property
     def given(self) -> Path | None:
-        """A folder that holds the model quantized already, for this lane; none where it is quantized here."""
+        """The folder that holds the model quantized already, for this lane; none where it is quantized here."""
         return (self.trt.engine or self.trt.checkpoint) if self.trt else None
 
 
 @dataclass(frozen=True, slots=True)
 class ToolPlan:
-    """What happens to the classifier, which always stays in float. `max_tokens` is its window."""
+    """The plan for the classifier, which always stays in float.
+
+    Attributes:
+        source: where it comes from.
+        max_tokens: its window.
+        positive_label: index of the label that means yes.
+    """
 
     source: SourceFacts
     max_tokens: int
@@ -101,7 +146,7 @@ class ToolPlan:
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """Everything that the stages need to know.
+    """The plan of a build: everything that the stages need to know.
 
     Attributes:
         lane: trt, vllm or cpu.
@@ -127,7 +172,7 @@ class BuildPlan:
 
     @property
     def engine(self) -> str:
-        """What loads the chat model."""
+        """The engine that loads the chat model."""
         return self.lane.engine
 
     @property

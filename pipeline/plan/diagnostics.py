@@ -1,4 +1,4 @@
-"""What a plan in the making has settled, and what it found wrong."""
+"""The decisions and problems that a plan collects while it is made."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pipeline.problem import Problem
 
 @dataclass(slots=True)
 class Diagnostics:
-    """Decisions and problems in the order in which they came up."""
+    """The decisions and problems of a plan, in the order in which they came up."""
 
     decisions: list[PlanDecision] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     def decide(self, name: str, value: object, reason: str) -> None:
-        """Note a choice, and why it was made."""
+        """Add a choice, and why it was made."""
         self.decisions.append(PlanDecision(name, str(value), reason))
 
     def problem(self, where: str, expected: str, found: str, next_step: str = "") -> None:
-        """Note what is wrong."""
+        """Add a problem: what is wrong, and what to do."""
         self.problems.append(Problem(where, expected, found, next_step))
 
     def distinct_problems(self, earlier: Iterable[Problem]) -> tuple[Problem, ...]:
-        """Every problem once, those that were known before first.
+        """Return every problem once, those that were known before first.
 
         What was wrong with a value before is not told again of the default that took its place.
         """

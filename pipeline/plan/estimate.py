@@ -1,4 +1,4 @@
-"""What a build will take: disk, memory and time, from the model's size. Estimates, so that surprises are small."""
+"""Estimates of what a build takes: disk, memory and time, from the model's size."""
 
 from __future__ import annotations
 
@@ -22,8 +22,24 @@ DOWNLOAD_RATE, COPY_RATE = 50e6, 500e6
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """The size of a build. Bytes, parameters and tokens."""
+class BuildSize:
+    """The size of a build, in bytes, parameters and tokens.
+
+    Attributes:
+        parameters: weights that a quantizer rounds.
+        float_bytes: the float model.
+        quantized_bytes: the quantized model.
+        tool_bytes: the classifier.
+        downloaded: whether the model is downloaded first.
+        exported: whether the embedded chat model is unpacked.
+        trained: whether the embedded classifier is trained.
+        calibration_tokens: tokens that the method looks at.
+        method: none where nothing is quantized.
+        prequantized: whether the source comes quantized.
+        device: cpu or cuda.
+        cache_bytes: the KV cache of one sequence.
+        parallel: GPUs that share the model.
+    """
 
     parameters: int = 0
     float_bytes: int = 0
@@ -42,7 +58,14 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes of disk, of main memory and of each GPU's memory at the highest point, and seconds in all."""
+    """The resources that a build takes.
+
+    Attributes:
+        disk_bytes: disk at the highest point.
+        memory_bytes: main memory at the highest point.
+        gpu_bytes: memory of each GPU at the highest point.
+        seconds: time in all.
+    """
 
     disk_bytes: int
     memory_bytes: int
@@ -50,33 +73,33 @@ class Estimate:
     seconds: float
 
 
-def estimate(work: Work, *, cores: int) -> Estimate:
-    """Estimate a build.
+def estimate(size: BuildSize, *, cores: int) -> Estimate:
+    """Estimate the resources that a build takes.
 
     Disk holds the float model where it is not here yet, the quantized one, the built one and the artifact. Memory holds
     the float model once while quantizing, and both models while validating.
     """
-    fetched = work.float_bytes if work.downloaded or not work.prequantized else 0
-    copies = 2 if work.prequantized else 3
-    disk = fetched + copies * work.quantized_bytes + 3 * work.tool_bytes
-    on_gpu = work.device == "cuda"
-    quantizing = 0 if work.prequantized else work.float_bytes
-    validating = work.quantized_bytes + work.cache_bytes + (0 if work.prequantized else work.float_bytes)
-    memory = PROCESS_BYTES + (work.float_bytes if on_gpu else max(quantizing, validating))
-    gpu = (work.quantized_bytes + work.cache_bytes) // work.parallel + PROCESS_BYTES if on_gpu else 0
-    return Estimate(disk, memory, gpu, _seconds(work, cores))
+    fetched = size.float_bytes if size.downloaded or not size.prequantized else 0
+    copies = 2 if size.prequantized else 3
+    disk = fetched + copies * size.quantized_bytes + 3 * size.tool_bytes
+    on_gpu = size.device == "cuda"
+    quantizing = 0 if size.prequantized else size.float_bytes
+    validating = size.quantized_bytes + size.cache_bytes + (0 if size.prequantized else size.float_bytes)
+    memory = PROCESS_BYTES + (size.float_bytes if on_gpu else max(quantizing, validating))
+    gpu = (size.quantized_bytes + size.cache_bytes) // size.parallel + PROCESS_BYTES if on_gpu else 0
+    return Estimate(disk, memory, gpu, _seconds(size, cores))
 
 
-def _seconds(work: Work, cores: int) -> float:
-    seconds = work.float_bytes / DOWNLOAD_RATE if work.downloaded else 0.0
-    seconds += EXPORT_SECONDS * work.exported + TRAIN_SECONDS * work.trained
-    seconds += 3 * work.quantized_bytes / COPY_RATE
-    if work.quantized_bytes:
+def _seconds(size: BuildSize, cores: int) -> float:
+    seconds = size.float_bytes / DOWNLOAD_RATE if size.downloaded else 0.0
+    seconds += EXPORT_SECONDS * size.exported + TRAIN_SECONDS * size.trained
+    seconds += 3 * size.quantized_bytes / COPY_RATE
+    if size.quantized_bytes:
         seconds += VALIDATE_SECONDS
-        if work.device == "cpu":
-            seconds += 2 * work.parameters * HELD_OUT_TOKENS / (CORE_RATE * cores)
-    if work.method and not work.prequantized:
+        if size.device == "cpu":
+            seconds += 2 * size.parameters * HELD_OUT_TOKENS / (CORE_RATE * cores)
+    if size.method and not size.prequantized:
         seconds += QUANTIZE_SECONDS
-        each = GPU_SECONDS if work.device == "cuda" else work.method.seconds / cores
-        seconds += work.parameters * work.calibration_tokens * each
+        each = GPU_SECONDS if size.device == "cuda" else size.method.seconds / cores
+        seconds += size.parameters * size.calibration_tokens * each
     return seconds

@@ -1,4 +1,4 @@
-"""What the pipeline can work with here: the machine, its free disk, and the quantizer's environment."""
+"""The hardware that a plan is checked against: the machine, its free disk, and the quantizer's environment."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ json.dump(found, sys.stdout)
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """The environment that holds the quantizer.
+    """The Python environment that holds the quantizer.
 
     Attributes:
         python: its interpreter.
@@ -45,9 +45,10 @@ class Quantizer:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The facts that a plan is checked against.
+    """The hardware and software that a plan is checked against.
 
     Attributes:
+        machine: what the runtime knows of it too.
         free_disk: bytes free where stages are kept.
         cores: processors that this process may use.
         quantizer: none where no environment with the quantizer was found.
@@ -60,7 +61,7 @@ class Hardware:
 
 
 def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] = LANES["vllm"].quantizer) -> Hardware:
-    """Describe this machine. Nothing is written and no GPU context is made.
+    """Describe this machine; nothing is written and no GPU context is made.
 
     Args:
         cache: folder of finished stages.
@@ -76,7 +77,7 @@ def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] =
 
 
 def require_cuda(stage: str) -> None:
-    """Make sure that CUDA can use the GPU that the driver lists, before a library hides why it cannot.
+    """Check that CUDA can use the GPU that the driver lists, before a library hides why it cannot.
 
     Raises:
         StageError: it cannot, with the diagnosis.
@@ -88,7 +89,7 @@ def require_cuda(stage: str) -> None:
 
 
 def find_quantizer(named: Path | None, needs: tuple[str, ...] = LANES["vllm"].quantizer) -> Quantizer | None:
-    """The quantizer environment: the named interpreter, else `.venv-quantize` beside the project, else this one."""
+    """Find the quantizer environment: the named interpreter, else `.venv-quantize` beside us, else this one."""
     candidates = [named] if named else [PROJECT / ".venv-quantize/bin/python", Path(sys.executable)]
     for python in candidates:
         packages = _packages_of(python)
@@ -111,5 +112,5 @@ def _packages_of(python: Path) -> dict[str, str]:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder that exists, at or above a path."""
+    """Return the nearest folder that exists, at or above a path."""
     return next(parent for parent in (path, *path.resolve().parents) if parent.is_dir())

@@ -17,30 +17,35 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True, slots=True)
 class TableOption:
-    """One option of a table: its parameter's name, and what typer reads. None when it is not given."""
+    """One option of a table; its value is none when it is not given.
+
+    Attributes:
+        name: its parameter's name.
+        annotation: what typer reads.
+    """
 
     name: str
     annotation: object
 
     def parameter(self) -> inspect.Parameter:
-        """It as a parameter of a function."""
+        """Return the option as a parameter of a function."""
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=self.annotation)
 
 
 @dataclass(frozen=True, slots=True)
 class OptionTable:
-    """Options that a table has, by its keys. A field annotated with it maps the keys of those that were given."""
+    """The options of a table, by its keys; a field annotated with it maps the keys of those that were given."""
 
     options: Mapping[Any, TableOption]
 
     def given(self, values: Mapping[str, object]) -> dict[Any, object]:
-        """The values that were given, by the table's keys."""
+        """Return the values that were given, by the table's keys."""
         found = {key: values[option.name] for key, option in self.options.items()}
         return {key: value for key, value in found.items() if value is not None}
 
 
-def filled(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
-    """Give a command its options as an object of a kind.
+def with_options(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Make a command take its options as one object.
 
     Args:
         kind: a dataclass. A field is an option, by its annotation; a field that is such a dataclass itself is a group,

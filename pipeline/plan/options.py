@@ -1,4 +1,4 @@
-"""What can be said on the command line, and the request that it makes."""
+"""The options of each command, and the request that they make."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SignKey = Annotated[Path | None, typer.Option(help="Sign with this elliptic-curv
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneOptions:
-    """Which models, in which lane."""
+    """The options that name the models and the lane."""
 
     models: Models
     trt: Trt = False
@@ -53,7 +53,7 @@ class LaneOptions:
     cpu: Cpu = False
 
     def request(self, *, tool_only: bool = False) -> BuildRequest:
-        """The request in the positional words.
+        """Make the request of the positional words.
 
         The first word is a method when it is one, or when there is one word too many: then the plan says what is wrong.
 
@@ -93,7 +93,7 @@ Bounds = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """What `plan` takes."""
+    """The options of `plan`."""
 
     lane: LaneOptions
     out: Out = None
@@ -103,7 +103,7 @@ class PlanOptions:
     allow_emulated: Emulated = False
 
     def request(self) -> BuildRequest:
-        """The request in the options.
+        """Make the request of the options.
 
         Raises:
             WrongRequestError: too few or too many words.
@@ -118,7 +118,7 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What `run` takes."""
+    """The options of `run`."""
 
     plan: PlanOptions
     force: Force = False
@@ -127,7 +127,7 @@ class RunOptions:
     bounds: Bounds
 
     def request(self) -> BuildRequest:
-        """The request in the options.
+        """Make the request of the options.
 
         Raises:
             WrongRequestError: too few or too many words.
@@ -137,7 +137,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeOptions:
-    """What `quantize` takes. `out` is the folder of the quantized model."""
+    """The options of `quantize`; `out` is the folder of the quantized model."""
 
     lane: LaneOptions
     out: Out = None
@@ -146,7 +146,7 @@ class QuantizeOptions:
     allow_emulated: Emulated = False
 
     def request(self) -> BuildRequest:
-        """The request in the options: the chat model alone, and no artifact.
+        """Make the request of the options: the chat model alone, and no artifact.
 
         Raises:
             WrongRequestError: too few or too many words.
@@ -156,7 +156,7 @@ class QuantizeOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What `build` takes."""
+    """The options of `build`."""
 
     lane: LaneOptions
     out: Out = None
@@ -166,7 +166,7 @@ class BuildOptions:
     allow_emulated: Emulated = False
 
     def request(self) -> BuildRequest:
-        """The request in the options.
+        """Make the request of the options.
 
         Raises:
             WrongRequestError: too few or too many words.
@@ -177,7 +177,7 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateOptions:
-    """What `validate` takes."""
+    """The options of `validate`."""
 
     artifact: Artifact
     reference: Annotated[str | None, typer.Option(help="The float model; else the source that the metadata names.")] = (

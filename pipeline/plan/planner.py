@@ -12,12 +12,12 @@ from pathlib import Path
 from pipeline import lanes
 from pipeline.lanes import METHODS, Lane, lane_of
 from pipeline.lanes.gate_specs import OPTIONS, Candidate
-from pipeline.lanes.gates import Thresholds, default_thresholds, planned_text, unfit_bounds
+from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds, planned_text
 from pipeline.plan import BuildPlan, BuildRequest, ChatPlan, ToolPlan
 from pipeline.plan.chat_plan import ChatPlanner
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.disk_facts import ARTIFACTS, DiskFacts, Place
-from pipeline.plan.estimate import Estimate, Work, estimate
+from pipeline.plan.estimate import BuildSize, Estimate, estimate
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.trt_plan import TrtPlanner
 from pipeline.problem import Problem, WrongRequestError
@@ -190,7 +190,7 @@ def _thresholds(
         parameters=chat.parameters if chat else 0,
         classifier=None if tool is None else "embedded" if tool.source.kind == EMBEDDED else "other",
     )
-    diagnostics.problems.extend(unfit_bounds(candidate, request.thresholds))
+    diagnostics.problems.extend(inapplicable_bounds(candidate, request.thresholds))
     bounds = {**default_thresholds(candidate), **request.thresholds}
     if bounds:
         reason = f"defaults for {chat.method if chat else 'the classifier'}"
@@ -201,17 +201,17 @@ def _thresholds(
     return bounds
 
 
-def _work(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None) -> Work:
+def _work(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None) -> BuildSize:
     tool_bytes = sum(tool.source.sizes.values()) if tool else 0
     trained = tool is not None and tool.source.kind == "embedded"
     if chat is None or lane is None:
-        return Work(tool_bytes=tool_bytes, trained=trained)
+        return BuildSize(tool_bytes=tool_bytes, trained=trained)
     shape, calibration = Shape.of(chat.source.config), chat.calibration
     tokens = 0
     if calibration:
         usual = EMBEDDED_SAMPLE_TOKENS if calibration.dataset == EMBEDDED else USUAL_SAMPLE_TOKENS
         tokens = calibration.samples * min(calibration.sequence_length, usual)
-    return Work(
+    return BuildSize(
         parameters=shape.linear_parameters,
         float_bytes=chat.source.weight_bytes or shape.parameters * 2,
         quantized_bytes=_stored_bytes(chat, shape),

@@ -15,7 +15,7 @@ from pipeline.settings import PipelineSettings
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A plan, and what the stages need beside it."""
+    """A plan, with what the stages need beside it."""
 
     request: BuildRequest
     plan: BuildPlan

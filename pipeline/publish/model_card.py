@@ -21,7 +21,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def card(metadata: BuildMetadata, repo: str, others: Sequence[BuildMetadata] = ()) -> str:
-    """The card as Markdown with its front matter.
+    """Write the card as Markdown with its front matter.
 
     Args:
         metadata: of the artifact that is published.
@@ -43,7 +43,7 @@ def card(metadata: BuildMetadata, repo: str, others: Sequence[BuildMetadata] = (
 
 
 def base_model_of(source: Source) -> str | None:
-    """The hub id of a source, where it has one."""
+    """Return the hub id of a source, where it has one."""
     if source.repo == EMBEDDED:
         from pipeline.embedded.chat import BASE_MODEL
 
@@ -152,7 +152,7 @@ def _gates(metadata: BuildMetadata, section: str, head: str) -> str:
 
 
 def _shown(metadata: BuildMetadata) -> Iterable[tuple[Gate, CardRow]]:
-    """The gates that the card shows, with how."""
+    """Return the gates that the card shows, each with its row."""
     for gate in metadata.validation.gates if metadata.validation else ():
         if gate.name in BY_NAME and (row := BY_NAME[gate.name].card):
             yield gate, row

@@ -1,4 +1,4 @@
-"""Proving: the runtime's own engine loads the artifact, and every figure is held against its bound.
+"""Validation: the runtime's own engine loads the artifact, and every figure is compared with its bound.
 
 May import `plan` and below.
 """

@@ -1,4 +1,4 @@
-"""How an engine rates a text, token by token, and how two models differ in that.
+"""Scores of texts, token by token, and how those of two models differ.
 
 Scores are a pure function of the model's content, the texts, and the engine's version, so those of the float model can
 be kept and used for every method.
@@ -29,7 +29,7 @@ WINDOWS_AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A model's view of held-out windows.
+    """A model's scores of the held-out windows.
 
     Attributes:
         windows_sha256: hash over the token ids, so that only scores of the same windows are compared.
@@ -43,22 +43,22 @@ class Scores:
     top_tokens: tuple[int, ...]
 
     @property
-    def probable(self) -> bool:
-        """Whether the engine told how probable the tokens are."""
+    def has_logprobs(self) -> bool:
+        """Whether the engine tells the log-probabilities of given tokens."""
         return not any(map(math.isnan, self.logprobs))
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-probability."""
+        """The exponential of the mean negative log-probability."""
         return math.exp(-math.fsum(self.logprobs) / len(self.logprobs))
 
     def write(self, path: Path) -> None:
-        """Write as JSON."""
+        """Write the scores to a JSON file."""
         path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """Read what `write` wrote.
+        """Read scores from the JSON file that `write` wrote.
 
         Raises:
             StageError: the file is missing or is not that of scores.
@@ -76,7 +76,9 @@ class Scores:
 
 
 def windows_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], context: int) -> list[list[int]]:
-    """Token ids of each text, cut into windows that an engine with this context can score, which takes one more token.
+    """Cut the token ids of each text into windows that an engine with this context can score.
+
+    The engine takes one more token than it scores.
 
     Windows of a single token say nothing and are left out.
     """
@@ -91,36 +93,36 @@ def windows_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], context
 
 
 async def score(engine: Engine, windows: Sequence[Sequence[int]], progress: Progress) -> Scores:
-    """Score every window. Several run at once; the result is in the windows' order."""
-    room, done = asyncio.Semaphore(WINDOWS_AT_ONCE), 0
+    """Score every window, several at once; the result is in the windows' order."""
+    semaphore, done = asyncio.Semaphore(WINDOWS_AT_ONCE), 0
 
-    async def one(window: Sequence[int]) -> list[tuple[float, int]]:
+    async def score_window(window: Sequence[int]) -> list[tuple[float, int]]:
         nonlocal done
-        async with room:
+        async with semaphore:
             scored = await engine.score(window)
         done += 1
         progress.advance(done / len(windows))
         return [(token.logprob, token.top_token) for token in scored]
 
-    flat = [entry for window in await asyncio.gather(*map(one, windows)) for entry in window]
+    flat = [entry for window in await asyncio.gather(*map(score_window, windows)) for entry in window]
     if not flat:
         raise StageError("validate", "expected held-out text, found none")
     return Scores(sha256_of(windows), tuple(logprob for logprob, _ in flat), tuple(top for _, top in flat))
 
 
 def sha256_of(windows: Iterable[Sequence[int]]) -> str:
-    """SHA-256 over the windows' token ids, in order."""
+    """Return a SHA-256 over the windows' token ids, in order."""
     return hashlib.sha256(json.dumps([list(window) for window in windows]).encode()).hexdigest()
 
 
 def perplexity_ratio(scores: Scores, reference: Scores) -> float:
-    """Perplexity over the reference's: above 1 is worse."""
+    """Return the perplexity over the reference's: above 1 is worse."""
     _check_same(scores, reference)
     return scores.perplexity / reference.perplexity
 
 
 def top1_agreement(scores: Scores, reference: Scores) -> float:
-    """Part of the positions, 0 to 1, at which both would choose the same token."""
+    """Return the part of the positions, 0 to 1, at which both would choose the same token."""
     _check_same(scores, reference)
     pairs = zip(scores.top_tokens, reference.top_tokens, strict=True)
     return sum(mine == theirs for mine, theirs in pairs) / len(reference.top_tokens)

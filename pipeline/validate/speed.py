@@ -1,4 +1,4 @@
-"""Latency and throughput of an engine, and its answers to known prompts."""
+"""The latency and throughput of an engine, and its answers to known prompts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from runtime.engines import Delta, Engine, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One generated reply.
+    """One generated reply, with its times.
 
     Attributes:
+        text: all of it.
+        tokens: how many it has.
         ttft_s: seconds from the request to the first token.
         itl_s: mean seconds from one token to the next; none for a reply of one token.
     """
@@ -28,14 +30,19 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Medians over the replies of one stream, in milliseconds."""
+    """The median latency of the replies of one stream.
+
+    Attributes:
+        ttft_ms: time to the first token, in milliseconds.
+        itl_ms: time between tokens, in milliseconds.
+    """
 
     ttft_ms: float
     itl_ms: float
 
 
 def greedy(max_tokens: int, *, ignore_eos: bool = False) -> Sampling:
-    """The most probable token each time."""
+    """Return the sampling that takes the most probable token each time."""
     return Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=max_tokens, ignore_eos=ignore_eos)
 
 
@@ -55,7 +62,7 @@ async def reply_to(engine: Engine, prompt: Sequence[int], sampling: Sampling) ->
 
 
 def latency_of(replies: Sequence[Reply]) -> Latency:
-    """Median time to the first token and between tokens. Not a number where no reply had a second token."""
+    """Return the median latency of replies; NaN between tokens where no reply has a second one."""
     gaps = [reply.itl_s for reply in replies if reply.itl_s is not None]
     return Latency(
         ttft_ms=1000 * median(reply.ttft_s for reply in replies),
@@ -64,7 +71,10 @@ def latency_of(replies: Sequence[Reply]) -> Latency:
 
 
 async def throughput_of(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int) -> float:
-    """Tokens per second of all prompts at once, each answered with exactly `tokens` tokens, prefill included."""
+    """Measure the tokens per second of all prompts at once, prefill included.
+
+    Each is answered with exactly `tokens` tokens.
+    """
     sampling = greedy(tokens, ignore_eos=True)
     begun = time.perf_counter()
     replies = await asyncio.gather(*(reply_to(engine, prompt, sampling) for prompt in prompts))

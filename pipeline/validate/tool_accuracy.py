@@ -1,4 +1,4 @@
-"""How often the classifier decides right, measured with the runtime's own."""
+"""The classifier's accuracy on held-out utterances, measured with the runtime's own code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.deployment.classifier import ToolClassifier
 
 
 def tool_accuracy(folder: Path, tool: ToolModel, device: str, progress: Progress) -> float:
-    """Part of the embedded held-out utterances, 0 to 1, on which the classifier decides as their labels say.
+    """Return the part of the held-out utterances, 0 to 1, on which the classifier decides as their labels say.
 
     Args:
         folder: the artifact.

@@ -1,4 +1,4 @@
-"""Proving an artifact: the runtime's own engine loads it, and every figure is held against its bound.
+"""Validation of an artifact: the runtime's own engine loads it, and every figure is compared with its bound.
 
 The float model's scores are measured once, in a start of their own, and kept: `measure_reference` writes them to a
 file, `validate` takes that file. An engine starts once an artifact; all measurements happen in that one start.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.embedded.texts import WINDOW_TOKENS, KnownPrompt, heldout_texts, known_prompts
 from pipeline.lanes import gate_specs, lane_of_artifact
 from pipeline.lanes.gate_specs import Candidate, GateSpec
-from pipeline.lanes.gates import Figures, Thresholds, failures, gates_of, unmeasured
+from pipeline.lanes.gates import Figures, Thresholds, gates_of, missing_figures
 from pipeline.progress import Progress
 from pipeline.source import EMBEDDED
 from pipeline.stages.stage import StageError
@@ -31,8 +31,6 @@ from runtime.engines import Engine, EngineDeadError, EngineOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = ["Thresholds", "failures", "measure_reference", "validate"]
 
 T = TypeVar("T")
 
@@ -78,7 +76,7 @@ def validate(
     thresholds: Thresholds,
     progress: Progress,
 ) -> Validation:
-    """Measure an artifact and hold it against the thresholds. The result may hold failed gates: see `failures`.
+    """Measure an artifact, and compare the figures with the thresholds; the result may hold failed gates.
 
     Args:
         folder: the artifact, complete but for its validation.
@@ -94,12 +92,12 @@ def validate(
     hashes.verify_files(folder, metadata)
     figures = {gate_specs.FILES: float(len(metadata.files))}
     if metadata.chat is not None:
-        kept = Scores.read(reference) if reference is not None else None
-        figures |= _measure_chat(folder, metadata, kept, progress)
+        reference_scores = Scores.read(reference) if reference is not None else None
+        figures |= _measure_chat(folder, metadata, reference_scores, progress)
     if (tool := metadata.tool) is not None:
         device = "cpu" if metadata.lane == "cpu" else "cuda"
         figures[gate_specs.TOOL_ACCURACY] = tool_accuracy(folder, tool, device, progress)
-    if missing := unmeasured(figures, candidate_of(metadata, compared=reference is not None)):
+    if missing := missing_figures(figures, candidate_of(metadata, compared=reference is not None)):
         # A gate without a figure would pass as if there were none.
         raise StageError("validate", f"expected a figure for each gate, found none for {', '.join(missing)}", folder)
     return Validation(
@@ -110,7 +108,7 @@ def validate(
 
 
 def candidate_of(metadata: BuildMetadata, *, compared: bool, parameters: int = 0) -> Candidate:
-    """An artifact as the gates see it.
+    """Return the facts about an artifact that the gates depend on.
 
     Args:
         compared: whether there is a float model to hold it against.
@@ -127,20 +125,28 @@ def candidate_of(metadata: BuildMetadata, *, compared: bool, parameters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Material:
-    """What the engine is asked, as token ids."""
+class _Prompts:
+    """The prompts of one validation, as token ids.
+
+    Attributes:
+        windows: held-out texts to score.
+        known: known prompts, each with what its answer must hold.
+        streams: prompts of the throughput test, one a stream.
+    """
 
     windows: Sequence[Sequence[int]]
     known: Sequence[tuple[Sequence[int], KnownPrompt]]
     streams: Sequence[Sequence[int]]
 
 
-def _measure_chat(folder: Path, metadata: BuildMetadata, kept: Scores | None, progress: Progress) -> Figures:
+def _measure_chat(
+    folder: Path, metadata: BuildMetadata, reference_scores: Scores | None, progress: Progress
+) -> Figures:
     limits = metadata.chat.limits if metadata.chat else None
     assert limits is not None  # noqa: S101 - the caller asks only for artifacts with a chat model
     tokenizer = _tokenizer(folder)
     windows = scores.windows_of(tokenizer, heldout_texts(), limits.max_model_len)
-    material = _Material(
+    prompts = _Prompts(
         windows=windows,
         known=[(_rendered(tokenizer, known.prompt), known) for known in known_prompts()],
         streams=[
@@ -150,31 +156,31 @@ def _measure_chat(folder: Path, metadata: BuildMetadata, kept: Scores | None, pr
     )
 
     async def measure(engine: Engine) -> Figures:
-        progress.step(f"asking {len(material.known)} known prompts")
+        progress.step(f"asking {len(prompts.known)} known prompts")
         replies = []
-        for number, (prompt, _) in enumerate(material.known, 1):
+        for number, (prompt, _) in enumerate(prompts.known, 1):
             replies.append(await speed.reply_to(engine, prompt, speed.greedy(KNOWN_PROMPT_TOKENS)))
-            progress.advance(number / len(material.known))
-        right = [known.answered_by(reply.text) for reply, (_, known) in zip(replies, material.known, strict=True)]
+            progress.advance(number / len(prompts.known))
+        right = [known.answered_by(reply.text) for reply, (_, known) in zip(replies, prompts.known, strict=True)]
         latency = speed.latency_of(replies)
-        progress.step(f"generating {len(material.streams)} replies at once")
-        throughput = await speed.throughput_of(engine, material.streams, REPLY_TOKENS)
+        progress.step(f"generating {len(prompts.streams)} replies at once")
+        throughput = await speed.throughput_of(engine, prompts.streams, REPLY_TOKENS)
         progress.step(f"scoring {sum(map(len, windows))} held-out tokens")
-        scored = await scores.score(engine, material.windows, progress)
+        scored = await scores.score(engine, prompts.windows, progress)
         figures: dict[GateSpec, float] = {
             gate_specs.KNOWN_PROMPTS: sum(right) / len(right),
             gate_specs.HELD_OUT_TOKENS: len(scored.logprobs),
             gate_specs.TTFT: latency.ttft_ms,
             gate_specs.ITL: latency.itl_ms,
             gate_specs.THROUGHPUT: throughput,
-            gate_specs.THROUGHPUT_STREAMS: len(material.streams),
+            gate_specs.THROUGHPUT_STREAMS: len(prompts.streams),
         }
-        if scored.probable:
+        if scored.has_logprobs:
             figures[gate_specs.PERPLEXITY] = scored.perplexity
-        if kept:
-            figures[gate_specs.TOP1_AGREEMENT] = scores.top1_agreement(scored, kept)
-            if scored.probable:
-                figures[gate_specs.PERPLEXITY_RATIO] = scores.perplexity_ratio(scored, kept)
+        if reference_scores:
+            figures[gate_specs.TOP1_AGREEMENT] = scores.top1_agreement(scored, reference_scores)
+            if scored.has_logprobs:
+                figures[gate_specs.PERPLEXITY_RATIO] = scores.perplexity_ratio(scored, reference_scores)
         return figures
 
     progress.step("starting the engine on the artifact")
@@ -218,7 +224,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The prompt as the user's turn; as plain text for a model without a chat template."""
+    """Render a prompt as the user's turn; as plain text for a model without a chat template."""
     if tokenizer.chat_template is None:
         plain: list[int] = tokenizer(prompt)["input_ids"]
         return plain

@@ -328,7 +328,7 @@ def test_an_engine_that_chooses_otherwise_than_the_float_model_fails_its_gate(
     work = prepared(workplace, TRT_MAX_BATCH_SIZE="15", TRT_CALIB_SIZE="6")
     with pytest.raises(GateError, match=r"top1_agreement is 0\.[3-7]"):
         Run(work, Silent()).validate()
-    hints.advise(work, classifier=False)
+    hints.print_next_step(work, classifier=False)
     assert "try `--fallback fp8`, more samples (TRT_CALIB_SIZE; there were 6), or set" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.lanes import LANES, METHODS, TRT_PYTORCH, Lane
-from pipeline.lanes.gates import shortfall
+from pipeline.lanes.gates import describe_failure
 from pipeline.publish.report import validation_status
 from pipeline.quantize import calibration
 from pipeline.run import GateError
@@ -46,8 +46,8 @@ def test_the_classifier_failed_alone_when_no_other_gate_did(failed: list[str]) -
     gates = [Gate(name=name, value=0.5, relation=">=", threshold=0.75) for name in failed]
     error = GateError("awq", gates)
     assert error.classifier_alone == (set(failed) == {"tool_accuracy"})
-    assert error.shortfalls == [shortfall(gate) for gate in gates]
-    assert str(error) == "awq: " + "; ".join(error.shortfalls)
+    assert error.failures == [describe_failure(gate) for gate in gates]
+    assert str(error) == "awq: " + "; ".join(error.failures)
 
 
 @pytest.mark.parametrize("lane", [*LANES.values(), TRT_PYTORCH], ids=lambda lane: lane.engine + lane.name)

@@ -18,12 +18,12 @@ from pipeline.lanes.gate_specs import BY_NAME, OPTIONS, SPECS, Candidate, GateSp
 from pipeline.lanes.gates import (
     bound_text,
     default_thresholds,
+    describe_failure,
     failures,
     gates_of,
+    inapplicable_bounds,
+    missing_figures,
     planned_text,
-    shortfall,
-    unfit_bounds,
-    unmeasured,
 )
 from runtime.artifact import Gate, Validation
 
@@ -85,7 +85,7 @@ def test_what_was_not_measured_has_no_gate() -> None:
 
 def test_a_gate_without_a_bound_has_no_shortfall() -> None:
     with pytest.raises(ValueError, match="no bound"):
-        shortfall(Gate(name="x", value=1))
+        describe_failure(Gate(name="x", value=1))
 
 
 @given(st.floats(0, 10), st.floats(0, 1))
@@ -114,7 +114,7 @@ def test_an_option_says_on_which_side_its_bound_is(spec: GateSpec) -> None:
 def test_bounds_are_of_figures_that_can_be_bounded_and_asked_for(candidate: Candidate) -> None:
     for spec, bound in default_thresholds(candidate).items():
         assert spec.relation is not None
-        assert spec.measured_of(candidate)
+        assert spec.applies_to(candidate)
         option = OPTIONS[spec]
         assert option.least <= bound <= (math.inf if option.most is None else option.most)
 
@@ -122,15 +122,15 @@ def test_bounds_are_of_figures_that_can_be_bounded_and_asked_for(candidate: Cand
 @given(candidates, st.dictionaries(st.sampled_from(list(OPTIONS)), st.floats(1, 1)))
 def test_a_bound_that_is_asked_for_is_held_or_refused(candidate: Candidate, asked: dict[GateSpec, float]) -> None:
     """None is taken in silence that nothing is measured for."""
-    refused = {problem.where for problem in unfit_bounds(candidate, asked)}
-    assert refused == {OPTIONS[spec].name for spec in asked if not spec.measured_of(candidate)}
+    refused = {problem.where for problem in inapplicable_bounds(candidate, asked)}
+    assert refused == {OPTIONS[spec].name for spec in asked if not spec.applies_to(candidate)}
 
 
 @given(candidates, st.sets(st.sampled_from(SPECS)))
 def test_a_figure_that_is_missing_is_told(candidate: Candidate, lost: set[GateSpec]) -> None:
-    needed = [spec for spec in SPECS if spec.measured_of(candidate)]
+    needed = [spec for spec in SPECS if spec.applies_to(candidate)]
     figures = {spec: 1.0 for spec in needed if spec not in lost}
-    assert unmeasured(figures, candidate) == [spec.name for spec in needed if spec in lost]
+    assert missing_figures(figures, candidate) == [spec.name for spec in needed if spec in lost]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_which_artifacts_must_have_which_figures(
     chat: bool, method: str | None, classifier: Literal["embedded", "other"] | None, lane: str, without: set[str]
 ) -> None:
     candidate = Candidate(LANES[lane], chat=chat, method=method, classifier=classifier)
-    assert {spec.name for spec in SPECS if spec.measured_of(candidate)} == set(BY_NAME) - without
+    assert {spec.name for spec in SPECS if spec.applies_to(candidate)} == set(BY_NAME) - without
 
 
 def test_a_bound_is_shown_with_its_side_and_unit() -> None:
@@ -173,7 +173,9 @@ def test_a_new_entry_reaches_bounds_plan_and_gates(
     assert bounds[spec] == 0.8
     assert planned_text(bounds).endswith("long context ≥ 0.8")
     assert gates_of({spec: 0.7}, bounds)[0].passed is False
-    assert [problem.where for problem in unfit_bounds(Candidate(LANES["cpu"]), {spec: 1.0})] == ["--min-long-context"]
+    assert [problem.where for problem in inapplicable_bounds(Candidate(LANES["cpu"]), {spec: 1.0})] == [
+        "--min-long-context"
+    ]
 
 
 @pytest.mark.parametrize("command", ["run", "validate"])

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pipeline.lanes.gate_specs import OPTIONS, GateSpec
 from pipeline.plan import options
-from pipeline.plan.option_objects import OptionTable, TableOption, filled
+from pipeline.plan.option_objects import OptionTable, TableOption, with_options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Tabled:
 def taken(kind: type, *words: str) -> object:
     seen: list[object] = []
     app = typer.Typer(add_completion=False)
-    app.command()(filled(kind)(seen.append))
+    app.command()(with_options(kind)(seen.append))
     result = CliRunner().invoke(app, list(words), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return seen[0]
@@ -65,13 +65,13 @@ def test_fields_are_options_and_groups_are_flat() -> None:
 
 def test_what_has_no_default_is_required() -> None:
     app = typer.Typer(add_completion=False)
-    app.command()(filled(Outer)(lambda outer: None))
+    app.command()(with_options(Outer)(lambda outer: None))
     assert CliRunner().invoke(app, []).exit_code == 2
 
 
 def test_two_options_of_one_name_are_told_when_the_command_is_made() -> None:
     with pytest.raises(TypeError, match="Twice holds two options of one name"):
-        filled(Twice)(lambda twice: None)
+        with_options(Twice)(lambda twice: None)
 
 
 def test_a_table_fills_a_mapping_with_what_was_given() -> None:
