@@ -21,6 +21,10 @@ class EngineDeadError(Exception):
     """The engine process or its worker has died; nothing can be generated any more."""
 
 
+class EngineVersionError(RuntimeError):
+    """The engine's library lacks what this runtime needs of it. The message names its version and what is missing."""
+
+
 class EngineOptionError(ValueError):
     """An option has a value that the engine does not know. The message names the option and the known values."""
 

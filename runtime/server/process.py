@@ -29,7 +29,7 @@ from pydantic import SecretStr
 
 from runtime.artifact import ArtifactError, hub
 from runtime.deployment.settings import RuntimeSettings, SettingsError
-from runtime.engines import EngineDeadError, EngineOptionError
+from runtime.engines import EngineDeadError, EngineOptionError, EngineVersionError
 from runtime.host import logs
 from runtime.server.app import create_app
 from runtime.server.service import Phase, Service
@@ -144,6 +144,8 @@ def _status(service: Service) -> int:
         return _report(os.EX_USAGE, str(error))
     if isinstance(error, ArtifactError):
         return _report(os.EX_DATAERR, str(error))
+    if isinstance(error, EngineVersionError):
+        return _report(os.EX_SOFTWARE, str(error))
     if isinstance(error, EngineDeadError):
         return _report(os.EX_SOFTWARE, f"the engine died: {error}; restart the server")
     log.error("loading_failed", exc_info=error)

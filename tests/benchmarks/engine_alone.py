@@ -73,9 +73,9 @@ def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
     With `as_vllm_ships` without what the runtime adds to vLLM's workers.
     """
     from runtime.engines import EngineOptions
+    from runtime.engines.vllm import contract
     from runtime.engines.vllm.arguments import engine_arguments, prepare_environment
     from runtime.engines.vllm.caches import CacheCopy
-    from runtime.engines.vllm.engine import model_class
 
     chosen = EngineOptions(**options)
     prepare_environment(chosen)
@@ -84,4 +84,4 @@ def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
     arguments = engine_arguments(folder, chosen)
     if as_vllm_ships:
         arguments.worker_extension_cls = ""
-    return model_class().from_engine_args(arguments)
+    return contract.llm_class().from_engine_args(arguments)

@@ -1,22 +1,22 @@
-"""vLLM's arguments: environment, engine arguments, sampling parameters.
-
-vLLM is imported inside the functions, after the environment was prepared: it reads some of that when it is imported.
-"""
+"""vLLM's arguments: environment, engine arguments, sampling parameters."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from runtime.defaults import first_set
 from runtime.engines import EngineOptionError, EngineOptions, Sampling
+from runtime.engines.vllm import contract
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
+
+# What is added to vLLM's workers, by its name: they import it themselves.
+WORKER = "runtime.engines.vllm.worker.Worker"
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -30,14 +30,8 @@ ENVIRONMENT = {
 
 
 def parameters(sampling: Sampling) -> SamplingParams:
-    """vLLM's form of `Sampling`, for any number of requests to one engine.
-
-    vLLM copies it for each request and adds the stop tokens of the model's generation_config.json. A shallow copy will
-    do (`skip_clone`): what vLLM changes inside is the same for every request to one model.
-    """
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    return SamplingParams(
+    """vLLM's form of `Sampling`, for any number of requests to one engine."""
+    return contract.delta_parameters(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,  # 0 means all tokens to vLLM too
@@ -48,8 +42,6 @@ def parameters(sampling: Sampling) -> SamplingParams:
         max_tokens=sampling.max_tokens,
         seed=sampling.seed,
         ignore_eos=sampling.ignore_eos,
-        output_kind=RequestOutputKind.DELTA,
-        skip_clone=True,
     )
 
 
@@ -57,8 +49,7 @@ def preload(options: EngineOptions) -> None:
     """Import what the engine's `start` will import, so that it finds it there."""
     prepare_environment(options)
     with contextlib.suppress(ImportError):
-        importlib.import_module("vllm.v1.engine.async_llm")
-        importlib.import_module("vllm.v1.executor")
+        contract.preload()
 
 
 def prepare_environment(options: EngineOptions) -> None:
@@ -83,13 +74,10 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
     Raises:
         EngineOptionError: `kv_cache_dtype` or `attention_backend` that this vLLM does not know.
     """
-    from vllm.config.cache import CacheDType
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.platforms import current_platform
-
-    if options.kv_cache_dtype not in (known := get_args(CacheDType)):
+    known = contract.cache_types()
+    if known is not None and options.kv_cache_dtype not in known:
         raise EngineOptionError(f"KV_DTYPE: expected one of {', '.join(known)}, found {options.kv_cache_dtype!r}")
-    on_cpu = current_platform.is_cpu()
+    on_cpu = contract.on_cpu()
     arguments: dict[str, Any] = {
         "model": str(folder),
         "served_model_name": "chat",
@@ -103,19 +91,16 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_model_len": options.max_model_len,
         "attention_backend": _attention_backend(options.attention_backend),
-        "worker_extension_cls": "runtime.engines.vllm.worker.Worker",
     }
     if on_cpu:
         arguments["kv_cache_memory_bytes"] = int(options.cpu_kv_cache_gib * 2**30)
-    return AsyncEngineArgs(**{name: value for name, value in arguments.items() if value is not None})
+    chosen = {name: value for name, value in arguments.items() if value is not None}
+    return contract.engine_arguments(chosen, WORKER)
 
 
 def _attention_backend(name: str | None) -> Any:  # noqa: ANN401 - an enum that only vLLM can name
-    if name is None:
-        return None
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum
-
-    if name.upper() not in AttentionBackendEnum.__members__:
-        known = ", ".join(AttentionBackendEnum.__members__)
-        raise EngineOptionError(f"VLLM_ATTENTION_BACKEND: expected one of {known}, found {name!r}")
-    return AttentionBackendEnum[name.upper()]
+    if name is None or (known := contract.attention_backends()) is None:
+        return name
+    if name.upper() not in known:
+        raise EngineOptionError(f"VLLM_ATTENTION_BACKEND: expected one of {', '.join(known)}, found {name!r}")
+    return known[name.upper()]

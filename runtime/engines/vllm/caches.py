@@ -14,6 +14,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from runtime.engines.vllm.contract import GRAPH_FIELD, GRAPH_LIST
+
 # Stands for the cache's folder in an artifact, which names no machine's.
 PLACEHOLDER_FOLDER = Path("/compile_cache")
 
@@ -62,7 +64,7 @@ def relocate(folder: Path, becomes: Path) -> None:
     """
     for group in folder.rglob("__grp__*.json"):
         _rewrite_triton(group, becomes / group.parent.relative_to(folder))
-    for index in folder.rglob("vllm_compile_cache.py"):
+    for index in folder.rglob(GRAPH_LIST):
         _rewrite_vllm(index, becomes / index.parent.relative_to(folder))
 
 
@@ -81,10 +83,10 @@ def _rewrite_vllm(index: Path, home: Path) -> None:
     try:
         entries = ast.literal_eval(index.read_text("utf-8"))
         for entry in entries.values():
-            name, path = entry["graph_handle"]
+            name, path = entry[GRAPH_FIELD]
             if Path(path).name != name:
                 raise ValueError(f"a graph named {name} at {path}")
-            entry["graph_handle"] = (name, str(home / name))
+            entry[GRAPH_FIELD] = (name, str(home / name))
     except (ValueError, TypeError, KeyError, SyntaxError, AttributeError) as error:
         raise ValueError(
             f"{index}: expected vLLM's list of compiled graphs, found {error}; rebuild with this vLLM"

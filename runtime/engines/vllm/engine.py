@@ -1,15 +1,15 @@
-"""vLLM's `AsyncLLM` behind the `Engine` interface: one code path for CPU and CUDA, vLLM 0.25 to 0.30.
+"""vLLM's `AsyncLLM` behind the `Engine` interface: one code path for CPU and CUDA, vLLM 0.25 to 0.31.
 
-Token ids in, deltas out. vLLM's own statistics stay off, because they cost time for every token; `load` asks the
-scheduler itself (`core`).
+Token ids in, deltas out. What vLLM's insides are used for, and what happens without them, stands in `contract`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
-import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
+from runtime.engines.vllm import contract
 from runtime.engines.vllm.arguments import engine_arguments, parameters, prepare_environment
 from runtime.engines.vllm.caches import CacheCopy
+from runtime.engines.vllm.contract import seams
 from runtime.engines.vllm.text import forget_prompt
 from runtime.host import eager_tasks
+from runtime.host.timeouts import within
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -34,11 +37,11 @@ DEATH_CHECK_S = 0.5
 # Samplings whose parameters are kept: a server's turns share a few, and making them takes time before the first token.
 KNOWN_SAMPLINGS = 256
 
-# A request that nobody has: ending it makes vLLM's processes look up, and says nothing.
-UNKNOWN_REQUEST = "unknown"
-
 # Enough streams for the batched form of vLLM's sampler, which small batches do not use.
 EXERCISE_STREAMS = 32
+
+# Each exercise at start: kernels are compiled in it, which took 7 s at most (an H200); a CPU generates two tokens.
+EXERCISE_TIMEOUT_S = 120.0
 
 
 class VllmEngine:
@@ -60,6 +63,7 @@ class VllmEngine:
         self._scratch: CacheCopy | None = None  # the copy of `compile_cache` that vLLM writes to
         self._llm: AsyncLLM | None = None  # none before `start` and after `shutdown`
         self._ids = count()  # of requests
+        self._running: set[str] = set()  # ids of requests that have not ended
         self._aborts: set[asyncio.Future[None]] = set()  # on their way; kept, so that they are not collected
         # vLLM's form of a sampling, made once.
         self._parameters = lru_cache(KNOWN_SAMPLINGS)(parameters)
@@ -69,16 +73,36 @@ class VllmEngine:
 
         Raises:
             EngineOptionError: an option that vLLM does not know.
+            EngineVersionError: this vLLM lacks what no engine can be started without.
+            EngineDeadError: it was loaded, and does not generate.
         """
         if self._llm is not None:
             raise RuntimeError("the engine was started already")
         try:
             # In a thread: loading takes up to minutes, and the server answers /healthz meanwhile.
             self._llm = await asyncio.to_thread(self._load_model)
-            await self._exercise()
+            await self._prove()
         except BaseException:
             await self.shutdown()
             raise
+
+    async def _prove(self) -> None:
+        """Generate a little and ask for the load; what fails at that, though all was there, is not used from now on."""
+        direct = seams.holds("direct tokens")
+        try:
+            await within(EXERCISE_TIMEOUT_S, self._exercise())
+        except (asyncio.TimeoutError, AttributeError, TypeError) as error:
+            if not direct:
+                raise EngineDeadError(f"{seams.release} did not generate: {_reason(error)}") from error
+            seams.give_up("direct tokens", f"generating failed: {_reason(error)}")
+            await self._prove()
+            return
+        try:
+            await within(EXERCISE_TIMEOUT_S, self.load())
+        except EngineDeadError:
+            raise
+        except Exception as error:  # noqa: BLE001 - vLLM raises its own engine's failure as a plain one
+            seams.give_up("load", f"asking for it failed: {_reason(error)}")
 
     async def _exercise(self) -> None:
         """Generate a little, alone and in a batch, the way that turns do.
@@ -86,29 +110,28 @@ class VllmEngine:
         vLLM compiles its sampling kernels when they are first needed, which is not while it captures its graphs:
         without this the first full batch of real turns waits for seconds.
         """
-        from vllm.platforms import current_platform
 
         async def once(number: int, sampling: Sampling) -> None:
             await self.generate([number], replace(sampling, max_tokens=2, ignore_eos=True), lambda delta: None)
 
         # Three kernels: both filters, one of them, none.
         ways = (Sampling(), Sampling(top_k=0), Sampling(top_k=0, top_p=1.0))
-        for streams in (1,) if current_platform.is_cpu() else (1, EXERCISE_STREAMS):
-            for sampling in ways[:1] if current_platform.is_cpu() else ways:
+        on_cpu = contract.on_cpu()
+        for streams in (1,) if on_cpu else (1, EXERCISE_STREAMS):
+            for sampling in ways[:1] if on_cpu else ways:
                 await asyncio.gather(*(once(number, sampling) for number in range(streams)))
 
     def _load_model(self) -> AsyncLLM:
         prepare_environment(self._options)
+        seams.check()
         if self._compile_cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
-            self._scratch = CacheCopy(self._compile_cache)
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.executor import Executor
+            self._scratch = _copy_of(self._compile_cache)
+        arguments = engine_arguments(self._folder, self._options)
+        if not seams.holds("load") and not seams.holds("first token"):
+            return contract.start(arguments, lambda executor: executor)
+        from runtime.engines.vllm.core import observed
 
-        from runtime.engines.vllm.core import OBSERVED
-
-        config = engine_arguments(self._folder, self._options).create_engine_config(UsageContext.ENGINE_CONTEXT)
-        executor = Executor.get_class(config)
-        return model_class()(config, OBSERVED.get(executor, executor), log_stats=False, log_requests=False)
+        return contract.start(arguments, observed)
 
     def wake(self) -> None:
         """Have vLLM's processes awake when the next request comes, for which they were about to wait asleep.
@@ -116,9 +139,8 @@ class VllmEngine:
         Between the socket and the engine's loop lie four threads that wake one another. Woken while the prompt is still
         rendered, they have the request sooner.
         """
-        llm = self._llm
-        if llm is not None and not llm.errored and not llm.output_processor.has_unfinished_requests():
-            self._keep(eager_tasks.start(llm.engine_core.abort_requests_async([UNKNOWN_REQUEST])))
+        if self._llm is not None and (waking := contract.wake(self._llm)) is not None:
+            self._keep(eager_tasks.start(waking))
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
         """Reply to prompt token ids, telling `on_delta` every delta.
@@ -133,6 +155,7 @@ class VllmEngine:
         llm = self._alive()
         request_id = str(next(self._ids))
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        params = self._parameters(sampling)
         finished = False
 
         def put(output: RequestOutput | Exception) -> None:
@@ -150,26 +173,24 @@ class VllmEngine:
                 if finished:
                     over.set_result(None)
 
+        self._running.add(request_id)
         try:
-            # Not `AsyncLLM.generate`: it wakes a task for every token, which costs more than all that is done with the
-            # token here, and it loses the request when it is cancelled while adding it. So vLLM's output handler
-            # calls `put` itself, in the place of the collector's own.
-            collector = await llm.add_request(
-                request_id, {"type": "token", "prompt_token_ids": list(prompt)}, self._parameters(sampling)
-            )
-            early = collector.get_nowait()
-            collector.put = put
-            if early is not None:
-                put(early)
+            if seams.holds("direct tokens"):
+                forget_prompt(await contract.add(llm, request_id, prompt, params, put), prompt)
             else:
-                forget_prompt(llm.output_processor.request_states.get(collector.request_id), prompt)
+                async with aclosing(contract.outputs_of(llm, request_id, prompt, params)) as outputs:
+                    async for output in outputs:
+                        put(output)
+                        if over.done():
+                            break
             await over
-        except _dead():
+        except contract.dead():
             finished = True
             raise EngineDeadError("the vLLM engine process died") from None
-        except _refused() as error:
+        except contract.refused() as error:
             raise ValueError(str(error)) from error
         finally:
+            self._running.discard(request_id)
             if not finished:
                 await self._abort(llm, request_id)
 
@@ -189,7 +210,7 @@ class VllmEngine:
         self._keep(abort)
         try:
             await asyncio.shield(abort)
-        except _dead():
+        except contract.dead():
             return
 
     async def warm(self, prompt: Sequence[int]) -> int:
@@ -203,35 +224,29 @@ class VllmEngine:
 
         vLLM computes the whole prompt anew for this: scores are not read from the prefix cache.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         llm = self._alive()
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=1,
-            prompt_logprobs=1,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        prompt = {"type": "token", "prompt_token_ids": list(tokens)}
         scores: list[TokenScore] = []
         try:
-            async for output in llm.generate(prompt, params, str(next(self._ids))):
+            async for output in contract.outputs_of(llm, str(next(self._ids)), tokens, contract.scoring_parameters()):
                 # The first entry has no logprob: nothing comes before the first token.
                 for token, entry in zip(tokens[1:], output.prompt_logprobs[1:], strict=True):
                     top = next(candidate for candidate, view in entry.items() if view.rank == 1)
                     scores.append(TokenScore(entry[token].logprob, top))
-        except _dead():
+        except contract.dead():
             raise EngineDeadError("the vLLM engine process died") from None
         return scores
 
     async def load(self) -> Load:
-        """What the scheduler holds at this moment; every abort that was sent before is in it."""
+        """The scheduler's own figures at this moment; every abort that was sent before is in them.
+
+        Where vLLM cannot be asked, requests that have not ended all count as running, and the cache's use is no number.
+        """
+        llm = self._alive()
+        if not seams.holds("load"):
+            return Load(len(self._running), 0, math.nan)
         from runtime.engines.vllm.core import METHOD
 
-        llm = self._alive()
-        running, waiting, usage = await self._call(llm, llm.engine_core.call_utility_async(METHOD))
+        running, waiting, usage = await self._call(llm, contract.ask_core(llm, METHOD))
         return Load(int(running), int(waiting), float(usage))
 
     async def reset_caches(self) -> bool:
@@ -248,9 +263,7 @@ class VllmEngine:
         llm, self._llm = self._llm, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
-            llm.output_processor.propagate_error(_dead()())
-            if llm.output_handler is not None:
-                await asyncio.wait((llm.output_handler,), timeout=5)
+            await contract.end_requests(llm)
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             await asyncio.to_thread(scratch.remove)
@@ -270,37 +283,25 @@ class VllmEngine:
                 if not call.done() and llm.errored:
                     raise EngineDeadError("the vLLM engine process died")
             return call.result()
-        except _dead():
+        except contract.dead():
             raise EngineDeadError("the vLLM engine process died") from None
         finally:
             call.cancel()
 
 
-def _dead() -> type[Exception]:
-    """vLLM's error for an engine that died. Called where one is caught: a turn that goes well imports nothing."""
-    from vllm.v1.engine.exceptions import EngineDeadError as Dead
-
-    return Dead  # type: ignore[no-any-return]
-
-
-def _refused() -> type[Exception]:
-    """vLLM's error for a request that it does not take."""
-    from vllm.exceptions import VLLMValidationError
-
-    return VLLMValidationError  # type: ignore[no-any-return]
+def _copy_of(caches: Path) -> CacheCopy | None:
+    """An artifact's compile cache, where vLLM may write; none when it is not as the versions known to us write it."""
+    try:
+        return CacheCopy(caches)
+    except ValueError as error:
+        seams.give_up("cache format", str(error))
+        return None
 
 
-def model_class() -> type[AsyncLLM]:
-    """vLLM's `AsyncLLM`, which says nothing at the interpreter's end."""
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    class Model(AsyncLLM):  # type: ignore[misc]
-        def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-            # vLLM's own would fail on modules that are gone already, and print that.
-            if not finalizing():
-                super().__del__()
-
-    return Model
+def _reason(error: BaseException) -> str:
+    if isinstance(error, asyncio.TimeoutError):
+        return f"nothing within {EXERCISE_TIMEOUT_S:.0f} s"
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def delta_of(output: RequestOutput) -> Delta:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
+from runtime.engines.vllm import contract
+
 if TYPE_CHECKING:
-    from tokenizers.decoders import DecodeStream
-    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
     from vllm.v1.engine.output_processor import RequestState
 
 # Tokens before the reply that its text may depend on: enough to hold some word beside a template's control tokens.
@@ -32,23 +31,19 @@ def forget_prompt(state: RequestState | None, prompt: Sequence[int]) -> None:
     """
     if state is None or len(prompt) <= CONTEXT_TOKENS:
         return
-    detokenizer = state.detokenizer
-    stream_of, fast = _classes()
-    if not isinstance(detokenizer, fast):
+    try:
+        _shorten(state, prompt)
+    except (AttributeError, TypeError) as error:
+        contract.seams.give_up("prompt text", repr(error))
+
+
+def _shorten(state: RequestState, prompt: Sequence[int]) -> None:
+    text = contract.fast_text(state)
+    if text is None:
         return
-    hides = detokenizer.skip_special_tokens
     for length in range(CONTEXT_TOKENS, CONTEXT_TOKENS - CHARACTER_TOKENS, -1):
         tail = list(prompt[-length:])
-        text = detokenizer.tokenizer.decode(tail, skip_special_tokens=hides)
-        if text.strip() and "\ufffd" not in text:
-            detokenizer.stream = stream_of(ids=tail, skip_special_tokens=hides)
+        end = contract.ends_in_text(text, tail)
+        if end.strip() and "\ufffd" not in end:
+            contract.begin_after(text, tail)
             return
-
-
-@cache
-def _classes() -> tuple[type[DecodeStream], type[FastIncrementalDetokenizer]]:
-    """Imported once: statements that import cost more than the rest when a turn begins in an idle process."""
-    from tokenizers.decoders import DecodeStream
-    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
-
-    return DecodeStream, FastIncrementalDetokenizer

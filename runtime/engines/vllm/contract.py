@@ -1,0 +1,562 @@
+"""The contract with vLLM: every name of it that is used, what for, and what is lost where one is missing.
+
+vLLM promises little of what a server needs for speed. So each use is a seam: named in `SEAMS` with what it needs,
+looked at before an engine starts (`seams.check`), and used through the functions below, so that the names stand in this
+file alone. A required seam that is broken is a refusal; any other is a warning, and vLLM's own way is gone instead.
+
+`tests/data/vllm_api.json` has all needs as several releases meet them. vLLM is imported inside the functions: it reads
+the environment when it is imported, and that is prepared first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import importlib
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_args
+
+from runtime.engines.vllm.seams import Seam, Seams
+
+if TYPE_CHECKING:
+    from tokenizers.decoders import DecodeStream
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+    from vllm.v1.engine.output_processor import RequestState
+    from vllm.v1.executor import Executor
+
+# The releases whose signatures were recorded; every one between them may be expected to do.
+RECORDED = ("0.25.1", "0.30.0", "0.31.0")
+
+# The file in which vLLM lists the graphs that it compiled, and the entry's field that names a graph's file.
+GRAPH_LIST = "vllm_compile_cache.py"
+GRAPH_FIELD = "graph_handle"
+
+# What vLLM's two model runners for GPUs call the event after which a step's tokens have arrived.
+EVENTS = ("copy_event", "async_copy_ready_event")
+
+# A request that nobody has: ending it makes vLLM's processes look up, and says nothing.
+UNKNOWN_REQUEST = "unknown"
+
+# vLLM's handler of outputs is told to end by its shutdown, and has nothing more to do.
+HANDLER_ENDS_S = 5.0
+
+LLM = "vllm.v1.engine.async_llm:AsyncLLM"
+CLIENT = "vllm.v1.engine.core_client:AsyncMPClient"
+OUTPUTS = "vllm.v1.engine.output_processor:OutputProcessor"
+COLLECTOR = "vllm.v1.engine.output_processor:RequestOutputCollector"
+TEXT = "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer"
+CORE = "vllm.v1.engine.core:EngineCore"
+SCHEDULER = "vllm.v1.core.sched.interface:SchedulerInterface"
+MODEL = "vllm.config.model:ModelConfig"
+
+
+SEAMS = (
+    Seam(
+        "engine",
+        "server",
+        (
+            f"{LLM}(_, _, log_stats=_, log_requests=_)",
+            f"{LLM}.generate(_, _, _)",
+            f"{LLM}.abort(_)",
+            f"{LLM}.reset_prefix_cache()",
+            f"{LLM}.shutdown()",
+            f"{LLM}.errored",
+            "vllm.engine.arg_utils:AsyncEngineArgs(model=_, served_model_name=_, gpu_memory_utilization=_, "
+            "tensor_parallel_size=_, kv_cache_dtype=_, enforce_eager=_, enable_prefix_caching=_, disable_log_stats=_, "
+            "max_num_seqs=_, max_num_batched_tokens=_, max_model_len=_, attention_backend=_, kv_cache_memory_bytes=_)",
+            "vllm.engine.arg_utils:AsyncEngineArgs.create_engine_config(_)",
+            "vllm.usage.usage_lib:UsageContext.ENGINE_CONTEXT",
+            "vllm.v1.executor.abstract:Executor.get_class(_)",
+            "vllm.platforms.interface:Platform.is_cpu()",
+            "vllm.v1.engine.exceptions:EngineDeadError",
+        ),
+        "no engine can be started",
+        required=True,
+    ),
+    Seam(
+        "requests",
+        "server",
+        (
+            "vllm.sampling_params:SamplingParams(temperature=_, top_p=_, top_k=_, min_p=_, repetition_penalty=_, "
+            "presence_penalty=_, frequency_penalty=_, max_tokens=_, seed=_, ignore_eos=_, output_kind=_, "
+            "prompt_logprobs=_, detokenize=_)",
+            "vllm.sampling_params:RequestOutputKind.DELTA",
+            "vllm.sampling_params:RequestOutputKind.FINAL_ONLY",
+            "vllm.inputs.engine:TokensInput.type",
+            "vllm.inputs.engine:TokensInput.prompt_token_ids",
+            "vllm.outputs:RequestOutput.outputs",
+            "vllm.outputs:RequestOutput.finished",
+            "vllm.outputs:RequestOutput.num_cached_tokens",
+            "vllm.outputs:RequestOutput.prompt_logprobs",
+            "vllm.outputs:CompletionOutput.text",
+            "vllm.outputs:CompletionOutput.token_ids",
+            "vllm.outputs:CompletionOutput.finish_reason",
+            "vllm.logprobs:Logprob.logprob",
+            "vllm.logprobs:Logprob.rank",
+        ),
+        "no reply can be asked for or read",
+        required=True,
+    ),
+    Seam(
+        "refusals",
+        "server",
+        ("vllm.exceptions:VLLMValidationError",),
+        "a request that vLLM refuses may look like a failure of the server",
+    ),
+    Seam(
+        "known options",
+        "server",
+        ("vllm.config.cache:CacheDType", "vllm.v1.attention.backends.registry:AttentionBackendEnum"),
+        "a wrong KV_DTYPE or VLLM_ATTENTION_BACKEND is told by vLLM itself, in many lines",
+    ),
+    Seam(
+        "environment",
+        "server",
+        tuple(
+            f"vllm.envs:environment_variables[{name}]"
+            for name in (
+                "VLLM_USE_FLASHINFER_SAMPLER",
+                "VLLM_NO_USAGE_STATS",
+                "VLLM_LOGGING_LEVEL",
+                "VLLM_LOGGING_STREAM",
+                "VLLM_CPU_OMP_THREADS_BIND",
+                "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
+                "VLLM_CACHE_ROOT",
+            )
+        ),
+        "a variable that this runtime sets changes nothing: perhaps a compiler is needed, or a CPU's cores stay idle",
+        upstream="vllm-project/vllm#49497 (FlashInfer's sampler), #43240 (binding to cores)",
+    ),
+    Seam(
+        "shared parameters",
+        "server",
+        ("vllm.sampling_params:SamplingParams(skip_clone=_)",),
+        "vLLM copies the sampling parameters deeply for every request",
+        upstream="vllm-project/vllm#31041 (merged: the argument itself)",
+    ),
+    Seam(
+        "quiet end",
+        "server",
+        (f"{LLM}.__del__()",),
+        "nothing: vLLM has no finalizer that could fail at the interpreter's end",
+        upstream="vllm-project/vllm#25048 (closed; for executors)",
+    ),
+    Seam(
+        "direct tokens",
+        "server",
+        (
+            f"{LLM}.add_request(_, _, _)",
+            f"{COLLECTOR}.put(_)",
+            f"{COLLECTOR}.get_nowait()",
+            f"{OUTPUTS}.process_outputs(_) 'put'",
+        ),
+        "a task is woken for every token, and a request that is cancelled while it is added stays in memory",
+        upstream="vllm-project/vllm#57061, #57062 (the cancelled request); none known for the wake-ups",
+    ),
+    Seam(
+        "prompt text",
+        "server",
+        (
+            f"{LLM}.output_processor",
+            f"{OUTPUTS}.request_states",
+            f"{COLLECTOR}.request_id",
+            "vllm.v1.engine.output_processor:RequestState.detokenizer",
+            f"{TEXT}.skip_special_tokens",
+            f"{TEXT}.tokenizer",
+            f"{TEXT}.stream",
+        ),
+        "the whole prompt is made text on the event loop before a reply's first token",
+        upstream="vllm-project/vllm#51281, #57330; with a caution in #48853",
+    ),
+    Seam(
+        "waking",
+        "server",
+        (
+            f"{LLM}.engine_core",
+            f"{LLM}.output_processor",
+            f"{OUTPUTS}.has_unfinished_requests()",
+            f"{CLIENT}.abort_requests_async(_)",
+        ),
+        "a reply out of silence begins up to half a millisecond later",
+        upstream="vllm-project/vllm#43702",
+    ),
+    Seam(
+        "end of requests",
+        "server",
+        (f"{LLM}.output_processor", f"{LLM}.output_handler", f"{OUTPUTS}.propagate_error(_)"),
+        "requests that run when the engine is shut down end only when they are cancelled",
+        upstream="vllm-project/vllm#48745, #49000",
+    ),
+    Seam(
+        "load",
+        "engine",
+        (
+            f"{LLM}.engine_core",
+            f"{CLIENT}.call_utility_async(_)",
+            "vllm.v1.engine.core:EngineCoreProc._handle_client_request(_, _)",
+            f"{CORE}.scheduler",
+            f"{SCHEDULER}.get_request_counts()",
+            "vllm.v1.core.kv_cache_manager:KVCacheManager.usage",
+            "vllm.v1.executor.uniproc_executor:UniProcExecutor",
+            "vllm.v1.executor.multiproc_executor:MultiprocExecutor",
+        ),
+        "waiting requests and the use of the KV cache are not known; running ones are counted here",
+        upstream="vllm-project/vllm#49538, #55274 (the figures), #42312 (closed; an EngineCore of one's own)",
+        met=("vllm.v1.core.sched.scheduler:Scheduler.kv_cache_manager",),
+    ),
+    Seam(
+        "first token",
+        "engine",
+        (
+            f"{CORE}.step_with_batch_queue()",
+            f"{CORE}.batch_queue",
+            f"{CORE}.scheduler",
+            f"{SCHEDULER}.has_requests()",
+            "vllm.v1.core.sched.output:SchedulerOutput.scheduled_new_reqs",
+            "vllm.v1.executor.uniproc_executor:AsyncOutputFuture.async_output",
+            "vllm.v1.executor.uniproc_executor:UniProcExecutor",
+            "vllm.v1.executor.multiproc_executor:MultiprocExecutor",
+        ),
+        "the first token of a reply out of silence waits for the next step's preparation, 1.5 ms",
+        upstream="vllm-project/vllm#43702 (the engine's loop)",
+        met=(
+            f"vllm.v1.worker.gpu.async_utils:AsyncOutput.{EVENTS[0]}",
+            f"vllm.v1.worker.gpu_model_runner:AsyncGPUModelRunnerOutput.{EVENTS[1]}",
+        ),
+    ),
+    Seam(
+        "cache key",
+        "worker",
+        (
+            f"{MODEL}.compute_hash()",
+            f"{MODEL}.model",
+            f"{MODEL}.model_weights",
+            f"{MODEL}.hf_config",
+            f"{MODEL}.hf_text_config",
+            "vllm.engine.arg_utils:AsyncEngineArgs(worker_extension_cls=_)",
+            "vllm.config.vllm:VllmConfig.model_config",
+            "vllm.v1.worker.worker_base:WorkerBase.vllm_config",
+        ),
+        "an artifact's compile cache is found nowhere else than where it was filled, and vLLM compiles again",
+        upstream="vllm-project/vllm#53193",
+    ),
+    Seam(
+        "cache format",
+        "server",
+        (),
+        "the artifact's compile cache is left alone, and vLLM compiles again",
+        upstream="vllm-project/vllm#52154, #52142",
+        met=(
+            f"vllm.compilation.backends:CompilerManager '{GRAPH_LIST}'",
+            f"vllm.compilation.backends:CompilerManager '{GRAPH_FIELD}'",
+        ),
+    ),
+)
+
+seams = Seams("vLLM", SEAMS, (RECORDED[0], RECORDED[-1]))
+
+
+# In the server's process
+
+
+def preload() -> None:
+    """Import what starting an engine will need, which takes seconds."""
+    importlib.import_module("vllm.v1.engine.async_llm")
+    importlib.import_module("vllm.v1.executor")
+
+
+def on_cpu() -> bool:
+    """Whether vLLM was built for a CPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def engine_arguments(arguments: dict[str, Any], extension: str) -> AsyncEngineArgs:
+    """vLLM's engine arguments; `extension` names a class to add to its workers."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    if seams.holds("cache key"):
+        arguments = arguments | {"worker_extension_cls": extension}
+    return AsyncEngineArgs(**arguments)
+
+
+def cache_types() -> tuple[str, ...] | None:
+    """The types of KV cache that vLLM knows; none when it does not say."""
+    if not seams.holds("known options"):
+        return None
+    from vllm.config.cache import CacheDType
+
+    return get_args(CacheDType)
+
+
+def attention_backends() -> dict[str, Any] | None:
+    """vLLM's kernels of attention by their names; none when it does not say."""
+    if not seams.holds("known options"):
+        return None
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    return dict(AttentionBackendEnum.__members__)
+
+
+def delta_parameters(**arguments: Any) -> SamplingParams:  # noqa: ANN401 - vLLM's own checks them
+    """Sampling parameters of requests that tell what each step added.
+
+    vLLM copies them for each request and adds the model's stop tokens. A shallow copy will do (`skip_clone`): what vLLM
+    changes inside is the same for every request to one model.
+    """
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    if seams.holds("shared parameters"):
+        arguments["skip_clone"] = True
+    return SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA)
+
+
+def scoring_parameters() -> SamplingParams:
+    """Sampling parameters of a request that is told the log-probabilities of its prompt, and nothing else."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    kind = RequestOutputKind.FINAL_ONLY
+    return SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False, output_kind=kind)
+
+
+def prompt(tokens: Sequence[int]) -> dict[str, Any]:
+    """A prompt of token ids, as vLLM takes one that needs no more work."""
+    return {"type": "token", "prompt_token_ids": list(tokens)}
+
+
+def llm_class() -> type[AsyncLLM]:
+    """vLLM's `AsyncLLM`, which says nothing at the interpreter's end."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if not seams.holds("quiet end"):
+        return AsyncLLM  # type: ignore[no-any-return]
+
+    class Quiet(AsyncLLM):  # type: ignore[misc]
+        def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+            # vLLM's own would fail on modules that are gone already, and print that.
+            if not finalizing():
+                super().__del__()
+
+    return Quiet
+
+
+def start(arguments: AsyncEngineArgs, executors: Callable[[type[Executor]], type[Executor]]) -> AsyncLLM:
+    """An engine, loaded; `executors` says which class takes the place of vLLM's executor.
+
+    vLLM's own statistics stay off, because they cost time for every token.
+    """
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.executor import Executor
+
+    config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    executor = executors(Executor.get_class(config))
+    return llm_class()(config, executor, log_stats=False, log_requests=False)
+
+
+@cache
+def dead() -> type[Exception]:
+    """vLLM's error for an engine that died. Called where one is caught: a turn that goes well imports nothing."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return EngineDeadError  # type: ignore[no-any-return]
+
+
+@cache
+def refused() -> type[Exception]:
+    """vLLM's error for a request that it does not take."""
+    if not seams.holds("refusals"):
+        return ValueError
+    from vllm.exceptions import VLLMValidationError
+
+    return VLLMValidationError  # type: ignore[no-any-return]
+
+
+async def add(
+    llm: AsyncLLM, request_id: str, tokens: Sequence[int], params: SamplingParams, put: Callable[[Any], None]
+) -> RequestState | None:
+    """Add a request whose outputs and errors vLLM's output handler itself hands to `put`.
+
+    Not `AsyncLLM.generate`: it wakes a task for every token, which costs more than all that is done with the token
+    here, and it loses the request when it is cancelled while adding it.
+
+    Returns:
+        What vLLM keeps of the request, as long as it has had no output.
+    """
+    collector = await llm.add_request(request_id, prompt(tokens), params)
+    early = collector.get_nowait()
+    collector.put = put
+    if early is not None:
+        put(early)
+        return None
+    if not seams.holds("prompt text"):
+        return None
+    return llm.output_processor.request_states.get(collector.request_id)
+
+
+async def outputs_of(
+    llm: AsyncLLM, request_id: str, tokens: Sequence[int], params: SamplingParams
+) -> AsyncGenerator[RequestOutput, None]:
+    """A request's outputs, vLLM's own way."""
+    async for output in llm.generate(prompt(tokens), params, request_id):
+        yield output
+
+
+def fast_text(state: RequestState) -> FastIncrementalDetokenizer | None:
+    """What makes text of a request's reply, where that is vLLM's fast one."""
+    found = state.detokenizer
+    return found if isinstance(found, _text_classes()[1]) else None
+
+
+def ends_in_text(text: FastIncrementalDetokenizer, tokens: list[int]) -> str:
+    """The text of a prompt's last tokens, as the reply's will be made."""
+    return str(text.tokenizer.decode(tokens, skip_special_tokens=text.skip_special_tokens))
+
+
+def begin_after(text: FastIncrementalDetokenizer, tokens: list[int]) -> None:
+    """Let a reply's text begin after these tokens, instead of after the whole prompt."""
+    text.stream = _text_classes()[0](ids=tokens, skip_special_tokens=text.skip_special_tokens)
+
+
+@cache
+def _text_classes() -> tuple[type[DecodeStream], type[FastIncrementalDetokenizer]]:
+    """Imported once: statements that import cost more than the rest when a turn begins in an idle process."""
+    from tokenizers.decoders import DecodeStream
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+
+    return DecodeStream, FastIncrementalDetokenizer
+
+
+def wake(llm: AsyncLLM) -> Coroutine[Any, Any, None] | None:
+    """What has vLLM's processes look up, when they wait asleep for a request; none when they do not."""
+    if not seams.holds("waking") or llm.errored:
+        return None
+    try:
+        silent = not llm.output_processor.has_unfinished_requests()
+        return llm.engine_core.abort_requests_async([UNKNOWN_REQUEST]) if silent else None
+    except (AttributeError, TypeError) as error:
+        seams.give_up("waking", repr(error))
+        return None
+
+
+def ask_core(llm: AsyncLLM, method: str) -> Awaitable[Any]:
+    """The answer of a method that was added to `EngineCore` (`answer`), given by the engine's own loop."""
+    return llm.engine_core.call_utility_async(method)  # type: ignore[no-any-return]
+
+
+async def end_requests(llm: AsyncLLM) -> None:
+    """After its shutdown: end what still waits for outputs, and the handler of outputs."""
+    if not seams.holds("end of requests"):
+        return
+    llm.output_processor.propagate_error(dead()())
+    if llm.output_handler is not None:
+        await asyncio.wait((llm.output_handler,), timeout=HANDLER_ENDS_S)
+
+
+# In vLLM's engine process
+
+Core = Any  # an `EngineCore`, which is untyped to us
+Step = Callable[[Core], tuple[Any, bool]]
+
+
+def executors() -> tuple[type[Executor], ...]:
+    """vLLM's executor for one worker in the engine's process, and the one for several.
+
+    The executor's class is the one object that vLLM hands over to its engine process by reference, so a subclass brings
+    along the module that defines it.
+    """
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return UniProcExecutor, MultiprocExecutor
+
+
+def answer(method: str, function: Callable[[Core], Any]) -> None:
+    """Add a method to `EngineCore`, which looks up by its name what is asked of it (`ask_core`)."""
+    from vllm.v1.engine.core import EngineCore
+
+    setattr(EngineCore, method, function)
+
+
+def change_step(change: Callable[[Step], Step]) -> None:
+    """Put another in the place of the engine's step, the form of it that has a queue of batches."""
+    from vllm.v1.engine.core import EngineCore
+
+    EngineCore.step_with_batch_queue = change(EngineCore.step_with_batch_queue)
+
+
+def scheduler_figures(core: Core) -> tuple[int, int, float]:
+    """Requests that run, requests that wait, and the used part of the KV cache (0 to 1)."""
+    running, waiting = core.scheduler.get_request_counts()
+    return running, waiting, core.scheduler.kv_cache_manager.usage
+
+
+def batches(core: Core) -> int:
+    """Batches that are on the GPU."""
+    return len(core.batch_queue)
+
+
+def arrival(core: Core) -> Callable[[], bool] | None:
+    """What tells whether the oldest batch's tokens are here; none without a new request in it, or where that is hidden.
+
+    It shows where tokens are copied from one GPU, which ends with an event.
+    """
+    try:
+        future, scheduled = core.batch_queue[0][:2]
+        output = getattr(future, "async_output", None)
+        if not scheduled.scheduled_new_reqs or output is None:
+            return None
+        event = next(event for name in EVENTS if (event := getattr(output, name, None)) is not None)
+        return event.query  # type: ignore[no-any-return]
+    except (AttributeError, TypeError, ValueError, LookupError, StopIteration) as error:
+        seams.give_up(
+            "first token", f"expected a batch whose tokens come with one of {EVENTS}, found another ({error!r})"
+        )
+        return None
+
+
+@contextmanager
+def nothing_to_schedule(core: Core) -> Iterator[None]:
+    """Have a step schedule nothing: it takes the oldest batch's result, and does all that belongs to it."""
+    core.scheduler.has_requests = lambda: False
+    try:
+        yield
+    finally:
+        del core.scheduler.has_requests
+
+
+# In vLLM's workers
+
+
+def model_key(worker: Any) -> str:  # noqa: ANN401 - vLLM is untyped to us
+    """What a worker counts of the model into the key of its compile cache."""
+    return str(worker.vllm_config.model_config.compute_hash())
+
+
+def key_model_as_at(place: str) -> None:
+    """Let a model count into the key of a compile cache as if it lay at one place everywhere.
+
+    What a compiled graph depends on is all in the configuration's other fields: shapes, types, quantization.
+    """
+    from vllm.config import ModelConfig
+
+    own = ModelConfig.compute_hash
+
+    def compute_hash(config: Any) -> str:  # noqa: ANN401 - vLLM is untyped to us
+        moved = copy.copy(config)
+        moved.model = place
+        moved.model_weights = place if config.model_weights else config.model_weights
+        for name in ("hf_config", "hf_text_config"):
+            inner = copy.copy(getattr(config, name))
+            inner.name_or_path = place
+            setattr(moved, name, inner)
+        return str(own(moved))
+
+    ModelConfig.compute_hash = compute_hash

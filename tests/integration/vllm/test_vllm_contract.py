@@ -1,0 +1,97 @@
+"""The contract with the vLLM that is installed: all of it, and none of what can be done without."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+
+import pytest
+
+from runtime.engines import Delta, EngineDeadError, EngineOptions, Sampling
+from runtime.engines.vllm import contract
+from runtime.engines.vllm.engine import VllmEngine
+from runtime.engines.vllm.seams import read_need, unmet
+from tests.harness import vllm_api as api
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+
+GREEDY = Sampling(temperature=0.0, max_tokens=24)
+ENDLESS = Sampling(max_tokens=1500, ignore_eos=True)
+PROMPT = list(range(100, 180))
+
+
+@pytest.mark.parametrize("need", sorted({need for seam in contract.SEAMS for need in (*seam.needs, *seam.met)}))
+async def test_the_installed_vllm_has_what_each_seam_needs(need: str) -> None:
+    assert unmet(read_need(need)) is None
+
+
+async def test_the_installed_vllm_is_as_recorded() -> None:
+    import vllm
+
+    assert api.from_tree(Path(vllm.__file__).parents[1]) == api.load()[vllm.__version__]
+
+
+async def said(engine: VllmEngine) -> list[Delta]:
+    deltas: list[Delta] = []
+    await engine.generate(PROMPT, GREEDY, deltas.append)
+    return deltas
+
+
+def text(deltas: list[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+async def test_an_engine_goes_vllms_own_way_where_it_has_to(
+    chat_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = EngineOptions(max_model_len=2048, max_num_seqs=16, cpu_kv_cache_gib=1)
+    whole = VllmEngine(chat_folder, options)
+    try:
+        await whole.start()
+        expected = text(await said(whole))
+    finally:
+        await whole.shutdown()
+    assert not [record for record in caplog.records if record.name.startswith("runtime.")]
+
+    broken = [seam.name for seam in contract.SEAMS if not seam.required]
+    monkeypatch.setattr(
+        contract.seams, "_wrong", {seam.name: None if seam.required else "invented" for seam in contract.SEAMS}
+    )
+    monkeypatch.setattr(contract.seams, "_warned", set())
+    engine = VllmEngine(chat_folder, options)
+    try:
+        await engine.start()
+        warned = [record.getMessage() for record in caplog.records if record.name.startswith("runtime.")]
+        assert len(warned) == len(broken)
+        assert all(f": {name}: invented" in line for name, line in zip(broken, warned, strict=True))
+
+        assert text(await said(engine)) == expected
+        engine.wake()
+        with pytest.raises(Exception, match="longer than"):
+            await engine.warm(list(range(10, 3000)))
+
+        first = asyncio.Event()
+        endless = asyncio.create_task(engine.generate(PROMPT, ENDLESS, lambda delta: first.set()))
+        await first.wait()
+        load = await engine.load()
+        assert (load.running, load.waiting) == (1, 0)
+        assert math.isnan(load.cache_usage)
+        assert not await engine.reset_caches()
+        endless.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await endless
+        assert (await engine.load()).running == 0
+        assert await engine.reset_caches()
+
+        def fail(delta: Delta) -> None:
+            raise LookupError("nobody there")
+
+        with pytest.raises(LookupError):
+            await engine.generate(PROMPT, ENDLESS, fail)
+        assert await engine.reset_caches()
+        assert len(await engine.score(PROMPT)) == len(PROMPT) - 1
+    finally:
+        await engine.shutdown()
+    with pytest.raises(EngineDeadError):
+        await engine.health()
