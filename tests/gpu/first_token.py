@@ -5,8 +5,8 @@
 
 A first token's time drifts by more than the runtime adds: measured one after the other, contenders tell when they were
 measured. Here both are up on one GPU, each with two fifths of its memory, and speak in turns of a few replies, so that
-what drifts drifts for both. The engine alone is vLLM without what the runtime adds to its process (`vllm_core.py`).
-Work and CPUs are as in `streams.py`.
+what drifts drifts for both. The engine alone is vLLM without what the runtime adds to its process
+(`runtime/engines/vllm/core.py`). Work and CPUs are as in `streams.py`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -12,12 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from runtime.engines import EngineVersionError
+from runtime.server import process
 from tests.harness.server import free_port
 
 GOLDEN = Path(__file__).resolve().parents[3] / "data" / "artifacts"
@@ -150,6 +154,17 @@ def test_a_second_sigterm_exits_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         # The drain alone would take 25 s, and exit with 0.
         assert process.wait(15) == 143
+
+
+async def test_an_engine_of_a_version_that_does_not_do_is_told_in_one_line_and_exits_70(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ended = asyncio.get_running_loop().create_future()
+    ended.set_exception(EngineVersionError("vLLM 0.99.0: engine: expected AsyncLLM.abort, found none"))
+    assert process._status(SimpleNamespace(ended=ended)) == os.EX_SOFTWARE  # type: ignore[arg-type]
+    said = capsys.readouterr()
+    assert said.err.splitlines() == ["yap-runtime: vLLM 0.99.0: engine: expected AsyncLLM.abort, found none"]
+    assert not said.out
 
 
 def test_a_dead_engine_ends_its_turns_and_the_process_within_5_s(tmp_path: Path) -> None:
