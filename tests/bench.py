@@ -10,7 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
-from client import ClientError, Options, Turn, connect, parser, positive, read_options, whole
+from client import ClientError, Options, TurnRecord, connect, parser, positive, read_options, whole
 from client.command import run
 from client.statistics import percentile
 from messages.conversation import TURNS
@@ -41,11 +41,11 @@ class Progress:
 
 async def one_client(
     options: Options, utterance: str, repeats: int, timeout: float
-) -> list[tuple[str, Turn | None, str | None]]:
+) -> list[tuple[str, TurnRecord | None, str | None]]:
     """One connection's turns: (tag, turn, what went wrong)."""
     tags = ("first", "second") if repeats == 2 else ("",)
     fields = options.start_fields(f"bench-{uuid.uuid4().hex[:12]}", prompt_for(options.gender, options.personality))
-    results: list[tuple[str, Turn | None, str | None]] = []
+    results: list[tuple[str, TurnRecord | None, str | None]] = []
     try:
         async with connect(options) as client:
             for tag in tags:
@@ -58,7 +58,7 @@ async def one_client(
     return results
 
 
-def report(results: list[tuple[str, Turn | None, str | None]], elapsed: float) -> dict:
+def report(results: list[tuple[str, TurnRecord | None, str | None]], elapsed: float) -> dict:
     """The figures of one run, in seconds and tokens per second."""
     turns = [turn for _, turn, problem in results if turn is not None and problem is None]
     series = {
@@ -93,7 +93,7 @@ def show(title: str, figures: dict) -> None:
     )
 
 
-def plot(path: Path, results: list[tuple[str, Turn | None, str | None]], began: float) -> None:
+def plot(path: Path, results: list[tuple[str, TurnRecord | None, str | None]], began: float) -> None:
     """Latency distribution beside throughput over time."""
     import matplotlib
 
@@ -142,7 +142,7 @@ async def main() -> bool:
     slots = asyncio.Semaphore(arguments.concurrency)
     progress = Progress(arguments.requests * repeats)
 
-    async def one(number: int) -> list[tuple[str, Turn | None, str | None]]:
+    async def one(number: int) -> list[tuple[str, TurnRecord | None, str | None]]:
         async with slots:
             utterance = TURNS[number % len(TURNS)]
             results = await one_client(options, utterance, repeats, arguments.timeout)

@@ -10,7 +10,7 @@ import sys
 import threading
 import uuid
 
-from client import Ack, Client, Options, Token, ToolCall, Turn, connect, parser, read_options
+from client import Ack, Client, Options, Token, ToolCall, TurnRecord, connect, parser, read_options
 from client.command import run
 from prompts.detailed import DEFAULT, PERSONAS, style_of
 
@@ -72,7 +72,7 @@ class Conversation:
 
     async def speak(self, utterance: str) -> bool:
         """One turn. `/cancel`, Ctrl-C and a typed `/stop` end it; anything else, and what a file says, waits."""
-        turn = Turn()
+        turn = TurnRecord()
         typed = sys.stdin.isatty()
         later: list[str | None] = []
         await self.client.send("start", **self.fields, user_utterance=utterance)

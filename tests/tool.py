@@ -8,7 +8,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass
 
-from client import Client, ClientError, Options, ToolCall, Turn, connect, parser, positive, read_options, whole
+from client import Client, ClientError, Options, ToolCall, TurnRecord, connect, parser, positive, read_options, whole
 from client.command import run
 from client.statistics import percentile
 from messages.tool import CASES, ToolCase
@@ -29,7 +29,7 @@ class CaseResult:
 
 async def decide(client: Client, fields: dict, earlier: list[dict], utterance: str) -> tuple[bool, float]:
     """The decision on one utterance, and how long it took."""
-    turn = Turn()
+    turn = TurnRecord()
     seconds = 0.0
     await client.send("start", **fields, history=earlier, user_utterance=utterance)
     async for frame in client.frames(turn):

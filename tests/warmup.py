@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import uuid
 
-from client import Client, Turn, connect, parser, read_options
+from client import Client, TurnRecord, connect, parser, read_options
 from client.command import run
 from prompts.detailed import prompt_for
 
 
 async def one_turn(client: Client, label: str, fields: dict) -> bool:
-    turn = Turn()
+    turn = TurnRecord()
     await client.send("start", **fields)
     async for frame in client.frames(turn):
         elapsed = (turn.clock() - turn.started) * 1000

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from tests.benchmarks.load import Target, run_load
-from tests.client import Client, Options, Token, Turn, connect
+from tests.client import Client, Options, Token, TurnRecord, connect
 from tests.client.statistics import percentile
 from tests.harness.server import Server
 
@@ -83,9 +83,9 @@ def idle_memory(server: Server, connections: int = 1000) -> None:
     print(f"gateway: {(after - before) / connections:.1f} KiB per idle connection at {connections}", flush=True)
 
 
-async def speaking(client: Client, number: int) -> Turn:
+async def speaking(client: Client, number: int) -> TurnRecord:
     """Begin a turn, and wait for its first token."""
-    turn = Turn()
+    turn = TurnRecord()
     await client.send("start", session_id="s", user_utterance=f"Tell me more, {number}.", history=[])
     async for frame in client.frames(turn):
         if isinstance(frame, Token):

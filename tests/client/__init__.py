@@ -1,13 +1,13 @@
 """A client of the wire protocol, written from docs/protocol.md alone: it imports nothing of the server.
 
 Three nouns. `Options` is what the commands in `tests/` share on their command line. A `Client` is one WebSocket with
-typed frames. A `Turn` follows one reply from the sent `start` to its `done` and keeps the times a listener notices.
+typed frames. A `TurnRecord` follows one reply from the sent `start` to its `done`, with the times that a listener notices.
 """
 
 from .connection import Client, ClientError, connect
 from .frames import Ack, Done, Error, Final, Frame, Token, ToolCall, Unknown, Warmed, parse
 from .options import Options, parser, positive, read_options, whole
-from .turn import Turn
+from .turn import TurnRecord
 
 __all__ = [
     "Ack",
@@ -20,7 +20,7 @@ __all__ = [
     "Options",
     "Token",
     "ToolCall",
-    "Turn",
+    "TurnRecord",
     "Unknown",
     "Warmed",
     "connect",

@@ -13,7 +13,7 @@ from websockets.asyncio.client import ClientConnection
 
 from .frames import Error, Frame, parse
 from .options import Options
-from .turn import Turn
+from .turn import TurnRecord
 
 # Errors that end the connection before it begins.
 REFUSALS = frozenset({"authentication_failed", "server_at_capacity"})
@@ -59,7 +59,7 @@ class Client:
             if isinstance(frame, Error):
                 raise ClientError(f"{frame.code}: {frame.message}")
 
-    async def frames(self, turn: Turn) -> AsyncIterator[Frame]:
+    async def frames(self, turn: TurnRecord) -> AsyncIterator[Frame]:
         """Yield the frames of a turn that was just begun, as they come, up to and with its `done`."""
         over = False
         while not over:
@@ -67,16 +67,16 @@ class Client:
             over = turn.add(frame)
             yield frame
 
-    async def start(self, **fields: Any) -> Turn:
+    async def start(self, **fields: Any) -> TurnRecord:
         """Send `start` and follow its turn to the end."""
         return await self._whole("start", fields)
 
-    async def followup(self, **fields: Any) -> Turn:
+    async def followup(self, **fields: Any) -> TurnRecord:
         """Send `followup` and follow its turn to the end."""
         return await self._whole("followup", fields)
 
-    async def _whole(self, type_: str, fields: dict[str, Any]) -> Turn:
-        turn = Turn()
+    async def _whole(self, type_: str, fields: dict[str, Any]) -> TurnRecord:
+        turn = TurnRecord()
         await self.send(type_, **fields)
         async for _ in self.frames(turn):
             pass

@@ -12,7 +12,7 @@ SENTENCE_END = re.compile(r"[.!?…](?=\s|$)")
 
 
 @dataclass
-class Turn:
+class TurnRecord:
     """Collects a turn's frames and when they came, in seconds since the message was sent.
 
     `ttfb` is the first frame of any kind, `ttft` the first token, `first_words` the third complete word,

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.client import Client, ClientError, Options, Token, ToolCall, Turn, connect
+from tests.client import Client, ClientError, Options, Token, ToolCall, TurnRecord, connect
 from tests.harness.server import Server
 from tests.prompts.detailed import PERSONAS
 
@@ -45,7 +45,7 @@ def pipeline(*arguments: str) -> None:
 async def speak(client: Client, fields: dict, utterance: str, expected: str) -> bool:
     """One streamed turn, printed as it comes."""
     print(f"user       {utterance}")
-    turn = Turn()
+    turn = TurnRecord()
     await client.send("start", **fields, user_utterance=utterance)
     async for frame in client.frames(turn):
         if isinstance(frame, ToolCall):

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.work import figures, work
-from tests.client import Client, ClientError, Options, Token, Turn, connect
+from tests.client import Client, ClientError, Options, Token, TurnRecord, connect
 from tests.client.statistics import percentile
 from tests.harness.server import Server
 
@@ -89,7 +89,7 @@ def shadow(both: Server, alone: dict[int, float]) -> None:
 async def interrupted(client: Client, number: int, source: random.Random) -> float:
     """Measure one barge-in: the time from the new `start` to the first token of the new turn."""
     first, second = work(20_000_000 + number * 2, WORDS), work(20_000_001 + number * 2, WORDS)
-    turn = Turn()
+    turn = TurnRecord()
     await client.send(
         "start", session_id=f"barge-{number}", chat_prompt=first.persona, history=[], user_utterance=first.utterance
     )
@@ -106,7 +106,7 @@ async def interrupted(client: Client, number: int, source: random.Random) -> flo
     if not turn.done:
         async for _ in client.frames(turn):
             pass
-    fresh = Turn()
+    fresh = TurnRecord()
     async for frame in client.frames(fresh):
         if isinstance(frame, Token):
             waited = time.perf_counter() - began
@@ -199,7 +199,7 @@ def soak(server: Server, clients: int = 256, seconds: float = 120) -> bool:
                 for turn_number in range(source.randint(1, 6)):
                     serial += 1
                     item = work(50_000_000 + number * 10_000 + serial, source.randint(10, 120))
-                    turn = Turn()
+                    turn = TurnRecord()
                     fields = {"session_id": f"soak-{number}-{serial % 3}", "chat_prompt": item.persona}
                     if not turn_number:  # a new conversation: what sessions remember must not grow all the time
                         fields["history"] = []

@@ -15,7 +15,7 @@ from docker.models.containers import Container
 
 from runtime.artifact import hashes
 from runtime.artifact import metadata as artifacts
-from tests.client import Options, Token, Turn, connect
+from tests.client import Options, Token, TurnRecord, connect
 from tests.harness.server import free_port
 from tests.hub import Hub, Repository
 from tests.hub.artifacts import contents
@@ -24,11 +24,11 @@ from tests.images import bake
 from tests.images.containers import KEY, SECURE, address, mounted, outcome, running, wait_healthy
 
 
-async def speak(url: str, utterance: str) -> Turn:
+async def speak(url: str, utterance: str) -> TurnRecord:
     """One turn from outside the container."""
     options = Options(url=url, api_key="test-key", sampling={"temperature": 0.0})
     async with connect(options) as client:
-        turn = Turn()
+        turn = TurnRecord()
         await client.send("start", **options.start_fields("s1", "You are kind."), user_utterance=utterance)
         async for _ in client.frames(turn):
             pass
@@ -36,12 +36,12 @@ async def speak(url: str, utterance: str) -> Turn:
     return turn
 
 
-async def speak_while_stopping(url: str, container: Container) -> Turn:
+async def speak_while_stopping(url: str, container: Container) -> TurnRecord:
     """One turn, and `docker stop` at its first token."""
     options = Options(url=url, api_key="test-key", sampling={"temperature": 0.0})
     stopping = None
     async with connect(options) as client:
-        turn = Turn()
+        turn = TurnRecord()
         fields = options.start_fields("s2", "You tell long stories.")
         await client.send("start", **fields, user_utterance="Tell me a story about a lighthouse.")
         async for frame in client.frames(turn):

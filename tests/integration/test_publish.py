@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from runtime import artifact
-from tests.client import Options, Turn, connect
+from tests.client import Options, TurnRecord, connect
 from tests.harness.server import Server
 from tests.hub import Account, Hub
 from tests.hub.artifacts import contents
@@ -39,9 +39,9 @@ def run_and_push(hub: Hub, stages: Path, out: Path, key: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-async def ask(url: str, key: str) -> Turn:
+async def ask(url: str, key: str) -> TurnRecord:
     """One turn."""
-    turn = Turn()
+    turn = TurnRecord()
     options = Options(url=url, api_key=key)
     async with connect(options) as client:
         fields = options.start_fields("publish", "You are a helpful assistant.")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import Ack, Client, ClientError, Done, Final, Options, Token, ToolCall, Turn, Warmed, connect
+from tests.client import Ack, Client, ClientError, Done, Final, Options, Token, ToolCall, TurnRecord, Warmed, connect
 from tests.harness.server import Server
 from tests.messages.conversation import TURNS
 from tests.prompts.detailed import PERSONAS
@@ -64,13 +64,13 @@ async def settled(server: Server) -> tuple[float, float]:
     return tuple(gauge(server, f'yap_engine_requests{{state="{state}"}}') for state in ("running", "waiting"))
 
 
-async def begin(client: Client, session: str, utterance: str, **fields: object) -> Turn:
-    turn = Turn()
+async def begin(client: Client, session: str, utterance: str, **fields: object) -> TurnRecord:
+    turn = TurnRecord()
     await client.send("start", session_id=session, user_utterance=utterance, **fields)
     return turn
 
 
-async def first_token(client: Client, turn: Turn) -> None:
+async def first_token(client: Client, turn: TurnRecord) -> None:
     async for frame in client.frames(turn):
         if isinstance(frame, Token):
             return
@@ -175,7 +175,7 @@ async def test_cancels_during_warming_and_followups_behave(server: Server) -> No
         await client.send("cancel")
         kinds = {(await client.recv()).type for _ in range(2)}
         assert kinds == {"done", "warmed"}
-        turn = Turn()
+        turn = TurnRecord()
         await client.send("followup", analysis_text="A very long essay about lighthouses is on the screen.")
         await first_token(client, turn)
         await client.send("cancel")
@@ -184,7 +184,7 @@ async def test_cancels_during_warming_and_followups_behave(server: Server) -> No
 
 
 async def test_eight_clients_at_once_each_get_their_own_reply(server: Server) -> None:
-    async def one(number: int) -> Turn:
+    async def one(number: int) -> TurnRecord:
         async with connect(options(server)) as client:
             utterance = f"My name is Number{number}. {TURNS[number]}"
             return await client.start(session_id=f"crowd-{number}", user_utterance=utterance)

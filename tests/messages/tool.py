@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class LabelledUtterance:
     """What the user says, and whether it should be answered by a look at the screen."""
 
     text: str
@@ -29,7 +29,7 @@ class ToolCase:
 
     name: str
     kind: str
-    turns: tuple[Turn, ...]
+    turns: tuple[LabelledUtterance, ...]
 
 
 _YES: dict[str, tuple[str, ...]] = {
@@ -338,11 +338,11 @@ _CONVERSATIONS: dict[str, tuple[tuple[tuple[str, bool], ...], ...]] = {
 
 
 def _cases() -> tuple[ToolCase, ...]:
-    conversations: list[tuple[str, tuple[Turn, ...]]] = []
+    conversations: list[tuple[str, tuple[LabelledUtterance, ...]]] = []
     for expect, kinds in ((True, _YES), (False, _NO)):
-        conversations += [(kind, (Turn(text, expect),)) for kind, texts in kinds.items() for text in texts]
+        conversations += [(kind, (LabelledUtterance(text, expect),)) for kind, texts in kinds.items() for text in texts]
     for kind, dialogues in _CONVERSATIONS.items():
-        conversations += [(kind, tuple(Turn(text, expect) for text, expect in turns)) for turns in dialogues]
+        conversations += [(kind, tuple(LabelledUtterance(*turn) for turn in turns)) for turns in dialogues]
     count: dict[str, int] = {}
     cases = []
     for kind, turns in conversations:
