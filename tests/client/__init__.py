@@ -1,7 +1,7 @@
 """A client of the wire protocol, written from docs/protocol.md alone: it imports nothing of the server.
 
 Three nouns. `Options` is what the commands in `tests/` share on their command line. A `Client` is one WebSocket with
-typed frames. A `TurnRecord` follows one reply from the sent `start` to its `done`, with the times that a listener notices.
+typed frames. A `TurnRecord` follows one reply from the sent `start` to its `done`, with the times that a listener sees.
 """
 
 from .connection import Client, ClientError, connect

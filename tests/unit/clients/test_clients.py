@@ -508,7 +508,7 @@ async def test_tool_measures_against_its_labels() -> None:
 
         async def decide(self, history: Sequence[str], utterance: str) -> Any:
             decision = await super().decide(history, utterance)
-            return type(decision)(self.labels[utterance], 0.9, 0.0)
+            return type(decision)(self.labels[utterance], 0.9)
 
     async with serving(classifier=Knowing()) as running:
         ran = await run("tool", "--limit", "50", "--max-steps", "1", **at(running))

@@ -64,7 +64,6 @@ async def test_it_says_what_transformers_says(classifier, folder):
     decision = await classifier.decide(["hello cat", "what is it"], "look at this")
     assert decision.probability == pytest.approx(reference(folder, "hello cat\nwhat is it\nlook at this"), abs=1e-4)
     assert decision.take_screenshot == (decision.probability >= 0.5)
-    assert 0 < decision.seconds < 5
 
 
 async def test_a_batch_gives_the_answers_of_single_questions(classifier):
