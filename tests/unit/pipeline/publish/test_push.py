@@ -184,6 +184,14 @@ def test_a_job_publishes_by_its_identity(
     assert {path: hub.repositories[REPO].files[path] for path in contents(folder)} == contents(folder)
 
 
+def test_an_exchange_that_gives_no_token_is_told_and_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    environment = {"HF_OIDC_RESOURCE": REPO, "HF_PUSH_REPO_ID": REPO}
+    destination, problems = preconditions.check_destination([MODEL], None, environment)
+    told = "HF_OIDC_RESOURCE: expected a token in exchange for this job's identity, found none"
+    assert (destination, [str(problem) for problem in problems]) == (None, [told])
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
