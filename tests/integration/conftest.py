@@ -1,4 +1,4 @@
-"""What the integration tests share: one chat model and one running engine a session."""
+"""What the integration tests share: one chat model, and artifacts of it, a session."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
-
-from runtime.engines import EngineOptions
 
 
 @pytest.fixture(scope="session")
@@ -27,17 +24,6 @@ def chat_folder(pytestconfig: pytest.Config) -> Path:
         export_chat(folder, PlainProgress())
         whole.touch()
     return folder
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def engine(chat_folder: Path):
-    """One vLLM engine for the whole session."""
-    from runtime.engines.vllm.engine import VllmEngine
-
-    engine = VllmEngine(chat_folder, EngineOptions(max_model_len=2048, max_num_seqs=16, cpu_kv_cache_gib=1))
-    await engine.start()
-    yield engine
-    await engine.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -237,7 +237,6 @@ def engine_processes() -> list[int]:
     return [int(pid) for pid, args in rows if "EngineCore" in args]
 
 
-# Last in this file: it takes the shared engine's life.
 async def test_the_death_of_the_engine_process_ends_everything_within_five_seconds(engine, ask):
     stream = deltas(engine, ask("Count."), Sampling(max_tokens=1500, ignore_eos=True))
     await anext(stream)
