@@ -41,10 +41,12 @@ class PlainProgress:
         return None
 
     def step(self, message: str) -> None:
+        """Print a new step."""
         self._message, self._last_fraction = message, time.monotonic()
         self._print(message)
 
     def advance(self, fraction: float) -> None:
+        """Print the fraction, when the last line is some seconds old."""
         now = time.monotonic()
         if now - self._last_fraction >= PLAIN_SECONDS_BETWEEN_FRACTIONS:
             self._last_fraction = now
@@ -77,12 +79,14 @@ class LiveProgress:
         self._bar.stop()
 
     def step(self, message: str) -> None:
+        """Show a new step, and leave the last one above it."""
         if self._message:
             self._bar.console.print(f"  {self._message}", style="dim", markup=False, highlight=False)
         self._message = message
         self._bar.reset(self._task, description=message, total=None)
 
     def advance(self, fraction: float) -> None:
+        """Show the fraction in the bar."""
         self._bar.update(self._task, total=1.0, completed=fraction)
 
 

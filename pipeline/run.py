@@ -95,10 +95,10 @@ class Run:
             )
             model = self.runner.model(source.checkpoint_in(base.folder)) if self.plan.engine == "trt" else base
             return base, model, came
-        if given := chat.given:
-            self.progress.step(f"quantize: nothing to do, {given} holds {chat.scheme}")
+        if prebuilt := chat.prebuilt:
+            self.progress.step(f"quantize: nothing to do, {prebuilt} holds {chat.scheme}")
             made = Quantization(method=chat.method, scheme=chat.scheme, group_size=chat.group_size)
-            return base, self.runner.model(given), made
+            return base, self.runner.model(prebuilt), made
         if chat.method == "none":
             self.progress.step("quantize: nothing to do, the weights stay as they are")
             return base, base, Quantization(method="none", scheme=chat.scheme)

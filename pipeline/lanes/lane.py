@@ -39,6 +39,7 @@ class Method:
     """A method of quantization: one way to store weights.
 
     Attributes:
+        name: as the command line has it.
         scheme: the field's notation.
         bits: bits a weight takes, scales not counted.
         grouped: whether groups of weights share a scale.
@@ -119,6 +120,7 @@ class Lane:
     """A lane: one way to run a model, on one kind of device.
 
     Attributes:
+        name: as INFERENCE_ENGINE has it.
         engine: what loads the chat model.
         device: cpu or cuda.
         packages: distributions of which one must be installed.
@@ -171,7 +173,7 @@ class Lane:
             return Refusal(f"vLLM has no INT8 kernels for sm{sm}", "use fp8")
         return None
 
-    def unfit(self, config: Mapping[str, Any], method: str) -> Refusal | None:
+    def known_incompatibility(self, config: Mapping[str, Any], method: str) -> Refusal | None:
         """Return why a model is known not to work with a method here; none when nothing is known."""
         return None
 
@@ -228,7 +230,7 @@ class TrtLane(Lane):
         """Return what a method must reach here: for models under a billion parameters, and for the others."""
         return STATIC_EIGHT_BIT if method == "fp8" else Lane.bounds(self, method)
 
-    def unfit(self, config: Mapping[str, Any], method: str) -> Refusal | None:
+    def known_incompatibility(self, config: Mapping[str, Any], method: str) -> Refusal | None:
         """Return why a model is known not to work with a method here; none when nothing is known."""
         kind = str(config.get("model_type", ""))
         if self.engine == "trt-pytorch":

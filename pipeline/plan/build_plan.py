@@ -1,6 +1,6 @@
 """The build plan: everything that is decided and checked before any work starts.
 
-`planner.make` makes it from a request, the settings, what is known of the models, and the hardware. Nothing later
+`planner.make_plan` makes it from a request, the settings, what is known of the models, and the hardware. Nothing later
 decides anything.
 """
 
@@ -124,7 +124,7 @@ class ChatPlan:
     trt: TrtPlan | None = None
 
     @property
-    def given(self) -> Path | None:
+    def prebuilt(self) -> Path | None:
         """The folder that holds the model quantized already, for this lane; none where it is quantized here."""
         return (self.trt.engine or self.trt.checkpoint) if self.trt else None
 
@@ -149,13 +149,17 @@ class BuildPlan:
     """The plan of a build: everything that the stages need to know.
 
     Attributes:
-        lane: trt, vllm or cpu.
-        engine: what loads the chat model.
+        lane: what runs the models.
         device: cpu or cuda.
         sm: compute capability of the GPU that it is built for.
-        eager: whether the engine runs without compiling.
+        chat: none for an artifact with the classifier alone.
+        tool: none for an artifact that only chats.
+        thresholds: bounds of the gates.
         out: folder of the artifact.
         fallback: methods to try in turn when the gates fail.
+        estimate: what the build takes.
+        decisions: every choice with its reason.
+        seed: of every random number generator.
     """
 
     lane: Lane

@@ -1,4 +1,4 @@
-"""Planning the chat model: method, grouping, calibration and limits."""
+"""Plans the chat model: method, grouping, calibration and limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.lanes import LANES, METHODS, Lane
 from pipeline.lanes.lane import SMALL_MODEL
 from pipeline.plan import SEED, BuildRequest, CalibrationPlan, ChatPlan
 from pipeline.plan.diagnostics import Diagnostics
-from pipeline.plan.disk_facts import DiskFacts, Place
+from pipeline.plan.disk_facts import DiskFacts, PathEntry
 from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.source.prequantized import Prequantized, recognize
@@ -32,12 +32,16 @@ HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class ChatPlanner:
-    """Settles one matter after the other.
+    """The planner of a chat model, one decision after the other.
 
     Attributes:
+        request: the command line.
+        settings: the environment.
+        machine: what it will be built on.
         disk: what lies at the paths that the request and the settings name.
         lane: none where the request names no lane that can be used; then all that does not depend on it is checked.
         quantizer: whether an environment with the lane's quantizer was found.
+        diagnostics: gets every decision and problem.
     """
 
     request: BuildRequest
@@ -49,7 +53,7 @@ class ChatPlanner:
     diagnostics: Diagnostics
 
     def plan(self, facts: SourceFacts) -> ChatPlan | None:
-        """The plan for a chat model; none when a problem stands in its way."""
+        """Make the plan for a chat model; none when a problem stands in its way."""
         if facts.problems:
             # Its method can still be checked, so that this mistake too is told now.
             self._method()
@@ -70,7 +74,7 @@ class ChatPlanner:
             self.diagnostics.decide("mixture of experts", moe.experts or "yes", f"recognized by {moe.recognized_by}")
         per_weight = facts.weight_bytes / shape.parameters if facts.weight_bytes else None
         prequantized = self._recognize(facts, per_weight)
-        method = self._take_over(prequantized, facts) if prequantized else self._method()
+        method = self._use_prequantized(prequantized, facts) if prequantized else self._method()
         kept: tuple[str, ...] = ()
         group, symmetric, calibration = None, True, None
         if prequantized:
@@ -79,7 +83,7 @@ class ChatPlanner:
             group, symmetric, kept = self._grouping(method, shape, moe)
             calibration = self._calibration(method, facts)
             self._check_quantizer()
-        if self.lane and method and (why := self.lane.unfit(facts.config, method)):
+        if self.lane and method and (why := self.lane.known_incompatibility(facts.config, method)):
             found = f"{facts.config.get('model_type')} with {method}"
             self.diagnostics.problem(
                 "CHAT_MODEL", f"a combination known to work in the {self.lane.name} lane", found, str(why)
@@ -137,7 +141,7 @@ class ChatPlanner:
     def _recognize(self, facts: SourceFacts, bytes_per_weight: float | None) -> Prequantized | None:
         return recognize(facts.config, facts.name, bytes_per_weight=bytes_per_weight)
 
-    def _take_over(self, found: Prequantized, facts: SourceFacts) -> str:
+    def _use_prequantized(self, found: Prequantized, facts: SourceFacts) -> str:
         lane = self.lane
         if lane and (found.format not in lane.loads or (found.method == "fp8" and lane.device == "cpu")):
             expected = f"a source in float, or one of {', '.join(lane.loads)} that {lane.name} can run"
@@ -188,9 +192,9 @@ class ChatPlanner:
         dataset = named or (EMBEDDED if facts.kind == "embedded" else CALIBRATION_DATASET)
         reason = "AWQ_CALIB_DATASET" if named else f"default for {'the embedded' if dataset == EMBEDDED else 'a'} model"
         if PurePath(dataset).suffix in {".txt", ".jsonl"}:
-            if self.disk.dataset is not Place.FILE:
+            if self.disk.dataset is not PathEntry.FILE:
                 self.diagnostics.problem("AWQ_CALIB_DATASET", "a text or JSONL file", f"no file {dataset}")
-        elif self.disk.dataset is not Place.NOTHING and dataset not in {EMBEDDED, CALIBRATION_DATASET}:
+        elif self.disk.dataset is not PathEntry.NOTHING and dataset not in {EMBEDDED, CALIBRATION_DATASET}:
             self.diagnostics.problem("AWQ_CALIB_DATASET", "a .txt or .jsonl file", dataset, "rename or convert it")
         elif dataset not in {EMBEDDED, CALIBRATION_DATASET} and not HUB_DATASET.fullmatch(dataset):
             expected = f"{CALIBRATION_DATASET}, embedded, a hub data set (org/name), or a .txt or .jsonl file"

@@ -1,4 +1,4 @@
-"""What of this disk a plan depends on, read before it is made: so that making it reads nothing."""
+"""The facts about this disk that a plan depends on, read before it is made."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from runtime.engines.trt.folders import CheckpointFolder, EngineFolder
 ARTIFACTS = Path("artifacts")
 
 
-class Place(Enum):
-    """What lies at a path."""
+class PathEntry(Enum):
+    """The kind of thing that lies at a path."""
 
     NOTHING = auto()
     FILE = auto()
@@ -29,22 +29,22 @@ class Place(Enum):
 
 @dataclass(frozen=True, slots=True)
 class DiskFacts:
-    """What was found.
+    """The facts about this disk, as far as a request and the settings name paths on it.
 
     Attributes:
-        places: what lies where the artifact may go; nothing lies at a path that is not listed.
+        entries: what lies where the artifact may go; nothing lies at a path that is not listed.
         dataset: what lies at the path that AWQ_CALIB_DATASET would be.
         engine: what TRTLLM_ENGINE_DIR names, or why it cannot be read; none when it is not set.
         checkpoint: what TRT_CHECKPOINT_DIR names, likewise.
     """
 
-    places: Mapping[Path, Place] = field(default_factory=dict)
-    dataset: Place = Place.NOTHING
+    entries: Mapping[Path, PathEntry] = field(default_factory=dict)
+    dataset: PathEntry = PathEntry.NOTHING
     engine: EngineFolder | ArtifactError | None = None
     checkpoint: CheckpointFolder | ArtifactError | None = None
 
     def check_complete(self, settings: PipelineSettings) -> None:
-        """Make sure that these facts were read for the settings.
+        """Check that these facts were read for the settings.
 
         Raises:
             ValueError: a folder that is named was not looked at.
@@ -55,33 +55,35 @@ class DiskFacts:
 
 
 def read(request: BuildRequest, settings: PipelineSettings) -> DiskFacts:
-    """Read what a request and the settings name. Nothing is raised: what cannot be read is a fact too."""
+    """Read the paths that a request and the settings name; what cannot be read is a fact too, and nothing is raised."""
     engine, checkpoint = settings.trtllm_engine_dir, settings.trt_checkpoint_dir
     return DiskFacts(
-        places={path: look(path) for path in _candidates(request)},
-        dataset=look(Path(settings.awq_calib_dataset)) if settings.awq_calib_dataset else Place.NOTHING,
+        entries={path: entry_at(path) for path in _candidates(request)},
+        dataset=entry_at(Path(settings.awq_calib_dataset)) if settings.awq_calib_dataset else PathEntry.NOTHING,
         engine=_engine(engine) if engine else None,
         checkpoint=_checkpoint(checkpoint) if checkpoint else None,
     )
 
 
-def look(path: Path) -> Place:
+def entry_at(path: Path) -> PathEntry:
     """Tell what lies at a path; `~` is the home folder."""
     try:
         path = path.expanduser()
         if not path.exists():
-            return Place.NOTHING
+            return PathEntry.NOTHING
         if not path.is_dir():
-            return Place.FILE
+            return PathEntry.FILE
         if (path / METADATA_NAME).is_file():
-            return Place.ARTIFACT
-        return Place.OTHER_FOLDER if any(path.iterdir()) else Place.EMPTY_FOLDER
+            return PathEntry.ARTIFACT
+        return PathEntry.OTHER_FOLDER if any(path.iterdir()) else PathEntry.EMPTY_FOLDER
     except (OSError, ValueError, RuntimeError):
-        return Place.UNREADABLE  # locked, a name that the system refuses, or the home of a user whom it does not know
+        return (
+            PathEntry.UNREADABLE
+        )  # locked, a name that the system refuses, or the home of a user whom it does not know
 
 
 def _candidates(request: BuildRequest) -> list[Path]:
-    """The paths of which the plan will choose one: its name depends on what the plan decides."""
+    """Return the paths of which the plan will choose one: the name depends on what the plan decides."""
     if request.out:
         return [request.out]
     try:

@@ -1,6 +1,6 @@
-"""Making the plan.
+"""Makes the build plan, from a request and the facts that were read for it.
 
-`make` is pure. It takes a request, the settings, what is known of the models, of the hardware and of the disk, and
+`make_plan` is pure. It takes a request, the settings, what is known of the models, of the hardware and of the disk, and
 returns a frozen `BuildPlan`, or raises every problem at once. `prepare` reads the facts.
 """
 
@@ -16,7 +16,7 @@ from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bo
 from pipeline.plan import BuildPlan, BuildRequest, ChatPlan, ToolPlan
 from pipeline.plan.chat_plan import ChatPlanner
 from pipeline.plan.diagnostics import Diagnostics
-from pipeline.plan.disk_facts import ARTIFACTS, DiskFacts, Place
+from pipeline.plan.disk_facts import ARTIFACTS, DiskFacts, PathEntry
 from pipeline.plan.estimate import BuildSize, Estimate, estimate
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.trt_plan import TrtPlanner
@@ -37,7 +37,7 @@ EMBEDDED_SAMPLE_TOKENS, USUAL_SAMPLE_TOKENS = 180, 512
 NOTHING_NAMED = DiskFacts()
 
 
-def make(
+def make_plan(
     request: BuildRequest,
     settings: PipelineSettings,
     chat: SourceFacts | None,
@@ -46,7 +46,7 @@ def make(
     earlier: tuple[Problem, ...] = (),
     disk: DiskFacts = NOTHING_NAMED,
 ) -> BuildPlan:
-    """Decide everything.
+    """Make the plan of a build, or raise every problem at once.
 
     Args:
         request: the command line.
@@ -77,7 +77,7 @@ def make(
     out = _out(request, chat_plan, chat or tool, lane, disk, diagnostics)
     _fallbacks(request, chat_plan, hardware, lane, diagnostics)
     thresholds = _thresholds(request, chat_plan, tool_plan, lane, diagnostics)
-    cost = estimate(_work(chat_plan, tool_plan, lane), cores=hardware.cores)
+    cost = estimate(_build_size(chat_plan, tool_plan, lane), cores=hardware.cores)
     _resources(cost, hardware, lane, diagnostics)
     problems = diagnostics.distinct_problems(earlier)
     if problems or lane is None:
@@ -153,12 +153,12 @@ def _out(
     parts = [name, chat.method if chat else "tool", lane.name if lane else ""]
     out = request.out or ARTIFACTS / "-".join(part for part in parts if part)
     diagnostics.decide("artifact", out, "--out" if request.out else "named after model, method and lane")
-    place = disk.places.get(out, Place.NOTHING)
-    if place is Place.FILE:
+    place = disk.entries.get(out, PathEntry.NOTHING)
+    if place is PathEntry.FILE:
         diagnostics.problem("--out", "a folder, or nothing", f"a file at {out}", "choose another --out")
-    elif place is Place.UNREADABLE:
+    elif place is PathEntry.UNREADABLE:
         diagnostics.problem("--out", "a folder, or nothing", f"what cannot be read at {out}", "choose another --out")
-    elif place is Place.OTHER_FOLDER:
+    elif place is PathEntry.OTHER_FOLDER:
         diagnostics.problem(
             "--out", "an empty folder, an artifact or nothing", f"other files in {out}", "choose another"
         )
@@ -201,7 +201,7 @@ def _thresholds(
     return bounds
 
 
-def _work(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None) -> BuildSize:
+def _build_size(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None) -> BuildSize:
     tool_bytes = sum(tool.source.sizes.values()) if tool else 0
     trained = tool is not None and tool.source.kind == "embedded"
     if chat is None or lane is None:

@@ -1,4 +1,4 @@
-"""From a command line to a plan: read the environment, look at models, machine and disk, then decide."""
+"""Prepares a command: reads the environment, the models' facts, the machine and the disk, then makes the plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Prepared:
 
 
 def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str, str] = os.environ) -> Prepared:
-    """Make the plan of a request. Reads configs; downloads no weights and writes nothing.
+    """Make the plan of a request; configs are read, no weights are downloaded, and nothing is written.
 
     Raises:
         WrongRequestError: with every problem.
@@ -38,12 +38,12 @@ def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str,
     needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
     here = hardware.describe(folder, loaded.settings.quantize_python, needs)
     found = disk_facts.read(request, loaded.settings)
-    made = planner.make(request, loaded.settings, chat, tool, here, loaded.problems, found)
+    made = planner.make_plan(request, loaded.settings, chat, tool, here, loaded.problems, found)
     return Prepared(request, made, here, loaded.settings, folder)
 
 
 def cache_folder(values: PipelineSettings, environment: Mapping[str, str]) -> Path:
-    """Where finished stages are kept."""
+    """Return the folder where finished stages are kept."""
     if values.awq_cache_dir:
         return values.awq_cache_dir.expanduser()
     base = environment.get("XDG_CACHE_HOME", "").strip()

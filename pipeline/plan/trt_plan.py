@@ -1,4 +1,4 @@
-"""Planning the chat model for TensorRT-LLM: what differs from the vLLM lanes.
+"""Plans the chat model for TensorRT-LLM: what differs from the vLLM lanes.
 
 ModelOpt quantizes, an engine is compiled for fixed limits, and either may exist already: `TRT_CHECKPOINT_DIR` and
 `TRTLLM_ENGINE_DIR` name them.
@@ -29,14 +29,14 @@ AWQ_MOST_SAMPLES = 32
 
 @dataclass(frozen=True, slots=True)
 class TrtPlanner(ChatPlanner):
-    """Settles one matter after the other."""
+    """The planner of a chat model for TensorRT-LLM, one decision after the other."""
 
     @property
     def _compiles(self) -> bool:
         return self.lane is not None and self.lane.engine == "trt"
 
     def plan(self, facts: SourceFacts) -> ChatPlan | None:
-        """The plan for a chat model; none when a problem stands in its way."""
+        """Make the plan for a chat model; none when a problem stands in its way."""
         settings = self.settings
         if settings.trtllm_repo_dir:
             self.diagnostics.decide(
@@ -49,7 +49,7 @@ class TrtPlanner(ChatPlanner):
             found, next_step = "TRT_BACKEND=pytorch", "unset TRT_CHECKPOINT_DIR and TRTLLM_ENGINE_DIR, or TRT_BACKEND"
             self.diagnostics.problem("TRT_BACKEND", "engine, for a checkpoint or engine that exists", found, next_step)
         self._check_version()
-        given = self._given()
+        prebuilt = self._prebuilt_weights()
         chat = ChatPlanner.plan(self, facts)
         if chat is None:
             return None
@@ -64,7 +64,7 @@ class TrtPlanner(ChatPlanner):
             checkpoint=checkpoint.folder if isinstance(checkpoint, CheckpointFolder) else None,
             engine=engine.folder if isinstance(engine, EngineFolder) else None,
         )
-        return replace(chat, trt=trt, kept_in_float=() if given else chat.kept_in_float)
+        return replace(chat, trt=trt, kept_in_float=() if prebuilt else chat.kept_in_float)
 
     def _label(self) -> str | None:
         try:
@@ -79,8 +79,8 @@ class TrtPlanner(ChatPlanner):
             next_step = f"install {PACKAGE} {TENSORRT_LLM}"
             self.diagnostics.problem(PACKAGE, expected, found, next_step)
 
-    def _given(self) -> Weights | None:
-        """The weights that are quantized already, by the folder that a variable names."""
+    def _prebuilt_weights(self) -> Weights | None:
+        """Return the weights that are quantized already, in the folder that a variable names; none without one."""
         where = "TRTLLM_ENGINE_DIR" if self.disk.engine else "TRT_CHECKPOINT_DIR"
         found = self.disk.engine or self.disk.checkpoint
         if found is None:
@@ -104,22 +104,24 @@ class TrtPlanner(ChatPlanner):
         return weights
 
     def _method(self) -> str | None:
-        given = self._given()
-        if given is None:
+        prebuilt = self._prebuilt_weights()
+        if prebuilt is None:
             return ChatPlanner._method(self)
         name = "TRTLLM_ENGINE_DIR" if self.settings.trtllm_engine_dir else "TRT_CHECKPOINT_DIR"
-        self.diagnostics.decide("method", f"{given.method} ({METHODS[given.method].scheme})", f"{name} holds it")
-        if self.lane and (refusal := self.lane.refusal(given.method, self.machine.sm, allow_emulated=False)):
-            self.diagnostics.problem(name, f"a method that {self.lane.name} can run here", given.method, str(refusal))
-        return given.method
+        self.diagnostics.decide("method", f"{prebuilt.method} ({METHODS[prebuilt.method].scheme})", f"{name} holds it")
+        if self.lane and (refusal := self.lane.refusal(prebuilt.method, self.machine.sm, allow_emulated=False)):
+            self.diagnostics.problem(
+                name, f"a method that {self.lane.name} can run here", prebuilt.method, str(refusal)
+            )
+        return prebuilt.method
 
     def _recognize(self, facts: SourceFacts, bytes_per_weight: float | None) -> Prequantized | None:
         if self._compiles and facts.checkpoint:
             return recognize(facts.checkpoint, facts.name, bytes_per_weight=bytes_per_weight)
         return ChatPlanner._recognize(self, facts, bytes_per_weight)
 
-    def _take_over(self, found: Prequantized, facts: SourceFacts) -> str:
-        method = ChatPlanner._take_over(self, found, facts)
+    def _use_prequantized(self, found: Prequantized, facts: SourceFacts) -> str:
+        method = ChatPlanner._use_prequantized(self, found, facts)
         if self._compiles and found.format == "trt-llm":
             self._check_checkpoint(found, facts)
         elif found.format == "modelopt" and HF_QUANT_CONFIG not in facts.sizes:
@@ -128,7 +130,7 @@ class TrtPlanner(ChatPlanner):
         return method
 
     def _check_checkpoint(self, found: Prequantized, facts: SourceFacts) -> None:
-        """A source that comes as a TensorRT-LLM checkpoint, or at least says so in its name."""
+        """Check a source that comes as a TensorRT-LLM checkpoint, or at least says so in its name."""
         expected, next_step = (
             f"a {PACKAGE} checkpoint in {facts.ref}, there or in {CHECKPOINTS}",
             "name the float model",
@@ -146,20 +148,20 @@ class TrtPlanner(ChatPlanner):
                 self.diagnostics.problem("TENSOR_PARALLEL_SIZE", expected, str(asked))
 
     def _check_quantizer(self) -> None:
-        if self._given() is None:
+        if self._prebuilt_weights() is None:
             ChatPlanner._check_quantizer(self)
 
     def _dtype(self, shape: Shape) -> str:
-        given = self._given()
+        prebuilt = self._prebuilt_weights()
         self.diagnostics.decide(
-            "arithmetic", given.dtype if given else self.settings.trt_dtype, "of what is not quantized"
+            "arithmetic", prebuilt.dtype if prebuilt else self.settings.trt_dtype, "of what is not quantized"
         )
-        return given.dtype if given else self.settings.trt_dtype
+        return prebuilt.dtype if prebuilt else self.settings.trt_dtype
 
     def _grouping(self, method: str | None, shape: Shape, moe: Moe | None) -> tuple[int | None, bool, tuple[str, ...]]:
         kept = HEADS + (MOE_GATES if moe else ())
-        if given := self._given():
-            return given.group_size, True, kept
+        if prebuilt := self._prebuilt_weights():
+            return prebuilt.group_size, True, kept
         self.diagnostics.decide("kept in float", ", ".join(kept), "heads and gates lose most and weigh least")
         if method is None or not METHODS[method].grouped:
             return None, True, kept
@@ -186,7 +188,7 @@ class TrtPlanner(ChatPlanner):
         return None, True, kept
 
     def _calibration(self, method: str | None, facts: SourceFacts) -> CalibrationPlan | None:
-        if self._given() is not None:
+        if self._prebuilt_weights() is not None:
             return None
         dataset, reason = self._dataset(facts)
         samples = self.settings.trt_calib_size
@@ -200,7 +202,7 @@ class TrtPlanner(ChatPlanner):
         return CalibrationPlan(dataset, samples, length)
 
     def _lengths(self) -> tuple[int, int]:
-        """Longest prompt and longest reply, in tokens."""
+        """Return the longest prompt and the longest reply, in tokens."""
         settings = self.settings
         return (
             first_set(settings.trt_max_input_len, default=settings.chat_max_len),

@@ -49,8 +49,8 @@ def steps(plan: BuildPlan) -> Iterable[str]:
             yield f"calibration: tokenize {chat.calibration.samples} samples of {chat.calibration.dataset}"
         if chat.prequantized:
             yield f"quantize: nothing, it comes as {chat.scheme}"
-        elif chat.given:
-            yield f"quantize: nothing, {chat.given} holds {chat.scheme}"
+        elif chat.prebuilt:
+            yield f"quantize: nothing, {chat.prebuilt} holds {chat.scheme}"
         elif chat.method == "none":
             yield "quantize: nothing, the weights stay in float"
         else:

@@ -36,8 +36,12 @@ class Target:
 
     Attributes:
         kind: `yap` for our WebSocket, `openai` for a chat completions endpoint.
+        url: its address.
+        key: the API key; empty for none.
+        model: the model's name, where the server wants one.
         words: length of the system prompt in words.
         max_tokens: length of a reply (the runtime's is its `CHAT_MAX_OUT`).
+        ignore_eos: whether replies always have the full length.
     """
 
     kind: str

@@ -48,6 +48,10 @@ class Sample:
     """The times and counts of one finished turn, in seconds on the machine's monotonic clock.
 
     Attributes:
+        started: when its message was sent.
+        first: when its first token came.
+        ended: when it was over.
+        tokens: how many it had.
         frames: pieces that the reply came in.
         server_ttft: the time to the first token as the server itself took it.
         stream: whose turn it was.
@@ -63,6 +67,7 @@ class Sample:
 
     @property
     def ttft(self) -> float:
+        """The time to the first token, in seconds."""
         return self.first - self.started
 
     @property
@@ -83,7 +88,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one contender with one number of streams."""
+    """The figures of one contender with one number of streams.
+
+    Attributes:
+        streams: how many ran at once.
+        tokens_per_s: throughput of all streams together.
+        ttft_p50: median time to the first token, in seconds.
+        ttft_p95: its 95th percentile.
+        itl_p50: median time between tokens, in seconds.
+        turns: how many were measured.
+        tokens: how many they had together.
+    """
 
     streams: int
     tokens_per_s: float
@@ -94,6 +109,7 @@ class Figures:
     tokens: int
 
     def line(self, name: str) -> str:
+        """Word the figures in one line."""
         return (
             f"{name:28} {self.streams:5} streams  {self.tokens_per_s:10.1f} tok/s  "
             f"TTFT p50 {self.ttft_p50 * 1000:8.1f} ms  p95 {self.ttft_p95 * 1000:8.1f} ms  "

@@ -32,6 +32,7 @@ class Client:
 
     async def send(self, type_: str, **fields: Any) -> None:
         # What the server said before it closed is still to be read, so it is `recv` that tells.
+        """Send one message of a type."""
         with suppress(websockets.ConnectionClosed):
             await self.socket.send(json.dumps({"type": type_, **fields}))
 

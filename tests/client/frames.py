@@ -15,6 +15,7 @@ class Frame:
 
     @property
     def request_id(self) -> str | int | None:
+        """The id of the message that the frame answers; none where it names none."""
         return self.raw.get("request_id")
 
 
@@ -35,6 +36,7 @@ class ToolCall(Frame):
 
     @property
     def wanted(self) -> bool:
+        """Whether a screenshot is wanted."""
         return self.status == "yes"
 
 
@@ -63,12 +65,16 @@ class Done(Frame):
 
 @dataclass(frozen=True)
 class Warmed(Frame):
+    """A prefix was warmed."""
+
     segment: str
     tokens: int
 
 
 @dataclass(frozen=True)
 class Error(Frame):
+    """A message or the whole connection was refused, or a turn failed."""
+
     code: str
     message: str
 

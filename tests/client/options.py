@@ -12,7 +12,17 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a run: where to connect, and how to begin a turn."""
+    """The options of a run: where to connect, and how to begin a turn.
+
+    Attributes:
+        url: the server's WebSocket.
+        api_key: none sends no key.
+        recv_timeout: seconds of silence before a client gives up.
+        chat_prompt: whether a system prompt is sent; not where no chat model is deployed.
+        gender: the persona's; none leaves it out.
+        personality: the persona's style.
+        sampling: fields of `sampling`.
+    """
 
     url: str
     api_key: str | None = field(default=None, repr=False)

@@ -15,9 +15,22 @@ SENTENCE_END = re.compile(r"[.!?…](?=\s|$)")
 class TurnRecord:
     """Collects a turn's frames and when they came, in seconds since the message was sent.
 
-    `ttfb` is the first frame of any kind, `ttft` the first token, `first_words` the third complete word,
-    `first_sentence` the first sentence's end (what a speech synthesizer waits for), `total` the `done`.
-    `gaps` are the times between token frames.
+    Attributes:
+        clock: what tells the time.
+        started: when the message was sent, by the clock.
+        ttfb: the first frame of any kind.
+        ttft: the first token.
+        first_words: the third complete word.
+        first_sentence: the first sentence's end, which is what a speech synthesizer waits for.
+        total: the `done`.
+        gaps: the times between token frames.
+        text: what the tokens said.
+        final: what the `final` said.
+        tool: the decision.
+        error: the last error.
+        done: the end.
+        frames: all of them, in order.
+        last_token: when the last token came, by the clock.
     """
 
     clock: object = time.perf_counter

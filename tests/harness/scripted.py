@@ -30,15 +30,27 @@ REPLY = ("Sure", " thing", ", here", " it is.")
 
 @dataclass
 class ScriptedEngine:
-    """Replies with `reply`, or with what `script` makes of the prompt. A token is a word of it.
+    """An engine that replies with `reply`, or with what `script` makes of the prompt; a token is a word of it.
 
     Attributes:
+        reply: the words of every reply.
+        script: makes the reply of the prompt's words, instead.
         pause: seconds before each delta.
         gate: when set, no delta comes before it is set.
         fail_after: raise `error` after so many deltas.
+        error: what is raised.
         abort_seconds: how long an abort takes.
         abort_steps: how many steps of the loop it takes.
         refuse_reset: whether the caches cannot be reset.
+        dead: whether every call fails, as after the engine's death.
+        held: requests that run now, by number.
+        most_held: the most that ran at once.
+        prompts: the words of each prompt so far.
+        samplings: the sampling of each request so far.
+        warmed: the words of each prefix that was warmed.
+        woken: how many requests had come at each wake-up.
+        resets: how often the caches were reset.
+        aborts: how many requests were aborted.
     """
 
     reply: Sequence[str] = REPLY

@@ -23,9 +23,20 @@ def free_port() -> int:
 
 
 class Server:
-    """`python -m runtime` on an artifact, on a free loopback port.
+    """A runtime on an artifact, as `python -m runtime`, on a free loopback port.
 
-    Standard output and error go to `log`. The context manager ends the process whatever happens inside.
+    The context manager ends the process whatever happens inside.
+
+    Attributes:
+        module: what is run.
+        port: on loopback.
+        url: of its WebSocket.
+        http: the address of its HTTP paths.
+        api_key: the key that it accepts.
+        log: the file of standard output and error.
+        environment: the variables that it is started with.
+        process: none before the start.
+        folder: holds the logs; removed at the end.
     """
 
     def __init__(self, artifact: Path, *, api_key: str = "test-key", module: str = "runtime", **variables: str) -> None:

@@ -21,8 +21,10 @@ class Fault:
         lost: serve the request, then drop the connection without the answer.
         skip: matching requests that pass unharmed first.
         times: matching requests that fail.
+        headers: of the answer.
         body: of the answer.
         also: called at the moment of failure.
+        seen: matching requests so far.
     """
 
     method: str

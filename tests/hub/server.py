@@ -22,7 +22,18 @@ BLOCK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One request that reached the hub. `received` and `sent` are bytes of the bodies."""
+    """A request that reached the hub.
+
+    Attributes:
+        method: of HTTP.
+        path: with its query.
+        host: as the client named it.
+        token: none for a stranger.
+        range: the `Range` header.
+        status: what was answered.
+        received: bytes of the request's body.
+        sent: bytes of the answer's body.
+    """
 
     method: str
     path: str
@@ -40,10 +51,15 @@ class Hub:
 
     Attributes:
         accounts: by token.
+        repositories: by `org/name`.
         objects: LFS objects by SHA-256.
+        parts: parts of uploads that are not complete, by object and number.
         part_size: bytes of a part; files that are larger are uploaded in parts.
         page_size: entries in one answer of a tree.
+        faults: the failures that are still to come.
         seen: every request, in the order of their ends.
+        running: requests that are being answered now.
+        lock: held while any of these is changed.
     """
 
     accounts: dict[str, Account] = field(default_factory=dict)

@@ -30,7 +30,7 @@ class RequestOutput:
     """A request's output, which yields itself at each step; leaving the iteration aborts nothing."""
 
     def __init__(self, llm: LLM, prompt: list[int], params: SamplingParams) -> None:
-        self._llm, self._prompt, self._params = llm, prompt, params
+        self._llm, self._params = llm, params
         self._last = prompt[-1]
         self._aborted = False
         self._steps = 0

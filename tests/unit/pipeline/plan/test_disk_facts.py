@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import settings
 from pipeline.plan import BuildRequest, disk_facts, planner, prepare
-from pipeline.plan.disk_facts import DiskFacts, Place, look
+from pipeline.plan.disk_facts import DiskFacts, PathEntry, entry_at
 from pipeline.plan.hardware import Hardware
 from pipeline.problem import WrongRequestError
 from pipeline.source import read_facts
@@ -29,7 +29,7 @@ def problems(request: BuildRequest, disk: DiskFacts, **variables: str) -> list[s
     loaded = settings.load(variables)
     with no_reading():
         try:
-            planner.make(request, loaded.settings, None, TOOL, HERE, loaded.problems, disk)
+            planner.make_plan(request, loaded.settings, None, TOOL, HERE, loaded.problems, disk)
         except WrongRequestError as error:
             return [str(problem) for problem in error.problems]
     return []
@@ -69,16 +69,16 @@ def test_each_kind_of_place_is_told_apart(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "other/thesis.tex").write_text("")
     (tmp_path / "file").write_text("")
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
-    found = {name: look(tmp_path / name) for name in ("empty", "artifact", "other", "file", "dangling", "missing")}
+    found = {name: entry_at(tmp_path / name) for name in ("empty", "artifact", "other", "file", "dangling", "missing")}
     assert found == {
-        "empty": Place.EMPTY_FOLDER,
-        "artifact": Place.ARTIFACT,
-        "other": Place.OTHER_FOLDER,
-        "file": Place.FILE,
-        "dangling": Place.NOTHING,
-        "missing": Place.NOTHING,
+        "empty": PathEntry.EMPTY_FOLDER,
+        "artifact": PathEntry.ARTIFACT,
+        "other": PathEntry.OTHER_FOLDER,
+        "file": PathEntry.FILE,
+        "dangling": PathEntry.NOTHING,
+        "missing": PathEntry.NOTHING,
     }
-    assert look(Path("~/file")) is Place.FILE
+    assert entry_at(Path("~/file")) is PathEntry.FILE
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~nobody-of-that-name/x"])
@@ -87,23 +87,23 @@ def test_a_name_that_the_system_refuses_is_a_fact_and_no_traceback(name: str) ->
     found = disk_facts.read(BuildRequest(out=Path(name)), loaded.settings)
     assert isinstance(found.engine, ArtifactError)
     assert isinstance(found.checkpoint, ArtifactError)
-    assert found.dataset in {Place.UNREADABLE, Place.NOTHING}
+    assert found.dataset in {PathEntry.UNREADABLE, PathEntry.NOTHING}
 
 
 PLACES = [
-    (Place.NOTHING, None),
-    (Place.EMPTY_FOLDER, None),
-    (Place.ARTIFACT, None),
-    (Place.FILE, "--out: expected a folder, or nothing, found a file at there"),
-    (Place.OTHER_FOLDER, "--out: expected an empty folder, an artifact or nothing, found other files in there"),
-    (Place.UNREADABLE, "--out: expected a folder, or nothing, found what cannot be read at there"),
+    (PathEntry.NOTHING, None),
+    (PathEntry.EMPTY_FOLDER, None),
+    (PathEntry.ARTIFACT, None),
+    (PathEntry.FILE, "--out: expected a folder, or nothing, found a file at there"),
+    (PathEntry.OTHER_FOLDER, "--out: expected an empty folder, an artifact or nothing, found other files in there"),
+    (PathEntry.UNREADABLE, "--out: expected a folder, or nothing, found what cannot be read at there"),
 ]
 
 
 @pytest.mark.parametrize(("place", "told"), PLACES)
-def test_the_plan_goes_by_the_facts_of_its_place(place: Place, told: str | None) -> None:
+def test_the_plan_goes_by_the_facts_of_its_place(place: PathEntry, told: str | None) -> None:
     out = Path("there")
-    found = problems(BuildRequest(tool="embedded", lanes=("cpu",), out=out), DiskFacts(places={out: place}))
+    found = problems(BuildRequest(tool="embedded", lanes=("cpu",), out=out), DiskFacts(entries={out: place}))
     assert [line.startswith(told) for line in found] == [True] if told else found == []
 
 

@@ -108,7 +108,7 @@ def make(row: Row) -> BuildPlan:
     )
     found = disk_facts.read(request, loaded.settings)
     with no_reading():
-        return planner.make(request, loaded.settings, row.chat, row.tool, row.on, loaded.problems, found)
+        return planner.make_plan(request, loaded.settings, row.chat, row.tool, row.on, loaded.problems, found)
 
 
 def method_is(method: str, **more: Any) -> Callable[[BuildPlan], bool]:

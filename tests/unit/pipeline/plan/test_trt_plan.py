@@ -97,7 +97,7 @@ def make(row: Row) -> BuildPlan:
     request = BuildRequest(chat=row.chat.ref, lanes=("trt",), method=row.method)
     found = disk_facts.read(request, loaded.settings)
     with no_reading():
-        return planner.make(request, loaded.settings, row.chat, None, row.on, loaded.problems, found)
+        return planner.make_plan(request, loaded.settings, row.chat, None, row.on, loaded.problems, found)
 
 
 def method_is(method: str, **more: Any) -> Callable[[BuildPlan], bool]:
