@@ -98,8 +98,7 @@ class StageRunner:
     ) -> Path:
         """Score held-out text with the float model, and return the file of scores.
 
-        The model computes in `dtype`, as the artifact does: float32 and bfloat16 alone disagree on one first choice in
-        thirty.
+        The model computes in `dtype`, as the artifact does: float32 and bfloat16 alone do not always agree.
         """
         from pipeline.validate.validation import measure_reference
 

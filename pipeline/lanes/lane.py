@@ -59,13 +59,13 @@ class Method:
     seconds: float
 
 
-# Between what a sound recipe reaches on SmolLM2-135M (AWQ 1.05 and 0.80, GPTQ 1.05 and 0.82, INT8 1.01 and 0.91) and
-# what rounding without calibration does to it (4 bits 1.27 and 0.66, INT8 1.05 and 0.87): docs/quality.md. Even float32
-# and bfloat16 agree at 0.97 only, so bounds need some room. A large model loses less, so it must.
+# Between what a sound recipe reaches on a small model and what rounding without calibration does to it
+# (docs/quality.md). Even float32 and bfloat16 do not always agree, so bounds need some room. A large model loses less,
+# so it must.
 FOUR_BIT = (Bounds(1.25, 0.76), Bounds(1.10, 0.88))
 EIGHT_BIT = (Bounds(1.05, 0.88), Bounds(1.03, 0.94))
-# TensorRT-LLM's 8 bits scale activations beforehand, by one number a matrix: FP8 reaches 0.88 on SmolLM2-135M and INT8
-# 0.86 to 0.87, with ModelOpt's own smoothing only 0.79. Large models were not measured, so that theirs stay.
+# TensorRT-LLM's 8 bits scale activations beforehand, by one number a matrix, which costs a small model some agreement
+# (docs/quality.md). Large models were not measured, so that their bounds stay.
 STATIC_EIGHT_BIT = (Bounds(1.05, 0.83), Bounds(1.03, 0.94))
 # The same weights in the same engine: only the order of additions differs, which flips a first choice now and then.
 FLOAT = (Bounds(1.005, 0.98), Bounds(1.005, 0.98))

@@ -170,8 +170,7 @@ class ChatPlanner:
             return None, True, kept
         why = "a model this small loses least with it, and it" if small else "the largest up to 128 that"
         self.diagnostics.decide("group size", size, f"{why} divides the widths {widths}")
-        # With 4 bits a zero point pays: without one GPTQ's perplexity ratio is 1.32 instead of 1.09, and AWQ's is no
-        # better (docs/quality.md). ModelOpt's INT4 has none.
+        # With 4 bits a zero point pays, for GPTQ most of all (docs/quality.md). ModelOpt's INT4 has none.
         symmetric = method not in {"awq", "gptq"}
         self.diagnostics.decide("zero point", "no" if symmetric else "yes", f"as {method} does best")
         return size, symmetric, kept

@@ -77,9 +77,8 @@ def entry_at(path: Path) -> PathEntry:
             return PathEntry.ARTIFACT
         return PathEntry.OTHER_FOLDER if any(path.iterdir()) else PathEntry.EMPTY_FOLDER
     except (OSError, ValueError, RuntimeError):
-        return (
-            PathEntry.UNREADABLE
-        )  # locked, a name that the system refuses, or the home of a user whom it does not know
+        # locked, a name that the system refuses, or the home of a user whom it does not know
+        return PathEntry.UNREADABLE
 
 
 def _candidates(request: BuildRequest) -> list[Path]:

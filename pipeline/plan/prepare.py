@@ -15,9 +15,15 @@ from pipeline.settings import PipelineSettings
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A plan, with what the stages need beside it."""
+    """A plan, with what the stages need beside it.
 
-    request: BuildRequest
+    Attributes:
+        plan: what was decided.
+        hardware: what it was decided for.
+        settings: the environment.
+        cache: folder of finished stages.
+    """
+
     plan: BuildPlan
     hardware: Hardware
     settings: PipelineSettings
@@ -39,7 +45,7 @@ def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str,
     here = hardware.describe(folder, loaded.settings.quantize_python, needs)
     found = disk_facts.read(request, loaded.settings)
     made = planner.make_plan(request, loaded.settings, chat, tool, here, loaded.problems, found)
-    return Prepared(request, made, here, loaded.settings, folder)
+    return Prepared(made, here, loaded.settings, folder)
 
 
 def cache_folder(values: PipelineSettings, environment: Mapping[str, str]) -> Path:

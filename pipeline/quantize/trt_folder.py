@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 CONFIGURATIONS = {"int4_awq": "INT4_AWQ_CFG", "fp8": "FP8_DEFAULT_CFG", "int8_sq": "INT8_SMOOTHQUANT_CFG"}
 
 # How far INT8 smooths activations into the weights (SmoothQuant, arXiv 2211.10438, takes 0.5 to 0.8). ModelOpt's own 1
-# moves everything there: first choices agree at 0.79 instead of 0.86 (docs/quality.md).
+# moves everything there, and first choices agree less often (docs/quality.md).
 SMOOTHING = {"method": "smoothquant", "alpha": 0.8}
 
 

@@ -113,8 +113,7 @@ def _environment(job: QuantizeJob) -> dict[str, str]:
     }
     if job.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-        # Threads that spin while they wait take the processor from those they wait for, where others use it too: AWQ
-        # takes a quarter of the time without it on two busy cores.
+        # Threads that spin while they wait take the processor from those they wait for, where others use it too.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return environment
 

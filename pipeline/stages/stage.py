@@ -226,13 +226,8 @@ def remove_leftovers(home: Path, name: str) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def remove_all_leftovers(cache: Path) -> int:
-    """Remove what killed runs left in the cache, except under keys that another process works on.
-
-    Returns:
-        how many folders were removed.
-    """
-    removed = 0
+def remove_all_leftovers(cache: Path) -> None:
+    """Remove what killed runs left in the cache, except under keys that another process works on."""
     for leftover in cache.glob("*/*.partial-*"):
         lock = leftover.with_name(leftover.name.partition(".")[0] + ".lock")
         with lock.open("a") as file:
@@ -241,8 +236,6 @@ def remove_all_leftovers(cache: Path) -> int:
             except BlockingIOError:
                 continue
             shutil.rmtree(leftover, ignore_errors=True)
-            removed += 1
-    return removed
 
 
 @contextmanager
