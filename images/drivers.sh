@@ -17,7 +17,7 @@ for source in "$venv"/lib/python3.*/site-packages/*/backends/nvidia/driver.c; do
     [ -f "$source" ] || continue
     mkdir -p "$compiled"
     out=$compiled/$(sha256sum "$source" | cut -d' ' -f1).so
-    # The options are those of Triton's runtime/build.py.
+    # The options are those of Triton's own `build.py`.
     gcc "$source" -O3 -shared -fPIC -Wno-psabi -o "$out" -Wl,--no-as-needed -l:libcuda.so.1 "-L$stub" \
         "-I$(dirname "$source")/include" "-I$headers"
     echo "drivers: compiled ${source#"$venv"/}" >&2

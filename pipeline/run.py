@@ -1,7 +1,7 @@
 """Runs a plan: the stages in their order, and the finished artifact at its place.
 
 source → calibration → quantize → tool → build → reference → validate → finish. Each is done once for its inputs
-(`stages.py`); only `finish` touches the artifact's place, by a rename, after every gate has passed.
+(`pipeline/stages/stage.py`); only `finish` touches the artifact's place, by a rename, after every gate has passed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ModelOpt for real, on the embedded chat model: the pipeline's own stages quantize it, and its own gate judges it.
 
-Only what needs a GPU is another: transformers stands for TensorRT-LLM's engine (`tests/harness/dequantize.py`), and the
-plan is made for an H200 and carried out on the CPU.
+Only what needs a GPU is another: transformers stands for TensorRT-LLM's engine (`tests/harness/models/dequantize.py`),
+and the plan is made for an H200 and carried out on the CPU.
 """
 
 from __future__ import annotations

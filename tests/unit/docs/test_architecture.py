@@ -1,4 +1,4 @@
-"""`docs/architecture.md` and `CONTRIBUTING.md` name every room, and nothing that is not there."""
+"""`docs/architecture.md` names every room, and no text names a file that is not there."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ NAMED = re.compile(r"(?<![\w./-])((?:runtime|pipeline|tests|images|docs|\.ci|\.g
 TOP_FILES = re.compile(r"`([A-Za-z][\w-]*\.(?:py|md|hcl|toml)|Makefile)`")
 
 
-def wrong(page: str) -> Iterator[str]:
-    """What a page names and is not there."""
-    for path, name in NAMED.findall(page):
+def wrong(text: str) -> Iterator[str]:
+    """What a text names and is not there."""
+    for path, name in NAMED.findall(text):
         found = ROOT / path
         if not (found.is_dir() if path.endswith("/") else found.exists()):
             yield path
         elif name and name not in defined(found):
             yield f"{path}:{name}"
-    yield from (name for name in TOP_FILES.findall(page) if not (ROOT / name).is_file())
 
 
 def defined(module: Path) -> set[str]:
@@ -42,14 +41,27 @@ def defined(module: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_what_a_page_names_exists(name: str) -> None:
-    assert list(wrong((ROOT / name).read_text("utf-8"))) == []
+# Where people read of our files: pages, scripts, images, workflows, and what the code says of itself.
+TOLD = ("*.md", "docs/*.md", "Makefile", "*.toml", "*.hcl", "images/*.*", ".ci/*", ".github/workflows/*")
+CODE = ("runtime", "pipeline", "tests/harness", "tests/integration", "tests/images", "tests/benchmarks", "tests/gpu")
 
 
-@pytest.mark.parametrize(
-    "text", ["`runtime/turns/turns.py`", "`runtime/turns/turn.py:Turns`", "in runtime/shelf/", "`setup.py`"]
-)
+def texts() -> list[str]:
+    """Every file that may name others, by its path."""
+    found = [path for pattern in TOLD for path in ROOT.glob(pattern) if path.is_file()]
+    found += [path for top in CODE for path in (ROOT / top).rglob("*.py")]
+    return [name_of(path) for path in sorted(found)]
+
+
+@pytest.mark.parametrize("name", texts())
+def test_what_a_text_names_exists(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    assert list(wrong(text)) == []
+    if name in PAGES:
+        assert [file for file in TOP_FILES.findall(text) if not (ROOT / file).is_file()] == []
+
+
+@pytest.mark.parametrize("text", ["`runtime/turns/turns.py`", "`runtime/turns/turn.py:Turns`", "in runtime/shelf/"])
 def test_what_does_not_exist_is_noticed(text: str) -> None:
     assert len(list(wrong(text))) == 1
 
