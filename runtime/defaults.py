@@ -18,6 +18,9 @@ PORT = 8000
 # Connections. Times in seconds.
 CONNECTIONS = 64
 HANDSHAKE_TIMEOUT_S = 0.5
+HANDSHAKE_DEADLINE_S = 10.0
+# Sockets without a slot, besides one for each slot: everybody may come back at once.
+UNADMITTED = 1024
 IDLE_TIMEOUT_S = 150.0
 IDLE_CLOSE_CODE = 4000
 MESSAGE_BYTES = 262_144

@@ -34,6 +34,11 @@ class Metrics:
             "yap_tool_seconds", "Latency of the classifier", buckets=_STEP_SECONDS, registry=registry
         )
         self._closed = Counter("yap_connections_closed", "Closed connections, by code", ["code"], registry=registry)
+        self._dropped = Counter(
+            "yap_sockets_dropped", "Sockets that were dropped, by reason", ["reason"], registry=registry
+        )
+        self.unadmitted = Gauge("yap_sockets_unadmitted", "Open sockets that hold no slot", registry=registry)
+        self.open_files = Gauge("yap_open_files_max", "Limit of open files", registry=registry)
         self.connections = Gauge("yap_connections_active", "Admitted connections", registry=registry)
         self.connections_max = Gauge("yap_connections_max", "Connection slots", registry=registry)
         self.sessions = Gauge("yap_sessions", "Sessions that are kept", registry=registry)
@@ -75,6 +80,10 @@ class Metrics:
     def connection_closed(self, code: int) -> None:
         """Count a connection's end."""
         self._closed.labels(str(code)).inc()
+
+    def socket_dropped(self, reason: str) -> None:
+        """Count a socket that was dropped."""
+        self._dropped.labels(reason).inc()
 
     def caches_reset(self) -> None:
         """Count a reset of the engine's caches."""

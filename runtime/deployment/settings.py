@@ -94,6 +94,18 @@ class RuntimeSettings(BaseSettings):
     # Connections
     max_concurrent_connections: int = var(defaults.CONNECTIONS, "connection slots", ge=1)
     ws_handshake_acquire_timeout_s: float = var(defaults.HANDSHAKE_TIMEOUT_S, "longest wait for a slot", unit="s", ge=0)
+    handshake_deadline_s: float = var(
+        defaults.HANDSHAKE_DEADLINE_S,
+        "time in which a socket must be admitted or its request answered; then it is dropped",
+        unit="s",
+        gt=0,
+    )
+    max_unadmitted_sockets: int | None = var(
+        None,
+        "open sockets that hold no slot; beyond it the one that was silent longest is dropped; "
+        f"{defaults.UNADMITTED} and one a slot, or what the limit of open files leaves",
+        ge=1,
+    )
     ws_idle_timeout_s: float = var(
         defaults.IDLE_TIMEOUT_S, "silence after which a connection is closed", unit="s", gt=0
     )

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from runtime.server.admission import Slot
 from runtime.server.auth import origin_allowed
 from runtime.server.connection import Connection
+from runtime.server.front.sockets import Socket, socket_of
 from runtime.server.service import Phase, Service
 from runtime.turns.message_handler import MessageHandler
 from runtime.turns.outbox import Outbox
@@ -65,11 +66,11 @@ class WebSocketEndpoint:
         """Serve one WebSocket, from its handshake to its end."""
         try:
             await receive()
-            await self._admit(scope, receive, send)
+            await self._admit(scope, receive, send, socket_of(scope))
         except OSError:
             return  # the client left while something was being sent
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, socket: Socket) -> None:
         service = self._service
         headers = {
             name.decode("latin-1").lower(): value.decode("utf-8", "surrogateescape") for name, value in scope["headers"]
@@ -77,38 +78,42 @@ class WebSocketEndpoint:
         query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         if not origin_allowed(headers.get("origin"), service.settings.ws_allowed_origins):
             refusal = frames.Error(error_code="authentication_failed", message="This origin may not connect.")
-            return await self._refuse(send, refusal, frames.CLOSE_POLICY, "authentication_failed")
+            return await self._refuse(send, socket, refusal, frames.CLOSE_POLICY, "authentication_failed")
         principal = service.keyring.identify(headers, query)
         if principal is None:
             refusal = frames.Error(error_code="authentication_failed", message="The API key is missing or wrong.")
-            return await self._refuse(send, refusal, frames.CLOSE_POLICY, "authentication_failed")
+            return await self._refuse(send, socket, refusal, frames.CLOSE_POLICY, "authentication_failed")
         if service.phase is Phase.DRAINING:
-            return await self._refuse(send, frames.Draining(deadline_s=0), frames.CLOSE_GOING_AWAY, "draining")
+            return await self._refuse(send, socket, frames.Draining(deadline_s=0), frames.CLOSE_GOING_AWAY, "draining")
         if service.phase is not Phase.READY:
             full = self._capacity_error(f"Not ready: {service.reason}.")
-            return await self._refuse(send, full, frames.CLOSE_TRY_LATER, service.phase.value)
+            return await self._refuse(send, socket, full, frames.CLOSE_TRY_LATER, service.phase.value)
         slot = await service.admission.acquire()
         if slot is None:
             return await self._refuse(
-                send, self._capacity_error("Server is at capacity."), frames.CLOSE_TRY_LATER, "at_capacity"
+                send, socket, self._capacity_error("Server is at capacity."), frames.CLOSE_TRY_LATER, "at_capacity"
             )
         try:
-            await send({"type": "websocket.accept"})
-            await self._serve(principal, receive, send, slot)
+            if not socket.closing:
+                socket.admit()
+                await send({"type": "websocket.accept"})
+                await self._serve(principal, receive, send, slot, socket)
         finally:
             slot.release()
+            socket.leaves()
         return None
 
-    async def _serve(self, principal: str, receive: Receive, send: Send, slot: Slot) -> None:
+    async def _serve(self, principal: str, receive: Receive, send: Send, slot: Slot, socket: Socket) -> None:
         service = self._service
         if service.deployment is None or service.sessions is None:
             raise RuntimeError("a connection was admitted before anything was loaded")
         outbox = Outbox()
         handler = MessageHandler(principal, outbox, service.deployment, service.sessions)
-        connection = Connection(receive, send, outbox, handler, service.decoder, service.limits)
+        connection = Connection(receive, send, outbox, handler, service.decoder, service.limits, socket.abort)
 
         def on_end() -> None:
             slot.release()
+            socket.leaves()
             service.connections.discard(connection)
             service.metrics.connection_closed(connection.close_code)
 
@@ -123,8 +128,10 @@ class WebSocketEndpoint:
             capacity = frames.Capacity(active=capacity.active, max=capacity.max, available=0, at_capacity=True)
         return frames.Error(error_code="server_at_capacity", message=message, capacity=capacity)
 
-    async def _refuse(self, send: Send, frame: Frame, code: int, reason: str) -> None:
+    async def _refuse(self, send: Send, socket: Socket, frame: Frame, code: int, reason: str) -> None:
         """Accept, say why not, close: a browser can read a close code, never the status of a failed handshake."""
+        if socket.closing:  # it left, or was dropped, before it was told
+            return
         await send({"type": "websocket.accept"})
         await send({"type": "websocket.send", "text": frames.encode(frame)})
         await send({"type": "websocket.close", "code": code, "reason": reason})

@@ -12,6 +12,7 @@ from starlette.types import Receive, Send
 from runtime import defaults
 from runtime.host.ratelimit import SlidingWindow
 from runtime.host.timeouts import within
+from runtime.server.front.sockets import CLOSE_DEADLINE_S
 from runtime.turns.message_handler import MessageHandler
 from runtime.turns.outbox import Close, Outbox
 from runtime.turns.turn import Stop
@@ -19,9 +20,6 @@ from runtime.wire import frames, messages
 from runtime.wire.decoder import Decoder
 from runtime.wire.frames import Frame, RequestId
 from runtime.wire.messages import Rejected
-
-# A peer that is gone does not read our last frames either; after this many seconds nobody waits for it any more.
-CLOSE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +55,14 @@ class Connection:
         handler: MessageHandler,
         decoder: Decoder,
         limits: ConnectionLimits,
+        abort: Callable[[], None] = lambda: None,
     ) -> None:
         """Serve a socket that was accepted; to be made in the task that will serve it."""
         self._receive = receive  # ASGI
         self._send = send  # ASGI; for the writer alone
         self._outbox = outbox  # what the writer takes
         self._handler = handler  # gets the messages
+        self._abort = abort  # ends the socket, whatever waits
         self._decoder = decoder  # shared by all connections
         self._messages = SlidingWindow(*limits.messages)  # limits all messages but cancels
         self._cancels = SlidingWindow(*limits.cancels)  # limits the cancels
@@ -114,7 +114,7 @@ class Connection:
         self.close(frames.CLOSE_GOING_AWAY, "draining")
 
     async def _close(self, code: int, reason: str, last: Frame | None, why: Stop) -> None:
-        self._abort_timer = self._loop.call_later(CLOSE_TIMEOUT_S, self._abort_reader)
+        self._abort_timer = self._loop.call_later(CLOSE_DEADLINE_S, self._abort_reader)
         await self._handler.close(why)
         if last is not None:
             self._outbox.put(last)
@@ -122,6 +122,7 @@ class Connection:
         self._outbox.put(Close(code, reason))
 
     def _abort_reader(self) -> None:
+        self._abort()
         if self._reader is not None:
             self._reader.cancel()
 

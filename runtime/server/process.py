@@ -27,11 +27,16 @@ import structlog
 import uvicorn
 from pydantic import SecretStr
 
+from runtime import defaults
 from runtime.artifact import ArtifactError, hub
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.engines import EngineDeadError, EngineOptionError, EngineVersionError
 from runtime.host import logs
+from runtime.host.descriptors import BACKLOG, raise_limit, share
 from runtime.server.app import create_app
+from runtime.server.front.config import Front, FrontError, check_uvicorn
+from runtime.server.front.http import serve_behind
+from runtime.server.front.noise import calm
 from runtime.server.service import Phase, Service
 
 EX_TERMINATED = 128 + signal.SIGTERM
@@ -59,7 +64,16 @@ def run(settings: RuntimeSettings) -> int:
         level=settings.log_level, log_format=settings.log_format, folder=settings.log_dir, secrets=_secrets(settings)
     )
     try:
-        listener = bind(settings.host, settings.port)
+        check_uvicorn()
+    except FrontError as error:
+        return _report(os.EX_SOFTWARE, str(error))
+    files = raise_limit()
+    try:
+        shares = share(files.limit, settings.max_concurrent_connections, _unadmitted(settings))
+    except ValueError as error:
+        return _report(os.EX_USAGE, f"MAX_CONCURRENT_CONNECTIONS: {error}; set fewer or raise the limit (`ulimit -n`)")
+    try:
+        listener = bind(settings.host, settings.port, shares.backlog)
     except OSError as error:
         return _report(
             os.EX_UNAVAILABLE,
@@ -67,8 +81,10 @@ def run(settings: RuntimeSettings) -> int:
         )
     import uvloop
 
+    log.info("open_files", limit=files.limit, before=files.before, unadmitted=shares.unadmitted, backlog=shares.backlog)
+    settings = settings.model_copy(update={"max_unadmitted_sockets": shares.unadmitted})
     with listener:
-        return uvloop.run(_serve(settings, listener))
+        return uvloop.run(_serve(settings, listener, shares.backlog))
 
 
 def _secrets(settings: RuntimeSettings) -> list[SecretStr]:
@@ -80,8 +96,12 @@ def _secrets(settings: RuntimeSettings) -> list[SecretStr]:
     return [*settings.api_keys(), *([token] if token else [])]
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Bind a listening socket to the address.
+def _unadmitted(settings: RuntimeSettings) -> int:
+    return settings.max_unadmitted_sockets or defaults.UNADMITTED + settings.max_concurrent_connections
+
+
+def bind(host: str, port: int, backlog: int = BACKLOG) -> socket.socket:
+    """Bind a listening socket to the address, with so many connections that may wait to be accepted.
 
     Raises:
         OSError: the address is taken or not ours.
@@ -91,33 +111,27 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(backlog)
     except BaseException:
         listener.close()
         raise
     return listener
 
 
-def web_config(service: Service) -> uvicorn.Config:
+def web_config(service: Service, backlog: int = BACKLOG) -> uvicorn.Config:
     """Make uvicorn's configuration for the application."""
-    return uvicorn.Config(
+    return serve_behind(
+        Front(service.sockets),
         create_app(service),
-        ws="websockets-sansio",
-        ws_max_size=service.settings.ws_max_message_bytes,
-        ws_per_message_deflate=False,
-        # A slow reader answers pings late; silence is judged by the idle timeout alone.
-        ws_ping_interval=None,
-        ws_ping_timeout=None,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
+        max_message_bytes=service.settings.ws_max_message_bytes,
+        backlog=backlog,
     )
 
 
-async def _serve(settings: RuntimeSettings, listener: socket.socket) -> int:
+async def _serve(settings: RuntimeSettings, listener: socket.socket, backlog: int) -> int:
     service = Service(settings)
-    server = Server(web_config(service))
+    server = Server(web_config(service, backlog))
+    calm()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, service)

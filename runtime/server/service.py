@@ -21,7 +21,7 @@ from typing import Any
 
 import structlog
 
-from runtime import artifact, engines
+from runtime import artifact, defaults, engines
 from runtime.artifact import BuildMetadata, ToolModel, verify
 from runtime.artifact.repository import named_on_hub
 from runtime.defaults import GPU_ALONE
@@ -31,13 +31,14 @@ from runtime.deployment.models import Chat, Classifier, Deployment
 from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing, plan
 from runtime.deployment.settings import RuntimeSettings
 from runtime.engines import Engine, EngineDeadError, Sampling
-from runtime.host import machine
+from runtime.host import descriptors, machine
 from runtime.host.machine import Machine
 from runtime.host.ratelimit import SlidingWindow
 from runtime.host.timeouts import within
 from runtime.server.admission import Admission
 from runtime.server.auth import Keyring
 from runtime.server.connection import Connection, ConnectionLimits
+from runtime.server.front.sockets import Sockets
 from runtime.server.maintenance import CacheResetter, expire_sessions
 from runtime.text.prompt import PromptRenderer
 from runtime.turns.session import Session, SessionStore
@@ -73,6 +74,7 @@ class Service:
         metrics: what `/metrics` tells.
         keyring: who may connect.
         admission: how many may.
+        sockets: all that are open, and who has to go.
         decoder: shared by all connections.
         limits: those of each connection.
         connections: those that are open.
@@ -88,6 +90,11 @@ class Service:
         self.metrics = Metrics()
         self.keyring = Keyring(settings.api_keys())
         self.admission = Admission(settings.max_concurrent_connections, settings.ws_handshake_acquire_timeout_s)
+        self.sockets = Sockets(
+            settings.max_unadmitted_sockets or defaults.UNADMITTED + self.admission.limit,
+            settings.handshake_deadline_s,
+            self.metrics.socket_dropped,
+        )
         self.decoder = Decoder(settings.grammar())
         self.limits = ConnectionLimits(
             messages=(settings.ws_max_messages_per_window, settings.ws_message_window_seconds),
@@ -105,6 +112,8 @@ class Service:
         self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._tasks: set[asyncio.Task[None]] = set()  # what runs in the background
         self.metrics.connections_max.set(self.admission.limit)
+        self.metrics.open_files.set_function(descriptors.limit)
+        self.metrics.unadmitted.set_function(lambda: self.sockets.unadmitted)
         self.metrics.connections.set_function(lambda: self.admission.held)
 
     def start(self) -> None:

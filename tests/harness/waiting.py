@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from tests.harness.scripted import Running
+
 TIMEOUT_S = 30.0
 
 
@@ -16,3 +18,8 @@ async def eventually(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
     await asyncio.wait_for(wait(), TIMEOUT_S)
+
+
+async def all_gone(running: Running, but: int = 0) -> None:
+    """Wait until no socket of the server is open but so many."""
+    await eventually(lambda: len(running.service.sockets._all) == but)

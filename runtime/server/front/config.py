@@ -1,0 +1,81 @@
+"""How uvicorn is run: with our protocols, and only in the version that they were written against."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from runtime.server.front.heads import Bodies
+from runtime.server.front.sockets import Sockets
+from runtime.server.front.turnstile import Turnstile
+
+# The protocols are subclasses of uvicorn's own, whose insides are nobody's promise.
+UVICORN = "0.54."
+
+# Handshakes, and 4 KiB of a long run of frames, cost well under a millisecond each.
+HEADS_AT_ONCE = 8
+SLICES_AT_ONCE = 1
+
+
+class FrontError(Exception):
+    """The installed uvicorn is another one than the bounds are written for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What all connections share."""
+
+    sockets: Sockets
+    bodies: Bodies = field(default_factory=dict)
+    heads: Turnstile = field(default_factory=lambda: Turnstile(HEADS_AT_ONCE))
+    slices: Turnstile = field(default_factory=lambda: Turnstile(SLICES_AT_ONCE))
+
+
+def check_uvicorn() -> None:
+    """Call before anything is served.
+
+    Raises:
+        FrontError: uvicorn is not the one.
+    """
+    if not uvicorn.__version__.startswith(UVICORN):
+        raise FrontError(f"uvicorn: expected {UVICORN}x, found {uvicorn.__version__}; install the locked version")
+
+
+class FrontConfig(uvicorn.Config):
+    """uvicorn's configuration with our bounds."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        front: Front,
+        *,
+        http: type[asyncio.Protocol],
+        ws: type[asyncio.Protocol],
+        max_message_bytes: int,
+        backlog: int,
+    ) -> None:
+        """Serve `app` behind `front` with these two protocols.
+
+        Raises:
+            FrontError: uvicorn is not the one.
+        """
+        check_uvicorn()
+        self.front = front
+        super().__init__(
+            app,
+            http=http,
+            ws=ws,
+            ws_max_size=max_message_bytes,
+            ws_per_message_deflate=False,
+            # A slow reader answers pings late; silence is judged by the idle timeout alone.
+            ws_ping_interval=None,
+            ws_ping_timeout=None,
+            backlog=backlog,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )

@@ -1,0 +1,110 @@
+"""The head of an HTTP/1.1 request, read within bounds before any parser sees it. Bytes in, a verdict out; no sockets.
+
+Parsers differ in what they bound: httptools (llhttp) bounds neither the URL nor the headers nor their number, h11
+bounds a head that is incomplete, never one that came in one piece. So the bounds stand here, and a parser gets one
+whole head at a time. Line ends are CR LF, a field is one line, a body has a length: what is stricter here than RFC 9112
+requires is what it lets a server refuse.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+HEAD_BYTES = 16_384
+# With its line end; websockets takes 8,192 and 128.
+LINE_BYTES = 8_190
+FIELDS = 100
+
+END = b"\r\n\r\n"
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+_DIGITS = re.compile(rb"[0-9]{1,15}")
+
+# Paths that take a body, each with its largest one in bytes.
+Bodies = Mapping[bytes, int]
+
+
+class HeadRefused(Exception):
+    """A head that is not served."""
+
+    def __init__(self, status: HTTPStatus) -> None:
+        super().__init__(status.phrase)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What must be known before a parser gets it: its length, the length of the body, and who reads what follows."""
+
+    size: int
+    body: int
+    websocket: bool
+
+
+def check_partial(held: bytes | bytearray) -> None:
+    """Refuse what cannot become a head any more.
+
+    Raises:
+        HeadRefused: it is too long.
+    """
+    if len(held) > HEAD_BYTES:
+        raise HeadRefused(_too_long(first_line=b"\r\n" not in held[:LINE_BYTES]))
+
+
+def read_head(held: bytes | bytearray, bodies: Bodies) -> Head:
+    """Judge the head that `held` begins with; it is there to its `END`.
+
+    Raises:
+        HeadRefused: with the status to answer.
+    """
+    end = held.find(END)
+    size = end + len(END)
+    if size > HEAD_BYTES:
+        raise HeadRefused(_too_long(first_line=held.find(b"\r\n") > LINE_BYTES))
+    head = bytes(held[:size])
+    if _BARE_LINE_FEED.search(head):
+        raise HeadRefused(HTTPStatus.BAD_REQUEST)
+    request, *fields = head[:end].split(b"\r\n")
+    if len(request) + 2 > LINE_BYTES:
+        raise HeadRefused(_too_long(first_line=True))
+    if len(fields) > FIELDS or any(len(field) + 2 > LINE_BYTES for field in fields):
+        raise HeadRefused(_too_long(first_line=False))
+    body, upgrade, switches = 0, False, False
+    lengths = 0
+    for field in fields:
+        name, colon, value = field.partition(b":")
+        name, value = name.lower(), value.strip(b" \t")
+        if not colon or not name or name != name.strip():  # a folded line begins with a space
+            raise HeadRefused(HTTPStatus.BAD_REQUEST)
+        if name == b"content-length":
+            lengths += 1
+            if lengths > 1 or not _DIGITS.fullmatch(value):
+                raise HeadRefused(HTTPStatus.BAD_REQUEST)
+            body = int(value)
+        elif name == b"transfer-encoding":
+            raise HeadRefused(HTTPStatus.LENGTH_REQUIRED)
+        elif name == b"upgrade":
+            upgrade = value.lower() == b"websocket"
+        elif name == b"connection":
+            switches = b"upgrade" in [token.strip().lower() for token in value.split(b",")]
+    if body > _largest_body(request, bodies):
+        raise HeadRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    return Head(size, body, upgrade and switches)
+
+
+def _largest_body(request: bytes, bodies: Bodies) -> int:
+    words = request.split(b" ")
+    return bodies.get(words[1].partition(b"?")[0], 0) if len(words) == 3 else 0
+
+
+def _too_long(*, first_line: bool) -> HTTPStatus:
+    return HTTPStatus.REQUEST_URI_TOO_LONG if first_line else HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+
+
+def refusal(status: HTTPStatus) -> bytes:
+    """A whole answer that says no more than its status."""
+    text = status.phrase
+    fields = f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(text)}\r\nconnection: close"
+    return f"HTTP/1.1 {status.value} {text}\r\n{fields}\r\n\r\n{text}".encode()

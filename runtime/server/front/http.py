@@ -1,0 +1,190 @@
+"""HTTP/1.1 within bounds: one whole head at a time, no more body than was announced, and a way out for the rest.
+
+h11 does the parsing on every lane (httptools is only where vLLM brings it along). A WebSocket's handshake goes straight
+to websockets' parser, so that it is read once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from runtime.server.front.config import Front, FrontConfig
+from runtime.server.front.heads import END, HEAD_BYTES, HeadRefused, check_partial, read_head, refusal
+from runtime.server.front.websocket import WebSocketFront
+
+# What a refused peer was still sending is read and thrown away up to here, so that it gets to see the answer.
+LINGER_BYTES = 1_048_576
+
+
+class HttpFront(H11Protocol):
+    """A connection until it is a WebSocket, or to its end."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not isinstance(config, FrontConfig):
+            raise TypeError("expected a FrontConfig")
+        super().__init__(config, server_state, app_state, _loop)
+        self._front = config.front  # shared by all connections
+        self._held = bytearray()  # came, and was not given to h11 yet
+        self._searched = 0  # so many of these bytes hold no end of a head
+        self._queued = False  # a head is complete and waits for its turn
+        self._head = b""  # the head that was read last
+        self._body_left = 0  # bytes that were announced and did not come yet
+        self._refused = False  # the last answer is on its way; what comes is thrown away
+        self._ended = False  # no more comes from the peer
+        self._discarded = 0  # bytes that were thrown away
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the last answer is on its way."""
+        return self._refused or self.transport.is_closing()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A socket, about which nothing is known."""
+        super().connection_made(transport)
+        self.socket = self._front.sockets.opened(transport)
+        self.socket.peer = self
+        self.app_state = {**self.app_state, "socket": self.socket}
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self.socket.lost()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Hold back what is no whole head yet."""
+        if self._refused:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.socket.drop("malformed")
+            return
+        self._unset_keepalive_if_required()
+        self._held += data
+        if self._body_left:
+            self._read_body()
+        self._look()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The peer has nothing more to say; whether it still waits for an answer."""
+        self._ended = True
+        return self._answering and not self._refused
+
+    @property
+    def _answering(self) -> bool:
+        """Whether a request waits for its turn, or for its answer."""
+        return self._queued or (self.cycle is not None and not self.cycle.response_complete)
+
+    def on_response_complete(self) -> None:
+        """One answer has gone; what came meanwhile is next."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self._body_left:  # answered without reading: where the next request begins is no use to anybody
+            self._linger()
+            return
+        self.socket.asks()
+        self._look()
+        if self._ended and not self._answering:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what h11 could not read."""
+        self._refuse(HTTPStatus.BAD_REQUEST)
+
+    def handle_websocket_upgrade(self, event: object) -> None:
+        """Hand over the head that was read, should h11 see a handshake where we did not."""
+        self._become_websocket()
+
+    def _look(self) -> None:
+        """Queue the next head for its turn when it is whole, and refuse what will never be one."""
+        if self._queued or self._body_left or not self._held:
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            if len(self._held) > HEAD_BYTES:  # requests that come without waiting for answers have an end
+                self.socket.drop("malformed")
+            return
+        found = self._held.find(END, max(0, self._searched - len(END) + 1))
+        self._searched = len(self._held)
+        if found >= 0:
+            self._queued = True
+            self._front.heads.enter(self._read_head)
+            return
+        try:
+            check_partial(self._held)
+        except HeadRefused as refused:
+            self._refuse(refused.status)
+
+    def _read_head(self) -> None:
+        self._queued, self._searched = False, 0
+        if self._refused or self.transport.is_closing():
+            return
+        try:
+            head = read_head(self._held, self._front.bodies)
+        except HeadRefused as refused:
+            self._refuse(refused.status)
+            return
+        self._head = bytes(self._held[: head.size])
+        del self._held[: head.size]
+        self.socket.asks()
+        if head.websocket:
+            self._become_websocket()
+            return
+        self._body_left = head.body
+        super().data_received(self._head)
+        self._read_body()
+        self._look()
+
+    def _read_body(self) -> None:
+        """As much as was announced: what comes behind it is another head."""
+        piece = bytes(self._held[: self._body_left])
+        if piece and not self.transport.is_closing():
+            del self._held[: len(piece)]
+            self._body_left -= len(piece)
+            super().data_received(piece)
+
+    def _become_websocket(self) -> None:
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        protocol = WebSocketFront(self.config, self.server_state, self.app_state, self.loop)
+        protocol.take_over(self.socket, self.transport, self._head)
+        self.transport.set_protocol(protocol)
+        if self._held:
+            protocol.data_received(bytes(self._held))
+            self._held.clear()
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        self._front.sockets.count("malformed")
+        self.transport.write(refusal(status))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Say that no more comes from us, and throw away what still comes from there, in time and in bytes."""
+        self._refused = True
+        self._held.clear()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+
+def serve_behind(front: Front, app: ASGIApp, *, max_message_bytes: int, backlog: int) -> FrontConfig:
+    """uvicorn's configuration for an application.
+
+    Raises:
+        FrontError: uvicorn is not the one that this was written for.
+    """
+    return FrontConfig(
+        app, front, http=HttpFront, ws=WebSocketFront, max_message_bytes=max_message_bytes, backlog=backlog
+    )

@@ -1,0 +1,192 @@
+"""Every open socket, and the end of those that take too long.
+
+    opened ──► asks ──► admitted (holds a slot) ──► leaves ──► lost
+       │         │                                    │
+       └─────────┴────────────────────────────────────┴──► dropped
+
+A socket without a slot has a deadline, and there is a cap on their number: one too many, and the one that has been
+silent the longest goes. So silence cannot keep anybody out, health checks least of all. Who is told to leave and does
+not is dropped after `CLOSE_DEADLINE_S`, whatever still waits to be read by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, MutableMapping
+from typing import Any, Literal, Protocol, get_args
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+# A peer that is gone, or does not read, is not waited for any longer.
+CLOSE_DEADLINE_S = 5.0
+SWEEP_S = 0.5
+# One line in the log for all that were dropped in this time.
+LOG_INTERVAL_S = 10.0
+
+# deadline: no slot and no answer in time. crowded: too many without a slot. unread: did not let itself be closed.
+# flood: frames that are no messages. malformed: bytes that are no request of ours.
+Reason = Literal["deadline", "crowded", "unread", "flood", "malformed"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+
+class Peer(Protocol):
+    """The protocol on a socket, as far as its end is concerned."""
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the end has begun: a close frame or a last answer is on its way."""
+
+
+class Socket:
+    """One TCP connection. Made without a registry, for tests of what stands on it, it is in nobody's way."""
+
+    __slots__ = ("_sockets", "_transport", "admitted", "leaving_since", "peer", "since")
+
+    def __init__(self, sockets: Sockets | None = None, transport: asyncio.Transport | None = None) -> None:
+        self._sockets = sockets
+        self._transport = transport
+        self.peer: Peer | None = None
+        self.admitted = False
+        self.since = 0.0
+        self.leaving_since: float | None = None
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._transport is not None and self._transport.is_closing()
+
+    def asks(self) -> None:
+        """Begin a new deadline: a whole request has come, or an answer has gone."""
+        if self._sockets is not None:
+            self._sockets.renew(self)
+
+    def admit(self) -> None:
+        """Take it out of those without a slot: it has no deadline of ours now."""
+        if self._sockets is not None:
+            self._sockets.admit(self)
+
+    def leaves(self) -> None:
+        """Its slot is given back, and it has not much time to go."""
+        if self._sockets is not None:
+            self._sockets.readmit(self)
+
+    def lost(self) -> None:
+        """It is closed."""
+        if self._sockets is not None:
+            self._sockets.forget(self)
+
+    def drop(self, reason: Reason) -> None:
+        """End it at once, whatever waits in either direction."""
+        if self._sockets is not None:
+            self._sockets.drop(self, reason)
+
+    def abort(self) -> None:
+        """End it at once, uncounted."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Sockets:
+    """All of them."""
+
+    def __init__(
+        self,
+        cap: int,
+        deadline: float,
+        dropped: Callable[[Reason], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """At most `cap` without a slot, each for at most `deadline` seconds; `dropped` is told of each that ends."""
+        self._cap = cap  # sockets without a slot
+        self._deadline = deadline  # seconds
+        self._dropped = dropped  # is told of each
+        self._clock = clock  # seconds
+        self._all: set[Socket] = set()  # those that are open
+        self._unadmitted: dict[Socket, None] = {}  # the one that has been silent the longest first
+        self._sweeping: asyncio.TimerHandle | None = None  # set while there is anything to look after
+        self._untold: Counter[str] = Counter()  # drops that the log does not know of
+        self._told_at = -LOG_INTERVAL_S  # when the log was told last
+
+    @property
+    def unadmitted(self) -> int:
+        """Open sockets without a slot."""
+        return len(self._unadmitted)
+
+    def opened(self, transport: asyncio.Transport) -> Socket:
+        """A new one."""
+        socket = Socket(self, transport)
+        self._all.add(socket)
+        self.renew(socket)
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        return socket
+
+    def renew(self, socket: Socket) -> None:
+        """Put it behind the others without a slot, unless it has one; of one too many, the first goes."""
+        if socket in self._all and not socket.admitted:
+            socket.since = self._clock()
+            self._unadmitted.pop(socket, None)
+            self._unadmitted[socket] = None
+            if len(self._unadmitted) > self._cap:
+                self.drop(next(iter(self._unadmitted)), "crowded")
+
+    def admit(self, socket: Socket) -> None:
+        """It has a slot."""
+        if socket in self._all:
+            socket.admitted = True
+            self._unadmitted.pop(socket, None)
+
+    def readmit(self, socket: Socket) -> None:
+        """It has none any more."""
+        socket.admitted = False
+        self.renew(socket)
+
+    def forget(self, socket: Socket) -> None:
+        """It is closed."""
+        self._all.discard(socket)
+        self._unadmitted.pop(socket, None)
+
+    def drop(self, socket: Socket, reason: Reason) -> None:
+        """End it, count it, and tell the log in time."""
+        if socket not in self._all:
+            return
+        self.forget(socket)
+        socket.abort()
+        self.count(reason)
+
+    def count(self, reason: Reason) -> None:
+        """Count one that ends for that reason."""
+        self._dropped(reason)
+        self._untold[reason] += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        now = self._clock()
+        if self._untold and now - self._told_at >= LOG_INTERVAL_S:
+            self._told_at = now
+            log.warning("sockets_dropped", unadmitted=len(self._unadmitted), **self._untold)
+            self._untold.clear()
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweeping = loop.call_later(SWEEP_S, self._sweep) if self._all or self._untold else None
+        now = self._clock()
+        for socket in list(self._all):
+            if socket.closing or (socket.peer is not None and socket.peer.leaving):
+                if socket.leaving_since is None:
+                    socket.leaving_since = now
+                if now - socket.leaving_since >= CLOSE_DEADLINE_S:
+                    self.drop(socket, "unread")
+            elif not socket.admitted and now - socket.since >= self._deadline:
+                self.drop(socket, "deadline")
+        self._tell()
+
+
+def socket_of(scope: MutableMapping[str, Any]) -> Socket:
+    """The socket that a request came in on."""
+    socket = scope.get("state", {}).get("socket")
+    return socket if isinstance(socket, Socket) else Socket()

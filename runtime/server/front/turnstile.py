@@ -1,0 +1,37 @@
+"""Work of peers who may be many: a little of it in each step of the event loop, first come, first served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+Step = Callable[[], None]
+
+
+class Turnstile:
+    """Lets so many through in each step of the event loop, so that a thousand at once hold nobody up for long."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._queue: deque[Step] = deque()
+        self._turning = False
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def enter(self, step: Step) -> None:
+        """Queue a step; it comes in a later step of the loop, never now."""
+        self._queue.append(step)
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        try:
+            for _ in range(min(self._at_once, len(self._queue))):
+                self._queue.popleft()()
+        finally:
+            self._turning = bool(self._queue)
+            if self._queue:
+                asyncio.get_running_loop().call_soon(self._turn)

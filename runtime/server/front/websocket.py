@@ -1,0 +1,184 @@
+"""A WebSocket within bounds: frames that are no messages are counted, long runs of frames wait their turn, ends end.
+
+What costs nothing stays as uvicorn does it: a message that came in one small piece takes the way that it always took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.frames import Frame
+
+from runtime.server.front.config import FrontConfig
+from runtime.server.front.heads import refusal
+from runtime.server.front.sockets import CLOSE_DEADLINE_S, Socket
+from runtime.wire.frames import CLOSE_POLICY
+
+# Pings, pongs, and pieces of messages: so many in so many seconds. A browser's library sends one ping in some seconds;
+# a message of 256 KiB in pieces of 1 KiB has 256 of them.
+FRAMES, FRAME_WINDOW_S = 1000, 10.0
+# Parsed in one go: 700 of the smallest frames, some 3 ms.
+SLICE_BYTES = 4096
+# What a peer sends after our close frame is read up to here, in search of its answer.
+LINGER_BYTES = 1_048_576
+
+
+class WebSocketFront(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket with our bounds."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not isinstance(config, FrontConfig):
+            raise TypeError("expected a FrontConfig")
+        super().__init__(config, server_state, app_state, _loop)
+        self.close_timeout = CLOSE_DEADLINE_S  # uvicorn's own, from our close frame to the end
+        self._slices = config.front.slices  # shared by all connections
+        self._sockets = config.front.sockets  # counts what is dropped
+        self._rest = bytearray()  # came, and was not parsed yet; nothing is read meanwhile
+        self._queued = False  # a slice of it waits for its turn
+        self._window_ends = 0.0  # loop time
+        self._frames = 0  # frames in this window that were no messages
+        self._lingered = 0  # bytes since our close frame
+
+    @property
+    def leaving(self) -> bool:
+        """Whether a close frame is on its way."""
+        return self.close_sent or self.transport.is_closing()
+
+    def take_over(self, socket: Socket, transport: asyncio.Transport, head: bytes) -> None:
+        """Go on with a connection whose handshake was read."""
+        self.socket = socket
+        socket.peer = self
+        self.connection_made(transport)
+        self._feed(head)
+        if not self.handshake_initiated:  # websockets could not read it, and says nothing to anybody
+            self._sockets.count("malformed")
+            self.handshake_complete = self.close_sent = True
+            transport.write(refusal(HTTPStatus.BAD_REQUEST))
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self.socket.lost()
+        self._rest.clear()
+        super().connection_lost(exc)
+
+    # Bytes
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what is short at once; what is long, or comes behind it, in slices."""
+        if self.close_sent:
+            self._lingered += len(data)
+            if self._lingered > LINGER_BYTES:
+                self.socket.drop("unread")
+                return
+        if len(data) <= SLICE_BYTES and not self._rest:
+            self._feed(data)
+            return
+        if not self._rest and not self.read_paused:
+            self.transport.pause_reading()
+        self._rest += data
+        self._enter()
+
+    def _feed(self, data: bytes) -> None:
+        self.conn.receive_data(data)
+        if self.conn.parser_exc is not None:
+            self.handle_parser_exception()
+            return
+        self.handle_events()
+
+    def _enter(self) -> None:
+        if not self._queued:
+            self._queued = True
+            self._slices.enter(self._next_slice)
+
+    def _next_slice(self) -> None:
+        self._queued = False
+        if self.transport.is_closing():
+            self._rest.clear()
+            return
+        if self.read_paused and not self.close_sent:  # a message waits to be taken; then it goes on
+            return
+        piece = bytes(self._rest[:SLICE_BYTES])
+        del self._rest[:SLICE_BYTES]
+        self._feed(piece)
+        if self._rest:
+            self._enter()
+        elif not self.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    async def receive(self) -> Any:  # noqa: ANN401 - uvicorn's own event
+        """The next message; what waits behind it comes before what the peer sends next."""
+        message = await self.queue.get()
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            if self._rest:
+                self._enter()
+            else:
+                self.transport.resume_reading()
+        return message
+
+    async def run_asgi(self) -> None:
+        """Serve, then read on for the peer's answer to our close frame."""
+        await super().run_asgi()
+        if self._rest:
+            self._enter()
+
+    # Frames
+
+    def handle_ping(self) -> None:
+        """Answer it, unless the peer reads no answers, or is on its way out."""
+        pongs = self.conn.data_to_send()
+        if self._count() and self.handshake_complete and not self.close_sent and self.writable.is_set():
+            self.transport.write(b"".join(pongs))
+
+    def handle_pong(self, event: Frame) -> None:
+        """Nobody asked for it."""
+        self._count()
+
+    def handle_text(self, event: Frame) -> None:
+        """A message, or the first piece of one."""
+        if event.fin or self._count():
+            super().handle_text(event)
+
+    def handle_bytes(self, event: Frame) -> None:
+        """A message, or the first piece of one."""
+        if event.fin or self._count():
+            super().handle_bytes(event)
+
+    def handle_cont(self, event: Frame) -> None:
+        """One more piece; an empty one takes no place."""
+        if self._count() and (event.data or event.fin):
+            super().handle_cont(event)
+
+    def handle_parser_exception(self) -> None:
+        """The peer does not speak the protocol: tell it, and leave."""
+        if self.conn.close_sent is None or self.close_sent:
+            self.transport.close()
+            return
+        super().handle_parser_exception()
+
+    def _count(self) -> bool:
+        """Count a frame that is no message. False: it was one too many, and the connection ends."""
+        if self.transport.is_closing():
+            return False
+        now = self.loop.time()
+        if now >= self._window_ends:
+            self._window_ends, self._frames = now + FRAME_WINDOW_S, 0
+        self._frames += 1
+        if self._frames <= FRAMES:
+            return True
+        self._sockets.count("flood")
+        self.conn.fail(CLOSE_POLICY, "too many frames that are no messages")
+        self.handle_parser_exception()
+        return False

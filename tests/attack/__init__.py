@@ -1,0 +1,1 @@
+"""Clients that do not behave, and what another one notices of them."""
