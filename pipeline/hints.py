@@ -37,5 +37,5 @@ def other_methods(prepared: Prepared, method: str) -> list[str]:
 
 def more_samples(prepared: Prepared, calibration: CalibrationPlan | None) -> list[str]:
     """Return the hint to calibrate on more samples, where the method is calibrated."""
-    name = "TRT_CALIB_SIZE" if prepared.plan.lane.name == "trt" else "AWQ_NSAMPLES"
+    name = prepared.plan.lane.samples_variable
     return [f"more samples ({name}; there were {calibration.samples})"] if calibration else []

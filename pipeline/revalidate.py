@@ -45,8 +45,8 @@ def revalidate(
     metadata = artifact.read(folder)
     lane = lane_of_artifact(metadata.lane, metadata.engine)
     where = cache or cache_folder(loaded.settings, os.environ)
-    here = hardware.describe(where, loaded.settings.quantize_python)
-    if lane.device == "cuda" and not here.machine.gpus:
+    here = hardware.describe(where, loaded.settings.quantize_python, lane.quantizer)
+    if lane.on_gpu and not here.machine.gpus:
         expected = f"a GPU, for the {lane.name} lane"
         raise WrongRequestError([Problem("ARTIFACT", expected, "none", "run it where it will serve")])
     runner = StageRunner(where, here.machine, progress)
@@ -65,11 +65,7 @@ def revalidate(
                 [Problem("--reference", f"the model with content {expected}", f"{found} in {name}")]
             )
         parameters = Shape.of(source.read_facts(str(model.folder), "CHAT_MODEL").config).parameters
-        context = chat.limits.max_model_len
-        dtype = chat.dtype if lane.name == "trt" else "auto"
-        scores = runner.reference(
-            model, lane=lane.name, context=context, eager=lane.eager, engine=lane.engine, dtype=dtype
-        )
+        scores = runner.reference(model, lane, context=chat.limits.max_model_len, dtype=chat.dtype)
     candidate = candidate_of(metadata, compared=compared, parameters=parameters)
     thresholds = {**default_thresholds(candidate), **bounds}
     validation = validate(folder, metadata, reference=scores, thresholds=thresholds, progress=progress)

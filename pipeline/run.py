@@ -11,39 +11,53 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline import source
 from pipeline.build import awq
-from pipeline.build import trt as build_trt
-from pipeline.build import vllm as build_vllm
 from pipeline.build.assemble import assemble
+from pipeline.lanes import STYLES
 from pipeline.lanes.gate_specs import TOOL_ACCURACY
 from pipeline.lanes.gates import describe_failure, failed_gates
-from pipeline.plan import CalibrationPlan, ChatPlan
+from pipeline.plan import BuildPlan, CalibrationPlan, ChatPlan
 from pipeline.plan.prepare import Prepared
 from pipeline.progress import Progress
 from pipeline.publish import describe
 from pipeline.quantize import QuantizeJob, calibration
-from pipeline.quantize import trt as quantize_trt
-from pipeline.quantize import vllm as quantize_vllm
 from pipeline.source.model_files import TOKENIZER_FILES
 from pipeline.stage_runner import FetchedModel, StageRunner
-from pipeline.stages import install
+from pipeline.stages import install, recipes
 from pipeline.stages.recipes import recipe_of
 from pipeline.stages.stage import StageError, remove_all_leftovers
 from pipeline.validate.validation import validate
 from runtime import artifact
 from runtime.artifact import BuildMetadata, Calibration, ChatModel, Gate, Quantization, ToolModel, Validation, hashes
 
-# One entry for each engine: the lane's module in `quantize/` and in `build/`.
-QUANTIZERS = {
-    "vllm": quantize_vllm.quantize,
-    "trt": quantize_trt.quantize,
-    "trt-pytorch": quantize_trt.quantize,
-}
-BUILDERS = {"vllm": build_vllm.build, "trt": build_trt.build, "trt-pytorch": build_trt.build_folder}
+
+class Quantizer(Protocol):
+    """What a lane's module in `quantize/` offers as `quantize`."""
+
+    def __call__(self, job: QuantizeJob, *, python: Path | None, progress: Progress) -> Quantization:
+        """Write the quantized model to `job.out`."""
+
+
+class Builder(Protocol):
+    """What a lane's module in `build/` offers."""
+
+    def __call__(self, model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Progress) -> None:
+        """Fill `out` with what the runtime loads."""
+
+
+def _offered(module: str, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
+
+
+# By engine. The names stand in the lanes' records, so that a new lane changes nothing here.
+QUANTIZERS: dict[str, Quantizer] = {engine: _offered(name, "quantize") for engine, name in recipes.QUANTIZERS.items()}
+BUILDERS: dict[str, Builder] = {lane.engine: _offered(recipes.BUILDERS[lane.engine], lane.builder) for lane in STYLES}
 
 
 class GateError(Exception):
@@ -93,7 +107,7 @@ class Run:
             came = Quantization(
                 method=found.method, scheme=found.scheme, group_size=found.group_size, prequantized=True
             )
-            model = self.runner.model(source.checkpoint_in(base.folder)) if self.plan.engine == "trt" else base
+            model = self.runner.model(source.checkpoint_in(base.folder)) if self.plan.lane.compiles else base
             return base, model, came
         if prebuilt := chat.prebuilt:
             self.progress.step(f"quantize: nothing to do, {prebuilt} holds {chat.scheme}")
@@ -119,7 +133,7 @@ class Run:
             device=self.plan.device,
             dtype=chat.dtype,
             tensor_parallel=chat.limits.tensor_parallel_size,
-            backend="pytorch" if self.plan.engine == "trt-pytorch" else "engine",
+            backend=self.plan.lane.backend,
         )
         model, quantization = self._run_quantizer(job, base, calibrated, python)
         return base, model, quantization
@@ -198,14 +212,8 @@ class Run:
         reference: Path | None = None
         if chat and not chat.prequantized:
             base = self.runner.chat_source(chat.source)
-            reference = self.runner.reference(
-                base,
-                lane=self.plan.lane.name,
-                context=chat.limits.max_model_len,
-                eager=self.plan.eager,
-                engine=self.plan.engine,
-                dtype=chat.dtype if chat.trt else "auto",
-            )
+            context = chat.limits.max_model_len
+            reference = self.runner.reference(base, self.plan.lane, context=context, dtype=chat.dtype)
 
         # What the works hand over stands in the inputs; what they do, in the modules that the recipes name.
         def work(_: Path) -> Mapping[str, Any]:

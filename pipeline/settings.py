@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from pipeline.lanes import LANES
+from pipeline.lanes import CPU, VLLM
+from pipeline.lanes.lane import TRT
 from pipeline.problem import Problem
 from runtime import defaults
+from runtime.artifact import LaneName
 from runtime.host import variables
 
 LARGE, SMALL = defaults.TRT_GROUP_SIZES
@@ -29,9 +31,7 @@ class PipelineSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    inference_engine: Literal["trt", "vllm", "cpu"] = Field(
-        "trt", description="the lane, unless `--trt`, `--vllm` or `--cpu` is given"
-    )
+    inference_engine: LaneName = Field(TRT.name, description="the lane, unless `--trt`, `--vllm` or `--cpu` is given")
     quantization: Word = Field(
         defaults.QUANTIZATION, description="`4bit`, `8bit` or a method, unless one is given as an argument"
     )
@@ -58,8 +58,7 @@ class PipelineSettings(BaseModel):
         None,
         ge=1,
         json_schema_extra={"unit": "sequences"},
-        description=f"sequences that run at once, baked in; none means {LANES['vllm'].batch} on a GPU and "
-        f"{LANES['cpu'].batch} on a CPU",
+        description=f"sequences that run at once, baked in; none means {VLLM.batch} on a GPU and {CPU.batch} on a CPU",
     )
     chat_max_len: int = Field(
         defaults.INPUT_TOKENS,

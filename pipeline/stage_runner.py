@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import source
+from pipeline.lanes import Lane
 from pipeline.progress import Progress
 from pipeline.source import SourceFacts
 from pipeline.stages.recipes import recipe_of
@@ -93,20 +94,19 @@ class StageRunner:
         done = self.stage("tool", inputs, self._train_tool)
         return self.model(done.output), done.result
 
-    def reference(
-        self, model: FetchedModel, *, lane: str, context: int, eager: bool, engine: str = "vllm", dtype: str = "auto"
-    ) -> Path:
+    def reference(self, model: FetchedModel, lane: Lane, *, context: int, dtype: str) -> Path:
         """Score held-out text with the float model, and return the file of scores.
 
         The model computes in `dtype`, as the artifact does: float32 and bfloat16 alone do not always agree.
         """
+        engine, dtype = lane.engine, lane.reference_dtype(dtype)
         from pipeline.validate.validation import measure_reference
 
-        options = EngineOptions(max_model_len=context, enforce_eager=eager or None, dtype=dtype)
+        options = EngineOptions(max_model_len=context, enforce_eager=lane.eager or None, dtype=dtype)
         inputs = {
             "content": model.content,
             "code": recipe_of("reference", engine),
-            "lane": lane,
+            "lane": lane.name,
             "context": context,
             "machine": self.identity(),
             "dtype": dtype,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.build.layout import LEFT_OUT_NAMES, OTHER_WEIGHTS, copy_model
-from pipeline.plan.hardware import require_cuda
+from pipeline.stages.gpu import require_cuda
 from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError
 from runtime.artifact.labels import ENGINES_FOLDER

@@ -7,10 +7,13 @@ May import the ground modules `progress` and `problem`.
 """
 
 from pipeline.lanes.lane import (
+    CPU,
     LANES,
     METHODS,
     OLDEST_SM,
+    STYLES,
     TRT_PYTORCH,
+    VLLM,
     Lane,
     Method,
     Refusal,
@@ -19,10 +22,13 @@ from pipeline.lanes.lane import (
 )
 
 __all__ = [
+    "CPU",
     "LANES",
     "METHODS",
     "OLDEST_SM",
+    "STYLES",
     "TRT_PYTORCH",
+    "VLLM",
     "Lane",
     "Method",
     "Refusal",

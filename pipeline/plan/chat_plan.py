@@ -107,8 +107,8 @@ class ChatPlanner:
         )
 
     def _check_quantizer(self) -> None:
-        if not self.quantizer:
-            packages = self.lane.quantizer if self.lane else LANES["vllm"].quantizer
+        if self.lane and not self.quantizer:
+            packages = self.lane.quantizer
             name = " and ".join("llm-compressor" if package == "llmcompressor" else package for package in packages)
             next_step = "run `make setup`, or name its interpreter in QUANTIZE_PYTHON"
             self.diagnostics.problem("QUANTIZE_PYTHON", f"an environment with {name}", "none", next_step)
@@ -143,7 +143,7 @@ class ChatPlanner:
 
     def _use_prequantized(self, found: Prequantized, facts: SourceFacts) -> str:
         lane = self.lane
-        if lane and (found.format not in lane.loads or (found.method == "fp8" and lane.device == "cpu")):
+        if lane and not lane.can_load(found.format, found.method):
             expected = f"a source in float, or one of {', '.join(lane.loads)} that {lane.name} can run"
             kind = found.format if found.format == found.method else f"{found.format} ({found.method})"
             self.diagnostics.problem("CHAT_MODEL", expected, kind, "name the float model")
@@ -171,7 +171,7 @@ class ChatPlanner:
         why = "a model this small loses least with it, and it" if small else "the largest up to 128 that"
         self.diagnostics.decide("group size", size, f"{why} divides the widths {widths}")
         # With 4 bits a zero point pays, for GPTQ most of all (docs/quality.md). ModelOpt's INT4 has none.
-        symmetric = method not in {"awq", "gptq"}
+        symmetric = not METHODS[method].zero_point
         self.diagnostics.decide("zero point", "no" if symmetric else "yes", f"as {method} does best")
         return size, symmetric, kept
 

@@ -51,7 +51,7 @@ class BuildSize:
     calibration_tokens: int = 0
     method: Method | None = None
     prequantized: bool = False
-    device: str = "cpu"
+    on_gpu: bool = False
     cache_bytes: int = 0
     parallel: int = 1
 
@@ -82,11 +82,10 @@ def estimate(size: BuildSize, *, cores: int) -> Estimate:
     fetched = size.float_bytes if size.downloaded or not size.prequantized else 0
     copies = 2 if size.prequantized else 3
     disk = fetched + copies * size.quantized_bytes + 3 * size.tool_bytes
-    on_gpu = size.device == "cuda"
     quantizing = 0 if size.prequantized else size.float_bytes
     validating = size.quantized_bytes + size.cache_bytes + (0 if size.prequantized else size.float_bytes)
-    memory = PROCESS_BYTES + (size.float_bytes if on_gpu else max(quantizing, validating))
-    gpu = (size.quantized_bytes + size.cache_bytes) // size.parallel + PROCESS_BYTES if on_gpu else 0
+    memory = PROCESS_BYTES + (size.float_bytes if size.on_gpu else max(quantizing, validating))
+    gpu = (size.quantized_bytes + size.cache_bytes) // size.parallel + PROCESS_BYTES if size.on_gpu else 0
     return Estimate(disk, memory, gpu, _seconds(size, cores))
 
 
@@ -96,10 +95,10 @@ def _seconds(size: BuildSize, cores: int) -> float:
     seconds += 3 * size.quantized_bytes / COPY_RATE
     if size.quantized_bytes:
         seconds += VALIDATE_SECONDS
-        if size.device == "cpu":
+        if not size.on_gpu:
             seconds += 2 * size.parameters * HELD_OUT_TOKENS / (CORE_RATE * cores)
     if size.method and not size.prequantized:
         seconds += QUANTIZE_SECONDS
-        each = GPU_SECONDS if size.device == "cuda" else size.method.seconds / cores
+        each = GPU_SECONDS if size.on_gpu else size.method.seconds / cores
         seconds += size.parameters * size.calibration_tokens * each
     return seconds

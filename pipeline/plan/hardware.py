@@ -10,9 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.lanes import LANES
-from pipeline.stages.stage import StageError
-from runtime.host import cuda, machine
+from runtime.host import machine
 from runtime.host.machine import RELEVANT_PACKAGES, Machine
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -60,7 +58,7 @@ class Hardware:
     quantizer: Quantizer | None = field(default=None)
 
 
-def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] = LANES["vllm"].quantizer) -> Hardware:
+def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...]) -> Hardware:
     """Describe this machine; nothing is written and no GPU context is made.
 
     Args:
@@ -76,19 +74,7 @@ def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] =
     )
 
 
-def require_cuda(stage: str) -> None:
-    """Check that CUDA can use the GPU that the driver lists, before a library hides why it cannot.
-
-    Raises:
-        StageError: it cannot, with the diagnosis.
-    """
-    try:
-        cuda.check_cuda(machine.describe())
-    except cuda.CudaError as error:
-        raise StageError(stage, str(error)) from error
-
-
-def find_quantizer(named: Path | None, needs: tuple[str, ...] = LANES["vllm"].quantizer) -> Quantizer | None:
+def find_quantizer(named: Path | None, needs: tuple[str, ...]) -> Quantizer | None:
     """Find the quantizer environment: the named interpreter, else `.venv-quantize` beside us, else this one."""
     candidates = [named] if named else [PROJECT / ".venv-quantize/bin/python", Path(sys.executable)]
     for python in candidates:

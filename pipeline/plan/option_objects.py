@@ -17,19 +17,23 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True, slots=True)
 class TableOption:
-    """One option of a table; its value is none when it is not given.
+    """One option of a table.
 
     Attributes:
         name: its parameter's name.
         annotation: what typer reads.
+        default: its value when it is not given.
     """
 
     name: str
     annotation: object
+    default: object = None
 
     def parameter(self) -> inspect.Parameter:
         """Return the option as a parameter of a function."""
-        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=self.annotation)
+        return inspect.Parameter(
+            self.name, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=self.annotation
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,9 @@ class OptionTable:
 
     def given(self, values: Mapping[str, object]) -> dict[Any, object]:
         """Return the values that were given, by the table's keys."""
-        found = {key: values[option.name] for key, option in self.options.items()}
-        return {key: value for key, value in found.items() if value is not None}
+        found = {key: (values[option.name], option.default) for key, option in self.options.items()}
+        # By identity: a bound of 0 was given, though it equals a flag's False.
+        return {key: value for key, (value, default) in found.items() if value is not default}
 
 
 def with_options(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -17,19 +18,34 @@ from runtime.defaults import QUANTIZATION
 
 METHOD_WORDS = frozenset(word for lane in LANES.values() for word in lane.words)
 
+
+def _method_help() -> str:
+    """The words for methods, with the lanes that take them."""
+    flags: dict[tuple[str, ...], list[str]] = {}
+    for lane in LANES.values():
+        flags.setdefault(lane.words, []).append(lane.flag)
+    return "; ".join(f"with {' or '.join(lanes)} {', '.join(words)}" for words, lanes in flags.items())
+
+
 Models = Annotated[
     list[str],
     typer.Argument(
         metavar="[METHOD] CHAT_MODEL [TOOL_MODEL]",
         show_default=False,
-        help="METHOD: 4bit, 8bit, awq, gptq, fp8, int8 or none, with --trt 4bit, 8bit, int4_awq, fp8 or int8_sq (else "
-        f"QUANTIZATION, which is {QUANTIZATION}). "
+        help=f"METHOD: {_method_help()} (else QUANTIZATION, which is {QUANTIZATION}). "
         "A model: a folder, a hub id (`org/name`, `org/name@revision`), or `embedded`.",
     ),
 ]
-Trt = Annotated[bool, typer.Option("--trt", help="The TensorRT-LLM lane.")]
-Vllm = Annotated[bool, typer.Option("--vllm", help="The vLLM lane, on an NVIDIA GPU.")]
-Cpu = Annotated[bool, typer.Option("--cpu", help="The vLLM lane, on any processor.")]
+# A flag for each lane.
+Lanes = Annotated[
+    Mapping[str, bool],
+    OptionTable(
+        {
+            name: TableOption(name, Annotated[bool, typer.Option(lane.flag, help=lane.help)], default=False)
+            for name, lane in LANES.items()
+        }
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Folder of the artifact; else artifacts/MODEL-METHOD-LANE.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Folder of finished stages; else AWQ_CACHE_DIR.")]
 ToolOnly = Annotated[bool, typer.Option("--tool-only", help="The one model named is the classifier; no chat model.")]
@@ -48,9 +64,7 @@ class LaneOptions:
     """The options that name the models and the lane."""
 
     models: Models
-    trt: Trt = False
-    vllm: Vllm = False
-    cpu: Cpu = False
+    lanes: Lanes
 
     def request(self, *, tool_only: bool = False) -> BuildRequest:
         """Make the request of the positional words.
@@ -66,14 +80,10 @@ class LaneOptions:
         if not 1 <= len(words) <= most:
             expected = "[METHOD] TOOL_MODEL" if tool_only else "[METHOD] CHAT_MODEL [TOOL_MODEL]"
             raise WrongRequestError([Problem("arguments", expected, " ".join(self.models), "see --help")])
-        asked = BuildRequest(method=method, lanes=self._lanes())
+        asked = BuildRequest(method=method, lanes=tuple(self.lanes))
         if tool_only:
             return replace(asked, tool=words[0])
         return replace(asked, chat=words[0], tool=words[1] if len(words) == 2 else None)
-
-    def _lanes(self) -> tuple[str, ...]:
-        flags = (("trt", self.trt), ("vllm", self.vllm), ("cpu", self.cpu))
-        return tuple(name for name, given in flags if given)
 
 
 # An option for each gate's bound, as the table of gates has them.

@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 
 from pipeline import lanes
-from pipeline.lanes import METHODS, Lane, lane_of
+from pipeline.lanes import CPU, LANES, METHODS, VLLM, Lane, lane_of
 from pipeline.lanes.gate_specs import OPTIONS, Candidate
 from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds, planned_text
+from pipeline.lanes.lane import TrtLane
 from pipeline.plan import BuildPlan, BuildRequest, ChatPlan, ToolPlan
 from pipeline.plan.chat_plan import ChatPlanner
 from pipeline.plan.diagnostics import Diagnostics
@@ -26,8 +27,8 @@ from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.source.shape import Shape
 from runtime.deployment.classifier import window_of
 
-# The planner of the chat model, where a lane has its own.
-CHAT_PLANNERS: dict[str, type[ChatPlanner]] = {"trt": TrtPlanner}
+# The planner of the chat model, where a kind of lane has its own.
+CHAT_PLANNERS: dict[type[Lane], type[ChatPlanner]] = {TrtLane: TrtPlanner}
 
 POSITIVE_LABEL = re.compile(r"screen|yes|positive|true", re.IGNORECASE)
 
@@ -70,7 +71,7 @@ def make_plan(
         )
     for facts in (chat, tool):
         diagnostics.problems.extend(facts.problems if facts else ())
-    chat_planner = CHAT_PLANNERS.get(lane.name if lane else "", ChatPlanner)
+    chat_planner = CHAT_PLANNERS.get(type(lane) if lane else Lane, ChatPlanner)
     planner = chat_planner(request, settings, hardware.machine, disk, lane, hardware.quantizer is not None, diagnostics)
     chat_plan = planner.plan(chat) if chat else None
     tool_plan = _tool(tool, diagnostics) if tool else None
@@ -85,7 +86,7 @@ def make_plan(
     return BuildPlan(
         lane=lane,
         device=lane.device,
-        sm=hardware.machine.sm if lane.device == "cuda" else None,
+        sm=hardware.machine.sm if lane.on_gpu else None,
         chat=chat_plan,
         tool=tool_plan,
         thresholds=thresholds,
@@ -101,20 +102,22 @@ def _lane(
 ) -> Lane | None:
     machine, asked = hardware.machine, request.lanes
     if len(asked) > 1:
-        flags = " and ".join(f"--{name}" for name in asked)
-        diagnostics.problem("lane", "one of --trt, --vllm and --cpu", flags, "keep one")
+        *others, last = (lane.flag for lane in LANES.values())
+        flags = " and ".join(LANES[name].flag for name in asked)
+        diagnostics.problem("lane", f"one of {', '.join(others)} and {last}", flags, "keep one")
         return None
-    name, where = (asked[0], f"--{asked[0]}") if asked else (settings.inference_engine, "INFERENCE_ENGINE")
+    name = asked[0] if asked else settings.inference_engine
     lane = lane_of(name, settings.trt_backend)
+    where = lane.flag if asked else "INFERENCE_ENGINE"
     diagnostics.decide("lane", name, "asked for" if asked else "INFERENCE_ENGINE")
-    if lane.device == "cuda":
+    if lane.on_gpu:
         if not machine.gpus:
-            diagnostics.problem(where, "an NVIDIA GPU", "none", "pass --cpu")
+            diagnostics.problem(where, "an NVIDIA GPU", "none", f"pass {CPU.flag}")
         elif machine.sm is not None and machine.sm < lanes.OLDEST_SM:
             found = f"sm{machine.sm} ({machine.gpus[0].name})"
-            diagnostics.problem(where, f"sm{lanes.OLDEST_SM} or newer", found, "use a newer GPU, or --cpu")
+            diagnostics.problem(where, f"sm{lanes.OLDEST_SM} or newer", found, f"use a newer GPU, or {CPU.flag}")
     if engine and not any(package in machine.packages for package in lane.packages):
-        other = "" if asked else f", or pass {'--vllm' if machine.gpus else '--cpu'}"
+        other = "" if asked else f", or pass {(VLLM if machine.gpus else CPU).flag}"
         diagnostics.problem(
             where, f"{lane.packages[0]} to be installed", "none", f"use the {name} lane's environment{other}"
         )
@@ -222,7 +225,7 @@ def _build_size(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None)
         calibration_tokens=tokens,
         method=METHODS.get(chat.method),
         prequantized=chat.prequantized is not None,
-        device=lane.device,
+        on_gpu=lane.on_gpu,
         cache_bytes=shape.cache_bytes_per_token * chat.limits.max_model_len,
         parallel=chat.limits.tensor_parallel_size,
     )
@@ -244,7 +247,7 @@ def _resources(cost: Estimate, hardware: Hardware, lane: Lane | None, diagnostic
     if machine.memory_bytes and cost.memory_bytes > machine.memory_bytes:
         found, next_step = f"{machine.memory_bytes / gib:.1f} GiB", "use a larger machine or a smaller model"
         diagnostics.problem("memory", f"{cost.memory_bytes / gib:.1f} GiB", found, next_step)
-    if lane and lane.device == "cuda" and machine.gpus:
+    if lane and lane.on_gpu and machine.gpus:
         gpu = machine.gpus[0]
         if cost.gpu_bytes > gpu.memory_bytes:
             found, next_step = f"{gpu.memory_bytes / gib:.1f} GiB on {gpu.name}", "use a larger GPU or a smaller model"

@@ -33,7 +33,7 @@ class TrtPlanner(ChatPlanner):
 
     @property
     def _compiles(self) -> bool:
-        return self.lane is not None and self.lane.engine == "trt"
+        return self.lane is not None and self.lane.compiles
 
     def plan(self, facts: SourceFacts) -> ChatPlan | None:
         """Make the plan for a chat model; none when a problem stands in its way."""

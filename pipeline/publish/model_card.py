@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from pipeline.lanes import lane_of_artifact
 from pipeline.lanes.gate_specs import BY_NAME, CardRow
 from pipeline.lanes.gates import bound_text
 from pipeline.publish.report import GIB, duration, measured
@@ -60,7 +61,7 @@ def _front_matter(metadata: BuildMetadata, repo: str) -> ModelCardData:
     return ModelCardData(
         license=main.license if main else None,
         base_model=base,
-        library_name="vllm" if metadata.engine == "vllm" else "tensorrt_llm",
+        library_name=lane_of_artifact(metadata.lane, metadata.engine).library,
         pipeline_tag="text-generation" if metadata.chat else "text-classification",
         tags=tags,
         model_name=repo.rpartition("/")[2],
@@ -197,16 +198,17 @@ def _machine(machine: Platform) -> str:
 
 
 def _serving(metadata: BuildMetadata, repo: str) -> str:
-    gpus = "--gpus all " if metadata.lane != "cpu" else ""
+    lane = lane_of_artifact(metadata.lane, metadata.engine)
+    gpus = "--gpus all " if lane.on_gpu else ""
     image = f"runtime-{metadata.lane}" if metadata.chat else "runtime-tool"
     text = (
         "## How to serve it\n\nWith its own runtime, over WebSocket. Pin the commit that you tried: `@REVISION`.\n\n"
         f"```\ndocker run {gpus}-p {PORT}:{PORT} -v yap-cache:/cache \\\n"
         f"    -e ARTIFACT=hf:{repo}@main -e HF_TOKEN -e TEXT_API_KEY=… {image}\n```"
     )
-    if metadata.engine == "vllm" and metadata.chat:
-        context = metadata.chat.limits.max_model_len
-        text += f"\n\nWith plain vLLM, over HTTP:\n\n```\nvllm serve {repo} --max-model-len {context}\n```"
+    if metadata.chat and (plain := lane.plain_server):
+        command = plain.command.format(repo=repo, context=metadata.chat.limits.max_model_len)
+        text += f"\n\nWith plain {plain.name}, over HTTP:\n\n```\n{command}\n```"
     return text
 
 

@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.lanes import LANES, METHODS
-from pipeline.plan.hardware import require_cuda
+from pipeline.lanes import METHODS
+from pipeline.lanes.lane import TRT
 from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_auxiliary_files, trt_checkpoint, trt_folder, worker
 from pipeline.source import HF_QUANT_CONFIG
+from pipeline.stages.gpu import require_cuda
 from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError, Quantization
 from runtime.engines.trt.folders import METHOD_OF_ALGORITHM, CheckpointFolder
@@ -24,7 +25,7 @@ from runtime.engines.trt.folders import METHOD_OF_ALGORITHM, CheckpointFolder
 if TYPE_CHECKING:
     from pipeline.progress import Progress
 
-FORMATS = LANES["trt"].methods
+FORMATS = TRT.methods
 
 
 def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Quantization:

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.lanes import STYLES
 from pipeline.stages.recipe import recipe
 
-# What is started to compile ahead of time and to measure, by the engine that the metadata names.
-ENGINES = {
-    "vllm": "runtime.engines.vllm.engine",
-    "trt": "runtime.engines.trt.engine",
-    "trt-pytorch": "runtime.engines.trt.engine",
-}
-
-QUANTIZERS = {"vllm": "pipeline.quantize.vllm", "trt": "pipeline.quantize.trt", "trt-pytorch": "pipeline.quantize.trt"}
-
-BUILDERS = {"vllm": "pipeline.build.vllm", "trt": "pipeline.build.trt", "trt-pytorch": "pipeline.build.trt"}
+# The lanes' modules, by the engine that the metadata names. `ENGINES`: what is started to compile ahead of time and to
+# measure.
+ENGINES = {lane.engine: f"runtime.engines.{lane.module}.engine" for lane in STYLES}
+QUANTIZERS = {lane.engine: f"pipeline.quantize.{lane.module}" for lane in STYLES}
+BUILDERS = {lane.engine: f"pipeline.build.{lane.module}" for lane in STYLES}
 
 HELD_OUT_TEXTS = "pipeline.embedded:data/heldout.txt"
 HELD_OUT_UTTERANCES = "pipeline.embedded:data/utterances_heldout.jsonl"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.embedded.texts import WINDOW_TOKENS, KnownPrompt, heldout_texts, known_prompts
-from pipeline.lanes import gate_specs, lane_of_artifact
+from pipeline.lanes import LANES, gate_specs, lane_of_artifact
 from pipeline.lanes.gate_specs import Candidate, GateSpec
 from pipeline.lanes.gates import Figures, Thresholds, gates_of, missing_figures
 from pipeline.progress import Progress
@@ -36,13 +36,10 @@ T = TypeVar("T")
 
 # The tokens of one stream of the throughput test: enough that generating outweighs the prompt.
 PROMPT_TOKENS, REPLY_TOKENS = 64, 32
-STREAMS = {"cpu": 8, "vllm": 64, "trt": 64}
 KNOWN_PROMPT_TOKENS = 32
 
 
-def measure_reference(
-    model: Path, out: Path, *, options: EngineOptions, progress: Progress, engine: str = "vllm"
-) -> None:
+def measure_reference(model: Path, out: Path, *, engine: str, options: EngineOptions, progress: Progress) -> None:
     """Score the held-out texts with the float model and write the scores to `out`.
 
     The result depends on the model's content, the held-out texts, `options.max_model_len`, the lane and the versions of
@@ -95,8 +92,7 @@ def validate(
         reference_scores = Scores.read(reference) if reference is not None else None
         figures |= _measure_chat(folder, metadata, reference_scores, progress)
     if (tool := metadata.tool) is not None:
-        device = "cpu" if metadata.lane == "cpu" else "cuda"
-        figures[gate_specs.TOOL_ACCURACY] = tool_accuracy(folder, tool, device, progress)
+        figures[gate_specs.TOOL_ACCURACY] = tool_accuracy(folder, tool, LANES[metadata.lane].device, progress)
     if missing := missing_figures(figures, candidate_of(metadata, compared=reference is not None)):
         # A gate without a figure would pass as if there were none.
         raise StageError("validate", f"expected a figure for each gate, found none for {', '.join(missing)}", folder)
@@ -144,15 +140,12 @@ def _measure_chat(
 ) -> Figures:
     limits = metadata.chat.limits if metadata.chat else None
     assert limits is not None  # noqa: S101 - the caller asks only for artifacts with a chat model
-    tokenizer = _tokenizer(folder)
+    tokenizer, lane = _tokenizer(folder), LANES[metadata.lane]
     windows = scores.windows_of(tokenizer, heldout_texts(), limits.max_model_len)
     prompts = _Prompts(
         windows=windows,
         known=[(_rendered(tokenizer, known.prompt), known) for known in known_prompts()],
-        streams=[
-            window[:PROMPT_TOKENS]
-            for window in islice(cycle(windows), min(limits.max_batch_size, STREAMS[metadata.lane]))
-        ],
+        streams=[window[:PROMPT_TOKENS] for window in islice(cycle(windows), min(limits.max_batch_size, lane.streams))],
     )
 
     async def measure(engine: Engine) -> Figures:

@@ -26,7 +26,7 @@ SIGNATURE_NAME = "model.sig"
 CARD_NAME = "README.md"
 TOOL_FOLDER = "tool"
 
-Lane = Literal["vllm", "trt", "cpu"]
+LaneName = Literal["trt", "vllm", "cpu"]
 Relation = Literal["<=", ">="]
 
 
@@ -197,7 +197,7 @@ class BuildMetadata(Entry):
     """`build_metadata.json`, whole."""
 
     schema_version: Literal[1] = Field(default=SCHEMA_VERSION, description="readers refuse another one")
-    lane: Lane = Field(description="which locks and images the artifact belongs to")
+    lane: LaneName = Field(description="which locks and images the artifact belongs to")
     engine: str = Field(description="vllm, trt, or trt-pytorch: what loads the chat model")
     created_at: str = Field(description="RFC 3339, UTC")
     chat: ChatModel | None = Field(default=None, description="none in a tool-only artifact")

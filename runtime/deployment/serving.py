@@ -11,6 +11,7 @@ from typing import Literal
 
 from runtime import defaults
 from runtime.artifact import BuildMetadata, Limits
+from runtime.artifact.lanes import ServedLane, lane_of
 from runtime.defaults import first_set
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.engines import EngineOptions
@@ -20,8 +21,6 @@ Mode = Literal["chat", "tool", "both"]
 
 # The contract's budgets, in tokens.
 DEFAULT_BUDGETS = Budgets()
-
-ENGINES = {"vllm": ("vllm", "cpu"), "cpu": ("cpu",), "trt": ("trt",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +77,15 @@ def plan(settings: RuntimeSettings, metadata: BuildMetadata) -> ServingPlan:
         SettingsError: everything that the settings want and the artifact cannot give.
     """
     problems: list[str] = []
-    wanted = settings.inference_engine
-    if wanted is not None and metadata.lane not in ENGINES[wanted]:
+    wanted, lane = settings.inference_engine, lane_of(metadata)
+    if wanted is not None and wanted not in lane.asked_as:
         problems.append(
             f"INFERENCE_ENGINE: expected {metadata.lane} (the artifact was built for it), found {wanted}; unset it"
         )
     mode = _mode(settings, metadata, problems)
     chat = tool = None
     if mode in ("chat", "both") and metadata.chat is not None:
-        chat = _chat(settings, metadata.chat.limits, metadata.lane, mode, problems)
+        chat = _chat(settings, metadata.chat.limits, lane, mode, problems)
     if mode in ("tool", "both") and metadata.tool is not None:
         window = metadata.tool.max_tokens
         asked = settings.tool_history_tokens
@@ -104,8 +103,7 @@ def plan(settings: RuntimeSettings, metadata: BuildMetadata) -> ServingPlan:
         problems.append(f"CHAT_GPU_FRAC + TOOL_GPU_FRAC: expected at most 1, found {total:g}")
     if problems:
         raise SettingsError(problems)
-    batch_size = settings.trt_batch_size if metadata.lane == "trt" else settings.max_num_seqs_chat
-    return ServingPlan(mode, chat, tool, batch_size)
+    return ServingPlan(mode, chat, tool, _batch_size(settings, lane))
 
 
 def _mode(settings: RuntimeSettings, metadata: BuildMetadata, problems: list[str]) -> Mode:
@@ -118,8 +116,8 @@ def _mode(settings: RuntimeSettings, metadata: BuildMetadata, problems: list[str
     return wanted
 
 
-def _chat(settings: RuntimeSettings, limits: Limits, lane: str, mode: Mode, problems: list[str]) -> ChatServing:
-    longer = settings.vllm_allow_long_max_model_len and lane != "trt"
+def _chat(settings: RuntimeSettings, limits: Limits, lane: ServedLane, mode: Mode, problems: list[str]) -> ChatServing:
+    longer = settings.vllm_allow_long_max_model_len and lane.longer_context
     most_out = limits.max_model_len - 1 if longer else min(limits.max_output_len, limits.max_model_len - 1)
     max_out = first_set(settings.chat_max_out, default=min(defaults.OUTPUT_TOKENS, most_out))
     most_in = min(limits.max_input_len, limits.max_model_len - min(max_out, most_out))
@@ -137,7 +135,7 @@ def _chat(settings: RuntimeSettings, limits: Limits, lane: str, mode: Mode, prob
         gpu_fraction=first_set(
             settings.chat_gpu_frac, default=defaults.GPU_CHAT_BESIDE_TOOL if mode == "both" else defaults.GPU_ALONE
         ),
-        max_num_seqs=settings.trt_batch_size if lane == "trt" else settings.max_num_seqs_chat,
+        max_num_seqs=_batch_size(settings, lane),
         max_num_batched_tokens=settings.max_num_batched_tokens_chat,
         max_model_len=max(limits.max_model_len, max_in + max_out) if longer else None,
         tensor_parallel_size=settings.tensor_parallel_size,
@@ -149,6 +147,12 @@ def _chat(settings: RuntimeSettings, limits: Limits, lane: str, mode: Mode, prob
         kv_block_reuse=settings.trt_kv_enable_block_reuse,
     )
     return ChatServing(budgets, max_out, options)
+
+
+def _batch_size(settings: RuntimeSettings, lane: ServedLane) -> int | None:
+    """The sequences at once that were asked for, if any."""
+    asked: int | None = getattr(settings, lane.batch_setting)
+    return asked
 
 
 def _budgets(settings: RuntimeSettings, max_in: int, problems: list[str]) -> Budgets:

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from runtime import defaults
-from runtime.artifact import ArtifactError
+from runtime.artifact import ArtifactError, LaneName
 from runtime.artifact.repository import Reference, named_on_hub
 from runtime.engines import Sampling
 from runtime.host import variables
@@ -76,7 +76,7 @@ class RuntimeSettings(BaseSettings):
     deploy_mode: Annotated[Literal["chat", "tool", "both"] | None, _ANY_CASE] = var(
         None, "which models are served; by default those that the artifact holds"
     )
-    inference_engine: Annotated[Literal["vllm", "trt", "cpu"] | None, _ANY_CASE] = var(
+    inference_engine: Annotated[LaneName | None, _ANY_CASE] = var(
         None, "must agree with the artifact's engine when set; `cpu` is vLLM on a CPU"
     )
 

@@ -2,7 +2,7 @@
 
 Three words that lie close together:
 
-- A **lane** is what images, locks and artifacts belong to: `vllm`, `trt` or `cpu` (`artifact.Lane`, defined in
+- A **lane** is what images, locks and artifacts belong to: `vllm`, `trt` or `cpu` (`artifact.LaneName`, defined in
   `pipeline.lanes`). `INFERENCE_ENGINE` names a lane: that variable is older than the word.
 - An **engine** is the class here that loads the chat model, by the name that the metadata has: `vllm` (lanes `vllm` and
   `cpu`), `trt` or `trt-pytorch` (lane `trt`). What TensorRT-LLM compiles, `rank0.engine`, is a **compiled engine**.

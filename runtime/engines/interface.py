@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
 from runtime import defaults
-from runtime.artifact import ArtifactError, BuildMetadata, Limits
+from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits
 from runtime.defaults import first_set
 
 
@@ -172,8 +173,61 @@ class Engine(Protocol):
         """Stop the engine and its processes; safe to call twice."""
 
 
-# What TensorRT-LLM loads, by the name of the engine in the metadata.
-BACKENDS: dict[str, Literal["engine", "pytorch"]] = {"trt": "engine", "trt-pytorch": "pytorch"}
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """How one engine is made, without importing it before.
+
+    Attributes:
+        of_artifact: on an artifact.
+        of_folder: on a plain Hugging Face folder.
+        preload: imports what either will need.
+    """
+
+    of_artifact: Callable[[Path, ChatModel, EngineOptions], Engine]
+    of_folder: Callable[[Path, EngineOptions], Engine]
+    preload: Callable[[EngineOptions], None] = lambda _: None
+
+
+def _vllm_of_artifact(folder: Path, chat: ChatModel, options: EngineOptions) -> Engine:
+    from runtime.engines.vllm.engine import VllmEngine
+
+    return VllmEngine(folder, options, compile_cache=folder / chat.compile_cache if chat.compile_cache else None)
+
+
+def _vllm_of_folder(folder: Path, options: EngineOptions) -> Engine:
+    from runtime.engines.vllm.engine import VllmEngine
+
+    return VllmEngine(folder, options)
+
+
+def _preload_vllm(options: EngineOptions) -> None:
+    from runtime.engines.vllm.arguments import preload as preload_vllm
+
+    preload_vllm(options)
+
+
+def _trt_of_artifact(
+    backend: Literal["engine", "pytorch"], folder: Path, chat: ChatModel, options: EngineOptions
+) -> Engine:
+    from runtime.engines.trt.engine import TrtEngine
+
+    model = folder / chat.engine_path if chat.engine_path else folder
+    return TrtEngine(model, options, tokenizer=folder, backend=backend)
+
+
+def _trt_of_folder(folder: Path, options: EngineOptions) -> Engine:
+    """TensorRT-LLM loads such folders with its PyTorch backend, whatever the artifact has."""
+    from runtime.engines.trt.engine import TrtEngine
+
+    return TrtEngine(folder, options, tokenizer=folder, backend="pytorch")
+
+
+# By the name of the engine in the metadata.
+LOADERS = {
+    "vllm": Loader(_vllm_of_artifact, _vllm_of_folder, _preload_vllm),
+    "trt": Loader(partial(_trt_of_artifact, "engine"), _trt_of_folder),
+    "trt-pytorch": Loader(partial(_trt_of_artifact, "pytorch"), _trt_of_folder),
+}
 
 
 def create(folder: Path, metadata: BuildMetadata, options: EngineOptions) -> Engine:
@@ -186,16 +240,9 @@ def create(folder: Path, metadata: BuildMetadata, options: EngineOptions) -> Eng
     if chat is None:
         raise ArtifactError(f"{folder}: expected a chat model, found a tool-only artifact; set DEPLOY_MODE=tool")
     options = _limited(options, chat.limits)
-    if metadata.engine == "vllm":
-        from runtime.engines.vllm.engine import VllmEngine
-
-        return VllmEngine(folder, options, compile_cache=folder / chat.compile_cache if chat.compile_cache else None)
-    if metadata.engine in BACKENDS:
-        from runtime.engines.trt.engine import TrtEngine
-
-        model = folder / chat.engine_path if chat.engine_path else folder
-        return TrtEngine(model, options, tokenizer=folder, backend=BACKENDS[metadata.engine])
-    known = ", ".join(("vllm", *BACKENDS))
+    if loader := LOADERS.get(metadata.engine):
+        return loader.of_artifact(folder, chat, options)
+    known = ", ".join(LOADERS)
     raise ArtifactError(
         f"{folder}: expected one of the engines {known}, found {metadata.engine!r}; use the runtime image of its lane"
     )
@@ -206,10 +253,8 @@ def preload(metadata: BuildMetadata, options: EngineOptions) -> None:
 
     What cannot be imported is told by the engine's `start`.
     """
-    if metadata.engine == "vllm" and metadata.chat is not None:
-        from runtime.engines.vllm.arguments import preload as preload_vllm
-
-        preload_vllm(_limited(options, metadata.chat.limits))
+    if metadata.chat is not None and (loader := LOADERS.get(metadata.engine)):
+        loader.preload(_limited(options, metadata.chat.limits))
 
 
 def _limited(options: EngineOptions, limits: Limits) -> EngineOptions:
@@ -225,12 +270,9 @@ def for_model(engine: str, folder: Path, options: EngineOptions) -> Engine:
     """An engine on a plain Hugging Face folder, not started yet: what the pipeline measures the float model with.
 
     Args:
-        engine: vllm, trt or trt-pytorch; TensorRT-LLM loads such folders with its PyTorch backend.
+        engine: what loads the artifact that it is compared with.
+
+    Raises:
+        KeyError: there is no such engine.
     """
-    if engine == "vllm":
-        from runtime.engines.vllm.engine import VllmEngine
-
-        return VllmEngine(folder, options)
-    from runtime.engines.trt.engine import TrtEngine
-
-    return TrtEngine(folder, options, tokenizer=folder, backend="pytorch")
+    return LOADERS[engine].of_folder(folder, options)

@@ -67,6 +67,11 @@ class Machine:
         """Compute capability of the first GPU, none without one."""
         return self.gpus[0].sm if self.gpus else None
 
+    @property
+    def device(self) -> str:
+        """What PyTorch calls the device that models of its own run on here."""
+        return "cuda" if self.gpus else "cpu"
+
 
 def installed_packages() -> dict[str, str]:
     """Versions of those of `RELEVANT_PACKAGES` that are installed in this environment."""

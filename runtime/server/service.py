@@ -163,7 +163,7 @@ class Service:
         chat = await self._load_chat(folder, metadata, serving.chat) if serving.chat else None
         if serving.tool is not None and metadata.tool is not None:
             beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
-            await self._load_tool(folder, metadata.tool, serving.tool, "cuda" if here.gpus else "cpu", beside)
+            await self._load_tool(folder, metadata.tool, serving.tool, here.device, beside)
         freeze_heap()
         log.info("loaded", mode=serving.mode, lane=metadata.lane, digest=metadata.digest[:12])
         self.open(chat, self._classifier, serving)

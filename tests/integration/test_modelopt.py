@@ -60,7 +60,7 @@ def prepared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
     with pytest.MonkeyPatch.context() as patch:
         # int8_sq runs as a compiled engine alone; ModelOpt's recipe and its export are the same.
         every = replace(lanes.TRT_PYTORCH, methods=trt.FORMATS)
-        patch.setattr(lanes, "TRT_PYTORCH", every)
+        patch.setattr("pipeline.lanes.lane.TRT_PYTORCH", every)
         patch.setattr(machine, "describe", lambda: H200)
         patch.setattr("pipeline.validate.validation.heldout_texts", lambda: TEXTS)
         patch.setattr(engines, "for_model", lambda _, folder, __: dequantize.engine_of_float(folder))
@@ -90,7 +90,13 @@ def reference(prepared: Callable[[str], Prepared], tmp_path_factory: pytest.Temp
     @cache
     def measure(model: Path) -> Path:
         out = tmp_path_factory.mktemp("reference") / "scores.json"
-        measure_reference(model, out, options=EngineOptions(max_model_len=513), progress=PlainProgress())
+        measure_reference(
+            model,
+            out,
+            engine=lanes.TRT_PYTORCH.engine,
+            options=EngineOptions(max_model_len=513),
+            progress=PlainProgress(),
+        )
         return out
 
     return measure

@@ -16,17 +16,16 @@ from typing import Any
 import pytest
 
 from pipeline import cli
-from pipeline.lanes import LANES
 from pipeline.publish import push
 from pipeline.settings import PipelineSettings
 from runtime import defaults
 from runtime.artifact import CARD_NAME, METADATA_NAME, SIGNATURE_NAME, TOOL_FOLDER, verify
+from runtime.artifact.lanes import SERVED_LANES
 from runtime.artifact.repository import Reference
 from runtime.deployment.models import Deployment
 from runtime.deployment.settings import RuntimeSettings
 from runtime.engines import EngineOptions, Sampling
 from runtime.host import logs
-from runtime.host.machine import RELEVANT_PACKAGES
 from runtime.server import process as server
 from runtime.server.connection import ConnectionLimits
 from runtime.text.prompt import Budgets
@@ -203,8 +202,6 @@ def test_what_must_agree_agrees() -> None:
     assert Reference("acme/model").revision == push.BRANCH
     assert session.HISTORY_MAX_CHARS == defaults.MESSAGE_BYTES
     assert logs.ROTATE_BYTES == defaults.LOG_MEGABYTES << 20
-    assert {name: lane.packages for name, lane in LANES.items()} == verify.ENGINE_PACKAGES
-    assert {package for packages in verify.ENGINE_PACKAGES.values() for package in packages} <= set(RELEVANT_PACKAGES)
     assert (METADATA_NAME, SIGNATURE_NAME, CARD_NAME, TOOL_FOLDER) == (
         "build_metadata.json", "model.sig", "README.md", "tool",
     )  # fmt: skip
@@ -230,8 +227,8 @@ def images_stack() -> ModuleType:
 def test_the_stack_check_means_the_same(images_stack: ModuleType) -> None:
     assert images_stack.MINIMUM_DRIVER == defaults.MINIMUM_DRIVER
     assert ".".join(map(str, images_stack.CUDA)) == defaults.CUDA
-    assert {lane: names[0] for lane, names in verify.ENGINE_PACKAGES.items()} == images_stack.ENGINES
-    assert {name for name, lane in LANES.items() if lane.device == "cuda"} == images_stack.USES_CUDA
+    assert {name: lane.packages[0] for name, lane in SERVED_LANES.items()} == images_stack.ENGINES
+    assert {name for name, lane in SERVED_LANES.items() if lane.on_gpu} == images_stack.USES_CUDA
 
 
 def text(name: str) -> str:

@@ -96,7 +96,9 @@ def reference(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(runtime.engines.vllm.engine, "VllmEngine", lambda *_: StandIn())
     path = tmp_path / "scores.json"
-    validating.measure_reference(folder, path, options=engines.EngineOptions(max_model_len=256), progress=Silent())
+    validating.measure_reference(
+        folder, path, engine="vllm", options=engines.EngineOptions(max_model_len=256), progress=Silent()
+    )
     return path
 
 
@@ -240,4 +242,6 @@ def test_a_reference_of_another_tokenizer_is_refused(
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     options = engines.EngineOptions(max_model_len=256)
     with pytest.raises(StageError, match="expected a tokenizer"):
-        validating.measure_reference(tmp_path, tmp_path / "scores.json", options=options, progress=Silent())
+        validating.measure_reference(
+            tmp_path, tmp_path / "scores.json", engine="vllm", options=options, progress=Silent()
+        )
