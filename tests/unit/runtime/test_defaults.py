@@ -335,9 +335,9 @@ def test_the_clients_mean_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(options.SAMPLING) <= DEFAULT_BOUNDS.keys()
     live = (ROOT / "tests" / "live.py").read_text("utf-8")
     assert f"closes what is silent for {defaults.IDLE_TIMEOUT_S:g} s" in live
-    sign = re.search(r"^SIGN_OF_LIFE_S = (\d+)", live, re.MULTILINE)
-    assert sign is not None
-    assert 2 * int(sign[1]) < defaults.IDLE_TIMEOUT_S
+    keep_alive = re.search(r"^KEEP_ALIVE_S = (\d+)", live, re.MULTILINE)
+    assert keep_alive is not None
+    assert 2 * int(keep_alive[1]) < defaults.IDLE_TIMEOUT_S
 
 
 def test_defaults_stand_on_the_ground_floor() -> None:
