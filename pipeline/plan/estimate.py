@@ -36,7 +36,7 @@ class BuildSize:
         calibration_tokens: tokens that the method looks at.
         method: none where nothing is quantized.
         prequantized: whether the source comes quantized.
-        device: cpu or cuda.
+        on_gpu: whether it is quantized and validated on a GPU.
         cache_bytes: the KV cache of one sequence.
         parallel: GPUs that share the model.
     """
