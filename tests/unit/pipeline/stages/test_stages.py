@@ -183,7 +183,9 @@ from pipeline.stages.stage import StageCache, Stage
 def work(out):
     (out / "first").write_text("first")
     print("half", flush=True)
-    time.sleep(float(sys.argv[2]))
+    deadline = time.monotonic() + 60
+    while not Path(sys.argv[2]).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     (out / "second").write_text("second")
     return {{}}
 
@@ -192,8 +194,9 @@ print("reused" if done.reused else "done", sorted(p.name for p in done.output.it
 """
 
 
-def start(cache: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SLOW.format(root=str(ROOT)), str(cache), str(seconds)]
+def start(cache: Path, go_on: Path) -> subprocess.Popen[str]:
+    """A run in a process of its own, whose work comes to its end when the file `go_on` is there."""
+    command = [sys.executable, "-c", SLOW.format(root=str(ROOT)), str(cache), str(go_on)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -203,33 +206,36 @@ def wait_for(process: subprocess.Popen[str], word: str) -> None:
 
 
 def test_a_killed_run_loses_one_stage_and_leaves_no_half(tmp_path: Path) -> None:
-    with start(tmp_path, 60) as killed:
+    with start(tmp_path, tmp_path / "never") as killed:
         wait_for(killed, "half")
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
     left = [path.name for path in (tmp_path / "slow").iterdir()]
     assert any(".partial-" in name for name in left)
     assert not any("." not in name for name in left)
-    with start(tmp_path, 0) as again:
+    with start(tmp_path, tmp_path) as again:
         out, _ = again.communicate(timeout=60)
     assert out.splitlines()[-1] == "done ['first', 'second']"
     assert [path.name for path in (tmp_path / "slow").iterdir() if ".partial-" in path.name] == []
 
 
 def test_two_runs_on_one_cache_do_the_work_once(tmp_path: Path) -> None:
-    with start(tmp_path, 1.0) as first:
+    go_on = tmp_path / "go-on"
+    with start(tmp_path, go_on) as first:
         wait_for(first, "half")
-        with start(tmp_path, 1.0) as second:
-            out, err = second.communicate(timeout=60)
+        with start(tmp_path, go_on) as second:
+            assert second.stderr is not None
+            assert any("slow: waiting for another run" in line for line in second.stderr)
+            go_on.touch()
+            out, _ = second.communicate(timeout=60)
         assert first.wait(timeout=60) == 0
         assert out.strip() == "reused ['first', 'second']"
-        assert "slow: waiting for another run" in err
         assert first.stdout is not None
         assert first.stdout.read().strip() == "done ['first', 'second']"
 
 
 def test_sweeping_removes_leftovers_but_nothing_that_runs(tmp_path: Path) -> None:
-    with start(tmp_path, 60) as running:
+    with start(tmp_path, tmp_path / "never") as running:
         wait_for(running, "half")
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "abc.partial-1234").mkdir()
