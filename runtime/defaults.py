@@ -38,6 +38,7 @@ HISTORY_TOKENS = 3000
 UTTERANCE_TOKENS = 500
 INPUT_TOKENS = 5525
 OUTPUT_TOKENS = 150
+THINKING_TOKENS = 0
 GENERATION_TIMEOUT_S = 60.0
 
 # The tool decision: the probability from which it is yes, and what the classifier sees at most.

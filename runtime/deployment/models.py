@@ -11,8 +11,11 @@ from typing import Protocol, TypedDict, TypeVar
 from runtime import defaults
 from runtime.deployment.classifier import Decision
 from runtime.deployment.metrics import Metrics
-from runtime.engines import Engine, EngineDeadError
+from runtime.engines import Engine, EngineDeadError, Sampling
+from runtime.text import reply
+from runtime.text.channels import PLAIN, ReplyFormat
 from runtime.text.prompt import BOUNDARY_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
+from runtime.text.speech import Speech
 
 T = TypeVar("T")
 
@@ -52,10 +55,25 @@ class Classifier(Protocol):
 
 
 class Chat:
-    """A chat model: its engine, and its renderer, behind a thread pool wherever tokenizing would hold up the loop."""
+    """A chat model: its engine, and its renderer, behind a thread pool wherever tokenizing would hold up the loop.
 
-    def __init__(self, engine: Engine, renderer: Renderer, pool: Executor, budgets: Budgets) -> None:
+    Attributes:
+        form: how its replies begin, and what in them is no speech.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        renderer: Renderer,
+        pool: Executor,
+        budgets: Budgets,
+        *,
+        form: ReplyFormat = PLAIN,
+        thinking: int = 0,
+    ) -> None:
         self.engine = engine
+        self.form = form
+        self._thinking = thinking
         self._renderer = renderer
         self._pool = pool
         self._budgets = budgets
@@ -87,6 +105,10 @@ class Chat:
         if prompt is None:
             prompt = await self._in_thread(lambda: self._renderer.render(**parts))
         return prompt.token_ids
+
+    async def reply(self, prompt: Sequence[int], sampling: Sampling, speech: Speech) -> None:
+        """Have a reply to a prompt said, to its end."""
+        await reply.generate(self.engine, prompt, sampling, speech, self.form, self._thinking)
 
     async def render_prefix(self, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
         """Token ids of what the next turn's prompt will begin with."""

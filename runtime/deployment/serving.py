@@ -31,11 +31,13 @@ class ChatServing:
         budgets: of a prompt's parts.
         max_out: the longest reply.
         options: what the engine is started with.
+        thinking: what thought may take beside `max_out`.
     """
 
     budgets: Budgets
     max_out: int
     options: EngineOptions
+    thinking: int = defaults.THINKING_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +121,17 @@ def _mode(settings: RuntimeSettings, metadata: BuildMetadata, problems: list[str
 def _chat(settings: RuntimeSettings, limits: Limits, lane: ServedLane, mode: Mode, problems: list[str]) -> ChatServing:
     longer = settings.vllm_allow_long_max_model_len and lane.longer_context
     most_out = limits.max_model_len - 1 if longer else min(limits.max_output_len, limits.max_model_len - 1)
-    max_out = first_set(settings.chat_max_out, default=min(defaults.OUTPUT_TOKENS, most_out))
-    most_in = min(limits.max_input_len, limits.max_model_len - min(max_out, most_out))
+    thinking = settings.thinking_max_tokens
+    max_out = first_set(settings.chat_max_out, default=max(1, min(defaults.OUTPUT_TOKENS, most_out - thinking)))
+    most_in = min(limits.max_input_len, limits.max_model_len - min(max_out + thinking, most_out))
     max_in = first_set(settings.chat_max_len, default=min(DEFAULT_BUDGETS.input, most_in))
     if not longer:
-        if max_out > most_out:
+        if thinking and max_out + thinking > most_out:
+            problems.append(
+                f"CHAT_MAX_OUT + THINKING_MAX_TOKENS: expected at most {most_out} (the artifact's limit), "
+                f"found {max_out + thinking}"
+            )
+        elif max_out > most_out:
             problems.append(f"CHAT_MAX_OUT: expected at most {most_out} (the artifact's limit), found {max_out}")
         if max_in > most_in:
             problems.append(
@@ -137,7 +145,7 @@ def _chat(settings: RuntimeSettings, limits: Limits, lane: ServedLane, mode: Mod
         ),
         max_num_seqs=_batch_size(settings, lane),
         max_num_batched_tokens=settings.max_num_batched_tokens_chat,
-        max_model_len=max(limits.max_model_len, max_in + max_out) if longer else None,
+        max_model_len=max(limits.max_model_len, max_in + max_out + thinking) if longer else None,
         tensor_parallel_size=settings.tensor_parallel_size,
         kv_cache_dtype=settings.kv_dtype,
         attention_backend=settings.vllm_attention_backend,
@@ -146,7 +154,7 @@ def _chat(settings: RuntimeSettings, limits: Limits, lane: ServedLane, mode: Mod
         kv_free_fraction=settings.trt_kv_free_gpu_frac,
         kv_block_reuse=settings.trt_kv_enable_block_reuse,
     )
-    return ChatServing(budgets, max_out, options)
+    return ChatServing(budgets, max_out, options, thinking)
 
 
 def _batch_size(settings: RuntimeSettings, lane: ServedLane) -> int | None:

@@ -150,6 +150,12 @@ class RuntimeSettings(BaseSettings):
     chat_max_out: int | None = open_var(
         defaults.OUTPUT_TOKENS, "longest reply; {} or what the artifact allows", unit="tokens", ge=1
     )
+    thinking_max_tokens: int = var(
+        defaults.THINKING_TOKENS,
+        "tokens that a model which always thinks may think, beside `CHAT_MAX_OUT`; 0: such a model is refused",
+        unit="tokens",
+        ge=0,
+    )
     gen_timeout_s: float = var(defaults.GENERATION_TIMEOUT_S, "longest turn", unit="s", gt=0)
     check_screen_prefix: str = var(
         "MUST CHECK SCREEN:", "precedes the utterance after a tool decision yes", max_length=MAX_PREFIX_CHARS

@@ -79,6 +79,8 @@ class Sampling:
         max_tokens: bounds the reply.
         seed: makes one request repeatable.
         ignore_eos: goes on after the end of a reply, for benchmarks alone.
+        stop_token_ids: end the reply beside those that the model's configuration names.
+        show_special_tokens: leaves special tokens in the text; the one that ended the reply is never in it.
     """
 
     temperature: float = 0.8
@@ -91,6 +93,8 @@ class Sampling:
     max_tokens: int = defaults.OUTPUT_TOKENS
     seed: int | None = None
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    show_special_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +106,14 @@ class Delta:
         tokens: number of new tokens.
         finish_reason: `stop` or `length` on the last delta, none before.
         cached_tokens: prompt tokens that came out of the prefix cache; known from the first delta on.
+        token_ids: the new tokens.
     """
 
     text: str
     tokens: int
     finish_reason: str | None = None
     cached_tokens: int = 0
+    token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

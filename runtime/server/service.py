@@ -29,7 +29,7 @@ from runtime.deployment.classifier import ALONE_THREADS, BESIDE_CHAT_THREADS, To
 from runtime.deployment.metrics import Metrics
 from runtime.deployment.models import Chat, Classifier, Deployment
 from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing, plan
-from runtime.deployment.settings import RuntimeSettings
+from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.engines import Engine, EngineDeadError, Sampling
 from runtime.host import descriptors, machine
 from runtime.host.machine import Machine
@@ -53,6 +53,10 @@ LOAD_TIMEOUT_S = 2.0
 # Time that clients have to take note of the engine's death; the whole exit must fit into 5 s.
 CLOSE_GRACE_S = 1.5
 TOKENIZER_THREADS = 2
+ALWAYS_THINKS = (
+    "THINKING_MAX_TOKENS: expected at least 1 (the chat model thinks before each reply, and its template has no switch "
+    "for that), found 0; set it to the tokens that it may think, such as 512, or serve a model that need not"
+)
 
 
 class Phase(enum.Enum):
@@ -170,10 +174,12 @@ class Service:
 
     async def _load_chat(self, folder: Path, metadata: BuildMetadata, chat: ChatServing) -> Chat:
         self.reason = "loading the chat model"
-        renderer = await asyncio.to_thread(PromptRenderer, folder, chat.budgets)
+        renderer = await asyncio.to_thread(PromptRenderer, folder, chat.budgets, think=chat.thinking > 0)
+        if renderer.format.thinks and not chat.thinking:
+            raise SettingsError([ALWAYS_THINKS])
         self._engine = engines.create(folder, metadata, chat.options)
         await self._engine.start()
-        return Chat(self._engine, renderer, self._pool, chat.budgets)
+        return Chat(self._engine, renderer, self._pool, chat.budgets, form=renderer.format, thinking=chat.thinking)
 
     async def _load_tool(
         self, folder: Path, tool: ToolModel, chosen: ToolServing, device: str, cpu_threads: int

@@ -6,14 +6,18 @@ token is, and what is no longer one when a client says it, `text_tokens.py` know
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from runtime import defaults
-from runtime.text.template import ChatTemplate
-from runtime.text.text_tokens import TextTokens, TokenizeLimitError
+from runtime.text.channels import Marks, ReplyFormat
+from runtime.text.template import EMPTY, ChatTemplate
+from runtime.text.text_tokens import TextTokens, TokenizeLimitError, control_pattern
+from runtime.text.tokenizer import load_tokenizer
 
 # What `render_inline` may look at and read in all, and tokenize anew: half a millisecond at most on a usual core.
 INLINE_MESSAGES = 32
@@ -24,7 +28,7 @@ CACHED_SYSTEMS = 1024
 # Joining an utterance to its surroundings can add a token on either side, never more than these.
 BOUNDARY_TOKENS = 4
 # First characters of every kind that tokenizers treat differently, for finding what all prompts have in common.
-PROBES = ("a", "Z", "1", "é", "你", "🙂", '"', "'s", "<", "[", "-", "_")
+PROBES = ("", "a", "Z", "1", "é", "你", "🙂", '"', "'s", "<", "[", "-", "_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +77,29 @@ class PromptRenderer:
     Args:
         folder: the chat model: its tokenizer and chat template are loaded.
         budgets: most tokens of each part.
+        think: whether thought has a budget: a model that always thinks is let.
+
+    Attributes:
+        format: how replies begin, go on and end.
+        off: what the template is told so that the model does not think.
 
     Raises:
-        ValueError: the folder holds no fast tokenizer or no chat template.
+        ValueError: the folder holds no fast tokenizer, no chat template, or one that renders no conversation.
     """
 
-    def __init__(self, folder: Path, budgets: Budgets) -> None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(f"{folder}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
-        if not tokenizer.chat_template:
-            raise ValueError(f"{folder}: expected a chat template, found none; serve an instruction-tuned model")
+    def __init__(self, folder: Path, budgets: Budgets, *, think: bool = False) -> None:
+        tokenizer = load_tokenizer(folder)
         self._budgets = budgets
-        self._template = ChatTemplate(tokenizer)
+        try:
+            self._template = ChatTemplate(tokenizer, control_pattern(tokenizer), think=think)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
         self._tokens = TextTokens(tokenizer, self._chunk_samples())
         self._minimum: Callable[[str], int] = lru_cache(CACHED_SYSTEMS)(self._measure_minimum)
         self._overhead = self._message_overhead()
+        self._opening = self._overhead + self._tokens.count_to(EMPTY, len(EMPTY.encode()))
+        self.off = dict(self._template.thought.off)
+        self.format = _format(self._template, tokenizer, self._tokens, _vocabulary(folder))
 
     def count(self, text: str) -> int:
         """Tokens of a text on its own, as budgets count them."""
@@ -180,7 +189,7 @@ class PromptRenderer:
         while True:
             kept = [Message(message.role, self._tokens.escaped(message.content)) for message in history[start:]]
             # Far from the limit nothing needs to be composed to know that it fits.
-            if len(kept) * BOUNDARY_TOKENS <= left or len(self._compose(system, kept, "")) <= room:
+            if len(kept) * BOUNDARY_TOKENS + self._opening <= left or len(self._compose(system, kept, "")) <= room:
                 return kept
             start += _step(len(history) - start)
 
@@ -219,6 +228,37 @@ class PromptRenderer:
             len(self._tokens.encode_anew(self._template.render("", [*turns * n, ("user", "a")]))) for n in (1, 2)
         ]
         return max(0, (lengths[1] - lengths[0] + 1) // 2 - 1)
+
+
+def _format(template: ChatTemplate, tokenizer: Any, tokens: TextTokens, vocabulary: int | None) -> ReplyFormat:  # noqa: ANN401
+    added = {str(token.content): (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
+    special = {text for text, (_, hidden) in added.items() if hidden}
+    marks = template.thought.marks
+    shows = any(text.lower() in marks.decisive for text in special)
+    if shows:
+        # Then none of the others may be said either.
+        marks = Marks(template.thought.pairs, dropped=special)
+    ends = [added[template.turn_end][0]] if template.turn_end in added else []
+    return ReplyFormat(
+        marks=marks,
+        begun=template.begun,
+        thinks=template.thinks,
+        thought_ends=template.thought.ends,
+        # One that the model has no output for can end nothing, and vLLM refuses it.
+        stop_token_ids=tuple(end for end in ends if vocabulary is None or end < vocabulary),
+        shows_special_tokens=shows,
+        encode=tokens.encode_prompt,
+    )
+
+
+def _vocabulary(folder: Path) -> int | None:
+    """How many tokens the model can say, where its config tells."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        sizes = [part.get("vocab_size") for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    except (OSError, ValueError, AttributeError):
+        return None
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _step(messages: int) -> int:

@@ -3,47 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from runtime.engines import Delta
+from runtime.text.channels import PLAIN, ReplyFormat
 from runtime.text.sanitize import Sanitizer
 
 
-class Speech:
-    """A reply on its way from the engine to the client: sanitized, and held back for as long as the decision takes.
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What became of a delta.
 
-    Args:
-        on_delta: told of every delta that is not held back any more.
-        on_text: given every piece of text that is fit to be sent.
+    Attributes:
+        hidden: how many of its tokens are no speech.
+        speech: whether anything of it is.
     """
 
-    __slots__ = ("_feed", "_held", "_on_delta", "_on_text", "_sanitizer")
+    hidden: int
+    speech: bool
+
+
+SPEECH, SILENCE = Heard(0, True), Heard(0, False)
+
+
+class Speech:
+    """A reply on its way from the engine to the client: without what is not speech (`channels`), sanitized, and held
+    back for as long as the decision takes.
+
+    Args:
+        on_delta: told of every delta that is not held back any more, and what became of it.
+        on_text: given every piece of text that is fit to be sent.
+        form: how the model's replies begin and what is no speech in them.
+
+    Attributes:
+        hidden_tokens: those that were no speech so far, held back or not.
+        spoken_tokens: the others.
+    """
+
+    __slots__ = ("_channel", "_feed", "_held", "_on_delta", "_on_text", "_sanitizer", "hidden_tokens", "spoken_tokens")
 
     def __init__(
-        self, on_delta: Callable[[Delta], None], on_text: Callable[[str], None], *, sanitize: bool, held: bool = False
+        self,
+        on_delta: Callable[[Delta, Heard], None],
+        on_text: Callable[[str], None],
+        *,
+        sanitize: bool,
+        held: bool = False,
+        form: ReplyFormat = PLAIN,
     ) -> None:
         self._on_delta = on_delta
         self._on_text = on_text
+        self._channel = form.filter()
         self._sanitizer = Sanitizer() if sanitize else None
         self._feed: Callable[[str], str] = self._sanitizer.feed if self._sanitizer else str
-        self._held: list[Delta] | None = [] if held else None
+        self._held: list[tuple[Delta, Heard, str]] | None = [] if held else None
+        self.hidden_tokens = 0
+        self.spoken_tokens = 0
+
+    @property
+    def hidden(self) -> bool:
+        """Whether what comes now is no speech."""
+        return self._channel.hidden
 
     def feed(self, delta: Delta) -> None:
         """Take what the engine made. It calls this for every token, so nothing here waits."""
+        channel = self._channel
+        was_hidden = channel.hidden
+        text = channel.feed(delta.text)
+        if channel.hidden or (was_hidden and not text):
+            self.hidden_tokens += delta.tokens
+            heard = Heard(delta.tokens, bool(text))
+        else:
+            self.spoken_tokens += delta.tokens
+            heard = SPEECH if text else SILENCE
         if self._held is not None:
-            self._held.append(delta)
+            self._held.append((delta, heard, text))
             return
-        self._on_delta(delta)
-        if text := self._feed(delta.text):
-            self._on_text(text)
+        self._on_delta(delta, heard)
+        if text and (said := self._feed(text)):
+            self._on_text(said)
+
+    def end_hidden(self, thought_ends: str) -> str:
+        """Go on as if what is hidden had ended; return what ends it, empty where nothing does."""
+        ends = self._channel.waits_for
+        for text in (thought_ends, f"{ends}\n\n" if ends else ""):
+            self._channel.feed(text)
+            if not self._channel.hidden:
+                return text
+        return ""
 
     def release(self) -> None:
         """Say what was held back, as one piece, and from now on everything at once."""
         held, self._held = self._held, None
-        if held:
-            text, tokens = "".join(delta.text for delta in held), sum(delta.tokens for delta in held)
-            self.feed(Delta(text, tokens, held[-1].finish_reason, held[0].cached_tokens))
+        if not held:
+            return
+        deltas = [delta for delta, _, _ in held]
+        whole = Delta("", sum(delta.tokens for delta in deltas), deltas[-1].finish_reason, deltas[0].cached_tokens)
+        text = "".join(text for _, _, text in held)
+        self._on_delta(whole, Heard(sum(heard.hidden for _, heard, _ in held), bool(text)))
+        if text and (said := self._feed(text)):
+            self._on_text(said)
 
     def finish(self) -> None:
-        """Say what the sanitizer kept until it knew what follows."""
+        """Say what was kept until it was known what follows."""
+        if (text := self._channel.finish()) and (said := self._feed(text)):
+            self._on_text(said)
         if self._sanitizer and (text := self._sanitizer.finish()):
             self._on_text(text)

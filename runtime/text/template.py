@@ -1,26 +1,34 @@
 """The model's own chat template, with its quirks found out once.
 
-Templates differ in what they do with a system message, and cannot be asked. So a few conversations of marker words are
-rendered when the model is loaded, and the places where the markers come out tell:
+Templates differ, and cannot be asked. So a few conversations of marker words are rendered when the model is loaded, and
+the places where the markers come out tell:
 
+- it wants content as a list of parts (vision-language models);
+- it has a switch for thought, which is turned off, or opens the reply with thought that nothing turns off (`thought`);
 - it refuses or drops the system role (Gemma), or moves it to the last user message (some Mistral): the system text is
-  folded into the first user message instead, where it stays in place as the conversation grows (replies before that
-  message are dropped);
+  folded into the first user message instead, where it stays in place as the conversation grows;
 - it puts in a default system message when there is none (SmolLM2, Qwen, Llama 3.1): that message is cut out again. It
   is known by the header of a user message with the word `system` in place of `user`; a template whose headers are
-  not made that way keeps its default;
-- it refuses roles that do not alternate (Gemma, Llama 2): neighbours of one role are joined, leading replies dropped.
+  not made that way keeps its default, and so does one that renders the same text beside a system message;
+- it refuses roles that do not alternate (Gemma, Llama 2): neighbours of one role are joined;
+- it refuses empty content: `EMPTY` stands for it.
+
+Nothing that was said is lost on the way. Where a reply opens a conversation and the template wants a user to, the
+system text is the user's first message, or `EMPTY` is where there is none or the system text has a place of its own.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-TemplateMessage = tuple[str, str]
-"""Role (`user` or `assistant`) and content."""
+from runtime.text.channels import ChannelFilter
+from runtime.text.template_call import TemplateCall, TemplateMessage, in_order
+from runtime.text.thought import FIRST, REPLY, Thought, hides, thought_of
 
-SYSTEM, FIRST, REPLY, SECOND = "Qsystemq", "Qfirstq", "Qreplyq", "Qsecondq"
+SYSTEM, SECOND = "Qsystemq", "Qsecondq"
+EMPTY = "…"
 
 
 class ChatTemplate:
@@ -28,65 +36,138 @@ class ChatTemplate:
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
+        control: matches the tokenizer's control tokens.
+        think: let a model that always thinks do so; else its speech begins at once wherever the template has a header
+            for it.
+
+    Attributes:
+        thought: how the model thinks.
+        begun: what the prompt ends with, after the user's words.
+        thinks: the reply begins with thought, and nothing turns that off.
+        turn_end: the control token after a reply; none where there is none.
 
     Raises:
         ValueError: the template cannot render a plain exchange of user and assistant.
     """
 
-    def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401 - transformers is untyped to us
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, control: re.Pattern[str], *, think: bool = False) -> None:  # noqa: ANN401
+        self._call = TemplateCall(tokenizer)
+        self._control = control
         exchange = [("user", FIRST), ("assistant", REPLY)]
-        plain = self._try([*exchange, ("user", SECOND)])
-        if plain is None or not _in_order(plain, FIRST, REPLY, SECOND):
-            raise ValueError("expected a chat template that renders user and assistant turns, found one that does not")
-        with_system = self._try([("system", SYSTEM), *exchange, ("user", SECOND)])
-        self._folds_system = with_system is None or not _in_order(with_system, SYSTEM, FIRST, REPLY, SECOND)
-        self._must_alternate = (
-            self._try([("user", FIRST), ("user", SECOND)]) is None
-            or self._try([("assistant", REPLY), ("user", SECOND)]) is None
-        )
-        self._user_header = self._header(exchange, plain)
+        whole = [*exchange, ("user", SECOND)]
+        plain = self._in_some_form(whole)
+        self.thought: Thought = thought_of(self._call)
+        self._call.told = dict(self.thought.off)
+        plain = self._call.attempt(whole) or plain
+        words = self.thought.off_words
+        prompt = (self._call.attempt([("system", words), *whole]) if words else None) or plain
+        self.begun = prompt[prompt.rindex(SECOND) + len(SECOND) :]
+        self._opener = "" if think else self._speech_header(plain)
+        self.begun += self._opener
+        self.thinks = ChannelFilter(self.thought.marks, self.begun).hidden
+        with_system = self._call.attempt([("system", SYSTEM), *whole])
+        self._folds_system = not in_order(with_system, SYSTEM, FIRST, REPLY, SECOND)
+        self._must_alternate = not self._takes_neighbours(exchange)
+        self._must_begin = not in_order(self._call.attempt([("assistant", REPLY), ("user", SECOND)]), REPLY, SECOND)
+        if any(
+            self._call.attempt(turns) is None for turns in ([("user", "")], [whole[0], ("assistant", ""), whole[2]])
+        ):
+            self._call.empty = EMPTY
+        closed = self._call.attempt(exchange, reply_begins=False)
+        between = plain[plain.index(REPLY) + len(REPLY) : plain.index(SECOND)]
+        after = closed[closed.index(REPLY) + len(REPLY) :] if closed and REPLY in closed else ""
+        self.turn_end = self._end_of_turn(after) or self._end_of_turn(between)
+        self._user_header = self._header(after, between)
+        # The same text beside a system message is no stand-in for one.
+        self._keeps_default = self._default_of(plain) in (with_system or "")
 
     def render(self, system: str, turns: Sequence[TemplateMessage]) -> str:
         """The conversation as text that ends where the reply begins. An empty `system` renders no system message."""
+        return self._render(system, turns, reply_begins=True) + self._opener
+
+    def render_whole(self, turns: Sequence[TemplateMessage]) -> str:
+        """A conversation of any roles and order that has ended, mended into what the template takes.
+
+        Raises:
+            ValueError: no turn of a user or an assistant, or the template refuses it all the same.
+        """
+        system = "\n\n".join(content for role, content in turns if role == "system" and content)
+        spoken = [(role, content) for role, content in turns if role in ("user", "assistant")]
+        if not spoken:
+            raise ValueError("expected turns of a user or an assistant, found none")
+        try:
+            return self._render(system, spoken, reply_begins=False)
+        except Exception as error:  # whatever a template makes of what it did not expect
+            raise ValueError(f"the chat template refuses the conversation: {error}") from error
+
+    def _render(self, system: str, turns: Sequence[TemplateMessage], *, reply_begins: bool) -> str:
         if self._must_alternate:
             turns = _alternating(turns)
+        system = "\n\n".join(part for part in (system, self.thought.off_words) if part)
         if system and self._folds_system:
-            turns = _folded(system, turns)
-        elif system:
-            return self._apply([("system", system), *turns])
-        return self._without_default(self._apply(turns))
+            turns, system = _folded(system, turns), ""
+        elif self._must_begin and turns[0][0] != "user":
+            turns = [("user", EMPTY), *turns]
+        if system:
+            return self._call.apply([("system", system), *turns], reply_begins=reply_begins)
+        text = self._call.apply(turns, reply_begins=reply_begins)
+        return text if self._keeps_default else self._without_default(text, turns)
 
-    def _header(self, exchange: list[TemplateMessage], plain: str) -> str:
+    def _without_default(self, text: str, turns: Sequence[TemplateMessage]) -> str:
+        # Where a reply opens, a conversation that a user opens tells where the default ends.
+        default = self._default_of(text if turns[0][0] == "user" else self._call.apply([("user", FIRST)]))
+        return text.replace(default, "", 1)
+
+    # What is found out
+
+    def _in_some_form(self, turns: Sequence[TemplateMessage]) -> str:
+        for self._call.parts in (False, True):
+            plain = self._call.attempt(turns)
+            if plain is not None and in_order(plain, FIRST, REPLY, SECOND):
+                return plain
+        raise ValueError("expected a chat template that renders user and assistant turns, found one that does not")
+
+    def _takes_neighbours(self, exchange: Sequence[TemplateMessage]) -> bool:
+        users = self._call.attempt([("user", FIRST), ("user", SECOND)])
+        replies = self._call.attempt([*exchange, ("assistant", SYSTEM), ("user", SECOND)])
+        return in_order(users, FIRST, SECOND) and in_order(replies, FIRST, REPLY, SYSTEM, SECOND)
+
+    def _speech_header(self, plain: str) -> str:
+        """What a reply that is speech begins with, where the model would begin with another channel: said for it."""
+        marks = self.thought.marks
+        header = plain[plain.index(FIRST) + len(FIRST) : plain.index(REPLY)]
+        begins_so = ChannelFilter(marks, self.begun).in_header and header.startswith(self.begun)
+        return header[len(self.begun) :] if begins_so and not hides(marks, header) else ""
+
+    def _end_of_turn(self, after_reply: str) -> str | None:
+        match = self._control.search(after_reply)
+        if match is None or after_reply[: match.start()].strip() or match[0] in self.thought.ends:
+            return None
+        return match[0]
+
+    def _header(self, after: str, between: str) -> str:
         """What stands before a user's words: between a reply and the next utterance, less what ends the reply."""
-        between = plain[plain.index(REPLY) + len(REPLY) : plain.index(SECOND)]
-        closed = self._try(exchange, reply_begins=False)
-        ending = closed[closed.index(REPLY) + len(REPLY) :] if closed and REPLY in closed else ""
-        return between.removeprefix(ending)
+        ending, pieces = self._pieces(after), self._pieces(between)
+        same = 0
+        while same < min(len(ending), len(pieces)) and ending[same] == pieces[same]:
+            same += 1
+        if not same and all(found and self._control.fullmatch(found[0]) for found in (ending, pieces)):
+            same = 1  # the last reply of a conversation ends with another token than the ones before (gpt-oss)
+        return "".join(pieces[same:])
 
-    def _without_default(self, text: str) -> str:
-        first_user = text.find(self._user_header)
+    def _pieces(self, text: str) -> list[str]:
+        """A text cut before and behind control tokens."""
+        pieces, at = [], 0
+        for match in self._control.finditer(text):
+            pieces += [text[at : match.start()], match[0]]
+            at = match.end()
+        return [piece for piece in (*pieces, text[at:]) if piece]
+
+    def _default_of(self, text: str) -> str:
+        """The system message that a conversation without one was given; empty where there is none."""
+        first_user = text.find(self._user_header) if self._user_header else -1
         default = text.find(self._user_header.replace("user", "system"), 0, max(first_user, 0))
-        return text if default < 0 else text[:default] + text[first_user:]
-
-    def _try(self, turns: Sequence[TemplateMessage], *, reply_begins: bool = True) -> str | None:
-        from jinja2 import TemplateError
-
-        try:
-            return self._apply(turns, reply_begins=reply_begins)
-        except TemplateError:
-            return None  # the template's own `raise_exception`
-
-    def _apply(self, turns: Sequence[TemplateMessage], *, reply_begins: bool = True) -> str:
-        conversation = [{"role": role, "content": content} for role, content in turns]
-        return str(
-            self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=reply_begins)
-        )
-
-
-def _in_order(text: str, *markers: str) -> bool:
-    places = [text.find(marker) for marker in markers]
-    return -1 not in places and places == sorted(places)
+        return text[default:first_user] if default >= 0 else ""
 
 
 def _alternating(turns: Sequence[TemplateMessage]) -> list[TemplateMessage]:
@@ -94,12 +175,13 @@ def _alternating(turns: Sequence[TemplateMessage]) -> list[TemplateMessage]:
     for role, content in turns:
         if joined and joined[-1][0] == role:
             joined[-1] = (role, f"{joined[-1][1]}\n\n{content}")
-        elif joined or role == "user":
+        else:
             joined.append((role, content))
     return joined
 
 
 def _folded(system: str, turns: Sequence[TemplateMessage]) -> list[TemplateMessage]:
-    """The system text before the first user's words, which then open the conversation."""
-    first = next(index for index, (role, _) in enumerate(turns) if role == "user")
-    return [("user", f"{system}\n\n{turns[first][1]}"), *turns[first + 1 :]]
+    """The system text before the first user's words, or as the first user message where a reply comes before them."""
+    if turns[0][0] == "user":
+        return [("user", f"{system}\n\n{turns[0][1]}"), *turns[1:]]
+    return [("user", system), *turns]

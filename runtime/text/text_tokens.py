@@ -50,7 +50,7 @@ class TextTokens:
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._control = _control_pattern(tokenizer)
+        self._control = control_pattern(tokenizer)
         self._longest_token = max(len(token) for token in tokenizer.get_vocab())
         self._limit = _WorkLimit()
         self._encode_cached: Callable[[str], array[int]] = lru_cache(CACHED_CHUNKS)(self.encode_anew)
@@ -139,7 +139,7 @@ class TextTokens:
         self._limit.remaining -= characters
 
 
-def _control_pattern(tokenizer: Any) -> re.Pattern[str]:  # noqa: ANN401 - transformers is untyped to us
+def control_pattern(tokenizer: Any) -> re.Pattern[str]:  # noqa: ANN401 - transformers is untyped to us
     """Matches every control token: the special ones, and added ones that look like markup, such as `<think>`."""
     tokens = [
         token.content

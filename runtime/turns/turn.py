@@ -23,7 +23,7 @@ from runtime.deployment.models import Chat, Classifier, Deployment
 from runtime.engines import Delta, EngineDeadError, Sampling
 from runtime.host import eager_tasks
 from runtime.text.prompt import Message
-from runtime.text.speech import Speech
+from runtime.text.speech import Heard, Speech
 from runtime.turns.outbox import Outbox
 from runtime.wire import frames
 from runtime.wire.frames import RequestId, Usage
@@ -103,6 +103,7 @@ class Turn:
         self._prompt_tokens = 0  # for `usage`
         self._cached_tokens = 0  # for `usage`
         self._completion_tokens = 0  # for `usage`
+        self._thinking_tokens = 0  # for `usage`
         self._finish_reason = "stop"  # for `usage`
         self.ended_at = 0.0
 
@@ -184,8 +185,8 @@ class Turn:
         reply: asyncio.Future[None] | None = None
         try:
             prompt = await self._render(chat, request, request.utterance)
-            speech = Speech(self._record_delta, self._send_text, sanitize=request.sanitize, held=True)
-            reply = eager_tasks.start(chat.engine.generate(prompt, request.sampling, speech.feed))
+            speech = Speech(self._record_delta, self._send_text, sanitize=request.sanitize, held=True, form=chat.form)
+            reply = eager_tasks.start(chat.reply(prompt, request.sampling, speech))
             yes = await decision
             self._send_decision(yes)
             if not yes:
@@ -200,8 +201,8 @@ class Turn:
     async def _stream_reply(self, chat: Chat, request: TurnRequest, text: str) -> None:
         """Send the reply as it comes."""
         prompt = await self._render(chat, request, text)
-        speech = Speech(self._record_delta, self._send_text, sanitize=request.sanitize)
-        await chat.engine.generate(prompt, request.sampling, speech.feed)
+        speech = Speech(self._record_delta, self._send_text, sanitize=request.sanitize, form=chat.form)
+        await chat.reply(prompt, request.sampling, speech)
         speech.finish()
 
     async def _render(self, chat: Chat, request: TurnRequest, text: str) -> list[int]:
@@ -209,20 +210,23 @@ class Turn:
         self._prompt_tokens = len(prompt)
         return prompt
 
-    def _record_delta(self, delta: Delta) -> None:
+    def _record_delta(self, delta: Delta, heard: Heard) -> None:
         """Account for what the engine made."""
-        now = time.perf_counter()
-        if self._first_token is None:
-            self._first_token = now
+        if self._completion_tokens == 0:
             self._cached_tokens = delta.cached_tokens
+        self._completion_tokens += delta.tokens
+        self._thinking_tokens += heard.hidden
+        if delta.finish_reason is not None:
+            self._finish_reason = delta.finish_reason
+        if self._first_token is None:
+            if heard.speech:
+                self._first_token = self._last_token = time.perf_counter()
         else:
+            now = time.perf_counter()
             if self._steps % GAP_SAMPLE == 0 and delta.tokens:
                 self._gaps.append((now - self._last_token) / delta.tokens)
             self._steps += 1
-        self._last_token = now
-        self._completion_tokens += delta.tokens
-        if delta.finish_reason is not None:
-            self._finish_reason = delta.finish_reason
+            self._last_token = now
 
     def _send_text(self, text: str) -> None:
         self._said.append(text)
@@ -306,6 +310,7 @@ class Turn:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             completion_tokens=self._completion_tokens,
+            thinking_tokens=self._thinking_tokens,
             finish_reason=self._finish_reason,
             ttft_ms=None if first is None else round((first - self._received) * 1000, 1),
             duration_ms=round((time.perf_counter() - self._received) * 1000, 1),

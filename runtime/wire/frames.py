@@ -74,12 +74,16 @@ class Final(Frame, tag="final"):
     normalized_text: str
 
 
-class Usage(msgspec.Struct, kw_only=True):
-    """What a turn cost. Times in milliseconds; `ttft_ms` is null where nothing was generated."""
+class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a turn cost. Times in milliseconds; `ttft_ms` is null where nothing was spoken.
+
+    `thinking_tokens` are those of `completion_tokens` that were no speech; left out where there were none.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    thinking_tokens: int = 0
     finish_reason: str
     ttft_ms: float | None
     duration_ms: float

@@ -35,10 +35,12 @@ def sampling_arguments(sampling: Sampling, special: SpecialTokens) -> dict[str, 
     for by `top_k` 1. Without a seed TensorRT-LLM uses the same one for every request, so that one is drawn.
     """
     greedy = sampling.temperature == 0
+    # Each once, in order; the end has a field of its own.
+    stops = [token for token in dict.fromkeys((*special.stop_ids, *sampling.stop_token_ids)) if token != special.end_id]
     return {
         "end_id": special.end_id,
         "pad_id": special.pad_id,
-        "stop_token_ids": None if sampling.ignore_eos else list(special.stop_ids) or None,
+        "stop_token_ids": None if sampling.ignore_eos else stops or None,
         "ignore_eos": sampling.ignore_eos,
         "max_tokens": sampling.max_tokens,
         "temperature": 1.0 if greedy else sampling.temperature,
@@ -54,7 +56,7 @@ def sampling_arguments(sampling: Sampling, special: SpecialTokens) -> dict[str, 
         "logprobs": None,
         "prompt_logprobs": None,
         "detokenize": True,
-        "skip_special_tokens": True,
+        "skip_special_tokens": not sampling.show_special_tokens,
         "add_special_tokens": False,
         "exclude_input_from_output": True,
     }

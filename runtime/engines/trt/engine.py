@@ -157,7 +157,7 @@ class TrtEngine:
         try:
             while True:
                 step = await request.next_step()
-                on_delta(Delta(step.text, len(step.tokens), step.reason))
+                on_delta(Delta(step.text, len(step.tokens), step.reason, token_ids=step.tokens))
                 if step.reason is not None:
                     return
         finally:

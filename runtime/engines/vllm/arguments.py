@@ -42,6 +42,8 @@ def parameters(sampling: Sampling) -> SamplingParams:
         max_tokens=sampling.max_tokens,
         seed=sampling.seed,
         ignore_eos=sampling.ignore_eos,
+        stop_token_ids=None if sampling.ignore_eos else list(sampling.stop_token_ids),
+        skip_special_tokens=not sampling.show_special_tokens,
     )
 
 

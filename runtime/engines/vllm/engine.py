@@ -314,4 +314,5 @@ def delta_of(output: RequestOutput) -> Delta:
     reason = completion.finish_reason
     if reason is not None and reason not in ("stop", "length"):
         raise EngineDeadError(f"the engine ended the request itself ({reason})")
-    return Delta(completion.text, len(completion.token_ids), reason, output.num_cached_tokens or 0)
+    tokens = completion.token_ids
+    return Delta(completion.text, len(tokens), reason, output.num_cached_tokens or 0, tokens)

@@ -1,0 +1,76 @@
+"""Having a reply generated: thought within its own budget, then speech within its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from runtime.engines import Delta, Engine, Sampling
+from runtime.text.channels import ReplyFormat
+from runtime.text.speech import Speech
+
+
+class _EnoughThoughtError(Exception):
+    """Thought has used up its budget."""
+
+
+class _EnoughSpeechError(Exception):
+    """Speech has used up its budget."""
+
+
+async def generate(
+    engine: Engine, prompt: Sequence[int], sampling: Sampling, speech: Speech, form: ReplyFormat, thinking: int = 0
+) -> None:
+    """Have a reply said, to its end.
+
+    Thought that goes over its budget is cut off the way that the template ends it, and the reply goes on behind it: a
+    second request, whose prompt comes out of the prefix cache.
+
+    Args:
+        engine: a started one.
+        prompt: token ids.
+        sampling: `max_tokens` bounds what is spoken, and what is thought as well where `thinking` is 0.
+        speech: is fed; the caller finishes it.
+        form: of the model's replies.
+        thinking: tokens that thought may take beside `max_tokens`.
+
+    Raises:
+        EngineDeadError, ValueError: as `Engine.generate`.
+    """
+    if form.stop_token_ids or form.shows_special_tokens:
+        sampling = replace(
+            sampling,
+            stop_token_ids=(*sampling.stop_token_ids, *form.stop_token_ids),
+            show_special_tokens=form.shows_special_tokens,
+        )
+    if not thinking:
+        await engine.generate(prompt, sampling, speech.feed)
+        return
+    told: list[int] = []
+    may_think, ended = True, False
+
+    def on_delta(delta: Delta) -> None:
+        nonlocal ended
+        speech.feed(delta)
+        ended = delta.finish_reason is not None
+        if delta.finish_reason != "stop":  # the token that ended the turn must not stand in its middle
+            told.extend(delta.token_ids)
+        if may_think and speech.hidden and (ended or speech.hidden_tokens >= thinking):
+            raise _EnoughThoughtError
+        if not ended and speech.spoken_tokens >= sampling.max_tokens:
+            raise _EnoughSpeechError
+
+    try:
+        try:
+            await engine.generate(prompt, replace(sampling, max_tokens=sampling.max_tokens + thinking), on_delta)
+        except _EnoughThoughtError:
+            may_think = False
+            room = sampling.max_tokens - speech.spoken_tokens
+            ending = speech.end_hidden(form.thought_ends)
+            if ending and room > 0:
+                behind = [*prompt, *told, *form.encode(ending)]
+                await engine.generate(behind, replace(sampling, max_tokens=room), on_delta)
+            elif not ended:
+                speech.feed(Delta("", 0, "length"))
+    except _EnoughSpeechError:
+        speech.feed(Delta("", 0, "length"))

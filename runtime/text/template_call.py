@@ -1,0 +1,100 @@
+"""Calling a chat template, which may refuse: content in the form that it takes, and what it is told beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+TemplateMessage = tuple[str, str]
+"""Role (`user` or `assistant`) and content."""
+
+# What `apply_chat_template` takes for itself, and what transformers gives every template.
+RESERVED = frozenset(
+    {
+        *("messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"),
+        *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("return_assistant_tokens_mask", "tokenizer_kwargs", "bos_token", "eos_token", "raise_exception", "range"),
+        *("namespace", "strftime_now", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"),
+    }
+)
+
+
+class TemplateCall:
+    """Renders conversations as they are.
+
+    Args:
+        tokenizer: a transformers tokenizer with a chat template.
+
+    Attributes:
+        source: the template's text.
+        parts: whether content is a list of parts.
+        empty: stands for empty content.
+        told: variables beside the conversation.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401 - transformers is untyped to us
+        self._tokenizer = tokenizer
+        self.source = str(tokenizer.chat_template)
+        self.parts = False
+        self.empty = ""
+        self.told: dict[str, Any] = {}
+
+    def apply(self, turns: Iterable[TemplateMessage], *, reply_begins: bool = True) -> str:
+        """The conversation as text. Raises what the template raises."""
+        return self._apply(self.conversation(turns), reply_begins)
+
+    def attempt(
+        self,
+        turns: Iterable[TemplateMessage],
+        *,
+        reply_begins: bool = True,
+        **told: Any,  # noqa: ANN401
+    ) -> str | None:
+        """The conversation as text; none where the template refuses it, or stumbles over it."""
+        return self.attempt_conversation(self.conversation(turns), reply_begins=reply_begins, **told)
+
+    def attempt_conversation(
+        self,
+        conversation: list[dict[str, Any]],
+        *,
+        reply_begins: bool = True,
+        **told: Any,  # noqa: ANN401
+    ) -> str | None:
+        """The same, of messages as the template sees them."""
+        try:
+            return self._apply(conversation, reply_begins, **told)
+        except Exception:  # noqa: BLE001 - a template raises whatever it stumbles over
+            return None
+
+    def conversation(self, turns: Iterable[TemplateMessage]) -> list[dict[str, Any]]:
+        """Messages as the template sees them."""
+        return [{"role": role, "content": self._content(content)} for role, content in turns]
+
+    def variables(self) -> list[str]:
+        """Names that the template takes from outside."""
+        from jinja2 import meta
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        environment = _compile_jinja_template(self.source).environment
+        found: set[str] = meta.find_undeclared_variables(environment.parse(self.source))
+        return sorted(found - RESERVED)
+
+    def _content(self, text: str) -> str | list[Mapping[str, str]]:
+        text = text or self.empty
+        return [{"type": "text", "text": text}] if self.parts else text
+
+    def _apply(self, conversation: list[dict[str, Any]], reply_begins: bool, **told: Any) -> str:  # noqa: ANN401
+        given = {**self.told, **told}
+        return str(
+            self._tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=reply_begins, **given
+            )
+        )
+
+
+def in_order(text: str | None, *markers: str) -> bool:
+    """Whether a text holds markers one after the other."""
+    if text is None:
+        return False
+    places = [text.find(marker) for marker in markers]
+    return -1 not in places and places == sorted(places)
