@@ -22,6 +22,7 @@ from runtime.deployment.settings import RuntimeSettings
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.server.process import Server, bind, web_config
 from runtime.server.service import Service
+from runtime.text.channels import PLAIN, ReplyFormat
 from runtime.text.prompt import Budgets, Message, PersonaTooLongError, Prompt
 
 KEY = "test-key"
@@ -99,7 +100,7 @@ class ScriptedEngine:
                 if self.fail_after is not None and index >= self.fail_after:
                     raise self.error
                 last = index == len(reply) - 1
-                on_delta(Delta(text, 1, "stop" if last else None, cached_tokens=3))
+                on_delta(Delta(text, 1, "stop" if last else None, cached_tokens=3, token_ids=Words.ids_of(text)))
             finished = True
         finally:
             if not finished:
@@ -313,6 +314,8 @@ async def serving(
     chat: bool = True,
     renderer: Renderer | None = None,
     max_out: int = 150,
+    form: ReplyFormat = PLAIN,
+    thinking: int = 0,
     opened: bool = True,
     **values: Any,
 ) -> AsyncIterator[Running]:
@@ -323,7 +326,7 @@ async def serving(
     pool = ThreadPoolExecutor(2)
     renderer = renderer or ScriptedRenderer()
     budgets = renderer.budgets if isinstance(renderer, ScriptedRenderer) else Budgets()
-    stack = Chat(engine, renderer, pool, budgets) if chat else None
+    stack = Chat(engine, renderer, pool, budgets, form=form, thinking=thinking) if chat else None
     plan = ServingPlan(
         "both" if chat and classifier else "chat" if chat else "tool",
         ChatServing(budgets, max_out, EngineOptions()) if chat else None,

@@ -12,6 +12,7 @@ from runtime.artifact import ArtifactError
 
 # A model's own list first; without it TensorRT-LLM knows the tokenizer's one end token, and replies run on.
 SOURCES = ("generation_config.json", "config.json")
+TOKENIZER, TOKENS = "tokenizer_config.json", "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,21 @@ class SpecialTokens:
             if ids:
                 pad = config.get("pad_token_id")
                 return cls(ids[0], pad if isinstance(pad, int) and pad >= 0 else ids[0], ids[1:])
+        if (end := _tokenizers_end(folder)) is not None:
+            return cls(end, end, ())
         raise ArtifactError(
             f"{folder}: expected eos_token_id in {' or '.join(SOURCES)}, found none; choose a source that names it"
         )
+
+
+def _tokenizers_end(folder: Path) -> int | None:
+    """The id of the tokenizer's end token, where its files tell."""
+    named = _json(folder / TOKENIZER).get("eos_token")
+    text = named.get("content") if isinstance(named, dict) else named
+    added = _json(folder / TOKENS).get("added_tokens")
+    tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    ids = [token.get("id") for token in tokens if text is not None and token.get("content") == text]
+    return next((token for token in ids if isinstance(token, int)), None)
 
 
 def _json(path: Path) -> Mapping[str, Any]:

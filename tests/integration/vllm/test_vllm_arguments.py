@@ -43,6 +43,8 @@ SAMPLINGS = st.builds(
     max_tokens=st.sampled_from([1, 150]),
     seed=st.sampled_from([None, 7]),
     ignore_eos=st.booleans(),
+    stop_token_ids=st.sampled_from([(), (2,), (2, 5)]),
+    show_special_tokens=st.booleans(),
 )
 
 
@@ -60,3 +62,15 @@ def test_what_a_request_is_given_stays_with_it(processor: Any) -> None:
     request.sampling_params.max_tokens = 1
     assert kept.max_tokens == 150
     assert request.sampling_params.eos_token_id is not None
+
+
+def test_the_prompts_stop_tokens_come_beside_the_models_and_go_where_ends_are_ignored(processor: Any) -> None:
+    def told(sampling: Sampling) -> Any:
+        return processor.process_inputs(
+            "1", PROMPT, parameters(sampling), supported_tasks=("generate",)
+        ).sampling_params
+
+    assert 7 in told(Sampling(stop_token_ids=(7,))).stop_token_ids
+    assert told(Sampling(stop_token_ids=(7,), ignore_eos=True)).stop_token_ids == []
+    assert told(Sampling()).skip_special_tokens
+    assert not told(Sampling(show_special_tokens=True)).skip_special_tokens

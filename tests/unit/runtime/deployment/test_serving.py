@@ -163,3 +163,17 @@ def test_the_thresholds_order_is_setting_artifact_contract() -> None:
     serving = planned(own, tool_decision_threshold=0.9)
     assert serving.tool is not None
     assert serving.tool.threshold == 0.9
+
+
+def test_thought_has_its_room_beside_the_reply() -> None:
+    serving = planned(metadata(max_output_len=700), thinking_max_tokens=512).chat
+    assert serving is not None
+    assert (serving.max_out, serving.thinking) == (150, 512)
+    assert serving.budgets.input + serving.max_out + serving.thinking <= 8192
+    # A reply gives way before thought does.
+    shrunk = planned(metadata(max_output_len=600), thinking_max_tokens=512).chat
+    assert shrunk is not None
+    assert (shrunk.max_out, shrunk.thinking) == (88, 512)
+    assert problems(metadata(), thinking_max_tokens=512) == [
+        "CHAT_MAX_OUT + THINKING_MAX_TOKENS: expected at most 512 (the artifact's limit), found 513"
+    ]

@@ -319,6 +319,14 @@ def test_an_unknown_type_of_the_cache_is_refused(folder: Path) -> None:
 
 
 SPECIAL = SpecialTokens(0, 0, (255,))
+TOKENS = {"added_tokens": [{"id": 1, "content": "<s>"}, {"id": 2, "content": "</s>"}]}
+
+
+def test_the_prompts_stop_tokens_come_beside_the_models() -> None:
+    told = sampling_arguments(Sampling(stop_token_ids=(7, 255, 0)), SPECIAL)
+    assert (told["end_id"], told["stop_token_ids"], told["skip_special_tokens"]) == (0, [255, 7], True)
+    assert sampling_arguments(Sampling(stop_token_ids=(7,), ignore_eos=True), SPECIAL)["stop_token_ids"] is None
+    assert sampling_arguments(Sampling(show_special_tokens=True), SPECIAL)["skip_special_tokens"] is False
 
 
 def test_all_tokens_are_top_k_zero_and_the_most_probable_one_is_top_k_one() -> None:
@@ -340,6 +348,11 @@ def test_a_seed_is_drawn_unless_one_is_given() -> None:
         ({"generation_config.json": {"eos_token_id": 5}}, SpecialTokens(5, 5, ())),
         ({"generation_config.json": {}, "config.json": {"eos_token_id": 9}}, SpecialTokens(9, 9, ())),
         ({"generation_config.json": {"eos_token_id": 5, "pad_token_id": -1}}, SpecialTokens(5, 5, ())),
+        ({"tokenizer_config.json": {"eos_token": "</s>"}, "tokenizer.json": TOKENS}, SpecialTokens(2, 2, ())),
+        (
+            {"tokenizer_config.json": {"eos_token": {"content": "</s>"}}, "tokenizer.json": TOKENS},
+            SpecialTokens(2, 2, ()),
+        ),
     ],
 )
 def test_the_ends_of_a_reply_are_the_models_own(tmp_path: Path, files: dict[str, Any], found: SpecialTokens) -> None:
