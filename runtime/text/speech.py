@@ -27,8 +27,9 @@ SPEECH, SILENCE = Heard(0, True), Heard(0, False)
 
 
 class Speech:
-    """A reply on its way from the engine to the client: without what is not speech (`channels`), sanitized, and held
-    back for as long as the decision takes.
+    """A reply on its way from the engine to the client.
+
+    It goes without what is not speech (`channels`), sanitized, and is held back for as long as the decision takes.
 
     Args:
         on_delta: told of every delta that is not held back any more, and what became of it.
