@@ -111,9 +111,9 @@ class ChannelFilter:
         self._marks = marks
         self.hidden = False
         self._waits_for: str | None = None  # none in speech
-        self._header = ""
+        self._header = ""  # of the channel, as far as it has come
         self._held = ""  # may become a mark
-        self._said = False
+        self._said = False  # something was speech
         self._fresh = False  # speech begins here: space before it belongs to what was hidden
         if begun:
             self.feed(begun)

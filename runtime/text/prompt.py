@@ -91,12 +91,17 @@ class PromptRenderer:
         tokenizer = load_tokenizer(folder)
         self._budgets = budgets
         try:
+            # Conversations to text.
             self._template = ChatTemplate(tokenizer, control_pattern(tokenizer), think=think)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
+        # Text to token ids.
         self._tokens = TextTokens(tokenizer, self._chunk_samples())
+        # Tokens of a prompt with a system message and nothing said.
         self._minimum: Callable[[str], int] = lru_cache(CACHED_SYSTEMS)(self._measure_minimum)
+        # Tokens that the template adds to a message, at most.
         self._overhead = self._message_overhead()
+        # Tokens that open a conversation for a reply, at most.
         self._opening = self._overhead + self._tokens.count_to(EMPTY, len(EMPTY.encode()))
         self.off = dict(self._template.thought.off)
         self.format = _format(self._template, tokenizer, self._tokens, _vocabulary(folder))

@@ -54,9 +54,11 @@ class Speech:
     ) -> None:
         self._on_delta = on_delta
         self._on_text = on_text
-        self._channel = form.filter()
-        self._sanitizer = Sanitizer() if sanitize else None
+        self._channel = form.filter()  # takes out what is no speech
+        self._sanitizer = Sanitizer() if sanitize else None  # makes it fit to be spoken
+        # Text to text.
         self._feed: Callable[[str], str] = self._sanitizer.feed if self._sanitizer else str
+        # What came while everything is held back; none from then on.
         self._held: list[tuple[Delta, Heard, str]] | None = [] if held else None
         self.hidden_tokens = 0
         self.spoken_tokens = 0

@@ -51,7 +51,7 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any, control: re.Pattern[str], *, think: bool = False) -> None:  # noqa: ANN401
-        self._call = TemplateCall(tokenizer)
+        self._call = TemplateCall(tokenizer)  # renders
         self._control = control
         exchange = [("user", FIRST), ("assistant", REPLY)]
         whole = [*exchange, ("user", SECOND)]
@@ -62,12 +62,16 @@ class ChatTemplate:
         words = self.thought.off_words
         prompt = (self._call.attempt([("system", words), *whole]) if words else None) or plain
         self.begun = prompt[prompt.rindex(SECOND) + len(SECOND) :]
+        # What is said for the model at the beginning of its reply.
         self._opener = "" if think else self._speech_header(plain)
         self.begun += self._opener
         self.thinks = ChannelFilter(self.thought.marks, self.begun).hidden
         with_system = self._call.attempt([("system", SYSTEM), *whole])
+        # Whether the system text goes into a user message.
         self._folds_system = not in_order(with_system, SYSTEM, FIRST, REPLY, SECOND)
+        # Whether it refuses neighbours of one role.
         self._must_alternate = not self._takes_neighbours(exchange)
+        # Whether a user has to open.
         self._must_begin = not in_order(self._call.attempt([("assistant", REPLY), ("user", SECOND)]), REPLY, SECOND)
         if any(
             self._call.attempt(turns) is None for turns in ([("user", "")], [whole[0], ("assistant", ""), whole[2]])
@@ -77,6 +81,7 @@ class ChatTemplate:
         between = plain[plain.index(REPLY) + len(REPLY) : plain.index(SECOND)]
         after = closed[closed.index(REPLY) + len(REPLY) :] if closed and REPLY in closed else ""
         self.turn_end = self._end_of_turn(after) or self._end_of_turn(between)
+        # What stands before a user's words.
         self._user_header = self._header(after, between)
         # The same text beside a system message is no stand-in for one.
         self._keeps_default = self._default_of(plain) in (with_system or "")

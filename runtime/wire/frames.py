@@ -75,9 +75,16 @@ class Final(Frame, tag="final"):
 
 
 class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What a turn cost. Times in milliseconds; `ttft_ms` is null where nothing was spoken.
+    """What a turn cost. Times in milliseconds.
 
-    `thinking_tokens` are those of `completion_tokens` that were no speech; left out where there were none.
+    Attributes:
+        prompt_tokens: of the prompt.
+        cached_tokens: those of the prompt that came out of the prefix cache.
+        completion_tokens: everything that was generated.
+        thinking_tokens: those of them that were no speech; left out where there were none.
+        finish_reason: `stop` or `length`.
+        ttft_ms: from the message's arrival to the first spoken token; null where nothing was spoken.
+        duration_ms: from the message's arrival to the end.
     """
 
     prompt_tokens: int

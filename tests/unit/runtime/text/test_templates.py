@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.text.prompt import Budgets, Message, PromptRenderer
 from runtime.text.template import EMPTY
-from tests.harness import real_templates as real
+from tests.harness.templates import real
 
 # Those whose models always think.
 ALWAYS_THINK = frozenset({"deepseek_r1_distill", "deepseekv3"})

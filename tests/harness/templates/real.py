@@ -24,12 +24,12 @@ BEGIN, END = "<|test_bos|>", "<|test_eos|>"
 
 @cache
 def names() -> tuple[str, ...]:
-    """Of all templates, but for those that were changed for training."""
+    """The names of all templates, but for those that were changed for training."""
     return tuple(sorted(path.stem for path in _folder().glob("*.jinja") if not path.stem.endswith("_training")))
 
 
 def source(name: str) -> str:
-    """A template's text."""
+    """Read one of them: the text of a template."""
     return (_folder() / f"{name}.jinja").read_text(encoding="utf-8")
 
 

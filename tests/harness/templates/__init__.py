@@ -1,0 +1,1 @@
+"""Chat templates that tests render: those of real models."""
