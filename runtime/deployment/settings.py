@@ -295,9 +295,13 @@ class RuntimeSettings(BaseSettings):
             for name, bound in DEFAULT_BOUNDS.items()
         }
 
-    def grammar(self) -> Grammar:
-        """The parts of the protocol that the operator sets, as the decoder needs them."""
-        return Grammar(self.bounds(), self.ws_cancel_sentinel, self.ws_end_sentinel)
+    def grammar(self, max_tokens: int = defaults.OUTPUT_TOKENS) -> Grammar:
+        """The parts of the protocol that the operator sets, as the decoder needs them.
+
+        Args:
+            max_tokens: the longest reply that a client may ask for.
+        """
+        return Grammar(self.bounds(), self.ws_cancel_sentinel, self.ws_end_sentinel, max_tokens)
 
     def sampling(self, max_tokens: int) -> Sampling:
         """The server's default sampling."""

@@ -77,6 +77,8 @@ class Sampling:
         presence_penalty: taken from the logits of tokens that the reply has; 0 changes nothing.
         frequency_penalty: the same for each time that the reply has them.
         max_tokens: bounds the reply.
+        stop: texts that end the reply, and are no part of it. Engines leave them alone: they would find them in thought
+            too, and some look for one way alone to write them in tokens. `text.reply` ends the request.
         seed: makes one request repeatable.
         ignore_eos: goes on after the end of a reply, for benchmarks alone.
         stop_token_ids: end the reply beside those that the model's configuration names.
@@ -91,6 +93,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     max_tokens: int = defaults.OUTPUT_TOKENS
+    stop: tuple[str, ...] = ()
     seed: int | None = None
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
@@ -162,6 +165,9 @@ class Engine(Protocol):
 
     async def warm(self, prompt: Sequence[int]) -> int:
         """Prefill the prompt into the prefix cache; return how many of its tokens were cached already."""
+
+    def reusable(self, tokens: int) -> int:
+        """How many of a prefix's tokens a longer prompt can take out of the prefix cache: its whole blocks."""
 
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
         """Score each token after the first, given those before it; `len(tokens) - 1` entries."""

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from runtime.server.admission import Slot
 from runtime.server.auth import origin_allowed
@@ -51,9 +52,24 @@ def create_app(service: Service) -> Starlette:
             Route("/readyz", readyz),
             Route("/metrics", metrics),
             WebSocketRoute("/ws", WebSocketEndpoint(service)),
+            Route("/ws", upgrade_required),
+            WebSocketRoute("/{path:path}", no_such_socket),
         ],
         lifespan=lifespan,
     )
+
+
+async def upgrade_required(request: Request) -> Response:
+    """Answer a plain request to the WebSocket's path."""
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    return JSONResponse({"error": "expected a WebSocket handshake"}, status_code=426, headers=headers)
+
+
+async def no_such_socket(websocket: WebSocket) -> None:
+    """Answer a WebSocket handshake on a path that is none with 404. A close would be answered with 403: a wrong key."""
+    await websocket.receive()
+    answer = JSONResponse({"error": "no such path; the WebSocket is at /ws"}, status_code=404)
+    await websocket.send_denial_response(answer)
 
 
 class WebSocketEndpoint:
@@ -84,7 +100,7 @@ class WebSocketEndpoint:
             refusal = frames.Error(error_code="authentication_failed", message="The API key is missing or wrong.")
             return await self._refuse(send, socket, refusal, frames.CLOSE_POLICY, "authentication_failed")
         if service.phase is Phase.DRAINING:
-            return await self._refuse(send, socket, frames.Draining(deadline_s=0), frames.CLOSE_GOING_AWAY, "draining")
+            return await self._refuse(send, socket, service.draining(), frames.CLOSE_GOING_AWAY, "draining")
         if service.phase is not Phase.READY:
             full = self._capacity_error(f"Not ready: {service.reason}.")
             return await self._refuse(send, socket, full, frames.CLOSE_TRY_LATER, service.phase.value)
@@ -118,8 +134,10 @@ class WebSocketEndpoint:
             service.metrics.connection_closed(connection.close_code)
 
         service.connections.add(connection)
-        if service.phase is not Phase.READY:  # that changed while the client waited for its slot
-            connection.close(frames.CLOSE_GOING_AWAY, service.phase.value)
+        if service.phase is Phase.DRAINING:  # since the client began to wait for its slot
+            connection.close(frames.CLOSE_GOING_AWAY, "draining", service.draining())
+        elif service.phase is Phase.DEAD:
+            connection.close(frames.CLOSE_GOING_AWAY, "engine_died")
         await connection.serve(on_end)
 
     def _capacity_error(self, message: str) -> Frame:

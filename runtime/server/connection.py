@@ -18,8 +18,9 @@ from runtime.turns.outbox import Close, Outbox
 from runtime.turns.turn import Stop
 from runtime.wire import frames, messages
 from runtime.wire.decoder import Decoder
-from runtime.wire.frames import Frame, RequestId
+from runtime.wire.frames import Frame
 from runtime.wire.messages import Rejected
+from runtime.wire.refusals import refusal, rejection
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +151,9 @@ class Connection:
                 raise Rejected("invalid_message", "expected one JSON object in a text frame, found a binary frame")
             message = self._decoder.decode(text)
         except Rejected as rejected:
-            if self._allowed(self._messages, "message_rate_limited", rejected.request_id):
-                self._outbox.put(rejection(rejected))
+            if retry := self._messages.take():
+                rejected.limit(retry)
+            self._outbox.put(rejection(rejected))
             return
         request_id = message.request_id
         match message:
@@ -160,25 +162,26 @@ class Connection:
             case messages.Pong():
                 pass
             case messages.Cancel():
-                if self._allowed(self._cancels, "cancel_rate_limited", request_id):
+                if retry := self._cancels.take():
+                    # Whoever says stop is not talked on to, how often they said so.
+                    self._handler.stop(Stop.CANCEL)
+                    self._refuse_limited(message, "cancel_rate_limited", retry)
+                else:
                     self._handler.cancel(request_id)
             case messages.End():
                 closed = frames.ConnectionClosed(reason="client_request", request_id=request_id)
                 self.close(frames.CLOSE_NORMAL, "client_request", closed)
             case _ if self._draining is not None:
-                left = max(0, round(self._drain_deadline - self._loop.time()))
-                self._outbox.put(frames.Draining(deadline_s=left, request_id=request_id))
+                self._outbox.put(refusal(message, "draining", "The server goes away: reconnect, and send this again."))
             case _:
-                if self._allowed(self._messages, "message_rate_limited", request_id):
+                if retry := self._messages.take():
+                    self._handler.refuse_turn(message)
+                    self._refuse_limited(message, "message_rate_limited", retry)
+                else:
                     self._handler.submit(message)
 
-    def _allowed(self, window: SlidingWindow, code: str, request_id: RequestId | None) -> bool:
-        """Count a message; when it is one too many, tell the client."""
-        retry = window.take()
-        if retry:
-            text = f"Too many messages; try again in {retry} s."
-            self._outbox.put(frames.Error(error_code=code, message=text, retry_in=retry, request_id=request_id))
-        return retry == 0
+    def _refuse_limited(self, message: messages.Inbound, code: str, retry: int) -> None:
+        self._outbox.put(refusal(message, code, f"Too many messages; try again in {retry} s.", retry))
 
     def _check_idle(self) -> None:
         """Close when silence has lasted long enough, else look again when it could have. One timer, moved rarely."""
@@ -205,24 +208,3 @@ class Connection:
             return  # the peer is gone; the reader is told so by the server
         finally:
             self._outbox.close()
-
-
-def rejection(rejected: Rejected) -> Frame:
-    """The one frame that answers a message which was not accepted."""
-    if rejected.kind == "chat_prompt":
-        return frames.ChatPromptAck(
-            to="chat_prompt",
-            ok=False,
-            code=400,
-            message=rejected.message,
-            error_code=rejected.code,
-            request_id=rejected.request_id,
-        )
-    return frames.Error(
-        error_code=rejected.code,
-        message=rejected.message,
-        field=rejected.field,
-        expected=rejected.expected,
-        found=rejected.found,
-        request_id=rejected.request_id,
-    )

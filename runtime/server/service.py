@@ -110,6 +110,7 @@ class Service:
         self.deployment: Deployment | None = None
         self.sessions: SessionStore | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._drain_deadline = 0.0  # loop time at which draining ends
         self._engine: Engine | None = None  # to be shut down
         self._classifier: ToolClassifier | None = None  # to be shut down
         # Renders prompts that would hold up the event loop.
@@ -228,6 +229,7 @@ class Service:
             warmed=resetter.warmed if resetter is not None else lambda: None,
         )
         sampling = settings.sampling(serving.chat.max_out) if serving.chat is not None else Sampling()
+        self.decoder = Decoder(settings.grammar(sampling.max_tokens))
         self.sessions = SessionStore(
             lambda session_id: self._new_session(session_id, sampling),
             idle_ttl=settings.session_idle_ttl_seconds,
@@ -265,8 +267,14 @@ class Service:
         """Take no new turns, let running ones finish, close every connection, and end the service."""
         if self.phase is Phase.READY:
             self.phase, self.reason = Phase.DRAINING, "draining"
+            self._drain_deadline = asyncio.get_running_loop().time() + self.settings.drain_timeout_s
             log.info("draining", connections=len(self.connections), deadline_s=self.settings.drain_timeout_s)
             self._spawn(self._drain())
+
+    def draining(self) -> frames.Draining:
+        """What a client is told that comes while the server drains: how long running turns still have."""
+        left = self._drain_deadline - asyncio.get_running_loop().time()
+        return frames.Draining(deadline_s=max(0, round(left)))
 
     async def _drain(self) -> None:
         seconds = self.settings.drain_timeout_s

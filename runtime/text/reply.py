@@ -18,6 +18,10 @@ class _EnoughSpeechError(Exception):
     """Speech has used up its budget."""
 
 
+class _StopSaidError(Exception):
+    """Speech has come to a stop text."""
+
+
 async def generate(
     engine: Engine, prompt: Sequence[int], sampling: Sampling, speech: Speech, form: ReplyFormat, thinking: int = 0
 ) -> None:
@@ -43,15 +47,33 @@ async def generate(
             stop_token_ids=(*sampling.stop_token_ids, *form.stop_token_ids),
             show_special_tokens=form.shows_special_tokens,
         )
-    if not thinking:
+    if not thinking and not sampling.stop:
         await engine.generate(prompt, sampling, speech.feed)
         return
+    try:
+        if thinking:
+            await _think_and_speak(engine, prompt, sampling, speech, form, thinking)
+        else:
+            await engine.generate(prompt, sampling, lambda delta: _feed(speech, delta))
+    except _StopSaidError:
+        return  # the engine has ended the request
+
+
+def _feed(speech: Speech, delta: Delta) -> None:
+    speech.feed(delta)
+    if speech.stopped and delta.finish_reason is None:
+        raise _StopSaidError
+
+
+async def _think_and_speak(
+    engine: Engine, prompt: Sequence[int], sampling: Sampling, speech: Speech, form: ReplyFormat, thinking: int
+) -> None:
     told: list[int] = []
     may_think, ended = True, False
 
     def on_delta(delta: Delta) -> None:
         nonlocal ended
-        speech.feed(delta)
+        _feed(speech, delta)
         ended = delta.finish_reason is not None
         if delta.finish_reason != "stop":  # the token that ended the turn must not stand in its middle
             told.extend(delta.token_ids)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from runtime.engines import Delta
 from runtime.text.channels import PLAIN, ReplyFormat
 from runtime.text.sanitize import Sanitizer
+from runtime.text.stops import StopFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,24 @@ class Speech:
         on_delta: told of every delta that is not held back any more, and what became of it.
         on_text: given every piece of text that is fit to be sent.
         form: how the model's replies begin and what is no speech in them.
+        stops: texts that end the reply where it says one.
 
     Attributes:
         hidden_tokens: those that were no speech so far, held back or not.
         spoken_tokens: the others.
     """
 
-    __slots__ = ("_channel", "_feed", "_held", "_on_delta", "_on_text", "_sanitizer", "hidden_tokens", "spoken_tokens")
+    __slots__ = (
+        "_channel",
+        "_feed",
+        "_held",
+        "_on_delta",
+        "_on_text",
+        "_sanitizer",
+        "_stops",
+        "hidden_tokens",
+        "spoken_tokens",
+    )
 
     def __init__(
         self,
@@ -51,9 +63,11 @@ class Speech:
         sanitize: bool,
         held: bool = False,
         form: ReplyFormat = PLAIN,
+        stops: Sequence[str] = (),
     ) -> None:
         self._on_delta = on_delta
         self._on_text = on_text
+        self._stops = StopFilter(stops) if stops else None  # ends speech early
         self._channel = form.filter()  # takes out what is no speech
         self._sanitizer = Sanitizer() if sanitize else None  # makes it fit to be spoken
         # Text to text.
@@ -62,6 +76,11 @@ class Speech:
         self._held: list[tuple[Delta, Heard, str]] | None = [] if held else None
         self.hidden_tokens = 0
         self.spoken_tokens = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the reply has said a stop text: it is over, whatever the engine goes on to make."""
+        return self._stops is not None and self._stops.stopped
 
     @property
     def hidden(self) -> bool:
@@ -79,6 +98,10 @@ class Speech:
         else:
             self.spoken_tokens += delta.tokens
             heard = SPEECH if text else SILENCE
+        if text and self._stops is not None:
+            text = self._stops.feed(text)
+            if self._stops.stopped:
+                delta = replace(delta, finish_reason="stop")
         if self._held is not None:
             self._held.append((delta, heard, text))
             return
@@ -109,7 +132,10 @@ class Speech:
 
     def finish(self) -> None:
         """Say what was kept until it was known what follows."""
-        if (text := self._channel.finish()) and (said := self._feed(text)):
+        text = self._channel.finish()
+        if self._stops is not None:
+            text = self._stops.feed(text) + self._stops.finish()
+        if text and (said := self._feed(text)):
             self._on_text(said)
         if self._sanitizer and (text := self._sanitizer.finish()):
             self._on_text(text)

@@ -22,6 +22,7 @@ from runtime.turns.turn import Stop, Turn, TurnRequest
 from runtime.turns.warming import Prefix, Warming
 from runtime.wire import frames, messages
 from runtime.wire.frames import RequestId
+from runtime.wire.refusals import refusal
 
 log = structlog.get_logger(__name__)
 
@@ -35,12 +36,12 @@ class QueuedMessage:
 
     Attributes:
         run: does what the message asks.
-        request_id: the message's, for an error.
+        message: the message itself, for an error.
         turn: the turn that the message begins, if any.
     """
 
     run: Callable[[], Awaitable[None]]
-    request_id: RequestId | None
+    message: messages.Inbound
     turn: Turn | None = None
 
 
@@ -71,12 +72,12 @@ class MessageHandler:
 
     def submit(self, message: messages.Inbound) -> None:
         """Take a message that is no `cancel`; its answers come through the outbox."""
-        request_id = message.request_id
         if self._deployment.chat is None and not isinstance(message, messages.Start):
-            self._error("chat_not_deployed", "This server has no chat model.", request_id)
+            self._error("chat_not_deployed", "This server has no chat model.", message)
             return
         if len(self._queue) >= BACKLOG:
-            self._error("message_rate_limited", "Too many messages wait; try again in 1 s.", request_id, retry_in=1)
+            self.refuse_turn(message)
+            self._error("message_rate_limited", "Too many messages wait; try again in 1 s.", message, retry_in=1)
             return
         self._queue.append(self._queued(message))
         if self._worker is None:
@@ -93,6 +94,11 @@ class MessageHandler:
             turns[-1].cancel(request_id)
         else:
             self._outbox.put(frames.Done(cancelled=True, request_id=request_id))
+
+    def refuse_turn(self, message: messages.Inbound) -> None:
+        """Do of a message that comes too early what cannot wait: whoever wants a new turn does not hear the old one."""
+        if isinstance(message, (messages.Start, messages.Followup)):
+            self.stop(Stop.BARGE_IN)
 
     def stop(self, why: Stop) -> None:
         """Stop all turns, without waiting."""
@@ -134,16 +140,16 @@ class MessageHandler:
         match message:
             case messages.Start():
                 turn = self._new_turn(request_id)
-                return QueuedMessage(lambda: self._start(message, turn), request_id, turn)
+                return QueuedMessage(lambda: self._start(message, turn), message, turn)
             case messages.Followup():
                 turn = self._new_turn(request_id)
-                return QueuedMessage(lambda: self._follow_up(message, turn), request_id, turn)
+                return QueuedMessage(lambda: self._follow_up(message, turn), message, turn)
             case messages.ChatPrompt():
-                return QueuedMessage(lambda: self._set_persona(message), request_id)
+                return QueuedMessage(lambda: self._set_persona(message), message)
             case messages.WarmPersona():
-                return QueuedMessage(lambda: self._warm_persona(message), request_id)
+                return QueuedMessage(lambda: self._warm_persona(message), message)
             case messages.WarmHistory():
-                return QueuedMessage(lambda: self._warm_history(message), request_id)
+                return QueuedMessage(lambda: self._warm_history(message), message)
         raise TypeError(f"nothing to do for {type(message).__name__}")
 
     def _new_turn(self, request_id: RequestId | None) -> Turn:
@@ -165,7 +171,7 @@ class MessageHandler:
             await entry.run()
         except Exception as error:
             log.exception("message_failed", error=type(error).__name__)
-            self._error("internal_error", "The server could not handle this message.", entry.request_id)
+            self._error("internal_error", "The server could not handle this message.", entry.message)
         finally:
             if entry.turn is not None and not entry.turn.begun:
                 # A cancel that this turn answers stopped the running one as well: that one's `done` comes first.
@@ -206,15 +212,21 @@ class MessageHandler:
         if persona is None:
             known = self._sessions.find(self._principal, start.session_id)
             persona = known.persona if known is not None else ""
-        return await self._too_long(chat, persona, start.runtime_text, start.request_id)
+        return await self._too_long(chat, persona, start.runtime_text, start)
 
     async def _follow_up(self, followup: messages.Followup, turn: Turn) -> None:
         session = self._active(followup.session_id)
         if session is None:
-            self._no_session(followup.request_id)
+            self._no_session(followup)
             return
         async with session.lock:
-            await self._acquire_session(session)
+            if not self._may_use(session):  # another connection took it while this one waited
+                self._no_session(followup)
+                return
+            if self._owned() is None:
+                await self._acquire_session(session)
+            else:
+                await self._end_turns(session)
             sampling, sanitize = session.sampling_with(followup.sampling)
             request = TurnRequest(
                 persona=session.persona,
@@ -232,14 +244,17 @@ class MessageHandler:
 
     async def _acquire_session(self, session: Session) -> None:
         """Become the session's owner. This connection's turn and the session's, if any, end first."""
-        for old in (self._turn, session.turn):
-            if old is not None and not old.ended:
-                old.stop(Stop.BARGE_IN)
-                await old.wait()
+        await self._end_turns(session)
         if self._session is not None and self._session is not session:
             self._sessions.release(self._session, self)
         session.owner = self
         self._session = session
+
+    async def _end_turns(self, session: Session) -> None:
+        for old in (self._turn, session.turn):
+            if old is not None and not old.ended:
+                old.stop(Stop.BARGE_IN)
+                await old.wait()
 
     def _begin(self, turn: Turn, session: Session, request: TurnRequest) -> None:
         self._turn = session.turn = turn
@@ -256,6 +271,7 @@ class MessageHandler:
                 gender=session.gender,
                 personality=session.personality,
                 chat_prompt=bool(session.persona),
+                user_identity=session.user_identity,
                 request_id=request_id,
             )
         )
@@ -265,70 +281,64 @@ class MessageHandler:
     async def _set_persona(self, update: messages.ChatPrompt) -> None:
         session, chat = self._active(update.session_id), self._deployment.chat
         if session is None or chat is None:
-            self._no_session(update.request_id)
+            self._no_session(update)
         elif session.has_persona(update):
             self._answer_chat_prompt(update, 204, "no change")
         elif retry := session.updates.wait():
-            self._answer_chat_prompt(update, 429, f"Too many persona updates; try again in {retry} s.", retry_in=retry)
-        elif (excess := await chat.persona_excess(update.persona, session.runtime_text)) is not None:
-            self._answer_chat_prompt(update, 413, str(excess), error_code="chat_prompt_too_long")
-        else:
+            text = f"Too many persona updates; try again in {retry} s."
+            self._error("chat_prompt_rate_limited", text, update, retry_in=retry)
+        elif not await self._too_long(chat, update.persona, session.runtime_text, update):
             session.updates.take()
             session.set_persona(update)
             self._answer_chat_prompt(update, 200, "updated")
 
-    def _answer_chat_prompt(
-        self,
-        update: messages.ChatPrompt,
-        code: int,
-        message: str,
-        *,
-        error_code: str | None = None,
-        retry_in: int | None = None,
-    ) -> None:
-        self._outbox.put(
-            frames.ChatPromptAck(
-                to="chat_prompt",
-                ok=code < 300,
-                code=code,
-                message=message,
-                error_code=error_code,
-                retry_in=retry_in,
-                request_id=update.request_id,
-            )
-        )
+    def _answer_chat_prompt(self, update: messages.ChatPrompt, code: int, message: str) -> None:
+        ack = frames.ChatPromptAck(to="chat_prompt", ok=True, code=code, message=message, request_id=update.request_id)
+        self._outbox.put(ack)
 
     async def _warm_persona(self, warm: messages.WarmPersona) -> None:
-        await self._warm(Prefix("persona_static", warm.request_id, warm.persona))
+        await self._warm(Prefix("persona_static", warm.request_id, warm.persona), warm)
 
     async def _warm_history(self, warm: messages.WarmHistory) -> None:
         session = self._active(warm.session_id)
         persona = warm.persona if warm.persona is not None else session.persona if session is not None else ""
-        await self._warm(Prefix("history", warm.request_id, persona, warm.runtime_text, warm.history))
+        await self._warm(Prefix("history", warm.request_id, persona, warm.runtime_text, warm.history), warm)
 
-    async def _warm(self, prefix: Prefix) -> None:
+    async def _warm(self, prefix: Prefix, message: messages.Inbound) -> None:
         chat = self._deployment.chat
-        if chat is not None and not await self._too_long(chat, prefix.persona, prefix.runtime_text, prefix.request_id):
+        if chat is not None and not await self._too_long(chat, prefix.persona, prefix.runtime_text, message):
             self._warming.begin(chat, prefix)
 
     # Shared
 
     def _active(self, session_id: str | None) -> Session | None:
-        """The session that a message means: the one it names, else the one of this connection's last `start`."""
-        if session_id is not None:
-            return self._sessions.find(self._principal, session_id)
+        """The session that a message means, where this connection may use it: the one that it names, else its own."""
+        if session_id is None:
+            return self._owned()
+        session = self._sessions.find(self._principal, session_id)
+        return session if session is not None and self._may_use(session) else None
+
+    def _owned(self) -> Session | None:
+        """The session of this connection's last `start`, unless another connection has taken it over."""
         session = self._session
         return session if session is not None and session.owner is self else None
 
-    async def _too_long(self, chat: Chat, persona: str, runtime_text: str, request_id: RequestId | None) -> bool:
+    def _may_use(self, session: Session) -> bool:
+        """Whether no other connection owns the session: only a `start` takes one over."""
+        return session.owner is None or session.owner is self
+
+    async def _too_long(self, chat: Chat, persona: str, runtime_text: str, message: messages.Inbound) -> bool:
         excess = await chat.persona_excess(persona, runtime_text)
         if excess is not None:
-            self._error("chat_prompt_too_long", str(excess), request_id)
+            self._error("chat_prompt_too_long", str(excess), message)
         return excess is not None
 
-    def _no_session(self, request_id: RequestId | None) -> None:
-        text = "This connection has no session: send `start` first, or name a `session_id` that is still kept."
-        self._error("no_active_session", text, request_id)
+    def _no_session(self, message: messages.Inbound) -> None:
+        text = (
+            "This connection has no such session: send `start` first, or name a `session_id` that is still kept and "
+            "that no other connection has."
+        )
+        self._error("no_active_session", text, message)
 
-    def _error(self, code: str, message: str, request_id: RequestId | None, retry_in: int | None = None) -> None:
-        self._outbox.put(frames.Error(error_code=code, message=message, retry_in=retry_in, request_id=request_id))
+    def _error(self, code: str, text: str, message: messages.Inbound, retry_in: int | None = None) -> None:
+        self._outbox.put(refusal(message, code, text, retry_in))

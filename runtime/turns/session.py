@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from runtime import defaults
 from runtime.engines import Sampling
@@ -56,7 +57,7 @@ class Session:
         persona: the system prompt; empty is none.
         gender: what the client said last; only shown in the ack.
         personality: what the client said last; only shown in the ack.
-        user_identity: what the client said last.
+        user_identity: what the client said last; only shown in the ack.
         runtime_text: follows the persona in the prompt; the last `start`'s own.
         history: what was said so far.
         sampling: how replies are drawn unless a message says otherwise.
@@ -105,8 +106,10 @@ class Session:
 
     def sampling_with(self, change: SamplingChange) -> tuple[Sampling, bool]:
         """The session's sampling and sanitizing with a message's changes."""
-        whole = {name: int(value) if name == "top_k" else value for name, value in change.values.items()}
-        sampling = replace(self.sampling, **whole) if whole else self.sampling  # type: ignore[arg-type]
+        named: dict[str, Any] = {k: int(value) if k == "top_k" else value for k, value in change.values.items()}
+        extra = {"max_tokens": change.max_tokens, "stop": change.stop, "seed": change.seed}
+        named |= {name: value for name, value in extra.items() if value is not None}
+        sampling = replace(self.sampling, **named) if named else self.sampling
         return sampling, self.sanitize if change.sanitize is None else change.sanitize
 
     def has_persona(self, update: ChatPrompt) -> bool:

@@ -185,7 +185,14 @@ class Turn:
         reply: asyncio.Future[None] | None = None
         try:
             prompt = await self._render(chat, request, request.utterance)
-            speech = Speech(self._record_delta, self._send_text, sanitize=request.sanitize, held=True, form=chat.form)
+            speech = Speech(
+                self._record_delta,
+                self._send_text,
+                sanitize=request.sanitize,
+                held=True,
+                form=chat.form,
+                stops=request.sampling.stop,
+            )
             reply = eager_tasks.start(chat.reply(prompt, request.sampling, speech))
             yes = await decision
             self._send_decision(yes)
@@ -201,7 +208,9 @@ class Turn:
     async def _stream_reply(self, chat: Chat, request: TurnRequest, text: str) -> None:
         """Send the reply as it comes."""
         prompt = await self._render(chat, request, text)
-        speech = Speech(self._record_delta, self._send_text, sanitize=request.sanitize, form=chat.form)
+        speech = Speech(
+            self._record_delta, self._send_text, sanitize=request.sanitize, form=chat.form, stops=request.sampling.stop
+        )
         await chat.reply(prompt, request.sampling, speech)
         speech.finish()
 

@@ -64,7 +64,9 @@ class Warming:
     async def _prefill(self, chat: Chat, prefix: Prefix) -> None:
         try:
             tokens = await chat.render_prefix(prefix.persona, prefix.runtime_text, prefix.history)
-            await within(self._deployment.generation_timeout, chat.engine.warm(tokens))
+            if tokens:  # a template may begin with the first message
+                await within(self._deployment.generation_timeout, chat.engine.warm(tokens))
+            reusable = chat.engine.reusable(len(tokens))
         except asyncio.TimeoutError:
             self._error("generation_timeout", "The prefix was not prefilled in time.", prefix)
             return
@@ -76,7 +78,7 @@ class Warming:
             return
         self._deployment.warmed()
         self._outbox.put(
-            frames.Warmed(segment=prefix.segment, tokens=len(tokens), bytes=prefix.size, request_id=prefix.request_id)
+            frames.Warmed(segment=prefix.segment, tokens=reusable, bytes=prefix.size, request_id=prefix.request_id)
         )
 
     def _error(self, code: str, message: str, prefix: Prefix) -> None:

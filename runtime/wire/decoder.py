@@ -115,7 +115,7 @@ class Decoder:
             history=fields.history(),
             utterance=fields.text("user_utterance") or "",
             runtime_text=fields.text("runtime_text") or "",
-            sampling=fields.sampling(self._grammar.bounds, flat=True),
+            sampling=fields.sampling(self._grammar, flat=True),
             check_screen_prefix=fields.text("check_screen_prefix", limit=MAX_PREFIX_CHARS),
             screen_checked_prefix=fields.text("screen_checked_prefix", limit=MAX_PREFIX_CHARS),
         )
@@ -124,7 +124,7 @@ class Decoder:
         analysis = fields.text("analysis_text")
         if not analysis or analysis.isspace():
             raise fields.missing("analysis_text", "a string that is not empty")
-        return Followup(fields.request_id, fields.session(), analysis, fields.sampling(self._grammar.bounds, flat=True))
+        return Followup(fields.request_id, fields.session(), analysis, fields.sampling(self._grammar, flat=True))
 
     def _chat_prompt(self, fields: Fields) -> ChatPrompt:
         persona = fields.required_text("persona_text", "chat_prompt")

@@ -10,7 +10,17 @@ import msgspec
 
 from runtime.text.prompt import Message
 from runtime.wire.frames import RequestId
-from runtime.wire.messages import MAX_IDENTIFIER_CHARS, MAX_STYLE_CHARS, Bound, Rejected, SamplingChange
+from runtime.wire.messages import (
+    MAX_IDENTIFIER_CHARS,
+    MAX_SEED,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    MAX_STYLE_CHARS,
+    Bound,
+    Grammar,
+    Rejected,
+    SamplingChange,
+)
 
 
 class Fields:
@@ -130,21 +140,49 @@ class Fields:
         except ValueError:
             raise self.invalid("history_text", "lines that start with 'User:' or 'Assistant:'") from None
 
-    def sampling(self, bounds: Mapping[str, Bound], *, flat: bool) -> SamplingChange:
+    def sampling(self, grammar: Grammar, *, flat: bool) -> SamplingChange:
         """The parameters in `sampling`, and those that lie flat in the message; the nested ones win."""
         nested = self._raw.get("sampling")
         if nested is not None and not isinstance(nested, dict):
             raise self.invalid("sampling", "an object")
         given = {**(self._raw if flat else {}), **{k: v for k, v in (nested or {}).items() if v is not None}}
         values = {}
-        for name, bound in bounds.items():
+        for name, bound in grammar.bounds.items():
             value = given.get(name)
             if value is not None:
                 values[name] = self._number(name, value, bound)
         sanitize = given.get("sanitize_output")
         if sanitize is not None and not isinstance(sanitize, bool):
             raise self.invalid("sanitize_output", "true or false", sanitize)
-        return SamplingChange(values, sanitize)
+        return SamplingChange(
+            values,
+            sanitize,
+            max_tokens=self._whole("max_tokens", given, 1, grammar.max_tokens),
+            stop=self._stops(given.get("stop")),
+            seed=self._whole("seed", given, 0, MAX_SEED),
+        )
+
+    def _whole(self, name: str, given: Mapping[str, object], low: int, high: int) -> int | None:
+        """A whole number, exact also where a float is not."""
+        value = given.get(name)
+        if value is None:
+            return None
+        if isinstance(value, str) and _WHOLE.fullmatch(value):
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value  # as a float it would be rounded
+        return int(self._number(name, value, Bound(low, high, whole=True)))
+
+    def _stops(self, value: object) -> tuple[str, ...] | None:
+        if value is None:
+            return None
+        expected = f"a list of at most {MAX_STOPS} strings, each of 1 to {MAX_STOP_CHARS} characters"
+        if not isinstance(value, list) or len(value) > MAX_STOPS:
+            raise self.invalid("stop", expected, value)
+        for text in value:
+            if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_CHARS:
+                raise self.invalid("stop", expected, value)
+        return tuple(value)
 
     def _number(self, name: str, value: object, bound: Bound) -> float:
         number = _as_number(value)
@@ -187,6 +225,8 @@ def shown(value: object) -> str:
 
 # Spaces and tabs only: `\s` would also run over the blank lines before a label, and cost quadratic time there.
 _LABEL = re.compile(r"^[ \t]*(user|assistant)[ \t]*:", re.IGNORECASE | re.MULTILINE)
+# A whole number of at most 64 bits.
+_WHOLE = re.compile(r"[0-9]{1,19}")
 # As JSON writes numbers, which is less than Python's `float` takes: no `1_0`, no `٣`.
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 

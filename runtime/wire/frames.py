@@ -33,6 +33,7 @@ class Ack(Frame, tag="ack"):
         now: the server's time, RFC 3339, UTC.
         gender, personality: what the session has.
         chat_prompt: whether the session has a persona.
+        user_identity: what the session has; left out when it has none.
     """
 
     to: str = msgspec.field(name="for")
@@ -42,16 +43,28 @@ class Ack(Frame, tag="ack"):
     gender: str | None
     personality: str | None
     chat_prompt: bool
+    user_identity: str | None = None
 
 
 class ChatPromptAck(Frame, tag="ack"):
-    """The answer to `chat_prompt`: 200 updated, 204 no change, 400 invalid, 413 too long, 429 limited."""
+    """The answer to `chat_prompt`, whatever it is.
+
+    Attributes:
+        to: `chat_prompt`; `for` on the wire.
+        ok: whether it was acted upon, or changes nothing.
+        code: 200 updated, 204 no change; above 300 it was refused.
+        message: a sentence for people.
+        error_code, field, expected, found, retry_in: those of an `error`, where it was refused.
+    """
 
     to: str = msgspec.field(name="for")
     ok: bool
     code: int
     message: str
     error_code: str | None = None
+    field: str | None = None
+    expected: str | None = None
+    found: str | None = None
     retry_in: int | None = None
 
 
@@ -109,7 +122,13 @@ class Pong(Frame, tag="pong"):
 
 
 class Warmed(Frame, tag="warmed"):
-    """The prefix is in the engine's cache: its length in tokens, and the UTF-8 bytes of text that it was made of."""
+    """The prefix is in the engine's cache.
+
+    Attributes:
+        segment: which prefix.
+        tokens: those that a prompt can take out of the cache; it keeps whole blocks alone.
+        bytes: of UTF-8 text that the prefix was made of.
+    """
 
     segment: str
     tokens: int
@@ -152,9 +171,15 @@ class Error(Frame, tag="error"):
 
 
 class Draining(Frame, tag="draining"):
-    """The server is going away and takes no new turns; running ones have this many seconds."""
+    """The server is going away and takes no new turns.
+
+    Attributes:
+        deadline_s: seconds that running turns have left.
+        reconnect: always true: another server goes on, or this one again.
+    """
 
     deadline_s: int
+    reconnect: bool = msgspec.field(default_factory=lambda: True)  # a plain default would not be written
 
 
 _encoder = msgspec.json.Encoder()

@@ -15,6 +15,10 @@ from runtime.wire.frames import RequestId
 
 MAX_STYLE_CHARS = 20
 MAX_PREFIX_CHARS = 30
+MAX_STOPS = 4
+MAX_STOP_CHARS = 64
+# Whole numbers that every engine's random generator takes.
+MAX_SEED = 2**63 - 1
 # Identifiers are echoed or kept for as long as a session lives, so their size is bounded.
 MAX_IDENTIFIER_CHARS = 256
 
@@ -31,6 +35,7 @@ class Rejected(Exception):
         field, expected, found: set where one field is to blame.
         kind: the message's type, where it is known.
         request_id: the message's, where it has one.
+        retry_in: seconds after which it may come again, where it came too early.
     """
 
     def __init__(
@@ -50,6 +55,13 @@ class Rejected(Exception):
         self.found = found
         self.kind: str | None = None
         self.request_id: RequestId | None = None
+        self.retry_in: int | None = None
+
+    def limit(self, retry_in: int) -> None:
+        """Say instead that the message came too early: what is wrong with it costs more to tell."""
+        self.code, self.message = "message_rate_limited", f"Too many messages; try again in {retry_in} s."
+        self.field = self.expected = self.found = None
+        self.retry_in = retry_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +91,38 @@ DEFAULT_BOUNDS: Mapping[str, Bound] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """The parts of the protocol that the operator may set."""
+    """The parts of the protocol that the operator may set.
+
+    Attributes:
+        bounds: ranges of the sampling parameters.
+        cancel_sentinel: the raw text that means `cancel`.
+        end_sentinel: the raw text that means `end`.
+        max_tokens: the longest reply that a client may ask for.
+    """
 
     bounds: Mapping[str, Bound] = field(default_factory=lambda: DEFAULT_BOUNDS)
     cancel_sentinel: str = defaults.CANCEL_SENTINEL
     end_sentinel: str = defaults.END_SENTINEL
+    max_tokens: int = defaults.OUTPUT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingChange:
-    """The sampling parameters that a message names; the others keep their defaults."""
+    """The sampling parameters that a message names; the others keep their defaults.
+
+    Attributes:
+        values: the bounded numbers.
+        sanitize: whether the reply is made fit to be spoken.
+        max_tokens: bounds the reply.
+        stop: texts that end the reply.
+        seed: makes the reply repeatable.
+    """
 
     values: Mapping[str, float] = field(default_factory=dict)
     sanitize: bool | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

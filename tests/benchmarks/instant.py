@@ -72,6 +72,10 @@ class InstantEngine:
         """Do nothing: there is no cache to fill."""
         return 0
 
+    def reusable(self, tokens: int) -> int:
+        """Return 0: there is no cache."""
+        return 0
+
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
         """Return no scores: it knows no probabilities."""
         return []

@@ -42,6 +42,7 @@ class ScriptedEngine:
         error: what is raised.
         abort_seconds: how long an abort takes.
         abort_steps: how many steps of the loop it takes.
+        block: tokens in a block of the prefix cache.
         refuse_reset: whether the caches cannot be reset.
         dead: whether every call fails, as after the engine's death.
         held: requests that run now, by number.
@@ -62,6 +63,7 @@ class ScriptedEngine:
     error: Exception = field(default_factory=lambda: RuntimeError("scripted failure with secret details"))
     abort_seconds: float = 0.0
     abort_steps: int = 0
+    block: int = 1
     refuse_reset: bool = False
     dead: bool = False
     held: set[int] = field(default_factory=set)
@@ -124,6 +126,10 @@ class ScriptedEngine:
             raise EngineDeadError("the scripted engine died")
         self.warmed.append(Words.read(prompt))
         return 0
+
+    def reusable(self, tokens: int) -> int:
+        """Return whole blocks of `block`."""
+        return tokens // self.block * self.block
 
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
         """Score every token as certain."""

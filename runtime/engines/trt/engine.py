@@ -20,7 +20,7 @@ import structlog
 from runtime.defaults import first_set
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.engines.trt.arguments import Backend, check_version, kv_cache_arguments, llm_arguments, sampling_arguments
-from runtime.engines.trt.folders import EngineFolder
+from runtime.engines.trt.folders import BLOCK_TOKENS, EngineFolder
 from runtime.engines.trt.tokens import SpecialTokens
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class TrtEngine:
         self._dead: EngineDeadError | None = None  # why nothing can be generated any more
         self._requests: set[TrtRequest] = set()  # those that TensorRT-LLM has not ended
         self._tasks: set[asyncio.Task[None]] = set()  # kept, so that they are not collected
+        self._block_tokens = 0  # in a block of the prefix cache; 0 when there is none
         self._usage = 0.0  # used part of the KV cache, when it was last told
 
     async def start(self) -> None:
@@ -133,7 +134,10 @@ class TrtEngine:
             cuda.check_cuda(here)
         from tensorrt_llm.llmapi import KvCacheConfig
 
-        arguments["kv_cache_config"] = KvCacheConfig(**kv_cache_arguments(self._options, engine))
+        cache = kv_cache_arguments(self._options, engine)
+        if cache["enable_block_reuse"]:
+            self._block_tokens = engine.block_tokens if engine else BLOCK_TOKENS
+        arguments["kv_cache_config"] = KvCacheConfig(**cache)
         if engine:
             from tensorrt_llm._tensorrt_engine import LLM
         else:
@@ -206,6 +210,10 @@ class TrtEngine:
         """Prefill the prompt into the prefix cache; 0, because TensorRT-LLM does not tell what was cached already."""
         await self.generate(prompt, Sampling(temperature=0.0, max_tokens=1), lambda delta: None)
         return 0
+
+    def reusable(self, tokens: int) -> int:
+        """How many of a prefix's tokens a longer prompt can take out of the prefix cache: its whole blocks."""
+        return tokens // self._block_tokens * self._block_tokens if self._block_tokens else 0
 
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
         """What the model would have chosen at each position; probabilities are not a number.

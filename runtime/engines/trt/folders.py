@@ -21,6 +21,9 @@ from runtime.defaults import TRT_GROUP_SIZES
 # TensorRT-LLM's `QuantAlgo`, and the quantizer's format that leads to it.
 METHOD_OF_ALGORITHM = {"W4A16_AWQ": "int4_awq", "FP8": "fp8", "W8A8_SQ_PER_CHANNEL": "int8_sq"}
 
+# TensorRT-LLM's own size of a block of the KV cache.
+BLOCK_TOKENS = 32
+
 COMPILE_AGAIN = "compile it again with `yap-pipeline run --trt --force`"
 
 
@@ -56,6 +59,7 @@ class EngineFolder:
         max_seq_len: prompt and reply together.
         max_num_tokens: tokens in one step.
         reuses_blocks: whether its attention can start from cached blocks of a prompt.
+        block_tokens: tokens in a block of the KV cache.
     """
 
     folder: Path
@@ -66,6 +70,7 @@ class EngineFolder:
     max_seq_len: int
     max_num_tokens: int
     reuses_blocks: bool
+    block_tokens: int
 
     @property
     def longest_prompt(self) -> int:
@@ -96,6 +101,7 @@ class EngineFolder:
                 max_seq_len=int(build["max_seq_len"]),
                 max_num_tokens=int(build["max_num_tokens"]),
                 reuses_blocks=bool(plugins.get("use_paged_context_fmha", False)),
+                block_tokens=int(plugins.get("tokens_per_block") or BLOCK_TOKENS),
             )
         except KeyError as missing:
             raise ArtifactError(f"{path}: expected {missing.args[0]}, found none; {COMPILE_AGAIN}") from None

@@ -105,6 +105,16 @@ SEAMS = (
         required=True,
     ),
     Seam(
+        "block size",
+        "server",
+        (
+            f"{LLM}.vllm_config",
+            "vllm.config.vllm:VllmConfig.cache_config",
+            "vllm.config.cache:CacheConfig.block_size",
+        ),
+        "`warmed` counts a prefix's last tokens too, which no prompt finds in the cache",
+    ),
+    Seam(
         "refusals",
         "server",
         ("vllm.exceptions:VLLMValidationError",),
@@ -449,6 +459,11 @@ def wake(llm: AsyncLLM) -> Coroutine[Any, Any, None] | None:
 def ask_core(llm: AsyncLLM, method: str) -> Awaitable[Any]:
     """The answer of a method that was added to `EngineCore` (`answer`), given by the engine's own loop."""
     return llm.engine_core.call_utility_async(method)  # type: ignore[no-any-return]
+
+
+def block_tokens(llm: AsyncLLM) -> int:
+    """Tokens in a block of the prefix cache, which keeps whole blocks alone."""
+    return int(llm.vllm_config.cache_config.block_size) if seams.holds("block size") else 1
 
 
 async def end_requests(llm: AsyncLLM) -> None:

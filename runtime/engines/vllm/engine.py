@@ -219,6 +219,11 @@ class VllmEngine:
         await self.generate(prompt, Sampling(temperature=0.0, max_tokens=1), deltas.append)
         return deltas[-1].cached_tokens if deltas else 0
 
+    def reusable(self, tokens: int) -> int:
+        """How many of a prefix's tokens a longer prompt can take out of the prefix cache: its whole blocks."""
+        block = contract.block_tokens(self._alive())
+        return tokens // block * block
+
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
         """Score each token after the first, given those before it; `len(tokens) - 1` entries.
 

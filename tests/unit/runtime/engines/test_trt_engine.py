@@ -69,6 +69,11 @@ async def test_every_end_token_of_the_generation_config_ends_a_reply(engine: Trt
     assert deltas[-1].finish_reason == "stop"
 
 
+async def test_a_prefix_is_reused_in_whole_blocks_where_blocks_are_kept_at_all(engine: TrtEngine) -> None:
+    assert [engine.reusable(tokens) for tokens in (0, 31, 32, 100)] == [0, 0, 32, 96]
+    assert TrtEngine(LLAMA, EngineOptions(), tokenizer=LLAMA, backend="engine").reusable(100) == 0
+
+
 async def test_end_tokens_are_ignored_when_asked(engine: TrtEngine) -> None:
     _, reason = await text_of(engine, [253], replace(GREEDY, ignore_eos=True))
     assert reason == "length"

@@ -359,13 +359,14 @@ async def test_draining_lets_turns_finish_and_closes_with_1001() -> None:
         await busy.send(type="start", session_id="s1", user_utterance="hello")
         await busy.until("token")
         running.service.drain()
-        assert await idle.receive() == {"type": "draining", "deadline_s": 25}
+        assert await idle.receive() == {"type": "draining", "deadline_s": 25, "reconnect": True}
         assert await closed(idle) == (1001, "draining")
         assert (await status(running, "/readyz")).status_code == 503
         await busy.send(type="start", session_id="s1", user_utterance="more", request_id="late")
         frames = await busy.until("done")
         assert frames[-1]["usage"]["completion_tokens"] == 10
-        assert [f.get("request_id") for f in frames if f["type"] == "draining"] == [None, "late"]
+        assert [f.get("request_id") for f in frames if f["type"] == "draining"] == [None]
+        assert [f["request_id"] for f in frames if f.get("error_code") == "draining"] == ["late"]
         assert await closed(busy) == (1001, "draining")
         async with running.client() as late:
             assert (await late.receive())["type"] == "draining"

@@ -78,7 +78,7 @@ LINES: list[tuple[Frame, str]] = [
         Error(error_code="message_rate_limited", message="…", retry_in=12),
         '{"type":"error","error_code":"message_rate_limited","message":"…","retry_in":12}',
     ),
-    (Draining(deadline_s=25), '{"type":"draining","deadline_s":25}'),
+    (Draining(deadline_s=25), '{"type":"draining","deadline_s":25,"reconnect":true}'),
 ]
 
 
