@@ -20,7 +20,7 @@ CONNECTIONS = 64
 HANDSHAKE_TIMEOUT_S = 0.5
 HANDSHAKE_DEADLINE_S = 10.0
 # Sockets without a slot, besides one for each slot: everybody may come back at once.
-UNADMITTED = 1024
+UNADMITTED = 256
 IDLE_TIMEOUT_S = 150.0
 IDLE_CLOSE_CODE = 4000
 MESSAGE_BYTES = 262_144

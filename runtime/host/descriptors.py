@@ -11,8 +11,9 @@ ENOUGH = 65_536
 RESERVED = 256
 # Fewer sockets without a slot than this, and a handful of slow clients shut everybody out.
 FEWEST_UNADMITTED = 32
-# The kernel completes this many connections while the event loop is busy; all may be accepted in one step of it.
-BACKLOG = 1024
+# The kernel completes this many connections while the event loop is busy. All may be accepted in one step of it, at
+# some 50 µs each; whoever finds no place tries again after a second.
+BACKLOG = 256
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from runtime.deployment.serving import ChatServing, ServingPlan
 from runtime.deployment.settings import load
 from runtime.engines import EngineOptions
 from runtime.server import process as server
-from runtime.server.service import Service
+from runtime.server.service import Service, freeze_heap
 from tests.harness.scripted import ScriptedEngine, ScriptedRenderer
 
 
@@ -44,6 +44,7 @@ async def load_script(service: Service) -> None:
     renderer = ScriptedRenderer()
     chat = Chat(engine, renderer, ThreadPoolExecutor(1), renderer.budgets)
     service._engine = Stuck(os.environ.get("SCRIPT_STUCK", ""))
+    freeze_heap()  # as the server does when it has loaded
     service.open(chat, None, ServingPlan("chat", ChatServing(renderer.budgets, 150, EngineOptions()), None, None))
     if (dies := os.environ.get("SCRIPT_DIES_AFTER")) is not None:
 

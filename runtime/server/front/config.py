@@ -16,7 +16,7 @@ from runtime.server.front.turnstile import Turnstile
 UVICORN = "0.54."
 
 # Handshakes, and 4 KiB of a long run of frames, cost well under a millisecond each.
-HEADS_AT_ONCE = 8
+HEADS_AT_ONCE = 4
 SLICES_AT_ONCE = 1
 
 

@@ -22,6 +22,8 @@ from runtime.wire.frames import CLOSE_POLICY
 # Pings, pongs, and pieces of messages: so many in so many seconds. A browser's library sends one ping in some seconds;
 # a message of 256 KiB in pieces of 1 KiB has 256 of them.
 FRAMES, FRAME_WINDOW_S = 1000, 10.0
+# After our close frame the peer has its own to send, and what was on its way.
+LAST_FRAMES = 50
 # Parsed in one go: 700 of the smallest frames, some 3 ms.
 SLICE_BYTES = 4096
 # What a peer sends after our close frame is read up to here, in search of its answer.
@@ -48,6 +50,7 @@ class WebSocketFront(WebSocketsSansIOProtocol):
         self._queued = False  # a slice of it waits for its turn
         self._window_ends = 0.0  # loop time
         self._frames = 0  # frames in this window that were no messages
+        self._late = 0  # frames since our close frame
         self._lingered = 0  # bytes since our close frame
 
     @property
@@ -76,13 +79,13 @@ class WebSocketFront(WebSocketsSansIOProtocol):
     # Bytes
 
     def data_received(self, data: bytes) -> None:
-        """Parse what is short at once; what is long, or comes behind it, in slices."""
+        """Parse what is short at once; what is long, or comes from who has no slot, in slices."""
         if self.close_sent:
             self._lingered += len(data)
             if self._lingered > LINGER_BYTES:
                 self.socket.drop("unread")
                 return
-        if len(data) <= SLICE_BYTES and not self._rest:
+        elif self.socket.admitted and len(data) <= SLICE_BYTES and not self._rest:
             self._feed(data)
             return
         if not self._rest and not self.read_paused:
@@ -148,12 +151,12 @@ class WebSocketFront(WebSocketsSansIOProtocol):
 
     def handle_text(self, event: Frame) -> None:
         """A message, or the first piece of one."""
-        if event.fin or self._count():
+        if (event.fin and not self.close_sent) or self._count():
             super().handle_text(event)
 
     def handle_bytes(self, event: Frame) -> None:
         """A message, or the first piece of one."""
-        if event.fin or self._count():
+        if (event.fin and not self.close_sent) or self._count():
             super().handle_bytes(event)
 
     def handle_cont(self, event: Frame) -> None:
@@ -169,14 +172,15 @@ class WebSocketFront(WebSocketsSansIOProtocol):
         super().handle_parser_exception()
 
     def _count(self) -> bool:
-        """Count a frame that is no message. False: it was one too many, and the connection ends."""
+        """Count a frame that is no message, or comes too late. False: it was one too many, and the connection ends."""
         if self.transport.is_closing():
             return False
         now = self.loop.time()
         if now >= self._window_ends:
             self._window_ends, self._frames = now + FRAME_WINDOW_S, 0
         self._frames += 1
-        if self._frames <= FRAMES:
+        self._late += self.close_sent
+        if self._frames <= FRAMES and self._late <= LAST_FRAMES:
             return True
         self._sockets.count("flood")
         self.conn.fail(CLOSE_POLICY, "too many frames that are no messages")

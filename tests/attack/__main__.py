@@ -1,0 +1,147 @@
+"""Attack a server on loopback for a minute, and tell what another client noticed. Exit 1 when a bound is broken.
+
+python -m tests.attack                                     a server of its own, around a scripted engine
+python -m tests.attack --port 8000 --key KEY               one that runs already, on this machine
+python -m tests.attack --seconds 10 heads silence          less of it
+
+The bounds: pings of another client at p99.9, resident memory, slots and sockets back, health checks answered. A busy
+machine delays everybody. So each ping is held against what the server computed meanwhile, and all of them against pings
+to a second server that nobody attacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.attack.attack import Clock, Target
+from tests.attack.clients import attacks
+from tests.attack.observer import Noticed, Observer, listener_of, metric, percentile, resident
+from tests.harness.server import Server
+
+SECONDS = 60.0
+STALL_S = 0.050
+# On a busy machine a ping may take longer for no fault of the server's: so many times what a calm one takes.
+NOISE = 10
+MEMORY_MIB = 64.0
+# Time after each attack in which everything must have come back: a close takes 5 s, and a handshake has 10.
+BACK_S = 15.0
+
+
+def scripted() -> Server:
+    """A server of our own, as it comes."""
+    return Server(Path(), module="tests.harness.scripted_process", SCRIPT_REPLY_SECONDS="1")
+
+
+def one_client(name: str, target: Target, seconds: float) -> subprocess.Popen[bytes]:
+    """A client that does not behave, in a process of its own."""
+    command = [sys.executable, "-m", "tests.attack", "--client", name, "--seconds", str(seconds)]
+    return subprocess.Popen([*command, "--port", str(target.port), "--key", target.key])
+
+
+def be_client(name: str, target: Target, seconds: float) -> None:
+    """In that process: do it, and stop by itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if 0 < hard < 65_536 else max(soft, 65_536), hard))
+    attacks()[name].run(target, Clock(seconds))
+
+
+async def came_back(target: Target) -> float:
+    """Seconds until no slot but ours is held and no socket is left over; infinite when that takes too long."""
+    began = time.monotonic()
+    while time.monotonic() - began < BACK_S:
+        held, open_ones = metric(target, "yap_connections_active"), metric(target, "yap_sockets_unadmitted")
+        if held == 1 and open_ones <= 1:  # our own, and the one that asks
+            return time.monotonic() - began
+        await asyncio.sleep(0.25)
+    return float("inf")
+
+
+async def attack(names: list[str], target: Target, calm: Target, pid: int, seconds: float) -> bool:
+    """All of them, one after the other; whether all bounds were kept."""
+    kept = True
+    async with Observer(target, calm, pid).watching() as observer:
+        await observer.watch(min(1.0, seconds))  # what is only allocated once
+        pings = "".join(f" {name:>7}" for name in ("p50", "p99.9", "work", "calm", "worst"))
+        memory = "".join(f" {name:>7}" for name in ("before", "peak", "after"))
+        print(f"{'attack':10} {'pings':>6}{pings} ms {'health':>8}{memory} MiB   back s")
+        for name in names:
+            before = resident(pid)
+            process = one_client(name, target, seconds)
+            try:
+                noticed = await observer.watch(seconds)
+                await asyncio.to_thread(process.wait, 10)
+            finally:
+                process.kill()
+                status = process.wait()
+            back = await came_back(target)
+            kept &= report(name, noticed, before, resident(pid), back, failed=status != 0)
+    return kept
+
+
+def report(name: str, noticed: Noticed, before: float, after: float, back: float, *, failed: bool) -> bool:
+    """One line, and one for each bound that was broken; whether none was."""
+    stall, work, calm = (percentile(values, 0.999) for values in (noticed.pings, noticed.work, noticed.calm))
+    milliseconds = [value * 1000 for value in (percentile(noticed.pings, 0.5), stall, work, calm, max(noticed.pings))]
+    print(
+        f"{name:10} {len(noticed.pings):6} " + " ".join(f"{value:7.1f}" for value in milliseconds) + "    "
+        f"{noticed.checks - noticed.deaf:4}/{noticed.checks:<3} {before:7.1f} {noticed.peak:6.1f} {after:6.1f}     "
+        f"{back:6.1f}",
+        flush=True,
+    )
+    broken = {
+        f"the server let a ping wait for {work * 1000:.0f} ms at p99.9": work > STALL_S,
+        f"a ping took {stall * 1000:.0f} ms at p99.9": stall > STALL_S + NOISE * calm,
+        f"memory grew by {max(noticed.peak, after) - before:.0f} MiB": max(noticed.peak, after) - before > MEMORY_MIB,
+        f"slots or sockets were not back after {BACK_S:g} s": back == float("inf"),
+        f"{noticed.deaf} health checks were not answered": noticed.deaf > 0,
+        "the client itself failed": failed,
+    }
+    for what, is_broken in broken.items():
+        if is_broken:
+            print(f"  {name}: {what}", flush=True)
+    return not any(broken.values())
+
+
+def main() -> int:
+    """Read the command line and do it."""
+    known = attacks()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=f"{', '.join(sorted(known))} (default: all)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of them together (60)")
+    parser.add_argument("--port", type=int, help="of a server that runs already, on loopback")
+    parser.add_argument("--key", default="test-key", help="one of its keys")
+    parser.add_argument("--client", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.attacks) - set(known):
+        parser.error(f"expected {', '.join(sorted(known))}, found {', '.join(sorted(unknown))}")
+    if arguments.client:
+        be_client(arguments.client, Target(arguments.port, arguments.key), arguments.seconds)
+        return 0
+    names = arguments.attacks or sorted(known)
+    for name in names:
+        print(f"{name}: {known[name].does}")
+    with ExitStack() as stack:
+        calm = stack.enter_context(scripted())
+        calm.wait_ready()
+        if arguments.port:
+            target, pid = Target(arguments.port, arguments.key), listener_of(arguments.port)
+        else:
+            attacked = stack.enter_context(scripted())
+            attacked.wait_ready()
+            assert attacked.process is not None
+            target, pid = Target(attacked.port, attacked.api_key), attacked.process.pid
+        seconds = arguments.seconds / len(names)
+        kept = asyncio.run(attack(names, target, Target(calm.port, calm.api_key), pid, seconds))
+    print("all bounds kept" if kept else "a bound was broken")
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,66 @@
+"""The short form of `python -m tests.attack`, and that its bounds can be broken."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from os import getpid
+
+import pytest
+
+from tests.attack.__main__ import MEMORY_MIB, STALL_S, report
+from tests.attack.clients import attacks
+from tests.attack.observer import Noticed, cpu_seconds, listener_of, percentile
+
+
+def test_no_client_hurts_another() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.attack", "--seconds", str(2 * len(attacks()))],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "all bounds kept" in result.stdout
+    assert [line.split()[0] for line in result.stdout.splitlines() if "/" in line] == sorted(attacks())
+
+
+def noticed(pings: float = 0.001, work: float = 0.001, calm: float = 0.001, deaf: int = 0, peak: float = 60) -> Noticed:
+    return Noticed([pings] * 100, [work] * 100, [calm] * 100, checks=10, deaf=deaf, peak=peak)
+
+
+@pytest.mark.parametrize(
+    ("found", "after", "back", "failed", "kept"),
+    [
+        (noticed(), 60, 0.0, False, True),
+        (noticed(work=STALL_S + 0.01, pings=STALL_S + 0.01, calm=0.02), 60, 0.0, False, False),
+        (noticed(pings=STALL_S + 0.02), 60, 0.0, False, False),
+        (noticed(pings=STALL_S + 0.02, calm=0.02), 60, 0.0, False, True),
+        (noticed(deaf=1), 60, 0.0, False, False),
+        (noticed(peak=60 + MEMORY_MIB + 1), 60, 0.0, False, False),
+        (noticed(), 60 + MEMORY_MIB + 1, 0.0, False, False),
+        (noticed(), 60, float("inf"), False, False),
+        (noticed(), 60, 0.0, True, False),
+    ],
+)
+def test_each_bound_can_be_broken(found: Noticed, after: float, back: float, failed: bool, kept: bool) -> None:
+    assert report("x", found, 60, after, back, failed=failed) == kept
+
+
+def test_the_figures_are_what_they_say() -> None:
+    assert percentile([float(value) for value in range(1, 1001)], 0.999) == 1000
+    assert percentile([1.0, 2.0, 3.0], 0.5) == 2
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        assert listener_of(listener.getsockname()[1]) == getpid()
+    before = cpu_seconds(getpid())
+    sum(range(100_000))
+    assert 0 < cpu_seconds(getpid()) - before < 5
+
+
+def test_it_goes_nowhere_but_to_this_machine() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.attack", "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "--host" not in result.stdout
+    assert "--url" not in result.stdout
