@@ -7,6 +7,8 @@ import typer
 from pipeline.lanes.gate_specs import OPTIONS, TOOL_ACCURACY
 from pipeline.plan import CalibrationPlan
 from pipeline.plan.prepare import Prepared
+from pipeline.plan.tool_plan import POSITIVE_OPTION
+from pipeline.source import EMBEDDED
 
 
 def print_failures(method: str, failures: list[str]) -> None:
@@ -17,9 +19,11 @@ def print_failures(method: str, failures: list[str]) -> None:
 
 def print_next_step(prepared: Prepared, *, classifier: bool) -> None:
     """Print what to do after a failed gate."""
-    chat = prepared.plan.chat
+    chat, tool = prepared.plan.chat, prepared.plan.tool
     if classifier:
-        ways = f"name another TOOL_MODEL, or set {OPTIONS[TOOL_ACCURACY].name}"
+        inverted = tool is not None and tool.source.kind != EMBEDDED
+        other = f", another label with {POSITIVE_OPTION}" if inverted else ""
+        ways = f"name another TOOL_MODEL{other}, or set {OPTIONS[TOOL_ACCURACY].name}"
     elif chat is None or chat.prequantized:
         ways = "choose another model, or set the bound"
     else:

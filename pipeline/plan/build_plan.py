@@ -32,6 +32,7 @@ class BuildRequest:
         out: folder of the artifact; none has one made up.
         allow_emulated: whether slow emulated arithmetic may be used.
         thresholds: bounds that replace the defaults.
+        positive_label: the classifier's label that means yes, by name or index; none reads it from the labels' names.
     """
 
     chat: str | None = None
@@ -42,6 +43,7 @@ class BuildRequest:
     out: Path | None = None
     allow_emulated: bool = False
     thresholds: Thresholds = field(default_factory=dict)
+    positive_label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,10 @@ Lanes = Annotated[
 Out = Annotated[Path | None, typer.Option(help="Folder of the artifact; else artifacts/MODEL-METHOD-LANE.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Folder of finished stages; else AWQ_CACHE_DIR.")]
 ToolOnly = Annotated[bool, typer.Option("--tool-only", help="The one model named is the classifier; no chat model.")]
+PositiveLabel = Annotated[
+    str | None,
+    typer.Option(help="The classifier's label that means yes, by name or index; needed where the names do not say it."),
+]
 Emulated = Annotated[bool, typer.Option("--allow-emulated", help="Allow FP8 on a CPU, ten times slower.")]
 Force = Annotated[bool, typer.Option("--force", help="Do every stage again; FORCE_REBUILD=true does the same.")]
 Fallback = Annotated[list[str] | None, typer.Option(help="Method to try when the gates fail; may be repeated.")]
@@ -86,6 +90,14 @@ class LaneOptions:
         return replace(asked, chat=words[0], tool=words[1] if len(words) == 2 else None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolOptions:
+    """The options of the classifier."""
+
+    tool_only: ToolOnly = False
+    positive_label: PositiveLabel = None
+
+
 # An option for each gate's bound, as the table of gates has them.
 Bounds = Annotated[
     Thresholds,
@@ -109,7 +121,7 @@ class PlanOptions:
     out: Out = None
     fallback: Fallback = None
     cache_dir: CacheDir = None
-    tool_only: ToolOnly = False
+    tool: ToolOptions
     allow_emulated: Emulated = False
 
     def request(self) -> BuildRequest:
@@ -119,10 +131,11 @@ class PlanOptions:
             WrongRequestError: too few or too many words.
         """
         return replace(
-            self.lane.request(tool_only=self.tool_only),
+            self.lane.request(tool_only=self.tool.tool_only),
             out=self.out,
             fallback=tuple(self.fallback or ()),
             allow_emulated=self.allow_emulated,
+            positive_label=self.tool.positive_label,
         )
 
 
@@ -172,7 +185,7 @@ class BuildOptions:
     out: Out = None
     force: Force = False
     cache_dir: CacheDir = None
-    tool_only: ToolOnly = False
+    tool: ToolOptions
     allow_emulated: Emulated = False
 
     def request(self) -> BuildRequest:
@@ -181,8 +194,8 @@ class BuildOptions:
         Raises:
             WrongRequestError: too few or too many words.
         """
-        asked = self.lane.request(tool_only=self.tool_only)
-        return replace(asked, out=self.out, allow_emulated=self.allow_emulated)
+        asked = self.lane.request(tool_only=self.tool.tool_only)
+        return replace(asked, out=self.out, allow_emulated=self.allow_emulated, positive_label=self.tool.positive_label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

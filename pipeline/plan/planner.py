@@ -20,17 +20,15 @@ from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.disk_facts import ARTIFACTS, DiskFacts, PathEntry
 from pipeline.plan.estimate import BuildSize, Estimate, estimate
 from pipeline.plan.hardware import Hardware
+from pipeline.plan.tool_plan import plan_tool
 from pipeline.plan.trt_plan import TrtPlanner
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.source.shape import Shape
-from runtime.deployment.classifier import window_of
 
 # The planner of the chat model, where a kind of lane has its own.
 CHAT_PLANNERS: dict[type[Lane], type[ChatPlanner]] = {TrtLane: TrtPlanner}
-
-POSITIVE_LABEL = re.compile(r"screen|yes|positive|true", re.IGNORECASE)
 
 # Tokens of a calibration sample, on average: the embedded texts, and instructions as the hub's data sets hold them.
 EMBEDDED_SAMPLE_TOKENS, USUAL_SAMPLE_TOKENS = 180, 512
@@ -74,7 +72,7 @@ def make_plan(
     chat_planner = CHAT_PLANNERS.get(type(lane) if lane else Lane, ChatPlanner)
     planner = chat_planner(request, settings, hardware.machine, disk, lane, hardware.quantizer is not None, diagnostics)
     chat_plan = planner.plan(chat) if chat else None
-    tool_plan = _tool(tool, diagnostics) if tool else None
+    tool_plan = plan_tool(tool, request.positive_label, diagnostics)
     out = _out(request, chat_plan, chat or tool, lane, disk, diagnostics)
     _fallbacks(request, chat_plan, hardware, lane, diagnostics)
     thresholds = _thresholds(request, chat_plan, tool_plan, lane, diagnostics)
@@ -122,24 +120,6 @@ def _lane(
             where, f"{lane.packages[0]} to be installed", "none", f"use the {name} lane's environment{other}"
         )
     return lane
-
-
-def _tool(facts: SourceFacts, diagnostics: Diagnostics) -> ToolPlan | None:
-    if facts.problems:
-        return None
-    if not (facts.architecture or "").endswith("ForSequenceClassification"):
-        found = f"{facts.architecture or 'no architecture'} in {facts.ref}"
-        diagnostics.problem("TOOL_MODEL", "a ForSequenceClassification checkpoint", found, "name a classifier")
-    labels = facts.config.get("id2label") or {}
-    count = len(labels) or int(facts.config.get("num_labels", 2))
-    if count != 2:
-        diagnostics.problem("TOOL_MODEL", "two labels (no, yes)", f"{count}", "train the classifier on two labels")
-    positive = next((int(index) for index, label in labels.items() if POSITIVE_LABEL.search(str(label))), 1)
-    if facts.config.get("quantization_config"):
-        diagnostics.problem("TOOL_MODEL", "a classifier in float", "a quantized one", "name the float classifier")
-    window = window_of(facts.config)
-    diagnostics.decide("classifier", facts.architecture or facts.name, f"kept in float; window of {window} tokens")
-    return ToolPlan(facts, window, positive)
 
 
 def _out(

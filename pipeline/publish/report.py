@@ -91,7 +91,9 @@ def show_artifact(metadata: BuildMetadata, console: Console) -> None:
         gates = Table("gate", "measured", "bound", "", box=None, title="Validation", title_justify="left")
         for gate in metadata.validation.gates:
             bound = bound_text(gate)
-            gates.add_row(gate.name, measured(gate), bound, "pass" if gate.passed else "FAIL" if bound else "")
+            # What has no bound was measured, and has passed nothing.
+            verdict = ("pass" if gate.passed else "FAIL") if bound else ""
+            gates.add_row(gate.name, measured(gate), bound, verdict)
         console.print()
         console.print(gates)
 

@@ -68,6 +68,8 @@ EMBEDDED_TOOL: dict[str, Any] = {
     "vocab_size": 30522,
     "max_position_embeddings": 512,
     "trained_window": 48,
+    "id2label": {"0": "no", "1": "take_screenshot"},
+    "label2id": {"no": 0, "take_screenshot": 1},
 }
 
 

@@ -176,6 +176,32 @@ def test_another_method_is_not_tried_for_the_classifiers_sake(shell: Shell, tmp_
     assert "instead" not in err
 
 
+def test_a_positive_label_is_named_and_told(shell: Shell, tmp_path: Path) -> None:
+    for named in ("take_screenshot", "1"):
+        code, out, _ = shell.run("plan", *REQUEST, "--positive-label", named)
+        assert code == 0
+        (line,) = [line for line in out.splitlines() if line.startswith(" positive label")]
+        assert "'take_screenshot' (index 1)" in line
+    code, out, _ = shell.run("build", *REQUEST, "--positive-label", "0", "--out", str(tmp_path / "a"))
+    tool = artifact.read(tmp_path / "a").tool
+    assert tool is not None
+    assert tool.positive_label == 0
+    code, _, err = shell.run("run", *REQUEST, "--positive-label", "screen", "--out", str(tmp_path / "b"))
+    assert code == 64
+    assert "--positive-label: expected a label's name or index, found 'screen'" in err
+
+
+def test_a_figure_without_a_bound_is_not_said_to_pass(shell: Shell, tmp_path: Path) -> None:
+    _, out, _ = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
+    validation = artifact.read(tmp_path / "a").validation
+    assert validation is not None
+    verdicts = {gate.name: gate.relation is not None for gate in validation.gates}
+    assert set(verdicts.values()) == {True, False}
+    for name, bounded in verdicts.items():
+        (line,) = [line for line in out.splitlines() if line.strip().startswith(f"{name} ")]
+        assert line.rstrip().endswith("pass") == bounded
+
+
 def test_a_failed_stage_exits_1_and_says_what_where_and_what_to_do(shell: Shell, tmp_path: Path) -> None:
     code, _, err = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"), BREAK="quantize")
     assert code == 1

@@ -255,12 +255,24 @@ PLANS = [
             model_type="longformer",
             max_position_embeddings=4098,
             pad_token_id=1,
+            id2label={"0": "no", "1": "yes"},
         ),
         expect=lambda p: p.tool.max_tokens == 4096,
     ),
     Row(
         "the label that means yes",
         tool=classifier(id2label={"0": "take_screenshot", "1": "none"}),
+        expect=lambda p: p.tool.positive_label == 0,
+    ),
+    Row(
+        "the label that means yes, as told",
+        tool=classifier(id2label={"0": "chat", "1": "vision"}),
+        request={"positive_label": "vision"},
+        expect=lambda p: p.tool.positive_label == 1,
+    ),
+    Row(
+        "one logit that says yes",
+        tool=classifier(id2label={"0": "screenshot"}),
         expect=lambda p: p.tool.positive_label == 0,
     ),
     Row(
@@ -366,6 +378,30 @@ PROBLEMS = [
         "three labels",
         tool=classifier(id2label={"0": "a", "1": "b", "2": "c"}),
         wrong=("TOOL_MODEL: expected two labels",),
+    ),
+    Row(
+        "labels without a meaning",
+        tool=classifier(),
+        wrong=(
+            "TOOL_MODEL: expected two labels, of which one plainly says yes to a look at the screen, found 0 'LABEL_0'",
+        ),
+    ),
+    Row(
+        "a label that there is not",
+        tool=classifier(),
+        request={"positive_label": "screen"},
+        wrong=("--positive-label: expected a label's name or index, found 'screen', which fits none of 0 'LABEL_0'",),
+    ),
+    Row(
+        "a positive label of nothing",
+        tool=None,
+        request={"positive_label": "1"},
+        wrong=("--positive-label: expected a classifier, found none",),
+    ),
+    Row(
+        "a regression",
+        tool=classifier(id2label={"0": "screen"}, problem_type="regression"),
+        wrong=("TOOL_MODEL: expected a classifier, found a regression",),
     ),
     Row(
         "a quantized classifier",

@@ -10,15 +10,18 @@ import pytest
 
 from pipeline.embedded.texts import known_prompts
 from pipeline.lanes import gate_specs as gates
+from pipeline.lanes.gate_specs import LEAST_TOOL_ACCURACY
 from pipeline.lanes.gates import Thresholds, default_thresholds, failures
 from pipeline.stages.stage import StageError
 from pipeline.validate import validation as validating
+from pipeline.validate.tool_accuracy import tool_accuracy
 from pipeline.validate.validation import validate
 from runtime import engines
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits, Platform, Quantization, Source, ToolModel
 from runtime.artifact.hashes import digest_of, hash_folder
 from runtime.engines import Delta, EngineDeadError, Sampling, TokenScore
 from tests.harness.models import tiny
+from tests.harness.models.classifiers import checkpoint
 
 BOUNDS: Thresholds = {gates.PERPLEXITY_RATIO: 1.05, gates.TOP1_AGREEMENT: 0.9, gates.KNOWN_PROMPTS: 0.5}
 
@@ -183,10 +186,11 @@ def test_a_tampered_artifact_is_refused_before_the_engine_starts(
         ("embedded", None, ["tool_accuracy is 0.9, must be >= 0.93: 0.03 too low"]),
         ("embedded", 0.8, []),
         ("someone/classifier", None, []),
+        ("someone/classifier", 0.95, ["tool_accuracy is 0.9, must be >= 0.95: 0.05 too low"]),
         ("someone/classifier", 0.97, ["tool_accuracy is 0.9, must be >= 0.97: 0.07 too low"]),
     ],
 )
-def test_a_classifier_is_measured_and_the_embedded_one_is_gated(
+def test_every_classifier_is_measured_and_gated(
     folder: Path, metadata: BuildMetadata, monkeypatch: pytest.MonkeyPatch, repo: str, bound: float | None, told
 ) -> None:
     monkeypatch.setattr(validating, "tool_accuracy", lambda *_: 0.9)
@@ -194,9 +198,23 @@ def test_a_classifier_is_measured_and_the_embedded_one_is_gated(
     alone = metadata.model_copy(update={"chat": None, "tool": tool})
     defaults = default_thresholds(validating.candidate_of(alone, compared=False))
     asked = {} if bound is None else {gates.TOOL_ACCURACY: bound}
+    assert defaults[gates.TOOL_ACCURACY] > 0.6
     validation = run(folder, alone, None, {**defaults, **asked})
     assert values(validation)["tool_accuracy"] == 0.9
     assert failures(validation) == told
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.66, 1.0])
+def test_a_classifier_that_decides_by_nothing_or_the_other_way_round_fails(
+    folder: Path, metadata: BuildMetadata, tmp_path: Path, label: int, threshold: float
+) -> None:
+    checkpoint("bert", tmp_path / "tool")
+    source = Source(repo="someone/classifier", content_sha256="0" * 64)
+    tool = ToolModel(source=source, max_tokens=64, positive_label=label, threshold=threshold)
+    accuracy = tool_accuracy(tmp_path, tool, "cpu", Silent())
+    assert accuracy < LEAST_TOOL_ACCURACY
+    assert accuracy > 1 - LEAST_TOOL_ACCURACY, "nor does its opposite"
 
 
 def test_a_classifier_that_does_not_load_is_told_in_one_line(folder: Path, metadata: BuildMetadata) -> None:
