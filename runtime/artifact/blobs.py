@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from runtime.artifact import ArtifactError, FileEntry, hub, hub_client
 from runtime.artifact.hashes import sha256_of
+from runtime.host.supervision import attempt
 
 DOWNLOADS_AT_ONCE = 4
 PARTIAL_CONTENT = 206
@@ -179,7 +180,7 @@ def watch_progress(
 
     def watch() -> None:
         while not finished.wait(interval_s):
-            on_progress(sum(map(blobs.bytes_present, entries)), total)
+            attempt("download_watch", lambda: on_progress(sum(map(blobs.bytes_present, entries)), total))
 
     watcher = threading.Thread(target=watch, name="download-watch", daemon=True)
     watcher.start()

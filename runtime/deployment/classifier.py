@@ -8,6 +8,7 @@ request pays nothing for batching and a burst of them shares forward passes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import threading
@@ -181,19 +182,26 @@ class ToolClassifier:
                 return
             pending = [entry for entry in pending if not entry.answer.cancelled()]
             try:
-                outcome: list[float] | Exception = model.probabilities([entry.utterances for entry in pending])
-            except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the answers
-                outcome = error
+                outcome: list[float] | Exception = _probabilities(model, [entry.utterances for entry in pending])
+            except BaseException as error:  # noqa: BLE001 - it belongs to those who wait; the thread goes on
+                outcome = error if isinstance(error, Exception) else RuntimeError(f"it raised {type(error).__name__}")
             self._resolve(pending, outcome)
 
     @staticmethod
     def _resolve(pending: list[_PendingDecision], outcome: list[float] | Exception) -> None:
         for index, entry in enumerate(pending):
             loop = entry.answer.get_loop()
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(
                     _set_outcome, entry.answer, outcome if isinstance(outcome, Exception) else outcome[index]
                 )
+
+
+def _probabilities(model: _Model, conversations: Sequence[tuple[str, ...]]) -> list[float]:
+    found = model.probabilities(conversations)
+    if len(found) != len(conversations):
+        raise ValueError(f"expected {len(conversations)} probabilities, found {len(found)}")
+    return found
 
 
 def _set_outcome(future: asyncio.Future[float], outcome: float | Exception) -> None:

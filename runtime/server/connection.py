@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import Receive, Send
 
 from runtime import defaults
+from runtime.host import supervision
 from runtime.host.ratelimit import SlidingWindow
+from runtime.host.supervision import attempt, watch
 from runtime.host.timeouts import within
 from runtime.server.front.sockets import CLOSE_DEADLINE_S
 from runtime.turns.message_handler import MessageHandler
@@ -76,20 +77,21 @@ class Connection:
         self._draining: asyncio.Task[None] | None = None  # set once the server drains; no turn begins then
         self._drain_deadline = 0.0  # loop time at which draining ends
         self._abort_timer: asyncio.TimerHandle | None = None  # ends the wait for a peer that is gone
+        self._aborted = False  # the reader was cancelled by ourselves
         self.close_code = frames.CLOSE_ABNORMAL
         self.closed = asyncio.Event()
 
     async def serve(self, on_end: Callable[[], None]) -> None:
         """Read until the socket ends, whoever ends it, then call `on_end` at once, and leave nothing behind."""
-        writer = self._loop.create_task(self._write())
+        writer = watch("connection_writer", self._loop.create_task(self._write()))
         self._idle_timer = self._loop.call_later(self._idle_timeout, self._check_idle)
         try:
             await self._read()
         except asyncio.CancelledError:
-            if self._closing is None:  # otherwise it is our own time-out for a peer that is gone
+            if self._closing is None and not self._aborted:  # otherwise it is our own time-out for a peer that is gone
                 raise
         finally:
-            on_end()
+            attempt("connection_end", on_end)
             self.closed.set()
             self._outbox.close()
             for running in (self._idle_timer, self._abort_timer, writer, self._draining, self._closing):
@@ -100,29 +102,36 @@ class Connection:
     def close(self, code: int, reason: str, last: Frame | None = None, why: Stop = Stop.DISCONNECT) -> None:
         """End what runs, send a last frame, close the socket. What comes in from now on is ignored."""
         if self._closing is None:
-            self._closing = self._loop.create_task(self._close(code, reason, last, why))
+            self._closing = watch("connection_close", self._loop.create_task(self._close(code, reason, last, why)))
 
     def drain(self, seconds: float) -> None:
         """Say that the server goes away, and close when no turn runs, after `seconds` at the latest."""
         if self._draining is None and self._closing is None:
             self._drain_deadline = self._loop.time() + seconds
             self._outbox.put(frames.Draining(deadline_s=round(seconds)))
-            self._draining = self._loop.create_task(self._drain(seconds))
+            self._draining = watch("connection_drain", self._loop.create_task(self._drain(seconds)))
 
     async def _drain(self, seconds: float) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
+        try:
             await within(seconds, self._handler.wait_until_idle())
+        except asyncio.TimeoutError:
+            pass
+        except Exception as error:  # noqa: BLE001 - it must be closed all the same
+            supervision.report("connection_drain", error)
         self.close(frames.CLOSE_GOING_AWAY, "draining")
 
     async def _close(self, code: int, reason: str, last: Frame | None, why: Stop) -> None:
         self._abort_timer = self._loop.call_later(CLOSE_DEADLINE_S, self._abort_reader)
-        await self._handler.close(why)
-        if last is not None:
-            self._outbox.put(last)
-        self.close_code = code
-        self._outbox.put(Close(code, reason))
+        try:
+            await self._handler.close(why)
+        finally:
+            if last is not None:
+                self._outbox.put(last)
+            self.close_code = code
+            self._outbox.put(Close(code, reason))
 
     def _abort_reader(self) -> None:
+        self._aborted = True
         self._abort()
         if self._reader is not None:
             self._reader.cancel()
@@ -206,5 +215,8 @@ class Connection:
                     await send({"type": "websocket.send", "text": encode(frame)})
         except OSError:
             return  # the peer is gone; the reader is told so by the server
+        except Exception:
+            self._abort_reader()  # who cannot be answered any more must not wait for it
+            raise
         finally:
             self._outbox.close()

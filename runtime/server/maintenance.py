@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
@@ -10,6 +9,7 @@ import structlog
 
 from runtime.deployment.metrics import Metrics
 from runtime.engines import Engine
+from runtime.host.supervision import repeat
 from runtime.turns.session import SessionStore
 
 log = structlog.get_logger(__name__)
@@ -56,14 +56,14 @@ class CacheResetter:
 
     async def run(self) -> None:
         """Reset the caches for ever, once an interval, unless something is in the way."""
-        while True:
-            await asyncio.sleep(self._interval)
-            await self.maybe_reset()
+        await repeat("cache_reset", self.maybe_reset, self._interval)
 
 
 async def expire_sessions(sessions: SessionStore, metrics: Metrics) -> None:
     """Drop idle sessions for ever, every half a minute."""
-    while True:
-        await asyncio.sleep(EXPIRY_INTERVAL_S)
+
+    async def expire() -> None:
         sessions.expire()
         metrics.sessions.set(len(sessions))
+
+    await repeat("session_expiry", expire, EXPIRY_INTERVAL_S)

@@ -183,10 +183,12 @@ def exit_within(seconds: float, status: int) -> None:
     """
 
     def expire() -> None:
-        if status == 0:
-            _report(os.EX_SOFTWARE, f"drained, and not stopped {seconds:g} s later; every thread's place follows")
-            faulthandler.dump_traceback()
-        exit_now(os.EX_SOFTWARE if status == os.EX_OK else status)
+        try:
+            if status == 0:
+                _report(os.EX_SOFTWARE, f"drained, and not stopped {seconds:g} s later; every thread's place follows")
+                faulthandler.dump_traceback()
+        finally:
+            exit_now(os.EX_SOFTWARE if status == os.EX_OK else status)
 
     timer = threading.Timer(seconds, expire)
     timer.name, timer.daemon = "exit-deadline", True
@@ -195,14 +197,19 @@ def exit_within(seconds: float, status: int) -> None:
 
 def exit_now(status: int) -> None:
     """Exit at once, and kill the engine's processes."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        for child in multiprocessing.active_children():
+            with contextlib.suppress(Exception):  # the others must be killed too
+                child.kill()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # a full disk, or nobody reads any more
+                stream.flush()
+    finally:
+        os._exit(status)
 
 
 def _report(status: int, text: str) -> int:
-    for line in text.splitlines():
-        print(f"yap-runtime: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the status counts, also where it cannot be explained
+        for line in text.splitlines():
+            print(f"yap-runtime: {line}", file=sys.stderr, flush=True)
     return status

@@ -14,10 +14,10 @@ import contextlib
 import enum
 import gc
 import os
-from collections.abc import Coroutine
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -34,6 +34,7 @@ from runtime.engines import Engine, EngineDeadError, Sampling
 from runtime.host import descriptors, machine
 from runtime.host.machine import Machine
 from runtime.host.ratelimit import SlidingWindow
+from runtime.host.supervision import Background, attempt, contained, repeat
 from runtime.host.timeouts import within
 from runtime.server.admission import Admission
 from runtime.server.auth import Keyring
@@ -49,6 +50,9 @@ from runtime.wire.decoder import Decoder
 log = structlog.get_logger(__name__)
 
 HEALTH_INTERVAL_S = 0.5
+# A health check that hangs is tried again; so is one that fails, soon, since it is what tells the engine's death.
+HEALTH_TIMEOUT_S = 5.0
+HEALTH_LONGEST_WAIT_S = 1.0
 LOAD_TIMEOUT_S = 2.0
 # Time that clients have to take note of the engine's death; the whole exit must fit into 5 s.
 CLOSE_GRACE_S = 1.5
@@ -115,7 +119,7 @@ class Service:
         self._classifier: ToolClassifier | None = None  # to be shut down
         # Renders prompts that would hold up the event loop.
         self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        self._tasks: set[asyncio.Task[None]] = set()  # what runs in the background
+        self._background = Background()  # what nobody awaits
         self.metrics.connections_max.set(self.admission.limit)
         self.metrics.open_files.set_function(descriptors.limit)
         self.metrics.unadmitted.set_function(lambda: self.sockets.unadmitted)
@@ -124,12 +128,14 @@ class Service:
     def start(self) -> None:
         """Load in the background unless that was done; what goes wrong ends the service."""
         if self.deployment is None:
-            self._spawn(self._load_or_end())
+            self._background.spawn("load", self._load_or_end())
 
     async def _load_or_end(self) -> None:
         try:
             await self.load()
-        except Exception as error:  # noqa: BLE001 - whoever awaits `ended` gets it, and says why the process ends
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whoever awaits `ended` says why the process ends
+            if isinstance(error, SystemExit):  # a library's; asyncio would let it through, and nobody would be told why
+                error = RuntimeError(f"a library asked for exit status {error.code}")
             self.phase, self.reason = Phase.DEAD, "loading failed"
             if not self.ended.done():
                 self.ended.set_exception(error)
@@ -216,9 +222,10 @@ class Service:
         resetter = None
         if chat is not None:
             resetter = CacheResetter(chat.engine, self.metrics, settings.cache_reset_interval_seconds)
-            self._spawn(self._watch(chat.engine))
+            self._background.spawn("engine_health", self._watch_health(chat.engine))
+            self._background.spawn("engine_load", self._watch_load(chat.engine))
             if settings.cache_reset_interval_seconds:
-                self._spawn(resetter.run())
+                self._background.spawn("cache_reset", resetter.run())
         self.deployment = Deployment(
             chat,
             classifier,
@@ -235,7 +242,7 @@ class Service:
             idle_ttl=settings.session_idle_ttl_seconds,
             maximum=settings.max_sessions,
         )
-        self._spawn(expire_sessions(self.sessions, self.metrics))
+        self._background.spawn("session_expiry", expire_sessions(self.sessions, self.metrics))
         self.metrics.engine(up=True)
         self.phase, self.reason = Phase.READY, ""
         log.info("ready")
@@ -254,14 +261,19 @@ class Service:
             self.phase, self.reason = Phase.DEAD, "the engine died"
             self.metrics.engine(up=False)
             log.error("engine_died", reason=str(error))
-            self._spawn(self._end_dead(error))
+            self._background.spawn("end_dead", self._end_dead(error))
 
     async def _end_dead(self, error: EngineDeadError) -> None:
-        for connection in list(self.connections):
-            connection.close(frames.CLOSE_GOING_AWAY, "engine_died", why=Stop.ENGINE_DEAD)
-        await self._connections_closed(CLOSE_GRACE_S)
-        if not self.ended.done():
-            self.ended.set_exception(error)
+        try:
+            for connection in list(self.connections):
+                attempt(
+                    "close_connection",
+                    partial(connection.close, frames.CLOSE_GOING_AWAY, "engine_died", why=Stop.ENGINE_DEAD),
+                )
+            await self._connections_closed(CLOSE_GRACE_S)
+        finally:
+            if not self.ended.done():
+                self.ended.set_exception(error)
 
     def drain(self) -> None:
         """Take no new turns, let running ones finish, close every connection, and end the service."""
@@ -269,7 +281,7 @@ class Service:
             self.phase, self.reason = Phase.DRAINING, "draining"
             self._drain_deadline = asyncio.get_running_loop().time() + self.settings.drain_timeout_s
             log.info("draining", connections=len(self.connections), deadline_s=self.settings.drain_timeout_s)
-            self._spawn(self._drain())
+            self._background.spawn("drain", self._drain())
 
     def draining(self) -> frames.Draining:
         """What a client is told that comes while the server drains: how long running turns still have."""
@@ -278,12 +290,14 @@ class Service:
 
     async def _drain(self) -> None:
         seconds = self.settings.drain_timeout_s
-        for connection in list(self.connections):
-            connection.drain(seconds)
-        await self._connections_closed(seconds + CLOSE_GRACE_S)
-        log.info("drained", connections=len(self.connections))
-        if not self.ended.done():
-            self.ended.set_result(None)
+        try:
+            for connection in list(self.connections):
+                attempt("drain_connection", partial(connection.drain, seconds))
+            await self._connections_closed(seconds + CLOSE_GRACE_S)
+            log.info("drained", connections=len(self.connections))
+        finally:
+            if not self.ended.done():
+                self.ended.set_result(None)
 
     async def _connections_closed(self, timeout: float) -> None:
         closed = [connection.closed.wait() for connection in self.connections]
@@ -292,32 +306,48 @@ class Service:
 
     async def close(self) -> None:
         """Stop everything that was started."""
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(list(self._tasks))
-        if self._engine is not None:
-            await self._engine.shutdown()
-        if self._classifier is not None:
-            await self._classifier.shutdown()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    async def _watch(self, engine: Engine) -> None:
-        """Ask after the engine's health, and note what its scheduler holds."""
-        while True:
-            await asyncio.sleep(HEALTH_INTERVAL_S)
+        await self._background.cancel()
+        try:
+            if self._engine is not None:
+                await self._engine.shutdown()
+        finally:
             try:
-                await engine.health()
-                with contextlib.suppress(asyncio.TimeoutError):  # busy, and alive
-                    self.metrics.engine(up=True, load=await within(LOAD_TIMEOUT_S, engine.load()))
-            except EngineDeadError as error:
-                self.died(error)
-                return
+                if self._classifier is not None:
+                    await self._classifier.shutdown()
+            finally:
+                self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _watch_health(self, engine: Engine) -> None:
+        """Ask after the engine's health for ever. Apart from its load, so that odd figures cannot hide its death."""
+
+        async def check() -> None:
+            with self._telling_death():
+                await engine.health()
+
+        await repeat(
+            "engine_health",
+            check,
+            HEALTH_INTERVAL_S,
+            longest_wait=HEALTH_LONGEST_WAIT_S,
+            timeout=HEALTH_TIMEOUT_S,
+        )
+
+    async def _watch_load(self, engine: Engine) -> None:
+        """Note for ever what the engine's scheduler holds."""
+
+        async def note() -> None:
+            with self._telling_death(), contextlib.suppress(asyncio.TimeoutError):  # busy, and alive
+                load = await within(LOAD_TIMEOUT_S, contained(engine.load))
+                self.metrics.engine(up=self.phase is not Phase.DEAD, load=load)
+
+        await repeat("engine_load", note, HEALTH_INTERVAL_S)
+
+    @contextlib.contextmanager
+    def _telling_death(self) -> Iterator[None]:
+        try:
+            yield
+        except EngineDeadError as error:
+            self.died(error)
 
 
 def freeze_heap() -> None:

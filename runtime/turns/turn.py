@@ -15,6 +15,7 @@ import enum
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -22,6 +23,7 @@ import structlog
 from runtime.deployment.models import Chat, Classifier, Deployment
 from runtime.engines import Delta, EngineDeadError, Sampling
 from runtime.host import eager_tasks
+from runtime.host.supervision import attempt
 from runtime.text.prompt import Message
 from runtime.text.speech import Heard, Speech
 from runtime.turns.outbox import Outbox
@@ -268,12 +270,18 @@ class Turn:
 
     def _finish(self, request: TurnRequest, task: asyncio.Future[None]) -> None:
         """Send the terminal frames; runs exactly once, after the task has let go of the engine."""
+        try:
+            self._send_end(request, task)
+        finally:
+            self._end()  # whoever waits for the turn must not wait for ever
+
+    def _send_end(self, request: TurnRequest, task: asyncio.Future[None]) -> None:
         error = None if task.cancelled() else task.exception()
         usage = self._usage()
         stop = self._stop
         said = "".join(self._said)
         if isinstance(error, EngineDeadError):
-            self._deployment.died(error)
+            attempt("turn_end", partial(self._deployment.died, error))
         if stop is None and error is None and not task.cancelled():
             outcome = "done"
             if self._deployment.chat is not None:
@@ -286,12 +294,11 @@ class Turn:
             if not self._cancels:
                 self._outbox.put(frames.Done(cancelled=True, request_id=self.request_id))
         self._answer_cancels()
-        self._deployment.metrics.turn_ended(outcome, usage, self._gaps)
+        attempt("turn_end", partial(self._deployment.metrics.turn_ended, outcome, usage, self._gaps))
         # What was sent is what the user heard, also when the turn was cut short. A failed turn can be sent again as it
         # was, so it leaves no trace.
         if outcome == "done" or (said and outcome == "cancelled"):
-            request.ended(said)
-        self._end()
+            attempt("turn_end", partial(request.ended, said))
 
     def _fail(self, error: BaseException | None) -> str:
         timeout = self._stop is Stop.TIMEOUT

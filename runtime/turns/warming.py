@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from runtime.deployment.models import Chat, Deployment
 from runtime.engines import EngineDeadError
+from runtime.host.supervision import attempt, watch
 from runtime.host.timeouts import within
 from runtime.text.prompt import Message
 from runtime.turns.outbox import Outbox
@@ -57,7 +59,7 @@ class Warming:
 
     def begin(self, chat: Chat, prefix: Prefix) -> None:
         """Prefill; the answer comes through the outbox."""
-        task = asyncio.get_running_loop().create_task(self._prefill(chat, prefix))
+        task = watch("warming", asyncio.get_running_loop().create_task(self._prefill(chat, prefix)))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
@@ -72,11 +74,11 @@ class Warming:
             return
         except Exception as error:
             if isinstance(error, EngineDeadError):
-                self._deployment.died(error)
+                attempt("warming", partial(self._deployment.died, error))
             log.exception("warm_failed", error=type(error).__name__)
             self._error("generation_failed", "The prefix could not be prefilled.", prefix)
             return
-        self._deployment.warmed()
+        attempt("warming", self._deployment.warmed)
         self._outbox.put(
             frames.Warmed(segment=prefix.segment, tokens=reusable, bytes=prefix.size, request_id=prefix.request_id)
         )

@@ -22,12 +22,15 @@ from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Samplin
 from runtime.engines.trt.arguments import Backend, check_version, kv_cache_arguments, llm_arguments, sampling_arguments
 from runtime.engines.trt.folders import BLOCK_TOKENS, EngineFolder
 from runtime.engines.trt.tokens import SpecialTokens
+from runtime.host.supervision import Background, repeat
 
 if TYPE_CHECKING:
     from tensorrt_llm import SamplingParams
 
 # How often the worker is asked whether it lives while something runs; a dead one answers no request.
 HEALTH_INTERVAL_S = 0.5
+# And after it could not be asked, a few times in a row.
+HEALTH_LONGEST_WAIT_S = 1.0
 STATISTICS_TIMEOUT_S = 0.1
 # Positions of a text that are asked for their next token at the same time.
 SCORES_AT_ONCE = 64
@@ -96,8 +99,8 @@ class TrtEngine:
         self._special: SpecialTokens | None = None  # read by `start`
         self._dead: EngineDeadError | None = None  # why nothing can be generated any more
         self._requests: set[TrtRequest] = set()  # those that TensorRT-LLM has not ended
-        self._tasks: set[asyncio.Task[None]] = set()  # kept, so that they are not collected
         self._block_tokens = 0  # in a block of the prefix cache; 0 when there is none
+        self._background = Background()  # one task a request, and the watch over the worker
         self._usage = 0.0  # used part of the KV cache, when it was last told
 
     async def start(self) -> None:
@@ -113,7 +116,7 @@ class TrtEngine:
         try:
             # In a thread: loading takes up to minutes, and the server answers /healthz meanwhile.
             self._llm = await asyncio.to_thread(self._load_model)
-            self._spawn(self._watch())
+            self._background.spawn("trt_watch", self._watch())
             await self.warm([self._tokens().end_id])
         except BaseException:
             await self.shutdown()
@@ -176,10 +179,10 @@ class TrtEngine:
             output = llm.generate_async(list(prompt), sampling_params=params, streaming=True)
         except RuntimeError as error:
             refusal = request_error(error)
-            raise refusal or EngineDeadError(f"TensorRT-LLM takes no requests any more: {error}") from error
+            raise refusal or EngineDeadError(f"TensorRT-LLM takes no requests any more ({_kind(error)})") from error
         request = TrtRequest(output)
         self._requests.add(request)
-        self._spawn(self._take_steps(request))
+        self._background.spawn("trt_steps", self._take_steps(request))
         return request
 
     async def _take_steps(self, request: TrtRequest) -> None:
@@ -195,7 +198,7 @@ class TrtEngine:
         except ValueError as error:
             request.steps.put_nowait(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it reaches the one who asked
-            request.steps.put_nowait(request_error(error) or EngineDeadError(f"{type(error).__name__}: {error}"))
+            request.steps.put_nowait(request_error(error) or EngineDeadError(f"TensorRT-LLM failed ({_kind(error)})"))
         finally:
             request.finished = True
             self._requests.discard(request)
@@ -275,10 +278,7 @@ class TrtEngine:
         try:
             await asyncio.to_thread(llm.shutdown)
         finally:
-            for task in list(self._tasks):
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._background.cancel()
 
     def _tokens(self) -> SpecialTokens:
         if self._special is None:
@@ -297,25 +297,31 @@ class TrtEngine:
 
     async def _watch(self) -> None:
         """End what waits for a worker that died: TensorRT-LLM leaves it waiting."""
-        while self._dead is None:
-            await asyncio.sleep(HEALTH_INTERVAL_S)
-            with contextlib.suppress(EngineDeadError):
+
+        async def check() -> None:
+            with contextlib.suppress(EngineDeadError):  # told to whoever waits
                 self._alive()
+
+        await repeat("trt_watch", check, HEALTH_INTERVAL_S, longest_wait=HEALTH_LONGEST_WAIT_S)
 
     def _mark_dead(self, error: EngineDeadError) -> None:
         self._dead = error
         for request in self._requests:
             request.steps.put_nowait(error)
 
-    def _spawn(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
 
 def ended_early(reason: str) -> EngineDeadError:
     """The error of a request that TensorRT-LLM ended before it was done."""
     return EngineDeadError(f"TensorRT-LLM ended the request itself ({reason})")
+
+
+def _kind(error: Exception) -> str:
+    """What an error is, to be told to everybody: its class, since texts may quote a prompt.
+
+    The executor's own errors are plain RuntimeErrors from C++, about the GPU and never about words.
+    """
+    name = type(error).__name__
+    return f"{name}: {error}" if type(error) is RuntimeError else name
 
 
 def request_error(error: Exception) -> ValueError | None:

@@ -15,9 +15,12 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 import structlog
+
+from runtime.host.supervision import attempt
 
 log = structlog.get_logger(__name__)
 
@@ -176,14 +179,17 @@ class Sockets:
         self._sweeping = loop.call_later(SWEEP_S, self._sweep) if self._all or self._untold else None
         now = self._clock()
         for socket in list(self._all):
-            if socket.closing or (socket.peer is not None and socket.peer.leaving):
-                if socket.leaving_since is None:
-                    socket.leaving_since = now
-                if now - socket.leaving_since >= CLOSE_DEADLINE_S:
-                    self.drop(socket, "unread")
-            elif not socket.admitted and now - socket.since >= self._deadline:
-                self.drop(socket, "deadline")
+            attempt("socket_sweep", partial(self._check, socket, now))
         self._tell()
+
+    def _check(self, socket: Socket, now: float) -> None:
+        if socket.closing or (socket.peer is not None and socket.peer.leaving):
+            if socket.leaving_since is None:
+                socket.leaving_since = now
+            if now - socket.leaving_since >= CLOSE_DEADLINE_S:
+                self.drop(socket, "unread")
+        elif not socket.admitted and now - socket.since >= self._deadline:
+            self.drop(socket, "deadline")
 
 
 def socket_of(scope: MutableMapping[str, Any]) -> Socket:

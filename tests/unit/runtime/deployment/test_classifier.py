@@ -327,3 +327,20 @@ def test_every_family_that_numbers_positions_after_the_padding_is_known() -> Non
 )
 def test_a_window_by_what_a_config_says(config: dict, window: int) -> None:
     assert window_of(config) == window
+
+
+@pytest.mark.parametrize("found", [[], [0.1, 0.2], SystemExit(1)])
+async def test_the_worker_outlives_an_odd_model(bert, monkeypatch, found):
+    def odd(conversations):
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    running = ToolClassifier(bert, threshold=0.5, max_tokens=64)
+    await running.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(running._model, "probabilities", odd)
+        with pytest.raises((ValueError, RuntimeError)):
+            await asyncio.wait_for(running.decide([], "look"), 20)
+    assert isinstance(await asyncio.wait_for(running.decide([], "look"), 20), Decision)
+    await running.shutdown()

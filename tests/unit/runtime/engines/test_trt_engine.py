@@ -369,3 +369,20 @@ def test_the_ends_of_a_reply_are_the_models_own(tmp_path: Path, files: dict[str,
 def test_a_model_that_never_ends_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"eos_token_id in generation_config\.json or config\.json"):
         SpecialTokens.read(tmp_path)
+
+
+async def test_the_watch_outlives_a_worker_that_could_not_be_asked(
+    engine: TrtEngine, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, calls = stand_in.MADE[-1], 0
+
+    def check() -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError("odd")
+        return calls == 2
+
+    monkeypatch.setattr(llm, "_check_health", check)
+    await eventually(lambda: engine._dead is not None)
+    assert calls >= 3
