@@ -170,6 +170,8 @@ class Connection:
                 self._outbox.put(frames.Pong(request_id=request_id))
             case messages.Pong():
                 pass
+            case messages.Heard():
+                self._handler.hear(message)
             case messages.Cancel():
                 if retry := self._cancels.take():
                     # Whoever says stop is not talked on to, how often they said so.

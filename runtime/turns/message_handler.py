@@ -16,13 +16,15 @@ import structlog
 
 from runtime.deployment.models import Chat, Deployment
 from runtime.host import eager_tasks
+from runtime.turns.heard import heard_chars
 from runtime.turns.outbox import Outbox
 from runtime.turns.session import Session, SessionStore
 from runtime.turns.turn import Stop, Turn, TurnRequest
 from runtime.turns.warming import Prefix, Warming
 from runtime.wire import frames, messages
 from runtime.wire.frames import RequestId
-from runtime.wire.refusals import refusal
+from runtime.wire.messages import Rejected
+from runtime.wire.refusals import refusal, rejection
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +57,7 @@ class MessageHandler:
         self._sessions = sessions  # shared by all connections
         self._session: Session | None = None  # the one of the last `start`
         self._turn: Turn | None = None  # the one that began last
+        self._turn_session: Session | None = None  # where that was
         self._queue: deque[QueuedMessage] = deque()  # what waits for the worker
         self._current: QueuedMessage | None = None  # what the worker is at
         self._worker: asyncio.Future[None] | None = None  # none while nothing waits
@@ -99,6 +102,37 @@ class MessageHandler:
         """Do of a message that comes too early what cannot wait: whoever wants a new turn does not hear the old one."""
         if isinstance(message, (messages.Start, messages.Followup)):
             self.stop(Stop.BARGE_IN)
+
+    def hear(self, message: messages.Heard) -> None:
+        """Cut a reply in the history to what was heard of it. At once, since a turn that waits would be too late."""
+        if self._deployment.chat is None:
+            self._error("chat_not_deployed", "This server has no chat model.", message)
+            return
+        named = message.session_id is not None
+        session = self._active(message.session_id) if named else self._turn_session
+        if session is None or not self._may_use(session):
+            self._no_session(message)
+            return
+        turn = session.turn if session.turn is not None and not session.turn.ended else None
+        reply = turn or session.last_reply
+        if reply is None or message.request_id not in (None, reply.request_id):
+            text = "No such reply can be cut: it is not this session's last, or the next turn has begun."
+            self._error("no_such_reply", text, message)
+            return
+        try:
+            chars = heard_chars(message, reply.said)
+        except Rejected as rejected:
+            self._outbox.put(rejection(rejected))
+            return
+        if turn is not None:
+            turn.heard = chars
+        else:
+            session.cut(chars)
+        self._outbox.put(
+            frames.HeardAck(
+                to="heard", ok=True, session_id=session.session_id, chars=chars, request_id=message.request_id
+            )
+        )
 
     def stop(self, why: Stop) -> None:
         """Stop all turns, without waiting."""
@@ -203,7 +237,7 @@ class MessageHandler:
                     sampling=session.sampling,
                     sanitize=session.sanitize,
                     decide=True,
-                    ended=lambda said: session.remember(start.utterance, said),
+                    ended=lambda kept: session.remember(turn, start.utterance, kept=kept),
                 ),
             )
 
@@ -237,7 +271,7 @@ class MessageHandler:
                 sampling=sampling,
                 sanitize=sanitize,
                 decide=False,
-                ended=lambda said: session.remember(request.prefixed(), said),
+                ended=lambda kept: session.remember(turn, request.prefixed(), kept=kept),
             )
             self._acknowledge("followup", session, followup.request_id)
             self._begin(turn, session, request)
@@ -257,7 +291,8 @@ class MessageHandler:
                 await old.wait()
 
     def _begin(self, turn: Turn, session: Session, request: TurnRequest) -> None:
-        self._turn = session.turn = turn
+        self._turn, self._turn_session = turn, session
+        session.begin(turn)
         turn.when_ended(lambda: session.forget(turn))
         turn.begin(request)
 

@@ -17,6 +17,7 @@ from runtime import defaults
 from runtime.engines import Sampling
 from runtime.host.ratelimit import SlidingWindow
 from runtime.text.prompt import Message
+from runtime.turns.heard import LastReply
 from runtime.turns.turn import Turn
 from runtime.wire.messages import ChatPrompt, SamplingChange, Start
 
@@ -44,6 +45,11 @@ class History:
         while self._chars > HISTORY_MAX_CHARS or len(self._messages) > HISTORY_MAX_MESSAGES:
             self._chars -= len(self._messages.popleft().content)
 
+    def remove(self, message: Message) -> None:
+        """Take back a message that was appended last, unless it has been dropped."""
+        if self._messages and self._messages[-1] is message:
+            self._chars -= len(self._messages.pop().content)
+
     def messages(self) -> tuple[Message, ...]:
         """A snapshot that later turns do not change."""
         return tuple(self._messages)
@@ -67,6 +73,7 @@ class Session:
         updates: limits changes of the persona.
         owner: the message handler whose connection has it; none between connections.
         turn: the one that runs; none between turns.
+        last_reply: what `heard` may still cut; none before a turn has ended, and once the next one has begun.
         lock: held from stopping the old turn to starting the new one, so that two connections cannot interleave.
         last_used: the store's time of the last touch.
     """
@@ -85,6 +92,8 @@ class Session:
         self.updates = updates
         self.owner: object | None = None
         self.turn: Turn | None = None
+        self.last_reply: LastReply | None = None
+        self._reply: Message | None = None  # what the history has of it
         self.lock = asyncio.Lock()
         self.last_used = 0.0
 
@@ -131,10 +140,28 @@ class Session:
         if self.turn is turn:
             self.turn = None
 
-    def remember(self, utterance: str, reply: str) -> None:
-        """Append a turn: the user's words and what was said, each when there was any."""
-        spoken = (Message("user", utterance), Message("assistant", reply))
-        self.history.extend(message for message in spoken if message.content.strip())
+    def begin(self, turn: Turn) -> None:
+        """Let a turn run; nothing that was said before can be cut any more."""
+        self.turn, self.last_reply, self._reply = turn, None, None
+
+    def remember(self, turn: Turn, utterance: str, *, kept: bool) -> None:
+        """Take over an ended turn: where it is kept, the user's words and the reply, each where there is any."""
+        self.last_reply = LastReply(turn.request_id, turn.said, kept)
+        if kept and utterance.strip():
+            self.history.extend((Message("user", utterance),))
+        self.cut(len(turn.said) if turn.heard is None else turn.heard)
+
+    def cut(self, chars: int) -> None:
+        """Keep so many characters of the last reply: the others were not heard."""
+        last = self.last_reply
+        if last is None or not last.kept:
+            return
+        if self._reply is not None:
+            self.history.remove(self._reply)
+        heard = Message("assistant", last.said[:chars])
+        self._reply = heard if heard.content.strip() else None
+        if self._reply is not None:
+            self.history.extend((self._reply,))
 
 
 class SessionStore:

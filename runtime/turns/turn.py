@@ -61,7 +61,8 @@ class TurnRequest:
         sampling: how the reply is drawn.
         sanitize: whether the reply is made fit to be spoken.
         decide: whether the classifier is asked.
-        ended: called once with what was said; not after a failure, nor when a turn was cut short before its first word.
+        ended: called once at the end; told whether the history keeps the turn, which a failed one never is, nor one
+            that a cancel ended before its first word. Whoever barged in goes on speaking: their first words are kept.
     """
 
     persona: str
@@ -72,7 +73,7 @@ class TurnRequest:
     sampling: Sampling
     sanitize: bool
     decide: bool
-    ended: Callable[[str], None]
+    ended: Callable[[bool], None]
 
     def prefixed(self) -> str:
         """The utterance behind its prefix."""
@@ -85,6 +86,7 @@ class Turn:
 
     Attributes:
         request_id: its message's; every frame of the turn carries it.
+        heard: characters of the reply that the listener got; none where nobody has said.
         ended_at: loop time of its end; 0 before.
     """
 
@@ -107,7 +109,13 @@ class Turn:
         self._completion_tokens = 0  # for `usage`
         self._thinking_tokens = 0  # for `usage`
         self._finish_reason = "stop"  # for `usage`
+        self.heard: int | None = None
         self.ended_at = 0.0
+
+    @property
+    def said(self) -> str:
+        """What was sent of the reply so far."""
+        return "".join(self._said)
 
     @property
     def begun(self) -> bool:
@@ -279,7 +287,7 @@ class Turn:
         error = None if task.cancelled() else task.exception()
         usage = self._usage()
         stop = self._stop
-        said = "".join(self._said)
+        said = self.said
         if isinstance(error, EngineDeadError):
             attempt("turn_end", partial(self._deployment.died, error))
         if stop is None and error is None and not task.cancelled():
@@ -295,10 +303,10 @@ class Turn:
                 self._outbox.put(frames.Done(cancelled=True, request_id=self.request_id))
         self._answer_cancels()
         attempt("turn_end", partial(self._deployment.metrics.turn_ended, outcome, usage, self._gaps))
-        # What was sent is what the user heard, also when the turn was cut short. A failed turn can be sent again as it
-        # was, so it leaves no trace.
-        if outcome == "done" or (said and outcome == "cancelled"):
-            attempt("turn_end", partial(request.ended, said))
+        # What was sent is what the user heard, unless they say otherwise, also when the turn was cut short. A failed
+        # turn can be sent again as it was, so it leaves no trace.
+        kept = outcome == "done" or (outcome == "cancelled" and (bool(said) or stop is Stop.BARGE_IN))
+        attempt("turn_end", partial(request.ended, kept))
 
     def _fail(self, error: BaseException | None) -> str:
         timeout = self._stop is Stop.TIMEOUT

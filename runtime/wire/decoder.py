@@ -14,12 +14,14 @@ from runtime.wire.fields import Fields, shown
 from runtime.wire.messages import (
     GENDERS,
     IDENTITIES,
+    MAX_CHARS,
     MAX_PREFIX_CHARS,
     Cancel,
     ChatPrompt,
     End,
     Followup,
     Grammar,
+    Heard,
     Inbound,
     Ping,
     Pong,
@@ -42,6 +44,7 @@ class Decoder:
             "chat_prompt": self._chat_prompt,
             "warm_persona": self._warm_persona,
             "warm_history": self._warm_history,
+            "heard": self._heard,
             "cancel": lambda fields: Cancel(fields.request_id),
             "end": lambda fields: End(fields.request_id),
             "ping": lambda fields: Ping(fields.request_id),
@@ -131,6 +134,13 @@ class Decoder:
         return ChatPrompt(
             fields.request_id, fields.session(), persona, fields.choice("gender", GENDERS), fields.style()
         )
+
+    def _heard(self, fields: Fields) -> Heard:
+        text = fields.text("text")
+        chars = fields.whole("chars", 0, MAX_CHARS)
+        if text is None and chars is None:
+            raise fields.missing("text", "what was heard of the reply, or its length in `chars`")
+        return Heard(fields.request_id, fields.session(), text, chars)
 
     def _warm_persona(self, fields: Fields) -> WarmPersona:
         return WarmPersona(fields.request_id, fields.required_text("chat_prompt", "persona_text"))

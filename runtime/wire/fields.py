@@ -162,6 +162,10 @@ class Fields:
             seed=self._whole("seed", given, 0, MAX_SEED),
         )
 
+    def whole(self, name: str, low: int, high: int) -> int | None:
+        """A whole number from `low` to `high`; None where it is absent."""
+        return self._whole(name, self._raw, low, high)
+
     def _whole(self, name: str, given: Mapping[str, object], low: int, high: int) -> int | None:
         """A whole number, exact also where a float is not."""
         value = given.get(name)

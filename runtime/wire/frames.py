@@ -68,6 +68,22 @@ class ChatPromptAck(Frame, tag="ack"):
     retry_in: int | None = None
 
 
+class HeardAck(Frame, tag="ack"):
+    """The answer to `heard`.
+
+    Attributes:
+        to: `heard`; `for` on the wire.
+        ok: always true.
+        session_id: where the reply was said.
+        chars: of the reply, so many characters were heard.
+    """
+
+    to: str = msgspec.field(name="for")
+    ok: bool
+    session_id: str
+    chars: int
+
+
 class ToolCall(Frame, tag="toolcall"):
     """The classifier's decision."""
 

@@ -19,6 +19,8 @@ MAX_STOPS = 4
 MAX_STOP_CHARS = 64
 # Whole numbers that every engine's random generator takes.
 MAX_SEED = 2**63 - 1
+# No reply is as long.
+MAX_CHARS = 2**31
 # Identifiers are echoed or kept for as long as a session lives, so their size is bounded.
 MAX_IDENTIFIER_CHARS = 256
 
@@ -198,6 +200,21 @@ class WarmHistory(Inbound):
     history: tuple[Message, ...] = ()
     persona: str | None = None
     runtime_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard(Inbound):
+    """Say how much of a reply the listener got; `request_id` is that of the reply's turn, none for the last one.
+
+    Attributes:
+        session_id: where it was said; none for this connection's last turn.
+        text: what was heard; wins.
+        chars: the length of that.
+    """
+
+    session_id: str | None = None
+    text: str | None = None
+    chars: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
