@@ -14,6 +14,7 @@ from runtime.wire.frames import (
     Error,
     Final,
     Frame,
+    HeardAck,
     Pong,
     Token,
     ToolCall,
@@ -63,6 +64,10 @@ LINES: list[tuple[Frame, str]] = [
     (
         ChatPromptAck(to="chat_prompt", ok=True, code=200, message="updated"),
         '{"type":"ack","for":"chat_prompt","ok":true,"code":200,"message":"updated"}',
+    ),
+    (
+        HeardAck(to="heard", ok=True, session_id="s1", chars=12),
+        '{"type":"ack","for":"heard","ok":true,"session_id":"s1","chars":12}',
     ),
     (ConnectionClosed(reason="client_request"), '{"type":"connection_closed","reason":"client_request"}'),
     (
