@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from runtime.wire.frames import Frame, RequestId, Token
+from runtime.wire.frames import Final, Frame, RequestId, Token
 
 # A client that pings without reading the answers is the only one to get here: a turn has five kinds of frames.
 HIGH_WATER_FRAMES = 64
+# Replies may be long: with so much of them waiting no new turn is read, whatever the number of frames.
+HIGH_WATER_LETTERS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +29,14 @@ class Close:
 class Outbox:
     """The queue between a connection's producers of frames and its one writer."""
 
-    __slots__ = ("_closed", "_frames", "_loop", "_reader", "_text", "_text_request_id", "_writer")
+    __slots__ = ("_closed", "_frames", "_loop", "_reader", "_text", "_text_request_id", "_weight", "_writer")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()  # makes futures
         self._frames: list[Frame | Close] = []  # what waits, before the text
         self._text: list[str] = []  # the pieces of one turn's reply that will be one frame
         self._text_request_id: RequestId | None = None  # that turn's
+        self._weight = 0  # letters of replies in the frames that wait
         self._writer: asyncio.Future[None] | None = None  # the writer's wait for a frame
         self._reader: asyncio.Future[None] | None = None  # the reader's wait for room
         self._closed = False  # nothing is taken any more
@@ -41,14 +44,19 @@ class Outbox:
     @property
     def above_high_water(self) -> bool:
         """Whether so much waits that nothing more should be read."""
-        return len(self._frames) >= HIGH_WATER_FRAMES and not self._closed
+        crowded = len(self._frames) >= HIGH_WATER_FRAMES or self._weight >= HIGH_WATER_LETTERS
+        return crowded and not self._closed
 
     def put(self, frame: Frame | Close) -> None:
         """Queue a frame; nothing follows a `Close`."""
         if self._closed:
             return
-        self._flush_text()
+        if self._text:
+            self._weight += sum(map(len, self._text))
+            self._flush_text()
         self._frames.append(frame)
+        if isinstance(frame, Final):
+            self._weight += len(frame.normalized_text)
         if isinstance(frame, Close):
             self.close()
         self._wake_writer()
@@ -72,7 +80,7 @@ class Outbox:
             self._writer = self._loop.create_future()
             await self._writer
         self._flush_text()
-        frames, self._frames = self._frames, []
+        frames, self._frames, self._weight = self._frames, [], 0
         self._wake_reader()
         return frames
 

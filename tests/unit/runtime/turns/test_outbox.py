@@ -7,8 +7,8 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.turns.outbox import HIGH_WATER_FRAMES, Close, Outbox
-from runtime.wire.frames import Done, Pong, Token
+from runtime.turns.outbox import HIGH_WATER_FRAMES, HIGH_WATER_LETTERS, Close, Outbox
+from runtime.wire.frames import Done, Final, Pong, Token
 
 
 async def test_text_that_lies_together_becomes_one_frame() -> None:
@@ -76,5 +76,32 @@ def test_however_it_is_taken_each_turn_reads_the_same(events: list[str]) -> None
             elif isinstance(frame, Done):
                 heard.append("")
         assert heard == said
+
+    asyncio.run(play())
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 20_000)), max_size=40))
+def test_what_waits_is_bounded_in_letters_by_the_bound_and_one_reply(turns: list[tuple[int, int]]) -> None:
+    """As a reader does it: a turn begins below the mark alone, and speaks to its end whatever waits."""
+
+    async def play() -> None:
+        outbox = Outbox()
+        for pieces, size in turns:
+            if outbox.above_high_water:
+                break
+            for _ in range(pieces):
+                outbox.put_text("a" * size, 1)
+            outbox.put(Final(normalized_text="a" * size * pieces, request_id=1))
+            outbox.put(Done(request_id=1))
+            assert outbox._weight < HIGH_WATER_LETTERS + 2 * size * pieces
+        waiting = await outbox.take() if outbox._frames else []
+        letters = sum(
+            len(frame.text) if isinstance(frame, Token) else len(frame.normalized_text)
+            for frame in waiting
+            if isinstance(frame, (Token, Final))
+        )
+        longest = max((pieces * size for pieces, size in turns), default=0)
+        assert letters < HIGH_WATER_LETTERS + 2 * longest + 1
+        assert not outbox.above_high_water
 
     asyncio.run(play())
