@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.defaults import TOOL_WINDOW
+from runtime.deployment.classifier_facts import ordinary_token, padding_of, positions_of
 from runtime.text.text_tokens import LIKELY_CHARACTERS_PER_TOKEN
 
 # Tokens of one forward pass, padding included: bounds memory, and the time that one long request costs the others.
@@ -27,7 +28,10 @@ BATCH_TOKENS = 16384
 # core, and the engine's would wait for both cores.
 ALONE_THREADS = 2
 BESIDE_CHAT_THREADS = 1
-# Positions of these models begin after the padding index: the index that a config means which does not name it.
+# How far apart a question's answers alone and in a batch may be: the arithmetic of float16 and no more.
+SAME_ANSWER = 0.1
+# Positions of these models begin after the padding index: the index that a config means which does not name it. For the
+# plan, which has a config and no model; tests hold it equal to what `positions_of` finds in the model of every family.
 PADDING_BEFORE_POSITIONS = {
     "camembert": 1,
     "data2vec-text": 1,
@@ -81,14 +85,20 @@ def window_of(config: Mapping[str, object]) -> int:
 
     A checkpoint may say in `trained_window` that it learned from shorter texts than it has positions for.
     """
-    named = (config.get("max_position_embeddings"), config.get("n_positions"))
-    window = next((value for value in named if isinstance(value, int)), TOOL_WINDOW)
+    text = config.get("text_config")
+    nested: Mapping[str, object] = text if isinstance(text, Mapping) else {}
+    named = [part.get(name) for part in (config, nested) for name in ("max_position_embeddings", "n_positions")]
+    window = next((value for value in named if isinstance(value, int) and value > 0), TOOL_WINDOW)
     kind = str(config.get("model_type", ""))
     if kind in PADDING_BEFORE_POSITIONS:
         padding = config.get("pad_token_id")
         if kind in FIXED_PADDING or not isinstance(padding, int):
             padding = PADDING_BEFORE_POSITIONS[kind]
         window -= padding + 1
+    return _trained(config, window)
+
+
+def _trained(config: Mapping[str, object], window: int) -> int:
     trained = config.get("trained_window")
     return min(window, trained) if isinstance(trained, int) and trained > 0 else window
 
@@ -130,13 +140,19 @@ class ToolClassifier:
         self._model: _Model | None = None  # used by the worker's thread alone, once it runs
 
     async def start(self) -> None:
-        """Load the model and run it once, so that the first decision is as fast as the others.
+        """Load the model and prove it, so that what fails under load fails here, and the first decision is fast.
 
         Raises:
-            ValueError: no fast tokenizer, or no such label.
+            ValueError: no fast tokenizer, no such label, or answers that are none.
+            RuntimeError: the model cannot be asked in batches, or about as many tokens as its window has.
         """
-        self._model = await asyncio.to_thread(
-            _Model,
+        self._model = await asyncio.to_thread(self._load)
+        self._worker = threading.Thread(target=self._work, args=(self._model,), name="tool-classifier", daemon=True)
+        self._worker.start()
+        await self.decide((), "hello")
+
+    def _load(self) -> _Model:
+        model = _Model(
             self._folder,
             self._max_tokens,
             self._positive_label,
@@ -144,9 +160,8 @@ class ToolClassifier:
             self._gpu_fraction,
             self._cpu_threads,
         )
-        self._worker = threading.Thread(target=self._work, args=(self._model,), name="tool-classifier", daemon=True)
-        self._worker.start()
-        await self.decide((), "hello")
+        model.prove()
+        return model
 
     async def decide(self, history: Sequence[str], utterance: str) -> Decision:
         """Decide on the current utterance, given the user's earlier turns, oldest first.
@@ -217,6 +232,7 @@ class _Model:
     """Tokenizer and model; used by one thread.
 
     Attributes:
+        folder: where it came from.
         model: the network, in float.
         device: where it lies.
         label: index of the logit that means yes.
@@ -253,16 +269,43 @@ class _Model:
         labels = model.config.num_labels
         if labels > 1 and positive_label >= labels:
             raise ValueError(f"{folder}: expected a label below {labels}, found positive_label {positive_label}")
+        self._folder = folder
         self._model = model.to(device).eval()
         self._device = device
         self._label = positive_label
-        self._pad = tokenizer.pad_token_id or 0
+        self._pad = padding_of(self._model, tokenizer)
         self._global_attention = model.config.model_type == "longformer"
-        self._window = min(max_tokens, window_of(model.config.to_dict()))
+        config = model.config.to_dict()
+        positions = positions_of(self._model, ordinary_token(tokenizer, self._pad))
+        window = window_of(config) if positions is None else _trained(config, positions)
+        self._window = min(max_tokens, window)
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self._window, direction="left")
         self._tokenizer.encode_special_tokens = True  # what a user writes is text, `[SEP]` too
+
+    def prove(self) -> None:
+        """Ask about a full window, and about short and long texts at once, which must be answered as they are alone.
+
+        Raises:
+            ValueError: an answer is not a number, or depends on what else is asked.
+        """
+        full = self._longest(self._window)
+        self.probabilities([full])
+        mixed = [("hello",), ("hello", "look at this"), self._longest(min(self._window, BATCH_TOKENS // 4))]
+        alone = [self.probabilities([conversation])[0] for conversation in mixed]
+        together = self.probabilities(mixed)
+        apart = max(abs(one - other) for one, other in zip(alone, together, strict=True))
+        if not apart <= SAME_ANSWER:  # NaN is in no range
+            raise ValueError(
+                f"{self._folder}: expected the same answers alone and in a batch, found {alone} and {together}; its "
+                "padding does not work, see pad_token_id in its config.json and tokenizer_config.json"
+            )
+
+    @staticmethod
+    def _longest(tokens: int) -> tuple[str, ...]:
+        """Words that are at least so many tokens."""
+        return (" ".join(["hello"] * tokens),)
 
     def probabilities(self, conversations: Sequence[tuple[str, ...]]) -> list[float]:
         """Probability of yes for each conversation, in order."""
@@ -282,7 +325,8 @@ class _Model:
                 newest -= 1
                 size += len(utterances[newest]) + 1
             text = format_utterances(utterances[newest:])[-characters:]
-            ids: list[int] = self._tokenizer.encode(text).ids
+            # A tokenizer may have no token at all for a text; the model needs one.
+            ids: list[int] = self._tokenizer.encode(text).ids or [self._pad]
             # A cut inside a word changes that word's tokens; it is out of the window when the window is full.
             if len(ids) >= self._window or (newest == 0 and len(text) < characters):
                 return ids

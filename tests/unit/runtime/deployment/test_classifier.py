@@ -20,6 +20,7 @@ from runtime.deployment.classifier import (
     format_utterances,
     window_of,
 )
+from runtime.deployment.classifier_facts import padding_of, positions_of
 from tests.harness.models.classifiers import WORDS, checkpoint
 
 
@@ -294,6 +295,138 @@ def test_a_window_is_what_the_model_reads(family: str, pad: int | None) -> None:
     written = json.loads(config.to_json_string(use_diff=True))
     assert window_of(written) == window_of(config.to_dict())
     assert window_of(written) == longest(model, 40)
+    assert positions_of(model, 5) == longest(model, 40), "the model says it itself"
+
+
+DECODERS = ("llama", "qwen3", "gemma2", "gpt2", "gpt_neox", "mistral", "opt")
+
+
+def decoder(family: str, folder: Path, pad: int | None, *, ends: bool = False, padded: bool = True) -> Path:
+    """Write a tiny random decoder as classifier, with a tokenizer that may append an end and name no padding."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "</s>", "<unk>", *WORDS]
+    made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if ends:
+        made.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    tokens = {"eos_token": "</s>", "unk_token": "<unk>"} | ({"pad_token": "[PAD]"} if padded else {})
+    PreTrainedTokenizerFast(tokenizer_object=made, **tokens).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"max_position_embeddings": 96}
+    if family in ("llama", "qwen3", "gemma2", "mistral"):
+        sizes |= {"num_key_value_heads": 2, "head_dim": 16}
+    elif family == "gpt2":
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 96}
+    elif family == "opt":
+        sizes |= {"ffn_dim": 64, "word_embed_proj_dim": 32}
+    ends_of = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": pad}
+    # Rows behind the vocabulary, as families pad their tables.
+    config = AutoConfig.for_model(family, vocab_size=len(words) + 3, num_labels=2, **sizes, **ends_of)
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        model.score.weight.normal_(std=0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("pad", [None, 0, -1])
+@pytest.mark.parametrize("family", DECODERS)
+async def test_a_decoder_is_asked_in_batches_whatever_its_config_says_of_padding(
+    family: str, pad: int | None, ends: bool, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = decoder(family, tmp_path, pad, ends=ends, padded=pad is not None)
+    texts = ["look at this", "hello", "look at my screen now the cat hello what is it", "[PAD]", "</s>"]
+    running = ToolClassifier(folder, threshold=0.5, max_tokens=64)
+    await running.start()
+    batched = await asyncio.gather(*(running.decide([], text) for text in texts))
+    assert running._model is not None
+    encoded = [running._model._encode((text,)) for text in texts]
+    await running.shutdown()
+    # What transformers itself says of each alone: its last token decides.
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    model.config.pad_token_id = None
+    with torch.inference_mode():
+        alone = [model(input_ids=torch.tensor([ids])).logits.softmax(-1)[0, 1].item() for ids in encoded]
+    assert [decision.probability for decision in batched] == pytest.approx(alone, abs=1e-4)
+    assert AutoTokenizer.from_pretrained(folder)
+
+
+async def test_a_full_window_is_proven_at_the_start(bert, monkeypatch) -> None:
+    forward, widths = _Model._forward, []
+
+    def watched(self, batch):
+        widths.append([len(ids) for ids in batch])
+        return forward(self, batch)
+
+    monkeypatch.setattr(_Model, "_forward", watched)
+    running = ToolClassifier(bert, threshold=0.5, max_tokens=10_000)
+    await running.start()
+    await running.shutdown()
+    assert [64] in widths
+    assert any(len(set(lengths)) > 2 for lengths in widths), "texts of several lengths in one batch"
+
+
+@pytest.mark.parametrize("fails", ["batch", "full window"])
+async def test_what_fails_under_load_fails_at_the_start(bert, monkeypatch, fails: str) -> None:
+    forward = _Model._forward
+
+    def failing(self, batch):
+        if len(batch) > 1 if fails == "batch" else max(map(len, batch)) > 60:
+            raise RuntimeError("no batches here")
+        return forward(self, batch)
+
+    monkeypatch.setattr(_Model, "_forward", failing)
+    with pytest.raises(RuntimeError, match="no batches here"):
+        await ToolClassifier(bert, threshold=0.5, max_tokens=64).start()
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 0.9])
+async def test_answers_that_depend_on_what_else_is_asked_are_refused(bert, monkeypatch, wrong: float) -> None:
+    forward = _Model._forward
+    monkeypatch.setattr(
+        _Model, "_forward", lambda self, batch: [wrong] * len(batch) if len(batch) > 1 else [0.1] * len(batch)
+    )
+    with pytest.raises(ValueError, match="expected the same answers alone and in a batch"):
+        await ToolClassifier(bert, threshold=0.5, max_tokens=64).start()
+    assert forward is not _Model._forward
+
+
+async def test_a_text_without_any_token_is_answered(tmp_path) -> None:
+    running = ToolClassifier(decoder("llama", tmp_path, None), threshold=0.5, max_tokens=64)
+    await running.start()
+    decisions = await asyncio.gather(*(running.decide([], text) for text in ("\u200b \t", "", "look at this")))
+    await running.shutdown()
+    assert all(0 <= decision.probability <= 1 for decision in decisions)
+
+
+def test_a_model_without_anything_to_pad_with_is_refused(tmp_path) -> None:
+    from types import SimpleNamespace
+
+    import torch
+
+    config = SimpleNamespace(pad_token_id=None, get_text_config=lambda: SimpleNamespace(pad_token_id=None))
+    model = SimpleNamespace(config=config, get_input_embeddings=lambda: torch.nn.Embedding(5, 2))
+
+    class Tokenizer:
+        pad_token_id = bos_token_id = unk_token_id = None
+        all_special_ids = ()
+
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": [1]}
+
+        def __len__(self) -> int:
+            return 5
+
+    with pytest.raises(ValueError, match="expected a padding token, found none"):
+        padding_of(model, Tokenizer())
 
 
 def test_every_family_that_numbers_positions_after_the_padding_is_known() -> None:
