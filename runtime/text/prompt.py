@@ -7,24 +7,26 @@ token is, and what is no longer one when a client says it, `text_tokens.py` know
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from runtime import defaults
 from runtime.text.channels import Marks, ReplyFormat
+from runtime.text.marks import any_of, template_marks
 from runtime.text.template import EMPTY, ChatTemplate
-from runtime.text.text_tokens import TextTokens, TokenizeLimitError, control_pattern
+from runtime.text.text_tokens import TextTokens, TokenizeLimitError, control_tokens
+from runtime.text.token_cache import TextCache
 from runtime.text.tokenizer import load_tokenizer
 
 # What `render_inline` may look at and read in all, and tokenize anew: half a millisecond at most on a usual core.
 INLINE_MESSAGES = 32
 INLINE_CHARACTERS = 16384
 INLINE_NEW_CHARACTERS = 768
-# System messages whose length in tokens is remembered.
-CACHED_SYSTEMS = 1024
+# Bytes of the system messages whose length in tokens is remembered.
+SYSTEMS_BYTES = 8 * 2**20
 # Joining an utterance to its surroundings can add a token on either side, never more than these.
 BOUNDARY_TOKENS = 4
 # First characters of every kind that tokenizers treat differently, for finding what all prompts have in common.
@@ -90,15 +92,17 @@ class PromptRenderer:
     def __init__(self, folder: Path, budgets: Budgets, *, think: bool = False) -> None:
         tokenizer = load_tokenizer(folder)
         self._budgets = budgets
+        control = re.compile(any_of(control_tokens(tokenizer)))
         try:
             # Conversations to text.
-            self._template = ChatTemplate(tokenizer, control_pattern(tokenizer), think=think)
+            self._template = ChatTemplate(tokenizer, control, think=think)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
+        marks = template_marks(self._template.render, tokenizer.chat_template, control)
         # Text to token ids.
-        self._tokens = TextTokens(tokenizer, self._chunk_samples())
+        self._tokens = TextTokens(tokenizer, self._chunk_samples(), marks)
         # Tokens of a prompt with a system message and nothing said.
-        self._minimum: Callable[[str], int] = lru_cache(CACHED_SYSTEMS)(self._measure_minimum)
+        self._minimum = TextCache(self._measure_minimum, limit=SYSTEMS_BYTES, entry_limit=SYSTEMS_BYTES // 16)
         # Tokens that the template adds to a message, at most.
         self._overhead = self._message_overhead()
         # Tokens that open a conversation for a reply, at most.

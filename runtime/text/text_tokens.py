@@ -1,7 +1,7 @@
 """Text to token ids: without control tokens from outside, in chunks that a cache remembers, and no longer than allowed.
 
-- A client's text must not become control tokens. Control tokens found in it are broken up (`<|im_end|>` becomes
-  `< |im_end|>`), so that every control token in a prompt comes from the template.
+- A client's text must not become control tokens, nor other marks of the template (`marks.py`). They are broken up
+  (`<|im_end|>` becomes `< |im_end|>`), so that every one in a prompt comes from the template.
 - A control token ends the tokenizer's view: what stands on either side is tokenized independently. So a prompt is
   tokenized in chunks that begin at control tokens, and chunks that were seen before come from a cache. A new turn
   costs the tokenization of its utterance, not of its whole history.
@@ -13,18 +13,23 @@ import re
 import threading
 from array import array
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeVar
+
+from runtime.text.marks import THINKING_AND_TOOLS, Breaker, TemplateMarks, any_of
+from runtime.text.token_cache import TextCache
 
 T = TypeVar("T")
 
 # Ordinary text has 3 to 5 characters a token. Longer texts than this many are tokenized in part first: most are over
 # their budget by then and need not be tokenized whole.
 LIKELY_CHARACTERS_PER_TOKEN = 16
-# Chunks kept in the cache, and the longest that is: some 10 MB when each is a usual chat message.
-CACHED_CHUNKS = 8192
-CACHED_CHARACTERS = 16384
+# What the cache of chunks may hold, and the largest of them. A usual chat message is half a kilobyte, tokens included.
+CACHE_BYTES = 32 * 2**20
+CACHED_CHUNK_BYTES = 2**17
+# The space of SentencePiece.
+METASPACE = "\u2581"
+ASCII = "".join(map(chr, range(33, 127)))
 
 
 class TokenizeLimitError(Exception):
@@ -44,16 +49,26 @@ class TextTokens:
         tokenizer: a fast tokenizer of the transformers library. It no longer truncates nor pads from here on.
         samples: prompts. Where chunks do not give the tokens of the whole for each of them, none is chunked: they do
             not where control tokens swallow space on their left.
+        marks: what else a client must not write: the template's marks that are plain text.
     """
 
-    def __init__(self, tokenizer: Any, samples: Sequence[str]) -> None:  # noqa: ANN401 - transformers is untyped to us
+    def __init__(
+        self,
+        tokenizer: Any,  # noqa: ANN401 - transformers is untyped to us
+        samples: Sequence[str],
+        marks: TemplateMarks,
+    ) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._control = control_pattern(tokenizer)
+        control = control_tokens(tokenizer)
+        self._control = re.compile(any_of(control))
+        self._breaker = Breaker({*control, *marks.anywhere, *THINKING_AND_TOOLS}, marks.lines)
+        self._normalizer = self._tokenizer.normalizer
+        self._normalizes_ascii = self._normalized(ASCII) != ASCII
         self._longest_token = max(len(token) for token in tokenizer.get_vocab())
         self._limit = _WorkLimit()
-        self._encode_cached: Callable[[str], array[int]] = lru_cache(CACHED_CHUNKS)(self.encode_anew)
+        self._encode_cached = TextCache(self.encode_anew, limit=CACHE_BYTES, entry_limit=CACHED_CHUNK_BYTES)
         self.chunked = all(
             [token for chunk in self._chunks(text) for token in self.encode_anew(chunk)] == list(self.encode_anew(text))
             for text in samples
@@ -72,15 +87,18 @@ class TextTokens:
             del self._limit.remaining
 
     def escaped(self, text: str) -> str:
-        """A client's text with its control tokens broken up, so that none of them is one, and without outer space."""
+        """A client's text with its control tokens and other marks broken up, and without outer space."""
         text = text.strip()
-        while self._control.search(text):
-            text = self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-        return text
+        if self._normalizes_ascii or not text.isascii():
+            # A mark may come to be only when the tokenizer normalizes: from full-width brackets, say.
+            normalized = self._normalized(text)
+            if normalized != text and self._breaker.holds(normalized):
+                text = normalized.strip()
+        return self._breaker.broken(text)
 
     def encode(self, text: str) -> array[int]:
         """Token ids, from the cache when the text was seen before."""
-        return self._encode_cached(text) if len(text) <= CACHED_CHARACTERS else self.encode_anew(text)
+        return self._encode_cached(text)
 
     def encode_anew(self, text: str) -> array[int]:
         """Token ids, past the cache."""
@@ -132,6 +150,11 @@ class TextTokens:
         edges = sorted({0, *starts, len(text)})
         return [text[start:end] for start, end in pairwise(edges)]
 
+    def _normalized(self, text: str) -> str:
+        """The text as the tokenizer's model gets to see it, with plain spaces."""
+        normal = text if self._normalizer is None else str(self._normalizer.normalize_str(text))
+        return normal.replace(METASPACE, " ").removeprefix(" ")
+
     def _charge(self, characters: int) -> None:
         """Account for text that is about to be tokenized."""
         if characters > self._limit.remaining:
@@ -139,12 +162,10 @@ class TextTokens:
         self._limit.remaining -= characters
 
 
-def control_pattern(tokenizer: Any) -> re.Pattern[str]:  # noqa: ANN401 - transformers is untyped to us
-    """Matches every control token: the special ones, and added ones that look like markup, such as `<think>`."""
-    tokens = [
+def control_tokens(tokenizer: Any) -> list[str]:  # noqa: ANN401 - transformers is untyped to us
+    """Every control token: the special ones, and added ones that look like markup, such as `<think>`."""
+    return [
         token.content
         for token in tokenizer.added_tokens_decoder.values()
         if len(token.content.strip()) > 1 and (token.special or token.content[0] + token.content[-1] in ("<>", "[]"))
     ]
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) if tokens else r"(?!)")

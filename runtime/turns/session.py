@@ -19,12 +19,12 @@ from runtime.host.ratelimit import SlidingWindow
 from runtime.text.prompt import Message
 from runtime.turns.heard import LastReply
 from runtime.turns.turn import Turn
-from runtime.wire.messages import ChatPrompt, SamplingChange, Start
+from runtime.wire.messages import MAX_HISTORY_MESSAGES, ChatPrompt, SamplingChange, Start
 
 # Far above any prompt budget (the default history is some 12,000 characters), and the size of the largest frame:
 # what lies beyond could never be seen by a model, so it need not be kept.
 HISTORY_MAX_CHARS = defaults.MESSAGE_BYTES
-HISTORY_MAX_MESSAGES = 2_048
+HISTORY_MAX_MESSAGES = MAX_HISTORY_MESSAGES
 
 
 class History:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
 from runtime.text.prompt import Message
 from runtime.wire.frames import RequestId
 from runtime.wire.messages import (
+    MAX_HISTORY_MESSAGES,
     MAX_IDENTIFIER_CHARS,
+    MAX_NUMBER_CHARS,
     MAX_SEED,
     MAX_STOP_CHARS,
     MAX_STOPS,
@@ -21,6 +23,10 @@ from runtime.wire.messages import (
     Rejected,
     SamplingChange,
 )
+
+ROLES = ("user", "assistant")
+# Characters of a transcript that are searched for labels at a time.
+TRANSCRIPT_STEP = 65_536
 
 
 class Fields:
@@ -118,20 +124,25 @@ class Fields:
             raise self.invalid(name, "an object of name to list of strings")
 
     def history(self) -> tuple[Message, ...] | None:
-        """`history` as a list, or `history_text` as a transcript; the list wins. None where neither is present."""
+        """`history` as a list, or `history_text` as a transcript; the list wins. None where neither is present.
+
+        Of more messages than a session keeps, the newest.
+        """
         value = self._raw.get("history")
         if value is None:
             transcript = self.text("history_text")
             return None if transcript is None else self._transcript(transcript)
         if not isinstance(value, list):
             raise self.invalid("history", "a list of {role, content}")
-        return tuple(self._entry(index, entry) for index, entry in enumerate(value))
+        return tuple([self._entry(index, entry) for index, entry in enumerate(value)][-MAX_HISTORY_MESSAGES:])
 
     def _entry(self, index: int, entry: object) -> Message:
         if isinstance(entry, dict):
             role, content = entry.get("role"), entry.get("content")
-            if isinstance(role, str) and isinstance(content, str) and role.strip().lower() in ("user", "assistant"):
-                return Message(role.strip().lower(), content)
+            if isinstance(role, str) and isinstance(content, str):
+                speaker = role if role in ROLES else role.strip().lower()
+                if speaker in ROLES:
+                    return Message(speaker, content)
         raise self.invalid("history", 'entries {"role": "user" or "assistant", "content": string}', {index: entry})
 
     def _transcript(self, text: str) -> tuple[Message, ...]:
@@ -202,16 +213,33 @@ class Fields:
 def parse_transcript(text: str) -> tuple[Message, ...]:
     """Messages of a `User: … / Assistant: …` transcript. A message goes on until the next label at a line's start.
 
+    Of more messages than a session keeps, the newest.
+
     >>> [m.role for m in parse_transcript("User: hi\\n\\nAssistant: hello\\nthere")]
     ['user', 'assistant']
 
     Raises:
         ValueError: the text does not start with a label.
     """
-    parts = _LABEL.split(text)
-    if parts[0].strip():
+    newest_first: list[Message] = []
+    end = len(text)
+    for label in _labels_from_the_end(text):
+        newest_first.append(Message(label[1].lower(), text[label.end() : end].strip()))
+        end = label.start()
+        if len(newest_first) == MAX_HISTORY_MESSAGES:
+            break
+    if not _FIRST_LABEL.match(text) and text.strip():
         raise ValueError("text before the first label")
-    return tuple(Message(role.lower(), content.strip()) for role, content in zip(parts[1::2], parts[2::2], strict=True))
+    return tuple(reversed(newest_first))
+
+
+def _labels_from_the_end(text: str) -> Iterator[re.Match[str]]:
+    """The labels, last one first. What lies before the last one asked for is not searched."""
+    end = len(text)
+    while end > 0:
+        start = text.rfind("\n", 0, max(end - TRANSCRIPT_STEP, 0)) + 1
+        yield from reversed(list(_LABEL.finditer(text, start, end)))
+        end = start
 
 
 def shown(value: object) -> str:
@@ -231,14 +259,17 @@ def shown(value: object) -> str:
 _LABEL = re.compile(r"^[ \t]*(user|assistant)[ \t]*:", re.IGNORECASE | re.MULTILINE)
 # A whole number of at most 64 bits.
 _WHOLE = re.compile(r"[0-9]{1,19}")
-# As JSON writes numbers, which is less than Python's `float` takes: no `1_0`, no `٣`.
-_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
+# A text that begins with a label.
+_FIRST_LABEL = re.compile(r"\s*(?:\n|\A)[ \t]*(?:user|assistant)[ \t]*:", re.IGNORECASE)
+# As JSON writes numbers, which is less than Python's `float` takes: no `1_0`, no `٣`. One way to read each text.
+_NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
 
 
 def _as_number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
-    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+    # The length comes first: it bounds what reading costs.
+    if isinstance(value, str) and (len(value) > MAX_NUMBER_CHARS or not _NUMBER.fullmatch(value)):
         return None
     try:
         number = float(value)

@@ -21,6 +21,10 @@ MAX_STOP_CHARS = 64
 MAX_SEED = 2**63 - 1
 # No reply is as long.
 MAX_CHARS = 2**31
+# A number may come as a string. None needs more digits than this, and what a longer one costs is not paid.
+MAX_NUMBER_CHARS = 64
+# Of a longer history the newest are taken: no session keeps more.
+MAX_HISTORY_MESSAGES = 2_048
 # Identifiers are echoed or kept for as long as a session lives, so their size is bounded.
 MAX_IDENTIFIER_CHARS = 256
 

@@ -1,0 +1,104 @@
+"""What it costs to read a message grows with its size and no faster, whatever stands in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.text.prompt import Message
+from runtime.wire.decoder import Decoder
+from runtime.wire.fields import parse_transcript
+from runtime.wire.messages import MAX_HISTORY_MESSAGES, MAX_NUMBER_CHARS, Rejected
+from tests.harness.growth import assert_linear
+
+DECODER = Decoder()
+TYPES = ("start", "followup", "chat_prompt", "warm_persona", "warm_history", "cancel", "end", "ping", "pong", "other")
+FIELDS = [
+    *("type", "request_id", "session_id", "gender", "personality", "persona_style", "persona_text", "chat_prompt"),
+    *("user_identity", "history", "history_text", "user_utterance", "runtime_text", "analysis_text", "personalities"),
+    *("check_screen_prefix", "screen_checked_prefix", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("sanitize_output", "sampling"),
+]
+# Units that long texts are made of: what patterns of numbers, labels, spaces and cases could stumble over.
+UNITS = ["9", "9.", ".", "e", " ", "\t", "\n", "user", "user:", "user:\n", "\nuser \t", "-", "+9", "x", "İ", "🙂", "\\"]
+
+
+def read(text: str) -> None:
+    with contextlib.suppress(Rejected):
+        DECODER.decode(text)
+
+
+# A value of each shape in which a client can send a long text.
+SHAPES: dict[str, Callable[[str], object]] = {
+    "a string": lambda text: text,
+    "a string that almost fits": lambda text: "User: " + text + "!",
+    "a list of strings": list,
+    "a history": lambda text: [{"role": "user", "content": char} for char in text[: len(text) // 20]],
+    "roles": lambda text: [{"role": text, "content": ""}],
+    "sampling": lambda text: {"temperature": text + "x", "top_k": text},
+}
+
+
+@given(
+    kind=st.sampled_from(TYPES),
+    field=st.sampled_from(FIELDS),
+    shape=st.sampled_from(sorted(SHAPES)),
+    unit=st.sampled_from(UNITS),
+)
+def test_reading_is_linear_in_every_field_of_every_type(kind: str, field: str, shape: str, unit: str) -> None:
+    message = {"type": kind, "session_id": "s", "analysis_text": "a"}
+    assert_linear(lambda text: read(json.dumps(message | {field: SHAPES[shape](text)})), unit, characters=4_000)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("field", ["temperature", "history_text"])
+def test_what_is_matched_by_patterns_is_read_in_linear_time(field: str, unit: str) -> None:
+    message = {"type": "start", "session_id": "s"}
+    for before, after in (("", ""), ("", "x"), ("User:", ""), ("User: ", "x")):
+        assert_linear(lambda text: read(json.dumps(message | {field: before + text + after})), unit)  # noqa: B023
+
+
+def test_a_number_longer_than_any_is_refused_by_its_length() -> None:
+    for digits in ("1", "0"):
+        fits = {"type": "start", "session_id": "s", "sampling": {"temperature": "0." + digits * (MAX_NUMBER_CHARS - 2)}}
+        DECODER.decode(json.dumps(fits))
+        fits["sampling"] = {"temperature": "0." + digits * (MAX_NUMBER_CHARS - 1)}
+        with pytest.raises(Rejected) as refused:
+            DECODER.decode(json.dumps(fits))
+        assert refused.value.code == "invalid_temperature"
+        assert len(refused.value.message) < 300
+
+
+LABEL = re.compile(r"^[ \t]*(user|assistant)[ \t]*:", re.IGNORECASE | re.MULTILINE)
+LINES = st.lists(
+    st.sampled_from(["User:", "assistant :", " \tUSER:", "\n", "\r\n", "\x0b", " ", "hi", "user", ":", "x" * 50_000]),
+    max_size=30,
+).map("".join)
+
+
+@given(text=LINES)
+def test_a_transcript_is_what_lies_between_its_labels(text: str) -> None:
+    parts = LABEL.split(text)
+    expected = [Message(r.lower(), c.strip()) for r, c in zip(parts[1::2], parts[2::2], strict=True)]
+    if parts[0].strip():
+        with pytest.raises(ValueError, match="before the first label"):
+            parse_transcript(text)
+    else:
+        assert parse_transcript(text) == tuple(expected)
+
+
+def test_of_more_messages_than_are_kept_the_newest_are_taken() -> None:
+    count = MAX_HISTORY_MESSAGES + 10
+    transcript = "\n".join(f"User: {n}{' long' * 20}" for n in range(count))
+    entries = [{"role": "user", "content": f"{n}{' long' * 20}"} for n in range(count)]
+    taken = parse_transcript(transcript)
+    assert len(taken) == MAX_HISTORY_MESSAGES
+    assert taken[-1].content.startswith(f"{count - 1} ")
+    assert taken[0].content.startswith("10 ")
+    assert DECODER.decode(json.dumps({"type": "warm_history", "history": entries})).history == taken  # type: ignore[attr-defined]
