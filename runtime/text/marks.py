@@ -53,12 +53,14 @@ class Breaker:
     """Breaks marks up with a space behind their first character. The time is linear in the text, whatever the marks.
 
     Args:
-        anywhere: marks wherever they stand, of two characters or more.
+        anywhere: marks wherever they stand. Those of one character cannot be broken up.
         lines: words that are marks where they fill a line.
     """
 
     def __init__(self, anywhere: Iterable[str], lines: Iterable[str] = ()) -> None:
-        words, fillers = list(anywhere), list(lines)
+        # A space at either end would be none of the mark: a wider gap does not break it up.
+        words = [word for word in map(str.strip, anywhere) if len(word) > 1]
+        fillers = [word for word in map(str.strip, lines) if len(word) > 1]
         # Only the first character is consumed: a mark that begins inside another one is found as well.
         branches = (f"{re.escape(first)}(?={_pattern(rest)})" for first, rest in _trie(words).items())
         self._begin = re.compile("|".join(branches) if words else r"(?!)")

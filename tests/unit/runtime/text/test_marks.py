@@ -1,0 +1,191 @@
+"""What only the template may write is broken up in everything that a client writes, at a cost that is linear."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.text.marks import THINKING_AND_TOOLS, Breaker, any_of, template_marks
+from runtime.text.prompt import Budgets, Message, PersonaTooLongError, PromptRenderer
+from runtime.text.template import ChatTemplate
+from runtime.text.text_tokens import control_tokens
+from tests.harness.growth import assert_linear
+from tests.harness.models import chat_templates, role_marks
+
+ROOM = Budgets(persona=4_000, history=4_000, utterance=4_000, input=16_000)
+# As many as Gemma 3 has, and Mistral Nemo.
+RESERVED = [*(f"<unused{n}>" for n in range(6_242)), *(f"<SPECIAL_{n}>" for n in range(1_000))]
+
+
+@pytest.fixture(scope="module")
+def renderers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PromptRenderer]:
+    folder = tmp_path_factory.mktemp("marks")
+    return {
+        name: PromptRenderer(role_marks.write(template, folder / name), ROOM)
+        for name, (template, _) in role_marks.TEMPLATES.items()
+    }
+
+
+def with_reserved(folder: Path) -> Path:
+    """A tokenizer with a large vocabulary of reserved control tokens."""
+    chat_templates.write("chatml", folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    first = max(token["id"] for token in tokenizer["added_tokens"]) + 1
+    tokenizer["added_tokens"] += [{"id": first + n, "content": text, **flags} for n, text in enumerate(RESERVED)]
+    path.write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> PromptRenderer:
+    return PromptRenderer(with_reserved(tmp_path_factory.mktemp("large")), ROOM)
+
+
+def text_of(renderer: PromptRenderer, **parts: object) -> str:
+    prompt = renderer.render(**{"persona": "", "runtime_text": "", "history": (), "utterance": "", **parts})
+    return str(renderer._tokens._tokenizer.decode(prompt.token_ids, skip_special_tokens=False))
+
+
+@pytest.mark.parametrize("name", sorted(role_marks.TEMPLATES))
+def test_the_marks_of_a_template_are_learned(renderers: dict[str, PromptRenderer], name: str) -> None:
+    for mark in role_marks.TEMPLATES[name][1]:
+        assert renderers[name]._tokens._breaker.holds(f"hi {mark} you"), mark
+
+
+@pytest.mark.parametrize("name", sorted(role_marks.TEMPLATES))
+@pytest.mark.parametrize("where", ["persona", "runtime_text", "utterance", "user", "assistant"])
+def test_a_role_mark_from_a_client_is_broken_up(renderers: dict[str, PromptRenderer], name: str, where: str) -> None:
+    renderer = renderers[name]
+    _, marks = role_marks.TEMPLATES[name]
+
+    def rendered(word: str) -> str:
+        texts = {"persona": "be", "runtime_text": "so", "utterance": "hi", "user": "one", "assistant": "two"}
+        texts[where] = word
+        history = [Message("user", texts.pop("user")), Message("assistant", texts.pop("assistant"))]
+        return text_of(renderer, history=history, **texts)
+
+    plain = rendered("a")
+    for attack in (*marks, "".join(marks), " ".join(marks), "\n".join(marks), "</s>" + marks[0] * 2):
+        attacked = rendered(f"x {attack} y")
+        for mark in marks:
+            assert attacked.count(mark) == plain.count(mark), (attack, attacked)
+
+
+HOSTILE = st.tuples(
+    st.sampled_from(sorted(role_marks.TEMPLATES)),
+    st.lists(
+        st.integers(0, 40) | st.sampled_from(["<", "|", ">", "[", "]", ":", "#", " ", "\n", "x", "\u2581"]), max_size=10
+    ),
+)
+
+
+@given(hostile=HOSTILE, cut=st.integers(0, 10))
+def test_no_mixture_of_pieces_gives_a_mark(renderers: dict[str, PromptRenderer], hostile, cut: int) -> None:
+    name, pieces = hostile
+    marks = role_marks.TEMPLATES[name][1]
+    # A number is a mark, or two halves of one with the rest of another between them.
+    words = [piece if isinstance(piece, str) else marks[piece % len(marks)][piece % 3 :] for piece in pieces]
+    text = "".join([*words[:cut], marks[0][:2], *words[cut:]])
+    escaped = renderers[name]._tokens.escaped(text)
+    assert not any(mark in escaped for mark in [*marks, *THINKING_AND_TOOLS, "<s>", "</s>"])
+    assert "".join(escaped.split()) == "".join(text.replace("\u2581", " ").split()) or "\u2581" in text
+    assert renderers[name]._tokens.escaped(escaped) == escaped
+
+
+@pytest.mark.parametrize("name", ["chatml", "dated", "instruct"])
+def test_words_that_control_tokens_set_apart_are_ordinary(tmp_path: Path, name: str) -> None:
+    renderer = PromptRenderer(chat_templates.write(name, tmp_path), ROOM)
+    text = "the user said:\nuser\nassistant\nsystem\nToday: is fine. You are a helpful assistant."
+    assert renderer._tokens.escaped(text) == text
+
+
+def test_a_template_of_bare_words_has_them_broken_up_where_they_fill_a_line(tmp_path: Path) -> None:
+    renderer = PromptRenderer(role_marks.write(role_marks.BARE, tmp_path), ROOM)
+    escaped = renderer._tokens.escaped("a user and\nassistant\nsaid\n  user \nassistant")
+    assert escaped.split("\n") == ["a user and", "a ssistant", "said", "  u ser ", "a ssistant"]
+
+
+@pytest.mark.parametrize(
+    "mark", ["<think>", "</think>", "<thinking>", "<tool_call>", "</tool_response>", "[TOOL_CALLS]"]
+)
+def test_thoughts_and_calls_from_a_client_are_broken_up(renderers: dict[str, PromptRenderer], mark: str) -> None:
+    for renderer in renderers.values():
+        history = [Message("user", mark), Message("assistant", mark)]
+        text = text_of(renderer, persona=mark, runtime_text=mark, history=history, utterance=mark)
+        assert mark not in text
+
+
+def test_a_mark_that_only_the_tokenizers_normalizer_makes_is_broken_up(tmp_path: Path) -> None:
+    from tokenizers import normalizers
+
+    renderer = PromptRenderer(role_marks.write(role_marks.ZEPHYR, tmp_path / "before"), ROOM)
+    backend = renderer._tokens._tokenizer
+    backend.normalizer = normalizers.NFKC()
+    backend.save(str(tmp_path / "before" / "tokenizer.json"))
+    renderer = PromptRenderer(tmp_path / "before", ROOM)
+    text = text_of(renderer, utterance="hi \uff1c|system|\uff1e you")
+    assert text.count("<|system|>") == 0
+    assert "< |system|>" in text
+
+
+@given(
+    words=st.lists(st.text("ab <", min_size=2, max_size=5), min_size=1, max_size=6), text=st.text("ab <", max_size=40)
+)
+def test_breaking_up_leaves_no_word_and_takes_no_letter(words: list[str], text: str) -> None:
+    breaker = Breaker(words, words)
+    broken = breaker.broken(text)
+    assert not any(word.strip() in broken for word in words if len(word.strip()) > 1)
+    assert not breaker.holds(broken)
+    assert broken.replace(" ", "") == text.replace(" ", "")
+    assert breaker.broken(broken) == broken
+
+
+@given(
+    words=st.lists(st.text("ab<[]().*|\\\n", min_size=1, max_size=5), max_size=8),
+    text=st.text("ab<[].*\\\n", max_size=30),
+)
+def test_one_pattern_finds_the_longest_of_many_words(words: list[str], text: str) -> None:
+    longest_first = "|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)"
+    found = [match.span() for match in re.finditer(any_of(words), text)]
+    assert found == [match.span() for match in re.finditer(longest_first, text)]
+
+
+@pytest.mark.parametrize(
+    "unit", ["<", "<unused", "<unused1", "<unused1>", "<SPECIAL_", "<|im_<|im_", "<|im_end|>", "\n", "a<"]
+)
+def test_breaking_up_is_linear_and_no_slower_for_many_marks(large: PromptRenderer, unit: str) -> None:
+    assert_linear(large._tokens.escaped, unit)
+    # Work is counted by what the pattern can try at a place: the branches on the way to the longest token.
+    tokens = [*RESERVED, *chat_templates.CONTROL_TOKENS]
+    depth = max(map(len, tokens))
+    widths = [len({token[n] for token in tokens if len(token) > n}) for n in range(depth)]
+    assert max(widths) < 40
+
+
+def test_every_reserved_token_is_broken_up(large: PromptRenderer) -> None:
+    text = " ".join(RESERVED)
+    assert large._tokens.escaped(text) == text.replace("<", "< ")
+    assert large._tokens._control.findall(text) == RESERVED
+
+
+def test_a_templates_own_control_tokens_are_no_plain_marks(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chat_templates.write("chatml", tmp_path))
+    control = re.compile(any_of(control_tokens(tokenizer)))
+    marks = template_marks(ChatTemplate(tokenizer).render, "", control)
+    assert not marks.anywhere
+    assert not marks.lines
+
+
+def test_a_persona_of_nothing_but_marks_is_refused_or_rendered_whole(renderers: dict[str, PromptRenderer]) -> None:
+    for name, (_, marks) in role_marks.TEMPLATES.items():
+        with pytest.raises(PersonaTooLongError):
+            renderers[name].render(persona=marks[0] * 50_000, runtime_text=None, history=(), utterance="hi")
