@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from runtime import defaults
+from runtime.host.text_cache import TextCache
 from runtime.text.channels import Marks, ReplyFormat
-from runtime.text.marks import any_of, template_marks
+from runtime.text.marks.breaker import any_of
+from runtime.text.marks.learned import template_marks
 from runtime.text.template import EMPTY, ChatTemplate
 from runtime.text.text_tokens import TextTokens, TokenizeLimitError, control_tokens
-from runtime.text.token_cache import TextCache
 from runtime.text.tokenizer import load_tokenizer
 
 # What `render_inline` may look at and read in all, and tokenize anew: half a millisecond at most on a usual core.

@@ -1,6 +1,6 @@
 """Text to token ids: without control tokens from outside, in chunks that a cache remembers, and no longer than allowed.
 
-- A client's text must not become control tokens, nor other marks of the template (`marks.py`). They are broken up
+- A client's text must not become control tokens, nor other marks of the template (`marks`). They are broken up
   (`<|im_end|>` becomes `< |im_end|>`), so that every one in a prompt comes from the template.
 - A control token ends the tokenizer's view: what stands on either side is tokenized independently. So a prompt is
   tokenized in chunks that begin at control tokens, and chunks that were seen before come from a cache. A new turn
@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from runtime.text.marks import THINKING_AND_TOOLS, Breaker, TemplateMarks, any_of
-from runtime.text.token_cache import TextCache
+from runtime.host.text_cache import TextCache
+from runtime.text.marks.breaker import Breaker, any_of
+from runtime.text.marks.learned import CHANNEL_MARKS, TemplateMarks
 
 T = TypeVar("T")
 
@@ -62,13 +63,16 @@ class TextTokens:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         control = control_tokens(tokenizer)
-        self._control = re.compile(any_of(control))
-        self._breaker = Breaker({*control, *marks.anywhere, *THINKING_AND_TOOLS}, marks.lines)
-        self._normalizer = self._tokenizer.normalizer
-        self._normalizes_ascii = self._normalized(ASCII) != ASCII
-        self._longest_token = max(len(token) for token in tokenizer.get_vocab())
-        self._limit = _WorkLimit()
+        self._control = re.compile(any_of(control))  # the template's own, once a client's are broken up
+        # What a client must not write.
+        self._breaker = Breaker({*control, *marks.anywhere, *CHANNEL_MARKS}, marks.lines)
+        self._normalizer = self._tokenizer.normalizer  # what text goes through first; may be none
+        self._normalizes_ascii = self._normalized(ASCII) != ASCII  # whether that changes plain text
+        self._longest_token = max(len(token) for token in tokenizer.get_vocab())  # characters
+        self._limit = _WorkLimit()  # what each thread may still tokenize
+        # Token ids of what was seen before.
         self._encode_cached = TextCache(self.encode_anew, limit=CACHE_BYTES, entry_limit=CACHED_CHUNK_BYTES)
+        # Whether prompts are tokenized chunk by chunk.
         self.chunked = all(
             [token for chunk in self._chunks(text) for token in self.encode_anew(chunk)] == list(self.encode_anew(text))
             for text in samples

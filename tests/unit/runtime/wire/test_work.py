@@ -15,7 +15,7 @@ from runtime.text.prompt import Message
 from runtime.wire.decoder import Decoder
 from runtime.wire.fields import parse_transcript
 from runtime.wire.messages import MAX_HISTORY_MESSAGES, MAX_NUMBER_CHARS, Rejected
-from tests.harness.growth import assert_linear
+from tests.harness.costs.growth import assert_linear
 
 DECODER = Decoder()
 TYPES = ("start", "followup", "chat_prompt", "warm_persona", "warm_history", "cancel", "end", "ping", "pong", "other")

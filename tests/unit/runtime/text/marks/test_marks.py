@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.text.marks import THINKING_AND_TOOLS, Breaker, any_of, template_marks
+from runtime.text.marks.breaker import Breaker, any_of
+from runtime.text.marks.learned import CHANNEL_MARKS, template_marks
 from runtime.text.prompt import Budgets, Message, PersonaTooLongError, PromptRenderer
 from runtime.text.template import ChatTemplate
 from runtime.text.text_tokens import control_tokens
-from tests.harness.growth import assert_linear
-from tests.harness.models import chat_templates, role_marks
+from tests.harness.costs.growth import assert_linear
+from tests.harness.models import chat_templates
+from tests.harness.templates import plain_marks, real
 
 ROOM = Budgets(persona=4_000, history=4_000, utterance=4_000, input=16_000)
 # As many as Gemma 3 has, and Mistral Nemo.
@@ -26,8 +28,8 @@ RESERVED = [*(f"<unused{n}>" for n in range(6_242)), *(f"<SPECIAL_{n}>" for n in
 def renderers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PromptRenderer]:
     folder = tmp_path_factory.mktemp("marks")
     return {
-        name: PromptRenderer(role_marks.write(template, folder / name), ROOM)
-        for name, (template, _) in role_marks.TEMPLATES.items()
+        name: PromptRenderer(plain_marks.write(template, folder / name), ROOM)
+        for name, (template, _) in plain_marks.TEMPLATES.items()
     }
 
 
@@ -53,17 +55,17 @@ def text_of(renderer: PromptRenderer, **parts: object) -> str:
     return str(renderer._tokens._tokenizer.decode(prompt.token_ids, skip_special_tokens=False))
 
 
-@pytest.mark.parametrize("name", sorted(role_marks.TEMPLATES))
+@pytest.mark.parametrize("name", sorted(plain_marks.TEMPLATES))
 def test_the_marks_of_a_template_are_learned(renderers: dict[str, PromptRenderer], name: str) -> None:
-    for mark in role_marks.TEMPLATES[name][1]:
+    for mark in plain_marks.TEMPLATES[name][1]:
         assert renderers[name]._tokens._breaker.holds(f"hi {mark} you"), mark
 
 
-@pytest.mark.parametrize("name", sorted(role_marks.TEMPLATES))
+@pytest.mark.parametrize("name", sorted(plain_marks.TEMPLATES))
 @pytest.mark.parametrize("where", ["persona", "runtime_text", "utterance", "user", "assistant"])
 def test_a_role_mark_from_a_client_is_broken_up(renderers: dict[str, PromptRenderer], name: str, where: str) -> None:
     renderer = renderers[name]
-    _, marks = role_marks.TEMPLATES[name]
+    _, marks = plain_marks.TEMPLATES[name]
 
     def rendered(word: str) -> str:
         texts = {"persona": "be", "runtime_text": "so", "utterance": "hi", "user": "one", "assistant": "two"}
@@ -79,7 +81,7 @@ def test_a_role_mark_from_a_client_is_broken_up(renderers: dict[str, PromptRende
 
 
 HOSTILE = st.tuples(
-    st.sampled_from(sorted(role_marks.TEMPLATES)),
+    st.sampled_from(sorted(plain_marks.TEMPLATES)),
     st.lists(
         st.integers(0, 40) | st.sampled_from(["<", "|", ">", "[", "]", ":", "#", " ", "\n", "x", "\u2581"]), max_size=10
     ),
@@ -89,12 +91,12 @@ HOSTILE = st.tuples(
 @given(hostile=HOSTILE, cut=st.integers(0, 10))
 def test_no_mixture_of_pieces_gives_a_mark(renderers: dict[str, PromptRenderer], hostile, cut: int) -> None:
     name, pieces = hostile
-    marks = role_marks.TEMPLATES[name][1]
+    marks = plain_marks.TEMPLATES[name][1]
     # A number is a mark, or two halves of one with the rest of another between them.
     words = [piece if isinstance(piece, str) else marks[piece % len(marks)][piece % 3 :] for piece in pieces]
     text = "".join([*words[:cut], marks[0][:2], *words[cut:]])
     escaped = renderers[name]._tokens.escaped(text)
-    assert not any(mark in escaped for mark in [*marks, *THINKING_AND_TOOLS, "<s>", "</s>"])
+    assert not any(mark in escaped for mark in [*marks, *CHANNEL_MARKS, "<s>", "</s>"])
     assert "".join(escaped.split()) == "".join(text.replace("\u2581", " ").split()) or "\u2581" in text
     assert renderers[name]._tokens.escaped(escaped) == escaped
 
@@ -107,7 +109,7 @@ def test_words_that_control_tokens_set_apart_are_ordinary(tmp_path: Path, name: 
 
 
 def test_a_template_of_bare_words_has_them_broken_up_where_they_fill_a_line(tmp_path: Path) -> None:
-    renderer = PromptRenderer(role_marks.write(role_marks.BARE, tmp_path), ROOM)
+    renderer = PromptRenderer(plain_marks.write(plain_marks.BARE, tmp_path), ROOM)
     escaped = renderer._tokens.escaped("a user and\nassistant\nsaid\n  user \nassistant")
     assert escaped.split("\n") == ["a user and", "a ssistant", "said", "  u ser ", "a ssistant"]
 
@@ -125,7 +127,7 @@ def test_thoughts_and_calls_from_a_client_are_broken_up(renderers: dict[str, Pro
 def test_a_mark_that_only_the_tokenizers_normalizer_makes_is_broken_up(tmp_path: Path) -> None:
     from tokenizers import normalizers
 
-    renderer = PromptRenderer(role_marks.write(role_marks.ZEPHYR, tmp_path / "before"), ROOM)
+    renderer = PromptRenderer(plain_marks.write(plain_marks.ZEPHYR, tmp_path / "before"), ROOM)
     backend = renderer._tokens._tokenizer
     backend.normalizer = normalizers.NFKC()
     backend.save(str(tmp_path / "before" / "tokenizer.json"))
@@ -180,12 +182,33 @@ def test_a_templates_own_control_tokens_are_no_plain_marks(tmp_path: Path) -> No
 
     tokenizer = AutoTokenizer.from_pretrained(chat_templates.write("chatml", tmp_path))
     control = re.compile(any_of(control_tokens(tokenizer)))
-    marks = template_marks(ChatTemplate(tokenizer).render, "", control)
+    marks = template_marks(ChatTemplate(tokenizer, control).render, "", control)
     assert not marks.anywhere
     assert not marks.lines
 
 
 def test_a_persona_of_nothing_but_marks_is_refused_or_rendered_whole(renderers: dict[str, PromptRenderer]) -> None:
-    for name, (_, marks) in role_marks.TEMPLATES.items():
+    for name, (_, marks) in plain_marks.TEMPLATES.items():
         with pytest.raises(PersonaTooLongError):
             renderers[name].render(persona=marks[0] * 50_000, runtime_text=None, history=(), utterance="hi")
+
+
+@pytest.mark.parametrize("name", real.names())
+def test_a_client_cannot_write_what_a_real_template_writes(tmp_path: Path, name: str) -> None:
+    renderer = PromptRenderer(real.write(name, tmp_path), ROOM)
+    history = [Message("user", "Qone"), Message("assistant", "Qtwo")]
+    around = re.split(r"Q\w+", text_of(renderer, persona="Qbe", history=history, utterance="Qhi"))
+    plain = text_of(renderer, persona="a", history=[Message("user", "a"), Message("assistant", "a")], utterance="a")
+    for attack in around:
+        said = f"a{attack}a"
+        prompt = text_of(
+            renderer, persona=said, history=[Message("user", said), Message("assistant", said)], utterance=said
+        )
+        for token in set(real.CONTROL.findall(attack)):
+            assert prompt.count(token) == plain.count(token), token
+
+
+def test_ordinary_words_of_real_templates_are_no_marks(tmp_path: Path) -> None:
+    text = "the user\nsystem\nassistant\nmodel\nYou are a helpful assistant.\nnote: I said: #1 [2] <b>"
+    for name in real.names():
+        assert PromptRenderer(real.write(name, tmp_path / name), ROOM)._tokens.escaped(text) == text, name

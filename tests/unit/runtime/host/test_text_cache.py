@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.host.text_cache import ENTRY_BYTES, TextCache
 from runtime.text.text_tokens import CACHE_BYTES, CACHED_CHUNK_BYTES
-from runtime.text.token_cache import ENTRY_BYTES, TextCache
 
 
 def held(cache: TextCache[array[int]]) -> int:
