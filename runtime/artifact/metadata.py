@@ -33,6 +33,8 @@ Relation = Literal["<=", ">="]
 class ArtifactError(Exception):
     """The artifact cannot be used. The message is one line: expected, found, what to do."""
 
+    text_may_be_logged = True
+
 
 class Entry(BaseModel):
     """Base of everything in the metadata: frozen, and strict about unknown keys when written."""

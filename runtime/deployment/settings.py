@@ -26,6 +26,8 @@ SAMPLING = Sampling()
 class SettingsError(Exception):
     """The environment asks for something that cannot be. One problem a line."""
 
+    text_may_be_logged = True
+
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems

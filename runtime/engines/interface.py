@@ -21,13 +21,19 @@ from runtime.defaults import first_set
 class EngineDeadError(Exception):
     """The engine process or its worker has died; nothing can be generated any more."""
 
+    text_may_be_logged = True
+
 
 class EngineVersionError(RuntimeError):
     """The engine's library lacks what this runtime needs of it. The message names its version and what is missing."""
 
+    text_may_be_logged = True
+
 
 class EngineOptionError(ValueError):
     """An option has a value that the engine does not know. The message names the option and the known values."""
+
+    text_may_be_logged = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ end("", 0, "", "")
 class CudaError(RuntimeError):
     """CUDA cannot be used. The message is one line: the real error, what the machine looks like, and the remedies."""
 
+    text_may_be_logged = True
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

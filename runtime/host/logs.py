@@ -1,19 +1,17 @@
 """The log: one stream of events, as JSON lines on standard output and in `server.log`, without keys and prompts.
 
-What other libraries say through `logging` takes the same way. `server.log` rotates at 100 MB; three old files are kept,
-compressed.
+What other libraries say through `logging` takes the same way, and what nobody caught. `server.log` rotates at 100 MB;
+three old files are kept, compressed. `redaction` decides what is shown, `log_outputs` writes it, off the event loop.
 """
 
 from __future__ import annotations
 
-import gzip
 import logging
 import re
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Sequence
 from datetime import datetime, timezone
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import structlog
@@ -21,75 +19,18 @@ from pydantic import SecretStr
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from runtime import defaults
-from runtime.host.variables import SECRETS
+from runtime.host.log_outputs import FLUSH_S, ROTATE_BYTES, CompressingHandler, LogWriter, StandardOutput
+from runtime.host.redaction import HIDDEN, Redactor, explain, without_quotes
 
-ROTATE_BYTES = defaults.LOG_MEGABYTES * 1024 * 1024
+__all__ = ["HIDDEN", "ROTATE_BYTES", "CompressingHandler", "Redactor", "catch_stray_errors", "configure", "flush"]
 
-HIDDEN = "[hidden]"
-# Fields that carry what users said or who they are, whoever logs them.
-PRIVATE_FIELDS = frozenset(
-    {
-        "api_key", "x-api-key", "authorization", "text_api_key", "persona", "persona_text", "chat_prompt", "prompt",
-        "history", "history_text", "utterance", "user_utterance", "analysis_text", "runtime_text", "text", "said",
-    }
+# At info uvicorn names the path with its query; at debug these quote what goes over the wire, headers included.
+QUIET = (
+    "uvicorn", "uvicorn.error", "uvicorn.access", "websockets", "httpx", "httpcore", "urllib3", "requests", "hpack",
+    "h11", "filelock", "fsspec", "botocore", "multipart", "python_multipart",
 )  # fmt: skip
-_QUERY_KEY = re.compile(r"(api_key=)[^&\s\"']*", re.IGNORECASE)
-
-
-class Redactor:
-    """Hides private fields, secrets by their type, keys in query strings, and the server's own keys everywhere."""
-
-    def __init__(self, secrets: Sequence[SecretStr] = ()) -> None:
-        texts = [secret.get_secret_value() for secret in secrets]
-        longest_first = sorted((re.escape(text) for text in texts if text), key=len, reverse=True)
-        # Whole words only: a key such as `k` must not eat the k of every word.
-        self._secrets = re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)") if longest_first else None
-
-    def text(self, text: str) -> str:
-        """A text without keys."""
-        text = _QUERY_KEY.sub(rf"\1{HIDDEN}", text)
-        return self._secrets.sub(HIDDEN, text) if self._secrets else text
-
-    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        """Redact one event, as a structlog processor."""
-        for name, value in event.items():
-            event[name] = self._field(name, value)
-        return event
-
-    def value(self, value: object) -> object:
-        """A value without keys: secrets by their type are hidden, and texts are looked through wherever they lie.
-
-        What is neither number, text nor collection is written by its `repr`, so that is looked through.
-        """
-        if value is None or isinstance(value, (bool, int, float)):
-            return value
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, SECRETS):
-            return HIDDEN
-        if isinstance(value, Mapping):
-            return {self.text(str(name)): self._field(str(name), inner) for name, inner in value.items()}
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return [self.value(inner) for inner in value]
-        return self.text(repr(value))
-
-    def _field(self, name: str, value: object) -> object:
-        return HIDDEN if name.lower() in PRIVATE_FIELDS else self.value(value)
-
-
-class CompressingHandler(RotatingFileHandler):
-    """The standard rotation, with gzip for what was rotated away."""
-
-    def __init__(self, path: Path, max_bytes: int = ROTATE_BYTES, kept: int = defaults.LOG_FILES) -> None:
-        super().__init__(path, maxBytes=max_bytes, backupCount=kept, encoding="utf-8")
-        self.namer = lambda name: f"{name}.gz"
-        self.rotator = _compress
-
-
-def _compress(source: str, target: str) -> None:
-    with Path(source).open("rb") as plain, gzip.open(target, "wb") as packed:
-        shutil.copyfileobj(plain, packed)
-    Path(source).unlink()
+# asyncio names callbacks with their arguments, and tasks with their results: only what comes before is shown.
+_ASYNCIO_NAME = re.compile(r"[^<(\n]*")
 
 
 def configure(*, level: str, log_format: str, folder: Path, secrets: Sequence[SecretStr]) -> None:
@@ -107,6 +48,7 @@ def configure(*, level: str, log_format: str, folder: Path, secrets: Sequence[Se
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.PositionalArgumentsFormatter(),
+        _take_error,
     ]
     structlog.configure(
         processors=[
@@ -119,27 +61,80 @@ def configure(*, level: str, log_format: str, folder: Path, secrets: Sequence[Se
         cache_logger_on_first_use=False,
     )
     json_lines = _formatter(shared, redactor, structlog.processors.JSONRenderer())
-    console = _formatter(shared, redactor, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty()))
-    stdout = logging.StreamHandler(sys.stdout)
-    stdout.setFormatter(json_lines if log_format == "json" else console)
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    root.addHandler(stdout)
-    root.setLevel(level.upper())
-    # At info uvicorn names the path with its query, at debug both quote what goes over the wire.
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "websockets"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+    stdout = StandardOutput()
+    stdout.setFormatter(json_lines if log_format == "json" else _formatter(shared, redactor, renderer))
+    outputs: list[StandardOutput | CompressingHandler] = [stdout]
+    unavailable = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = CompressingHandler(folder / defaults.LOG_NAME)
+        file.setFormatter(json_lines)
+        outputs.append(file)
     except OSError as error:
+        unavailable = error.strerror
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        if isinstance(handler, LogWriter):
+            handler.close()
+    root.addHandler(LogWriter(outputs))
+    root.setLevel(level.upper())
+    # A handler of somebody else's would print a record that it could not write, as it is, on standard error.
+    logging.raiseExceptions = False
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if unavailable is not None:
         structlog.get_logger(__name__).warning(
-            "log_file_unavailable", folder=str(folder), reason=error.strerror, next_step="set LOG_DIR"
+            "log_file_unavailable", folder=str(folder), reason=unavailable, next_step="set LOG_DIR"
         )
-        return
-    file.setFormatter(json_lines)
-    root.addHandler(file)
+
+
+def flush(seconds: float = FLUSH_S) -> None:
+    """Wait until what was said is written, but not longer than so many seconds."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogWriter):
+            handler.wait(seconds)
+
+
+def catch_stray_errors() -> None:
+    """Log what nobody caught, in any thread: Python would print it on standard error, with all that it quotes."""
+    log = structlog.get_logger(__name__)
+
+    def stray(where: str, error: BaseException | None) -> None:
+        log.error("uncaught", where=where, exc_info=error)
+        flush()
+
+    sys.excepthook = lambda kind, error, trace: stray("main", error)
+    threading.excepthook = lambda found: stray(found.thread.name if found.thread else "thread", found.exc_value)
+    sys.unraisablehook = lambda found: stray("finalizer", found.exc_value)
+
+
+def _take_error(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Say in words which error is meant, while it is at hand: the writer's thread knows nothing of it."""
+    found = event.pop("exc_info", None)
+    if isinstance(found, tuple):
+        found = found[1]
+    elif found and not isinstance(found, BaseException):
+        found = sys.exc_info()[1]
+    if isinstance(found, BaseException):
+        event["exception"] = explain(found)
+    return event
+
+
+def _quote_nobody(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Cut out of a library's message what it quotes."""
+    text = event.get("event")
+    if not event["_from_structlog"] and isinstance(text, str):
+        name = event["_record"].name
+        if name == "asyncio" or name.startswith("concurrent.futures"):
+            found = _ASYNCIO_NAME.match(text)
+            text = found[0].strip() if found else ""
+        event["event"] = without_quotes(text)
+    event.pop("stack_info", None)
+    return event
 
 
 def _add_timestamp(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
@@ -154,8 +149,8 @@ def _formatter(shared: list[Processor], redactor: Redactor, renderer: Processor)
         foreign_pre_chain=shared,
         processors=[
             _add_timestamp,
+            _quote_nobody,
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.format_exc_info,
             redactor,
             renderer,
         ],

@@ -63,6 +63,7 @@ def run(settings: RuntimeSettings) -> int:
     logs.configure(
         level=settings.log_level, log_format=settings.log_format, folder=settings.log_dir, secrets=_secrets(settings)
     )
+    logs.catch_stray_errors()
     try:
         check_uvicorn()
     except FrontError as error:
@@ -162,7 +163,8 @@ def _status(service: Service) -> int:
         return _report(os.EX_SOFTWARE, str(error))
     if isinstance(error, EngineDeadError):
         return _report(os.EX_SOFTWARE, f"the engine died: {error}; restart the server")
-    log.error("loading_failed", exc_info=error)
+    # Nobody has been connected yet, so there is nobody whom its text could quote.
+    log.error("loading_failed", reason=str(error), exc_info=error)
     return _report(os.EX_SOFTWARE, f"loading failed: {type(error).__name__}: {error}".splitlines()[0])
 
 
@@ -201,6 +203,8 @@ def exit_now(status: int) -> None:
         for child in multiprocessing.active_children():
             with contextlib.suppress(Exception):  # the others must be killed too
                 child.kill()
+        with contextlib.suppress(Exception):
+            logs.flush()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # a full disk, or nobody reads any more
                 stream.flush()

@@ -31,6 +31,7 @@ def _restored() -> Iterator[None]:
         if handler not in root.handlers:
             root.addHandler(handler)
     root.setLevel(level)
+    logging.raiseExceptions = True
     structlog.reset_defaults()
 
 
@@ -77,8 +78,10 @@ async def test_neither_keys_nor_words_of_a_session_are_logged(tmp_path: Path) ->
             await socket.send('{"type":"start","session_id":"s","user_utterance":"zebra"}')
             while '"failed"' not in str(await socket.recv()):
                 pass
+    logs.flush()
     text = (tmp_path / "server.log").read_text()
     assert "turn_failed" in text
+    assert "secret details" not in text
     for secret in (KEY, "zebra", "giraffe"):
         assert secret not in text.replace(str(tmp_path), "")
 

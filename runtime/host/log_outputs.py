@@ -1,0 +1,312 @@
+"""Where the log goes: standard output and a file that rotates, both written by a thread of their own.
+
+An event loop never waits for a disk or a pipe. What it says is queued; what does not fit into the queue is counted, and
+told when there is room again. A thread without a loop waits until it is written: what comes first is told first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import gzip
+import json
+import logging
+import os
+import queue
+import shutil
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from runtime import defaults
+
+ROTATE_BYTES = defaults.LOG_MEGABYTES * 1024 * 1024
+# Events that wait: some seconds of a busy server's worst, and a few MB.
+CAPACITY = 8192
+FLUSH_S = 1.0
+# An output that fails is told of once in this time, and a rotation that failed is tried again after it.
+AGAIN_S = 60.0
+
+Tell = Callable[..., None]
+
+
+class Output(logging.Handler):
+    """One place that lines go to. A failure is told elsewhere, and never shows the record that failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tell: Tell = lambda event, **fields: None
+        self._lost = 0  # lines since it began to fail
+        self._told_at = -AGAIN_S
+
+    def write(self, line: str) -> None:
+        """Write a line, with its end."""
+        raise NotImplementedError
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record. One that cannot be formatted is told of by its logger's name alone."""
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001 - any record, whatever is in it
+            line = json.dumps(
+                {
+                    "event": "log_record_failed",
+                    "logger": record.name,
+                    "level": record.levelname.lower(),
+                    "error": type(error).__name__,
+                }
+            )
+        try:
+            self.write(f"{line}\n")
+        except Exception as error:  # noqa: BLE001 - a full disk, a closed pipe
+            self._lost += 1
+            self._fail("log_output_failed", error)
+        else:
+            if self._lost:
+                lost, self._lost = self._lost, 0
+                self.tell("log_output_recovered", output=self.name or "", lost=lost)
+
+    def _fail(self, event: str, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= AGAIN_S:
+            self._told_at = now
+            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+            self.tell(event, output=self.name or "", reason=reason)
+
+
+class StandardOutput(Output):
+    """The process's standard output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "stdout"
+        self._stream = sys.stdout
+
+    def write(self, line: str) -> None:
+        """Write a line, in whatever encoding there is."""
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
+        self._stream.flush()
+
+
+class CompressingHandler(Output):
+    """A file that is renamed when it is full, and compressed beside what is written next."""
+
+    def __init__(self, path: Path, max_bytes: int = ROTATE_BYTES, kept: int = defaults.LOG_FILES) -> None:
+        super().__init__()
+        self.name = path.name  # what is told of it
+        self._path = path  # the file that is written
+        self._max_bytes = max_bytes  # its size at most
+        self._kept = kept  # old files
+        self._file = self._open()  # descriptor; -1 when closed
+        self._size = os.fstat(self._file).st_size  # bytes
+        self._torn = False  # the last line has no end: the disk was full
+        self._owner = os.getpid()  # a forked process writes too, and leaves the names alone
+        self._retry_at = 0.0  # no rotation before
+        self._compressing: threading.Thread | None = None  # the last one, perhaps at its end
+
+    def write(self, line: str) -> None:
+        """Append a line, to a new file when it does not fit into this one."""
+        data = line.encode("utf-8", "backslashreplace")
+        if self._size and self._size + len(data) > self._max_bytes:
+            self._rotate()
+        if self._torn:
+            data = b"\n" + data
+        written = os.write(self._file, data)
+        self._size += written
+        self._torn = written < len(data)
+        if self._torn:
+            raise OSError(28, os.strerror(28))  # what a second try would say
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _old(self, number: int, suffix: str = "") -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}{suffix}")
+
+    def _rotate(self) -> None:
+        now = time.monotonic()
+        if now < self._retry_at or os.getpid() != self._owner:
+            return
+        try:
+            self._wait_for_compression()
+            for number in range(self._kept, 0, -1):
+                for suffix in ("", ".gz"):
+                    old = self._old(number, suffix)
+                    with contextlib.suppress(FileNotFoundError):
+                        if number == self._kept:
+                            old.unlink()
+                        else:
+                            old.rename(self._old(number + 1, suffix))
+            self._path.rename(self._old(1))
+            try:
+                new = self._open()
+            except OSError:
+                self._old(1).rename(self._path)
+                raise
+        except OSError as error:
+            self._retry_at = now + AGAIN_S
+            self._fail("log_rotation_failed", error)
+            return
+        os.close(self._file)
+        self._file, self._size, self._torn = new, 0, False
+        self._compress_later(self._old(1), self._old(1, ".gz"))
+
+    def _compress_later(self, source: Path, target: Path) -> None:
+        """Compress in a thread, once: where that fails, the file stays as it is and counts as one of those kept."""
+
+        def compress() -> None:
+            partial = target.with_name(f"{target.name}.partial")
+            try:
+                _compress(source, partial)
+                partial.replace(target)
+                source.unlink()
+            except Exception as error:  # noqa: BLE001 - nobody waits for it
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                self._fail("log_compression_failed", error)
+
+        self._compressing = threading.Thread(target=compress, name="log-compression", daemon=True)
+        self._compressing.start()
+
+    def _wait_for_compression(self) -> None:
+        if self._compressing is not None:
+            self._compressing.join()
+
+    def close(self) -> None:
+        """Close the file, once what is being compressed is."""
+        if self._file >= 0:
+            self._wait_for_compression()
+            os.close(self._file)
+            self._file = -1
+        super().close()
+
+
+def _compress(source: Path, target: Path) -> None:
+    with source.open("rb") as plain, gzip.open(target, "wb", compresslevel=6) as packed:
+        shutil.copyfileobj(plain, packed)
+
+
+class LogWriter(logging.Handler):
+    """Takes records from everywhere, and has them written by a thread."""
+
+    def __init__(self, outputs: Sequence[Output], capacity: int = CAPACITY) -> None:
+        super().__init__()
+        self.outputs = tuple(outputs)  # each gets every record
+        self._capacity = capacity  # records that wait
+        # Records, and events to be set when everything before them is written; None is the end. Reentrant, so that a
+        # finalizer may log.
+        self._queue: queue.SimpleQueue[logging.LogRecord | threading.Event | None] = queue.SimpleQueue()
+        self._dropped = 0  # records that nobody was told of yet
+        self._stuck = False  # nobody waits for a thread that did not come to an end of it
+        self._forked = False  # a forked process has no such thread, and writes itself
+        self._closed = False  # nothing is taken any more
+        for output in self.outputs:
+            output.tell = _telling(weakref.ref(self), output)
+        self._thread = self._start()  # writes
+        os.register_at_fork(after_in_child=_forking(weakref.ref(self)))
+
+    def createLock(self) -> None:
+        """Have none: a thread that waits would keep the event loop waiting."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Queue a record; wait until it is written, unless an event loop runs in this thread."""
+        try:
+            record = copy.copy(record)
+            if not isinstance(record.msg, dict):
+                record.msg, record.args = record.getMessage(), None  # what it quotes may change until it is written
+        except Exception as error:  # noqa: BLE001 - whoever logs must not fail of it
+            record = notice("log_record_failed", source=record.name, error=type(error).__name__)
+        if self._forked:
+            self._write(record)
+            return True
+        if self._closed or self._queue.qsize() >= self._capacity:
+            self._dropped += 1
+            return False
+        self._queue.put(record)
+        if asyncio._get_running_loop() is None and not self._stuck and threading.current_thread() is not self._thread:
+            self.wait(FLUSH_S)
+        return True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until everything that was said is written, but not for ever; return whether it is."""
+        if self._forked or self._closed or threading.current_thread() is self._thread or not self._thread.is_alive():
+            return True
+        written = threading.Event()
+        self._queue.put(written)
+        self._stuck = not written.wait(seconds)
+        return not self._stuck
+
+    def flush(self) -> None:
+        """Wait a little until everything is written: at the process's end, for one."""
+        self.wait(FLUSH_S)
+
+    def close(self) -> None:
+        """Write what waits, and close the outputs."""
+        if not self._closed and not self._forked:
+            self.flush()
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join(FLUSH_S)
+            if not self._thread.is_alive():
+                for output in self.outputs:
+                    output.close()
+        super().close()
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        thread.start()
+        return thread
+
+    def _run(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            self._stuck = False
+            try:
+                if isinstance(entry, threading.Event):
+                    entry.set()
+                    continue
+                if self._dropped:
+                    dropped, self._dropped = self._dropped, 0
+                    self._write(notice("log_records_dropped", count=dropped))
+                self._write(entry)
+            except BaseException:  # noqa: BLE001 - the log goes on, whatever was in the record
+                self._dropped += 1
+            del entry
+
+    def _write(self, record: logging.LogRecord) -> None:
+        for output in self.outputs:
+            output.handle(record)
+
+    def tell(self, source: Output, event: str, **fields: object) -> None:
+        """Say something about an output, in the others."""
+        for output in self.outputs:
+            if output is not source:
+                output.handle(notice(event, **fields))
+
+
+def notice(event: str, **fields: object) -> logging.LogRecord:
+    """A record of this module's own, in the form that structlog's have."""
+    named = {"event": event, "logger": __name__, "level": "warning", **fields}
+    level = {"levelno": logging.WARNING, "levelname": "WARNING"}
+    return logging.makeLogRecord({"name": __name__, "msg": named, "_logger": None, "_name": "warning", **level})
+
+
+def _telling(writer: weakref.ref[LogWriter], source: Output) -> Tell:
+    def tell(event: str, **fields: object) -> None:
+        if (here := writer()) is not None:
+            here.tell(source, event, **fields)
+
+    return tell
+
+
+def _forking(writer: weakref.ref[LogWriter]) -> Callable[[], None]:
+    def after() -> None:
+        if (here := writer()) is not None:
+            here._forked = True
+
+    return after

@@ -1,0 +1,219 @@
+"""What a log may show: by structure, so that nothing depends on what a text happens to look like.
+
+Numbers, and texts under names that say nothing of users, are shown, without keys and without what signs an address. An
+object is shown field by field when it is plain data, and else by its type alone. An error is shown by its type and the
+places that it came through; its text only where its class says that it quotes nobody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import os
+import re
+import traceback
+import uuid
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import PurePath
+from types import TracebackType
+
+from pydantic import SecretStr
+from structlog.typing import EventDict, WrappedLogger
+
+from runtime.host.variables import SECRETS
+
+HIDDEN = "[hidden]"
+# Fields that carry what users said or who they are, whoever logs them.
+PRIVATE_FIELDS = frozenset(
+    {
+        "api_key", "x-api-key", "authorization", "text_api_key", "persona", "persona_text", "chat_prompt", "prompt",
+        "history", "history_text", "utterance", "user_utterance", "analysis_text", "runtime_text", "text", "said",
+    }
+)  # fmt: skip
+# A name with one of these words in it is private too, unless its value is a number.
+PRIVATE_WORDS = frozenset(
+    {
+        "prompt", "prompts", "persona", "personas", "history", "utterance", "utterances", "transcript", "text", "texts",
+        "said", "reply", "authorization", "password", "secret", "secrets", "credential", "credentials", "cookie",
+        "apikey",
+    }
+)  # fmt: skip
+_WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
+
+# A class whose errors quote nothing that a client sent sets this attribute to True; then their text is shown.
+TELLABLE = "text_may_be_logged"
+# These are about the machine, wherever they come from.
+TELLABLE_NAMES = frozenset({"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError", "torch.AcceleratorError"})
+
+# Keys that are shorter hide whole words only: `k` must not eat the k of every word.
+SHORT_KEY = 6
+LONGEST_TEXT = 8192
+LONGEST_LIST = 100
+DEEPEST = 8
+FRAMES = 40
+CHAIN = 8
+
+# An address says where; what follows its path may sign it. So may what stands before its host.
+_USER = re.compile(r"(?<=://)[^\s/@\"'<>]{1,512}@")
+_URL_QUERY = re.compile(r"(://[^\s\"'<>?#]{1,1024})[?#][^\s\"'<>]*")
+# A query without its host: its short numbers are shown.
+_PARAMETER = re.compile(r"([?&;][^\s=&;\"'<>?]{1,128}=)([^\s&;\"'<>]*)")
+_SHOWN_PARAMETER = re.compile(r"\d{1,5}")
+_KEY_PARAMETER = re.compile(r"(api_?key|token|signature|secret|password|authorization)(=)[^&\s\"']*", re.IGNORECASE)
+_HEADER = re.compile(
+    r"((?:proxy-)?authorization|x-api-key|api-key|cookie|x-amz-security-token)"
+    r"([\"']?\s{0,8}[:=,]\s{0,8}(?:(?-i:b)?[\"'])?)(?:(?:bearer|basic|token)\s{1,8})?[^\s\"',;)]+",
+    re.IGNORECASE,
+)
+_CREDENTIAL = re.compile(r"\b(bearer|basic)(\s{1,8})[\w.~+/=-]+", re.IGNORECASE)
+_HUB_TOKEN = re.compile(r"\bhf_\w{8,}")
+
+_TRACEBACK = "Traceback (most recent call last):"
+_PLACE = re.compile(r'\s*File "[^"\n]{1,512}", line \d+(, in \S+)?')
+_ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(?=:|$)")
+
+
+class Redactor:
+    """Hides private fields, secrets by their type, what signs an address, and the server's own keys everywhere."""
+
+    def __init__(self, secrets: Sequence[SecretStr] = ()) -> None:
+        texts = {secret.get_secret_value() for secret in secrets} - {""}
+        longest_first = sorted(texts, key=len, reverse=True)
+        self._texts = texts
+        patterns = [
+            re.escape(text) if len(text) >= SHORT_KEY else rf"(?<![^\W_]){re.escape(text)}(?![^\W_])"
+            for text in longest_first
+        ]
+        self._secrets = re.compile("|".join(patterns)) if patterns else None
+
+    def text(self, text: str) -> str:
+        """A text without keys and signatures, of bounded length."""
+        if self._secrets:
+            text = self._secrets.sub(HIDDEN, text)
+        text = text[: 2 * LONGEST_TEXT]  # what is hidden below makes it shorter, and takes time
+        text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
+        text = _CREDENTIAL.sub(rf"\1\2{HIDDEN}", text)
+        text = _HUB_TOKEN.sub(HIDDEN, text)
+        text = _USER.sub(f"{HIDDEN}@", text)
+        text = _URL_QUERY.sub(rf"\1?{HIDDEN}", text)
+        text = _PARAMETER.sub(_parameter, text)
+        text = _KEY_PARAMETER.sub(rf"\1\2{HIDDEN}", text)
+        return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        """Redact one event, as a structlog processor."""
+        return {self.text(str(name)): self._field(str(name), value, 0) for name, value in event.items()}
+
+    def value(self, value: object, depth: int = 0) -> object:
+        """A value as plain data without keys; what is no plain data is shown by its type."""
+        if isinstance(value, enum.Enum):
+            return self.text(f"{type(value).__name__}.{value.name}")
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, (int, float)):
+            return HIDDEN if str(value) in self._texts else value
+        if isinstance(value, SECRETS):
+            return HIDDEN
+        if isinstance(value, str):
+            return self.text(str(value))
+        if isinstance(value, (bytes, bytearray)):
+            return self.text(value.decode("utf-8", "replace"))
+        if isinstance(value, (PurePath, datetime.date, datetime.time, datetime.timedelta, uuid.UUID, Decimal)):
+            return self.text(str(value))
+        if isinstance(value, BaseException):
+            return self.text(describe(value))
+        if isinstance(value, type):
+            return self.text(value.__qualname__)
+        if depth < DEEPEST:
+            if isinstance(value, Mapping):
+                return self._mapping(list(value.items()), depth)
+            if isinstance(value, (list, tuple, set, frozenset, deque)):
+                return [self.value(inner, depth + 1) for inner in list(value)[:LONGEST_LIST]]
+            if dataclasses.is_dataclass(value):
+                pairs = [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+                return self._mapping(pairs, depth)
+        return self.text(f"<{type(value).__qualname__}>")
+
+    def _mapping(self, pairs: Sequence[tuple[object, object]], depth: int) -> dict[str, object]:
+        shown: dict[str, object] = {}
+        for name, value in pairs[:LONGEST_LIST]:
+            name_shown = str(self.value(name, depth + 1))
+            shown[name_shown] = self._field(name if isinstance(name, str) else name_shown, value, depth + 1)
+        return shown
+
+    def _field(self, name: str, value: object, depth: int) -> object:
+        if name.lower() in PRIVATE_FIELDS or (not isinstance(value, (bool, int, float)) and is_private(name)):
+            return HIDDEN
+        return self.value(value, depth)
+
+
+def is_private(name: str) -> bool:
+    """Whether a field's name says that it carries what users said, or a secret.
+
+    >>> [is_private(name) for name in ("userPrompt", "x-persona", "prompt_tokens", "monkey", "context")]
+    [True, True, True, False, False]
+    """
+    return any(word.lower() in PRIVATE_WORDS for word in _WORD.findall(name))
+
+
+def _parameter(found: re.Match[str]) -> str:
+    return found[0] if _SHOWN_PARAMETER.fullmatch(found[2]) else f"{found[1]}{HIDDEN}"
+
+
+# Errors
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its type, and its text where that quotes nobody."""
+    kind = type(error)
+    name = (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    if getattr(kind, TELLABLE, False) or name in TELLABLE_NAMES:
+        return f"{name}: {error}"
+    if isinstance(error, OSError) and isinstance(error.errno, int):
+        return f"{name}: {os.strerror(error.errno)}"
+    return name
+
+
+def places(trace: TracebackType | None) -> Iterator[str]:
+    """Where an error came through: files, lines and functions. No source, and no values."""
+    frames = list(traceback.walk_tb(trace))
+    for frame, line in frames[-FRAMES:]:
+        yield f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}'
+
+
+def explain(error: BaseException) -> str:
+    """An error with what led to it, the innermost first, as Python tells it, without what it quotes."""
+    parts: list[str] = []
+    told: set[int] = set()
+    waiting = [error]
+    while waiting and len(told) < CHAIN:
+        current = waiting.pop(0)
+        if id(current) in told:
+            continue
+        told.add(id(current))
+        parts.append("\n".join([_TRACEBACK, *places(current.__traceback__), describe(current)]))
+        inner = getattr(current, "exceptions", ())  # of a group
+        waiting += [one for one in inner if isinstance(one, BaseException)] if isinstance(inner, (tuple, list)) else []
+        before = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+        if before is not None:
+            waiting.append(before)
+    return "\n\n".join(reversed(parts))
+
+
+def without_quotes(text: str) -> str:
+    """A message that holds a traceback as text, with places and types of errors alone."""
+    before, found, after = text.partition(_TRACEBACK)
+    if not found:
+        return text
+    lines = [found]
+    for line in after.splitlines():
+        if place := _PLACE.match(line):
+            lines.append(place[0])
+        elif not line.startswith((" ", "\t")) and (error := _ERROR_LINE.match(line)):
+            lines.append(error[0])
+    return before + "\n".join(lines)

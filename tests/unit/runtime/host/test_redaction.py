@@ -1,0 +1,259 @@
+"""Whatever lies wherever in an event, no key, no signature and nobody's words come out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from runtime.artifact import ArtifactError
+from runtime.deployment.settings import SettingsError
+from runtime.engines import EngineDeadError, EngineOptionError, EngineVersionError
+from runtime.host.cuda import CudaError
+from runtime.host.redaction import HIDDEN, Redactor, describe, explain, without_quotes
+
+SECRET = "hunter2-Ünter'\"\\x"
+
+
+@dataclass
+class Plain:
+    words: object
+    next: object = None
+
+
+class Opaque:
+    def __init__(self, words: object) -> None:
+        self.words = words
+
+    def __repr__(self) -> str:
+        return f"Opaque({self.words!r})"
+
+
+class Broken:
+    def __repr__(self) -> str:
+        raise RuntimeError(SECRET)
+
+    __str__ = __repr__
+
+
+SHAPES: tuple[Callable[[Any], object], ...] = (
+    lambda inner: [1, inner],
+    lambda inner: (inner,),
+    lambda inner: deque([inner]),
+    lambda inner: {"outer": inner},
+    lambda inner: {str(inner): 1},
+    lambda inner: {inner if isinstance(inner, (str, bytes)) else "key": "value"},
+    lambda inner: {(1, str(inner)): "value"},
+    lambda inner: Plain(inner),
+    lambda inner: Opaque(inner),
+    lambda inner: ValueError(inner),
+    lambda inner: KeyError(inner),
+    lambda inner: OSError(2, str(inner), str(inner)),
+    lambda inner: EngineDeadError(f"it said {inner}"),
+    lambda inner: f"before {inner} after",
+    lambda inner: f"x{inner}y_{inner}",
+    lambda inner: str(inner).encode(),
+    lambda inner: bytearray(str(inner).encode()),
+    lambda inner: Path("/srv") / str(inner),
+    lambda inner: {"broken": Broken(), "then": inner},
+    lambda inner: [Broken(), inner],
+)
+
+
+def shown(redactor: Redactor, **event: object) -> str:
+    redacted = redactor(None, "info", dict(event))
+    return json.dumps(redacted, ensure_ascii=False) + json.dumps(redacted) + repr(redacted)
+
+
+def appears(secret: str, text: str) -> bool:
+    forms = (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1])
+    return any(form in text for form in forms)
+
+
+@given(
+    st.lists(st.sampled_from(SHAPES), min_size=0, max_size=5), st.sampled_from([SECRET, "sk-0123456789", "12345678"])
+)
+def test_a_key_comes_out_of_nowhere(shapes: list[Callable[[Any], object]], secret: str) -> None:
+    value: object = secret
+    for shape in shapes:
+        try:
+            value = shape(value)
+        except (TypeError, RuntimeError):  # no key of a mapping, or no text of it
+            return
+    text = shown(Redactor([SecretStr(secret)]), what=value, event=f"said {secret}", **{f"of {secret}": 1})
+    assert not appears(secret, text)
+
+
+@given(st.text(min_size=6, max_size=20).filter(lambda text: text.strip(" \"'{}[],:") and HIDDEN not in text))
+def test_any_text_may_be_a_key(secret: str) -> None:
+    if secret in HIDDEN or secret in "what said event":
+        return
+    redacted = Redactor([SecretStr(secret)])(
+        None, "info", {"event": f"said {secret}.", "what": [{"x": secret}, secret]}
+    )
+    assert secret not in str(redacted["event"])
+    assert redacted["what"] == [{"x": HIDDEN}, HIDDEN]
+
+
+def test_a_number_that_is_a_key_is_hidden() -> None:
+    assert Redactor([SecretStr("12345678")]).value([12345678, 8]) == [HIDDEN, 8]
+
+
+NAMES = ("persona_text", "user_prompt", "X-API-Key", "chatPrompt", "History", "runtime-text", "the_reply", "password")
+
+
+@given(st.sampled_from(NAMES), st.lists(st.sampled_from(("list", "map", "data")), max_size=4))
+def test_what_users_said_is_hidden_by_its_name_at_any_depth(name: str, around: list[str]) -> None:
+    value: object = {name: "zebra", "shown": "giraffe"}
+    for shape in around:
+        value = [value] if shape == "list" else {"inner": value} if shape == "map" else Plain(value)
+    text = shown(Redactor(), what=value, **{name: ["zebra"]})
+    assert "zebra" not in text
+    assert "giraffe" in text
+
+
+def test_an_object_is_shown_by_its_type_and_plain_data_by_its_fields() -> None:
+    assert Redactor().value([Opaque("zebra"), Plain(1, "two")]) == ["<Opaque>", {"words": 1, "next": "two"}]
+
+
+def test_a_structure_without_an_end_has_one() -> None:
+    loop: list[object] = []
+    loop.append(loop)
+    mapping: dict[str, object] = {"x": loop}
+    mapping["self"] = mapping
+    assert len(json.dumps(Redactor().value(mapping))) < 10_000
+
+
+SIGNED = "X-Amz-Signature=5f1e9c7ad&X-Amz-Credential=AKIA%2Feu&Expires=300&sig=zq%2Fx&Policy=eyJTdGF0"
+PARTS = ("5f1e9c7ad", "AKIA", "zq%2Fx", "eyJTdGF0", "hf_abcdefgh1234", "s3cr3tpw")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"GET https://cdn-lfs.hf.co/repos/a?{SIGNED} 200",
+        f"Redirect to 'https://cas-bridge.xethub.hf.co/xet-bridge/a/b?{SIGNED}'",
+        f"[(b'Location', b'https://bucket.s3.amazonaws.com/key?{SIGNED}'), (b'X', b'y')]",
+        f'https://cdn:443 "GET /repos/a?{SIGNED} HTTP/1.1" 200 12',
+        f"https://host/path#{SIGNED}",
+        "https://user:s3cr3tpw@host/path",
+        "https://s3cr3tpw@host/path",
+        "Authorization: Bearer hf_abcdefgh1234",
+        "{'authorization': 'Bearer hf_abcdefgh1234', 'x': 'y'}",
+        "[(b'authorization', b'Bearer hf_abcdefgh1234')]",
+        "-H 'authorization: Basic s3cr3tpw'",
+        "Bearer s3cr3tpw",
+        "X-API-Key: s3cr3tpw",
+        "Cookie: session=s3cr3tpw",
+        "token hf_abcdefgh1234 was refused",
+        "/ws?api_key=s3cr3tpw&x=1",
+        f"/ws?api_key={quote('s3cr3tpw')}",
+    ],
+)
+def test_an_address_says_where_and_not_what_signs_it(text: str) -> None:
+    redacted = Redactor().text(text)
+    for part in PARTS:
+        assert part not in redacted
+    assert HIDDEN in redacted
+
+
+def test_where_an_address_leads_stays() -> None:
+    redacted = Redactor().text(f"GET https://cdn.hf.co/repos/a?{SIGNED} 200; /ws?x=1&page=20")
+    assert redacted == f"GET https://cdn.hf.co/repos/a?{HIDDEN} 200; /ws?x=1&page=20"
+
+
+@given(st.text(alphabet="aA:/?=&@. '\"hf_-;#beartoknuizx\t", max_size=400))
+def test_any_text_is_redacted_and_once_is_enough(text: str) -> None:
+    redactor = Redactor([SecretStr("hunter2")])
+    once = redactor.text(text)
+    assert redactor.text(once).count(HIDDEN) >= once.count(HIDDEN)
+
+
+@pytest.mark.parametrize("piece", ["?a=", "://", "bearer ", "authorization:", "&", "hf_", "://a@", "?", " ", "a=", "x"])
+def test_redaction_takes_time_as_long_as_the_text(piece: str) -> None:
+    import time
+
+    redactor = Redactor([SecretStr("hunter2")])
+    text = piece * (200_000 // len(piece))
+    started = time.process_time()
+    redactor.text(text)
+    assert time.process_time() - started < 5  # a quadratic scan takes minutes
+
+
+# Errors
+
+
+def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+    try:
+        raise error from cause
+    except BaseException as caught:
+        return caught
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, RuntimeError, UnicodeError, AssertionError, StopIteration])
+def test_an_error_is_told_without_its_text(kind: type[Exception]) -> None:
+    persona = "zebra"
+    inner = raised(kind(f"cannot tokenize {persona}"))
+    try:
+        try:
+            raise TypeError(persona)
+        finally:
+            raise raised(kind(persona), inner)
+    except Exception as error:
+        text = explain(error)
+    assert "zebra" not in text
+    assert text.count(kind.__name__) == 2
+    assert "test_redaction.py" in text
+    assert "in raised" in text
+
+
+def test_source_lines_are_not_told() -> None:
+    with pytest.raises(ValueError, match="zebra") as caught:
+        raise ValueError("zebra")
+    assert "zebra" not in explain(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind", [ArtifactError, EngineDeadError, EngineOptionError, EngineVersionError, CudaError, SettingsError]
+)
+def test_errors_about_the_machine_keep_their_text(kind: type[Exception]) -> None:
+    error = kind.__new__(kind)
+    error.args = ("expected two GPUs, found one",)
+    assert "expected two GPUs" in describe(error)
+
+
+def test_an_error_of_the_system_says_what_the_system_says() -> None:
+    assert describe(OSError(28, "zebra", "/zebra")) == "OSError: No space left on device"
+    assert describe(OSError("zebra")) == "OSError"
+
+
+def test_a_chain_without_an_end_has_one() -> None:
+    error, other = ValueError(1), ValueError(2)
+    error.__cause__, other.__cause__ = other, error
+    assert explain(error).count("ValueError") == 2
+
+
+def test_a_traceback_in_a_message_loses_what_it_quotes() -> None:
+    text = (
+        "Exception in ASGI application\nTraceback (most recent call last):\n"
+        '  File "/srv/app.py", line 3, in serve\n    raise ValueError("zebra")\n'
+        "runtime.wire.Odd: zebra\nzebra goes on\n"
+    )
+    told = without_quotes(text)
+    assert "zebra" not in told
+    assert 'File "/srv/app.py", line 3, in serve' in told
+    assert "runtime.wire.Odd" in told
+
+
+def test_names_of_loggers_are_no_secret() -> None:
+    assert Redactor().text(logging.getLogger("runtime.server.process").name) == "runtime.server.process"
