@@ -131,8 +131,8 @@ LOOKED_AFTER = {
     ("server/process.py", "exit_within"): "ends the process in a `finally`",
     ("deployment/classifier.py", "start"): "its loop catches everything",
     ("artifact/blobs.py", "watch_progress"): "each of its steps is an `attempt`",
-    ("host/logs.py", "_start"): "its loop catches everything",
-    ("host/logs.py", "_compress_later"): "fails by itself",
+    ("host/log_outputs.py", "_start"): "its loop catches everything",
+    ("host/log_outputs.py", "_compress_later"): "fails by itself",
 }
 
 
