@@ -33,6 +33,9 @@ class Metrics:
         self._tool = Histogram(
             "yap_tool_seconds", "Latency of the classifier", buckets=_STEP_SECONDS, registry=registry
         )
+        self.tool_degraded = Gauge(
+            "yap_tool_degraded", "Whether the classifier is left alone, because it does not answer", registry=registry
+        )
         self._closed = Counter("yap_connections_closed", "Closed connections, by code", ["code"], registry=registry)
         self._dropped = Counter(
             "yap_sockets_dropped", "Sockets that were dropped, by reason", ["reason"], registry=registry
@@ -72,6 +75,10 @@ class Metrics:
         """Count a decision: yes, no, timeout or failed."""
         self._decisions.labels(status).inc()
         self._tool.observe(seconds)
+
+    def tool_skipped(self) -> None:
+        """Count a decision that was no at once, because the classifier does not answer."""
+        self._decisions.labels("skipped").inc()
 
     def cancelled(self) -> None:
         """Count a cancel message."""

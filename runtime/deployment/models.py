@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypedDict, TypeVar
 
 from runtime import defaults
+from runtime.deployment.breaker import Breaker
 from runtime.deployment.classifier import Decision
 from runtime.deployment.metrics import Metrics
 from runtime.engines import Engine, EngineDeadError, Sampling
@@ -130,6 +131,7 @@ class Deployment:
         metrics: what turns count themselves in.
         generation_timeout: seconds for a whole turn.
         tool_timeout: seconds after which an undecided classifier means no.
+        breaker: says when the classifier is not to be waited for.
         died: called with the error when the engine turns out to be dead.
         warmed: called when something was put into the prefix cache on a client's request.
     """
@@ -139,5 +141,6 @@ class Deployment:
     metrics: Metrics
     generation_timeout: float = defaults.GENERATION_TIMEOUT_S
     tool_timeout: float = defaults.TOOL_TIMEOUT_S
+    breaker: Breaker = field(default_factory=Breaker)
     died: Callable[[EngineDeadError], None] = lambda error: None
     warmed: Callable[[], None] = lambda: None

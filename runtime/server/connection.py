@@ -14,7 +14,7 @@ from runtime.host.ratelimit import SlidingWindow
 from runtime.host.supervision import attempt, watch
 from runtime.host.timeouts import within
 from runtime.server.front.sockets import CLOSE_DEADLINE_S
-from runtime.turns.message_handler import MessageHandler
+from runtime.turns.message_handler import GOES_AWAY, MessageHandler
 from runtime.turns.outbox import Close, Outbox
 from runtime.turns.turn import Stop
 from runtime.wire import frames, messages
@@ -109,6 +109,7 @@ class Connection:
         if self._draining is None and self._closing is None:
             self._drain_deadline = self._loop.time() + seconds
             self._outbox.put(frames.Draining(deadline_s=round(seconds)))
+            self._handler.drain()
             self._draining = watch("connection_drain", self._loop.create_task(self._drain(seconds)))
 
     async def _drain(self, seconds: float) -> None:
@@ -183,7 +184,7 @@ class Connection:
                 closed = frames.ConnectionClosed(reason="client_request", request_id=request_id)
                 self.close(frames.CLOSE_NORMAL, "client_request", closed)
             case _ if self._draining is not None:
-                self._outbox.put(refusal(message, "draining", "The server goes away: reconnect, and send this again."))
+                self._outbox.put(refusal(message, "draining", GOES_AWAY))
             case _:
                 if retry := self._messages.take():
                     self._handler.refuse_turn(message)
@@ -197,7 +198,7 @@ class Connection:
     def _check_idle(self) -> None:
         """Close when silence has lasted long enough, else look again when it could have. One timer, moved rarely."""
         now = self._loop.time()
-        since = now if self._handler.busy else max(self._last_inbound, self._handler.last_turn_ended_at)
+        since = now if self._handler.busy else max(self._last_inbound, self._handler.idle_since)
         if now - since >= self._idle_timeout:
             self.close(self._idle_code, "idle_timeout")
         else:

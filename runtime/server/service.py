@@ -25,6 +25,7 @@ from runtime import artifact, defaults, engines
 from runtime.artifact import BuildMetadata, ToolModel, verify
 from runtime.artifact.repository import named_on_hub
 from runtime.defaults import GPU_ALONE
+from runtime.deployment.breaker import Breaker
 from runtime.deployment.classifier import ALONE_THREADS, BESIDE_CHAT_THREADS, ToolClassifier
 from runtime.deployment.metrics import Metrics
 from runtime.deployment.models import Chat, Classifier, Deployment
@@ -54,6 +55,9 @@ HEALTH_INTERVAL_S = 0.5
 HEALTH_TIMEOUT_S = 5.0
 HEALTH_LONGEST_WAIT_S = 1.0
 LOAD_TIMEOUT_S = 2.0
+# A classifier that does not answer is asked this, and so often.
+PROBE = "hello"
+PROBE_LEAST_S, PROBE_MOST_S = 0.25, 5.0
 # Time that clients have to take note of the engine's death; the whole exit must fit into 5 s.
 CLOSE_GRACE_S = 1.5
 TOKENIZER_THREADS = 2
@@ -226,12 +230,18 @@ class Service:
             self._background.spawn("engine_load", self._watch_load(chat.engine))
             if settings.cache_reset_interval_seconds:
                 self._background.spawn("cache_reset", resetter.run())
+        breaker = Breaker()
+        if classifier is not None:
+            probe = partial(self._probe, classifier)
+            breaker = Breaker(lambda: self._background.spawn("classifier_probe", probe(breaker)))
+            self.metrics.tool_degraded.set_function(lambda: breaker.open)
         self.deployment = Deployment(
             chat,
             classifier,
             self.metrics,
             generation_timeout=settings.gen_timeout_s,
             tool_timeout=settings.tool_timeout_s,
+            breaker=breaker,
             died=self.died,
             warmed=resetter.warmed if resetter is not None else lambda: None,
         )
@@ -246,6 +256,21 @@ class Service:
         self.metrics.engine(up=True)
         self.phase, self.reason = Phase.READY, ""
         log.info("ready")
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """The parts that do not work, though the server does."""
+        return ("classifier",) if self.deployment is not None and self.deployment.breaker.open else ()
+
+    async def _probe(self, classifier: Classifier, breaker: Breaker) -> None:
+        """Ask a classifier that did not answer until it does, on nobody's time but this task's."""
+        timeout = self.settings.tool_timeout_s
+        pause = min(PROBE_MOST_S, max(PROBE_LEAST_S, timeout))
+        while breaker.open:
+            await asyncio.sleep(pause)
+            with contextlib.suppress(Exception):  # it was told when the breaker opened
+                await within(timeout, contained(lambda: classifier.decide((), PROBE)))
+                breaker.answered()
 
     def _new_session(self, session_id: str, sampling: Sampling) -> Session:
         settings = self.settings

@@ -28,6 +28,9 @@ from runtime.wire.refusals import refusal, rejection
 
 log = structlog.get_logger(__name__)
 
+# What a client is told of something that a server which goes away does not do.
+GOES_AWAY = "The server goes away: reconnect, and send this again."
+
 # Messages that wait for the worker. The rate limit bounds them too, where it is not switched off.
 BACKLOG = 64
 
@@ -61,17 +64,20 @@ class MessageHandler:
         self._queue: deque[QueuedMessage] = deque()  # what waits for the worker
         self._current: QueuedMessage | None = None  # what the worker is at
         self._worker: asyncio.Future[None] | None = None  # none while nothing waits
+        self._worked_at = 0.0  # loop time at which the worker was last done
+        self._draining = False  # nothing new is begun
         self._warming = Warming(outbox, deployment)  # prefills, beside the worker
 
     @property
     def busy(self) -> bool:
-        """Whether a turn runs or is about to."""
-        return bool(self._open_turns())
+        """Whether anything that the client asked for is not done: a turn, a prefill, a message that waits."""
+        return bool(self._current or self._queue or self._warming.tasks or self._open_turns())
 
     @property
-    def last_turn_ended_at(self) -> float:
-        """Loop time at which the last turn ended."""
-        return self._turn.ended_at if self._turn is not None else 0.0
+    def idle_since(self) -> float:
+        """Loop time at which the last of it was done."""
+        turn_ended = self._turn.ended_at if self._turn is not None else 0.0
+        return max(turn_ended, self._warming.ended_at, self._worked_at)
 
     def submit(self, message: messages.Inbound) -> None:
         """Take a message that is no `cancel`; its answers come through the outbox."""
@@ -139,21 +145,31 @@ class MessageHandler:
         for turn in self._open_turns():
             turn.stop(why)
 
+    def drain(self) -> None:
+        """End the prefills, which are for turns that will not come. What was asked for before goes on."""
+        self._draining = True
+        self._warming.refuse("draining", GOES_AWAY)
+
     async def wait_until_idle(self) -> None:
-        """Wait until no turn runs or is about to."""
-        while turns := self._open_turns():
-            await turns[-1].wait()
+        """Wait until no turn runs or is about to, and no message waits."""
+        while True:
+            if turns := self._open_turns():
+                await turns[-1].wait()
+            elif self._worker is not None and not self._worker.done():
+                await asyncio.wait((self._worker,))
+            else:
+                return
 
     async def close(self, why: Stop) -> None:
         """Stop everything and wait until the engine holds nothing of it; give the session back."""
         if self._session is not None:
             self._sessions.release(self._session, self)
+        self._refuse_rest(why)
         self.stop(why)
-        tasks = [task for task in (self._worker, *self._warming.tasks) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.wait((self._worker,))
+        await self._warming.close()
         if self._turn is not None:
             await self._turn.wait()
         for entry in self._queue:
@@ -161,6 +177,19 @@ class MessageHandler:
                 entry.turn.refuse()
         self._queue.clear()
         await self.wait_until_idle()
+
+    def _refuse_rest(self, why: Stop) -> None:
+        """Answer what will not be done any more, where the server is to blame for that."""
+        if why is Stop.ENGINE_DEAD:
+            code, text = "generation_failed", "The engine died."
+        elif self._draining:
+            code, text = "draining", GOES_AWAY
+        else:
+            return
+        self._warming.refuse(code, text)
+        for entry in (self._current, *self._queue):
+            if entry is not None and (entry.turn is None or not entry.turn.begun):
+                self._error(code, text, entry.message)
 
     def _open_turns(self) -> list[Turn]:
         entries = (self._current, *self._queue)
@@ -199,6 +228,7 @@ class MessageHandler:
                 await self._process(self._current)
         finally:
             self._current = self._worker = None
+            self._worked_at = asyncio.get_running_loop().time()
 
     async def _process(self, entry: QueuedMessage) -> None:
         try:
@@ -341,6 +371,9 @@ class MessageHandler:
 
     async def _warm(self, prefix: Prefix, message: messages.Inbound) -> None:
         chat = self._deployment.chat
+        if self._draining:
+            self._error("draining", GOES_AWAY, message)
+            return
         if chat is not None and not await self._too_long(chat, prefix.persona, prefix.runtime_text, message):
             self._warming.begin(chat, prefix)
 

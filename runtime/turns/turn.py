@@ -204,6 +204,10 @@ class Turn:
                 stops=request.sampling.stop,
             )
             reply = eager_tasks.start(chat.reply(prompt, request.sampling, speech))
+            # A reply that fails is told at once: what the classifier says does not matter then.
+            await asyncio.wait((decision, reply), return_when=asyncio.FIRST_COMPLETED)
+            if not decision.done():
+                await reply
             yes = await decision
             self._send_decision(yes)
             if not yes:
@@ -254,6 +258,10 @@ class Turn:
     async def _decide(self, classifier: Classifier, request: TurnRequest, *, alone: bool) -> bool:
         if not request.utterance.strip():
             return False
+        breaker = self._deployment.breaker
+        if breaker.open:
+            self._deployment.metrics.tool_skipped()
+            return False
         users = [message.content for message in request.history if message.role == "user"]
         started = time.perf_counter()
         question = asyncio.ensure_future(classifier.decide(users, request.utterance))
@@ -265,11 +273,16 @@ class Turn:
             self._deployment.metrics.tool_decided("failed", time.perf_counter() - started)
             if alone:
                 raise
+            breaker.missed()
             log.exception("tool_decision_failed")  # a chat that cannot look is better than none
             return False
         finally:
             await _cancel_and_wait(question)
         self._deployment.metrics.tool_decided(status, time.perf_counter() - started)
+        if status == "timeout":
+            breaker.missed()
+        else:
+            breaker.answered()
         return status == "yes"
 
     def _send_decision(self, yes: bool) -> None:

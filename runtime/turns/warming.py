@@ -49,19 +49,44 @@ class Warming:
     """The prefills of one connection.
 
     Attributes:
-        tasks: those that run.
+        tasks: those that run, and what for.
+        ended_at: loop time at which the last one ended.
     """
 
     def __init__(self, outbox: Outbox, deployment: Deployment) -> None:
         self._outbox = outbox
         self._deployment = deployment
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: dict[asyncio.Task[None], Prefix] = {}
+        self.ended_at = 0.0
+        self._refused: set[asyncio.Task[None]] = set()  # cancelled and not over yet
 
     def begin(self, chat: Chat, prefix: Prefix) -> None:
         """Prefill; the answer comes through the outbox."""
-        task = watch("warming", asyncio.get_running_loop().create_task(self._prefill(chat, prefix)))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        loop = asyncio.get_running_loop()
+        task = watch("warming", loop.create_task(self._prefill(chat, prefix)))
+        self.tasks[task] = prefix
+
+        def done(task: asyncio.Task[None]) -> None:
+            self.tasks.pop(task, None)
+            self.ended_at = loop.time()
+
+        task.add_done_callback(done)
+
+    def refuse(self, code: str, message: str) -> None:
+        """End all of them, with an error each."""
+        for task in [task for task in self.tasks if not task.done()]:
+            task.cancel()
+            self._error(code, message, self.tasks.pop(task))
+            self._refused.add(task)
+            task.add_done_callback(self._refused.discard)
+
+    async def close(self) -> None:
+        """End all of them, and wait until the engine holds nothing of them."""
+        tasks = [*self.tasks, *self._refused]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _prefill(self, chat: Chat, prefix: Prefix) -> None:
         try:

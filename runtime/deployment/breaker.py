@@ -1,0 +1,43 @@
+"""The breaker in front of the classifier: who does not answer is not waited for by every turn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+# Questions in a row without an answer after which nobody waits any more.
+MISSES = 3
+
+log = structlog.get_logger(__name__)
+
+
+class Breaker:
+    """Counts the classifier's misses. Open, it means: decide no at once; somebody else asks whether it answers again.
+
+    Args:
+        opened: called when it opens.
+
+    Attributes:
+        open: whether the classifier is to be left alone.
+    """
+
+    def __init__(self, opened: Callable[[], None] = lambda: None) -> None:
+        self._opened = opened
+        self._misses = 0
+        self.open = False
+
+    def missed(self) -> None:
+        """Note that a question got no answer in time, or a failure."""
+        self._misses += 1
+        if self._misses >= MISSES and not self.open:
+            self.open = True
+            log.error("classifier_degraded", misses=self._misses)
+            self._opened()
+
+    def answered(self) -> None:
+        """Note an answer: all is well."""
+        self._misses = 0
+        if self.open:
+            self.open = False
+            log.info("classifier_recovered")
