@@ -26,6 +26,9 @@ FRAMES, FRAME_WINDOW_S = 1000, 10.0
 LAST_FRAMES = 50
 # Parsed in one go: 700 of the smallest frames, some 3 ms.
 SLICE_BYTES = 4096
+# What a client with a slot sends at once, and most messages are no longer, waits for nobody: everybody may do so in the
+# same step of the event loop.
+SHORT_BYTES = 1024
 # What a peer sends after our close frame is read up to here, in search of its answer.
 LINGER_BYTES = 1_048_576
 
@@ -85,7 +88,7 @@ class WebSocketFront(WebSocketsSansIOProtocol):
             if self._lingered > LINGER_BYTES:
                 self.socket.drop("unread")
                 return
-        elif self.socket.admitted and len(data) <= SLICE_BYTES and not self._rest:
+        elif self.socket.admitted and len(data) <= SHORT_BYTES and not self._rest:
             self._feed(data)
             return
         if not self._rest and not self.read_paused:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from runtime import defaults
 from runtime.server.front import sockets as sockets_module
 from runtime.server.front import websocket as front
-from runtime.server.front.turnstile import Turnstile
+from runtime.server.front.turnstile import STEP_S, Turnstile
 from runtime.server.front.websocket import FRAMES, SLICE_BYTES, WebSocketFront
 from tests.attack import raw
 from tests.harness.scripted import KEY, Running, serving
@@ -220,8 +220,26 @@ async def test_what_waits_for_a_peer_is_bounded_in_bytes(monkeypatch: pytest.Mon
         await all_gone(running)
 
 
+async def test_a_turnstile_stops_when_a_step_took_long() -> None:
+    now, let_in = 0.0, []
+
+    def slow() -> None:
+        nonlocal now
+        now += 0.7 * STEP_S
+        let_in.append(now)
+
+    turnstile = Turnstile(100, lambda: now)
+    for _ in range(6):
+        turnstile.enter(slow)
+    seen = []
+    while len(turnstile):
+        await asyncio.sleep(0)
+        seen.append(len(let_in))
+    assert seen == [2, 4, 6]
+
+
 async def test_a_turnstile_lets_through_a_few_at_a_time_in_order() -> None:
-    turnstile, let_in = Turnstile(2), []
+    turnstile, let_in = Turnstile(2, lambda: 0.0), []
 
     def step(number: int) -> None:
         let_in.append(number)
