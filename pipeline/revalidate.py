@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from pipeline import settings, source
@@ -68,7 +69,9 @@ def revalidate(
         scores = runner.reference(model, lane, context=chat.limits.max_model_len, dtype=chat.dtype)
     candidate = candidate_of(metadata, compared=compared, parameters=parameters)
     thresholds = {**default_thresholds(candidate), **bounds}
-    validation = validate(folder, metadata, reference=scores, thresholds=thresholds, progress=progress)
+    thinking = loaded.settings.thinking_max_tokens
+    measure = partial(validate, thinking=thinking) if thinking else validate
+    validation = measure(folder, metadata, reference=scores, thresholds=thresholds, progress=progress)
     # What quantized it stays what it was; what proves it is what is here.
     quantizers = {name: version for name, version in metadata.platform.packages.items() if name in QUANTIZERS}
     platform = describe.platform(here)

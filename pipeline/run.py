@@ -215,9 +215,11 @@ class Run:
             context = chat.limits.max_model_len
             reference = self.runner.reference(base, self.plan.lane, context=context, dtype=chat.dtype)
 
+        measure = partial(validate, thinking=chat.thinking) if chat and chat.thinking else validate
+
         # What the works hand over stands in the inputs; what they do, in the modules that the recipes name.
         def work(_: Path) -> Mapping[str, Any]:
-            validation = validate(folder, metadata, reference=reference, thresholds=thresholds, progress=self.progress)
+            validation = measure(folder, metadata, reference=reference, thresholds=thresholds, progress=self.progress)
             if failed := failed_gates(validation):
                 raise GateError(chat.method if chat else "tool", failed)
             return validation.model_dump(mode="json")
@@ -230,6 +232,7 @@ class Run:
             "tool": metadata.tool.model_dump(mode="json") if metadata.tool else None,
             "reference": hashes.sha256_of(reference) if reference else None,
             "limits": chat.limits.model_dump() if chat else None,
+            "thinking": chat.thinking if chat else 0,
             "thresholds": {spec.name: str(bound) for spec, bound in thresholds.items()},
             "machine": self.runner.identity(),
             "code": recipe_of("validate", self.plan.engine if chat else None),

@@ -72,6 +72,13 @@ class PipelineSettings(BaseModel):
         json_schema_extra={"unit": "tokens"},
         description="length of a reply, at most; baked in",
     )
+    thinking_max_tokens: int = Field(
+        defaults.THINKING_TOKENS,
+        ge=0,
+        json_schema_extra={"unit": "tokens"},
+        description="length of the thought before a reply, beside `CHAT_MAX_OUT`, for a model that always "
+        "thinks; baked in; 0: such a model is refused",
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one model; baked in")
     hf_push_repo_id: Word | None = Field(
         None, description="repository that `--push-quant` and `push` publish to, such as `acme/llama-8b-awq`"

@@ -136,6 +136,15 @@ KNOWN_PROMPTS = GateSpec(
     label="known prompts",
     card=CardRow("quality", "Known prompts answered right", "text-generation"),
 )
+REPLIES_END = GateSpec(
+    "replies_end",
+    _chat,
+    relation=">=",
+    default=lambda _: 0.5,
+    option=BoundOption("--min-replies-end", "Part of the known prompts whose answer ends by itself.", most=1.0),
+    label="replies that end",
+    card=CardRow("quality", "Answers that end by themselves", "text-generation"),
+)
 PERPLEXITY = GateSpec("perplexity", lambda candidate: candidate.chat and candidate.lane.perplexity)
 PERPLEXITY_RATIO = GateSpec(
     "perplexity_ratio",
@@ -201,6 +210,7 @@ TOOL_ACCURACY = GateSpec(
 SPECS = (
     FILES,
     KNOWN_PROMPTS,
+    REPLIES_END,
     PERPLEXITY,
     PERPLEXITY_RATIO,
     TOP1_AGREEMENT,

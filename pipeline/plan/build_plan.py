@@ -109,6 +109,7 @@ class ChatPlan:
         moe: the mixture of experts; none for a dense model.
         parameters: how many weights it has.
         trt: what only TensorRT-LLM needs; none in the other lanes.
+        thinking: tokens that thought may take beside the reply.
     """
 
     source: SourceFacts
@@ -124,6 +125,7 @@ class ChatPlan:
     moe: Moe | None
     parameters: int
     trt: TrtPlan | None = None
+    thinking: int = 0
 
     @property
     def prebuilt(self) -> Path | None:

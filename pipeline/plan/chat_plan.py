@@ -18,6 +18,7 @@ from pipeline.source.shape import Shape, ShapeError, mixture_of_experts
 from runtime.artifact import Limits, Moe
 from runtime.defaults import CALIBRATION_DATASET, QUANTIZATION, first_set
 from runtime.host.machine import Machine
+from runtime.text.thought import THINKS, WAY_OUT
 
 # What a chat template adds around persona, history and utterance.
 TEMPLATE_TOKENS = 128
@@ -69,6 +70,7 @@ class ChatPlanner:
         if architecture and not re.search(r"CausalLM|LMHead|ConditionalGeneration", architecture):
             found, next_step = f"{architecture} in {facts.ref}", "a classifier comes second"
             self.diagnostics.problem("CHAT_MODEL", "a causal language model", found, next_step)
+        self._check_thought(facts)
         moe = mixture_of_experts(facts.config, facts.name)
         if moe:
             self.diagnostics.decide("mixture of experts", moe.experts or "yes", f"recognized by {moe.recognized_by}")
@@ -104,7 +106,18 @@ class ChatPlanner:
             dtype=self._dtype(shape),
             moe=moe,
             parameters=shape.parameters,
+            thinking=self.settings.thinking_max_tokens,
         )
+
+    def _check_thought(self, facts: SourceFacts) -> None:
+        thinking = self.settings.thinking_max_tokens
+        if facts.thinks and not thinking:
+            self.diagnostics.problem("THINKING_MAX_TOKENS", THINKS, "0", WAY_OUT)
+        elif facts.thinks:
+            reason = "the model always thinks; thought is cut off there, and the reply goes on"
+            self.diagnostics.decide("thought", f"{thinking} tokens at most", reason)
+        elif facts.thought_off:
+            self.diagnostics.decide("thought", "off", f"by {', '.join(facts.thought_off)} of the chat template")
 
     def _check_quantizer(self) -> None:
         if self.lane and not self.quantizer:
@@ -202,10 +215,11 @@ class ChatPlanner:
 
     def _limits(self, shape: Shape) -> Limits | None:
         settings = self.settings
-        needed = settings.chat_max_len + settings.chat_max_out + TEMPLATE_TOKENS
+        longest_out = settings.chat_max_out + settings.thinking_max_tokens
+        needed = settings.chat_max_len + longest_out + TEMPLATE_TOKENS
         length = -(-needed // CACHE_BLOCK) * CACHE_BLOCK
         if shape.context and length > shape.context:
-            most = shape.context // CACHE_BLOCK * CACHE_BLOCK - TEMPLATE_TOKENS - settings.chat_max_out
+            most = shape.context // CACHE_BLOCK * CACHE_BLOCK - TEMPLATE_TOKENS - longest_out
             next_step = f"set CHAT_MAX_LEN to {most} or less" if most >= 16 else "choose a model with a longer context"
             found = f"a model made for {shape.context}"
             self.diagnostics.problem("CHAT_MAX_LEN", f"{length} tokens of context", found, next_step)
@@ -215,12 +229,13 @@ class ChatPlanner:
         batch = first_set(settings.max_num_seqs, default=self.lane.batch)
         reason = "MAX_NUM_SEQS" if settings.max_num_seqs is not None else f"default of the {self.lane.name} lane"
         self.diagnostics.decide("batch", batch, reason)
-        reason = f"CHAT_MAX_LEN {settings.chat_max_len} + CHAT_MAX_OUT {settings.chat_max_out} + template"
+        thought = f" + THINKING_MAX_TOKENS {settings.thinking_max_tokens}" if settings.thinking_max_tokens else ""
+        reason = f"CHAT_MAX_LEN {settings.chat_max_len} + CHAT_MAX_OUT {settings.chat_max_out}{thought} + template"
         self.diagnostics.decide("context", f"{length} tokens", f"{reason}, rounded to the cache's block")
         return Limits(
             max_batch_size=batch,
             max_input_len=settings.chat_max_len,
-            max_output_len=settings.chat_max_out,
+            max_output_len=longest_out,
             max_model_len=length,
             tensor_parallel_size=settings.tensor_parallel_size,
         )

@@ -39,6 +39,8 @@ def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str,
     loaded = settings.load(environment)
     folder = cache or cache_folder(loaded.settings, environment)
     chat = source.read_facts(request.chat, "CHAT_MODEL") if request.chat else None
+    if chat is not None:
+        chat = source.with_prompt_format(chat, think=loaded.settings.thinking_max_tokens > 0)
     tool = source.read_facts(request.tool, "TOOL_MODEL") if request.tool else None
     lane = request.lanes[0] if len(request.lanes) == 1 else loaded.settings.inference_engine
     needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer

@@ -206,7 +206,7 @@ class TrtPlanner(ChatPlanner):
         settings = self.settings
         return (
             first_set(settings.trt_max_input_len, default=settings.chat_max_len),
-            first_set(settings.trt_max_output_len, default=settings.chat_max_out),
+            first_set(settings.trt_max_output_len, default=settings.chat_max_out + settings.thinking_max_tokens),
         )
 
     def _limits(self, shape: Shape) -> Limits | None:

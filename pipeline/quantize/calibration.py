@@ -11,7 +11,8 @@ import json
 import os
 import random
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ from pipeline.source import EMBEDDED
 from pipeline.stages.stage import StageError
 from runtime.artifact import Calibration, hub, hub_client
 from runtime.defaults import CALIBRATION_DATASET
+from runtime.text.template import ChatTemplate
+from runtime.text.text_tokens import control_pattern
+from runtime.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from pipeline.plan import CalibrationPlan
@@ -63,19 +67,27 @@ def calibrate(
         StageError: the data set cannot be read, or holds nothing usable.
     """
     progress.step(f"reading the calibration set {plan.dataset}")
-    name, rows = read_dataset(plan.dataset, parquet_python)
+    odd: list[StageError] = []
+    name, rows = read_dataset(plan.dataset, parquet_python, odd)
     order = list(range(len(rows)))
     if len(rows) > plan.samples:
         random.Random(seed).shuffle(order)  # noqa: S311 - a choice of samples, not a secret
     chosen: list[list[int]] = []
     encode = _encoder(model)
     for index in order:
-        tokens = encode(rows[index])[: plan.sequence_length]
+        try:
+            tokens = encode(rows[index])[: plan.sequence_length]
+        except ValueError as error:
+            odd.append(StageError("calibration", str(error), f"row {index + 1} of {name}"))
+            continue
         if len(tokens) >= LEAST_TOKENS:
             chosen.append(tokens)
             progress.advance(len(chosen) / plan.samples)
         if len(chosen) == plan.samples:
             break
+    if odd:
+        # One row in a large data set is no reason to end a run.
+        progress.step(f"{len(odd)} rows of the calibration set were left out, the first because: {odd[0]}")
     if not chosen:
         raise StageError(
             "calibration",
@@ -115,7 +127,7 @@ def identity_of(dataset: str) -> str:
     return HUB_NAMES.get(dataset, dataset)
 
 
-def read_dataset(dataset: str, parquet_python: Path) -> tuple[str, list[Sample]]:
+def read_dataset(dataset: str, parquet_python: Path, odd: list[StageError] | None = None) -> tuple[str, list[Sample]]:
     """Read a data set, and return its name for the metadata with its rows.
 
     Raises:
@@ -125,15 +137,15 @@ def read_dataset(dataset: str, parquet_python: Path) -> tuple[str, list[Sample]]
     if dataset == EMBEDDED:
         return EMBEDDED, list(_embedded())
     if path.is_file():
-        return path.name, read_file(path)
+        return path.name, read_file(path, odd)
     repository = HUB_NAMES.get(dataset, dataset)
     file, revision = _download(repository)
     if file.suffix == ".parquet":
-        return f"{repository}@{revision}", _rows(_parquet_lines(file, parquet_python), file)
-    return f"{repository}@{revision}", read_file(file)
+        return f"{repository}@{revision}", _rows(_parquet_lines(file, parquet_python), file, odd)
+    return f"{repository}@{revision}", read_file(file, odd)
 
 
-def read_file(path: Path) -> list[Sample]:
+def read_file(path: Path, odd: list[StageError] | None = None) -> list[Sample]:
     """Read the rows of a `.txt` file, one a paragraph, or of a `.jsonl` or `.json` file."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -142,21 +154,40 @@ def read_file(path: Path) -> list[Sample]:
     if path.suffix == ".txt":
         return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
     if path.suffix == ".json" and text.lstrip().startswith("["):
-        return [sample_of(row, f"{path}[{number}]") for number, row in enumerate(json.loads(text))]
-    return _rows(text.splitlines(), path)
+        numbered = ((row, f"{path}[{number}]") for number, row in enumerate(json.loads(text)))
+        return _samples(numbered, odd)
+    # Only a line feed ends a row: a text may hold other characters that end lines.
+    return _rows(text.split("\n"), path, odd)
 
 
-def _rows(lines: Iterable[str], path: Path) -> list[Sample]:
-    rows: list[Sample] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+def _rows(lines: Iterable[str], path: Path, odd: list[StageError] | None) -> list[Sample]:
+    def parsed() -> Iterator[tuple[object, str]]:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line), f"{path}:{number}"
+            except ValueError as error:
+                found = f"expected a JSON object in each line, found {error}"
+                raise StageError("calibration", found, f"{path}:{number}", "mend or remove the line") from error
+
+    return _samples(parsed(), odd)
+
+
+def _samples(rows: Iterable[tuple[object, str]], odd: list[StageError] | None) -> list[Sample]:
+    """The samples in rows; those in no known form are left out, unless all are."""
+    left_out: list[StageError] = []
+    samples: list[Sample] = []
+    for row, where in rows:
         try:
-            rows.append(sample_of(json.loads(line), f"{path}:{number}"))
-        except ValueError as error:
-            found = f"expected a JSON object in each line, found {error}"
-            raise StageError("calibration", found, f"{path}:{number}", "mend or remove the line") from error
-    return rows
+            samples.append(sample_of(row, where))
+        except StageError as error:
+            left_out.append(error)
+    if left_out and not samples:
+        raise left_out[0]
+    if odd is not None:
+        odd += left_out
+    return samples
 
 
 def sample_of(row: object, where: str) -> Sample:
@@ -205,16 +236,23 @@ def _embedded() -> Sequence[Sample]:
 
 
 def _encoder(model: Path) -> Callable[[Sample], list[int]]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    """What makes token ids of a sample; it raises ValueError for a conversation that cannot be rendered."""
+    try:
+        tokenizer = load_tokenizer(model)
+    except ValueError as error:
+        raise StageError("calibration", str(error), model, "choose a source that has one") from error
     # The quantizer cuts samples itself; the tokenizer need not warn about long ones.
     tokenizer.model_max_length = 1 << 30
+
+    @cache
+    def template() -> ChatTemplate:
+        return ChatTemplate(tokenizer, control_pattern(tokenizer))
 
     def encode(sample: Sample) -> list[int]:
         if isinstance(sample, str):
             return list(tokenizer(sample)["input_ids"])
-        return list(tokenizer.apply_chat_template(sample, tokenize=True, return_dict=False))
+        text = template().render_whole([(turn["role"], turn["content"]) for turn in sample])
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     return encode
 
@@ -251,4 +289,4 @@ def _parquet_lines(file: Path, python: Path) -> list[str]:
     if answer.returncode != 0:
         last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
         raise StageError("calibration", f"the parquet reader ended with: {last}", file, "convert the file to .jsonl")
-    return answer.stdout.splitlines()
+    return answer.stdout.split("\n")

@@ -15,6 +15,7 @@ from pipeline.source.model_source import (
     fetch,
     read_facts,
 )
+from pipeline.source.prompt_format import with_prompt_format
 
 __all__ = [
     "CHECKPOINTS",
@@ -27,4 +28,5 @@ __all__ = [
     "content_hash",
     "fetch",
     "read_facts",
+    "with_prompt_format",
 ]

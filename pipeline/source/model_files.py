@@ -83,7 +83,8 @@ def safetensors_size(path: Path) -> int | None:
 
 def has_template(sizes: Mapping[str, int], documents: Mapping[str, dict[str, Any] | None]) -> bool:
     """Tell whether a chat template comes with a model."""
-    if sizes.keys() & {"chat_template.jinja", "chat_template.json"}:
+    beside = ("chat_template.jinja", "chat_template.json")
+    if any(name in beside or name.startswith("additional_chat_templates/") for name in sizes):
         return True
     return bool((documents.get("tokenizer_config.json") or {}).get("chat_template"))
 

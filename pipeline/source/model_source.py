@@ -90,6 +90,8 @@ class SourceFacts:
         license: as its card names it; none where it does not.
         chat_template: whether one comes with it.
         problems: everything that is wrong with it.
+        thinks: whether it thinks before each reply, and cannot be told not to.
+        thought_off: the chat template's variables that keep it from thinking.
     """
 
     ref: str
@@ -104,6 +106,8 @@ class SourceFacts:
     license: str | None = None
     chat_template: bool = False
     problems: tuple[Problem, ...] = ()
+    thinks: bool = False
+    thought_off: tuple[str, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -137,7 +141,7 @@ def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:
         remedy = "let this user read it; in a container, `docker run --user`"
         problem = Problem(role, f"to read {unreadable}", "that this user may not", remedy)
         return SourceFacts(ref, "folder", folder.name, path=folder, problems=(problem,))
-    inside = [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")]
+    inside = [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*"), *folder.glob("additional_chat_templates/*.jinja")]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(inside) if path.is_file()}
     documents = {name: json_object(folder / name) for name in READ_FIRST if name in sizes}
     problems = missing_files(role, str(folder), sizes, documents)

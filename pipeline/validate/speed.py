@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from runtime.engines import Delta, Engine, Sampling
+from runtime.text.channels import PLAIN, ReplyFormat
+from runtime.text.reply import generate
+from runtime.text.speech import Heard, Speech
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +19,18 @@ class Reply:
     """One generated reply, with its times.
 
     Attributes:
-        text: all of it.
-        tokens: how many it has.
-        ttft_s: seconds from the request to the first token.
+        text: what of it is speech.
+        tokens: how many it has, those that are no speech among them.
+        ttft_s: seconds from the request to the first spoken token.
         itl_s: mean seconds from one token to the next; none for a reply of one token.
+        ended: whether the model ended it, and not the limit.
     """
 
     text: str
     tokens: int
     ttft_s: float
     itl_s: float | None
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +51,35 @@ def greedy(max_tokens: int, *, ignore_eos: bool = False) -> Sampling:
     return Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=max_tokens, ignore_eos=ignore_eos)
 
 
-async def reply_to(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> Reply:
-    """Generate one reply to its end."""
+async def reply_to(
+    engine: Engine, prompt: Sequence[int], sampling: Sampling, form: ReplyFormat = PLAIN, thinking: int = 0
+) -> Reply:
+    """Generate one reply to its end, the way that the runtime does.
+
+    Args:
+        form: how the model's replies begin and end, and what in them is no speech.
+        thinking: tokens that thought may take beside the reply.
+    """
     begun = time.perf_counter()
-    deltas: list[tuple[float, Delta]] = []
-    await engine.generate(prompt, sampling, lambda delta: deltas.append((time.perf_counter(), delta)))
-    text = "".join(delta.text for _, delta in deltas)
-    timed = [(when, delta.tokens) for when, delta in deltas if delta.tokens]
-    if not timed:
-        return Reply(text, 0, time.perf_counter() - begun, None)
-    first, last = timed[0][0], deltas[-1][0]
-    tokens = sum(count for _, count in timed)
-    later = tokens - timed[0][1]
-    return Reply(text, tokens, first - begun, (last - first) / later if later else None)
+    texts: list[str] = []
+    spoken: list[tuple[float, int]] = []
+    reasons: list[str | None] = []
+
+    def take(delta: Delta, heard: Heard) -> None:
+        reasons.append(delta.finish_reason)
+        if delta.tokens > heard.hidden:
+            spoken.append((time.perf_counter(), delta.tokens - heard.hidden))
+
+    speech = Speech(take, texts.append, sanitize=False, form=form)
+    await generate(engine, prompt, sampling, speech, form, thinking)
+    speech.finish()
+    text, ended = "".join(texts), bool(reasons) and reasons[-1] == "stop"
+    tokens = speech.hidden_tokens + speech.spoken_tokens
+    if not spoken:
+        return Reply(text, tokens, time.perf_counter() - begun, None, ended)
+    first, last = spoken[0][0], spoken[-1][0]
+    later = sum(count for _, count in spoken[1:])
+    return Reply(text, tokens, first - begun, (last - first) / later if later else None, ended)
 
 
 def latency_of(replies: Sequence[Reply]) -> Latency:

@@ -28,6 +28,9 @@ from runtime import engines
 from runtime.artifact import BuildMetadata, Validation, hashes
 from runtime.defaults import first_set
 from runtime.engines import Engine, EngineDeadError, EngineOptions
+from runtime.text.prompt import Budgets, PromptRenderer
+from runtime.text.thought import THINKS, WAY_OUT
+from runtime.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +39,8 @@ T = TypeVar("T")
 
 # The tokens of one stream of the throughput test: enough that generating outweighs the prompt.
 PROMPT_TOKENS, REPLY_TOKENS = 64, 32
-KNOWN_PROMPT_TOKENS = 32
+# Answers are short, and a sound model ends most of them well within this.
+KNOWN_PROMPT_TOKENS = 64
 
 
 def measure_reference(model: Path, out: Path, *, engine: str, options: EngineOptions, progress: Progress) -> None:
@@ -72,6 +76,7 @@ def validate(
     reference: Path | None,
     thresholds: Thresholds,
     progress: Progress,
+    thinking: int = 0,
 ) -> Validation:
     """Measure an artifact, and compare the figures with the thresholds; the result may hold failed gates.
 
@@ -80,17 +85,19 @@ def validate(
         metadata: what will be written into it.
         reference: what `measure_reference` wrote for the float model; none where there is none, such as for a source
             that came quantized, and then perplexity is reported but not gated.
+        thinking: tokens that a model which always thinks may think, beside its reply.
 
     Raises:
         ArtifactError: a file is missing, was added, or does not match its hash.
-        StageError: the engine did not start, or died; or the reference is not one for this model.
+        StageError: the engine did not start, or died; the reference is not one for this model; or the server would
+            refuse the model's tokenizer or chat template.
     """
     progress.step("verifying the files")
     hashes.verify_files(folder, metadata)
     figures = {gate_specs.FILES: float(len(metadata.files))}
     if metadata.chat is not None:
         reference_scores = Scores.read(reference) if reference is not None else None
-        figures |= _measure_chat(folder, metadata, reference_scores, progress)
+        figures |= _measure_chat(folder, metadata, reference_scores, thinking, progress)
     if (tool := metadata.tool) is not None:
         figures[gate_specs.TOOL_ACCURACY] = tool_accuracy(folder, tool, LANES[metadata.lane].device, progress)
     if missing := missing_figures(figures, candidate_of(metadata, compared=reference is not None)):
@@ -136,15 +143,20 @@ class _Prompts:
 
 
 def _measure_chat(
-    folder: Path, metadata: BuildMetadata, reference_scores: Scores | None, progress: Progress
+    folder: Path, metadata: BuildMetadata, reference_scores: Scores | None, thinking: int, progress: Progress
 ) -> Figures:
     limits = metadata.chat.limits if metadata.chat else None
     assert limits is not None  # noqa: S101 - the caller asks only for artifacts with a chat model
     tokenizer, lane = _tokenizer(folder), LANES[metadata.lane]
+    renderer = _renderer(folder, thinking)
+    asked = speed.greedy(max(1, min(KNOWN_PROMPT_TOKENS, limits.max_output_len - thinking)))
     windows = scores.windows_of(tokenizer, heldout_texts(), limits.max_model_len)
     prompts = _Prompts(
         windows=windows,
-        known=[(_rendered(tokenizer, known.prompt), known) for known in known_prompts()],
+        known=[
+            (renderer.render(persona=None, runtime_text=None, history=(), utterance=known.prompt).token_ids, known)
+            for known in known_prompts()
+        ],
         streams=[window[:PROMPT_TOKENS] for window in islice(cycle(windows), min(limits.max_batch_size, lane.streams))],
     )
 
@@ -152,7 +164,7 @@ def _measure_chat(
         progress.step(f"asking {len(prompts.known)} known prompts")
         replies = []
         for number, (prompt, _) in enumerate(prompts.known, 1):
-            replies.append(await speed.reply_to(engine, prompt, speed.greedy(KNOWN_PROMPT_TOKENS)))
+            replies.append(await speed.reply_to(engine, prompt, asked, renderer.format, thinking))
             progress.advance(number / len(prompts.known))
         right = [known.answered_by(reply.text) for reply, (_, known) in zip(replies, prompts.known, strict=True)]
         latency = speed.latency_of(replies)
@@ -162,6 +174,7 @@ def _measure_chat(
         scored = await scores.score(engine, prompts.windows, progress)
         figures: dict[GateSpec, float] = {
             gate_specs.KNOWN_PROMPTS: sum(right) / len(right),
+            gate_specs.REPLIES_END: sum(reply.ended for reply in replies) / len(replies),
             gate_specs.HELD_OUT_TOKENS: len(scored.logprobs),
             gate_specs.TTFT: latency.ttft_ms,
             gate_specs.ITL: latency.itl_ms,
@@ -205,22 +218,19 @@ def _with_engine(engine: Engine, folder: Path, measure: Callable[[Engine], Await
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
+    """Load the tokenizer as the runtime does."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise StageError(
-            "validate", f"expected a tokenizer, found {first}", folder, "choose a source with one"
-        ) from error
+        return load_tokenizer(folder)
+    except ValueError as error:
+        raise StageError("validate", str(error), folder, "choose a source that has one") from error
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Render a prompt as the user's turn; as plain text for a model without a chat template."""
-    if tokenizer.chat_template is None:
-        plain: list[int] = tokenizer(prompt)["input_ids"]
-        return plain
-    turns = [{"role": "user", "content": prompt}]
-    rendered: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    return rendered
+def _renderer(folder: Path, thinking: int) -> PromptRenderer:
+    """Load what renders prompts in the server, which refuses the same."""
+    try:
+        renderer = PromptRenderer(folder, Budgets(), think=thinking > 0)
+    except ValueError as error:
+        raise StageError("validate", str(error), folder, "choose a source that has one") from error
+    if renderer.format.thinks and not thinking:
+        raise StageError("validate", f"THINKING_MAX_TOKENS: expected {THINKS}; found 0", folder, WAY_OUT)
+    return renderer

@@ -43,6 +43,7 @@ from runtime.server.connection import Connection, ConnectionLimits
 from runtime.server.front.sockets import Sockets
 from runtime.server.maintenance import CacheResetter, expire_sessions
 from runtime.text.prompt import PromptRenderer
+from runtime.text.thought import THINKS, WAY_OUT
 from runtime.turns.session import Session, SessionStore
 from runtime.turns.turn import Stop
 from runtime.wire import frames
@@ -61,10 +62,6 @@ PROBE_LEAST_S, PROBE_MOST_S = 0.25, 5.0
 # Time that clients have to take note of the engine's death; the whole exit must fit into 5 s.
 CLOSE_GRACE_S = 1.5
 TOKENIZER_THREADS = 2
-ALWAYS_THINKS = (
-    "THINKING_MAX_TOKENS: expected at least 1 (the chat model thinks before each reply, and its template has no switch "
-    "for that), found 0; set it to the tokens that it may think, such as 512, or serve a model that need not"
-)
 
 
 class Phase(enum.Enum):
@@ -187,7 +184,7 @@ class Service:
         self.reason = "loading the chat model"
         renderer = await asyncio.to_thread(PromptRenderer, folder, chat.budgets, think=chat.thinking > 0)
         if renderer.format.thinks and not chat.thinking:
-            raise SettingsError([ALWAYS_THINKS])
+            raise SettingsError([f"THINKING_MAX_TOKENS: expected {THINKS}; found 0; {WAY_OUT}"])
         self._engine = engines.create(folder, metadata, chat.options)
         await self._engine.start()
         return Chat(self._engine, renderer, self._pool, chat.budgets, form=renderer.format, thinking=chat.thinking)

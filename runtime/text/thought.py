@@ -27,6 +27,11 @@ NEGATED = re.compile(r"^(no|not|disable|skip|without|suppress)_?|_off$|no_?think
 OFF_WORDS = ("/no_think", "/nothink", "detailed thinking off")
 
 
+# Why a model that always thinks is refused, and the way out.
+THINKS = "a budget for thought: the model thinks before each reply, and its chat template has no switch for that"
+WAY_OUT = "set it to the tokens that thought may take, such as 512, or choose a model that need not think"
+
+
 @dataclass(frozen=True, slots=True)
 class Thought:
     """What is known of a template's thought.

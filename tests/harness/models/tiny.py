@@ -64,5 +64,5 @@ def tokenizer(folder: Path) -> Path:
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
     return folder

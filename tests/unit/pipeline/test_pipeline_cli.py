@@ -16,6 +16,7 @@ from pipeline import cli
 from runtime import artifact
 from runtime.artifact import hashes
 from tests.harness import pipeline_standins as standins
+from tests.harness.models import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
 REQUEST = ("--cpu", "awq", "embedded", "embedded")
@@ -350,8 +351,7 @@ def test_a_quantized_source_is_not_quantized_again(shell: Shell, tmp_path: Path)
     source.mkdir()
     config = standins.pipeline.source.EMBEDDED_CHAT | {"quantization_config": {"quant_method": "awq", "bits": 4}}
     (source / "config.json").write_text(json.dumps(config))
-    (source / "tokenizer.json").write_text("{}")
-    (source / "chat_template.jinja").write_text("{{ messages }}")
+    tiny.tokenizer(source)
     standins.weights(source / "model.safetensors", "quantized")
     code, _, err = shell.run("run", "--cpu", str(source), "--out", str(tmp_path / "a"))
     assert code == 0, err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,67 @@ def test_a_hub_that_is_out_of_reach_says_what_to_do_instead(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(StageError, match=r"set AWQ_CALIB_DATASET=embedded or name a \.txt or \.jsonl file"):
         run(model, tmp_path / "out", "open_platypus")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"messages": [{"role": "tool", "content": "w1 w2"}]},
+        {"title": "no text"},
+        {"messages": [{"role": "user", "content": None}]},
+        {"messages": [{"role": "system", "content": "w1 w2 w3 w4 w5 w6 w7 w8 w9"}]},
+        7,
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_an_odd_row_is_left_out_and_counted(model: Path, tmp_path: Path, odd: Any, suffix: str) -> None:
+    told: list[str] = []
+
+    class Told(Silent):
+        def step(self, message: str) -> None:
+            told.append(message)
+
+    rows = [{"text": " ".join(["w3"] * 10)}, odd, {"text": " ".join(["w4"] * 10)}]
+    file = tmp_path / f"t{suffix}"
+    file.write_text(json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    done = calibrate(
+        CalibrationPlan(str(file), 4, 100), model, tmp_path, seed=1, parquet_python=PYTHON, progress=Told()
+    )
+    assert done.samples == 2
+    assert any("1 rows of the calibration set were left out" in line for line in told)
+
+
+STRICT = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) or not m['content'] %}{{ raise_exception('no') }}{% endif %}"
+    "{{ m['role'] }} : {{ m['content'] }} {% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [("system", "w1"), ("user", "w2"), ("assistant", "w3")],
+        [("gpt", "w1"), ("human", "w2"), ("gpt", "w3")],
+        [("user", "w1"), ("user", "w2"), ("assistant", "w3"), ("assistant", "w4")],
+        [("user", "w1"), ("system", "w2"), ("assistant", "w3")],
+        [("assistant", "w1")],
+    ],
+)
+def test_conversations_are_mended_as_the_runtime_mends_them(
+    model: Path, tmp_path: Path, turns: list[tuple[str, str]]
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "strict")
+    (folder / "chat_template.jinja").write_text(STRICT)
+    row = {"conversations": [{"from": role, "value": f"{said} w9 w9 w9 w9"} for role, said in turns]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    assert run(folder, tmp_path / "out", tmp_path / "t.jsonl").samples == 1
+    said = {WORDS[token] for token in tokens(tmp_path / "out")[0]}
+    assert {word for _, word in turns} <= said
+
+
+@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_only_a_line_feed_ends_a_row(tmp_path: Path, char: str) -> None:
+    row = {"text": f"one{char}two"}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_file(tmp_path / "t.jsonl") == [row["text"]]

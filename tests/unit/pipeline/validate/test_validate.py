@@ -20,8 +20,10 @@ from runtime import engines
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits, Platform, Quantization, Source, ToolModel
 from runtime.artifact.hashes import digest_of, hash_folder
 from runtime.engines import Delta, EngineDeadError, Sampling, TokenScore
+from runtime.text.prompt import Budgets, PromptRenderer
 from tests.harness.models import tiny
 from tests.harness.models.classifiers import checkpoint
+from tests.harness.templates import real
 
 BOUNDS: Thresholds = {gates.PERPLEXITY_RATIO: 1.05, gates.TOP1_AGREEMENT: 0.9, gates.KNOWN_PROMPTS: 0.5}
 
@@ -29,8 +31,11 @@ BOUNDS: Thresholds = {gates.PERPLEXITY_RATIO: 1.05, gates.TOP1_AGREEMENT: 0.9, g
 class StandIn:
     """An engine that knows every answer and gives every token the same log-probability."""
 
-    def __init__(self, *, logprob: float = -2.0, text: str = "") -> None:
+    def __init__(self, *, logprob: float = -2.0, text: str = "", ends: str = "stop") -> None:
         self.logprob = logprob
+        self.ends = ends
+        self.prompts: list[Sequence[int]] = []
+        self.samplings: list[Sampling] = []
         self.text = text or " ".join(word for known in known_prompts() for word in known.must_contain_any)
         self.calls: list[str] = []
 
@@ -42,8 +47,10 @@ class StandIn:
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
         self.calls.append("generate")
-        for _ in range(2):
-            each(Delta(self.text, 1))
+        self.prompts.append(prompt)
+        self.samplings.append(sampling)
+        each(Delta(self.text, 1))
+        each(Delta(self.text, 1, self.ends))
 
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
         self.calls.append("score")
@@ -263,3 +270,52 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         validating.measure_reference(
             tmp_path, tmp_path / "scores.json", engine="vllm", options=options, progress=Silent()
         )
+
+
+def test_a_model_that_never_stops_fails(folder: Path, metadata: BuildMetadata, serve, reference: Path) -> None:
+    serve(StandIn(ends="length"))
+    assert failures(run(folder, metadata, reference, {**BOUNDS, gates.REPLIES_END: 0.5})) == [
+        "replies_end is 0, must be >= 0.5: 0.5 too low"
+    ]
+    assert default_thresholds(validating.candidate_of(metadata, compared=True))[gates.REPLIES_END] == 0.5
+
+
+@pytest.fixture
+def thinking(tmp_path: Path, metadata: BuildMetadata) -> tuple[Path, BuildMetadata]:
+    """An artifact with the template of Qwen 3.5, which thinks unless told otherwise, and its metadata."""
+    return with_template("qwen3_5_think", tmp_path / "artifact", metadata)
+
+
+def with_template(name: str, folder: Path, metadata: BuildMetadata) -> tuple[Path, BuildMetadata]:
+    real.write(name, folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    files = hash_folder(folder)
+    return folder, metadata.model_copy(update={"files": files, "digest": digest_of(files)})
+
+
+def test_known_prompts_are_rendered_as_the_runtime_renders_them(thinking: tuple[Path, BuildMetadata], serve) -> None:
+    folder, metadata = thinking
+    engine = serve(StandIn())
+    run(folder, metadata, None)
+    renderer = PromptRenderer(folder, Budgets())
+    parts = {"persona": None, "runtime_text": None, "history": ()}
+    expected = [renderer.render(**parts, utterance=known.prompt).token_ids for known in known_prompts()]
+    assert engine.prompts[: len(expected)] == expected
+    assert engine.samplings[0].stop_token_ids == renderer.format.stop_token_ids != ()
+
+
+def test_what_is_thought_answers_no_known_prompt(thinking: tuple[Path, BuildMetadata], serve) -> None:
+    folder, metadata = thinking
+    serve(StandIn(text=f"<think>{StandIn().text}"))
+    assert values(run(folder, metadata, None))["known_prompts"] == 0
+
+
+def test_a_model_that_always_thinks_needs_a_budget(tmp_path: Path, metadata: BuildMetadata, serve) -> None:
+    folder, metadata = with_template("deepseekv3", tmp_path / "artifact", metadata)
+    engine = serve(StandIn(text="</think>" + StandIn().text))
+    with pytest.raises(StageError, match="THINKING_MAX_TOKENS"):
+        run(folder, metadata, None)
+    done = validate(folder, metadata, reference=None, thresholds=BOUNDS, progress=Silent(), thinking=20)
+    assert values(done)["known_prompts"] == 1
+    assert engine.samplings[0].max_tokens == 40  # twenty to think, and twenty of the forty that are left

@@ -1,0 +1,61 @@
+"""The prompt format of a source: its tokenizer and chat template, loaded as the server will load them.
+
+What the server would refuse is told by the plan. Of a model on the hub the few files are fetched that this takes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.problem import Problem
+from pipeline.source.model_files import TOKENIZER_FILES
+from pipeline.source.model_source import SourceFacts
+from runtime.artifact import hub, hub_client
+from runtime.text.prompt import Budgets, PromptRenderer
+
+# How the runtime words what it refuses.
+REFUSAL = re.compile(r"expected (?P<expected>.*?), found:? (?P<found>[^;]*)")
+NEEDED_PREFIXES = ("tokenizer", "chat_template", "special_tokens", "added_tokens", "additional_chat_templates/")
+NEEDED_NAMES = TOKENIZER_FILES | {"config.json", "merges.txt"}
+
+
+def with_prompt_format(facts: SourceFacts, *, think: bool) -> SourceFacts:
+    """Return the facts with those about thought, or with the problem that the server would have.
+
+    Args:
+        facts: the chat model's.
+        think: whether thought has a budget.
+    """
+    # The embedded model is not there yet; it is known.
+    if facts.problems or facts.kind == "embedded":
+        return facts
+    try:
+        renderer = PromptRenderer(_folder(facts), Budgets(), think=think)
+    except ValueError as error:
+        told = REFUSAL.search(str(error))
+        expected, found = (told["expected"], told["found"]) if told else ("a chat template", str(error))
+        remedy = "choose an instruct model with a fast tokenizer"
+        problem = Problem("CHAT_MODEL", f"{expected}, in {facts.ref}", found, remedy)
+        return replace(facts, problems=(problem,))
+    except hub_client.failures() as error:
+        problem = Problem("CHAT_MODEL", f"the tokenizer of {facts.ref}", hub.reason(error), "try again")
+        return replace(facts, problems=(problem,))
+    return replace(facts, thinks=renderer.format.thinks, thought_off=tuple(renderer.off))
+
+
+def _folder(facts: SourceFacts) -> Path:
+    """The folder with the files that rendering takes."""
+    if facts.path is not None:
+        return facts.path
+    from huggingface_hub import hf_hub_download
+
+    token = hub.revealed(hub.token_of(os.environ))
+    names = [name for name in facts.sizes if name in NEEDED_NAMES or name.startswith(NEEDED_PREFIXES)]
+    for name in sorted(names):
+        fetched = Path(hf_hub_download(facts.name, name, revision=facts.revision, token=token))
+        if name == "config.json":
+            folder = fetched.parent
+    return folder

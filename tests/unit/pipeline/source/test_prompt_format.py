@@ -1,0 +1,106 @@
+"""The plan refuses the tokenizers and templates that the server would refuse, and says how a model thinks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.plan import BuildRequest
+from pipeline.plan.prepare import Prepared, prepare
+from pipeline.problem import WrongRequestError
+from pipeline.source import read_facts, with_prompt_format
+from runtime.text.prompt import Budgets, PromptRenderer
+from tests.harness.models import tiny
+from tests.harness.templates import real
+from tests.harness.trt import lane
+
+
+def folder_with(template: str, folder: Path) -> Path:
+    """A folder that is whole, with a template of a real model or one that is given."""
+    lane.model(folder, max_position_embeddings=8192)
+    (folder / "chat_template.jinja").unlink()
+    source = real.source(template) if template in real.names() else template
+    real.write_template(source, folder)
+    return folder
+
+
+def planned(folder: Path, **environment: str) -> Prepared:
+    request = BuildRequest(chat=str(folder), method="none", lanes=("cpu",))
+    return prepare(request, folder / "cache", environment)
+
+
+def problems(folder: Path, **environment: str) -> list[str]:
+    with pytest.raises(WrongRequestError) as caught:
+        planned(folder, **environment)
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("name", ["deepseek_r1_distill", "deepseekv3"])
+def test_a_model_that_always_thinks_is_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
+    folder = folder_with(name, tmp_path)
+    [line] = problems(folder)
+    assert line.startswith("THINKING_MAX_TOKENS: expected a budget for thought")
+    assert "set it to the tokens that thought may take" in line
+    plan = planned(folder, THINKING_MAX_TOKENS="512").plan
+    assert plan.chat is not None
+    assert plan.chat.thinking == 512
+    assert plan.chat.limits.max_output_len == 150 + 512
+    assert plan.chat.limits.max_model_len >= 5525 + 150 + 512
+    assert any(decision.name == "thought" and "512" in decision.value for decision in plan.decisions)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_think", "glm4moe", "gemma4"])
+def test_the_switch_that_keeps_it_from_thinking_is_shown(tmp_path: Path, name: str) -> None:
+    decisions = planned(folder_with(name, tmp_path)).plan.decisions
+    assert [decision.value for decision in decisions if decision.name == "thought"] == ["off"]
+
+
+@pytest.mark.parametrize("name", ["gptoss", "llama3_1", "idefics3", "gemma"])
+def test_others_are_taken_as_they_are(tmp_path: Path, name: str) -> None:
+    assert planned(folder_with(name, tmp_path)).plan.chat is not None
+
+
+def broken(how: str, folder: Path) -> Path:
+    folder_with("{{ messages[0]['content'] }}" if how == "template" else "qwen2_5", folder)
+    if how == "tokenizer":
+        (folder / "tokenizer.json").write_text("{}")
+    if how == "syntax":
+        (folder / "chat_template.jinja").write_text("{% for %}")
+    if how == "custom code":
+        path = folder / "tokenizer_config.json"
+        automatic = {"auto_map": {"AutoTokenizer": ["its.Own", None]}, "tokenizer_class": "Own"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | automatic))
+        (folder / "tokenizer.json").unlink()
+        (folder / "vocab.txt").write_text("a\nb\n")
+    return folder
+
+
+@pytest.mark.parametrize("how", ["template", "tokenizer", "syntax", "custom code"])
+def test_what_the_server_refuses_the_plan_refuses_in_a_line(tmp_path: Path, how: str) -> None:
+    folder = broken(how, tmp_path)
+    with pytest.raises(ValueError, match="expected"):
+        PromptRenderer(folder, Budgets())
+    [line] = problems(folder)
+    assert line.startswith("CHAT_MODEL: expected a")
+    assert f", in {folder}, found " in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("where", ["chat_template.json", "additional_chat_templates"])
+def test_templates_in_other_places_are_seen(tmp_path: Path, where: str) -> None:
+    folder = folder_with("qwen3", tmp_path)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    if where == "chat_template.json":
+        (folder / where).write_text(json.dumps({"chat_template": template}))
+    else:
+        (folder / where).mkdir()
+        (folder / where / "chat.jinja").write_text(template)
+    facts = with_prompt_format(read_facts(str(folder), "CHAT_MODEL"), think=False)
+    assert (facts.problems, facts.thought_off) == ((), ("enable_thinking",))
+
+
+def test_the_tiny_models_of_other_tests_are_served(tmp_path: Path) -> None:
+    assert PromptRenderer(tiny.tokenizer(tmp_path), Budgets()).format.stop_token_ids == ()
