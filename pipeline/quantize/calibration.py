@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -21,8 +22,9 @@ from pipeline.source import EMBEDDED
 from pipeline.stages.stage import StageError
 from runtime.artifact import Calibration, hub, hub_client
 from runtime.defaults import CALIBRATION_DATASET
+from runtime.text.marks.breaker import any_of
 from runtime.text.template import ChatTemplate
-from runtime.text.text_tokens import control_pattern
+from runtime.text.text_tokens import control_tokens
 from runtime.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -246,7 +248,7 @@ def _encoder(model: Path) -> Callable[[Sample], list[int]]:
 
     @cache
     def template() -> ChatTemplate:
-        return ChatTemplate(tokenizer, control_pattern(tokenizer))
+        return ChatTemplate(tokenizer, re.compile(any_of(control_tokens(tokenizer))))
 
     def encode(sample: Sample) -> list[int]:
         if isinstance(sample, str):
