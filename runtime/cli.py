@@ -11,7 +11,7 @@ import typer
 
 from runtime.artifact import ArtifactError, verify
 from runtime.deployment import settings as environment
-from runtime.deployment import settings_table
+from runtime.deployment import settings_table, unknown_variables
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 
 app = typer.Typer(
@@ -44,7 +44,14 @@ def load() -> RuntimeSettings:
     except SettingsError as error:
         for problem in error.problems:
             print(f"yap-runtime: {problem}", file=sys.stderr)
+        warn()  # one of them may be what is missing
         raise typer.Exit(os.EX_USAGE) from None
+
+
+def warn() -> None:
+    """Tell which variables have no effect, and which were probably meant."""
+    for warning in unknown_variables.warnings(os.environ):
+        print(f"yap-runtime: warning: {warning}", file=sys.stderr)
 
 
 @app.command()
@@ -74,6 +81,7 @@ def settings(
     """List every variable: default, unit, meaning."""
     if check:
         load()
+        warn()
     elif markdown:
         print(settings_table.markdown(), end="")
     else:

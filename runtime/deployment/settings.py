@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from runtime import defaults
@@ -59,7 +59,43 @@ def _listed(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _origins(value: object) -> object:
+    """Origins as browsers send them: scheme and host in small letters, no default port. `*` is any, as without a list.
+
+    A list with `*` in it is the empty one.
+    """
+    listed = _listed(value)
+    if not isinstance(listed, tuple):
+        return listed
+    origins = tuple(canonical_origin(str(entry)) for entry in listed)
+    return () if "*" in origins else origins
+
+
+def canonical_origin(origin: str) -> str:
+    """An origin as a browser sends it.
+
+    >>> canonical_origin(" HTTPS://App.Example:443/ ")
+    'https://app.example'
+    """
+    scheme, separator, host = origin.strip().rstrip("/").lower().partition("://")
+    port = {"http": ":80", "https": ":443", "ws": ":80", "wss": ":443"}.get(scheme)
+    return scheme + separator + (host.removesuffix(port) if port else host)
+
+
+def _resolvable(value: str) -> str:
+    try:
+        value.encode("idna")
+    except UnicodeError:
+        raise PydanticCustomError("host", "a host name or an address") from None
+    return value
+
+
 _ANY_CASE = BeforeValidator(_lowered)
+_STRIPPED = BeforeValidator(_stripped)
 
 
 class RuntimeSettings(BaseSettings):
@@ -83,14 +119,14 @@ class RuntimeSettings(BaseSettings):
     )
 
     # Where
-    host: str = var(defaults.HOST, "address to listen on")
+    host: Annotated[str, _STRIPPED, AfterValidator(_resolvable)] = var(defaults.HOST, "address to listen on")
     port: int = var(defaults.PORT, "port to listen on", ge=1, le=65535)
 
     # Who
     text_api_key: SecretStr | None = var(None, "API keys, comma separated; required, here or in a file")
     text_api_key_file: Path | None = var(None, "file that holds the API keys, separated by commas or lines")
-    ws_allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = var(
-        (), "browser origins that may connect, comma separated; empty: all"
+    ws_allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = var(
+        (), "browser origins that may connect, comma separated; empty, or `*` among them: all"
     )
 
     # Connections
@@ -113,8 +149,12 @@ class RuntimeSettings(BaseSettings):
     )
     ws_close_idle_code: int = var(defaults.IDLE_CLOSE_CODE, "close code of an idle connection", ge=3000, le=4999)
     ws_max_message_bytes: int = var(defaults.MESSAGE_BYTES, "largest inbound frame", unit="bytes", ge=1024)
-    ws_cancel_sentinel: str = var(defaults.CANCEL_SENTINEL, "raw text frame that means `cancel`")
-    ws_end_sentinel: str = var(defaults.END_SENTINEL, "raw text frame that means `end`")
+    ws_cancel_sentinel: Annotated[str, _STRIPPED] = var(
+        defaults.CANCEL_SENTINEL, "raw text frame that means `cancel`; spaces around it do not count", min_length=1
+    )
+    ws_end_sentinel: Annotated[str, _STRIPPED] = var(
+        defaults.END_SENTINEL, "raw text frame that means `end`; spaces around it do not count", min_length=1
+    )
 
     # Rate limits; 0 disables
     ws_max_messages_per_window: int = var(defaults.MESSAGES, "messages per connection and window; 0: no limit", ge=0)

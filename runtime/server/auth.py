@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import SecretStr
 
+from runtime.deployment.settings import canonical_origin
+
 
 class Keyring:
     """The keys that the server accepts."""
@@ -36,7 +38,9 @@ class Keyring:
 
 def origin_allowed(origin: str | None, allowed: Sequence[str]) -> bool:
     """Whether a browser on that origin may connect. Without a list all may; clients that are no browsers send none."""
-    return not allowed or origin is None or origin.rstrip("/") in {entry.rstrip("/") for entry in allowed}
+    if not allowed or origin is None:
+        return True
+    return canonical_origin(origin) in {canonical_origin(entry) for entry in allowed}
 
 
 def _digest(key: str) -> bytes:

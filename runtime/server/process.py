@@ -29,6 +29,7 @@ from pydantic import SecretStr
 
 from runtime import defaults
 from runtime.artifact import ArtifactError, hub
+from runtime.deployment import unknown_variables
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.engines import EngineDeadError, EngineOptionError, EngineVersionError
 from runtime.host import logs
@@ -64,6 +65,9 @@ def run(settings: RuntimeSettings) -> int:
         level=settings.log_level, log_format=settings.log_format, folder=settings.log_dir, secrets=_secrets(settings)
     )
     logs.catch_stray_errors()
+    for warning in unknown_variables.warnings(os.environ):
+        name, _, what = warning.partition(": ")
+        log.warning("unknown_variable", variable=name, problem=what)
     try:
         check_uvicorn()
     except FrontError as error:
@@ -75,6 +79,8 @@ def run(settings: RuntimeSettings) -> int:
         return _report(os.EX_USAGE, f"MAX_CONCURRENT_CONNECTIONS: {error}; set fewer or raise the limit (`ulimit -n`)")
     try:
         listener = bind(settings.host, settings.port, shares.backlog)
+    except UnicodeError:
+        return _report(os.EX_USAGE, f"HOST: expected a host name or an address, found {settings.host!r}")
     except OSError as error:
         return _report(
             os.EX_UNAVAILABLE,

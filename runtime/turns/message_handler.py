@@ -136,7 +136,12 @@ class MessageHandler:
             session.cut(chars)
         self._outbox.put(
             frames.HeardAck(
-                to="heard", ok=True, session_id=session.session_id, chars=chars, request_id=message.request_id
+                to="heard",
+                ok=True,
+                session_id=session.session_id,
+                chars=chars,
+                warning=list(message.warnings),
+                request_id=message.request_id,
             )
         )
 
@@ -254,7 +259,7 @@ class MessageHandler:
         async with session.lock:
             await self._acquire_session(session)
             session.apply(start)
-            self._acknowledge("start", session, start.request_id)
+            self._acknowledge("start", session, start)
             self._begin(
                 turn,
                 session,
@@ -303,7 +308,7 @@ class MessageHandler:
                 decide=False,
                 ended=lambda kept: session.remember(turn, request.prefixed(), kept=kept),
             )
-            self._acknowledge("followup", session, followup.request_id)
+            self._acknowledge("followup", session, followup)
             self._begin(turn, session, request)
 
     async def _acquire_session(self, session: Session) -> None:
@@ -326,7 +331,7 @@ class MessageHandler:
         turn.when_ended(lambda: session.forget(turn))
         turn.begin(request)
 
-    def _acknowledge(self, kind: str, session: Session, request_id: RequestId | None) -> None:
+    def _acknowledge(self, kind: str, session: Session, message: messages.Inbound) -> None:
         self._outbox.put(
             frames.Ack(
                 to=kind,
@@ -337,7 +342,8 @@ class MessageHandler:
                 personality=session.personality,
                 chat_prompt=bool(session.persona),
                 user_identity=session.user_identity,
-                request_id=request_id,
+                warning=list(message.warnings),
+                request_id=message.request_id,
             )
         )
 
@@ -358,8 +364,16 @@ class MessageHandler:
             self._answer_chat_prompt(update, 200, "updated")
 
     def _answer_chat_prompt(self, update: messages.ChatPrompt, code: int, message: str) -> None:
-        ack = frames.ChatPromptAck(to="chat_prompt", ok=True, code=code, message=message, request_id=update.request_id)
-        self._outbox.put(ack)
+        self._outbox.put(
+            frames.ChatPromptAck(
+                to="chat_prompt",
+                ok=True,
+                code=code,
+                message=message,
+                warning=list(update.warnings),
+                request_id=update.request_id,
+            )
+        )
 
     async def _warm_persona(self, warm: messages.WarmPersona) -> None:
         await self._warm(Prefix("persona_static", warm.request_id, warm.persona), warm)

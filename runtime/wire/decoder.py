@@ -7,6 +7,7 @@ everything that the one answering frame needs. There is no third way: any text g
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 
@@ -76,7 +77,9 @@ class Decoder:
                     found=shown(kind),
                 )
             fields.kind = kind
-            return reader(fields)
+            message = reader(fields)
+            unknown = fields.unknown(kind)
+            return replace(message, warnings=unknown) if unknown else message
         except Rejected as rejected:
             rejected.request_id = fields.request_id
             rejected.kind = fields.kind

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from runtime.text.prompt import Message
+from runtime.wire import unknown_fields
 from runtime.wire.frames import RequestId
 from runtime.wire.messages import (
     MAX_HISTORY_MESSAGES,
@@ -36,6 +37,10 @@ class Fields:
         self._raw = raw
         self.request_id: RequestId | None = None
         self.kind: str | None = None
+
+    def unknown(self, kind: str) -> tuple[str, ...]:
+        """Warnings of the fields that a message of this kind should not have."""
+        return unknown_fields.warnings(kind, self._raw)
 
     def get(self, name: str) -> object:
         """The raw value, or None."""

@@ -34,6 +34,7 @@ class Ack(Frame, tag="ack"):
         gender, personality: what the session has.
         chat_prompt: whether the session has a persona.
         user_identity: what the session has; left out when it has none.
+        warning: fields of the message that were ignored and look misspelt; left out when there are none.
     """
 
     to: str = msgspec.field(name="for")
@@ -44,6 +45,7 @@ class Ack(Frame, tag="ack"):
     personality: str | None
     chat_prompt: bool
     user_identity: str | None = None
+    warning: list[str] = msgspec.field(default_factory=list)
 
 
 class ChatPromptAck(Frame, tag="ack"):
@@ -55,6 +57,7 @@ class ChatPromptAck(Frame, tag="ack"):
         code: 200 updated, 204 no change; above 300 it was refused.
         message: a sentence for people.
         error_code, field, expected, found, retry_in: those of an `error`, where it was refused.
+        warning: as that of `Ack`.
     """
 
     to: str = msgspec.field(name="for")
@@ -66,6 +69,7 @@ class ChatPromptAck(Frame, tag="ack"):
     expected: str | None = None
     found: str | None = None
     retry_in: int | None = None
+    warning: list[str] = msgspec.field(default_factory=list)
 
 
 class HeardAck(Frame, tag="ack"):
@@ -76,12 +80,14 @@ class HeardAck(Frame, tag="ack"):
         ok: always true.
         session_id: where the reply was said.
         chars: of the reply, so many characters were heard.
+        warning: as that of `Ack`.
     """
 
     to: str = msgspec.field(name="for")
     ok: bool
     session_id: str
     chars: int
+    warning: list[str] = msgspec.field(default_factory=list)
 
 
 class ToolCall(Frame, tag="toolcall"):

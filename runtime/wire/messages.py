@@ -133,9 +133,15 @@ class SamplingChange:
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """Base of every message."""
+    """Base of every message.
+
+    Attributes:
+        request_id: echoed in what answers it.
+        warnings: fields that it should not have, a line each.
+    """
 
     request_id: RequestId | None = None
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from runtime.cli import app
 from runtime.deployment.settings import RuntimeSettings, SettingsError, load
 from runtime.deployment.settings_table import markdown, show
 from runtime.engines import Sampling
-from runtime.wire.messages import DEFAULT_BOUNDS
+from runtime.server.auth import origin_allowed
+from runtime.wire.decoder import Decoder
+from runtime.wire.messages import DEFAULT_BOUNDS, Cancel, End
 
 ENVIRONMENT_PAGE = Path(__file__).resolve().parents[4] / "docs" / "environment.md"
 
@@ -127,3 +129,44 @@ def test_settings_can_be_checked_without_serving(monkeypatch: pytest.MonkeyPatch
     checked = CliRunner().invoke(app, ["settings", "--check"])
     assert checked.exit_code == 64
     assert [line.split(": ")[1] for line in checked.stderr.splitlines()] == ["PORT", "TEXT_API_KEY"]
+
+
+@pytest.mark.parametrize("value", ["*", "https://a.example, *", " * "])
+def test_a_star_among_the_origins_is_everybody(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("WS_ALLOWED_ORIGINS", value)
+    assert origin_allowed("https://evil.example", load().ws_allowed_origins)
+
+
+@pytest.mark.parametrize(
+    "value", ["https://app.example", "HTTPS://App.Example", "https://App.example:443", " https://app.example/ "]
+)
+@pytest.mark.parametrize("origin", ["https://app.example", "https://APP.example", "https://app.example:443"])
+def test_an_origin_is_the_same_however_it_is_written(monkeypatch: pytest.MonkeyPatch, value: str, origin: str) -> None:
+    monkeypatch.setenv("WS_ALLOWED_ORIGINS", value)
+    allowed = load().ws_allowed_origins
+    assert origin_allowed(origin, allowed)
+    for other in ("http://app.example", "https://app.example:8443", "https://app.example.evil", "null"):
+        assert not origin_allowed(other, allowed)
+
+
+@pytest.mark.parametrize("name", ["WS_CANCEL_SENTINEL", "WS_END_SENTINEL"])
+def test_spaces_around_a_sentinel_do_not_count(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "  __STOP__\n")
+    settings = load()
+    message = Decoder(settings.grammar()).decode(" __STOP__ ")
+    assert isinstance(message, Cancel if "CANCEL" in name else End)
+    monkeypatch.setenv(name, "   ")
+    assert problems() == [f"{name}: expected at least 1 characters, found ''"]
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "x" * 64, "a." + "y" * 70 + ".b", "é" * 64])
+def test_a_host_that_is_no_name_is_refused(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("HOST", host)
+    (problem,) = problems()
+    assert problem.startswith("HOST: expected a host name or an address, found ")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", " 127.0.0.1 ", "::1", "LocalHost", "a.b", "bücher.example"])  # noqa: S104
+def test_a_host_that_is_one_is_taken(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("HOST", host)
+    assert load().host == host.strip()

@@ -1,0 +1,82 @@
+"""A server that is told to go before it has come goes, and it is no failure."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness.server import free_port
+
+# Stands in for what takes long to import, and is told to go right then.
+WHILE_IMPORTING = """
+import os, signal, sys, time, types
+import runtime.__main__ as program
+
+class Importing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "runtime.cli":
+            os.kill(os.getpid(), signal.{signal})
+            time.sleep(60)
+
+sys.meta_path.insert(0, Importing())
+sys.argv = ["yap-runtime", *{arguments}]
+program.main()
+"""
+
+
+def status(arguments: list[str], number: str) -> int:
+    script = WHILE_IMPORTING.format(arguments=arguments, signal=number)
+    return subprocess.run([sys.executable, "-c", script], timeout=60, check=False, capture_output=True).returncode
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("arguments", [[], ["serve"]])
+def test_a_signal_while_the_program_is_being_imported_exits_0(arguments: list[str], number: str) -> None:
+    assert status(arguments, number) == 0
+
+
+def test_a_command_that_serves_nothing_ends_as_any_other() -> None:
+    assert status(["check", "x"], "SIGTERM") == -signal.SIGTERM
+
+
+def catches(process: int) -> bool:
+    """Whether a process has a handler for SIGTERM."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize("delay", [0.0, 0.3, 0.6, 1.2])
+def test_a_signal_at_any_time_from_the_start_on_exits_0(tmp_path: Path, delay: float) -> None:
+    environment = {
+        **os.environ,
+        # A FIFO: whoever reads it waits, and so the artifact is still being looked at when the signal comes.
+        "ARTIFACT": str(tmp_path / "artifact"),
+        "TEXT_API_KEY": "k",
+        "HOST": "127.0.0.1",
+        "PORT": str(free_port()),
+        "LOG_DIR": str(tmp_path),
+    }
+    (tmp_path / "artifact").mkdir()
+    os.mkfifo(tmp_path / "artifact" / "build_metadata.json")
+    with subprocess.Popen(
+        [sys.executable, "-m", "runtime"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            while not catches(process.pid):
+                assert process.poll() is None
+                time.sleep(0.001)
+            time.sleep(delay)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0, err
