@@ -27,6 +27,10 @@ MESSAGE_BYTES = 262_144
 CANCEL_SENTINEL = "__CANCEL__"
 END_SENTINEL = "__END__"
 
+# Sessions: how many, and the memory of their texts.
+SESSIONS = 10_000
+SESSION_BYTES = 1_073_741_824
+
 # Rate limits: so many in so many seconds.
 MESSAGES, MESSAGE_WINDOW_S = 25, 60.0
 CANCELS, CANCEL_WINDOW_S = 25, 60.0

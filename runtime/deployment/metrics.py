@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from runtime import defaults
 from runtime.engines import Load
 from runtime.wire.frames import Usage
 
@@ -13,10 +17,84 @@ _SECONDS = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10,
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1)
 
 
-class Metrics:
-    """The server's own registry, so that several servers can live in one process."""
+# What a close code is counted as: the registered ones as themselves, since a client may send any other.
+_CLOSE_CODES = frozenset(range(1000, 1016))
 
-    def __init__(self) -> None:
+
+@dataclass(frozen=True, slots=True)
+class PrincipalFigures:
+    """What one principal has and has used.
+
+    Attributes:
+        name: the principal's; never a key.
+        connections: that are open, or wait for a slot.
+        sessions: that are kept.
+        session_bytes: of memory that their texts take.
+        turns: that ended.
+        prompt_tokens, cached_tokens, completion_tokens: of all turns.
+        refused: connections and sessions that were over its quota.
+    """
+
+    name: str
+    connections: int
+    sessions: int
+    session_bytes: int
+    turns: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    refused: int
+
+
+class _PrincipalCollector(Collector):
+    """Tells the principals' figures when they are read. Those that are gone are in it no more."""
+
+    def __init__(self, figures: Callable[[], Iterable[PrincipalFigures]]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterable[Metric]:
+        """The figures as metrics, one sample a principal."""
+        figures = list(self._figures())
+        gauges: tuple[tuple[str, str, Callable[[PrincipalFigures], int]], ...] = (
+            ("yap_key_connections", "Connections, by the key's holder", lambda one: one.connections),
+            ("yap_key_sessions", "Sessions that are kept, by the key's holder", lambda one: one.sessions),
+            ("yap_key_session_bytes", "Memory of sessions' texts, by the key's holder", lambda one: one.session_bytes),
+        )
+        for name, help_text, value in gauges:
+            gauge = GaugeMetricFamily(name, help_text, labels=["key"])
+            for one in figures:
+                gauge.add_metric([one.name], value(one))
+            yield gauge
+        turns = CounterMetricFamily("yap_key_turns", "Turns that ended, by the key's holder", labels=["key"])
+        refused = CounterMetricFamily("yap_key_refused", "Refused: over the key's quota", labels=["key"])
+        tokens = CounterMetricFamily("yap_key_tokens", "Tokens, by the key's holder", labels=["key", "kind"])
+        for one in figures:
+            turns.add_metric([one.name], one.turns)
+            refused.add_metric([one.name], one.refused)
+            tokens.add_metric([one.name, "prompt"], one.prompt_tokens)
+            tokens.add_metric([one.name, "cached"], one.cached_tokens)
+            tokens.add_metric([one.name, "completion"], one.completion_tokens)
+        yield from (turns, refused, tokens)
+
+
+def _class_of(code: int) -> str:
+    """The range of a close code that is not counted by itself."""
+    return {3: "3xxx", 4: "4xxx"}.get(code // 1000, "other")
+
+
+class Metrics:
+    """The server's own registry, so that several servers can live in one process.
+
+    Every label has a closed set of values: none comes from a client.
+
+    Attributes:
+        principals: gives the principals' figures when they are read.
+
+    Args:
+        idle_code: the close code of an idle connection, which is counted by itself.
+    """
+
+    def __init__(self, idle_code: int = defaults.IDLE_CLOSE_CODE) -> None:
         # The help text of each metric says what it is.
         self.registry = registry = CollectorRegistry()
         self._turns = Counter("yap_turns", "Turns that ended, by outcome", ["outcome"], registry=registry)
@@ -37,6 +115,7 @@ class Metrics:
             "yap_tool_degraded", "Whether the classifier is left alone, because it does not answer", registry=registry
         )
         self._closed = Counter("yap_connections_closed", "Closed connections, by code", ["code"], registry=registry)
+        self._close_codes = _CLOSE_CODES | {idle_code}  # those that are counted by themselves
         self._dropped = Counter(
             "yap_sockets_dropped", "Sockets that were dropped, by reason", ["reason"], registry=registry
         )
@@ -45,6 +124,9 @@ class Metrics:
         self.connections = Gauge("yap_connections_active", "Admitted connections", registry=registry)
         self.connections_max = Gauge("yap_connections_max", "Connection slots", registry=registry)
         self.sessions = Gauge("yap_sessions", "Sessions that are kept", registry=registry)
+        self.session_bytes = Gauge("yap_session_bytes", "Memory of all sessions' texts", registry=registry)
+        self.principals: Callable[[], Iterable[PrincipalFigures]] = lambda: ()
+        registry.register(_PrincipalCollector(lambda: self.principals()))
         self._hit_ratio = Gauge("yap_cache_hit_ratio", "Cached part of all prompt tokens so far", registry=registry)
         self._engine_up = Gauge("yap_engine_up", "Whether the engine answers", registry=registry)
         self._engine_requests = Gauge(
@@ -86,7 +168,7 @@ class Metrics:
 
     def connection_closed(self, code: int) -> None:
         """Count a connection's end."""
-        self._closed.labels(str(code)).inc()
+        self._closed.labels(str(code) if code in self._close_codes else _class_of(code)).inc()
 
     def socket_dropped(self, reason: str) -> None:
         """Count a socket that was dropped."""

@@ -107,9 +107,11 @@ class Chat:
             prompt = await self._in_thread(lambda: self._renderer.render(**parts))
         return prompt.token_ids
 
-    async def reply(self, prompt: Sequence[int], sampling: Sampling, speech: Speech) -> None:
-        """Have a reply to a prompt said, to its end."""
-        await reply.generate(self.engine, prompt, sampling, speech, self.form, self._thinking)
+    async def reply(
+        self, prompt: Sequence[int], sampling: Sampling, speech: Speech, cache_salt: str | None = None
+    ) -> None:
+        """Have a reply to a prompt said, to its end. What has another salt shares no prefix cache with it."""
+        await reply.generate(self.engine, prompt, sampling, speech, self.form, self._thinking, cache_salt)
 
     async def render_prefix(self, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
         """Token ids of what the next turn's prompt will begin with."""

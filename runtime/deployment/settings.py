@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from runtime import defaults
 from runtime.artifact import ArtifactError, LaneName
 from runtime.artifact.repository import Reference, named_on_hub
+from runtime.deployment.keys import ApiKey, KeysError, from_file, from_variable
 from runtime.engines import Sampling
 from runtime.host import variables
 from runtime.wire.messages import DEFAULT_BOUNDS, MAX_PREFIX_CHARS, Bound, Grammar
@@ -124,13 +125,18 @@ class RuntimeSettings(BaseSettings):
 
     # Who
     text_api_key: SecretStr | None = var(None, "API keys, comma separated; required, here or in a file")
-    text_api_key_file: Path | None = var(None, "file that holds the API keys, separated by commas or lines")
+    text_api_key_file: Path | None = var(
+        None, "file that holds the API keys, a line each: `key`, `name: key` or `name=key`; read again on SIGHUP"
+    )
     ws_allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = var(
         (), "browser origins that may connect, comma separated; empty, or `*` among them: all"
     )
 
     # Connections
     max_concurrent_connections: int = var(defaults.CONNECTIONS, "connection slots", ge=1)
+    max_connections_per_key: int | None = var(
+        None, "connections of one key's holder; with one holder all slots, with several half of them", ge=1
+    )
     ws_handshake_acquire_timeout_s: float = var(defaults.HANDSHAKE_TIMEOUT_S, "longest wait for a slot", unit="s", ge=0)
     handshake_deadline_s: float = var(
         defaults.HANDSHAKE_DEADLINE_S,
@@ -157,11 +163,15 @@ class RuntimeSettings(BaseSettings):
     )
 
     # Rate limits; 0 disables
-    ws_max_messages_per_window: int = var(defaults.MESSAGES, "messages per connection and window; 0: no limit", ge=0)
+    ws_max_messages_per_window: int = var(
+        defaults.MESSAGES, "messages per connection and window, counted on after a reconnect; 0: no limit", ge=0
+    )
     ws_message_window_seconds: float = var(
         defaults.MESSAGE_WINDOW_S, "sliding window of the message limit", unit="s", gt=0
     )
-    ws_max_cancels_per_window: int = var(defaults.CANCELS, "cancels per connection and window; 0: no limit", ge=0)
+    ws_max_cancels_per_window: int = var(
+        defaults.CANCELS, "cancels per connection and window, counted on after a reconnect; 0: no limit", ge=0
+    )
     ws_cancel_window_seconds: float = var(
         defaults.CANCEL_WINDOW_S, "sliding window of the cancel limit", unit="s", gt=0
     )
@@ -174,7 +184,20 @@ class RuntimeSettings(BaseSettings):
 
     # Sessions
     session_idle_ttl_seconds: float = var(1800, "how long a session outlives its connection", unit="s", gt=0)
-    max_sessions: int = var(10_000, "sessions kept; beyond it the oldest without a connection go", ge=1)
+    max_sessions: int = var(defaults.SESSIONS, "sessions kept", ge=1)
+    max_sessions_per_key: int | None = var(
+        None,
+        "sessions kept of one key's holder; beyond it its own oldest without a connection go. MAX_SESSIONS, "
+        "shared equally among the holders",
+        ge=1,
+    )
+    max_session_bytes: int = var(defaults.SESSION_BYTES, "memory of all sessions' texts", unit="bytes", ge=1_048_576)
+    max_session_bytes_per_key: int | None = var(
+        None,
+        "the same for one key's holder; MAX_SESSION_BYTES, shared equally among the holders",
+        unit="bytes",
+        ge=1_048_576,
+    )
 
     # Prompt and reply
     chat_prompt_max_tokens: int | None = open_var(
@@ -289,6 +312,11 @@ class RuntimeSettings(BaseSettings):
     vllm_cpu_kvcache_space: float = var(
         defaults.CPU_KV_CACHE_GIB, "vLLM on a CPU: size of the KV cache", unit="GiB", gt=0
     )
+    cache_sharing: Annotated[Literal["key", "server"], _ANY_CASE] = var(
+        "key",
+        "who shares a prefix cache: `key`, each key's holder alone; `server`, all, and then a client can find out by "
+        "time and `cached_tokens` what others' prompts begin with",
+    )
     cache_reset_interval_seconds: float = var(
         600, "how often the engine's caches are reset while nothing runs; 0: never", unit="s", ge=0
     )
@@ -305,30 +333,39 @@ class RuntimeSettings(BaseSettings):
     )
     log_format: Annotated[Literal["json", "console"], _ANY_CASE] = var("json", "form of the log on standard output")
 
-    def api_keys(self) -> tuple[SecretStr, ...]:
-        """The keys, from the variable or from the file.
+    def keys(self) -> tuple[ApiKey, ...]:
+        """The keys with their holders' names, from the variable or from the file, which is read anew.
 
         Raises:
             SettingsError: neither gives a key, both are set, or the file cannot be read.
         """
-        if self.text_api_key is not None and self.text_api_key_file is not None:
+        file = self.text_api_key_file
+        if self.text_api_key is not None and file is not None:
             raise SettingsError(["TEXT_API_KEY: expected this or TEXT_API_KEY_FILE, found both; unset one"])
-        text = self.text_api_key.get_secret_value() if self.text_api_key is not None else ""
-        if self.text_api_key_file is not None:
+        if file is None:
+            found = from_variable(self.text_api_key.get_secret_value() if self.text_api_key is not None else "")
+        else:
             try:
-                text = self.text_api_key_file.read_text("utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+                found = from_file(file.read_bytes())
+            except OSError as error:
                 raise SettingsError(
-                    [f"TEXT_API_KEY_FILE: expected a readable file, found {self.text_api_key_file} ({reason})"]
+                    [f"TEXT_API_KEY_FILE: expected a readable file, found {file} ({error.strerror})"]
                 ) from None
-        parts = [part.strip() for part in text.replace("\n", ",").split(",")]
-        keys = tuple(SecretStr(part) for part in parts if part)
-        if not keys:
+            except KeysError as error:
+                raise SettingsError([f"TEXT_API_KEY_FILE: {file}, {problem}" for problem in error.problems]) from None
+        if not found:
             raise SettingsError(
                 ["TEXT_API_KEY: expected at least one API key, found none; set it or TEXT_API_KEY_FILE"]
             )
-        return keys
+        return found
+
+    def api_keys(self) -> tuple[SecretStr, ...]:
+        """The keys alone.
+
+        Raises:
+            SettingsError: as `keys`.
+        """
+        return tuple(key.secret for key in self.keys())
 
     def bounds(self) -> dict[str, Bound]:
         """The sampling parameters' ranges."""

@@ -160,8 +160,16 @@ class Engine(Protocol):
     def wake(self) -> None:
         """Say that a request will come within a moment. Costs little, raises nothing, and may do nothing."""
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        on_delta: Callable[[Delta], None],
+        cache_salt: str | None = None,
+    ) -> None:
         """Reply to prompt token ids; return when the reply has ended.
+
+        Only what was computed with the same `cache_salt` is taken out of the prefix cache, or without any, both times.
 
         `on_delta` gets every delta as it comes, in the event loop: it must be quick. It is a callback, because waking a
         task for every token costs more than what is done with the token. When it raises, that is raised here. Leaving
@@ -169,8 +177,11 @@ class Engine(Protocol):
         engine is gone.
         """
 
-    async def warm(self, prompt: Sequence[int]) -> int:
-        """Prefill the prompt into the prefix cache; return how many of its tokens were cached already."""
+    async def warm(self, prompt: Sequence[int], cache_salt: str | None = None) -> int:
+        """Prefill the prompt into the prefix cache, for requests with the same salt.
+
+        Returns how many of its tokens were cached already.
+        """
 
     def reusable(self, tokens: int) -> int:
         """How many of a prefix's tokens a longer prompt can take out of the prefix cache: its whole blocks."""

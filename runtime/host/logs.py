@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -22,7 +22,16 @@ from runtime import defaults
 from runtime.host.log_outputs import FLUSH_S, ROTATE_BYTES, CompressingHandler, LogWriter, StandardOutput
 from runtime.host.redaction import HIDDEN, Redactor, explain, without_quotes
 
-__all__ = ["HIDDEN", "ROTATE_BYTES", "CompressingHandler", "Redactor", "catch_stray_errors", "configure", "flush"]
+__all__ = [
+    "HIDDEN",
+    "ROTATE_BYTES",
+    "CompressingHandler",
+    "Redactor",
+    "catch_stray_errors",
+    "configure",
+    "flush",
+    "hide",
+]
 
 # At info uvicorn names the path with its query; at debug these quote what goes over the wire, headers included.
 QUIET = (
@@ -31,6 +40,16 @@ QUIET = (
 )  # fmt: skip
 # asyncio names callbacks with their arguments, and tasks with their results: only what comes before is shown.
 _ASYNCIO_NAME = re.compile(r"[^<(\n]*")
+
+
+_configured: list[Redactor] = []  # the one of the process's log
+
+
+def hide(secrets: Iterable[SecretStr]) -> None:
+    """Hide secrets that became known after the log was set up."""
+    known = list(secrets)
+    for redactor in _configured:
+        redactor.hide(known)
 
 
 def configure(*, level: str, log_format: str, folder: Path, secrets: Sequence[SecretStr]) -> None:
@@ -43,6 +62,7 @@ def configure(*, level: str, log_format: str, folder: Path, secrets: Sequence[Se
         secrets: texts that must never appear.
     """
     redactor = Redactor(secrets)
+    _configured[:] = [redactor]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,

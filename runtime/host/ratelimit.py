@@ -28,14 +28,25 @@ class SlidingWindow:
             self._events.append(self._clock())
         return wait
 
+    @property
+    def used(self) -> int:
+        """Events that still count."""
+        return self._drop_old(self._clock())
+
     def wait(self) -> int:
         """Seconds until an event would be allowed, rounded up; 0 when it would be now."""
         if self._limit <= 0 or self._events is None:
             return 0
         now = self._clock()
+        if self._drop_old(now) < self._limit:
+            return 0
+        return max(1, math.ceil(self._events[0] + self._seconds - now))
+
+    def _drop_old(self, now: float) -> int:
+        """Drop events that count no more; return how many are left."""
         events = self._events
+        if events is None:
+            return 0
         while events and events[0] + self._seconds <= now:
             events.popleft()
-        if len(events) < self._limit:
-            return 0
-        return max(1, math.ceil(events[0] + self._seconds - now))
+        return len(events)

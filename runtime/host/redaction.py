@@ -15,7 +15,7 @@ import re
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import PurePath
 from types import TracebackType
@@ -80,9 +80,15 @@ class Redactor:
     """Hides private fields, secrets by their type, what signs an address, and the server's own keys everywhere."""
 
     def __init__(self, secrets: Sequence[SecretStr] = ()) -> None:
-        texts = {secret.get_secret_value() for secret in secrets} - {""}
+        self._texts: set[str] = set()
+        self._secrets: re.Pattern[str] | None = None
+        self.hide(secrets)
+
+    def hide(self, secrets: Iterable[SecretStr]) -> None:
+        """Hide these too from now on."""
+        texts = (self._texts | {secret.get_secret_value() for secret in secrets}) - {""}
         longest_first = sorted(texts, key=len, reverse=True)
-        self._texts = texts
+        self._texts = texts  # a new set: another thread may be looking through the old one
         patterns = [
             re.escape(text) if len(text) >= SHORT_KEY else rf"(?<![^\W_]){re.escape(text)}(?![^\W_])"
             for text in longest_first

@@ -14,9 +14,10 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from runtime.server.admission import Slot
-from runtime.server.auth import origin_allowed
+from runtime.server.auth import Credential, origin_allowed
 from runtime.server.connection import Connection
 from runtime.server.front.sockets import Socket, socket_of
+from runtime.server.quotas import Seat
 from runtime.server.service import Phase, Service
 from runtime.turns.message_handler import MessageHandler
 from runtime.turns.outbox import Outbox
@@ -106,8 +107,8 @@ class WebSocketEndpoint:
         if not origin_allowed(headers.get("origin"), service.settings.ws_allowed_origins):
             refusal = frames.Error(error_code="authentication_failed", message="This origin may not connect.")
             return await self._refuse(send, socket, refusal, frames.CLOSE_POLICY, "authentication_failed")
-        principal = service.keyring.identify(headers, query)
-        if principal is None:
+        credential = service.keyring.identify(headers, query)
+        if credential is None:
             refusal = frames.Error(error_code="authentication_failed", message="The API key is missing or wrong.")
             return await self._refuse(send, socket, refusal, frames.CLOSE_POLICY, "authentication_failed")
         if service.phase is Phase.DRAINING:
@@ -115,41 +116,62 @@ class WebSocketEndpoint:
         if service.phase is not Phase.READY:
             full = self._capacity_error(f"Not ready: {service.reason}.")
             return await self._refuse(send, socket, full, frames.CLOSE_TRY_LATER, service.phase.value)
-        slot = await service.admission.acquire()
-        if slot is None:
+        seat = service.seats.take(credential.principal)
+        if seat is None:  # before it waits for a slot: who waits stands in others' way too
             return await self._refuse(
-                send, socket, self._capacity_error("Server is at capacity."), frames.CLOSE_TRY_LATER, "at_capacity"
+                send, socket, self._over_quota(), frames.CLOSE_TRY_LATER, "connection_quota_exceeded"
             )
         try:
-            if not socket.closing:
-                socket.admit()
-                await send({"type": "websocket.accept"})
-                await self._serve(principal, receive, send, slot, socket)
+            slot = await service.admission.acquire()
+            if slot is None:
+                return await self._refuse(
+                    send, socket, self._capacity_error("Server is at capacity."), frames.CLOSE_TRY_LATER, "at_capacity"
+                )
+            try:
+                if not socket.closing:
+                    socket.admit()
+                    await send({"type": "websocket.accept"})
+                    await self._serve(credential, receive, send, slot, seat, socket)
+            finally:
+                slot.release()
+                socket.leaves()
         finally:
-            slot.release()
-            socket.leaves()
+            seat.leave()
         return None
 
-    async def _serve(self, principal: str, receive: Receive, send: Send, slot: Slot, socket: Socket) -> None:
+    async def _serve(
+        self, credential: Credential, receive: Receive, send: Send, slot: Slot, seat: Seat, socket: Socket
+    ) -> None:
         service = self._service
         if service.deployment is None or service.sessions is None:
             raise RuntimeError("a connection was admitted before anything was loaded")
         outbox = Outbox()
-        handler = MessageHandler(principal, outbox, service.deployment, service.sessions)
-        connection = Connection(receive, send, outbox, handler, service.decoder, service.limits, socket.abort)
+        handler = MessageHandler(credential.principal, outbox, service.deployment, service.sessions)
+        connection = Connection(receive, send, outbox, handler, service.decoder, service.limits, seat, socket.abort)
 
         def on_end() -> None:
             slot.release()
+            seat.leave()
             socket.leaves()
             service.connections.discard(connection)
+            service.credentials.pop(connection, None)
             service.metrics.connection_closed(connection.close_code)
 
         service.connections.add(connection)
+        service.credentials[connection] = credential
+        if not service.keyring.holds(credential):  # since the client began to wait for its slot
+            service.close_removed(connection)
         if service.phase is Phase.DRAINING:  # since the client began to wait for its slot
             connection.close(frames.CLOSE_GOING_AWAY, "draining", service.draining())
         elif service.phase is Phase.DEAD:
             connection.close(frames.CLOSE_GOING_AWAY, "engine_died")
         await connection.serve(on_end)
+
+    def _over_quota(self) -> Frame:
+        return frames.Error(
+            error_code="connection_quota_exceeded",
+            message="This key has as many connections as it may have; close one, or try again later.",
+        )
 
     def _capacity_error(self, message: str) -> Frame:
         capacity = self._service.admission.capacity()

@@ -10,10 +10,10 @@ from starlette.types import Receive, Send
 
 from runtime import defaults
 from runtime.host import supervision
-from runtime.host.ratelimit import SlidingWindow
 from runtime.host.supervision import attempt, watch
 from runtime.host.timeouts import within
 from runtime.server.front.sockets import CLOSE_DEADLINE_S
+from runtime.server.quotas import Seat
 from runtime.turns.message_handler import GOES_AWAY, MessageHandler
 from runtime.turns.outbox import Close, Outbox
 from runtime.turns.turn import Stop
@@ -29,14 +29,10 @@ class ConnectionLimits:
     """The limits of a connection; times in seconds.
 
     Attributes:
-        messages: so many in so many seconds; 0 is no limit.
-        cancels: so many cancels in so many seconds; 0 is no limit.
         idle_timeout: silence after which the connection is closed.
         idle_code: the close code then.
     """
 
-    messages: tuple[int, float] = (defaults.MESSAGES, defaults.MESSAGE_WINDOW_S)
-    cancels: tuple[int, float] = (defaults.CANCELS, defaults.CANCEL_WINDOW_S)
     idle_timeout: float = defaults.IDLE_TIMEOUT_S
     idle_code: int = defaults.IDLE_CLOSE_CODE
 
@@ -57,6 +53,7 @@ class Connection:
         handler: MessageHandler,
         decoder: Decoder,
         limits: ConnectionLimits,
+        seat: Seat,
         abort: Callable[[], None] = lambda: None,
     ) -> None:
         """Serve a socket that was accepted; to be made in the task that will serve it."""
@@ -66,8 +63,8 @@ class Connection:
         self._handler = handler  # gets the messages
         self._abort = abort  # ends the socket, whatever waits
         self._decoder = decoder  # shared by all connections
-        self._messages = SlidingWindow(*limits.messages)  # limits all messages but cancels
-        self._cancels = SlidingWindow(*limits.cancels)  # limits the cancels
+        # The first limits all messages but cancels, the second these.
+        self._messages, self._cancels = seat.windows()
         self._idle_timeout = limits.idle_timeout  # seconds
         self._idle_code = limits.idle_code  # close code
         self._loop = asyncio.get_running_loop()  # the one that serves it

@@ -59,11 +59,10 @@ class CacheResetter:
         await repeat("cache_reset", self.maybe_reset, self._interval)
 
 
-async def expire_sessions(sessions: SessionStore, metrics: Metrics) -> None:
+async def expire_sessions(sessions: SessionStore) -> None:
     """Drop idle sessions for ever, every half a minute."""
 
     async def expire() -> None:
         sessions.expire()
-        metrics.sessions.set(len(sessions))
 
     await repeat("session_expiry", expire, EXPIRY_INTERVAL_S)

@@ -142,6 +142,7 @@ async def _serve(settings: RuntimeSettings, listener: socket.socket, backlog: in
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, service)
+    loop.add_signal_handler(signal.SIGHUP, service.reload_keys)
     serving = loop.create_task(server.serve([listener]))
     try:
         await asyncio.wait((service.ended, serving), return_when=asyncio.FIRST_COMPLETED)

@@ -27,21 +27,22 @@ from runtime.artifact.repository import named_on_hub
 from runtime.defaults import GPU_ALONE
 from runtime.deployment.breaker import Breaker
 from runtime.deployment.classifier import ALONE_THREADS, BESIDE_CHAT_THREADS, ToolClassifier
-from runtime.deployment.metrics import Metrics
+from runtime.deployment.metrics import Metrics, PrincipalFigures
 from runtime.deployment.models import Chat, Classifier, Deployment
 from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing, plan
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.engines import Engine, EngineDeadError, Sampling
-from runtime.host import descriptors, machine
+from runtime.host import descriptors, logs, machine
 from runtime.host.machine import Machine
 from runtime.host.ratelimit import SlidingWindow
 from runtime.host.supervision import Background, attempt, contained, repeat
 from runtime.host.timeouts import within
 from runtime.server.admission import Admission
-from runtime.server.auth import Keyring
+from runtime.server.auth import Credential, Keyring
 from runtime.server.connection import Connection, ConnectionLimits
 from runtime.server.front.sockets import Sockets
 from runtime.server.maintenance import CacheResetter, expire_sessions
+from runtime.server.quotas import Seats, connections_for_each, share_for_each
 from runtime.text.prompt import PromptRenderer
 from runtime.text.thought import THINKS, WAY_OUT
 from runtime.turns.session import Session, SessionStore
@@ -86,7 +87,9 @@ class Service:
         sockets: all that are open, and who has to go.
         decoder: shared by all connections.
         limits: those of each connection.
+        seats: what each principal has of them.
         connections: those that are open.
+        credentials: the keys that they came with.
         deployment: what is served; none before it is loaded.
         sessions: what is kept between turns; none before the models are loaded.
         ended: the engine's death, or a failure to load, raises here; a finished drain is a result.
@@ -96,8 +99,8 @@ class Service:
         self.settings = settings
         self.phase = Phase.LOADING
         self.reason = "checking the artifact"
-        self.metrics = Metrics()
-        self.keyring = Keyring(settings.api_keys())
+        self.metrics = Metrics(settings.ws_close_idle_code)
+        self.keyring = Keyring(settings.keys(), separate_caches=settings.cache_sharing == "key")
         self.admission = Admission(settings.max_concurrent_connections, settings.ws_handshake_acquire_timeout_s)
         self.sockets = Sockets(
             settings.max_unadmitted_sockets or defaults.UNADMITTED + self.admission.limit,
@@ -106,12 +109,16 @@ class Service:
         )
         self.decoder = Decoder(settings.grammar())
         self.limits = ConnectionLimits(
-            messages=(settings.ws_max_messages_per_window, settings.ws_message_window_seconds),
-            cancels=(settings.ws_max_cancels_per_window, settings.ws_cancel_window_seconds),
             idle_timeout=settings.ws_idle_timeout_s,
             idle_code=settings.ws_close_idle_code,
         )
+        self.seats = Seats(
+            self.connections_for_each,
+            lambda: SlidingWindow(settings.ws_max_messages_per_window, settings.ws_message_window_seconds),
+            lambda: SlidingWindow(settings.ws_max_cancels_per_window, settings.ws_cancel_window_seconds),
+        )
         self.connections: set[Connection] = set()
+        self.credentials: dict[Connection, Credential] = {}
         self.deployment: Deployment | None = None
         self.sessions: SessionStore | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -121,10 +128,14 @@ class Service:
         # Renders prompts that would hold up the event loop.
         self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._background = Background()  # what nobody awaits
+        self._reloading = asyncio.Lock()  # one reading of the keys at a time: the last one counts
         self.metrics.connections_max.set(self.admission.limit)
         self.metrics.open_files.set_function(descriptors.limit)
         self.metrics.unadmitted.set_function(lambda: self.sockets.unadmitted)
         self.metrics.connections.set_function(lambda: self.admission.held)
+        self.metrics.sessions.set_function(self._sessions_kept)
+        self.metrics.session_bytes.set_function(lambda: self.sessions.bytes if self.sessions is not None else 0)
+        self.metrics.principals = self._principal_figures
 
     def start(self) -> None:
         """Load in the background unless that was done; what goes wrong ends the service."""
@@ -248,8 +259,10 @@ class Service:
             lambda session_id: self._new_session(session_id, sampling),
             idle_ttl=settings.session_idle_ttl_seconds,
             maximum=settings.max_sessions,
+            max_bytes=settings.max_session_bytes,
         )
-        self._background.spawn("session_expiry", expire_sessions(self.sessions, self.metrics))
+        self._share_sessions()
+        self._background.spawn("session_expiry", expire_sessions(self.sessions))
         self.metrics.engine(up=True)
         self.phase, self.reason = Phase.READY, ""
         log.info("ready")
@@ -274,6 +287,79 @@ class Service:
         updates = SlidingWindow(settings.chat_prompt_update_max_per_window, settings.chat_prompt_update_window_seconds)
         prefixes = (settings.check_screen_prefix, settings.screen_checked_prefix)
         return Session(session_id, sampling, prefixes, updates)
+
+    # Principals
+
+    def connections_for_each(self) -> int | None:
+        """Connections that each principal may have; none where only the slots limit them."""
+        return connections_for_each(
+            self.settings.max_connections_per_key, self.admission.limit, len(self.keyring.principals)
+        )
+
+    def reload_keys(self) -> None:
+        """Read the keys anew. Those that are gone lose their connections; the others notice nothing."""
+        self._background.spawn("key_reload", self._reload_keys())
+
+    async def _reload_keys(self) -> None:
+        async with self._reloading:
+            try:
+                keys = await asyncio.to_thread(self.settings.keys)
+            except SettingsError as error:
+                log.error("keys_not_reloaded", problems=error.problems, next_step="the keys from before still hold")
+                return
+            logs.hide(key.secret for key in keys)
+            gone = self.keyring.replace(keys)
+        closed = [
+            connection for connection, credential in self.credentials.items() if not self.keyring.holds(credential)
+        ]
+        for connection in closed:
+            self.close_removed(connection)
+        for principal in gone:
+            self.seats.forget(principal)
+            if self.sessions is not None:
+                self.sessions.forget(principal)
+        self._share_sessions()
+        log.info(
+            "keys_reloaded", keys=len(keys), principals=len(self.keyring.principals), gone=len(gone), closed=len(closed)
+        )
+
+    def close_removed(self, connection: Connection) -> None:
+        """Close a connection whose key is not accepted any more."""
+        last = frames.Error(error_code="authentication_failed", message="The API key was taken away.")
+        connection.close(frames.CLOSE_POLICY, "key_removed", last)
+
+    def _share_sessions(self) -> None:
+        settings, principals = self.settings, len(self.keyring.principals)
+        if self.sessions is not None:
+            self.sessions.set_quota(
+                share_for_each(settings.max_sessions_per_key, settings.max_sessions, principals),
+                share_for_each(settings.max_session_bytes_per_key, settings.max_session_bytes, principals),
+            )
+
+    def _sessions_kept(self) -> int:
+        if self.sessions is None:
+            return 0
+        self.sessions.expire()  # what nobody can find any more is not kept
+        return len(self.sessions)
+
+    def _principal_figures(self) -> list[PrincipalFigures]:
+        figures = []
+        for principal in self.keyring.principals:
+            sessions, size = self.sessions.kept(principal) if self.sessions is not None else (0, 0)
+            figures.append(
+                PrincipalFigures(
+                    name=principal.name,
+                    connections=self.seats.taken(principal),
+                    sessions=sessions,
+                    session_bytes=size,
+                    turns=principal.turns,
+                    prompt_tokens=principal.prompt_tokens,
+                    cached_tokens=principal.cached_tokens,
+                    completion_tokens=principal.completion_tokens,
+                    refused=principal.refused,
+                )
+            )
+        return figures
 
     # The end
 

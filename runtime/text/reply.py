@@ -23,7 +23,13 @@ class _StopSaidError(Exception):
 
 
 async def generate(
-    engine: Engine, prompt: Sequence[int], sampling: Sampling, speech: Speech, form: ReplyFormat, thinking: int = 0
+    engine: Engine,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    speech: Speech,
+    form: ReplyFormat,
+    thinking: int = 0,
+    cache_salt: str | None = None,
 ) -> None:
     """Have a reply said, to its end.
 
@@ -37,6 +43,7 @@ async def generate(
         speech: is fed; the caller finishes it.
         form: of the model's replies.
         thinking: tokens that thought may take beside `max_tokens`.
+        cache_salt: of all its requests; see `Engine.generate`.
 
     Raises:
         EngineDeadError, ValueError: as `Engine.generate`.
@@ -48,13 +55,13 @@ async def generate(
             show_special_tokens=form.shows_special_tokens,
         )
     if not thinking and not sampling.stop:
-        await engine.generate(prompt, sampling, speech.feed)
+        await engine.generate(prompt, sampling, speech.feed, cache_salt)
         return
     try:
         if thinking:
-            await _think_and_speak(engine, prompt, sampling, speech, form, thinking)
+            await _think_and_speak(engine, prompt, sampling, speech, form, thinking, cache_salt)
         else:
-            await engine.generate(prompt, sampling, lambda delta: _feed(speech, delta))
+            await engine.generate(prompt, sampling, lambda delta: _feed(speech, delta), cache_salt)
     except _StopSaidError:
         return  # the engine has ended the request
 
@@ -66,7 +73,13 @@ def _feed(speech: Speech, delta: Delta) -> None:
 
 
 async def _think_and_speak(
-    engine: Engine, prompt: Sequence[int], sampling: Sampling, speech: Speech, form: ReplyFormat, thinking: int
+    engine: Engine,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    speech: Speech,
+    form: ReplyFormat,
+    thinking: int,
+    cache_salt: str | None,
 ) -> None:
     told: list[int] = []
     may_think, ended = True, False
@@ -84,14 +97,15 @@ async def _think_and_speak(
 
     try:
         try:
-            await engine.generate(prompt, replace(sampling, max_tokens=sampling.max_tokens + thinking), on_delta)
+            longest = replace(sampling, max_tokens=sampling.max_tokens + thinking)
+            await engine.generate(prompt, longest, on_delta, cache_salt)
         except _EnoughThoughtError:
             may_think = False
             room = sampling.max_tokens - speech.spoken_tokens
             ending = speech.end_hidden(form.thought_ends)
             if ending and room > 0:
                 behind = [*prompt, *told, *form.encode(ending)]
-                await engine.generate(behind, replace(sampling, max_tokens=room), on_delta)
+                await engine.generate(behind, replace(sampling, max_tokens=room), on_delta, cache_salt)
             elif not ended:
                 speech.feed(Delta("", 0, "length"))
     except _EnoughSpeechError:

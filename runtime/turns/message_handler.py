@@ -18,7 +18,8 @@ from runtime.deployment.models import Chat, Deployment
 from runtime.host import eager_tasks
 from runtime.turns.heard import heard_chars
 from runtime.turns.outbox import Outbox
-from runtime.turns.session import Session, SessionStore
+from runtime.turns.principal import Principal
+from runtime.turns.session import Session, SessionQuotaError, SessionStore
 from runtime.turns.turn import Stop, Turn, TurnRequest
 from runtime.turns.warming import Prefix, Warming
 from runtime.wire import frames, messages
@@ -53,7 +54,7 @@ class QueuedMessage:
 class MessageHandler:
     """Handles one connection's messages: holds its session, its turn, and the messages that wait."""
 
-    def __init__(self, principal: str, outbox: Outbox, deployment: Deployment, sessions: SessionStore) -> None:
+    def __init__(self, principal: Principal, outbox: Outbox, deployment: Deployment, sessions: SessionStore) -> None:
         self._principal = principal  # whose key the client has; sessions belong to it
         self._outbox = outbox  # takes every answer
         self._deployment = deployment  # shared by all connections
@@ -66,7 +67,7 @@ class MessageHandler:
         self._worker: asyncio.Future[None] | None = None  # none while nothing waits
         self._worked_at = 0.0  # loop time at which the worker was last done
         self._draining = False  # nothing new is begun
-        self._warming = Warming(outbox, deployment)  # prefills, beside the worker
+        self._warming = Warming(outbox, deployment, principal)  # prefills, beside the worker
 
     @property
     def busy(self) -> bool:
@@ -221,7 +222,7 @@ class MessageHandler:
         raise TypeError(f"nothing to do for {type(message).__name__}")
 
     def _new_turn(self, request_id: RequestId | None) -> Turn:
-        turn = Turn(request_id, self._outbox, self._deployment)
+        turn = Turn(request_id, self._outbox, self._deployment, self._principal)
         if self._deployment.chat is not None:
             self._deployment.chat.engine.wake()
         return turn
@@ -255,7 +256,12 @@ class MessageHandler:
             start = replace(start, persona=None)
         elif await self._start_too_long(self._deployment.chat, start):
             return
-        session = self._sessions.open(self._principal, start.session_id)
+        try:
+            session = self._sessions.open(self._principal, start.session_id, self)
+        except SessionQuotaError:
+            text = "This key has as many sessions as it may have, and all of them are in use."
+            self._error("session_quota_exceeded", text, start)
+            return
         async with session.lock:
             await self._acquire_session(session)
             session.apply(start)

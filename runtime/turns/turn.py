@@ -27,6 +27,7 @@ from runtime.host.supervision import attempt
 from runtime.text.prompt import Message
 from runtime.text.speech import Heard, Speech
 from runtime.turns.outbox import Outbox
+from runtime.turns.principal import Principal
 from runtime.wire import frames
 from runtime.wire.frames import RequestId, Usage
 
@@ -90,8 +91,11 @@ class Turn:
         ended_at: loop time of its end; 0 before.
     """
 
-    def __init__(self, request_id: RequestId | None, outbox: Outbox, deployment: Deployment) -> None:
+    def __init__(
+        self, request_id: RequestId | None, outbox: Outbox, deployment: Deployment, principal: Principal
+    ) -> None:
         self.request_id = request_id
+        self._principal = principal  # whose turn it is
         self._outbox = outbox  # takes the turn's frames
         self._deployment = deployment  # shared by all turns
         self._received = time.perf_counter()  # when its message was read
@@ -203,7 +207,7 @@ class Turn:
                 form=chat.form,
                 stops=request.sampling.stop,
             )
-            reply = eager_tasks.start(chat.reply(prompt, request.sampling, speech))
+            reply = eager_tasks.start(chat.reply(prompt, request.sampling, speech, self._principal.cache_salt))
             # A reply that fails is told at once: what the classifier says does not matter then.
             await asyncio.wait((decision, reply), return_when=asyncio.FIRST_COMPLETED)
             if not decision.done():
@@ -225,7 +229,7 @@ class Turn:
         speech = Speech(
             self._record_delta, self._send_text, sanitize=request.sanitize, form=chat.form, stops=request.sampling.stop
         )
-        await chat.reply(prompt, request.sampling, speech)
+        await chat.reply(prompt, request.sampling, speech, self._principal.cache_salt)
         speech.finish()
 
     async def _render(self, chat: Chat, request: TurnRequest, text: str) -> list[int]:
@@ -316,6 +320,7 @@ class Turn:
                 self._outbox.put(frames.Done(cancelled=True, request_id=self.request_id))
         self._answer_cancels()
         attempt("turn_end", partial(self._deployment.metrics.turn_ended, outcome, usage, self._gaps))
+        attempt("turn_count", partial(self._principal.count, usage))
         # What was sent is what the user heard, unless they say otherwise, also when the turn was cut short. A failed
         # turn can be sent again as it was, so it leaves no trace.
         kept = outcome == "done" or (outcome == "cancelled" and (bool(said) or stop is Stop.BARGE_IN))

@@ -14,6 +14,7 @@ from runtime.host.supervision import attempt, watch
 from runtime.host.timeouts import within
 from runtime.text.prompt import Message
 from runtime.turns.outbox import Outbox
+from runtime.turns.principal import Principal
 from runtime.wire import frames
 from runtime.wire.frames import RequestId
 
@@ -53,7 +54,8 @@ class Warming:
         ended_at: loop time at which the last one ended.
     """
 
-    def __init__(self, outbox: Outbox, deployment: Deployment) -> None:
+    def __init__(self, outbox: Outbox, deployment: Deployment, principal: Principal) -> None:
+        self._principal = principal
         self._outbox = outbox
         self._deployment = deployment
         self.tasks: dict[asyncio.Task[None], Prefix] = {}
@@ -92,7 +94,8 @@ class Warming:
         try:
             tokens = await chat.render_prefix(prefix.persona, prefix.runtime_text, prefix.history)
             if tokens:  # a template may begin with the first message
-                await within(self._deployment.generation_timeout, chat.engine.warm(tokens))
+                warming = chat.engine.warm(tokens, self._principal.cache_salt)
+                await within(self._deployment.generation_timeout, warming)
             reusable = chat.engine.reusable(len(tokens))
         except asyncio.TimeoutError:
             self._error("generation_timeout", "The prefix was not prefilled in time.", prefix)

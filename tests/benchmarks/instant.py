@@ -45,7 +45,13 @@ class InstantEngine:
     def wake(self) -> None:
         """Do nothing: it never sleeps."""
 
-    async def generate(self, prompt: Sequence[object], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+    async def generate(
+        self,
+        prompt: Sequence[object],
+        sampling: Sampling,
+        each: Callable[[Delta], None],
+        cache_salt: str | None = None,
+    ) -> None:
         """Send one token in each step of the loop, or every `pause` seconds."""
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._streams[over] = (iter(self._deltas), each)
@@ -68,7 +74,7 @@ class InstantEngine:
                     del self._streams[over]
         self._stepping = None
 
-    async def warm(self, prompt: Sequence[object]) -> int:
+    async def warm(self, prompt: Sequence[object], cache_salt: str | None = None) -> int:
         """Do nothing: there is no cache to fill."""
         return 0
 

@@ -82,7 +82,13 @@ class ScriptedEngine:
         """Remember how many requests had come by then."""
         self.woken.append(len(self.prompts))
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        on_delta: Callable[[Delta], None],
+        cache_salt: str | None = None,
+    ) -> None:
         """Send the scripted reply, one delta a word."""
         words = Words.read(prompt)
         number = len(self.prompts)
@@ -118,7 +124,7 @@ class ScriptedEngine:
             await asyncio.sleep(self.abort_seconds)
         self.held.discard(number)
 
-    async def warm(self, prompt: Sequence[int]) -> int:
+    async def warm(self, prompt: Sequence[int], cache_salt: str | None = None) -> int:
         """Remember the prefix in `warmed`."""
         if self.gate is not None:
             await self.gate.wait()

@@ -150,7 +150,13 @@ class TrtEngine:
     def wake(self) -> None:
         """Do nothing: TensorRT-LLM's executor has no request without effect that would wake it."""
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        on_delta: Callable[[Delta], None],
+        cache_salt: str | None = None,
+    ) -> None:
         """Reply to prompt token ids, telling `on_delta` every delta.
 
         When this is left early, by cancellation or an error, TensorRT-LLM has been told to abort before control
@@ -160,7 +166,7 @@ class TrtEngine:
             EngineDeadError: the worker is gone.
             ValueError: TensorRT-LLM refuses the request, such as a prompt longer than the context.
         """
-        request = self._submit(prompt, sampling)
+        request = self._submit(prompt, sampling, cache_salt)
         try:
             while True:
                 step = await request.next_step()
@@ -170,13 +176,13 @@ class TrtEngine:
         finally:
             self._abort(request)
 
-    def _submit(self, prompt: Sequence[int], sampling: Sampling) -> TrtRequest:
+    def _submit(self, prompt: Sequence[int], sampling: Sampling, cache_salt: str | None = None) -> TrtRequest:
         from tensorrt_llm import SamplingParams
 
         llm = self._alive()
         params: SamplingParams = SamplingParams(**sampling_arguments(sampling, self._tokens()))
         try:
-            output = llm.generate_async(list(prompt), sampling_params=params, streaming=True)
+            output = llm.generate_async(list(prompt), sampling_params=params, streaming=True, cache_salt=cache_salt)
         except RuntimeError as error:
             refusal = request_error(error)
             raise refusal or EngineDeadError(f"TensorRT-LLM takes no requests any more ({_kind(error)})") from error
@@ -209,9 +215,12 @@ class TrtEngine:
             request.aborted = True
             request.output.abort()
 
-    async def warm(self, prompt: Sequence[int]) -> int:
-        """Prefill the prompt into the prefix cache; 0, because TensorRT-LLM does not tell what was cached already."""
-        await self.generate(prompt, Sampling(temperature=0.0, max_tokens=1), lambda delta: None)
+    async def warm(self, prompt: Sequence[int], cache_salt: str | None = None) -> int:
+        """Prefill the prompt into the prefix cache, for requests with the same salt.
+
+        Returns 0, because TensorRT-LLM does not tell what was cached already.
+        """
+        await self.generate(prompt, Sampling(temperature=0.0, max_tokens=1), lambda delta: None, cache_salt)
         return 0
 
     def reusable(self, tokens: int) -> int:

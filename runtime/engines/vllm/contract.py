@@ -91,6 +91,7 @@ SEAMS = (
             "vllm.sampling_params:RequestOutputKind.FINAL_ONLY",
             "vllm.inputs.engine:TokensInput.type",
             "vllm.inputs.engine:TokensInput.prompt_token_ids",
+            "vllm.inputs.engine:TokensInput.cache_salt",
             "vllm.outputs:RequestOutput.outputs",
             "vllm.outputs:RequestOutput.finished",
             "vllm.outputs:RequestOutput.num_cached_tokens",
@@ -337,9 +338,12 @@ def scoring_parameters() -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False, output_kind=kind)
 
 
-def prompt(tokens: Sequence[int]) -> dict[str, Any]:
-    """A prompt of token ids, as vLLM takes one that needs no more work."""
-    return {"type": "token", "prompt_token_ids": list(tokens)}
+def prompt(tokens: Sequence[int], cache_salt: str | None = None) -> dict[str, Any]:
+    """A prompt of token ids, as vLLM takes one that needs no more work. vLLM counts a salt into its blocks' hashes."""
+    whole: dict[str, Any] = {"type": "token", "prompt_token_ids": list(tokens)}
+    if cache_salt is not None:
+        whole["cache_salt"] = cache_salt
+    return whole
 
 
 def llm_class() -> type[AsyncLLM]:
@@ -390,7 +394,12 @@ def refused() -> type[Exception]:
 
 
 async def add(
-    llm: AsyncLLM, request_id: str, tokens: Sequence[int], params: SamplingParams, put: Callable[[Any], None]
+    llm: AsyncLLM,
+    request_id: str,
+    tokens: Sequence[int],
+    params: SamplingParams,
+    put: Callable[[Any], None],
+    cache_salt: str | None = None,
 ) -> RequestState | None:
     """Add a request whose outputs and errors vLLM's output handler itself hands to `put`.
 
@@ -400,7 +409,7 @@ async def add(
     Returns:
         What vLLM keeps of the request, as long as it has had no output.
     """
-    collector = await llm.add_request(request_id, prompt(tokens), params)
+    collector = await llm.add_request(request_id, prompt(tokens, cache_salt), params)
     early = collector.get_nowait()
     collector.put = put
     if early is not None:
@@ -412,10 +421,10 @@ async def add(
 
 
 async def outputs_of(
-    llm: AsyncLLM, request_id: str, tokens: Sequence[int], params: SamplingParams
+    llm: AsyncLLM, request_id: str, tokens: Sequence[int], params: SamplingParams, cache_salt: str | None = None
 ) -> AsyncGenerator[RequestOutput, None]:
     """A request's outputs, vLLM's own way."""
-    async for output in llm.generate(prompt(tokens), params, request_id):
+    async for output in llm.generate(prompt(tokens, cache_salt), params, request_id):
         yield output
 
 

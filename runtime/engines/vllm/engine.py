@@ -142,7 +142,13 @@ class VllmEngine:
         if self._llm is not None and (waking := contract.wake(self._llm)) is not None:
             self._keep(eager_tasks.start(waking))
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        on_delta: Callable[[Delta], None],
+        cache_salt: str | None = None,
+    ) -> None:
         """Reply to prompt token ids, telling `on_delta` every delta.
 
         When this is left early, by cancellation or an error, the abort has been handed to the engine before control
@@ -176,9 +182,9 @@ class VllmEngine:
         self._running.add(request_id)
         try:
             if seams.holds("direct tokens"):
-                forget_prompt(await contract.add(llm, request_id, prompt, params, put), prompt)
+                forget_prompt(await contract.add(llm, request_id, prompt, params, put, cache_salt), prompt)
             else:
-                async with aclosing(contract.outputs_of(llm, request_id, prompt, params)) as outputs:
+                async with aclosing(contract.outputs_of(llm, request_id, prompt, params, cache_salt)) as outputs:
                     async for output in outputs:
                         put(output)
                         if over.done():
@@ -213,10 +219,13 @@ class VllmEngine:
         except contract.dead():
             return
 
-    async def warm(self, prompt: Sequence[int]) -> int:
-        """Prefill the prompt into the prefix cache; return how many of its tokens were cached already."""
+    async def warm(self, prompt: Sequence[int], cache_salt: str | None = None) -> int:
+        """Prefill the prompt into the prefix cache, for requests with the same salt.
+
+        Returns how many of its tokens were cached already.
+        """
         deltas: list[Delta] = []
-        await self.generate(prompt, Sampling(temperature=0.0, max_tokens=1), deltas.append)
+        await self.generate(prompt, Sampling(temperature=0.0, max_tokens=1), deltas.append, cache_salt)
         return deltas[-1].cached_tokens if deltas else 0
 
     def reusable(self, tokens: int) -> int:

@@ -50,7 +50,13 @@ class TransformersEngine:
         """Drop the model."""
         self._model = None
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        on_delta: Callable[[Delta], None],
+        cache_salt: str | None = None,
+    ) -> None:
         """Generate greedily: the most probable token each time."""
         import torch
 

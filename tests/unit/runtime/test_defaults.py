@@ -126,8 +126,8 @@ def test_the_pages_other_figures_are_the_codes() -> None:
     assert f"(13 needs {defaults.MINIMUM_DRIVER})" in operations
     assert f"the driver ({defaults.MINIMUM_DRIVER} or\nnewer)" in images
     assert f"-p {defaults.PORT}:{defaults.PORT}" in images
-    kept = f"at most {session.HISTORY_MAX_CHARS} characters and {session.HISTORY_MAX_MESSAGES} messages"
-    assert kept in protocol
+    assert f"at most {session.HISTORY_MAX_BYTES} bytes (of the server's memory" in protocol
+    assert f"and {session.HISTORY_MAX_MESSAGES} messages of history" in " ".join(protocol.split())
     assert protocol.count(f"at most {MAX_PREFIX_CHARS} characters; kept") == 2
     assert f"letters, at most {MAX_STYLE_CHARS}; kept" in protocol
     assert f"a string of at most {MAX_IDENTIFIER_CHARS} characters" in protocol
@@ -168,12 +168,7 @@ def test_the_exit_codes_are_the_pages(images_stack: ModuleType) -> None:
 
 def test_classes_that_settings_fill_have_the_settings_defaults() -> None:
     given = settings()
-    assert ConnectionLimits() == ConnectionLimits(
-        (given.ws_max_messages_per_window, given.ws_message_window_seconds),
-        (given.ws_max_cancels_per_window, given.ws_cancel_window_seconds),
-        given.ws_idle_timeout_s,
-        given.ws_close_idle_code,
-    )
+    assert ConnectionLimits() == ConnectionLimits(given.ws_idle_timeout_s, given.ws_close_idle_code)
     assert given.grammar() == Grammar()
     assert given.bounds() == DEFAULT_BOUNDS
     assert given.sampling(defaults.OUTPUT_TOKENS) == Sampling()
@@ -200,7 +195,7 @@ def test_both_programs_mean_the_same_by_a_variable(name: str) -> None:
 
 def test_what_must_agree_agrees() -> None:
     assert Reference("acme/model").revision == push.BRANCH
-    assert session.HISTORY_MAX_CHARS == defaults.MESSAGE_BYTES
+    assert session.HISTORY_MAX_BYTES == defaults.MESSAGE_BYTES
     assert logs.ROTATE_BYTES == defaults.LOG_MEGABYTES << 20
     assert (METADATA_NAME, SIGNATURE_NAME, CARD_NAME, TOOL_FOLDER) == (
         "build_metadata.json", "model.sig", "README.md", "tool",

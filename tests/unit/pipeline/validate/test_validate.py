@@ -45,7 +45,9 @@ class StandIn:
     async def shutdown(self) -> None:
         self.calls.append("shutdown")
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None], cache_salt: str | None = None
+    ) -> None:
         self.calls.append("generate")
         self.prompts.append(prompt)
         self.samplings.append(sampling)

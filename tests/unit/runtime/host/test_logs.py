@@ -39,6 +39,13 @@ def lines(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "server.log").read_text().splitlines()]
 
 
+def test_what_became_secret_later_is_hidden_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(level="info", log_format="json", folder=tmp_path, secrets=[SecretStr("early-key")])
+    logs.hide([SecretStr("late-key")])
+    structlog.get_logger("x").info("seen", one="early-key", other="with late-key inside")
+    assert "-key" not in capsys.readouterr().out
+
+
 def test_events_go_to_standard_output_and_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(level="info", log_format="json", folder=tmp_path / "new", secrets=[])
     structlog.get_logger("test").info("ready", port=8000)

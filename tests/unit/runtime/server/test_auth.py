@@ -5,23 +5,102 @@ from __future__ import annotations
 import hmac
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from runtime.deployment.keys import ApiKey
 from runtime.server.auth import Keyring, origin_allowed
+from runtime.turns.principal import Principal
+
+
+def keys_of(*keys: str) -> list[ApiKey]:
+    """Keys, `name:key` for one that has a name."""
+    parts = [key.rpartition(":") for key in keys]
+    return [ApiKey(SecretStr(key), name or None) for name, _, key in parts]
 
 
 def ring_of(*keys: str) -> Keyring:
-    return Keyring([SecretStr(key) for key in keys])
+    return Keyring(keys_of(*keys))
 
 
-def test_each_key_is_a_principal_of_its_own() -> None:
+def principal_of(ring: Keyring, key: str) -> Principal:
+    credential = ring.identify({"x-api-key": key}, {})
+    assert credential is not None
+    return credential.principal
+
+
+def test_each_key_is_a_principal_of_its_own_with_a_name_that_says_nothing_of_it() -> None:
     ring = ring_of("one", "two")
-    first, second = (ring.identify({"x-api-key": key}, {}) for key in ("one", "two"))
-    assert first is not None
-    assert second is not None
-    assert first != second
-    assert "one" not in first
-    assert ring.identify({}, {"api_key": "one"}) == first
+    first, second = principal_of(ring, "one"), principal_of(ring, "two")
+    assert [first.name, second.name] == ["unnamed-1", "unnamed-2"]
+    assert first is not second
+    assert first.cache_salt
+    assert first.cache_salt != second.cache_salt
+    assert "one" not in first.cache_salt
+    assert ring.identify({}, {"api_key": "one"}) == ring.identify({"x-api-key": "one"}, {})
+
+
+def test_keys_of_one_name_are_one_principal() -> None:
+    ring = ring_of("acme:one", "acme:two", "beta:three")
+    assert principal_of(ring, "one") is principal_of(ring, "two")
+    assert [principal.name for principal in ring.principals] == ["acme", "beta"]
+
+
+def test_with_one_cache_for_all_nobody_has_a_salt() -> None:
+    assert principal_of(Keyring(keys_of("one"), separate_caches=False), "one").cache_salt is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "known"),
+    [
+        ({"authorization": "Bearer one"}, {}, True),
+        ({"authorization": "bearer   one "}, {}, True),
+        ({"authorization": "Bearer no"}, {"api_key": "one"}, False),
+        ({"authorization": "Bearer"}, {"api_key": "one"}, False),
+        ({"authorization": "Basic b25l"}, {"api_key": "one"}, True),
+        ({"authorization": "Basic one"}, {}, False),
+        ({"authorization": "one"}, {}, False),
+        ({"x-api-key": "one", "authorization": "Bearer no"}, {}, True),
+        ({"x-api-key": "no", "authorization": "Bearer one"}, {"api_key": "one"}, False),
+        ({"x-api-key": ""}, {"api_key": "one"}, False),
+    ],
+)
+def test_the_header_wins_over_bearer_and_that_over_the_query_also_when_wrong(
+    headers: dict[str, str], query: dict[str, str], known: bool
+) -> None:
+    assert (ring_of("one").identify(headers, query) is not None) is known
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["acme:1", "acme:2", "beta:3", "4", "5"]), min_size=1, unique=True), min_size=1)
+)
+def test_a_principal_stays_the_same_as_long_as_its_name_or_its_key_is_there(rings: list[list[str]]) -> None:
+    ring: Keyring | None = None
+    known: dict[str, Principal] = {}  # by name, or by key
+    salts: dict[str | None, Principal] = {}
+    for keys in rings:
+        gone = ring.replace(keys_of(*keys)) if ring is not None else ()
+        ring = ring or ring_of(*keys)
+        now = {key.partition(":")[0]: principal_of(ring, key.rpartition(":")[2]) for key in keys}
+        assert {id(one) for one in gone} == {id(one) for name, one in known.items() if name not in now}
+        assert all(now[name] is one for name, one in known.items() if name in now)
+        for principal in now.values():  # whoever comes anew never has what another had
+            assert salts.setdefault(principal.cache_salt, principal) is principal
+        known = now
+
+
+def test_a_key_that_was_taken_away_is_no_credential_any_more() -> None:
+    ring = ring_of("acme:old", "acme:new", "beta:other")
+    old, new, other = (ring.identify({"x-api-key": key}, {}) for key in ("old", "new", "other"))
+    assert old is not None
+    assert new is not None
+    assert other is not None
+    ring.replace(keys_of("acme:new", "acme:other"))
+    assert ring.identify({"x-api-key": "old"}, {}) is None
+    assert not ring.holds(old)
+    assert ring.holds(new)
+    assert not ring.holds(other)  # it is accepted, as another's
 
 
 @pytest.mark.parametrize("key", ["", "on", "one ", "onе", "\udcff"])
@@ -44,10 +123,6 @@ def test_every_key_is_compared_in_constant_time_whichever_matches(monkeypatch: p
         ring.identify({"x-api-key": key}, {})
         assert len(compared) == 3
         assert {len(side) for pair in compared for side in pair} == {32}  # digests: no key's length shows
-
-
-def test_the_header_wins_also_when_it_is_wrong() -> None:
-    assert ring_of("one").identify({"x-api-key": "no"}, {"api_key": "one"}) is None
 
 
 @pytest.mark.parametrize("keys", [[], [""], ["one", ""]])

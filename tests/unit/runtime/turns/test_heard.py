@@ -26,7 +26,13 @@ class StallingEngine(ScriptedEngine):
 
     stall: int | None = None
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[Delta], None]) -> None:
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        on_delta: Callable[[Delta], None],
+        cache_salt: str | None = None,
+    ) -> None:
         self.prompts.append(Words.read(prompt))
         for index, text in enumerate(REPLY[: self.stall]):
             last = self.stall is None and index == len(REPLY) - 1
