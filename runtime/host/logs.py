@@ -31,6 +31,7 @@ __all__ = [
     "configure",
     "flush",
     "hide",
+    "take_over",
 ]
 
 # At info uvicorn names the path with its query; at debug these quote what goes over the wire, headers included.
@@ -117,6 +118,24 @@ def flush(seconds: float = FLUSH_S) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, LogWriter):
             handler.wait(seconds)
+
+
+def take_over() -> None:
+    """Have libraries that write their logs themselves say it here, where it is redacted. Call when they are imported.
+
+    Where this log was not set up, theirs stay as they are.
+    """
+    if not any(isinstance(handler, LogWriter) for handler in logging.getLogger().handlers):
+        return
+    for logger in list(logging.root.manager.loggerDict.values()):
+        if not isinstance(logger, logging.Logger):
+            continue
+        own = [handler for handler in logger.handlers if not isinstance(handler, logging.NullHandler)]
+        for handler in own:
+            logger.removeHandler(handler)
+        if own:
+            logger.propagate = True
+            logger.setLevel(max(logger.level, min(handler.level for handler in own)))
 
 
 def catch_stray_errors() -> None:

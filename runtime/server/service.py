@@ -182,11 +182,13 @@ class Service:
             ),
             importing,
         )
+        logs.take_over()  # the engine's library has been imported, and its processes inherit what it does
         # The engine first: its processes are forked from this one, imports and all, as long as it has not used CUDA.
         chat = await self._load_chat(folder, metadata, serving.chat) if serving.chat else None
         if serving.tool is not None and metadata.tool is not None:
             beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
             await self._load_tool(folder, metadata.tool, serving.tool, here.device, beside)
+        logs.take_over()
         freeze_heap()
         log.info("loaded", mode=serving.mode, lane=metadata.lane, digest=metadata.digest[:12])
         self.open(chat, self._classifier, serving)

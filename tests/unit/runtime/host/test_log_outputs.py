@@ -389,3 +389,27 @@ def test_the_cost_for_the_loop_is_small() -> None:
         return spent / 1000
 
     assert asyncio.run(say()) < 0.001  # formatting and writing take longer
+
+
+def test_a_library_that_writes_its_log_itself_is_redacted_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    library = logging.getLogger("library_of_its_own")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    library.addHandler(handler)
+    library.propagate = False
+    logs.take_over()
+    assert library.handlers == [handler]  # where our log was not set up, theirs stay
+    logs.configure(level="info", log_format="json", folder=tmp_path, secrets=[SecretStr("hunter2")])
+    logs.take_over()
+    library.info("too little")
+    try:
+        raise ValueError("zebra")
+    except ValueError:
+        library.exception("key %s", "hunter2")
+    out, err = capfd.readouterr()
+    assert "too little" not in out
+    assert json.loads(out)["event"] == "key [hidden]"
+    assert "zebra" not in out
+    assert err == ""

@@ -80,3 +80,26 @@ def test_a_signal_at_any_time_from_the_start_on_exits_0(tmp_path: Path, delay: f
         finally:
             process.kill()
     assert process.returncode == 0, err
+
+
+PREFLIGHT = """#!/bin/sh
+case "$*" in
+*preflight*) kill -s TERM "$PPID"; sleep 30 ;;
+*) exit 9 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("program", "expected"), [("runtime", 0), ("pipeline", 143)])
+def test_a_signal_during_the_preflight_of_an_image_ends_it(tmp_path: Path, program: str, expected: int) -> None:
+    python = tmp_path / "python"
+    python.write_text(PREFLIGHT)
+    python.chmod(0o755)
+    entrypoint = Path(__file__).resolve().parents[4] / "images" / "entrypoint.sh"
+    result = subprocess.run(
+        ["sh", str(entrypoint), "run"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "YAP_LANE": "cpu", "YAP_PROGRAM": program},
+        timeout=20,
+        check=False,
+    )
+    assert result.returncode == expected
