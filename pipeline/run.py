@@ -80,7 +80,7 @@ class GateError(Exception):
     @property
     def classifier_alone(self) -> bool:
         """Whether nothing else failed, so that another method would not help."""
-        return all(gate.name == TOOL_ACCURACY.name for gate in self.gates)
+        return all(gate.name.partition(":")[0] == TOOL_ACCURACY.name for gate in self.gates)
 
 
 class Run:

@@ -45,6 +45,20 @@ def gates_of(figures: Figures, thresholds: Thresholds) -> tuple[Gate, ...]:
     return tuple(gates)
 
 
+def gates_by_part(spec: GateSpec, figures: Mapping[str, float], thresholds: Thresholds) -> tuple[Gate, ...]:
+    """Make a gate for each part of what a figure was taken of, such as each tool; all are held to its bound.
+
+    >>> [gate.name for gate in gates_by_part(SPECS[-1], {"take_screenshot": 0.9}, {})]
+    ['tool_accuracy:take_screenshot']
+    """
+    bound = thresholds.get(spec)
+    relation = spec.relation if bound is not None else None
+    return tuple(
+        Gate(name=f"{spec.name}:{part}", value=value, relation=relation, threshold=bound, unit=spec.unit)
+        for part, value in figures.items()
+    )
+
+
 def missing_figures(figures: Figures, candidate: Candidate) -> list[str]:
     """Return the names of the figures that a candidate must have, and that were not measured."""
     return [spec.name for spec in SPECS if spec.applies_to(candidate) and spec not in figures]

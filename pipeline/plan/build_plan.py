@@ -14,7 +14,7 @@ from pipeline.lanes.gates import Thresholds
 from pipeline.plan.estimate import Estimate
 from pipeline.source import SourceFacts
 from pipeline.source.prequantized import Prequantized
-from runtime.artifact import Limits, Moe
+from runtime.artifact import Limits, Moe, ToolLabel
 
 SEED = 20251122
 
@@ -33,6 +33,7 @@ class BuildRequest:
         allow_emulated: whether slow emulated arithmetic may be used.
         thresholds: bounds that replace the defaults.
         positive_label: the classifier's label that means yes, by name or index; none reads it from the labels' names.
+        tool_labels: the table of several tools, a `LABEL=TOOL[@THRESHOLD]` each; empty for what the names say.
     """
 
     chat: str | None = None
@@ -44,6 +45,7 @@ class BuildRequest:
     allow_emulated: bool = False
     thresholds: Thresholds = field(default_factory=dict)
     positive_label: str | None = None
+    tool_labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +142,14 @@ class ToolPlan:
     Attributes:
         source: where it comes from.
         max_tokens: its window.
-        positive_label: index of the label that means yes.
+        positive_label: index of the label that means yes; none where only `tools` says it.
+        tools: the label table of a classifier with several tools; empty for one.
     """
 
     source: SourceFacts
     max_tokens: int
-    positive_label: int
+    positive_label: int | None
+    tools: tuple[ToolLabel, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,14 @@ PositiveLabel = Annotated[
     str | None,
     typer.Option(help="The classifier's label that means yes, by name or index; needed where the names do not say it."),
 ]
+ToolLabels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tool-label",
+        metavar="LABEL=TOOL[@THRESHOLD]",
+        help="A label of the classifier, by name or index, and the tool that it asks for; once for each tool.",
+    ),
+]
 Emulated = Annotated[bool, typer.Option("--allow-emulated", help="Allow FP8 on a CPU, ten times slower.")]
 Force = Annotated[bool, typer.Option("--force", help="Do every stage again; FORCE_REBUILD=true does the same.")]
 Fallback = Annotated[list[str] | None, typer.Option(help="Method to try when the gates fail; may be repeated.")]
@@ -96,6 +104,11 @@ class ToolOptions:
 
     tool_only: ToolOnly = False
     positive_label: PositiveLabel = None
+    tool_labels: ToolLabels = None
+
+    def within(self, request: BuildRequest) -> BuildRequest:
+        """Return a request with what is said of the labels."""
+        return replace(request, positive_label=self.positive_label, tool_labels=tuple(self.tool_labels or ()))
 
 
 # An option for each gate's bound, as the table of gates has them.
@@ -131,11 +144,10 @@ class PlanOptions:
             WrongRequestError: too few or too many words.
         """
         return replace(
-            self.lane.request(tool_only=self.tool.tool_only),
+            self.tool.within(self.lane.request(tool_only=self.tool.tool_only)),
             out=self.out,
             fallback=tuple(self.fallback or ()),
             allow_emulated=self.allow_emulated,
-            positive_label=self.tool.positive_label,
         )
 
 
@@ -194,8 +206,8 @@ class BuildOptions:
         Raises:
             WrongRequestError: too few or too many words.
         """
-        asked = self.lane.request(tool_only=self.tool.tool_only)
-        return replace(asked, out=self.out, allow_emulated=self.allow_emulated, positive_label=self.tool.positive_label)
+        asked = self.tool.within(self.lane.request(tool_only=self.tool.tool_only))
+        return replace(asked, out=self.out, allow_emulated=self.allow_emulated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,7 @@ def make_plan(
     chat_planner = CHAT_PLANNERS.get(type(lane) if lane else Lane, ChatPlanner)
     planner = chat_planner(request, settings, hardware.machine, disk, lane, hardware.quantizer is not None, diagnostics)
     chat_plan = planner.plan(chat) if chat else None
-    tool_plan = plan_tool(tool, request.positive_label, diagnostics)
+    tool_plan = plan_tool(tool, request, diagnostics)
     out = _out(request, chat_plan, chat or tool, lane, disk, diagnostics)
     _fallbacks(request, chat_plan, hardware, lane, diagnostics)
     thresholds = _thresholds(request, chat_plan, tool_plan, lane, diagnostics)

@@ -1,27 +1,43 @@
-"""Plans the classifier: its window, and the label that means yes."""
+"""Plans the classifier: its window, and the label that means yes, or the table of its tools."""
 
 from __future__ import annotations
 
-from pipeline.plan import ToolPlan
+import re
+from collections.abc import Sequence
+
+from pipeline.plan import BuildRequest, ToolPlan
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.source import SourceFacts
-from pipeline.source.tool_labels import LabelsError, labels_of, named_label, positive_label, told
-from runtime.deployment.classifier import window_of
+from pipeline.source.tool_labels import (
+    LabelsError,
+    Meaning,
+    is_unnamed,
+    labels_of,
+    meaning_of,
+    named_label,
+    positive_label,
+    told,
+)
+from runtime.artifact import SCREENSHOT_TOOL, ToolLabel
+from runtime.deployment.classifier import is_multi_label, window_of
 
 POSITIVE_OPTION = "--positive-label"
+TABLE_OPTION = "--tool-label"
+TOOL_NAME = re.compile(r"[\w.:-]{1,64}")
 
 
-def plan_tool(facts: SourceFacts | None, asked: str | None, diagnostics: Diagnostics) -> ToolPlan | None:
+def plan_tool(facts: SourceFacts | None, request: BuildRequest, diagnostics: Diagnostics) -> ToolPlan | None:
     """Plan the classifier; none where there is none, or its facts could not be read.
 
     Args:
         facts: the classifier's; none for an artifact that only chats.
-        asked: the label that means yes, by name or index; none takes the one whose name says so.
+        request: says which label means yes or asks for which tool; else the labels' names do.
         diagnostics: takes what was decided, and what is wrong.
     """
     if facts is None:
-        if asked is not None:
-            diagnostics.problem(POSITIVE_OPTION, "a classifier", "none", "name one, such as `embedded`")
+        for option, given in ((POSITIVE_OPTION, request.positive_label), (TABLE_OPTION, request.tool_labels)):
+            if given:
+                diagnostics.problem(option, "a classifier", "none", "name one, such as `embedded`")
         return None
     if facts.problems:
         return None
@@ -33,38 +49,111 @@ def plan_tool(facts: SourceFacts | None, asked: str | None, diagnostics: Diagnos
         diagnostics.problem("TOOL_MODEL", "a classifier in float", "a quantized one", "name the float classifier")
     if facts.config.get("problem_type") == "regression":
         diagnostics.problem("TOOL_MODEL", "a classifier", "a regression (problem_type)", "name a classifier")
+    positive: int | None = 0
+    tools: tuple[ToolLabel, ...] = ()
     # The labels of what is no classifier to be served say nothing.
-    positive = _positive(facts, asked, diagnostics) if len(diagnostics.problems) == before else None
+    if len(diagnostics.problems) == before:
+        positive, tools = _labels(facts, request, diagnostics)
     window = window_of(facts.config)
     diagnostics.decide("classifier", facts.architecture or facts.name, f"kept in float; window of {window} tokens")
-    # Where it is not certain that was told, and the plan ends; its size is still counted.
-    return ToolPlan(facts, window, positive or 0)
+    return ToolPlan(facts, window, positive, tools)
 
 
-def _positive(facts: SourceFacts, asked: str | None, diagnostics: Diagnostics) -> int | None:
-    """Return the index of the label that means yes; none where it is not certain, which is told."""
+def _labels(
+    facts: SourceFacts, request: BuildRequest, diagnostics: Diagnostics
+) -> tuple[int | None, tuple[ToolLabel, ...]]:
+    """Return the label that means yes, and the table of several tools; what is not certain is told."""
+    asked, table, independent = request.positive_label, request.tool_labels, is_multi_label(facts.config)
     try:
         labels = labels_of(facts.config)
     except LabelsError as error:
         expected = "labels numbered from 0, one table of them"
         diagnostics.problem("TOOL_MODEL", expected, str(error), "correct id2label in its config.json")
-        return None
-    if len(labels) > 2:
-        diagnostics.problem(
-            "TOOL_MODEL", "two labels (no, yes)", f"{len(labels)}", "train the classifier on two labels"
-        )
-        return None
+        return 0, ()
+    if asked is not None and table:
+        diagnostics.problem(TABLE_OPTION, f"one of {TABLE_OPTION} and {POSITIVE_OPTION}", "both", "keep one")
+        return 0, ()
     try:
-        positive = positive_label(labels) if asked is None else named_label(labels, asked)
+        if asked is not None:
+            return _one(labels, named_label(labels, asked), POSITIVE_OPTION, diagnostics), ()
+        tools = _table(labels, table) if table else ()
     except LabelsError as error:
-        diagnostics.problem(POSITIVE_OPTION, "a label's name or index", str(error), "name one of them")
-        return None
+        option = TABLE_OPTION if table else POSITIVE_OPTION
+        diagnostics.problem(option, "a label's name or index", str(error), "name one of them")
+        return 0, ()
+    plain = independent and not {Meaning.NO, Meaning.UNCLEAR} & {meaning_of(label) for label in labels}
+    if not tools and (len(labels) > 2 or (plain and len(labels) > 1)):
+        tools = _named_tools(labels, independent=independent)
+        if not tools:
+            expected = "two labels, of which one says yes, or labels that name tools" + (
+                "" if independent else " and one that means none of them, such as `none`"
+            )
+            diagnostics.problem(
+                "TOOL_MODEL", expected, told(labels), f"say which label is which tool with {TABLE_OPTION}"
+            )
+            return 0, ()
+    if tools:
+        return _several(labels, tools, independent, TABLE_OPTION if table else "as the labels are named", diagnostics)
+    positive = positive_label(labels)
     if positive is None:
         expected = "two labels, of which one plainly says yes to a look at the screen"
         diagnostics.problem("TOOL_MODEL", expected, told(labels), f"say which it is with {POSITIVE_OPTION}")
-        return None
-    others = [label for index, label in enumerate(labels) if index != positive]
-    reason = POSITIVE_OPTION if asked is not None else "the one label that says yes"
-    against = f"; against {others[0]!r}" if others else "; a probability of its own"
+        return 0, ()
+    return _one(labels, positive, "the one label that says yes", diagnostics), ()
+
+
+def _one(labels: Sequence[str], positive: int, reason: str, diagnostics: Diagnostics) -> int:
+    others = [repr(label) for index, label in enumerate(labels) if index != positive]
+    against = f"; against {', '.join(others)}" if others else "; a probability of its own"
     diagnostics.decide("positive label", f"{labels[positive]!r} (index {positive})", reason + against)
     return positive
+
+
+def _several(
+    labels: Sequence[str], tools: tuple[ToolLabel, ...], independent: bool, reason: str, diagnostics: Diagnostics
+) -> tuple[int | None, tuple[ToolLabel, ...]]:
+    shown = ", ".join(f"{tool.name} ({labels[tool.label]!r}, index {tool.label})" for tool in tools)
+    kind = "each has a probability of its own" if independent else "one of them at a time"
+    diagnostics.decide("tools", shown, f"{reason}; {kind}")
+    # A runtime that knows no tables may serve the screenshot alone, by the probability that it would compute too.
+    look = next((tool.label for tool in tools if tool.name == SCREENSHOT_TOOL), None)
+    return None if independent else look, tools
+
+
+def _named_tools(labels: Sequence[str], *, independent: bool) -> tuple[ToolLabel, ...]:
+    """Return the tools that the labels name; none where that is not plain.
+
+    A label that says no is the answer that asks for no tool. Where labels exclude each other there must be one: without
+    it every utterance would ask for some tool.
+    """
+    meanings = [meaning_of(label) for label in labels]
+    look = positive_label(labels)
+    names = {
+        index: SCREENSHOT_TOOL if index == look else re.sub(r"\s+", "_", label.strip())
+        for index, label in enumerate(labels)
+        if meanings[index] is not Meaning.NO
+    }
+    unclear = Meaning.UNCLEAR in meanings or meanings.count(Meaning.YES) > 1 or any(map(is_unnamed, labels))
+    wrong = len(set(names.values())) < len(names) or not all(map(TOOL_NAME.fullmatch, names.values()))
+    if unclear or wrong or (not independent and len(names) == len(labels)):
+        return ()
+    return tuple(ToolLabel(label=index, name=name) for index, name in names.items())
+
+
+def _table(labels: Sequence[str], rows: Sequence[str]) -> tuple[ToolLabel, ...]:
+    """Return the table that a user wrote.
+
+    Raises:
+        LabelsError: a row is none, or two rows speak of one label or one tool.
+    """
+    tools = []
+    for row in rows:
+        match = re.fullmatch(r"(?P<label>.+)=(?P<tool>[\w.:-]{1,64})(@(?P<threshold>0(\.\d+)?|1(\.0+)?|\.\d+))?", row)
+        if match is None:
+            raise LabelsError(f"{row!r}, which is no LABEL=TOOL or LABEL=TOOL@THRESHOLD")
+        threshold = float(match["threshold"]) if match["threshold"] else None
+        tools.append(ToolLabel(label=named_label(labels, match["label"]), name=match["tool"], threshold=threshold))
+    for values in ([tool.label for tool in tools], [tool.name for tool in tools]):
+        if len(set(values)) < len(values):
+            raise LabelsError(f"one of {values} twice")
+    return tuple(tools)

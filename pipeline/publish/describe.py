@@ -29,6 +29,7 @@ def tool_model(plan: ToolPlan, content: str, evaluation: Mapping[str, Any]) -> T
         source=source(plan.source, content),
         max_tokens=plan.max_tokens,
         positive_label=plan.positive_label,
+        tools=plan.tools,
         threshold=evaluation.get("threshold"),
         accuracy=evaluation.get("accuracy"),
     )

@@ -109,7 +109,8 @@ def _origin(metadata: BuildMetadata) -> str:
         rows += _chat_rows(chat)
     if tool := metadata.tool:
         accuracy = f"; {tool.accuracy:.1%} right on held-out utterances" if tool.accuracy is not None else ""
-        rows.append(("classifier", f"{_name(tool.source)}, window of {tool.max_tokens} tokens{accuracy}"))
+        tools = f"; tools {', '.join(f'`{entry.name}`' for entry in tool.tools)}" if tool.tools else ""
+        rows.append(("classifier", f"{_name(tool.source)}, window of {tool.max_tokens} tokens{accuracy}{tools}"))
     rows.append(("made", f"{metadata.created_at} on {_machine(metadata.platform)}"))
     if metadata.stages:
         rows.append(("time", duration(sum(stage.seconds for stage in metadata.stages))))

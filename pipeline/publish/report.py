@@ -171,7 +171,8 @@ def _chat_facts(chat: ChatModel) -> Iterable[tuple[str, str]]:
 
 def _tool_fact(tool: ToolModel) -> str:
     accuracy = f", {tool.accuracy:.1%} right on held-out utterances" if tool.accuracy is not None else ""
-    return f"{_source_name(tool.source)}, window {tool.max_tokens} tokens{accuracy}"
+    tools = f", tools {', '.join(entry.name for entry in tool.tools)}" if tool.tools else ""
+    return f"{_source_name(tool.source)}, window {tool.max_tokens} tokens{accuracy}{tools}"
 
 
 def _source_name(source: Source) -> str:

@@ -82,6 +82,15 @@ def meaning_of(label: str) -> Meaning:
     return Meaning.YES if affirmative else Meaning.OTHER
 
 
+def is_unnamed(label: str) -> bool:
+    """Whether a label is only a number, as transformers names those that nobody named.
+
+    >>> is_unnamed("LABEL_1"), is_unnamed("2"), is_unnamed("play_music")
+    (True, True, False)
+    """
+    return re.fullmatch(r"(label[\W_]*)?\d+", label.strip(), re.IGNORECASE) is not None
+
+
 def positive_label(labels: Sequence[str]) -> int | None:
     """Return the index of the one label that says yes; none where there is none, or more than one could."""
     meanings = [meaning_of(label) for label in labels]

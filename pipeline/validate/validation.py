@@ -7,7 +7,7 @@ file, `validate` takes that file. An engine starts once an artifact; all measure
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import cycle, islice
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.embedded.texts import WINDOW_TOKENS, KnownPrompt, heldout_texts, known_prompts
 from pipeline.lanes import LANES, gate_specs, lane_of_artifact
 from pipeline.lanes.gate_specs import Candidate, GateSpec
-from pipeline.lanes.gates import Figures, Thresholds, gates_of, missing_figures
+from pipeline.lanes.gates import Figures, Thresholds, gates_by_part, gates_of, missing_figures
 from pipeline.progress import Progress
 from pipeline.source import EMBEDDED
 from pipeline.stages.stage import StageError
 from pipeline.validate import scores, speed
 from pipeline.validate.scores import Scores
-from pipeline.validate.tool_accuracy import tool_accuracy
+from pipeline.validate.tool_accuracy import accuracy_by_tool, tool_accuracy
 from runtime import engines
 from runtime.artifact import BuildMetadata, Validation, hashes
 from runtime.defaults import first_set
@@ -95,16 +95,22 @@ def validate(
     progress.step("verifying the files")
     hashes.verify_files(folder, metadata)
     figures = {gate_specs.FILES: float(len(metadata.files))}
+    by_tool: Mapping[str, float] = {}
     if metadata.chat is not None:
         reference_scores = Scores.read(reference) if reference is not None else None
         figures |= _measure_chat(folder, metadata, reference_scores, thinking, progress)
     if (tool := metadata.tool) is not None:
-        figures[gate_specs.TOOL_ACCURACY] = tool_accuracy(folder, tool, LANES[metadata.lane].device, progress)
+        device = LANES[metadata.lane].device
+        if tool.tools:
+            by_tool = accuracy_by_tool(folder, tool, device, progress)
+            figures[gate_specs.TOOL_ACCURACY] = min(by_tool.values())
+        else:
+            figures[gate_specs.TOOL_ACCURACY] = tool_accuracy(folder, tool, device, progress)
     if missing := missing_figures(figures, candidate_of(metadata, compared=reference is not None)):
         # A gate without a figure would pass as if there were none.
         raise StageError("validate", f"expected a figure for each gate, found none for {', '.join(missing)}", folder)
     return Validation(
-        gates=gates_of(figures, thresholds),
+        gates=(*gates_of(figures, thresholds), *gates_by_part(gate_specs.TOOL_ACCURACY, by_tool, thresholds)),
         validated_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         digest=metadata.digest,
     )

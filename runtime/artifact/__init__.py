@@ -7,6 +7,7 @@ May import `host`.
 from runtime.artifact.metadata import (
     CARD_NAME,
     METADATA_NAME,
+    SCREENSHOT_TOOL,
     SIGNATURE_NAME,
     TOOL_FOLDER,
     ArtifactError,
@@ -22,6 +23,7 @@ from runtime.artifact.metadata import (
     Quantization,
     Source,
     StageRecord,
+    ToolLabel,
     ToolModel,
     Validation,
     encode,
@@ -33,6 +35,7 @@ from runtime.artifact.metadata import (
 __all__ = [
     "CARD_NAME",
     "METADATA_NAME",
+    "SCREENSHOT_TOOL",
     "SIGNATURE_NAME",
     "TOOL_FOLDER",
     "ArtifactError",
@@ -48,6 +51,7 @@ __all__ = [
     "Quantization",
     "Source",
     "StageRecord",
+    "ToolLabel",
     "ToolModel",
     "Validation",
     "encode",

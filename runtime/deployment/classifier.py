@@ -1,4 +1,4 @@
-"""The tool classifier: a model that says whether an utterance asks for a look at the screen.
+"""The tool classifier: a model that says whether an utterance asks for a look at the screen, or for other tools.
 
 Any `AutoModelForSequenceClassification` folder serves, always in float: float16 on a GPU, float32 on a CPU. Tokenizing
 and classifying happen in one worker thread. It takes whatever waits as a batch and never waits for more, so a lone
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.artifact import SCREENSHOT_TOOL
 from runtime.defaults import TOOL_WINDOW
 from runtime.deployment.classifier_facts import ordinary_token, padding_of, positions_of
 from runtime.text.text_tokens import LIKELY_CHARACTERS_PER_TOKEN
@@ -54,11 +55,45 @@ FIXED_PADDING = frozenset({"mpnet"})
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that a classifier can ask for.
+
+    Attributes:
+        name: as the client knows it.
+        label: index of its logit.
+        threshold: probability from which it is asked for.
+    """
+
+    name: str
+    label: int
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class ToolProbability:
+    """A tool that is asked for, and the probability that it was decided on."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether to take a screenshot, and the probability that it was decided on."""
+    """Whether to take a screenshot, and the probability that it was decided on.
+
+    Attributes:
+        take_screenshot: whether that tool is asked for.
+        probability: of it, or of the likeliest tool where it is none of the classifier's.
+        calls: every tool that is asked for, most probable first; empty where the classifier has one alone.
+    """
 
     take_screenshot: bool
     probability: float
+    calls: tuple[ToolProbability, ...] = ()
+
+
+# The probability of each tool.
+Row = tuple[float, ...]
 
 
 class ToolClosedError(RuntimeError):
@@ -68,7 +103,7 @@ class ToolClosedError(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class _PendingDecision:
     utterances: tuple[str, ...]
-    answer: asyncio.Future[float]
+    answer: asyncio.Future[Row]
 
 
 def format_utterances(utterances: Sequence[str]) -> str:
@@ -98,6 +133,11 @@ def window_of(config: Mapping[str, object]) -> int:
     return _trained(config, window)
 
 
+def is_multi_label(config: Mapping[str, object]) -> bool:
+    """Whether the labels do not exclude each other, by a classifier's `config.json`."""
+    return config.get("problem_type") == "multi_label_classification"
+
+
 def _trained(config: Mapping[str, object], window: int) -> int:
     trained = config.get("trained_window")
     return min(window, trained) if isinstance(trained, int) and trained > 0 else window
@@ -110,7 +150,10 @@ class ToolClassifier:
         folder: an `AutoModelForSequenceClassification` checkpoint with a fast tokenizer.
         threshold: probability from which the decision is yes, 0 to 1.
         max_tokens: window in tokens, the model's own special tokens included; clamped to the model's own window.
-        positive_label: index of the logit that means yes. A model with one logit answers by its sigmoid.
+        positive_label: index of the logit that means yes. A model with one logit answers by its sigmoid, as one does
+            whose labels do not exclude each other (`problem_type`).
+        tools: those of a classifier with several, each with a label and a threshold of its own; then `threshold` and
+            `positive_label` do not count.
         device: `cpu` or a CUDA device.
         gpu_fraction: part of the GPU's memory that this process may use for it; none leaves it unlimited.
         cpu_threads: most threads of a forward pass on a CPU.
@@ -123,14 +166,15 @@ class ToolClassifier:
         threshold: float,
         max_tokens: int,
         positive_label: int = 1,
+        tools: Sequence[Tool] = (),
         device: str = "cpu",
         gpu_fraction: float | None = None,
         cpu_threads: int = ALONE_THREADS,
     ) -> None:
         self._folder = folder
-        self._threshold = threshold
         self._max_tokens = max_tokens
-        self._positive_label = positive_label
+        self._several = bool(tools)  # decisions then name every tool that is asked for
+        self._tools = tuple(tools) or (Tool(SCREENSHOT_TOOL, positive_label, threshold),)
         self._device = device
         self._gpu_fraction = gpu_fraction
         self._cpu_threads = cpu_threads
@@ -155,7 +199,7 @@ class ToolClassifier:
         model = _Model(
             self._folder,
             self._max_tokens,
-            self._positive_label,
+            tuple(tool.label for tool in self._tools),
             self._device,
             self._gpu_fraction,
             self._cpu_threads,
@@ -173,10 +217,18 @@ class ToolClassifier:
         """
         if self._worker is None:
             raise ToolClosedError("the classifier is not running")
-        answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         self._queue.put(_PendingDecision((*history, utterance), answer))
-        probability = await answer
-        return Decision(probability >= self._threshold, probability)
+        return self._decision(await answer)
+
+    def _decision(self, row: Row) -> Decision:
+        asked = list(zip(self._tools, row, strict=True))
+        look = next((likely for tool, likely in asked if tool.name == SCREENSHOT_TOOL), max(row))
+        passed = [ToolProbability(tool.name, likely) for tool, likely in asked if likely >= tool.threshold]
+        wanted = any(call.name == SCREENSHOT_TOOL for call in passed)
+        if not self._several:
+            return Decision(wanted, look)
+        return Decision(wanted, look, tuple(sorted(passed, key=lambda call: -call.probability)))
 
     async def shutdown(self) -> None:
         """Stop the worker and fail what still waits; safe to call twice."""
@@ -197,13 +249,13 @@ class ToolClassifier:
                 return
             pending = [entry for entry in pending if not entry.answer.cancelled()]
             try:
-                outcome: list[float] | Exception = _probabilities(model, [entry.utterances for entry in pending])
+                outcome: list[Row] | Exception = _probabilities(model, [entry.utterances for entry in pending])
             except BaseException as error:  # noqa: BLE001 - it belongs to those who wait; the thread goes on
                 outcome = error if isinstance(error, Exception) else RuntimeError(f"it raised {type(error).__name__}")
             self._resolve(pending, outcome)
 
     @staticmethod
-    def _resolve(pending: list[_PendingDecision], outcome: list[float] | Exception) -> None:
+    def _resolve(pending: list[_PendingDecision], outcome: list[Row] | Exception) -> None:
         for index, entry in enumerate(pending):
             loop = entry.answer.get_loop()
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
@@ -212,14 +264,14 @@ class ToolClassifier:
                 )
 
 
-def _probabilities(model: _Model, conversations: Sequence[tuple[str, ...]]) -> list[float]:
+def _probabilities(model: _Model, conversations: Sequence[tuple[str, ...]]) -> list[Row]:
     found = model.probabilities(conversations)
     if len(found) != len(conversations):
         raise ValueError(f"expected {len(conversations)} probabilities, found {len(found)}")
     return found
 
 
-def _set_outcome(future: asyncio.Future[float], outcome: float | Exception) -> None:
+def _set_outcome(future: asyncio.Future[Row], outcome: Row | Exception) -> None:
     if future.done():
         return  # cancelled while the worker was at it
     if isinstance(outcome, Exception):
@@ -235,7 +287,8 @@ class _Model:
         folder: where it came from.
         model: the network, in float.
         device: where it lies.
-        label: index of the logit that means yes.
+        labels: indices of the logits that are asked for.
+        independent: each label has a probability of its own.
         pad: token id that fills a batch.
         global_attention: the model wants one token that attends to all others, which is the first.
         window: tokens that it reads at most.
@@ -246,7 +299,7 @@ class _Model:
         self,
         folder: Path,
         max_tokens: int,
-        positive_label: int,
+        labels: tuple[int, ...],
         device: str,
         gpu_fraction: float | None,
         cpu_threads: int,
@@ -266,13 +319,17 @@ class _Model:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float16 if on_gpu else torch.float32, local_files_only=True
         )
-        labels = model.config.num_labels
-        if labels > 1 and positive_label >= labels:
-            raise ValueError(f"{folder}: expected a label below {labels}, found positive_label {positive_label}")
+        count = model.config.num_labels
+        if count > 1 and max(labels) >= count:
+            what = "tools with labels" if len(labels) > 1 else "positive_label"
+            raise ValueError(f"{folder}: expected a label below {count}, found {what} {', '.join(map(str, labels))}")
+        if count == 1 and len(labels) > 1:
+            raise ValueError(f"{folder}: expected a label for each of {len(labels)} tools, found one")
         self._folder = folder
         self._model = model.to(device).eval()
         self._device = device
-        self._label = positive_label
+        self._labels = [0] if count == 1 else list(labels)
+        self._independent = count == 1 or is_multi_label(model.config.to_dict())
         self._pad = padding_of(self._model, tokenizer)
         self._global_attention = model.config.model_type == "longformer"
         config = model.config.to_dict()
@@ -295,8 +352,8 @@ class _Model:
         mixed = [("hello",), ("hello", "look at this"), self._longest(min(self._window, BATCH_TOKENS // 4))]
         alone = [self.probabilities([conversation])[0] for conversation in mixed]
         together = self.probabilities(mixed)
-        apart = max(abs(one - other) for one, other in zip(alone, together, strict=True))
-        if not apart <= SAME_ANSWER:  # NaN is in no range
+        pairs = [pair for rows in zip(alone, together, strict=True) for pair in zip(*rows, strict=True)]
+        if not all(abs(one - other) <= SAME_ANSWER for one, other in pairs):  # NaN is in no range
             raise ValueError(
                 f"{self._folder}: expected the same answers alone and in a batch, found {alone} and {together}; its "
                 "padding does not work, see pad_token_id in its config.json and tokenizer_config.json"
@@ -307,13 +364,13 @@ class _Model:
         """Words that are at least so many tokens."""
         return (" ".join(["hello"] * tokens),)
 
-    def probabilities(self, conversations: Sequence[tuple[str, ...]]) -> list[float]:
-        """Probability of yes for each conversation, in order."""
+    def probabilities(self, conversations: Sequence[tuple[str, ...]]) -> list[Row]:
+        """Probability of each label that is asked for, for each conversation, in order."""
         encoded = [self._encode(utterances) for utterances in conversations]
-        found = [0.0] * len(encoded)
+        found: list[Row] = [()] * len(encoded)
         for batch in _batches([len(ids) for ids in encoded]):
-            for index, probability in zip(batch, self._forward([encoded[i] for i in batch]), strict=True):
-                found[index] = probability
+            for index, row in zip(batch, self._forward([encoded[i] for i in batch]), strict=True):
+                found[index] = row
         return found
 
     def _encode(self, utterances: tuple[str, ...]) -> list[int]:
@@ -332,7 +389,7 @@ class _Model:
                 return ids
             characters *= 2
 
-    def _forward(self, batch: list[list[int]]) -> list[float]:
+    def _forward(self, batch: list[list[int]]) -> list[Row]:
         import torch
 
         width = max(len(ids) for ids in batch)
@@ -344,9 +401,8 @@ class _Model:
             inputs["global_attention_mask"][:, 0] = 1
         with torch.inference_mode():
             logits = self._model(**inputs).logits.float()
-            yes = logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(-1)[:, self._label]
-        found: list[float] = yes.tolist()
-        return found
+            likely = logits.sigmoid() if self._independent else logits.softmax(-1)
+        return [tuple(row) for row in likely[:, self._labels].tolist()]
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runtime import defaults
-from runtime.artifact import BuildMetadata, Limits
+from runtime.artifact import BuildMetadata, Limits, ToolModel
 from runtime.artifact.lanes import ServedLane, lane_of
 from runtime.defaults import first_set
+from runtime.deployment.classifier import Tool
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.engines import EngineOptions
 from runtime.text.prompt import Budgets
@@ -48,11 +49,13 @@ class ToolServing:
         threshold: probability from which the decision is yes.
         max_tokens: what it reads at most.
         gpu_fraction: part of the GPU's memory.
+        tools: those of a classifier with several, each with its threshold; empty for one.
     """
 
     threshold: float
     max_tokens: int
     gpu_fraction: float
+    tools: tuple[Tool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +103,24 @@ def plan(settings: RuntimeSettings, metadata: BuildMetadata) -> ServingPlan:
                 settings.tool_gpu_frac,
                 default=defaults.GPU_TOOL_BESIDE_CHAT if mode == "both" else defaults.GPU_ALONE,
             ),
+            tools=tools_of(metadata.tool, settings.tool_decision_threshold),
         )
     if chat is not None and tool is not None and (total := chat.options.gpu_fraction + tool.gpu_fraction) > 1:
         problems.append(f"CHAT_GPU_FRAC + TOOL_GPU_FRAC: expected at most 1, found {total:g}")
     if problems:
         raise SettingsError(problems)
     return ServingPlan(mode, chat, tool, _batch_size(settings, lane))
+
+
+def tools_of(tool: ToolModel, threshold: float | None = None) -> tuple[Tool, ...]:
+    """The tools of a classifier with several, as it is asked about them; empty for one.
+
+    Args:
+        threshold: the operator's, which replaces each tool's own.
+    """
+    return tuple(
+        Tool(entry.name, entry.label, first_set(threshold, default=tool.threshold_of(entry))) for entry in tool.tools
+    )
 
 
 def _mode(settings: RuntimeSettings, metadata: BuildMetadata, problems: list[str]) -> Mode:

@@ -13,13 +13,15 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import structlog
 
+from runtime.artifact import SCREENSHOT_TOOL
+from runtime.deployment.classifier import Decision
 from runtime.deployment.models import Chat, Classifier, Deployment
 from runtime.engines import Delta, EngineDeadError, Sampling
 from runtime.host import eager_tasks
@@ -36,7 +38,11 @@ log = structlog.get_logger(__name__)
 # One gap in so many is measured: enough for a histogram, and little beside the cost of a token.
 GAP_SAMPLE = 8
 
-_YES = [{"name": "take_screenshot"}]
+# What `toolcall` says of each tool that is asked for.
+ToolCalls = Sequence[dict[str, str | float]]
+
+# The calls of a classifier that has one tool alone.
+_YES: tuple[dict[str, str | float], ...] = ({"name": SCREENSHOT_TOOL},)
 
 
 class Stop(enum.Enum):
@@ -194,7 +200,7 @@ class Turn:
             await self._stream_reply(chat, request, request.utterance if request.decide else request.prefixed())
 
     async def _decide_and_generate(self, chat: Chat, classifier: Classifier, request: TurnRequest) -> None:
-        """Prefill for the likelier answer, no, while the classifier thinks; a yes starts again behind the prefix."""
+        """Prefill for the likelier answer, no, while the classifier thinks; a look starts again behind the prefix."""
         decision = asyncio.ensure_future(self._decide(classifier, request, alone=False))
         reply: asyncio.Future[None] | None = None
         try:
@@ -212,9 +218,9 @@ class Turn:
             await asyncio.wait((decision, reply), return_when=asyncio.FIRST_COMPLETED)
             if not decision.done():
                 await reply
-            yes = await decision
-            self._send_decision(yes)
-            if not yes:
+            calls = await decision
+            self._send_decision(calls)
+            if not any(call["name"] == SCREENSHOT_TOOL for call in calls):
                 speech.release()
                 await reply
                 speech.finish()
@@ -259,27 +265,28 @@ class Turn:
         self._said.append(text)
         self._outbox.put_text(text, self.request_id)
 
-    async def _decide(self, classifier: Classifier, request: TurnRequest, *, alone: bool) -> bool:
+    async def _decide(self, classifier: Classifier, request: TurnRequest, *, alone: bool) -> ToolCalls:
         if not request.utterance.strip():
-            return False
+            return ()
         breaker = self._deployment.breaker
         if breaker.open:
             self._deployment.metrics.tool_skipped()
-            return False
+            return ()
         users = [message.content for message in request.history if message.role == "user"]
         started = time.perf_counter()
         question = asyncio.ensure_future(classifier.decide(users, request.utterance))
         try:
             # Not `wait_for`: before Python 3.12 it can swallow a cancellation, and the turn would go on.
             await asyncio.wait((question,), timeout=self._deployment.tool_timeout)
-            status = ("yes" if question.result().take_screenshot else "no") if question.done() else "timeout"
+            calls = _calls(question.result()) if question.done() else ()
+            status = ("yes" if calls else "no") if question.done() else "timeout"
         except Exception:
             self._deployment.metrics.tool_decided("failed", time.perf_counter() - started)
             if alone:
                 raise
             breaker.missed()
             log.exception("tool_decision_failed")  # a chat that cannot look is better than none
-            return False
+            return ()
         finally:
             await _cancel_and_wait(question)
         self._deployment.metrics.tool_decided(status, time.perf_counter() - started)
@@ -287,11 +294,11 @@ class Turn:
             breaker.missed()
         else:
             breaker.answered()
-        return status == "yes"
+        return calls
 
-    def _send_decision(self, yes: bool) -> None:
-        status, raw = ("yes", _YES) if yes else ("no", [])
-        self._outbox.put(frames.ToolCall(status=status, raw=raw, request_id=self.request_id))
+    def _send_decision(self, calls: ToolCalls) -> None:
+        status = "yes" if calls else "no"
+        self._outbox.put(frames.ToolCall(status=status, raw=list(calls), request_id=self.request_id))
 
     def _finish(self, request: TurnRequest, task: asyncio.Future[None]) -> None:
         """Send the terminal frames; runs exactly once, after the task has let go of the engine."""
@@ -357,6 +364,12 @@ class Turn:
             ttft_ms=None if first is None else round((first - self._received) * 1000, 1),
             duration_ms=round((time.perf_counter() - self._received) * 1000, 1),
         )
+
+
+def _calls(decision: Decision) -> ToolCalls:
+    if decision.calls:
+        return tuple({"name": call.name, "probability": round(call.probability, 4)} for call in decision.calls)
+    return _YES if decision.take_screenshot else ()
 
 
 async def _cancel_and_wait(*helpers: asyncio.Future[Any]) -> None:

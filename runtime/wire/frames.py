@@ -91,10 +91,15 @@ class HeardAck(Frame, tag="ack"):
 
 
 class ToolCall(Frame, tag="toolcall"):
-    """The classifier's decision."""
+    """The classifier's decision.
+
+    Attributes:
+        status: `yes` where any tool is asked for.
+        raw: each tool that is asked for, by `name`; with several to choose from also its `probability`.
+    """
 
     status: str
-    raw: list[dict[str, str]]
+    raw: list[dict[str, str | float]]
 
 
 class Token(Frame, tag="token"):

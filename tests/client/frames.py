@@ -30,14 +30,27 @@ class Ack(Frame):
 
 @dataclass(frozen=True)
 class ToolCall(Frame):
-    """The decision: `yes` asks the client for a screenshot."""
+    """The decision: `yes` asks the client for a screenshot, or for what other tools the server knows."""
 
     status: str
 
     @property
+    def tools(self) -> dict[str, float | None]:
+        """The tools that are asked for, most probable first, with their probabilities where those are told."""
+        return {call["name"]: call.get("probability") for call in self.raw.get("raw", ())}
+
+    @property
     def wanted(self) -> bool:
         """Whether a screenshot is wanted."""
-        return self.status == "yes"
+        return self.status == "yes" and "take_screenshot" in self.tools
+
+    @property
+    def told(self) -> str:
+        """The decision for a person: the status, and the tools where one of them is not the screenshot."""
+        if set(self.tools) <= {"take_screenshot"}:
+            return self.status
+        calls = (name if likely is None else f"{name} {likely:.2f}" for name, likely in self.tools.items())
+        return f"{self.status}: {', '.join(calls)}"
 
 
 @dataclass(frozen=True)

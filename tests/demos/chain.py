@@ -49,7 +49,7 @@ async def speak(client: Client, fields: dict, utterance: str, expected: str) -> 
     await client.send("start", **fields, user_utterance=utterance)
     async for frame in client.frames(turn):
         if isinstance(frame, ToolCall):
-            print(f"toolcall   {frame.status}\nassistant  ", end="", flush=True)
+            print(f"toolcall   {frame.told}\nassistant  ", end="", flush=True)
         elif isinstance(frame, Token):
             print(frame.text, end="", flush=True)
     print(f"\n           {turn.summary()}")

@@ -15,7 +15,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from runtime.deployment.classifier import Decision
+from runtime.deployment.classifier import Decision, ToolProbability
 from runtime.deployment.models import Chat, Renderer
 from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing
 from runtime.deployment.settings import RuntimeSettings
@@ -232,11 +232,15 @@ class ScriptedRenderer:
 
 @dataclass
 class ScriptedClassifier:
-    """A classifier that says yes to utterances with "look" in them, after a pause or when a gate opens."""
+    """A classifier that says yes to utterances with "look" in them, after a pause or when a gate opens.
+
+    With `tools` it asks for those that an utterance names.
+    """
 
     pause: float = 0.0
     gate: asyncio.Event | None = None
     error: Exception | None = None
+    tools: tuple[str, ...] = ()
     asked: list[tuple[list[str], str]] = field(default_factory=list)
     running: int = 0
 
@@ -250,6 +254,10 @@ class ScriptedClassifier:
             self.running -= 1
         if self.error is not None:
             raise self.error
+        if self.tools:
+            named = [name for name in self.tools if name in utterance]
+            calls = tuple(ToolProbability(name, 0.95 - 0.01 * index) for index, name in enumerate(named))
+            return Decision("take_screenshot" in named, 0.9, calls)
         return Decision(take_screenshot="look" in utterance, probability=0.9)
 
 

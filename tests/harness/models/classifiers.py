@@ -23,8 +23,16 @@ def tokenizer(folder: Path) -> int:
     return len(vocabulary)
 
 
-def checkpoint(family: str, folder: Path, *, labels: int = 2) -> Path:
-    """Write a tiny random classifier of a family, with weights large enough for its decisions to differ."""
+def checkpoint(
+    family: str, folder: Path, *, labels: int = 2, names: tuple[str, ...] = (), independent: bool = False
+) -> Path:
+    """Write a tiny random classifier of a family, with weights large enough for its decisions to differ.
+
+    Args:
+        labels: how many it has.
+        names: what they are called; else they have none.
+        independent: they do not exclude each other.
+    """
     import torch
     from transformers import (
         BertConfig,
@@ -47,6 +55,11 @@ def checkpoint(family: str, folder: Path, *, labels: int = 2) -> Path:
         "pad_token_id": 0,
         "initializer_range": 0.6,
     }
+    if names:
+        del shape["num_labels"]
+        shape |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    if independent:
+        shape |= {"problem_type": "multi_label_classification"}
     if family == "bert":
         model = BertForSequenceClassification(BertConfig(**shape, max_position_embeddings=64))
     elif family == "longformer":

@@ -192,6 +192,20 @@ def test_a_positive_label_is_named_and_told(shell: Shell, tmp_path: Path) -> Non
     assert "--positive-label: expected a label's name or index, found 'screen'" in err
 
 
+def test_a_table_of_tools_is_told_and_written(shell: Shell, tmp_path: Path) -> None:
+    table = ("--tool-label", "take_screenshot=take_screenshot@0.7", "--tool-label", "0=nothing")
+    code, out, _ = shell.run("plan", *REQUEST, *table)
+    assert code == 0
+    assert "'no', index 0" in " ".join(out.split())
+    shell.run("build", *REQUEST, *table, "--out", str(tmp_path / "a"))
+    tool = artifact.read(tmp_path / "a").tool
+    assert tool is not None
+    assert [(entry.label, entry.name, entry.threshold) for entry in tool.tools] == [
+        (1, "take_screenshot", 0.7),
+        (0, "nothing", None),
+    ]
+
+
 def test_a_figure_without_a_bound_is_not_said_to_pass(shell: Shell, tmp_path: Path) -> None:
     _, out, _ = shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
     validation = artifact.read(tmp_path / "a").validation

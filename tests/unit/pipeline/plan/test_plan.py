@@ -122,6 +122,11 @@ def method_is(method: str, **more: Any) -> Callable[[BuildPlan], bool]:
     return check
 
 
+def named(plan: BuildPlan) -> dict[str, int]:
+    assert plan.tool is not None
+    return {tool.name: tool.label for tool in plan.tool.tools}
+
+
 def quantized(**config: Any) -> dict[str, Any]:
     return LLAMA_8B | {"quantization_config": config}
 
@@ -271,6 +276,38 @@ PLANS = [
         expect=lambda p: p.tool.positive_label == 1,
     ),
     Row(
+        "one label of many, as told",
+        tool=classifier(id2label={"0": "chat", "1": "music", "2": "screen"}),
+        request={"positive_label": "screen"},
+        expect=lambda p: (p.tool.positive_label, p.tool.tools) == (2, ()),
+    ),
+    Row(
+        "several tools that exclude each other",
+        tool=classifier(id2label={"0": "none", "1": "screenshot", "2": "play music"}),
+        expect=lambda p: (p.tool.positive_label, named(p)) == (1, {"take_screenshot": 1, "play_music": 2}),
+    ),
+    Row(
+        "several tools that do not exclude each other",
+        tool=classifier(
+            id2label={"0": "screenshot", "1": "music"}, problem_type="multi_label_classification", num_labels=2
+        ),
+        expect=lambda p: (p.tool.positive_label, named(p)) == (None, {"take_screenshot": 0, "music": 1}),
+    ),
+    Row(
+        "two labels of a head that could ask for both",
+        tool=classifier(id2label={"0": "no", "1": "screenshot"}, problem_type="multi_label_classification"),
+        expect=lambda p: (p.tool.positive_label, p.tool.tools) == (1, ()),
+    ),
+    Row(
+        "several tools, as told",
+        tool=classifier(num_labels=4),
+        request={"tool_labels": ("LABEL_1=take_screenshot", "3=play:music@0.8")},
+        expect=lambda p: (
+            [(t.label, t.name, t.threshold) for t in p.tool.tools]
+            == [(1, "take_screenshot", None), (3, "play:music", 0.8)]
+        ),
+    ),
+    Row(
         "one logit that says yes",
         tool=classifier(id2label={"0": "screenshot"}),
         expect=lambda p: p.tool.positive_label == 0,
@@ -391,6 +428,53 @@ PROBLEMS = [
         tool=classifier(),
         request={"positive_label": "screen"},
         wrong=("--positive-label: expected a label's name or index, found 'screen', which fits none of 0 'LABEL_0'",),
+    ),
+    Row(
+        "several labels of which one always wins",
+        tool=classifier(id2label={"0": "talk", "1": "screenshot", "2": "music"}),
+        wrong=(
+            "TOOL_MODEL: expected two labels, of which one says yes, or labels that name tools and one that means none",
+        ),
+    ),
+    Row(
+        "several labels without names",
+        tool=classifier(num_labels=3, problem_type="multi_label_classification"),
+        wrong=("TOOL_MODEL: expected two labels, of which one says yes, or labels that name tools, found 0 'LABEL_0'",),
+    ),
+    Row(
+        "several screenshots",
+        tool=classifier(id2label={"0": "none", "1": "screenshot", "2": "screen"}),
+        wrong=("say which label is which tool with --tool-label",),
+    ),
+    Row(
+        "a table with a label that there is not",
+        tool=classifier(),
+        request={"tool_labels": ("2=music",)},
+        wrong=("--tool-label: expected a label's name or index, found '2', which fits none",),
+    ),
+    Row(
+        "a table that says a thing twice",
+        tool=classifier(),
+        request={"tool_labels": ("0=music", "LABEL_0=light")},
+        wrong=("--tool-label: expected a label's name or index, found one of [0, 0] twice",),
+    ),
+    Row(
+        "a table that is none",
+        tool=classifier(),
+        request={"tool_labels": ("music",)},
+        wrong=("found 'music', which is no LABEL=TOOL or LABEL=TOOL@THRESHOLD",),
+    ),
+    Row(
+        "a table and a label",
+        tool=classifier(),
+        request={"tool_labels": ("1=music",), "positive_label": "1"},
+        wrong=("--tool-label: expected one of --tool-label and --positive-label, found both",),
+    ),
+    Row(
+        "a table of nothing",
+        tool=None,
+        request={"tool_labels": ("1=music",)},
+        wrong=("--tool-label: expected a classifier, found none",),
     ),
     Row(
         "a positive label of nothing",

@@ -17,7 +17,17 @@ from pipeline.validate import validation as validating
 from pipeline.validate.tool_accuracy import tool_accuracy
 from pipeline.validate.validation import validate
 from runtime import engines
-from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits, Platform, Quantization, Source, ToolModel
+from runtime.artifact import (
+    ArtifactError,
+    BuildMetadata,
+    ChatModel,
+    Limits,
+    Platform,
+    Quantization,
+    Source,
+    ToolLabel,
+    ToolModel,
+)
 from runtime.artifact.hashes import digest_of, hash_folder
 from runtime.engines import Delta, EngineDeadError, Sampling, TokenScore
 from runtime.text.prompt import Budgets, PromptRenderer
@@ -224,6 +234,31 @@ def test_a_classifier_that_decides_by_nothing_or_the_other_way_round_fails(
     accuracy = tool_accuracy(tmp_path, tool, "cpu", Silent())
     assert accuracy < LEAST_TOOL_ACCURACY
     assert accuracy > 1 - LEAST_TOOL_ACCURACY, "nor does its opposite"
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_every_tool_of_a_classifier_has_its_gate(
+    folder: Path, metadata: BuildMetadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, independent: bool
+) -> None:
+    checkpoint("bert", tmp_path, names=("none", "take_screenshot", "play_music"), independent=independent)
+    monkeypatch.setattr(validating.hashes, "verify_files", lambda *_: None)
+    table = (ToolLabel(label=1, name="take_screenshot", threshold=1.0), ToolLabel(label=2, name="music", threshold=0.0))
+    tool = ToolModel(
+        source=Source(repo="a/b", content_sha256="0" * 64), max_tokens=64, tools=table, positive_label=None, path="."
+    )
+    alone = metadata.model_copy(update={"chat": None, "tool": tool})
+    defaults = default_thresholds(validating.candidate_of(alone, compared=False))
+    validation = run(tmp_path, alone, None, defaults)
+    found = values(validation)
+    # The screenshot is never asked for and the music always, whatever is said.
+    assert found["tool_accuracy:take_screenshot"] == pytest.approx(142 / 254)
+    assert found["tool_accuracy"] == found["tool_accuracy:music"] == 0
+    assert all(gate.threshold == LEAST_TOOL_ACCURACY for gate in validation.gates if gate.name.startswith("tool_"))
+    assert [line.partition(" ")[0] for line in failures(validation)] == [
+        "tool_accuracy",
+        "tool_accuracy:take_screenshot",
+        "tool_accuracy:music",
+    ]
 
 
 def test_a_classifier_that_does_not_load_is_told_in_one_line(folder: Path, metadata: BuildMetadata) -> None:

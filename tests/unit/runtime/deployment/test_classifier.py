@@ -391,9 +391,7 @@ async def test_what_fails_under_load_fails_at_the_start(bert, monkeypatch, fails
 @pytest.mark.parametrize("wrong", [float("nan"), 0.9])
 async def test_answers_that_depend_on_what_else_is_asked_are_refused(bert, monkeypatch, wrong: float) -> None:
     forward = _Model._forward
-    monkeypatch.setattr(
-        _Model, "_forward", lambda self, batch: [wrong] * len(batch) if len(batch) > 1 else [0.1] * len(batch)
-    )
+    monkeypatch.setattr(_Model, "_forward", lambda self, batch: [(wrong,)] * len(batch) if len(batch) > 1 else [(0.1,)])
     with pytest.raises(ValueError, match="expected the same answers alone and in a batch"):
         await ToolClassifier(bert, threshold=0.5, max_tokens=64).start()
     assert forward is not _Model._forward

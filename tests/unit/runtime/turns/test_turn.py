@@ -6,6 +6,8 @@ import asyncio
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import pytest
+
 from runtime.engines import EngineDeadError
 from tests.harness.scripted import REPLY, ScriptedClassifier, ScriptedEngine, ScriptedRenderer, serving
 from tests.harness.waiting import eventually
@@ -56,6 +58,32 @@ async def test_the_engine_is_roused_before_a_turn_s_request_and_for_nothing_else
         await client.send(type="followup", analysis_text="a cat")
         await client.until("done")
         assert engine.woken == [0, 1]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize(
+    ("utterance", "tools"),
+    [
+        ("hello", []),
+        ("play_music", ["play_music"]),
+        ("take_screenshot", ["take_screenshot"]),
+        ("play_music and take_screenshot", ["take_screenshot", "play_music"]),
+    ],
+)
+async def test_every_tool_that_is_asked_for_is_told_and_the_screen_s_prefix_is_the_screenshot_s(
+    chat: bool, utterance: str, tools: list[str]
+) -> None:
+    engine = ScriptedEngine()
+    classifier = ScriptedClassifier(tools=("take_screenshot", "play_music"))
+    async with serving(engine, classifier, chat=chat) as running, running.client() as client:
+        frames = await client.turn(user_utterance=utterance, check_screen_prefix="SCREEN:")
+        assert kinds(frames) == ["ack", "toolcall", *(["token", "final"] if chat else []), "done"]
+        assert frames[1]["status"] == ("yes" if tools else "no")
+        assert [call["name"] for call in frames[1]["raw"]] == tools
+        likely = [call["probability"] for call in frames[1]["raw"]]
+        assert likely == sorted(likely, reverse=True)
+    prefixed = any("SCREEN:" in prompt for prompt in engine.prompts)
+    assert prefixed == (chat and "take_screenshot" in tools)
 
 
 async def test_tool_only_ends_after_the_toolcall() -> None:
