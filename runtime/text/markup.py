@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import emoji
@@ -43,14 +44,37 @@ RULES = (
     Rule(
         "code", "backticks and a fence's language; what stands between them stays as written", "Use `a_*b`", "Use a_*b"
     ),
-    Rule("link", "the address of a link or image; its text stays", "See [the docs](https://e.com/a)", "See the docs"),
+    Rule(
+        "link",
+        "the address of a link or image, with its title, or the name of its reference; its text stays",
+        """See [the docs](https://e.com/a 'Docs') and [more][1]""",
+        "See the docs and more",
+    ),
+    Rule(
+        "reference",
+        "a line that gives the address of a reference",
+        "Read it.\n[1]: https://e.com/a\nBye.",
+        "Read it. Bye.",
+    ),
     Rule("escape", "the backslash before a mark; the mark stays", r"A \*b\*", "A *b*"),
     Rule("tag", "HTML tags and comments; a tag that breaks the line becomes a space", "<p>One<br>two</p>", "One two"),
     Rule("entity", "HTML entities become the characters they stand for", "Tea &amp; milk", "Tea & milk"),
     Rule("comparison", "`<` and `>` that make no tag stay", "If a < b and c > d", "If a < b and c > d"),
     Rule("emoji", "emoji with their modifiers; digits of keycaps stay, and © ® ™", "Fine 👍🏽!", "Fine!"),
-    Rule("emoticon", "emoticons that stand alone", "Good :-) you <3", "Good you"),
-    Rule("invisible", "control characters, zero-width spaces and soft hyphens", "in\u200bvis\u00adible", "Invisible"),
+    Rule(
+        "emoticon",
+        "emoticons that stand alone, unless what precedes them makes them words or sums",
+        "Good :-) you <3 If x <3, use Adobe XD",
+        "Good you If x <3, use Adobe XD",
+    ),
+    Rule("hollow", "brackets and quotes that nothing is left in", "Well (😀) then, f() [*smiles*]", "Well then, f()"),
+    Rule(
+        "invisible",
+        "control characters, zero-width spaces, soft hyphens and marks of direction",
+        "in\u200bvis\u00adible",
+        "Invisible",
+    ),
+    Rule("long run", "eighty or more of one mark where it could mean something", "a " + "*" * 90 + " b", "A b"),
     Rule(
         "content",
         "numbers, addresses, abbreviations and paths come out as they went in",
@@ -73,6 +97,69 @@ EMOTICONS_BY_FIRST = {
     first: sorted((e for e in EMOTICONS if e[0] == first), key=len, reverse=True) for first in {e[0] for e in EMOTICONS}
 }
 
+# What an emoticon may be instead: the second half of a name, or a comparison.
+_NUMBER = re.compile(r"[^\w\s]*\d[\d.,:/]*[^\w\s]?|\w*\d\w*[)\]%°]?")
+_VARIABLE = re.compile(r"[^\w\s]?[A-HJ-TV-Za-tv-z][)\]'′]?|\w+[)\]]|\w*_\w*")
+_CONDITION = re.compile(r"\b(?:if|while|when|where|unless|until|whenever|whether|assert)\b", re.IGNORECASE)
+_COMPARES = _words(
+    "is are was were be been being isn't aren't not than value count size length only if when while that"
+)
+_LAUGHS = _words(
+    """
+    ah awesome aw bruh cool damn fair fine funny god good great ha haha hahaha hehe hello hey hi him i it lmao lol man
+    me mood my nice no nope oh ok okay omg oof ooh oops right rofl same so sorry sure that thanks this true u ugh uh
+    well what wow wtf x yay yeah yep yes you yup
+    """
+)
+_BEFORE_NAMES = _words(
+    """
+    a about all an and any as at before both by called either every for from has in into is learn like new of on open
+    or our own than the to try use used uses using via vs was with without your
+    """
+)
+
+
+def reads_as_content(emoticon: str, before: str, following: str) -> bool:
+    """Whether what looks like an emoticon is a name or a comparison: `Adobe XD`, `if x <3 then`.
+
+    Args:
+        emoticon: what was found.
+        before: what was said before, on the line and earlier.
+        following: the character that follows; empty at the end.
+    """
+    word = before.rpartition(" ")[2]
+    if not word or word[-1] in ".!?…,;":
+        return False
+    if emoticon in ("XD", "xD"):
+        plain = word.strip("\"'“”‘’()").lower()
+        named = word[0].isupper() and plain not in _LAUGHS and emoticon == "XD"
+        return named or plain in _BEFORE_NAMES or _NUMBER.fullmatch(word) is not None
+    if emoticon in ("<3", ":3", "^^", "=3") and _NUMBER.fullmatch(word):
+        return True
+    if emoticon != "<3":
+        return False
+    if following == "?" or word.lower() in _COMPARES or _VARIABLE.fullmatch(word):
+        return True
+    sentence = re.split(r"[.!?…] ", before)[-1]
+    return following not in ("", "!", "\n", "\r") and _CONDITION.search(sentence) is not None
+
+
+_DOMAIN = re.compile(r"\w\.\w{2,}[/:]")
+
+
+def is_address(word: str) -> bool:
+    """Whether a word, as far as it has come, is an address on the web or of mail: its marks belong to it."""
+    return "://" in word or "@" in word or word.lower().startswith("www.") or _DOMAIN.search(word) is not None
+
+
+_ADDRESS_BEGINS = re.compile(r"<|[a-z][a-z0-9+.-]*:|#[a-z]|\.{0,2}/|(?:[\w-]+\.)+[a-z]{2,}(?:[/:?#]|\Z)", re.IGNORECASE)
+
+
+def reads_as_reference(address: str) -> bool:
+    """Whether what follows `[name]:` on its line is the address of a reference, and not a word: `[Bob]: yes`."""
+    return _ADDRESS_BEGINS.match(address) is not None
+
+
 # Common words in -s and -ing that are emphasized more often than played.
 _NO_VERBS = _words(
     """
@@ -93,7 +180,13 @@ def reads_as_direction(word: str, *, sentence_begins: bool) -> bool:
 
 # Letters and signs that Unicode counts among the emoji but that are ordinary text: © ® ‼ ⁉ ™ ℹ.
 _TEXT = frozenset("©®‼⁉™ℹ")
-_INVISIBLE = "\u00ad\u200b\u2060\ufeff" + "".join(chr(code) for code in range(32) if not chr(code).isspace()) + "\x7f"
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_INVISIBLE = (
+    "\u00ad\u200b\u2060\ufeff"
+    + _DIRECTIONS
+    + "".join(chr(code) for code in range(32) if not chr(code).isspace())
+    + "\x7f"
+)
 DROPPED = (
     frozenset(
         {char for sequence in emoji.EMOJI_DATA for char in sequence if char > "\u007f"}
@@ -105,6 +198,18 @@ DROPPED = (
     - {"\u200d"}
 )
 """Characters that never come out. The zero-width joiner is not among them: scripts need it, emoji sequences too."""
+
+BRACKETS = {"(": ")", "[": "]", "“": "”", "«": "»", "（": "）", "「": "」", "『": "』", "【": "】"}
+"""Opening ones with their closing ones; they go when nothing is left inside. ASCII quotes tell neither."""
+
+
+def class_of(chars: frozenset[str]) -> str:
+    """Characters for a class of a pattern, as ranges: a class of a thousand single ones is slow to match."""
+    codes = sorted(map(ord, chars))
+    starts = [code for code in codes if code - 1 not in codes]
+    ends = [code for code in codes if code + 1 not in codes]
+    return "".join(f"\\U{start:08x}-\\U{end:08x}" for start, end in zip(starts, ends, strict=True))
+
 
 BLOCK_TAGS = _words(
     """
@@ -130,4 +235,13 @@ TAG = regex.compile(
     regex.IGNORECASE | regex.DOTALL,
 )
 ENTITY = regex.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
-LINK = regex.compile(r"!?\[(?P<text>[^\[\]\n]*)\]\([^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?:\s+\"[^\"\n]*\")?\)")
+_TITLE = r"""(?:"[^"\n]*"|'[^'\n]*'|\([^()\n]*\))"""
+_ADDRESS = r"(?:<[^<>\n]*>|[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)"
+LINK = regex.compile(
+    r"!?\[(?P<text>(?:[^\[\]\n]|\[[^\[\]\n]*\])*+)\]"
+    rf"(?:\(\s*{_ADDRESS}(?:\s+{_TITLE})?\s*\)|\[(?P<reference>[^\[\]\n]*)\])"
+)
+# A line that gives an address to a reference. It ends where the line does, or where the text ends so far.
+REFERENCE = regex.compile(
+    rf"\[[^\[\]\n]+\]:[ \t]*(?P<address><[^<>\n]*>|[^\s<]\S*)(?:[ \t]+{_TITLE})?[ \t]*(?=[\n\r]|\Z)"
+)

@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import html
 import re
+from collections import deque
 from collections.abc import Callable
 from html.entities import html5
 
 from runtime.text.markup import (
     BLOCK_TAGS,
+    BRACKETS,
     DROPPED,
     EMOTICONS_BY_FIRST,
     ENTITY,
     LINK,
+    REFERENCE,
     RULES,
     TAG,
     Rule,
+    class_of,
+    is_address,
+    reads_as_content,
     reads_as_direction,
+    reads_as_reference,
 )
 
 __all__ = ["RULES", "Rule", "Sanitizer", "sanitize"]
@@ -32,19 +39,38 @@ LINK_LIMIT = 400
 TAG_LIMIT = 400
 FENCE_LIMIT = 40
 BLANK_LIMIT = 40
+# As many of one mark in a row draw something; which of its meanings they have is not waited for.
+RUN_LIMIT = 80
+# Longest row of brackets, with the spaces between them, of which it is still open whether anything stands in them.
+OPEN_LIMIT = 16
+# What came out last is looked back at by so many characters.
+RECENT = 240
 
 UNDECIDED = -1
+LONG = -2
 
-_PLAIN = re.compile(r" ?[A-Za-z0-9'][A-Za-z0-9'.,]*")
-_RUN = re.compile(r"[^\s*_~`\[\]!<&\\#>\-+•=|:;^¯(]+")
+_JOINER = "\u200d"
+_SPACES = frozenset(chr(code) for code in range(0x80, 0x3001) if chr(code).isspace())
+# Beyond, emoji are many and letters few: all are looked at one by one. Classes of many ranges are slow.
+_EMOJI_PLANES = "\U0001f000-\U0010ffff"
+_DROPPED = class_of(frozenset(char for char in DROPPED if char < "\U0001f000")) + _JOINER + _EMOJI_PLANES
+_MAY_GO = re.compile(f"[{_DROPPED}]")
+# No mark, no space, nothing that is dropped: letters and digits of ASCII, and nearly everything beyond ASCII.
+_UNMARKED = rf"\x00-&(-/:-@\[-`{{-\x7f¯•{class_of(_SPACES | {*BRACKETS} - {'(', '['})}{_DROPPED}"
+# Most tokens. Some letters may begin an emoticon.
+_PLAIN_TOKEN = re.compile(
+    rf" ?(?![Xx]D|[XxToO]\Z)(?:[A-Za-z0-9'][A-Za-z0-9'.,]*|[^{_UNMARKED}](?:[^{_UNMARKED}]|[.,])*)"
+).fullmatch
+_RUN = re.compile(rf"[^\s*_~`\]!<&\\#>\-+•=|:;^¯{re.escape(''.join(BRACKETS))}]+")
 _CODE_RUN = re.compile(r"[^\s`]+")
 _SPACE = re.compile(r"\s+")
 _NEWLINE = re.compile(r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _STAGE_EDGE = re.compile(r"\*+|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _KEYCAP = frozenset("\ufe0f\u20e3")
 _ESCAPED = frozenset("*_`~#[]|>")
-_OPENS_STAGE = frozenset("\"'“‘(…¿¡")
-_ENDS_SENTENCE = frozenset(".!?…:\"'”’)")
+_STAGE_BEGINS = DROPPED | set("\"'“‘(…¿¡«「（")
+_ENDS_SENTENCE = frozenset(".!?…:\"'”’)。！？｡：؟۔।॥።᙮»」』）】")
+_PART_OF_ADDRESS = frozenset("/=&?#%@")
 _CLOSING = frozenset(".;:…)")
 
 
@@ -68,11 +94,15 @@ class Sanitizer:
         "_final",
         "_last",
         "_line_start",
-        "_link",
+        "_links",
+        "_open",
         "_out",
+        "_recent",
         "_removed",
         "_row",
+        "_skipped",
         "_text",
+        "_underlined",
     )
 
     def __init__(self) -> None:
@@ -86,23 +116,29 @@ class Sanitizer:
         self._line_start = True  # nothing of the line came out
         self._row = False  # in a table's row
         self._code = 0  # backticks that opened the code we are in
-        self._link = (-1, -1)  # where the text of the link we are in ends, and where the link ends
+        self._links: list[tuple[int, int]] = []  # where the texts of the links we are in end, and where they do
+        self._open = ""  # brackets that nothing was said in yet, with the space before them
+        self._skipped = ""  # the mark of a long run that may go on
+        self._underlined = False  # underscores were opened
+        self._recent: deque[str] = deque(maxlen=RECENT)  # what came out last, in pieces of a character or more
 
     def feed(self, text: str) -> str:
         """Take a chunk; return what is certain by now."""
-        # Most tokens are a plain word behind a space: one match, no machinery. Short ones may begin an emoticon.
+        # Most tokens are a plain word behind a space: one match, no machinery.
         if (
             not self._text
             and self._begun
             and not self._removed
             and not self._code
-            and _PLAIN.fullmatch(text)
-            and (len(text) > 3 or text[-1] not in "XxToOD")
+            and not self._open
+            and not self._skipped
+            and _PLAIN_TOKEN(text)
         ):
             if self._blank and text[0] != " ":
                 text = " " + text
             self._blank = self._line_start = False
             self._last = text[-1]
+            self._recent.append(text)
             return text
         self._text += text
         return self._run()
@@ -110,7 +146,10 @@ class Sanitizer:
     def finish(self) -> str:
         """The reply has ended; return what was held back."""
         self._final = True
-        return self._run()
+        text = self._run()
+        if self._open and not self._removed:
+            text += self._open
+        return text
 
     def _run(self) -> str:
         text, at = self._text, 0
@@ -120,7 +159,7 @@ class Sanitizer:
                 break
             at = after
         self._text = text[at:]
-        self._link = (self._link[0] - at, self._link[1] - at)
+        self._links = [(text_end - at, end - at) for text_end, end in self._links]
         output = "".join(self._out)
         self._out.clear()
         return output
@@ -128,6 +167,9 @@ class Sanitizer:
     def _step(self, text: str, at: int) -> int:
         """Handle what stands at `at`; return where to go on, or UNDECIDED when more must arrive."""
         first = text[at]
+        if first == self._skipped:
+            return at + 1
+        self._skipped = ""
         if space := _SPACE.match(text, at):
             return self._space(space[0], space.end())
         if first == "`":
@@ -151,7 +193,7 @@ class Sanitizer:
         self._blank = True
         if _NEWLINE.search(space):
             self._line_start = True
-            self._row = False
+            self._row = self._underlined = False
             if self._code < 3:
                 self._code = 0
         return after
@@ -168,28 +210,72 @@ class Sanitizer:
         if text.isascii() and text.isprintable():
             self._write(text)
             return at + len(text)
-        for index, char in enumerate(text):
+        for found in _MAY_GO.finditer(text):
             # The joiner belongs to what stands before it: an emoji, or a letter of a script that needs it.
-            if char in DROPPED or (char == "\u200d" and self._removed):
-                self._removed = True
-                return at + index + 1
-            self._write(char)
+            joins = found[0] == _JOINER and found.start() == 0 and self._removed
+            if found[0] not in DROPPED and not joins:
+                continue
+            if found.start():
+                self._write(text[: found.start()])
+            self._removed = True
+            return at + found.end()
+        self._write(text)
         return at + len(text)
 
     def _write(self, text: str, *, keep_space: bool = False) -> None:
+        if self._open:
+            if self._removed and text[0] == BRACKETS[self._open[-1]]:
+                self._close_hollow()
+                if len(text) > 1:
+                    self._write(text[1:], keep_space=keep_space)
+                return
+            self._keep_brackets()
+            self._blank = self._blank and not self._removed
         if self._blank and self._last:
             closes = text[0] in ",?!" or (self._removed and text[0] in _CLOSING)
             if keep_space or not closes:
-                self._out.append(" ")
+                text = " " + text
         self._blank = self._removed = False
         self._last = text[-1]
-        self._out.append(text if self._begun else self._capitalized(text))
+        if not self._begun:
+            text = self._capitalized(text)
+        self._out.append(text)
+        self._recent.append(text)
+
+    def _open_bracket(self, bracket: str, at: int) -> int:
+        """Keep a bracket until it is known whether anything stands in it."""
+        if len(self._open) >= OPEN_LIMIT:
+            self._keep_brackets()
+        if self._blank and self._last:
+            self._open += " "
+        self._open += bracket
+        self._blank = self._removed = self._line_start = False
+        self._last = bracket
+        return at + 1
+
+    def _keep_brackets(self) -> None:
+        """Let out the brackets that were opened."""
+        self._out.append(self._open)
+        self._recent.append(self._open)
+        self._open = ""
+
+    def _close_hollow(self) -> None:
+        """Nothing is left of what stood in the bracket that was opened last: it goes as well."""
+        outer = self._open[:-1]
+        self._open = outer.rstrip(" ")
+        self._blank = outer != self._open
+        self._removed = True
+        self._last = (self._open or self._said())[-1:]
+
+    def _said(self) -> str:
+        """What came out last."""
+        return "".join(self._recent)[-RECENT:]
 
     def _capitalized(self, text: str) -> str:
         for index, char in enumerate(text):
             if char.isalnum():
                 self._begun = True
-                capital = char.upper()
+                capital = char.title()  # where a script has no capitals for titles, its upper case is another script
                 return text[:index] + (capital if len(capital) == 1 else char) + text[index + 1 :]
         return text
 
@@ -207,25 +293,40 @@ class Sanitizer:
         return self._last.isalnum() and not self._blank and not self._removed
 
     def _run_end(self, text: str, at: int) -> int:
-        """Where a run of one character ends, or UNDECIDED when it may go on."""
-        end = at + 1
-        while end < len(text) and text[end] == text[at]:
+        """Where a run of one character ends, UNDECIDED when it may go on, or LONG."""
+        end, limit = at + 1, min(len(text), at + RUN_LIMIT)
+        while end < limit and text[end] == text[at]:
             end += 1
+        if end - at == RUN_LIMIT:
+            return LONG
         return end if end < len(text) or self._final else UNDECIDED
+
+    def _no_end(self, end: int, text: str, at: int) -> int:
+        """Handle a run that has no end: wait for it, or let it go when it is long."""
+        if end == UNDECIDED:
+            return UNDECIDED
+        self._skipped = text[at]
+        return self._drop(at + RUN_LIMIT)
+
+    def _in_address(self) -> bool:
+        """Whether the word that is being said is an address."""
+        return not self._blank and not self._removed and is_address(self._said().rpartition(" ")[2])
 
     # One method a mark
 
     def _asterisks(self, text: str, at: int) -> int:
         end = self._run_end(text, at)
-        if end == UNDECIDED:
-            return UNDECIDED
+        if end < 0:
+            return self._no_end(end, text, at)
         following = text[end : end + 1]
         if self._line_start and (after := self._line_mark(text, at, end)) != at:
             return after
         if following in _KEYCAP:
             return self._drop(end)
+        if (following.isalnum() or following in _PART_OF_ADDRESS) and following and self._in_address():
+            return self._emit(text[at:end], at)
         single = end - at == 1
-        if single and not self._after_word() and (following.isalnum() or following in _OPENS_STAGE):
+        if single and not self._after_word() and (following.isalnum() or following in _STAGE_BEGINS):
             after = self._stage_direction(text, at)
             if after != at:
                 return after
@@ -258,12 +359,16 @@ class Sanitizer:
         if not begins:
             return at
         following = end
-        while following < len(text) and text[following] in " \t" and following - end < BLANK_LIMIT:
+        while following < len(text) and following - end < BLANK_LIMIT:
+            if text[following] not in " \t" and text[following] not in DROPPED:
+                break
             following += 1
         if following == len(text) and not self._final:
             return UNDECIDED
         next_char = text[following : following + 1]
-        on_its_own = not next_char or next_char.isupper() or next_char in '"“*' or _NEWLINE.match(next_char)
+        # Scripts without capitals do not tell where a sentence begins.
+        capital = next_char.isupper() or (next_char.isalpha() and not next_char.islower() and following > end)
+        on_its_own = not next_char or capital or next_char in '"“«「¿¡*' or _NEWLINE.match(next_char)
         return self._drop(end) if on_its_own else at
 
     def _sentence_may_begin(self) -> bool:
@@ -271,16 +376,30 @@ class Sanitizer:
 
     def _underscores(self, text: str, at: int) -> int:
         end = self._run_end(text, at)
-        if end == UNDECIDED:
-            return UNDECIDED
+        if end < 0:
+            return self._no_end(end, text, at)
         if self._line_start and end - at > 2 and (after := self._line_mark(text, at, end)) != at:
             return after
+        following = text[end : end + 1]
+        closes = self._underlined and not following.isalnum() and following not in _PART_OF_ADDRESS
+        if not closes and not self._after_blank() and self._is_part_of_address(following):
+            return self._emit(text[at:end], at)
+        if not self._after_word():
+            self._underlined = following.isalnum()
+        elif closes:
+            self._underlined = False
         return self._mark(text, at, end, stays_in_words=True)
+
+    def _is_part_of_address(self, following: str) -> bool:
+        touches = self._last in _PART_OF_ADDRESS or (following != "" and following in _PART_OF_ADDRESS)
+        return touches or self._in_address()
 
     def _tildes(self, text: str, at: int) -> int:
         end = self._run_end(text, at)
-        if end == UNDECIDED or end - at != 2:
-            return end if end == UNDECIDED else self._emit(text[at:end], at)
+        if end < 0:
+            return self._no_end(end, text, at)
+        if end - at != 2 or (text[end : end + 1].isalnum() and self._in_address()):
+            return self._emit(text[at:end], at)
         return self._mark(text, at, end, stays_in_words=False)
 
     def _mark(self, text: str, at: int, end: int, *, stays_in_words: bool) -> int:
@@ -315,23 +434,23 @@ class Sanitizer:
         if not self._line_start:
             return self._emit(text[at], at)
         end = self._run_end(text, at)
-        if end == UNDECIDED:
-            return UNDECIDED
+        if end < 0:
+            return self._no_end(end, text, at)
         after = self._line_mark(text, at, end)
         return self._emit(text[at:end], at) if after == at else after
 
     def _delimiter(self, text: str, at: int) -> int:
         end = self._run_end(text, at)
-        if end == UNDECIDED:
-            return UNDECIDED
+        if end < 0:
+            return self._no_end(end, text, at)
         if end - at < 3:
             return self._emit(text[at:end], at)
         return end + 1 if text[end : end + 1] == ":" else end
 
     def _hashes(self, text: str, at: int) -> int:
         end = self._run_end(text, at)
-        if end == UNDECIDED:
-            return UNDECIDED
+        if end < 0:
+            return self._no_end(end, text, at)
         following = text[end : end + 1]
         heading = self._line_start and end - at <= 6 and (not following or following.isspace())
         return self._drop(end) if heading or following in _KEYCAP else self._emit(text[at:end], at)
@@ -363,8 +482,10 @@ class Sanitizer:
 
     def _backticks(self, text: str, at: int) -> int:
         end = self._run_end(text, at)
-        if end == UNDECIDED:
-            return UNDECIDED
+        if end == LONG and self._code == 3:
+            self._code = 0
+        if end < 0:
+            return self._no_end(end, text, at)
         count = min(end - at, 3)
         if self._code:
             if count != self._code:
@@ -383,16 +504,37 @@ class Sanitizer:
         return end
 
     def _bracket(self, text: str, at: int) -> int:
+        if self._line_start and not self._links and text[at] == "[":
+            match = REFERENCE.match(text, at, at + LINK_LIMIT + 1, partial=True)
+            if match is not None and match.end() - at <= LINK_LIMIT:
+                if match.end() == len(text) and not self._final:
+                    return UNDECIDED
+                if not match.partial and reads_as_reference(match["address"]):
+                    return self._drop(match.end())
         match = LINK.match(text, at, at + LINK_LIMIT + 1, partial=True)
         if match is None or match.end() - at > LINK_LIMIT or (match.partial and self._final):
-            return self._emit(text[at], at)
+            return self._no_link(text, at)
         if match.partial:
             return UNDECIDED
-        self._link = (match.end("text"), match.end())
+        # `a[i][j]` is no link, nor is `[1][2]`.
+        name, text_of = match["reference"], match["text"]
+        pair = f"{text_of}{name}"
+        indexed = self._after_word() or (len(pair) == 2 and pair.isalpha())
+        if name is not None and (indexed or not any(char.isalpha() for char in text_of)):
+            return self._no_link(text, at)
+        self._links.append((match.end("text"), match.end()))
         return int(match.start("text"))
 
+    def _no_link(self, text: str, at: int) -> int:
+        return self._open_bracket("[", at) if text[at] == "[" else self._emit(text[at], at)
+
+    def _opening(self, text: str, at: int) -> int:
+        return self._open_bracket(text[at], at)
+
     def _closing_bracket(self, text: str, at: int) -> int:
-        return self._link[1] if at == self._link[0] else self._emit("]", at)
+        if self._links and at == self._links[-1][0]:
+            return self._links.pop()[1]
+        return self._emit("]", at)
 
     def _bang(self, text: str, at: int) -> int:
         if not self._after_blank():
@@ -445,7 +587,8 @@ class Sanitizer:
     def _may_open_emoticon(self, first: str) -> bool:
         if self._row:
             return False
-        return self._after_blank() or self._removed or (not first.isalpha() and self._last in ".!?,…")
+        begins = self._after_blank() or self._removed or self._open != ""
+        return begins or (not first.isalpha() and self._last in ".!?,…")
 
     def _emoticon(self, text: str, at: int) -> int:
         """Where the emoticon at `at` ends, `at` when there is none."""
@@ -459,12 +602,17 @@ class Sanitizer:
                 return UNDECIDED
             following, beyond = text[end : end + 1], text[end + 1 : end + 2]
             stands_alone = not following or following.isspace() or following in DROPPED or following in "!?…\"'*"
+            if self._open and following == BRACKETS[self._open[-1]]:
+                stands_alone = True
             if stands_alone or (following in ".," and not beyond.isalnum()):
+                if not self._removed and reads_as_content(emoticon, self._said(), following):
+                    return self._emit(emoticon, at)
                 return self._drop(end)
         return at
 
 
 _HANDLERS: dict[str, Callable[[Sanitizer, str, int], int]] = {
+    **dict.fromkeys(BRACKETS, Sanitizer._opening),
     "*": Sanitizer._asterisks,
     "_": Sanitizer._underscores,
     "~": Sanitizer._tildes,
