@@ -385,8 +385,15 @@ class MessageHandler:
         await self._warm(Prefix("persona_static", warm.request_id, warm.persona), warm)
 
     async def _warm_history(self, warm: messages.WarmHistory) -> None:
-        session = self._active(warm.session_id)
-        persona = warm.persona if warm.persona is not None else session.persona if session is not None else ""
+        persona = warm.persona
+        if persona is None:
+            # Only read, so it does not matter who owns it.
+            named = warm.session_id is not None
+            session = self._sessions.find(self._principal, warm.session_id or "") if named else self._owned()
+            if session is None and named:
+                self._no_session(warm)
+                return
+            persona = session.persona if session is not None else ""
         await self._warm(Prefix("history", warm.request_id, persona, warm.runtime_text, warm.history), warm)
 
     async def _warm(self, prefix: Prefix, message: messages.Inbound) -> None:

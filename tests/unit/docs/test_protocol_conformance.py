@@ -141,6 +141,15 @@ async def test_an_empty_history_is_warmed_with_what_precedes_it() -> None:
         assert (await client.receive())["error_code"] == "missing_history"
 
 
+async def test_a_history_is_warmed_with_the_persona_of_the_session_that_is_named_or_refused() -> None:
+    async with serving(ScriptedEngine()) as running, running.client() as owner, running.client() as other:
+        await owner.turn(user_utterance="a", persona_text="You are Mia.")
+        assert (await answer(other, "warm_history", session_id="s1"))["tokens"] == 4
+        assert (await answer(other, "warm_history"))["tokens"] == 0
+        refused(await answer(other, "warm_history", session_id="unknown"), "warm_history", "no_active_session")
+        assert (await answer(other, "warm_history", session_id="unknown", persona_text="Mia"))["tokens"] == 2
+
+
 async def test_warmed_counts_whole_blocks_alone() -> None:
     async with serving(ScriptedEngine(block=3)) as running, running.client() as client:
         assert (await answer(client, "warm_persona", persona_text="You are Mia."))["tokens"] == 3

@@ -34,6 +34,9 @@ SESSIONS = st.sampled_from(["a", "b"])
 UTTERANCES = st.sampled_from(["hello", "look here", ""])
 
 
+HEARD_ERRORS = ("no_such_reply", "chars_out_of_range")
+
+
 class InlineExecutor(Executor):
     """Runs what it is given at once: no thread decides the order of events."""
 
@@ -62,6 +65,7 @@ class Peer:
         self.cancels: dict[str, int] = {}
         self.rejected: dict[str, int] = {}
         self.pings: dict[str, int] = {}
+        self.unheard = 0  # `heard` that have no answer yet
         self.close_code: int | None = None
         self.admitted = False
         self.left = False
@@ -110,6 +114,10 @@ class Peer:
                 assert self.said == self.final == sanitize("".join(REPLY))
         elif kind == "done":
             self.check_done(frame, request)
+        elif (kind, frame.get("for")) == ("ack", "heard") or frame.get("error_code") in HEARD_ERRORS:
+            self.unheard -= 1
+        elif frame.get("error_code") == "no_active_session" and request in self.acknowledged:
+            self.unheard -= 1  # another connection has taken the session over since
         elif kind == "pong":
             self.pings[request] -= 1
         elif request in self.rejected:
@@ -229,13 +237,19 @@ class World(RuleBasedStateMachine):
             request = self.name("w")
             peer.say(type=kind, request_id=request, persona_text=f"persona {self.count}", history=[])
 
-    @rule(which=st.integers(0, 5), steps=st.integers(0, 6))
-    def follow_up(self, which: int, steps: int) -> None:
+    @rule(which=st.integers(0, 5), steps=st.integers(0, 6), session=st.none() | SESSIONS)
+    def follow_up(self, which: int, steps: int, session: str | None) -> None:
         if (peer := self.pick(which)) and peer.acknowledged:
             turn = self.name("t")
             peer.turns.add(turn)
-            peer.say(type="followup", request_id=turn, analysis_text=f"a cat {turn}")
+            peer.say(type="followup", request_id=turn, analysis_text=f"a cat {turn}", session_id=session)
             self.run(steps)
+
+    @rule(which=st.integers(0, 5), chars=st.integers(0, 40))
+    def hear(self, which: int, chars: int) -> None:
+        if (peer := self.pick(which)) and peer.acknowledged:
+            peer.unheard += 1
+            peer.say(type="heard", request_id=peer.acknowledged[-1], chars=chars)
 
     @rule(which=st.integers(0, 5), bad=st.sampled_from([{"temperature": 9}, {"history": 1}, {"gender": "x"}]))
     def nonsense(self, which: int, bad: dict[str, Any]) -> None:
@@ -285,6 +299,7 @@ class World(RuleBasedStateMachine):
                     assert peer.turns <= set(peer.acknowledged) | answered
                     assert set(peer.cancels.values()) <= {0}
                     assert set(peer.pings.values()) <= {0}
+                    assert peer.unheard == 0
                     assert set(peer.rejected.values()) <= {0}
             alive = [peer for peer in self.peers if peer.alive and peer.admitted]
             assert self.service.admission.held == len(alive) == len(self.service.connections)
