@@ -299,7 +299,8 @@ def tokenizer_hash(folder: Path) -> str:
     """Return a SHA-256 over the files that decide how text becomes tokens."""
     prefixes = ("tokenizer", "chat_template", "special_tokens")
     hasher = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.name in TOKENIZER_FILES or path.name.startswith(prefixes):
+    templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
+    for path in (*sorted(folder.iterdir()), *templates):
+        if path in templates or path.name in TOKENIZER_FILES or path.name.startswith(prefixes):
             hasher.update(path.name.encode() + b"\0" + path.read_bytes())
     return hasher.hexdigest()

@@ -34,6 +34,13 @@ def copy_model(model_dir: Path, out: Path) -> None:
         if name in LEFT_OUT_NAMES or name.startswith(".") or name.endswith(OTHER_WEIGHTS):
             continue
         shutil.copyfile(model_dir / name, out / name)
+    copy_templates(model_dir, out)
+
+
+def copy_templates(model_dir: Path, out: Path) -> None:
+    """Copy the chat templates that lie in a folder of their own, where there are such."""
+    if (templates := model_dir / "additional_chat_templates").is_dir():
+        shutil.copytree(templates, out / templates.name, dirs_exist_ok=True)
 
 
 def copy_classifier(model: Path, out: Path) -> None:

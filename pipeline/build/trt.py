@@ -18,7 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.build.layout import LEFT_OUT_NAMES, OTHER_WEIGHTS, copy_model
+from pipeline.build.layout import LEFT_OUT_NAMES, OTHER_WEIGHTS, copy_model, copy_templates
 from pipeline.stages.gpu import require_cuda
 from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError
@@ -63,6 +63,7 @@ def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress
         _check_engine(EngineFolder.read(engine), chat)
     except ArtifactError as error:
         raise StageError("build", str(error)) from error
+    copy_templates(source, out)
     auxiliary = [path for path in sorted(source.iterdir()) if _is_auxiliary(path)]
     for path in auxiliary:
         shutil.copyfile(path, out / path.name)

@@ -120,3 +120,5 @@ def copy_auxiliary_files(model: Path, out: Path) -> None:
             if path.name.endswith(WEIGHT_SUFFIXES):
                 continue
             shutil.copyfile(path, out / path.name)
+    if (templates := model / "additional_chat_templates").is_dir():
+        shutil.copytree(templates, out / templates.name, dirs_exist_ok=True)

@@ -290,7 +290,8 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
     """
     known: dict[str, list[Any]] = (json_object(cache) or {}) if cache and cache.is_file() else {}
     lines = []
-    for path in sorted(folder.iterdir()):
+    templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
+    for path in (*sorted(folder.iterdir()), *templates):
         if not path.is_file() or not path.name.endswith(CONTENT_SUFFIXES):
             continue
         status = path.stat()
@@ -298,7 +299,7 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
         if entry is None or entry[:2] != [status.st_size, status.st_mtime_ns]:
             entry = [status.st_size, status.st_mtime_ns, sha256_of(path)]
             known[str(path.resolve())] = entry
-        lines.append(f"{entry[2]}  {status.st_size}  {path.name}\n")
+        lines.append(f"{entry[2]}  {status.st_size}  {path.relative_to(folder).as_posix()}\n")
     if cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}.partial")

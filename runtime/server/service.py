@@ -22,7 +22,7 @@ from pathlib import Path
 import structlog
 
 from runtime import artifact, defaults, engines
-from runtime.artifact import BuildMetadata, ToolModel, verify
+from runtime.artifact import ArtifactError, BuildMetadata, ToolModel, verify
 from runtime.artifact.repository import named_on_hub
 from runtime.defaults import GPU_ALONE
 from runtime.deployment.breaker import Breaker
@@ -43,6 +43,7 @@ from runtime.server.connection import Connection, ConnectionLimits
 from runtime.server.front.sockets import Sockets
 from runtime.server.maintenance import CacheResetter, expire_sessions
 from runtime.server.quotas import Seats, connections_for_each, share_for_each
+from runtime.text.channels import PLAIN, ReplyFormat
 from runtime.text.prompt import PromptRenderer
 from runtime.text.thought import THINKS, WAY_OUT
 from runtime.turns.session import Session, SessionStore
@@ -195,12 +196,16 @@ class Service:
 
     async def _load_chat(self, folder: Path, metadata: BuildMetadata, chat: ChatServing) -> Chat:
         self.reason = "loading the chat model"
-        renderer = await asyncio.to_thread(PromptRenderer, folder, chat.budgets, think=chat.thinking > 0)
-        if renderer.format.thinks and not chat.thinking:
+        try:
+            renderer = await asyncio.to_thread(PromptRenderer, folder, chat.budgets, chat.thinking > 0)
+        except ValueError as error:
+            raise ArtifactError(str(error)) from error
+        form: ReplyFormat = getattr(renderer, "format", PLAIN)  # a renderer that tells none has plain replies
+        if form.thinks and not chat.thinking:
             raise SettingsError([f"THINKING_MAX_TOKENS: expected {THINKS}; found 0; {WAY_OUT}"])
         self._engine = engines.create(folder, metadata, chat.options)
         await self._engine.start()
-        return Chat(self._engine, renderer, self._pool, chat.budgets, form=renderer.format, thinking=chat.thinking)
+        return Chat(self._engine, renderer, self._pool, chat.budgets, form=form, thinking=chat.thinking)
 
     async def _load_tool(
         self, folder: Path, tool: ToolModel, chosen: ToolServing, device: str, cpu_threads: int

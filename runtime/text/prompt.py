@@ -90,7 +90,7 @@ class PromptRenderer:
         ValueError: the folder holds no fast tokenizer, no chat template, or one that renders no conversation.
     """
 
-    def __init__(self, folder: Path, budgets: Budgets, *, think: bool = False) -> None:
+    def __init__(self, folder: Path, budgets: Budgets, think: bool = False) -> None:
         tokenizer = load_tokenizer(folder)
         self._budgets = budgets
         control = re.compile(any_of(control_tokens(tokenizer)))

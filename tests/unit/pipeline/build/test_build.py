@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.build.layout import copy_model
+from pipeline.quantize.job import copy_auxiliary_files
 from pipeline.stages.stage import StageError
 
 
@@ -68,3 +69,13 @@ def test_a_folder_that_is_no_model_is_refused(model: Path, tmp_path: Path, missi
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="found none"):
         copy_model(tmp_path / "nowhere", tmp_path)
+
+
+def test_chat_templates_in_a_folder_of_their_own_travel(model: Path, tmp_path: Path) -> None:
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates/chat.jinja").write_text("template")
+    for copy in (copy_model, copy_auxiliary_files):
+        out = tmp_path / copy.__name__
+        out.mkdir()
+        copy(model, out)
+        assert (out / "additional_chat_templates/chat.jinja").read_text() == "template"

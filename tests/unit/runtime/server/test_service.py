@@ -15,6 +15,7 @@ from runtime.artifact import ArtifactError, verify
 from runtime.deployment.settings import SettingsError
 from runtime.server import service
 from runtime.server.service import Phase, Service
+from runtime.text.channels import ReplyFormat
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
 
 GOLDEN = Path(__file__).resolve().parents[3] / "data" / "artifacts"
@@ -144,3 +145,27 @@ async def test_the_engine_forks_before_the_classifier_uses_the_gpu(monkeypatch: 
     monkeypatch.setattr(service, "ToolClassifier", Tool)
     await loaded(deploy_mode="both")
     assert order == ["engine", "classifier"]
+
+
+@pytest.mark.parametrize(("budget", "served"), [(0, False), (64, True)])
+async def test_a_model_that_always_thinks_is_served_with_a_budget_alone(
+    monkeypatch: pytest.MonkeyPatch, budget: int, served: bool
+) -> None:
+    class Thinker(ScriptedRenderer):
+        format = ReplyFormat(begun="<think>", thinks=True)
+
+    monkeypatch.setattr(service, "PromptRenderer", lambda *_: Thinker())
+    if served:
+        assert (await loaded(thinking_max_tokens=budget, chat_max_out=8)).phase is Phase.READY
+        return
+    with pytest.raises(SettingsError, match="THINKING_MAX_TOKENS: expected a budget for thought"):
+        await loaded(thinking_max_tokens=budget)
+
+
+async def test_a_template_that_cannot_be_rendered_is_a_fault_of_the_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("expected a chat template, found none")
+
+    monkeypatch.setattr(service, "PromptRenderer", refuse)
+    with pytest.raises(ArtifactError, match="expected a chat template"):
+        await loaded()
