@@ -23,6 +23,7 @@ import pytest
 import structlog
 
 from runtime.text.prompt import Message, Prompt
+from tests.client import ToolCall, parse
 from tests.client.options import websocket_url
 from tests.harness.scripted import KEY, REPLY, Running, ScriptedClassifier, ScriptedEngine, ScriptedRenderer, serving
 from tests.harness.server import free_port
@@ -317,6 +318,27 @@ async def test_a_server_that_goes_away_is_told_with_its_close_code() -> None:
 
 
 # One by one
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted", "told"),
+    [
+        ([], False, "no"),
+        ([{"name": "take_screenshot"}], True, "yes"),
+        ([{"name": "take_screenshot", "probability": 0.9}], True, "yes"),
+        ([{"name": "play_music", "probability": 0.934}], False, "yes: play_music 0.93"),
+        (
+            [{"name": "play_music", "probability": 0.9}, {"name": "take_screenshot", "probability": 0.8}],
+            True,
+            "yes: play_music 0.90, take_screenshot 0.80",
+        ),
+    ],
+)
+def test_a_client_looks_only_where_the_screenshot_is_among_the_tools(raw: list, wanted: bool, told: str) -> None:
+    frame = parse(json.dumps({"type": "toolcall", "status": "yes" if raw else "no", "raw": raw}))
+    assert isinstance(frame, ToolCall)
+    assert (frame.wanted, frame.told) == (wanted, told)
+    assert list(frame.tools) == [call["name"] for call in raw]
 
 
 async def test_warmup_prints_each_frame_and_the_times() -> None:

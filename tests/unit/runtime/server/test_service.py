@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from runtime import artifact, engines
-from runtime.artifact import ArtifactError, verify
+from runtime.artifact import ArtifactError, ToolLabel, verify
+from runtime.deployment.classifier import Tool
 from runtime.deployment.settings import SettingsError
 from runtime.server import service
 from runtime.server.service import Phase, Service
@@ -75,6 +76,16 @@ async def test_beside_a_chat_engine_the_classifier_takes_one_thread_and_little_m
     assert made.phase is Phase.READY
     assert Loaded.options["folder"] == GOLDEN / "cpu-int8" / "tool"
     assert (Loaded.options["cpu_threads"], Loaded.options["gpu_fraction"]) == (threads, fraction)
+
+
+async def test_the_table_of_tools_reaches_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = artifact.read(GOLDEN / "cpu-int8")
+    table = (ToolLabel(label=2, name="play_music", threshold=0.8), ToolLabel(label=1, name="take_screenshot"))
+    assert golden.tool is not None
+    tool = golden.tool.model_copy(update={"tools": table, "positive_label": None, "threshold": 0.7})
+    monkeypatch.setattr(artifact, "read", lambda _: golden.model_copy(update={"tool": tool}))
+    await loaded(deploy_mode="tool")
+    assert Loaded.options["tools"] == (Tool("play_music", 2, 0.8), Tool("take_screenshot", 1, 0.7))
 
 
 async def test_what_was_loaded_is_not_looked_through_for_garbage_again() -> None:
