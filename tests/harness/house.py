@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from importlinter.api import read_configuration
@@ -29,4 +30,4 @@ def floors(house: str) -> dict[str, int]:
     """Return the floor of each room and ground module, 0 for the highest, as import-linter holds them."""
     contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
     (layers,) = [contract["layers"] for contract in contracts if contract.get("containers") == [house]]
-    return {room.strip(): floor for floor, layer in enumerate(layers) for room in layer.split(":")}
+    return {room.strip(): floor for floor, layer in enumerate(layers) for room in re.split("[:|]", layer)}
