@@ -382,7 +382,7 @@ class MessageHandler:
         )
 
     async def _warm_persona(self, warm: messages.WarmPersona) -> None:
-        await self._warm(Prefix("persona_static", warm.request_id, warm.persona), warm)
+        await self._warm(Prefix("persona_static", warm.request_id, warm.persona, warnings=warm.warnings), warm)
 
     async def _warm_history(self, warm: messages.WarmHistory) -> None:
         persona = warm.persona
@@ -394,7 +394,8 @@ class MessageHandler:
                 self._no_session(warm)
                 return
             persona = session.persona if session is not None else ""
-        await self._warm(Prefix("history", warm.request_id, persona, warm.runtime_text, warm.history), warm)
+        prefix = Prefix("history", warm.request_id, persona, warm.runtime_text, warm.history, warm.warnings)
+        await self._warm(prefix, warm)
 
     async def _warm(self, prefix: Prefix, message: messages.Inbound) -> None:
         chat = self._deployment.chat

@@ -31,6 +31,7 @@ class Prefix:
         persona: the system prompt.
         runtime_text: follows the persona.
         history: none for what every prompt with the persona begins with, whatever history follows.
+        warnings: the message's.
     """
 
     segment: str
@@ -38,6 +39,7 @@ class Prefix:
     persona: str
     runtime_text: str = ""
     history: tuple[Message, ...] | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -108,7 +110,13 @@ class Warming:
             return
         attempt("warming", self._deployment.warmed)
         self._outbox.put(
-            frames.Warmed(segment=prefix.segment, tokens=reusable, bytes=prefix.size, request_id=prefix.request_id)
+            frames.Warmed(
+                segment=prefix.segment,
+                tokens=reusable,
+                bytes=prefix.size,
+                warning=list(prefix.warnings),
+                request_id=prefix.request_id,
+            )
         )
 
     def _error(self, code: str, message: str, prefix: Prefix) -> None:

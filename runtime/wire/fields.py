@@ -48,7 +48,11 @@ class Fields:
 
     def missing(self, name: str, expected: str) -> Rejected:
         """The rejection of a message without a required field."""
-        found = "nothing" if self._raw.get(name) is None else shown(self._raw[name])
+        if self._raw.get(name) is not None:
+            found = shown(self._raw[name])
+        else:
+            other = unknown_fields.misspelt(name, self._raw)
+            found = f"nothing but {other}" if other else "nothing"
         message = f"{name}: expected {expected}, found {found}"
         return Rejected(f"missing_{name}", message, field=name, expected=expected, found=found)
 

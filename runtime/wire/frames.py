@@ -155,11 +155,13 @@ class Warmed(Frame, tag="warmed"):
         segment: which prefix.
         tokens: those that a prompt can take out of the cache; it keeps whole blocks alone.
         bytes: of UTF-8 text that the prefix was made of.
+        warning: as that of `Ack`.
     """
 
     segment: str
     tokens: int
     bytes: int
+    warning: list[str] = msgspec.field(default_factory=list)
 
 
 class ConnectionClosed(Frame, tag="connection_closed"):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 
 from runtime.wire.messages import DEFAULT_BOUNDS
 from runtime.wire.near_names import near
 
 # Unknown fields of a message that are looked at; the others pass.
-MOST = 8
+MOST = 4
 
 SAMPLING = frozenset({*DEFAULT_BOUNDS, "max_tokens", "stop", "seed", "sanitize_output"})
 _ALL = frozenset({"type", "request_id"})
@@ -17,7 +18,7 @@ _PERSONA = frozenset({"persona_text", "chat_prompt"})
 _STYLE = frozenset({"gender", "persona_style", "personality"})
 _HISTORY = frozenset({"history", "history_text"})
 
-# What each message that gets an `ack` may have.
+# What each message may have that is answered by an `ack` or by `warmed`.
 KNOWN: Mapping[str, frozenset[str]] = {
     "start": _ALL
     | _PERSONA
@@ -36,8 +37,12 @@ KNOWN: Mapping[str, frozenset[str]] = {
     },
     "followup": _ALL | SAMPLING | {"session_id", "analysis_text", "sampling"},
     "chat_prompt": _ALL | _PERSONA | _STYLE | {"session_id"},
+    "warm_persona": _ALL | _PERSONA,
+    "warm_history": _ALL | _PERSONA | _HISTORY | {"session_id", "runtime_text"},
     "heard": _ALL | {"session_id", "text", "chars"},
 }
+
+EVERYTHING = frozenset().union(*KNOWN.values())
 
 
 def warnings(kind: str, raw: Mapping[str, object]) -> tuple[str, ...]:
@@ -46,13 +51,20 @@ def warnings(kind: str, raw: Mapping[str, object]) -> tuple[str, ...]:
     if known is None:
         return ()
     nested = raw.get("sampling") if "sampling" in known else None
-    inner = nested.keys() - SAMPLING if isinstance(nested, dict) else ()
-    unknown = raw.keys() - known
-    if not unknown and not inner:
-        return ()
-    found = [_warning(name, kind, "") for name in sorted(unknown)[:MOST]]
-    found += [_warning(name, "sampling", "sampling.") for name in sorted(inner)[:MOST]]
+    found = [_warning(name, kind, "") for name in _unknown(raw, known)]
+    if isinstance(nested, dict):
+        found += [_warning(name, kind, "sampling.") for name in _unknown(nested, SAMPLING)]
     return tuple(line for line in found if line)
+
+
+def misspelt(name: str, raw: Mapping[str, object]) -> str | None:
+    """The field of a message that was probably meant to be the one that is missing."""
+    return next((other for other in _unknown(raw, EVERYTHING) if near(other, (name,))), None)
+
+
+def _unknown(raw: Mapping[str, object], known: frozenset[str]) -> Iterator[str]:
+    """The first unknown names: a message may have any number of them."""
+    return islice((name for name in raw if name not in known), MOST)
 
 
 @lru_cache(1024)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.wire.decoder import Decoder
+from runtime.wire.messages import Rejected
 from runtime.wire.near_names import near
 from runtime.wire.unknown_fields import KNOWN, MOST, SAMPLING, warnings
 from tests.harness.scripted import ScriptedEngine, serving
@@ -20,6 +21,8 @@ LEAST: Mapping[str, dict[str, object]] = {
     "followup": {"analysis_text": "a window"},
     "chat_prompt": {"persona_text": "you"},
     "heard": {"chars": 3},
+    "warm_persona": {"persona_text": "you"},
+    "warm_history": {"history": []},
 }
 
 
@@ -93,7 +96,7 @@ def test_what_was_meant_is_named(field: str, meant: str) -> None:
 
 
 def test_a_sampling_field_is_told_with_its_path() -> None:
-    assert decoded("followup", sampling={"temprature": 1, "sanitise_output": True, "colour": 1}) == (
+    assert decoded("followup", sampling={"sanitise_output": True, "temprature": 1, "colour": 1}) == (
         "sampling.sanitise_output: unknown, and ignored; did you mean sampling.sanitize_output?",
         "sampling.temprature: unknown, and ignored; did you mean sampling.temperature?",
     )
@@ -136,3 +139,18 @@ async def test_each_ack_tells_of_its_message_and_nothing_where_all_is_well() -> 
         assert "gendre" in (await client.receive())["warning"][0]
         await client.send(type="heard", chars=0, sesion_id="s1")
         assert "sesion_id" in (await client.receive())["warning"][0]
+        await client.send(type="warm_history", history=[], persona_tekst="you")
+        assert "persona_tekst" in (await client.receive())["warning"][0]
+        await client.send(type="warm_persona", persona_text="you")
+        assert "warning" not in await client.receive()
+
+
+def test_what_is_missing_may_be_there_under_another_name() -> None:
+    for kind, wrong in (("start", "sesion_id"), ("followup", "analysis_txt"), ("chat_prompt", "personaText")):
+        with pytest.raises(Rejected) as caught:
+            Decoder().decode(json.dumps({"type": kind, wrong: "x"}))
+        assert caught.value.found == f"nothing but {wrong}"
+        assert caught.value.code.startswith("missing_")
+    with pytest.raises(Rejected) as caught:
+        Decoder().decode('{"type":"start","colour":1}')
+    assert caught.value.found == "nothing"
