@@ -1,7 +1,8 @@
-"""Chat templates whose marks are plain text, of the kinds that models have."""
+"""Chat templates whose marks are plain text, and a tokenizer with thousands of marks that are tokens."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.harness.models import chat_templates
@@ -57,4 +58,20 @@ def write(template: str, folder: Path) -> Path:
     """Write a tokenizer folder with a template; its control tokens are `<s>` and `</s>` alone."""
     chat_templates.write("pieces", folder)
     (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+# As many as Gemma 3 has, and Mistral Nemo.
+RESERVED = [*(f"<unused{n}>" for n in range(6_242)), *(f"<SPECIAL_{n}>" for n in range(1_000))]
+
+
+def write_large(folder: Path) -> Path:
+    """Write a tokenizer folder with a large vocabulary of reserved control tokens."""
+    chat_templates.write("chatml", folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    first = max(token["id"] for token in tokenizer["added_tokens"]) + 1
+    tokenizer["added_tokens"] += [{"id": first + n, "content": text, **flags} for n, text in enumerate(RESERVED)]
+    path.write_text(json.dumps(tokenizer))
     return folder

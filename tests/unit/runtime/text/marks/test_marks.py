@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from tests.harness.models import chat_templates
 from tests.harness.templates import plain_marks, real
 
 ROOM = Budgets(persona=4_000, history=4_000, utterance=4_000, input=16_000)
-# As many as Gemma 3 has, and Mistral Nemo.
-RESERVED = [*(f"<unused{n}>" for n in range(6_242)), *(f"<SPECIAL_{n}>" for n in range(1_000))]
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +30,9 @@ def renderers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PromptRende
     }
 
 
-def with_reserved(folder: Path) -> Path:
-    """A tokenizer with a large vocabulary of reserved control tokens."""
-    chat_templates.write("chatml", folder)
-    path = folder / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    first = max(token["id"] for token in tokenizer["added_tokens"]) + 1
-    tokenizer["added_tokens"] += [{"id": first + n, "content": text, **flags} for n, text in enumerate(RESERVED)]
-    path.write_text(json.dumps(tokenizer))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> PromptRenderer:
-    return PromptRenderer(with_reserved(tmp_path_factory.mktemp("large")), ROOM)
+    return PromptRenderer(plain_marks.write_large(tmp_path_factory.mktemp("large")), ROOM)
 
 
 def text_of(renderer: PromptRenderer, **parts: object) -> str:
@@ -165,16 +150,16 @@ def test_one_pattern_finds_the_longest_of_many_words(words: list[str], text: str
 def test_breaking_up_is_linear_and_no_slower_for_many_marks(large: PromptRenderer, unit: str) -> None:
     assert_linear(large._tokens.escaped, unit)
     # Work is counted by what the pattern can try at a place: the branches on the way to the longest token.
-    tokens = [*RESERVED, *chat_templates.CONTROL_TOKENS]
+    tokens = [*plain_marks.RESERVED, *chat_templates.CONTROL_TOKENS]
     depth = max(map(len, tokens))
     widths = [len({token[n] for token in tokens if len(token) > n}) for n in range(depth)]
     assert max(widths) < 40
 
 
 def test_every_reserved_token_is_broken_up(large: PromptRenderer) -> None:
-    text = " ".join(RESERVED)
+    text = " ".join(plain_marks.RESERVED)
     assert large._tokens.escaped(text) == text.replace("<", "< ")
-    assert large._tokens._control.findall(text) == RESERVED
+    assert large._tokens._control.findall(text) == plain_marks.RESERVED
 
 
 def test_a_templates_own_control_tokens_are_no_plain_marks(tmp_path: Path) -> None:
