@@ -1,7 +1,7 @@
 """The server's settings: every environment variable in one class, with default, unit and meaning.
 
 Read once, at start, by `load`; every problem is reported at once, one line each. `docs/environment.md` is generated
-from this class by `yap-runtime settings --markdown`.
+from this class by `python -m pipeline.generated_docs`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ _STRIPPED = BeforeValidator(_stripped)
 
 
 class RuntimeSettings(BaseSettings):
-    """The variables. An empty variable counts as unset."""
+    """The runtime's variables, one field each. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True)
 

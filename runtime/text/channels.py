@@ -247,7 +247,7 @@ class ReplyFormat:
     encode: Callable[[str], list[int]] = field(default=_no_tokens, repr=False)
 
     def filter(self) -> ChannelFilter:
-        """For one reply."""
+        """Make the filter of one reply."""
         return ChannelFilter(self.marks, self.begun)
 
 

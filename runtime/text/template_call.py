@@ -60,7 +60,7 @@ class TemplateCall:
         reply_begins: bool = True,
         **told: Any,  # noqa: ANN401
     ) -> str | None:
-        """The same, of messages as the template sees them."""
+        """Render messages as the template sees them, as `attempt` does."""
         try:
             return self._apply(conversation, reply_begins, **told)
         except Exception:  # noqa: BLE001 - a template raises whatever it stumbles over

@@ -59,7 +59,7 @@ class HttpFront(H11Protocol):
         self.app_state = {**self.app_state, "socket": self.socket}
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """Forget the socket, whose connection ended."""
         self.socket.lost()
         super().connection_lost(exc)
 
@@ -87,7 +87,7 @@ class HttpFront(H11Protocol):
         return self._queued or (self.cycle is not None and not self.cycle.response_complete)
 
     def on_response_complete(self) -> None:
-        """One answer has gone; what came meanwhile is next."""
+        """Go on after an answer was sent: what came meanwhile is next."""
         super().on_response_complete()
         if self.transport.is_closing():
             return

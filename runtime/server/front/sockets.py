@@ -68,33 +68,33 @@ class Socket:
             self._sockets.renew(self)
 
     def admit(self) -> None:
-        """Take it out of those without a slot: it has no deadline of ours now."""
+        """Take the socket out of those without a slot: no deadline of ours holds for it now."""
         if self._sockets is not None:
             self._sockets.admit(self)
 
     def leaves(self) -> None:
-        """Its slot is given back, and it has not much time to go."""
+        """Begin the last deadline of a socket that gave its slot back."""
         if self._sockets is not None:
             self._sockets.readmit(self)
 
     def lost(self) -> None:
-        """It is closed."""
+        """Take the closed socket out of the registry."""
         if self._sockets is not None:
             self._sockets.forget(self)
 
     def drop(self, reason: Reason) -> None:
-        """End it at once, whatever waits in either direction."""
+        """End the connection at once, whatever waits in either direction."""
         if self._sockets is not None:
             self._sockets.drop(self, reason)
 
     def abort(self) -> None:
-        """End it at once, uncounted."""
+        """End the connection at once, uncounted."""
         if self._transport is not None:
             self._transport.abort()
 
 
 class Sockets:
-    """All of them."""
+    """The registry of all open sockets: it knows their deadlines, and drops those that take too long."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Sockets:
         return len(self._unadmitted)
 
     def opened(self, transport: asyncio.Transport) -> Socket:
-        """A new one."""
+        """Register a connection that was just accepted."""
         socket = Socket(self, transport)
         self._all.add(socket)
         self.renew(socket)
@@ -138,18 +138,18 @@ class Sockets:
                 self.drop(next(iter(self._unadmitted)), "crowded")
 
     def admit(self, socket: Socket) -> None:
-        """It has a slot."""
+        """Note that a socket has a slot: no deadline of ours holds for it now."""
         if socket in self._all:
             socket.admitted = True
             self._unadmitted.pop(socket, None)
 
     def readmit(self, socket: Socket) -> None:
-        """It has none any more."""
+        """Note that a socket gave its slot back: a deadline holds for it again."""
         socket.admitted = False
         self.renew(socket)
 
     def forget(self, socket: Socket) -> None:
-        """It is closed."""
+        """Take out a socket that is closed."""
         self._all.discard(socket)
         self._unadmitted.pop(socket, None)
 

@@ -74,7 +74,7 @@ class WebSocketFront(WebSocketsSansIOProtocol):
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """Forget the socket, whose connection ended."""
         self.socket.lost()
         self._rest.clear()
         super().connection_lost(exc)

@@ -15,6 +15,8 @@ PACKAGES = ["runtime", "pipeline", "images"]
 TEST_ROOMS = ["tests/harness", "tests/client", "tests/hub", "tests/benchmarks", "tests/gpu"]
 CLASSES_DOCUMENTED = [*PACKAGES, "tests/client", "tests/hub"]
 MOST_WORDS = 25
+# A first line that only points at the name above it: whoever reads it alone, in a list or an editor, learns nothing.
+POINTS_ELSEWHERE = re.compile(r"(It|Its|They|Them|All of (it|them)|An?( \w+)? one|The same)\b")
 # A class with as many attributes needs a line for each of them.
 MANY_ATTRIBUTES = 7
 
@@ -48,8 +50,10 @@ def fault_of(docstring: str | None) -> str | None:
         return "has no docstring"
     if not first.endswith((".", "!", "?")):
         return f"does not end as a sentence: {first}"
-    if first.startswith("Of "):
+    if first.startswith(("Of ", "For ")):
         return f"is no sentence: {first}"
+    if POINTS_ELSEWHERE.match(first):
+        return f"does not say what it is about: {first}"
     if len(first.split()) > MOST_WORDS:
         return f"has more than {MOST_WORDS} words: {first}"
     return None
@@ -141,7 +145,18 @@ def test_a_class_with_many_attributes_has_a_line_for_each(package: str) -> None:
 
 @pytest.mark.parametrize(
     "docstring",
-    [None, "", "Of a file.", "A line that goes", "word " * 26 + ".", "\n\nOf the engines that are there.\n"],
+    [
+        None,
+        "",
+        "Of a file.",
+        "For one reply.",
+        "It is gone.",
+        "All of them.",
+        "A new one.",
+        "A line that goes",
+        "word " * 26 + ".",
+        "\n\nOf the engines that are there.\n",
+    ],
 )
 def test_a_docstring_that_does_not_stand_alone_is_found(docstring: str | None) -> None:
     assert fault_of(docstring)

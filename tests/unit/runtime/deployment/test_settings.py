@@ -113,7 +113,7 @@ def test_every_variable_is_explained() -> None:
 
 
 def test_the_page_holds_the_table() -> None:
-    assert markdown() in ENVIRONMENT_PAGE.read_text("utf-8"), "run `python -m runtime settings --markdown`"
+    assert markdown() in ENVIRONMENT_PAGE.read_text("utf-8"), "run `python -m pipeline.generated_docs`"
 
 
 def test_show_prints_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
