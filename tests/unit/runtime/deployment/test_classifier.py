@@ -208,6 +208,9 @@ def test_batches_are_bounded_and_hold_everything_once():
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(max(lengths[i] for i in batch) * len(batch) <= BATCH_TOKENS for batch in batches)
     assert len(batches) <= 8
+    equal = _batches(lengths, padded=False)
+    assert sorted(index for batch in equal for index in batch) == list(range(len(lengths)))
+    assert all(len({lengths[i] for i in batch}) == 1 for batch in equal)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
