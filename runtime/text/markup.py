@@ -237,8 +237,11 @@ TAG = regex.compile(
 ENTITY = regex.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
 _TITLE = r"""(?:"[^"\n]*"|'[^'\n]*'|\([^()\n]*\))"""
 _ADDRESS = r"(?:<[^<>\n]*>|[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)"
+_LINK_TEXT = r"!?\[(?P<text>(?:[^\[\]\n]|\[[^\[\]\n]*\])*+)\]"
+# A link whose address has not ended where the text does so far.
+UNENDED_LINK = regex.compile(rf"{_LINK_TEXT}\((?P<address>[^\s)]+)\Z")
 LINK = regex.compile(
-    r"!?\[(?P<text>(?:[^\[\]\n]|\[[^\[\]\n]*\])*+)\]"
+    rf"{_LINK_TEXT}"
     rf"(?:\(\s*{_ADDRESS}(?:\s+{_TITLE})?\s*\)|\[(?P<reference>[^\[\]\n]*)\])"
 )
 # A line that gives an address to a reference. It ends where the line does, or where the text ends so far.

@@ -23,6 +23,7 @@ from runtime.text.markup import (
     REFERENCE,
     RULES,
     TAG,
+    UNENDED_LINK,
     Rule,
     class_of,
     is_address,
@@ -66,6 +67,7 @@ _CODE_RUN = re.compile(r"[^\s`]+")
 _SPACE = re.compile(r"\s+")
 _NEWLINE = re.compile(r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _STAGE_EDGE = re.compile(r"\*+|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_ADDRESS_END = re.compile(r"[\s)]")
 _KEYCAP = frozenset("\ufe0f\u20e3")
 _ESCAPED = frozenset("*_`~#[]|>")
 _STAGE_BEGINS = DROPPED | set("\"'“‘(…¿¡«「（")
@@ -92,6 +94,7 @@ class Sanitizer:
         "_blank",
         "_code",
         "_final",
+        "_in_link_address",
         "_last",
         "_line_start",
         "_links",
@@ -116,7 +119,9 @@ class Sanitizer:
         self._line_start = True  # nothing of the line came out
         self._row = False  # in a table's row
         self._code = 0  # backticks that opened the code we are in
-        self._links: list[tuple[int, int]] = []  # where the texts of the links we are in end, and where they do
+        # Where the texts of the links we are in end, where they do, and whether their address goes on there.
+        self._links: list[tuple[int, int, bool]] = []
+        self._in_link_address = False  # in an address that is too long to wait for its end
         self._open = ""  # brackets that nothing was said in yet, with the space before them
         self._skipped = ""  # the mark of a long run that may go on
         self._underlined = False  # underscores were opened
@@ -132,6 +137,7 @@ class Sanitizer:
             and not self._code
             and not self._open
             and not self._skipped
+            and not self._in_link_address
             and _PLAIN_TOKEN(text)
         ):
             if self._blank and text[0] != " ":
@@ -159,7 +165,7 @@ class Sanitizer:
                 break
             at = after
         self._text = text[at:]
-        self._links = [(text_end - at, end - at) for text_end, end in self._links]
+        self._links = [(text_end - at, end - at, unended) for text_end, end, unended in self._links]
         output = "".join(self._out)
         self._out.clear()
         return output
@@ -169,6 +175,8 @@ class Sanitizer:
         first = text[at]
         if first == self._skipped:
             return at + 1
+        if self._in_link_address:
+            return self._link_address(text, at)
         self._skipped = ""
         if space := _SPACE.match(text, at):
             return self._space(space[0], space.end())
@@ -512,18 +520,31 @@ class Sanitizer:
                 if not match.partial and reads_as_reference(match["address"]):
                     return self._drop(match.end())
         match = LINK.match(text, at, at + LINK_LIMIT + 1, partial=True)
-        if match is None or match.end() - at > LINK_LIMIT or (match.partial and self._final):
+        if match is None:
             return self._no_link(text, at)
         if match.partial:
-            return UNDECIDED
+            if match.end() - at <= LINK_LIMIT and not self._final:
+                return UNDECIDED
+            unended = UNENDED_LINK.match(text, at, at + LINK_LIMIT + 1)
+            if unended is None or not reads_as_reference(unended["address"]):
+                return self._no_link(text, at)
+            self._links.append((unended.end("text"), unended.start("address"), True))
+            return int(unended.start("text"))
         # `a[i][j]` is no link, nor is `[1][2]`.
         name, text_of = match["reference"], match["text"]
         pair = f"{text_of}{name}"
         indexed = self._after_word() or (len(pair) == 2 and pair.isalpha())
         if name is not None and (indexed or not any(char.isalpha() for char in text_of)):
             return self._no_link(text, at)
-        self._links.append((match.end("text"), match.end()))
+        self._links.append((match.end("text"), match.end(), False))
         return int(match.start("text"))
+
+    def _link_address(self, text: str, at: int) -> int:
+        ended = _ADDRESS_END.search(text, at)
+        if ended is None:
+            return len(text)
+        self._in_link_address = False
+        return ended.end() if ended[0] == ")" else ended.start()
 
     def _no_link(self, text: str, at: int) -> int:
         return self._open_bracket("[", at) if text[at] == "[" else self._emit(text[at], at)
@@ -533,7 +554,8 @@ class Sanitizer:
 
     def _closing_bracket(self, text: str, at: int) -> int:
         if self._links and at == self._links[-1][0]:
-            return self._links.pop()[1]
+            _, end, self._in_link_address = self._links.pop()
+            return end
         return self._emit("]", at)
 
     def _bang(self, text: str, at: int) -> int:
