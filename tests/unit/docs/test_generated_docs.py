@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 
 from pipeline.generated_docs import DOCS, pages
 from pipeline.settings import PipelineSettings
+from runtime.artifact.lanes import SERVED_LANES
+from runtime.deployment.settings import RuntimeSettings
+from runtime.wire.messages import DEFAULT_BOUNDS
+from tests.harness.house import HOUSES, ROOT
 
 ARTIFACTS = Path(__file__).resolve().parents[2] / "data" / "artifacts"
 
@@ -49,3 +54,19 @@ def test_every_variable_is_listed_with_its_default() -> None:
     page = pages()["environment.md"]
     assert all(f"| `{name.upper()}` |" in page for name in PipelineSettings.model_fields)
     assert "| `AWQ_NSAMPLES` | `64` | samples | calibration samples |" in page
+
+
+@pytest.mark.parametrize("settings", [RuntimeSettings, PipelineSettings])
+def test_every_variable_on_the_page_is_read(settings: type[RuntimeSettings] | type[PipelineSettings]) -> None:
+    """A variable that nothing reads is a promise on the page alone."""
+    nodes = [node for house in HOUSES for path in (ROOT / house).rglob("*.py") for node in ast.walk(parsed(path))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    # The sampling parameters are read by their names, with their bounds.
+    read |= {f"chat_{name}{end}" for name in DEFAULT_BOUNDS for end in ("", "_min", "_max")}
+    # How many sequences a lane's engine takes is read by the name in the lane's record.
+    read |= {lane.batch_setting for lane in SERVED_LANES.values()}
+    assert settings.model_fields.keys() - read == set()
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))

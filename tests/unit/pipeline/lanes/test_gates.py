@@ -188,3 +188,8 @@ def test_the_pages_name_every_gate_and_option() -> None:
     artifact, quality = ((DOCS / name).read_text("utf-8") for name in ("artifact.md", "quality.md"))
     assert [spec.name for spec in SPECS if f"`{spec.name}`" not in artifact] == []
     assert [option.name for option in OPTIONS.values() if f"`{option.name}`" not in quality] == []
+
+
+def test_the_page_on_quality_tells_the_recipe_of_every_method() -> None:
+    page = (DOCS / "quality.md").read_text("utf-8")
+    assert [name for name in METHODS.keys() - {"none"} if f"| `{name}` |" not in page] == []
