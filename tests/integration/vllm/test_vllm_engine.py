@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,20 @@ async def test_warming_a_prefix_makes_the_next_prompt_hit(engine, ask):
     assert len(prompt) - 20 - 128 <= first.cached_tokens < len(prompt)
     assert await engine.reset_caches()
     assert await engine.warm(prompt) == 0
+
+
+async def test_a_prompt_finds_only_what_came_with_its_own_salt(engine, ask):
+    async def cached(salt: str | None) -> int:
+        heard: list[Delta] = []
+        await engine.generate(prompt, replace(GREEDY, max_tokens=1), heard.append, salt)
+        return heard[0].cached_tokens
+
+    assert await engine.reset_caches()
+    prompt = ask("Who are you?", "The project's code name is Falcon, and it launches in March. " * 20)
+    assert [await cached(salt) for salt in ("alice", "bob", None)] == [0, 0, 0]
+    assert all([await cached(salt) >= len(prompt) - 128 for salt in ("alice", "bob", None)])
+    assert await engine.warm(prompt, "carol") == 0
+    assert await cached("carol") >= len(prompt) - 128
 
 
 async def test_a_worker_computes_the_compile_cache_s_key_without_the_model_s_place(engine, chat_folder, tmp_path):

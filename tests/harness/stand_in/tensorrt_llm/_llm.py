@@ -93,6 +93,7 @@ class LLM:
         self.dead = self.closed = False
         self.running: set[RequestOutput] = set()
         self.requests: list[RequestOutput] = []
+        self.salts: list[str | None] = []
         self.max_seq_len = self._load(Path(self.arguments["model"]))
         self._vocabulary = json.loads((Path(self.arguments["tokenizer"]) / "tokenizer.json").read_bytes())["model"][
             "vocab"
@@ -114,6 +115,7 @@ class LLM:
             raise AssertionError("the lane streams every request")
         if len(prompt) + params.max_tokens > self.max_seq_len:
             raise ValueError(f"prompt length ({len(prompt)}) + max_tokens ({params.max_tokens}) > {self.max_seq_len}")
+        self.salts.append(call.get("cache_salt"))
         output = RequestOutput(self, prompt, params)
         self.running.add(output)
         self.requests.append(output)

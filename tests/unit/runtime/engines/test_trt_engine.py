@@ -103,6 +103,15 @@ async def test_a_finished_request_is_not_aborted(engine: TrtEngine, stand_in: An
     assert not stand_in.MADE[-1].requests[-1].aborted()
 
 
+async def test_the_cache_salt_reaches_the_engine_with_each_request(engine: TrtEngine, stand_in: Any) -> None:
+    llm = stand_in.MADE[-1]
+    llm.salts.clear()
+    await engine.generate([1], GREEDY, lambda delta: None, "alice")
+    await engine.warm([1, 2], "bob")
+    await engine.generate([1], GREEDY, lambda delta: None)
+    assert llm.salts == ["alice", "bob", None]
+
+
 async def test_no_request_ever_asks_for_logprobs(engine: TrtEngine, stand_in: Any) -> None:
     await text_of(engine, [1], GREEDY)
     await engine.score([1, 2, 3])
