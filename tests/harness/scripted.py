@@ -70,6 +70,7 @@ class ScriptedEngine:
     most_held: int = 0
     prompts: list[list[str]] = field(default_factory=list)
     samplings: list[Sampling] = field(default_factory=list)
+    salts: list[str | None] = field(default_factory=list)
     warmed: list[list[str]] = field(default_factory=list)
     woken: list[int] = field(default_factory=list)
     resets: int = 0
@@ -94,6 +95,7 @@ class ScriptedEngine:
         number = len(self.prompts)
         self.prompts.append(words)
         self.samplings.append(sampling)
+        self.salts.append(cache_salt)
         self.held.add(number)
         self.most_held = max(self.most_held, len(self.held))
         finished = False
@@ -131,6 +133,7 @@ class ScriptedEngine:
         if self.dead:
             raise EngineDeadError("the scripted engine died")
         self.warmed.append(Words.read(prompt))
+        self.salts.append(cache_salt)
         return 0
 
     def reusable(self, tokens: int) -> int:
@@ -362,6 +365,8 @@ async def serving(
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.005)
         yield Running(service, server, engine, classifier, listener.getsockname()[1])
+        # Whatever a test did: no prompt of a key's may lie in a cache that others share.
+        assert chosen.cache_sharing == "server" or None not in engine.salts
     finally:
         server.should_exit = True
         await task

@@ -106,6 +106,9 @@ async def test_thought_over_its_budget_is_cut_off_and_the_reply_goes_on() -> Non
         assert engine.prompts[1] == [*["[user]", "Hi!"], *["so"] * 20, "</think>"]
         assert [sampling.max_tokens for sampling in engine.samplings] == [25, 5]
         assert (engine.held, engine.aborts) == (set(), 1)
+        # And what it finds in the cache is its own key's.
+        assert len(engine.salts) == 2
+        assert len(set(engine.salts)) == 1
 
 
 async def test_what_is_left_of_the_thoughts_budget_is_not_spoken() -> None:
