@@ -54,7 +54,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "check_artifact", lambda folder, *_, **__: artifact.read(folder))
     monkeypatch.setattr(engines, "preload", lambda *_: None)
     monkeypatch.setattr(engines, "create", lambda *_: ScriptedEngine())
-    monkeypatch.setattr(service, "PromptRenderer", lambda *_: ScriptedRenderer())
+    monkeypatch.setattr(service, "PromptRenderer", lambda *_, **__: ScriptedRenderer())
     monkeypatch.setattr(service, "ToolClassifier", Loaded)
     monkeypatch.setattr(Loaded, "options", {})
 
@@ -165,7 +165,7 @@ async def test_a_model_that_always_thinks_is_served_with_a_budget_alone(
     class Thinker(ScriptedRenderer):
         format = ReplyFormat(begun="<think>", thinks=True)
 
-    monkeypatch.setattr(service, "PromptRenderer", lambda *_: Thinker())
+    monkeypatch.setattr(service, "PromptRenderer", lambda *_, **__: Thinker())
     if served:
         assert (await loaded(thinking_max_tokens=budget, chat_max_out=8)).phase is Phase.READY
         return

@@ -209,7 +209,7 @@ class Mute(ScriptedEngine):
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None], cache_salt: str | None = None
     ) -> None:
-        await super().generate([], sampling, each)
+        await super().generate([], sampling, each, cache_salt)
 
 
 async def test_a_history_of_a_whole_frame_is_answered_within_a_tenth_of_a_second(tmp_path: Path) -> None:
