@@ -105,11 +105,13 @@ class ChannelFilter:
         hidden: whether what comes now is not speech, as far as is known.
     """
 
-    __slots__ = ("_fresh", "_header", "_held", "_marks", "_said", "_waits_for", "hidden")
+    __slots__ = ("_begins", "_fresh", "_header", "_held", "_marks", "_plain", "_said", "_waits_for", "hidden")
 
     def __init__(self, marks: Marks = DEFAULT_MARKS, begun: str = "") -> None:
         self._marks = marks
+        self._begins = marks.begins.search  # finds where a mark may begin
         self.hidden = False
+        self._plain = True  # text without marks is speech as it comes
         self._waits_for: str | None = None  # none in speech
         self._header = ""  # of the channel, as far as it has come
         self._held = ""  # may become a mark
@@ -120,6 +122,7 @@ class ChannelFilter:
             self._said = False
             self._held = ""
             self._fresh = self.hidden
+            self._plain = not self.hidden
 
     @property
     def in_header(self) -> bool:
@@ -134,8 +137,9 @@ class ChannelFilter:
     def feed(self, text: str) -> str:
         """Take what the engine said; return what of it is speech, and certain by now."""
         # Nearly every token of nearly every reply.
-        if not self.hidden and not self._held and not self._fresh and not self._marks.begins.search(text):
-            self._said = self._said or bool(text)
+        if self._plain and self._begins(text) is None:
+            if text:
+                self._said = True
             return text
         self._held += text
         return self._run(final=False)
@@ -159,6 +163,7 @@ class ChannelFilter:
             undecided = min(undecided, self._unfinished_from(text, at))
         spoken.append(self._take(text[at:undecided]))
         self._held = text[undecided:]
+        self._plain = not (self.hidden or self._held or self._fresh)
         return "".join(spoken)
 
     def _unfinished_from(self, text: str, at: int) -> int:
