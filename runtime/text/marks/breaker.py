@@ -8,9 +8,16 @@ from typing import TypeAlias
 
 _Trie: TypeAlias = "dict[str, _Trie]"
 
+# What ends a line for some reader, a model among them, and what shows as nothing on one.
+_BREAKS = r"\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029"
+_BLANKS = rf"(?:[^\S{_BREAKS}]|[\u200b\u2060\ufeff])*"
+
 
 class Breaker:
     """Breaks marks up with a space behind their first character. The time is linear in the text, whatever the marks.
+
+    They are marks in any case: a model takes `<|System|>` for what it knows. One that is a word (`USER:`) is so in
+    another case where a word begins, lest `superuser:` lose its shape.
 
     Args:
         anywhere: marks wherever they stand. Those of one character cannot be broken up.
@@ -22,9 +29,14 @@ class Breaker:
         words = [word for word in map(str.strip, anywhere) if len(word) > 1]
         fillers = [word for word in map(str.strip, lines) if len(word) > 1]
         # Only the first character is consumed: a mark that begins inside another one is found as well.
-        branches = (f"{re.escape(first)}(?={_pattern(rest)})" for first, rest in _trie(words).items())
+        branches = [f"{re.escape(first)}(?={_pattern(rest)})" for first, rest in _trie(words).items()]
+        for first, rest in _trie(map(_folded, words)).items():
+            begins = r"(?<!\w.)" if first.isalnum() else ""
+            branches += [f"{re.escape(char)}{begins}(?={_pattern(rest, any_case=True)})" for char in _cases(first)]
         self._begin = re.compile("|".join(branches) if words else r"(?!)")
-        self._line = re.compile(rf"^([ \t]*)(?={any_of(fillers)}[ \t]*$)(.)", re.MULTILINE) if fillers else None
+        filler = _pattern(_trie(map(_folded, fillers)), any_case=True)
+        line = rf"(?:^|(?<=[{_BREAKS}]))({_BLANKS})(?={filler}{_BLANKS}(?:[{_BREAKS}]|\Z))(.)"
+        self._line = re.compile(line) if fillers else None
 
     def holds(self, text: str) -> bool:
         """Whether there is a mark in the text."""
@@ -64,8 +76,24 @@ def _trie(words: Iterable[str]) -> _Trie:
     return root
 
 
-def _pattern(node: _Trie) -> str:
-    branches = [re.escape(char) + _pattern(rest) for char, rest in node.items() if char]
+def _folded(word: str) -> str:
+    """A word in one case, letter by letter."""
+    return "".join(_cases(char)[0] for char in word)
+
+
+def _cases(char: str) -> list[str]:
+    """A letter in each of its cases, or what has none as it is."""
+    small, capital = char.lower(), char.upper()
+    return [small, capital] if small != capital and len(small) == len(capital) == 1 else [char]
+
+
+def _pattern(node: _Trie, *, any_case: bool = False) -> str:
+    branches = []
+    for char, rest in node.items():
+        if char:
+            cases = _cases(char) if any_case else [char]
+            one = re.escape(char) if len(cases) == 1 else f"[{''.join(cases)}]"
+            branches.append(one + _pattern(rest, any_case=any_case))
     if not branches:
         return ""
     whole = branches[0] if len(branches) == 1 and "" not in node else f"(?:{'|'.join(branches)})"

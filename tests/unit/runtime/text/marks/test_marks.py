@@ -99,6 +99,36 @@ def test_a_template_of_bare_words_has_them_broken_up_where_they_fill_a_line(tmp_
     assert escaped.split("\n") == ["a user and", "a ssistant", "said", "  u ser ", "a ssistant"]
 
 
+@given(
+    blank=st.text(" \t\u00a0\u3000\u200b\ufeff", max_size=3),
+    before=st.sampled_from("\n\r\v\f\x1c\x85\u2028\u2029"),
+    after=st.sampled_from(["\n", "\r\n", "\r", "\v", "\x1e", "\u2028", ""]),
+    word=st.sampled_from(["user", "User", "ASSISTANT"]),
+)
+def test_a_bare_word_fills_a_line_whatever_ends_it_and_however_it_is_blank(
+    before: str, after: str, blank: str, word: str
+) -> None:
+    breaker = Breaker([], ["user", "assistant"])
+    text = f"said{before}{blank}{word}{blank}{after}"
+    assert breaker.broken(text) == f"said{before}{blank}{word[0]} {word[1:]}{blank}{after}"
+    assert breaker.broken(f"a {word}{after}") == f"a {word}{after}"
+
+
+@pytest.mark.parametrize("name", sorted(plain_marks.TEMPLATES))
+@given(data=st.data())
+def test_a_mark_is_one_in_any_case(renderers: dict[str, PromptRenderer], name: str, data: st.DataObject) -> None:
+    mark = data.draw(st.sampled_from([*plain_marks.TEMPLATES[name][1], *sorted(CHANNEL_MARKS)]))
+    upper = data.draw(st.lists(st.booleans(), min_size=len(mark), max_size=len(mark)))
+    mixed = "".join(char.upper() if up else char.lower() for char, up in zip(mark, upper, strict=True))
+    escaped = renderers[name]._tokens.escaped(f"x {mixed} y")
+    assert mixed not in escaped
+    assert escaped.replace(" ", "") == f"x{mixed}y".replace(" ", "")
+
+
+def test_the_end_of_a_longer_word_is_no_mark_in_another_case(renderers: dict[str, PromptRenderer]) -> None:
+    assert renderers["vicuna"]._tokens.escaped("a superuser: yes") == "a superuser: yes"
+
+
 @pytest.mark.parametrize(
     "mark", ["<think>", "</think>", "<thinking>", "<tool_call>", "</tool_response>", "[TOOL_CALLS]"]
 )
