@@ -215,6 +215,9 @@ class Sanitizer:
     def _emit_run(self, text: str, at: int) -> int:
         """Let text without space come out, up to and without its first emoji."""
         self._line_start = False
+        if self._open and self._removed and text[0] == BRACKETS[self._open[-1]]:
+            self._close_hollow()
+            return at + 1
         if text.isascii() and text.isprintable():
             self._write(text)
             return at + len(text)

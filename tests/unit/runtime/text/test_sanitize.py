@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import emoji
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runtime.text.markup import DROPPED, EMOTICONS
@@ -136,6 +136,7 @@ def streamed(text: str, cuts: list[int]) -> str:
     return "".join([*parts, sanitizer.finish()])
 
 
+@example(text="well;-](^_^)o_o", cuts=[])
 @given(text=MESSY, cuts=st.lists(st.integers(0, 10_000), max_size=30))
 @settings(max_examples=1500, deadline=None)
 def test_any_chunking_gives_the_one_pass_form(text, cuts):
