@@ -28,7 +28,7 @@ demo-publish: setup ## sign and push to a hub on loopback over a failing link, t
 test: setup ## everything that proves it
 	@$(RUN) -m pytest --durations=25
 
-test-unit: setup ## the tests that need neither engine nor network (seconds)
+test-unit: setup ## the tests that need neither engine nor network (minutes)
 	@$(RUN) -m pytest -m "not engine and not docker and not network"
 
 test-images: setup ## the images, built and run on a stand-in base; needs a Docker Engine
