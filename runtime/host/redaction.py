@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import PurePath
 from types import TracebackType
+from urllib.parse import quote
 
 from pydantic import SecretStr
 from structlog.typing import EventDict, WrappedLogger
@@ -38,7 +39,7 @@ PRIVATE_WORDS = frozenset(
     {
         "prompt", "prompts", "persona", "personas", "history", "utterance", "utterances", "transcript", "text", "texts",
         "said", "reply", "authorization", "password", "secret", "secrets", "credential", "credentials", "cookie",
-        "apikey",
+        "apikey", "token", "bearer", "passwd", "passphrase", "signature",
     }
 )  # fmt: skip
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
@@ -86,7 +87,10 @@ class Redactor:
 
     def hide(self, secrets: Iterable[SecretStr]) -> None:
         """Hide these too from now on."""
-        texts = (self._texts | {secret.get_secret_value() for secret in secrets}) - {""}
+        plain = {secret.get_secret_value() for secret in secrets}
+        # As they stand in an address, too.
+        quoted = {quote(text, safe=safe, errors="replace") for text in plain for safe in ("", "/")}
+        texts = (self._texts | plain | quoted) - {""}
         longest_first = sorted(texts, key=len, reverse=True)
         self._texts = texts  # a new set: another thread may be looking through the old one
         patterns = [
@@ -136,6 +140,10 @@ class Redactor:
         if depth < DEEPEST:
             if isinstance(value, Mapping):
                 return self._mapping(list(value.items()), depth)
+            if isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], (str, bytes)):
+                # Headers come as pairs.
+                name = value[0] if isinstance(value[0], str) else value[0].decode("latin-1")
+                return [self.text(name), self._field(name, value[1], depth + 1)]
             if isinstance(value, (list, tuple, set, frozenset, deque)):
                 return [self.value(inner, depth + 1) for inner in list(value)[:LONGEST_LIST]]
             if dataclasses.is_dataclass(value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import urllib.parse
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -257,3 +258,20 @@ def test_a_traceback_in_a_message_loses_what_it_quotes() -> None:
 
 def test_names_of_loggers_are_no_secret() -> None:
     assert Redactor().text(logging.getLogger("runtime.server.process").name) == "runtime.server.process"
+
+
+@pytest.mark.parametrize("key", ["s3cr3t+key/ab==", "k \u00e9%/", "a&b?c#d"])
+@pytest.mark.parametrize("safe", ["", "/"])
+def test_a_key_is_hidden_as_it_stands_in_an_address(key: str, safe: str) -> None:
+    quoted = urllib.parse.quote(key, safe=safe)
+    assert quoted not in Redactor([SecretStr(key)]).text(f"GET /ws/{quoted} 404")
+
+
+@pytest.mark.parametrize("name", ["x-api-key", "Authorization", "cookie", "hf_token", "X-Amz-Signature", "passwd"])
+def test_a_secret_field_is_hidden_as_a_pair_and_by_its_name(name: str) -> None:
+    redactor = Redactor()
+    for pair in ((name, "opaque"), [name, ["opaque"]], (name.encode(), b"opaque")):
+        assert "opaque" not in repr(redactor.value({"headers": [pair, ("host", "h")]}))
+    shown = redactor(None, "info", {name: "opaque", "tokens": 3, "token": 5})
+    assert "opaque" not in repr(shown)
+    assert (shown["tokens"], shown["token"]) == (3, 5)
