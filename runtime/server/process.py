@@ -104,7 +104,8 @@ def _secrets(settings: RuntimeSettings) -> list[SecretStr]:
 
 
 def _unadmitted(settings: RuntimeSettings) -> int:
-    return settings.max_unadmitted_sockets or defaults.UNADMITTED + settings.max_concurrent_connections
+    room = defaults.UNADMITTED + settings.max_concurrent_connections
+    return defaults.first_set(settings.max_unadmitted_sockets, default=room)
 
 
 def bind(host: str, port: int, backlog: int = BACKLOG) -> socket.socket:

@@ -104,7 +104,7 @@ class Service:
         self.keyring = Keyring(settings.keys(), separate_caches=settings.cache_sharing == "key")
         self.admission = Admission(settings.max_concurrent_connections, settings.ws_handshake_acquire_timeout_s)
         self.sockets = Sockets(
-            settings.max_unadmitted_sockets or defaults.UNADMITTED + self.admission.limit,
+            defaults.first_set(settings.max_unadmitted_sockets, default=defaults.UNADMITTED + self.admission.limit),
             settings.handshake_deadline_s,
             self.metrics.socket_dropped,
         )

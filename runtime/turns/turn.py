@@ -42,7 +42,6 @@ GAP_SAMPLE = 8
 ToolCalls = Sequence[dict[str, str | float]]
 
 # The calls of a classifier that has one tool alone.
-_YES: tuple[dict[str, str | float], ...] = ({"name": SCREENSHOT_TOOL},)
 
 
 class Stop(enum.Enum):
@@ -369,7 +368,9 @@ class Turn:
 def _calls(decision: Decision) -> ToolCalls:
     if decision.calls:
         return tuple({"name": call.name, "probability": round(call.probability, 4)} for call in decision.calls)
-    return _YES if decision.take_screenshot else ()
+    if not decision.take_screenshot:
+        return ()
+    return ({"name": SCREENSHOT_TOOL, "probability": round(decision.probability, 4)},)
 
 
 async def _cancel_and_wait(*helpers: asyncio.Future[Any]) -> None:

@@ -104,7 +104,9 @@ async def test_the_classifier_asks_for_a_screenshot_and_the_reply_still_streams(
         )
         chatted = await client.start(session_id="look", user_utterance="I slept badly and it rains all day.")
     assert looked.tool.status == "yes"
-    assert looked.tool.raw["raw"] == [{"name": "take_screenshot"}]
+    (called,) = looked.tool.raw["raw"]
+    assert called["name"] == "take_screenshot"
+    assert called["probability"] > 0.5
     assert chatted.tool.status == "no"
     assert looked.ok
     assert looked.text.strip()

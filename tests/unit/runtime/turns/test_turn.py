@@ -91,7 +91,7 @@ async def test_tool_only_ends_after_the_toolcall() -> None:
         frames = await client.turn(user_utterance="look at this", persona_text="ignored")
         assert kinds(frames) == ["ack", "toolcall", "done"]
         assert frames[0]["chat_prompt"] is False
-        assert frames[1]["raw"] == [{"name": "take_screenshot"}]
+        assert frames[1]["raw"] == [{"name": "take_screenshot", "probability": 0.9}]
         assert frames[2]["usage"]["ttft_ms"] is None
         for message in ("followup", "warm_persona", "warm_history", "chat_prompt"):
             await client.send(type=message, analysis_text="x", persona_text="x", history=[])
