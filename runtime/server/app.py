@@ -134,7 +134,7 @@ class WebSocketEndpoint:
                     await self._serve(credential, receive, send, slot, seat, socket)
             finally:
                 slot.release()
-                socket.leaves()
+                socket.slot_released()
         finally:
             seat.leave()
         return None
@@ -152,7 +152,7 @@ class WebSocketEndpoint:
         def on_end() -> None:
             slot.release()
             seat.leave()
-            socket.leaves()
+            socket.slot_released()
             service.connections.discard(connection)
             service.credentials.pop(connection, None)
             service.metrics.connection_closed(connection.close_code)

@@ -169,7 +169,7 @@ class Connection:
             case messages.Pong():
                 pass
             case messages.Heard():
-                self._handler.hear(message)
+                self._handler.apply_heard(message)
             case messages.Cancel():
                 if retry := self._cancels.take():
                     # Whoever says stop is not talked on to, how often they said so.

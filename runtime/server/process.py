@@ -37,7 +37,7 @@ from runtime.host.descriptors import BACKLOG, raise_limit, share
 from runtime.server.app import create_app
 from runtime.server.front.config import Front, FrontError, check_uvicorn
 from runtime.server.front.http import serve_behind
-from runtime.server.front.noise import calm
+from runtime.server.front.log_throttle import install as throttle_log
 from runtime.server.service import Phase, Service
 
 EX_TERMINATED = 128 + signal.SIGTERM
@@ -139,7 +139,7 @@ def web_config(service: Service, backlog: int = BACKLOG) -> uvicorn.Config:
 async def _serve(settings: RuntimeSettings, listener: socket.socket, backlog: int) -> int:
     service = Service(settings)
     server = Server(web_config(service, backlog))
-    calm()
+    throttle_log()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, service)

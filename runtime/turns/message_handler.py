@@ -110,7 +110,7 @@ class MessageHandler:
         if isinstance(message, (messages.Start, messages.Followup)):
             self.stop(Stop.BARGE_IN)
 
-    def hear(self, message: messages.Heard) -> None:
+    def apply_heard(self, message: messages.Heard) -> None:
         """Cut a reply in the history to what was heard of it. At once, since a turn that waits would be too late."""
         if self._deployment.chat is None:
             self._error("chat_not_deployed", "This server has no chat model.", message)

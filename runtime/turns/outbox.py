@@ -44,8 +44,8 @@ class Outbox:
     @property
     def above_high_water(self) -> bool:
         """Whether so much waits that nothing more should be read."""
-        crowded = len(self._frames) >= HIGH_WATER_FRAMES or self._weight >= HIGH_WATER_LETTERS
-        return crowded and not self._closed
+        full = len(self._frames) >= HIGH_WATER_FRAMES or self._weight >= HIGH_WATER_LETTERS
+        return full and not self._closed
 
     def put(self, frame: Frame | Close) -> None:
         """Queue a frame; nothing follows a `Close`."""

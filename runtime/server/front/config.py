@@ -10,13 +10,13 @@ from starlette.types import ASGIApp
 
 from runtime.server.front.heads import Bodies
 from runtime.server.front.sockets import Sockets
-from runtime.server.front.turnstile import Turnstile
+from runtime.server.front.throttle import LoopThrottle
 
 # The protocols are subclasses of uvicorn's own, whose insides are nobody's promise.
 UVICORN = "0.54."
 
 # A handshake costs half a millisecond by the time it is answered. 4 KiB cost next to nothing in a long message, and
-# some milliseconds in a run of the smallest frames: the turnstile looks at the time.
+# some milliseconds in a run of the smallest frames: the throttle looks at the time.
 HEADS_AT_ONCE = 4
 SLICES_AT_ONCE = 64
 
@@ -31,8 +31,8 @@ class Front:
 
     sockets: Sockets
     bodies: Bodies = field(default_factory=dict)
-    heads: Turnstile = field(default_factory=lambda: Turnstile(HEADS_AT_ONCE))
-    slices: Turnstile = field(default_factory=lambda: Turnstile(SLICES_AT_ONCE))
+    heads: LoopThrottle = field(default_factory=lambda: LoopThrottle(HEADS_AT_ONCE))
+    slices: LoopThrottle = field(default_factory=lambda: LoopThrottle(SLICES_AT_ONCE))
 
 
 def check_uvicorn() -> None:

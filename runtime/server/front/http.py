@@ -60,7 +60,7 @@ class HttpFront(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the socket, whose connection ended."""
-        self.socket.lost()
+        self.socket.connection_lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -74,7 +74,7 @@ class HttpFront(H11Protocol):
         self._held += data
         if self._body_left:
             self._read_body()
-        self._look()
+        self._check_bounds()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The peer has nothing more to say; whether it still waits for an answer."""
@@ -92,10 +92,10 @@ class HttpFront(H11Protocol):
         if self.transport.is_closing():
             return
         if self._body_left:  # answered without reading: where the next request begins is no use to anybody
-            self._linger()
+            self._close_slowly()
             return
-        self.socket.asks()
-        self._look()
+        self.socket.request_begun()
+        self._check_bounds()
         if self._ended and not self._answering:
             self.transport.close()
 
@@ -107,7 +107,7 @@ class HttpFront(H11Protocol):
         """Hand over the head that was read, should h11 see a handshake where we did not."""
         self._become_websocket()
 
-    def _look(self) -> None:
+    def _check_bounds(self) -> None:
         """Queue the next head for its turn when it is whole, and refuse what will never be one."""
         if self._queued or self._body_left or not self._held:
             return
@@ -137,14 +137,14 @@ class HttpFront(H11Protocol):
             return
         self._head = bytes(self._held[: head.size])
         del self._held[: head.size]
-        self.socket.asks()
+        self.socket.request_begun()
         if head.websocket:
             self._become_websocket()
             return
         self._body_left = head.body
         super().data_received(self._head)
         self._read_body()
-        self._look()
+        self._check_bounds()
 
     def _read_body(self) -> None:
         """As much as was announced: what comes behind it is another head."""
@@ -167,9 +167,9 @@ class HttpFront(H11Protocol):
     def _refuse(self, status: HTTPStatus) -> None:
         self._front.sockets.count("malformed")
         self.transport.write(refusal(status))
-        self._linger()
+        self._close_slowly()
 
-    def _linger(self) -> None:
+    def _close_slowly(self) -> None:
         """Say that no more comes from us, and throw away what still comes from there, in time and in bytes."""
         self._refused = True
         self._held.clear()

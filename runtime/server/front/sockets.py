@@ -1,6 +1,6 @@
 """Every open socket, and the end of those that take too long.
 
-    opened ──► asks ──► admitted (holds a slot) ──► leaves ──► lost
+    opened ──► request begun ──► admitted (holds a slot) ──► slot released ──► connection lost
        │         │                                    │
        └─────────┴────────────────────────────────────┴──► dropped
 
@@ -30,9 +30,9 @@ SWEEP_S = 0.5
 # One line in the log for all that were dropped in this time.
 LOG_INTERVAL_S = 10.0
 
-# deadline: no slot and no answer in time. crowded: too many without a slot. unread: did not let itself be closed.
+# deadline: no slot and no answer in time. too_many: too many without a slot. unread: did not let itself be closed.
 # flood: frames that are no messages. malformed: bytes that are no request of ours.
-Reason = Literal["deadline", "crowded", "unread", "flood", "malformed"]
+Reason = Literal["deadline", "too_many", "unread", "flood", "malformed"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
@@ -62,7 +62,7 @@ class Socket:
         """Whether nothing can be sent any more."""
         return self._transport is not None and self._transport.is_closing()
 
-    def asks(self) -> None:
+    def request_begun(self) -> None:
         """Begin a new deadline: a whole request has come, or an answer has gone."""
         if self._sockets is not None:
             self._sockets.renew(self)
@@ -72,15 +72,15 @@ class Socket:
         if self._sockets is not None:
             self._sockets.admit(self)
 
-    def leaves(self) -> None:
+    def slot_released(self) -> None:
         """Begin the last deadline of a socket that gave its slot back."""
         if self._sockets is not None:
             self._sockets.readmit(self)
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         """Take the closed socket out of the registry."""
         if self._sockets is not None:
-            self._sockets.forget(self)
+            self._sockets.remove(self)
 
     def drop(self, reason: Reason) -> None:
         """End the connection at once, whatever waits in either direction."""
@@ -135,7 +135,7 @@ class Sockets:
             self._unadmitted.pop(socket, None)
             self._unadmitted[socket] = None
             if len(self._unadmitted) > self._cap:
-                self.drop(next(iter(self._unadmitted)), "crowded")
+                self.drop(next(iter(self._unadmitted)), "too_many")
 
     def admit(self, socket: Socket) -> None:
         """Note that a socket has a slot: no deadline of ours holds for it now."""
@@ -148,7 +148,7 @@ class Sockets:
         socket.admitted = False
         self.renew(socket)
 
-    def forget(self, socket: Socket) -> None:
+    def remove(self, socket: Socket) -> None:
         """Take out a socket that is closed."""
         self._all.discard(socket)
         self._unadmitted.pop(socket, None)
@@ -157,7 +157,7 @@ class Sockets:
         """End it, count it, and tell the log in time."""
         if socket not in self._all:
             return
-        self.forget(socket)
+        self.remove(socket)
         socket.abort()
         self.count(reason)
 
@@ -165,9 +165,9 @@ class Sockets:
         """Count one that ends for that reason."""
         self._dropped(reason)
         self._untold[reason] += 1
-        self._tell()
+        self._log_dropped()
 
-    def _tell(self) -> None:
+    def _log_dropped(self) -> None:
         now = self._clock()
         if self._untold and now - self._told_at >= LOG_INTERVAL_S:
             self._told_at = now
@@ -180,7 +180,7 @@ class Sockets:
         now = self._clock()
         for socket in list(self._all):
             attempt("socket_sweep", partial(self._check, socket, now))
-        self._tell()
+        self._log_dropped()
 
     def _check(self, socket: Socket, now: float) -> None:
         if socket.closing or (socket.peer is not None and socket.peer.leaving):

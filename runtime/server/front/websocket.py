@@ -75,7 +75,7 @@ class WebSocketFront(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the socket, whose connection ended."""
-        self.socket.lost()
+        self.socket.connection_lost()
         self._rest.clear()
         super().connection_lost(exc)
 

@@ -28,7 +28,7 @@ async def test_nothing_follows_a_close() -> None:
     assert await outbox.take() == [Close(1000, "bye")]
 
 
-async def test_a_reader_waits_while_it_is_crowded() -> None:
+async def test_a_reader_waits_above_the_high_water_mark() -> None:
     outbox = Outbox()
     for _ in range(HIGH_WATER_FRAMES):
         assert not outbox.above_high_water

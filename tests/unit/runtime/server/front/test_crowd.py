@@ -80,7 +80,7 @@ def test_more_silent_sockets_than_open_files_make_nobody_deaf() -> None:
                 assert b"pong" in connection.recv(100)
             told = [event for event in events(server) if event["event"] == "sockets_dropped"]
             assert 1 <= len(told) <= 10
-            assert told[0]["crowded"] == 1
+            assert told[0]["too_many"] == 1
         finally:
             for connection in silent:
                 connection.close()

@@ -163,7 +163,7 @@ async def test_silence_shuts_nobody_out() -> None:
 async def test_admitted_clients_are_in_no_crowd_and_have_no_deadline() -> None:
     async with serving(max_unadmitted_sockets=3, handshake_deadline_s=0.2) as running, running.client() as client:
         strangers = [raw.connect(running.port) for _ in range(30)]
-        await eventually(lambda: b'reason="crowded"' in running.service.metrics.render())
+        await eventually(lambda: b'reason="too_many"' in running.service.metrics.render())
         await all_gone(running, but=1)
         await client.send(type="ping")
         assert (await client.receive())["type"] == "pong"

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from runtime.server.front.noise import INTERVAL_S, KINDS, OnceInAWhile
+from runtime.server.front.log_throttle import INTERVAL_S, KINDS, RepeatFilter
 from runtime.server.front.sockets import CLOSE_DEADLINE_S, LOG_INTERVAL_S, REASONS, Socket, Sockets, socket_of
 
 CAP, DEADLINE = 4, 10.0
@@ -76,7 +76,7 @@ async def test_an_answer_begins_a_new_deadline() -> None:
     socket, wire = house.open()
     for _ in range(5):
         house.later(DEADLINE - 0.1)
-        socket.asks()
+        socket.request_begun()
     assert not wire.aborted
     house.later(DEADLINE)
     assert wire.aborted
@@ -85,13 +85,13 @@ async def test_an_answer_begins_a_new_deadline() -> None:
 async def test_one_too_many_and_the_one_silent_longest_goes() -> None:
     house = House()
     found = [house.open() for _ in range(CAP)]
-    found[0][0].asks()
+    found[0][0].request_begun()
     found[1][0].admit()
     house.open()
     assert not any(wire.aborted for _, wire in found)
     house.open()
     assert [wire.aborted for _, wire in found] == [False, False, True, False]
-    assert house.counted == {"crowded": 1}
+    assert house.counted == {"too_many": 1}
 
 
 @pytest.mark.parametrize("admitted", [False, True])
@@ -118,9 +118,9 @@ async def test_a_slot_given_back_counts_among_those_without(caplog: pytest.LogCa
     for _ in range(3 * CAP):  # admitted and left, never read our close frame
         socket, _wire = house.open()
         socket.admit()
-        socket.leaves()
+        socket.slot_released()
     assert house.sockets.unadmitted == CAP
-    assert house.counted == {"crowded": 2 * CAP}
+    assert house.counted == {"too_many": 2 * CAP}
 
 
 async def test_the_log_has_one_line_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,10 +131,10 @@ async def test_the_log_has_one_line_for_many(monkeypatch: pytest.MonkeyPatch) ->
     house = House()
     for _ in range(1000):
         house.open()
-    assert lines == [{"event": "sockets_dropped", "unadmitted": CAP, "crowded": 1}]
+    assert lines == [{"event": "sockets_dropped", "unadmitted": CAP, "too_many": 1}]
     house.later(LOG_INTERVAL_S)
     assert len(lines) == 2
-    assert lines[1]["crowded"] == 1000 - CAP - 1
+    assert lines[1]["too_many"] == 1000 - CAP - 1
     for _ in range(20):
         house.later(LOG_INTERVAL_S)
     assert sum(int(str(line.get("deadline", 0))) for line in lines) == CAP
@@ -143,22 +143,22 @@ async def test_the_log_has_one_line_for_many(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_texts_that_peers_cause_are_told_once_in_a_while() -> None:
     now = 0.0
-    noise = OnceInAWhile(lambda: now)
+    repeats = RepeatFilter(lambda: now)
 
     def said(text: str) -> bool:
-        return noise.filter(logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, text, ("x",), None))
+        return repeats.filter(logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, text, ("x",), None))
 
     assert [said("Invalid %s"), said("Invalid %s"), said("Other %s")] == [True, False, True]
     now = INTERVAL_S
     assert said("Invalid %s")
     for number in range(10 * KINDS):
         said(f"made of what a peer sent: {number}")
-    assert len(noise._told) <= KINDS
+    assert len(repeats._told) <= KINDS
 
 
 def test_without_a_front_nothing_is_in_the_way() -> None:
     socket = socket_of({"type": "websocket"})
-    for act in (socket.asks, socket.admit, socket.leaves, socket.lost, socket.abort):
+    for act in (socket.request_begun, socket.admit, socket.slot_released, socket.connection_lost, socket.abort):
         act()
     socket.drop("flood")
     assert not socket.closing
@@ -184,7 +184,7 @@ class AnyLife(RuleBasedStateMachine):
     def arrive(self, count: int) -> None:
         self._in_loop(lambda: self.open.extend(self.house.open() for _ in range(count)))
 
-    @rule(data=st.data(), act=st.sampled_from(["asks", "admit", "leaves", "lost"]))
+    @rule(data=st.data(), act=st.sampled_from(["request_begun", "admit", "slot_released", "connection_lost"]))
     def act(self, data: st.DataObject, act: str) -> None:
         if self.open:
             socket, _ = data.draw(st.sampled_from(self.open))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from runtime import defaults
 from runtime.server.front import sockets as sockets_module
 from runtime.server.front import websocket as front
-from runtime.server.front.turnstile import STEP_S, Turnstile
+from runtime.server.front.throttle import STEP_S, LoopThrottle
 from runtime.server.front.websocket import FRAMES, SLICE_BYTES, WebSocketFront
 from tests.attack import raw
 from tests.harness.scripted import KEY, Running, serving
@@ -220,7 +220,7 @@ async def test_what_waits_for_a_peer_is_bounded_in_bytes(monkeypatch: pytest.Mon
         await all_gone(running)
 
 
-async def test_a_turnstile_stops_when_a_step_took_long() -> None:
+async def test_a_throttle_stops_when_a_step_took_long() -> None:
     now, let_in = 0.0, []
 
     def slow() -> None:
@@ -228,18 +228,18 @@ async def test_a_turnstile_stops_when_a_step_took_long() -> None:
         now += 0.7 * STEP_S
         let_in.append(now)
 
-    turnstile = Turnstile(100, lambda: now)
+    throttle = LoopThrottle(100, lambda: now)
     for _ in range(6):
-        turnstile.enter(slow)
+        throttle.enter(slow)
     seen = []
-    while len(turnstile):
+    while len(throttle):
         await asyncio.sleep(0)
         seen.append(len(let_in))
     assert seen == [2, 4, 6]
 
 
-async def test_a_turnstile_lets_through_a_few_at_a_time_in_order() -> None:
-    turnstile, let_in = Turnstile(2, lambda: 0.0), []
+async def test_a_throttle_lets_through_a_few_at_a_time_in_order() -> None:
+    throttle, let_in = LoopThrottle(2, lambda: 0.0), []
 
     def step(number: int) -> None:
         let_in.append(number)
@@ -249,10 +249,10 @@ async def test_a_turnstile_lets_through_a_few_at_a_time_in_order() -> None:
     raised: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context))
     for number in range(7):
-        turnstile.enter(lambda number=number: step(number))  # type: ignore[misc]
+        throttle.enter(lambda number=number: step(number))  # type: ignore[misc]
     assert let_in == []
     seen = []
-    while len(turnstile):
+    while len(throttle):
         await asyncio.sleep(0)
         seen.append(len(let_in))
     assert let_in == list(range(7))

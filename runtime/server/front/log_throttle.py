@@ -11,7 +11,7 @@ INTERVAL_S = 10.0
 KINDS = 64
 
 
-class OnceInAWhile(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Passes a text once in `INTERVAL_S`, whatever its arguments are."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,8 +31,8 @@ class OnceInAWhile(logging.Filter):
         return True
 
 
-def calm() -> None:
+def install() -> None:
     """Keep uvicorn's logger from being used to fill a disk. Calling it twice changes nothing."""
     logger = logging.getLogger("uvicorn.error")
-    if not any(isinstance(known, OnceInAWhile) for known in logger.filters):
-        logger.addFilter(OnceInAWhile())
+    if not any(isinstance(known, RepeatFilter) for known in logger.filters):
+        logger.addFilter(RepeatFilter())

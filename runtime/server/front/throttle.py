@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 Step = Callable[[], None]
 
-# What is let in has work to do behind the turnstile too, some times this.
+# What is let in has work to do behind the throttle too, some times this.
 STEP_S = 0.001
 
 
-class Turnstile:
+class LoopThrottle:
     """Lets so many through in each step of the event loop, so that a thousand at once hold nobody up for long."""
 
     def __init__(self, at_once: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -21,7 +21,7 @@ class Turnstile:
         self._at_once = at_once
         self._clock = clock
         self._queue: deque[Step] = deque()
-        self._turning = False
+        self._scheduled = False
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -29,11 +29,11 @@ class Turnstile:
     def enter(self, step: Step) -> None:
         """Queue a step; it comes in a later step of the loop, never now."""
         self._queue.append(step)
-        if not self._turning:
-            self._turning = True
-            asyncio.get_running_loop().call_soon(self._turn)
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._run_some)
 
-    def _turn(self) -> None:
+    def _run_some(self) -> None:
         try:
             end = self._clock() + STEP_S
             for _ in range(min(self._at_once, len(self._queue))):
@@ -41,6 +41,6 @@ class Turnstile:
                 if self._clock() >= end:
                     break
         finally:
-            self._turning = bool(self._queue)
+            self._scheduled = bool(self._queue)
             if self._queue:
-                asyncio.get_running_loop().call_soon(self._turn)
+                asyncio.get_running_loop().call_soon(self._run_some)
