@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, MutableMapping
 from functools import partial
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import structlog
 
@@ -33,7 +33,6 @@ LOG_INTERVAL_S = 10.0
 # deadline: no slot and no answer in time. too_many: too many without a slot. unread: did not let itself be closed.
 # flood: frames that are no messages. malformed: bytes that are no request of ours.
 Reason = Literal["deadline", "too_many", "unread", "flood", "malformed"]
-REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class Peer(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from typing import get_args
 
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from runtime.server.front.log_throttle import INTERVAL_S, KINDS, RepeatFilter
-from runtime.server.front.sockets import CLOSE_DEADLINE_S, LOG_INTERVAL_S, REASONS, Socket, Sockets, socket_of
+from runtime.server.front.sockets import CLOSE_DEADLINE_S, LOG_INTERVAL_S, Reason, Socket, Sockets, socket_of
 
 CAP, DEADLINE = 4, 10.0
 
@@ -197,7 +198,7 @@ class AnyLife(RuleBasedStateMachine):
     @invariant()
     def the_cap_holds(self) -> None:
         assert self.house.sockets.unadmitted <= CAP
-        assert set(self.house.counted) <= set(REASONS)
+        assert set(self.house.counted) <= set(get_args(Reason))
 
     @invariant()
     def nobody_is_forgotten(self) -> None:
