@@ -30,7 +30,8 @@ def classifier(engine: docker.DockerClient, pipeline: str, tmp_path_factory: pyt
         path.chmod(0o755)
     out.chmod(0o777)
     volumes = {str(model): {"bind": "/model", "mode": "ro"}, str(out): {"bind": "/artifacts"}}
-    words = ("run", "--tool-only", "--min-tool-accuracy", "0", "/model", "--out", "/artifacts/tool")
+    asked = ("--min-tool-accuracy", "0", "--positive-label", "1")
+    words = ("run", "--tool-only", *asked, "/model", "--out", "/artifacts/tool")
     with running(engine, pipeline, *words, volumes=volumes, network_mode="none", shm_size="1g") as container:
         status, output = outcome(container, 300)
     assert status == 0, output
