@@ -1,10 +1,12 @@
 """Attack a server on loopback for a minute, and tell what another client noticed. Exit 1 when a bound is broken.
 
-python -m tests.attack                                     a server of its own, around a scripted engine
-python -m tests.attack --port 8000 --key KEY               one that runs already, on this machine
+python -m tests.attack                                     servers of its own, around a scripted engine
+python -m tests.attack --port 8000 --key KEY --other OTHER one that runs already, on this machine
 python -m tests.attack --seconds 10 heads silence          less of it
 
-The bounds: pings of another client at p99.9, resident memory, slots and sockets back, health checks answered. A busy
+The bounds: pings of another client at p99.9, its turns and its session, resident memory, slots and sockets back, health
+checks answered, no new figures among the metrics. The other client has another key. A server of our own has two: one as
+it comes, and for attacks that rate limits would end one without these, with small limits on sessions. A busy
 machine delays everybody. So each ping is held against what the server computed meanwhile, and all of them against pings
 to a second server that nobody attacks.
 """
@@ -17,12 +19,14 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.attack.attack import Clock, Target
 from tests.attack.clients import attacks
-from tests.attack.observer import Noticed, Observer, listener_of, metric, percentile, resident
+from tests.attack.observer import Noticed, Observer, listener_of, metric, percentile, resident, series
 from tests.harness.server import Server
 
 SECONDS = 60.0
@@ -30,13 +34,36 @@ STALL_S = 0.050
 # On a busy machine a ping may take longer for no fault of the server's: so many times what a calm one takes.
 NOISE = 10
 MEMORY_MIB = 64.0
+# Figures that are told from their first event on: of causes, routes and types that had not happened before.
+NEW_SERIES = 100
+# The key of who behaves, on a server of our own.
+OTHER = "other-key"
+# Sessions stay below MEMORY_MIB in bytes, and their number is reached.
+UNLIMITED = {
+    "WS_MAX_MESSAGES_PER_WINDOW": "0",
+    "WS_MAX_CANCELS_PER_WINDOW": "0",
+    "CHAT_PROMPT_UPDATE_MAX_PER_WINDOW": "0",
+    "MAX_SESSIONS": "1000",
+    "MAX_SESSION_BYTES": str(32 * 1024 * 1024),
+    "SCRIPT_TEMPLATE": "1",
+}
 # Time after each attack in which everything must have come back: a close takes 5 s, and a handshake has 10.
 BACK_S = 15.0
 
 
-def scripted() -> Server:
-    """A server of our own, as it comes."""
-    return Server(Path(), module="tests.harness.scripted_process", SCRIPT_REPLY_SECONDS="1")
+@dataclass(frozen=True)
+class Attacked:
+    """A server under attack: for who does not behave, for who does, and its process."""
+
+    target: Target
+    other: Target
+    pid: int
+
+
+def scripted(variables: Mapping[str, str]) -> Server:
+    """A server of our own, with two keys."""
+    settings = {"SCRIPT_REPLY_SECONDS": "1", "TEXT_API_KEY": f"test-key,{OTHER}", **variables}
+    return Server(Path(), module="tests.harness.scripted_process", **settings)
 
 
 def one_client(name: str, target: Target, seconds: float) -> subprocess.Popen[bytes]:
@@ -63,16 +90,21 @@ async def came_back(target: Target) -> float:
     return float("inf")
 
 
-async def attack(names: list[str], target: Target, calm: Target, pid: int, seconds: float) -> bool:
+def heading() -> None:
+    """What stands in the lines below."""
+    pings = "".join(f" {name:>7}" for name in ("p50", "p99.9", "work", "calm", "worst"))
+    memory = "".join(f" {name:>7}" for name in ("before", "peak", "after"))
+    print(f"{'attack':10} {'pings':>6}{pings} ms {'health':>8} {'turns':>6}{memory} MiB   back s", flush=True)
+
+
+async def attack(names: list[str], attacked: Attacked, calm: Target, seconds: float) -> bool:
     """All of them, one after the other; whether all bounds were kept."""
     kept = True
-    async with Observer(target, calm, pid).watching() as observer:
+    target, pid = attacked.target, attacked.pid
+    async with Observer(attacked.other, calm, pid).watching() as observer:
         await observer.watch(min(1.0, seconds))  # what is only allocated once
-        pings = "".join(f" {name:>7}" for name in ("p50", "p99.9", "work", "calm", "worst"))
-        memory = "".join(f" {name:>7}" for name in ("before", "peak", "after"))
-        print(f"{'attack':10} {'pings':>6}{pings} ms {'health':>8}{memory} MiB   back s")
         for name in names:
-            before = resident(pid)
+            before, figures = resident(pid), series(target)
             process = one_client(name, target, seconds)
             try:
                 noticed = await observer.watch(seconds)
@@ -81,18 +113,22 @@ async def attack(names: list[str], target: Target, calm: Target, pid: int, secon
                 process.kill()
                 status = process.wait()
             back = await came_back(target)
-            kept &= report(name, noticed, before, resident(pid), back, failed=status != 0)
+            grown = series(target) - figures
+            kept &= report(name, noticed, before, resident(pid), back, failed=status != 0, grown=grown)
     return kept
 
 
-def report(name: str, noticed: Noticed, before: float, after: float, back: float, *, failed: bool) -> bool:
+def report(
+    name: str, noticed: Noticed, before: float, after: float, back: float, *, failed: bool, grown: int = 0
+) -> bool:
     """One line, and one for each bound that was broken; whether none was."""
     stall, work, calm = (percentile(values, 0.999) for values in (noticed.pings, noticed.work, noticed.calm))
     milliseconds = [value * 1000 for value in (percentile(noticed.pings, 0.5), stall, work, calm, max(noticed.pings))]
+    answered, had = noticed.checks - noticed.deaf, noticed.turns - len(noticed.refused)
     print(
         f"{name:10} {len(noticed.pings):6} " + " ".join(f"{value:7.1f}" for value in milliseconds) + "    "
-        f"{noticed.checks - noticed.deaf:4}/{noticed.checks:<3} {before:7.1f} {noticed.peak:6.1f} {after:6.1f}     "
-        f"{back:6.1f}",
+        f"{answered:4}/{noticed.checks:<3} {had:3}/{noticed.turns:<2} "
+        f"{before:7.1f} {noticed.peak:7.1f} {after:7.1f}     {back:6.1f}",
         flush=True,
     )
     broken = {
@@ -101,12 +137,22 @@ def report(name: str, noticed: Noticed, before: float, after: float, back: float
         f"memory grew by {max(noticed.peak, after) - before:.0f} MiB": max(noticed.peak, after) - before > MEMORY_MIB,
         f"slots or sockets were not back after {BACK_S:g} s": back == float("inf"),
         f"{noticed.deaf} health checks were not answered": noticed.deaf > 0,
+        f"{len(noticed.refused)} turns were not had: {', '.join(noticed.refused[:3])}": bool(noticed.refused),
+        f"{grown} figures more among the metrics": grown > NEW_SERIES,
         "the client itself failed": failed,
     }
     for what, is_broken in broken.items():
         if is_broken:
             print(f"  {name}: {what}", flush=True)
     return not any(broken.values())
+
+
+def own(stack: ExitStack, variables: Mapping[str, str]) -> Attacked:
+    """A server of our own that is ready."""
+    server = stack.enter_context(scripted(variables))
+    server.wait_ready()
+    assert server.process is not None
+    return Attacked(Target(server.port, server.api_key), Target(server.port, OTHER), server.process.pid)
 
 
 def main() -> int:
@@ -117,6 +163,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of them together (60)")
     parser.add_argument("--port", type=int, help="of a server that runs already, on loopback")
     parser.add_argument("--key", default="test-key", help="one of its keys")
+    parser.add_argument("--other", help="a key of another holder there, for the client that watches")
     parser.add_argument("--client", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.attacks) - set(known):
@@ -125,20 +172,27 @@ def main() -> int:
         be_client(arguments.client, Target(arguments.port, arguments.key), arguments.seconds)
         return 0
     names = arguments.attacks or sorted(known)
+    if arguments.port and not arguments.other:
+        left_out = [name for name in names if known[name].shared]
+        names = [name for name in names if name not in left_out]
+        for name in left_out:
+            print(f"{name} is left out: it needs --other")
     for name in names:
         print(f"{name}: {known[name].does}")
+    groups = [names] if arguments.port else [[n for n in names if known[n].unlimited == of] for of in (False, True)]
+    seconds = arguments.seconds / max(1, len(names))
+    kept = True
     with ExitStack() as stack:
-        calm = stack.enter_context(scripted())
-        calm.wait_ready()
+        calm = stack.enter_context(scripted({}))
         if arguments.port:
-            target, pid = Target(arguments.port, arguments.key), listener_of(arguments.port)
+            other = Target(arguments.port, arguments.other or arguments.key)
+            found = [Attacked(Target(arguments.port, arguments.key), other, listener_of(arguments.port))]
         else:
-            attacked = stack.enter_context(scripted())
-            attacked.wait_ready()
-            assert attacked.process is not None
-            target, pid = Target(attacked.port, attacked.api_key), attacked.process.pid
-        seconds = arguments.seconds / len(names)
-        kept = asyncio.run(attack(names, target, Target(calm.port, calm.api_key), pid, seconds))
+            found = [own(stack, variables) for variables, group in zip(({}, UNLIMITED), groups, strict=True) if group]
+        calm.wait_ready()
+        heading()
+        for attacked, group in zip(found, filter(None, groups), strict=True):
+            kept &= asyncio.run(attack(group, attacked, Target(calm.port, calm.api_key), seconds))
     print("all bounds kept" if kept else "a bound was broken")
     return 0 if kept else 1
 

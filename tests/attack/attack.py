@@ -35,11 +35,21 @@ class Clock:
 
 @dataclass(frozen=True)
 class Attack:
-    """A client that does not behave."""
+    """A client that does not behave.
+
+    Attributes:
+        name: what it is asked for by.
+        does: one line for people.
+        run: do it until the clock says no more.
+        unlimited: rate limits would stop it early; a server of our own has none then.
+        shared: it takes what it may have of the server; the client that watches needs another key.
+    """
 
     name: str
     does: str
     run: Callable[[Target, Clock], None]
+    unlimited: bool = False
+    shared: bool = False
 
 
 @dataclass

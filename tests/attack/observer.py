@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import time
 import urllib.request
@@ -14,19 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
 
 from tests.attack.attack import Target
 
 PING = '{"type":"ping"}'
 PAUSE_S = 0.002
 HEALTH_PAUSE_S = 0.5
+# Between two turns, so that no rate limit meets the one who behaves.
+TURN_PAUSE_S = 3.0
 # A server that has not answered by then is deaf.
 DEAF_S = 10.0
 
 
 @dataclass
 class Noticed:
-    """Seconds from each ping to its pong; health checks that had no answer; the largest resident memory in MiB.
+    """Seconds from each ping to its pong; health checks that had no answer; the largest resident memory in MiB;
+    turns, and what was wrong with those that were not had.
 
     `work` is what the server computed meanwhile, in seconds of CPU: so much of a ping's time is the server's own doing,
     however busy the machine is.
@@ -38,6 +43,8 @@ class Noticed:
     checks: int = 0
     deaf: int = 0
     peak: float = 0.0
+    turns: int = 0
+    refused: list[str] = field(default_factory=list)
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -54,6 +61,7 @@ class Observer:
         self._calm = calm
         self._pid = pid
         self._noticed = Noticed()
+        self._known = False
         self._attacked: ClientConnection | None = None
         self._alone: ClientConnection | None = None
 
@@ -69,7 +77,7 @@ class Observer:
         assert self._alone is not None
         self._noticed = noticed = Noticed(peak=resident(self._pid))
         end = time.monotonic() + seconds
-        checking = asyncio.create_task(self._check(end))
+        checking = asyncio.gather(self._check(end), self._converse(end))
         while time.monotonic() < end:
             before = cpu_seconds(self._pid)
             noticed.pings.append(await round_trip(self._attacked))
@@ -85,6 +93,38 @@ class Observer:
             self._noticed.checks += 1
             self._noticed.deaf += not await asyncio.to_thread(healthy, self._target)
             await asyncio.sleep(HEALTH_PAUSE_S)
+
+    async def _converse(self, end: float) -> None:
+        """Come in, have a turn in a session that was had before, and leave."""
+        while time.monotonic() < end:
+            self._noticed.turns += 1
+            try:
+                wrong = await asyncio.wait_for(self._turn(), DEAF_S)
+            except (OSError, WebSocketException, asyncio.TimeoutError) as error:
+                wrong = type(error).__name__
+            if wrong:
+                self._noticed.refused.append(wrong)
+            await asyncio.sleep(min(TURN_PAUSE_S, max(0.0, end - time.monotonic())))
+
+    async def _turn(self) -> str:
+        """What was wrong with a turn; nothing of one that was had whole, with the persona of the first."""
+        start = {"type": "start", "session_id": "behaves", "user_utterance": "hello"}
+        async with client(self._target) as connection:
+            await connection.send(json.dumps(start if self._known else start | {"persona_text": "You are Mia."}))
+            while True:
+                message = json.loads(await connection.recv())
+                if message["type"] == "error":
+                    return str(message["error_code"])
+                if message["type"] == "ack" and not message["chat_prompt"]:
+                    return "the session was lost"
+                if message["type"] == "done":
+                    self._known = True
+                    return "" if "usage" in message else "no usage"
+
+
+def series(target: Target) -> int:
+    """How many figures the server tells."""
+    return sum(not line.startswith("#") for line in get(target, "/metrics").splitlines())
 
 
 def client(target: Target) -> connect:

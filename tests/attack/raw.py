@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import socket
 import struct
@@ -62,6 +63,53 @@ def websocket(port: int, key: str | None, *, receive_buffer: int | None = None, 
         connection.close()
         raise ConnectionError(f"expected 101, found {answer[:40]!r}")
     return connection
+
+
+def text(message: object) -> bytes:
+    """A message as a frame; a text as it is."""
+    return frame(TEXT, (message if isinstance(message, str) else json.dumps(message)).encode())
+
+
+class Reader:
+    """Frames of a server, one at a time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._stream = connection.makefile("rb")
+
+    def frame(self) -> tuple[int, bytes]:
+        """The next one: opcode and payload.
+
+        Raises:
+            ConnectionError: there is none any more.
+        """
+        head = self._read(2)
+        size = head[1] & 0x7F
+        if size == 126:
+            size = int.from_bytes(self._read(2), "big")
+        elif size == 127:
+            size = int.from_bytes(self._read(8), "big")
+        return head[0] & 0x0F, self._read(size)
+
+    def message(self) -> dict[str, object]:
+        """The next message.
+
+        Raises:
+            ConnectionError: there is none any more.
+        """
+        while True:
+            opcode, payload = self.frame()
+            if opcode == CLOSE:
+                raise ConnectionError("expected a message, found a close")
+            if opcode == TEXT:
+                message = json.loads(payload)
+                assert isinstance(message, dict)
+                return message
+
+    def _read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        if len(data) < size:
+            raise ConnectionError("expected a frame, found the end")
+        return data
 
 
 def to_the_end(connection: socket.socket) -> bytes:

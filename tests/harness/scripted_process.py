@@ -2,24 +2,30 @@
 
 It is set by the usual variables. `SCRIPT_REPLY_SECONDS` is the length of a reply, `SCRIPT_DIES_AFTER` the seconds
 after which the engine is dead. `SCRIPT_STUCK` makes it hang when it is stopped: `loop` while the loop runs, `thread`
-when that has ended.
+when that has ended. `SCRIPT_TEMPLATE` makes prompts as the runtime does, of a template and a large vocabulary.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from runtime.deployment.models import Chat
+from runtime.deployment.models import Chat, Renderer
 from runtime.deployment.serving import ChatServing, ServingPlan
 from runtime.deployment.settings import load
-from runtime.engines import EngineOptions
+from runtime.engines import Delta, EngineOptions, Sampling
 from runtime.server import process as server
 from runtime.server.service import Service, freeze_heap
+from runtime.text.prompt import Budgets, PromptRenderer
 from tests.harness.scripted import ScriptedEngine, ScriptedRenderer
+from tests.harness.templates import plain_marks
 
 
 class Stuck(ScriptedEngine):
@@ -37,15 +43,53 @@ class Stuck(ScriptedEngine):
             await asyncio.sleep(60)
 
 
+class Forgetful(ScriptedEngine):
+    """A scripted engine that keeps nothing of what it was asked, and takes prompts of any vocabulary."""
+
+    numbers = itertools.count()
+
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        on_delta: Callable[[Delta], None],
+        cache_salt: str | None = None,
+    ) -> None:
+        """Send the reply, one delta a word."""
+        number = next(self.numbers)
+        self.held.add(number)
+        try:
+            for index, text in enumerate(self.reply):
+                await asyncio.sleep(self.pause)
+                await self.health()
+                last = index == len(self.reply) - 1
+                on_delta(Delta(text, 1, "stop" if last else None, cached_tokens=3, token_ids=[index]))
+        finally:
+            self.held.discard(number)
+
+    async def warm(self, prompt: Sequence[int], cache_salt: str | None = None) -> int:
+        """Do nothing."""
+        await self.health()
+        return 0
+
+
+def templated() -> Renderer:
+    """The runtime's own renderer, of a template with plain marks and a large vocabulary."""
+    with tempfile.TemporaryDirectory(prefix="yap-template-") as folder:
+        return PromptRenderer(plain_marks.write_large(Path(folder)), Budgets())
+
+
 async def load_script(service: Service) -> None:
     """Load the scripted engine, in the place of `Service.load`."""
     seconds = float(os.environ.get("SCRIPT_REPLY_SECONDS", "0"))
-    engine = ScriptedEngine(reply=["word "] * 20, pause=seconds / 20)
-    renderer = ScriptedRenderer()
-    chat = Chat(engine, renderer, ThreadPoolExecutor(1), renderer.budgets)
+    large = "SCRIPT_TEMPLATE" in os.environ
+    engine = (Forgetful if large else ScriptedEngine)(reply=["word "] * 20, pause=seconds / 20)
+    renderer = templated() if large else ScriptedRenderer()
+    budgets = Budgets()
+    chat = Chat(engine, renderer, ThreadPoolExecutor(1), budgets)
     service._engine = Stuck(os.environ.get("SCRIPT_STUCK", ""))
     freeze_heap()  # as the server does when it has loaded
-    service.open(chat, None, ServingPlan("chat", ChatServing(renderer.budgets, 150, EngineOptions()), None, None))
+    service.open(chat, None, ServingPlan("chat", ChatServing(budgets, 150, EngineOptions()), None, None))
     if (dies := os.environ.get("SCRIPT_DIES_AFTER")) is not None:
 
         def die() -> None:

@@ -9,9 +9,13 @@ from os import getpid
 
 import pytest
 
-from tests.attack.__main__ import MEMORY_MIB, STALL_S, report
+from tests.attack.__main__ import MEMORY_MIB, NEW_SERIES, STALL_S, report
 from tests.attack.clients import attacks
 from tests.attack.observer import Noticed, cpu_seconds, listener_of, percentile
+
+
+def order(name: str) -> tuple[bool, str]:
+    return attacks()[name].unlimited, name
 
 
 def test_no_client_hurts_another() -> None:
@@ -21,7 +25,7 @@ def test_no_client_hurts_another() -> None:
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert "all bounds kept" in result.stdout
-    assert [line.split()[0] for line in result.stdout.splitlines() if "/" in line] == sorted(attacks())
+    assert [line.split()[0] for line in result.stdout.splitlines() if "/" in line] == sorted(attacks(), key=order)
 
 
 def noticed(pings: float = 0.001, work: float = 0.001, calm: float = 0.001, deaf: int = 0, peak: float = 60) -> Noticed:
@@ -44,6 +48,14 @@ def noticed(pings: float = 0.001, work: float = 0.001, calm: float = 0.001, deaf
 )
 def test_each_bound_can_be_broken(found: Noticed, after: float, back: float, failed: bool, kept: bool) -> None:
     assert report("x", found, 60, after, back, failed=failed) == kept
+
+
+def test_a_refused_turn_and_a_flood_of_figures_break_bounds() -> None:
+    assert report("x", noticed(), 60, 60, 0.0, failed=False, grown=NEW_SERIES)
+    assert not report("x", noticed(), 60, 60, 0.0, failed=False, grown=NEW_SERIES + 1)
+    refused = noticed()
+    refused.refused.append("server_at_capacity")
+    assert not report("x", refused, 60, 60, 0.0, failed=False)
 
 
 def test_the_figures_are_what_they_say() -> None:
