@@ -29,7 +29,8 @@ from tests.attack.clients import attacks
 from tests.attack.observer import Noticed, Observer, listener_of, metric, percentile, resident, series
 from tests.harness.server import Server
 
-SECONDS = 60.0
+# With the start of the servers, a minute.
+SECONDS = 45.0
 STALL_S = 0.050
 # On a busy machine a ping may take longer for no fault of the server's: so many times what a calm one takes.
 NOISE = 10
@@ -69,14 +70,16 @@ def scripted(variables: Mapping[str, str]) -> Server:
 def one_client(name: str, target: Target, seconds: float) -> subprocess.Popen[bytes]:
     """A client that does not behave, in a process of its own."""
     command = [sys.executable, "-m", "tests.attack", "--client", name, "--seconds", str(seconds)]
-    return subprocess.Popen([*command, "--port", str(target.port), "--key", target.key])
+    return subprocess.Popen([*command, "--port", str(target.port), "--key", target.key], stdout=subprocess.PIPE)
 
 
 def be_client(name: str, target: Target, seconds: float) -> None:
     """In that process: do it, and stop by itself."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if 0 < hard < 65_536 else max(soft, 65_536), hard))
-    attacks()[name].run(target, Clock(seconds))
+    attack = attacks()[name]
+    print("begins", flush=True)
+    attack.run(target, Clock(seconds))
 
 
 async def came_back(target: Target) -> float:
@@ -106,12 +109,15 @@ async def attack(names: list[str], attacked: Attacked, calm: Target, seconds: fl
         for name in names:
             before, figures = resident(pid), series(target)
             process = one_client(name, target, seconds)
+            assert process.stdout is not None
             try:
+                await asyncio.to_thread(process.stdout.readline)
                 noticed = await observer.watch(seconds)
                 await asyncio.to_thread(process.wait, 10)
             finally:
                 process.kill()
                 status = process.wait()
+                process.stdout.close()
             back = await came_back(target)
             grown = series(target) - figures
             kept &= report(name, noticed, before, resident(pid), back, failed=status != 0, grown=grown)
@@ -147,9 +153,8 @@ def report(
     return not any(broken.values())
 
 
-def own(stack: ExitStack, variables: Mapping[str, str]) -> Attacked:
-    """A server of our own that is ready."""
-    server = stack.enter_context(scripted(variables))
+def own(server: Server) -> Attacked:
+    """A server of our own, when it is ready."""
     server.wait_ready()
     assert server.process is not None
     return Attacked(Target(server.port, server.api_key), Target(server.port, OTHER), server.process.pid)
@@ -160,7 +165,7 @@ def main() -> int:
     known = attacks()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=f"{', '.join(sorted(known))} (default: all)")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of them together (60)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of them together (45)")
     parser.add_argument("--port", type=int, help="of a server that runs already, on loopback")
     parser.add_argument("--key", default="test-key", help="one of its keys")
     parser.add_argument("--other", help="a key of another holder there, for the client that watches")
@@ -188,7 +193,9 @@ def main() -> int:
             other = Target(arguments.port, arguments.other or arguments.key)
             found = [Attacked(Target(arguments.port, arguments.key), other, listener_of(arguments.port))]
         else:
-            found = [own(stack, variables) for variables, group in zip(({}, UNLIMITED), groups, strict=True) if group]
+            variables = [of for of, group in zip(({}, UNLIMITED), groups, strict=True) if group]
+            servers = [stack.enter_context(scripted(of)) for of in variables]  # they start at the same time
+            found = [own(server) for server in servers]
         calm.wait_ready()
         heading()
         for attacked, group in zip(found, filter(None, groups), strict=True):

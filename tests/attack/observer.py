@@ -23,7 +23,9 @@ PING = '{"type":"ping"}'
 PAUSE_S = 0.002
 HEALTH_PAUSE_S = 0.5
 # Between two turns, so that no rate limit meets the one who behaves.
-TURN_PAUSE_S = 3.0
+TURN_PAUSE_S = 2.0
+# What an attack needs to be in full swing.
+FIRST_TURN_S = 0.5
 # A server that has not answered by then is deaf.
 DEAF_S = 10.0
 
@@ -96,6 +98,7 @@ class Observer:
 
     async def _converse(self, end: float) -> None:
         """Come in, have a turn in a session that was had before, and leave."""
+        await asyncio.sleep(max(0.0, min(FIRST_TURN_S, (end - time.monotonic()) / 2)))
         while time.monotonic() < end:
             self._noticed.turns += 1
             try:

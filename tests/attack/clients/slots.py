@@ -30,7 +30,7 @@ def run(target: Target, clock: Clock) -> None:
                 pass
             crowd.inside.remove(connection)
             connection.close()
-        clock.sleep(0.05)
+        clock.sleep(0.2)
     crowd.leave()
 
 
