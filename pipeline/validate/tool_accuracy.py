@@ -10,8 +10,7 @@ from pipeline.embedded.utterances import heldout_utterances
 from pipeline.progress import Progress
 from pipeline.stages.stage import StageError
 from runtime.artifact import SCREENSHOT_TOOL, ToolModel
-from runtime.deployment.classifier import Decision, ToolClassifier
-from runtime.deployment.serving import tools_of
+from runtime.deployment.classifier import Decision, ToolClassifier, tools_of
 
 
 def tool_accuracy(folder: Path, tool: ToolModel, device: str, progress: Progress) -> float:

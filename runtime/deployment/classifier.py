@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.artifact import SCREENSHOT_TOOL
-from runtime.defaults import TOOL_WINDOW
+from runtime.artifact import SCREENSHOT_TOOL, ToolModel
+from runtime.defaults import TOOL_WINDOW, first_set
 from runtime.deployment.classifier_facts import ordinary_token, padding_of, positions_of
 from runtime.text.text_tokens import LIKELY_CHARACTERS_PER_TOKEN
 
@@ -427,3 +427,14 @@ def _batches(lengths: Sequence[int], *, padded: bool = True) -> list[list[int]]:
             batches.append([])
         batches[-1].append(index)
     return batches
+
+
+def tools_of(tool: ToolModel, threshold: float | None = None) -> tuple[Tool, ...]:
+    """The tools of a classifier with several, as it is asked about them; empty for one.
+
+    Args:
+        threshold: the operator's, which replaces each tool's own.
+    """
+    return tuple(
+        Tool(entry.name, entry.label, first_set(threshold, default=tool.threshold_of(entry))) for entry in tool.tools
+    )

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runtime import defaults
-from runtime.artifact import BuildMetadata, Limits, ToolModel
+from runtime.artifact import BuildMetadata, Limits
 from runtime.artifact.lanes import ServedLane, lane_of
 from runtime.defaults import first_set
-from runtime.deployment.classifier import Tool
+from runtime.deployment.classifier import Tool, tools_of
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.engines import EngineOptions
 from runtime.text.prompt import Budgets
@@ -110,17 +110,6 @@ def plan(settings: RuntimeSettings, metadata: BuildMetadata) -> ServingPlan:
     if problems:
         raise SettingsError(problems)
     return ServingPlan(mode, chat, tool, _batch_size(settings, lane))
-
-
-def tools_of(tool: ToolModel, threshold: float | None = None) -> tuple[Tool, ...]:
-    """The tools of a classifier with several, as it is asked about them; empty for one.
-
-    Args:
-        threshold: the operator's, which replaces each tool's own.
-    """
-    return tuple(
-        Tool(entry.name, entry.label, first_set(threshold, default=tool.threshold_of(entry))) for entry in tool.tools
-    )
 
 
 def _mode(settings: RuntimeSettings, metadata: BuildMetadata, problems: list[str]) -> Mode:

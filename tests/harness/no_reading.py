@@ -14,6 +14,12 @@ from unittest import mock
 SYSTEM_CALLS = ("open", "stat", "lstat", "listdir", "scandir", "access", "readlink", "mkdir", "getcwd", "statvfs")
 
 
+PATH_METHODS = (
+    *("exists", "is_file", "is_dir", "open", "iterdir", "stat", "resolve", "absolute", "expanduser", "home", "cwd"),
+    *("glob", "rglob", "read_text", "read_bytes", "write_text", "write_bytes"),
+)
+
+
 class ReadingError(AssertionError):
     """Something was read that had to be passed in."""
 
@@ -46,7 +52,7 @@ def no_reading() -> Iterator[None]:
             stack.enter_context(mock.patch.object(os, name, _refuse(f"os.{name}")))
         for module in (builtins, io):
             stack.enter_context(mock.patch.object(module, "open", _refuse("open")))
-        for name in ("exists", "is_file", "is_dir", "open", "iterdir", "stat", "resolve", "expanduser", "home", "cwd"):
+        for name in PATH_METHODS:
             stack.enter_context(mock.patch.object(pathlib.Path, name, _refuse(f"Path.{name}")))
         stack.enter_context(mock.patch.object(os, "environ", _NoEnvironment()))
         stack.enter_context(mock.patch.object(os, "getenv", _refuse("os.getenv")))

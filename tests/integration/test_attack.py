@@ -20,7 +20,9 @@ def order(name: str) -> tuple[bool, str]:
 
 def test_no_client_hurts_another() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.attack", "--seconds", str(2 * len(attacks()))],
+        # In two seconds the slowest of a few hundred pings counts, and others may have the processor: held here is that
+        # nobody is shut out, nothing is kept and nothing stands still.
+        [sys.executable, "-m", "tests.attack", "--seconds", str(2 * len(attacks())), "--stall", "5"],
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr

@@ -21,7 +21,7 @@ def folder_with(template: str, folder: Path) -> Path:
     """A folder that is whole, with a template of a real model or one that is given."""
     lane.model(folder, max_position_embeddings=8192)
     (folder / "chat_template.jinja").unlink()
-    source = real.source(template) if template in real.names() else template
+    source = real.source(template) if template.isidentifier() else template
     real.write_template(source, folder)
     return folder
 

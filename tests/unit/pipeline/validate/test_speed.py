@@ -24,7 +24,13 @@ class Paced:
         self.now = 5.0
         monkeypatch.setattr(speed.time, "perf_counter", lambda: self.now)
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        each: Callable[[Delta], None],
+        cache_salt: str | None = None,
+    ) -> None:
         self.asked.append(sampling)
         own = self.now + 0.02
         await self._until(own)
@@ -40,7 +46,13 @@ class Paced:
 
 
 class Mute:
-    async def generate(self, prompt: Sequence[int], sampling: Sampling, each: Callable[[Delta], None]) -> None:
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        each: Callable[[Delta], None],
+        cache_salt: str | None = None,
+    ) -> None:
         """Not a word."""
 
 

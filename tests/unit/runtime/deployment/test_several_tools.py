@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from runtime import artifact
 from runtime.artifact import BuildMetadata, Source, ToolLabel, ToolModel
 from runtime.deployment import serving
-from runtime.deployment.classifier import Decision, Tool, ToolClassifier
+from runtime.deployment.classifier import Decision, Tool, ToolClassifier, tools_of
 from tests.harness import scripted
 from tests.harness.models.classifiers import WORDS, checkpoint
 
@@ -130,7 +130,7 @@ def test_the_table_is_served_as_it_was_written(tmp_path: Path, positive: int | N
 def test_without_a_table_the_label_asks_for_a_screenshot() -> None:
     tool = model(positive_label=0)
     assert tool.served_tools == (ToolLabel(label=0, name="take_screenshot"),)
-    assert serving.tools_of(tool) == ()
+    assert tools_of(tool) == ()
     golden = artifact.read(TOOL_ONLY).tool
     assert golden is not None
     assert golden.served_tools == (ToolLabel(label=1, name="take_screenshot"),)
