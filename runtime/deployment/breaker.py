@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import structlog
@@ -25,13 +26,24 @@ class Breaker:
     def __init__(self, opened: Callable[[], None] = lambda: None) -> None:
         self._opened = opened
         self._misses = 0
+        self._opening: asyncio.Future[None] | None = None  # what those wait on who wait for an answer as well
         self.open = False
+
+    def opening(self) -> asyncio.Future[None]:
+        """Done as soon as it is open: whoever waits for an answer need not wait any longer. One for all who wait."""
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_future()
+            if self.open:
+                self._opening.set_result(None)
+        return self._opening
 
     def missed(self) -> None:
         """Note that a question got no answer in time, or a failure."""
         self._misses += 1
         if self._misses >= MISSES and not self.open:
             self.open = True
+            if self._opening is not None and not self._opening.done():
+                self._opening.set_result(None)
             log.error("classifier_degraded", misses=self._misses)
             self._opened()
 
@@ -40,4 +52,5 @@ class Breaker:
         self._misses = 0
         if self.open:
             self.open = False
+            self._opening = None
             log.info("classifier_recovered")

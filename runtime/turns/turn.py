@@ -274,11 +274,17 @@ class Turn:
         users = [message.content for message in request.history if message.role == "user"]
         started = time.perf_counter()
         question = asyncio.ensure_future(classifier.decide(users, request.utterance))
+        opening = breaker.opening()
         try:
-            # Not `wait_for`: before Python 3.12 it can swallow a cancellation, and the turn would go on.
-            await asyncio.wait((question,), timeout=self._deployment.tool_timeout)
+            # Not `wait_for`: before Python 3.12 it can swallow a cancellation, and the turn would go on. Whoever waits
+            # when the breaker opens waits no longer than those who come after.
+            await asyncio.wait(
+                (question, opening),
+                timeout=self._deployment.tool_timeout,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             calls = _calls(question.result()) if question.done() else ()
-            status = ("yes" if calls else "no") if question.done() else "timeout"
+            status = ("yes" if calls else "no") if question.done() else "skipped" if opening.done() else "timeout"
         except Exception:
             self._deployment.metrics.tool_decided("failed", time.perf_counter() - started)
             if alone:
@@ -288,6 +294,9 @@ class Turn:
             return ()
         finally:
             await _cancel_and_wait(question)
+        if status == "skipped":
+            self._deployment.metrics.tool_skipped()
+            return ()
         self._deployment.metrics.tool_decided(status, time.perf_counter() - started)
         if status == "timeout":
             breaker.missed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -154,6 +155,74 @@ async def test_a_classifier_that_fails_is_left_alone_as_well_and_its_probe_goes_
         assert running.service.degraded == ("classifier",)
         classifier.error = None
         await eventually(lambda: not running.service.degraded)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+async def test_turns_that_wait_when_the_breaker_opens_decide_no_at_once(chat: bool) -> None:
+    classifier = ScriptedClassifier(gate=asyncio.Event())
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(serving(chat=chat, classifier=classifier, tool_timeout_s=NEVER))
+        clients = [await stack.enter_async_context(running.client()) for _ in range(4)]
+        for number, client in enumerate(clients):
+            await client.send(type="start", session_id=f"s{number}", user_utterance="look")
+        await eventually(lambda: classifier.running == len(clients))
+        assert running.service.deployment is not None
+        for _ in range(MISSES):
+            running.service.deployment.breaker.missed()
+        for client in clients:
+            frames = await client.until("done")
+            assert [frame["status"] for frame in frames if frame["type"] == "toolcall"] == ["no"]
+            assert not frames[-1].get("cancelled")
+            assert not frames[-1].get("failed")
+        assert classifier.running == 0  # nothing is left behind of what they asked
+        assert b'yap_tool_decisions_total{status="skipped"} 4.0' in running.service.metrics.render()
+
+
+async def test_an_answer_counts_that_comes_with_the_opening_of_the_breaker() -> None:
+    gate = asyncio.Event()
+    classifier = ScriptedClassifier(gate=gate)
+    async with serving(classifier=classifier, tool_timeout_s=NEVER) as running, running.client() as client:
+        await client.send(type="start", session_id="s1", user_utterance="look")
+        await eventually(lambda: classifier.running == 1)
+        assert running.service.deployment is not None
+        gate.set()
+        await eventually(lambda: classifier.running == 0)
+        for _ in range(MISSES):
+            running.service.deployment.breaker.missed()
+        frames = await client.until("done")
+        assert [frame["status"] for frame in frames if frame["type"] == "toolcall"] == ["yes"]
+
+
+async def test_a_turn_is_released_though_the_breaker_closes_again_at_once() -> None:
+    classifier = ScriptedClassifier(gate=asyncio.Event())
+    async with serving(classifier=classifier, tool_timeout_s=NEVER) as running, running.client() as client:
+        await client.send(type="start", session_id="s1", user_utterance="look")
+        await eventually(lambda: classifier.running == 1)
+        assert running.service.deployment is not None
+        breaker = running.service.deployment.breaker
+        for _ in range(MISSES):
+            breaker.missed()
+        breaker.answered()
+        frames = await client.until("done")
+        assert [frame["status"] for frame in frames if frame["type"] == "toolcall"] == ["no"]
+
+
+@given(st.lists(st.sampled_from(["miss", "answer", "wait"]), max_size=20))
+def test_who_waits_is_told_of_the_next_opening(events: list[str]) -> None:
+    async def follow() -> None:
+        breaker = Breaker()
+        waiting: list[asyncio.Future[None]] = []
+        for event in events:
+            if event == "wait":
+                waiting.append(breaker.opening())
+            else:
+                (breaker.missed if event == "miss" else breaker.answered)()
+            if breaker.open:
+                assert all(future.done() for future in waiting)
+            elif event == "wait":
+                assert not waiting[-1].done()
+
+    asyncio.run(follow())
 
 
 async def test_without_a_chat_model_a_hung_classifier_is_not_ready() -> None:
