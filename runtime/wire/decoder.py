@@ -6,6 +6,7 @@ everything that the one answering frame needs. There is no third way: any text g
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -30,6 +31,11 @@ from runtime.wire.messages import (
     Start,
     WarmHistory,
     WarmPersona,
+)
+
+# An escape of JSON, a pair of surrogates as one. Alone, half of a pair is no character.
+_ESCAPE = re.compile(
+    r"\\(?:u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]|([dD][89a-fA-F]))[0-9a-fA-F]{2}|.)", re.DOTALL
 )
 
 
@@ -87,12 +93,23 @@ class Decoder:
 
     def _object(self, text: str) -> dict[str, object]:
         try:
-            raw = self._json.decode(text)
+            raw = self._parsed(text)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             raise _not_an_object("no JSON") from None
         if not isinstance(raw, dict):
             raise _not_an_object(shown(raw))
         return raw
+
+    def _parsed(self, text: str) -> object:
+        try:
+            return self._json.decode(text)
+        except msgspec.DecodeError:
+            # A client that cuts its text between the halves of an emoji sends half of one. One character is lost then,
+            # and not the message.
+            whole = _ESCAPE.sub(lambda found: r"\ufffd" if found[1] else found[0], text)
+            if whole == text:
+                raise
+            return self._json.decode(whole)
 
     def _kind(self, fields: Fields) -> str:
         kind = fields.get("type")

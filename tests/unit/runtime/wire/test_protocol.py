@@ -220,6 +220,55 @@ def test_what_is_no_json_object_is_an_invalid_message(text: str) -> None:
     assert caught.value.code == "invalid_message"
 
 
+def pieces_of_strings() -> st.SearchStrategy[str]:
+    """What JSON may write in a string, and halves of surrogate pairs among it."""
+    half = st.integers(0xD800, 0xDFFF).map(lambda code: f"\\u{code:04x}")
+    return (
+        half
+        | half.map(lambda text: "\\u" + text[2:].upper())
+        | st.sampled_from(
+            [
+                "\\\\",
+                '\\"',
+                "\\n",
+                "\\/",
+                "u",
+                "d800",
+                "\\\\ud800",
+                "\\ud83d\\ude00",
+                "\\u0041",
+                "a",
+                " ",
+                "🙂",
+                "}",
+                "{",
+            ]
+        )
+    )
+
+
+@given(st.lists(pieces_of_strings(), max_size=12).map("".join), st.sampled_from(["user_utterance", "request_id"]))
+def test_half_of_a_surrogate_pair_is_a_replacement_character(written: str, field: str) -> None:
+    text = f'{{"type": "start", "session_id": "s", "{field}": "{written}", "\\udc00{written}": 1}}'
+    message = DECODER.decode(text)
+    assert isinstance(message, messages.Start)
+    expected = "".join("\ufffd" if 0xD800 <= ord(char) <= 0xDFFF else char for char in json.loads(f'"{written}"'))
+    assert (message.utterance if field == "user_utterance" else message.request_id) == expected
+
+
+@pytest.mark.parametrize("text", [r'{"type": "ping"} \ud800', r'{"type": "\ud800', r'\ud800{"type": "ping"}'])
+def test_half_of_a_surrogate_pair_mends_nothing_else(text: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        DECODER.decode(text)
+    assert caught.value.code == "invalid_message"
+
+
+def test_a_refusal_of_a_message_with_half_of_a_surrogate_pair_echoes_the_request_id() -> None:
+    with pytest.raises(Rejected) as caught:
+        DECODER.decode(r'{"type": "cance\ud800", "request_id": "r"}')
+    assert (caught.value.code, caught.value.request_id) == ("unknown_message_type", "r")
+
+
 def test_a_refusal_echoes_the_request_id() -> None:
     frame = rejection(refused_start(request_id=9, temperature=5))
     assert json.loads(frames.encode(frame)) == {

@@ -26,7 +26,26 @@ FIELDS = [
     *("sanitize_output", "sampling"),
 ]
 # Units that long texts are made of: what patterns of numbers, labels, spaces and cases could stumble over.
-UNITS = ["9", "9.", ".", "e", " ", "\t", "\n", "user", "user:", "user:\n", "\nuser \t", "-", "+9", "x", "İ", "🙂", "\\"]
+UNITS = [
+    "9",
+    "9.",
+    ".",
+    "e",
+    " ",
+    "\t",
+    "\n",
+    "user",
+    "user:",
+    "user:\n",
+    "\nuser \t",
+    "-",
+    "+9",
+    "x",
+    "İ",
+    "🙂",
+    "\\",
+    "\ud800",
+]
 
 
 def read(text: str) -> None:
