@@ -383,9 +383,8 @@ def dead() -> type[Exception]:
     return EngineDeadError  # type: ignore[no-any-return]
 
 
-@cache
 def refused() -> type[Exception]:
-    """vLLM's error for a request that it does not take."""
+    """vLLM's error for a request that it does not take; asked for when something was raised, so nothing is kept."""
     if not seams.holds("refusals"):
         return ValueError
     from vllm.exceptions import VLLMValidationError
