@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
+import json
 import os
 import re
 import traceback
@@ -17,9 +18,10 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import PurePath
 from types import TracebackType
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from pydantic import SecretStr
 from structlog.typing import EventDict, WrappedLogger
@@ -27,19 +29,25 @@ from structlog.typing import EventDict, WrappedLogger
 from runtime.host.variables import SECRETS
 
 HIDDEN = "[hidden]"
-# Fields that carry what users said or who they are, whoever logs them.
-PRIVATE_FIELDS = frozenset(
-    {
-        "api_key", "x-api-key", "authorization", "text_api_key", "persona", "persona_text", "chat_prompt", "prompt",
-        "history", "history_text", "utterance", "user_utterance", "analysis_text", "runtime_text", "text", "said",
-    }
-)  # fmt: skip
-# A name with one of these words in it is private too, unless its value is a number.
+# A name with one of these words in it carries what users said, or a secret, unless its value is a number.
 PRIVATE_WORDS = frozenset(
     {
-        "prompt", "prompts", "persona", "personas", "history", "utterance", "utterances", "transcript", "text", "texts",
-        "said", "reply", "authorization", "password", "secret", "secrets", "credential", "credentials", "cookie",
-        "apikey", "token", "bearer", "passwd", "passphrase", "signature",
+        "prompt", "prompts", "persona", "personas", "history", "histories", "utterance", "utterances", "transcript",
+        "transcripts", "transcription", "text", "texts", "said", "heard", "spoken", "speech", "reply", "replies",
+        "answer", "answers", "content", "contents", "messages", "conversation", "conversations", "dialog", "dialogue",
+        "analysis", "analyses", "query", "queries", "question", "questions", "completion", "completions", "delta",
+        "deltas", "authorization", "password", "passwords", "secret", "secrets", "credential", "credentials", "cookie",
+        "cookies", "apikey", "apikeys", "token", "bearer", "passwd", "passphrase", "signature",
+    }
+)  # fmt: skip
+# A key of these kinds is a secret, one of a dictionary is none.
+KEY_KINDS = frozenset({"api", "access", "secret", "private", "signing", "auth", "session", "encryption"})
+# These are private whatever their value.
+PRIVATE_FIELDS = frozenset(
+    {
+        "api_key", "api_keys", "x-api-key", "authorization", "text_api_key", "text_api_keys", "persona", "persona_text",
+        "chat_prompt", "prompt", "history", "history_text", "utterance", "user_utterance", "analysis_text",
+        "runtime_text", "text", "said", "content", "messages", "query", "completion",
     }
 )  # fmt: skip
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
@@ -63,14 +71,23 @@ _URL_QUERY = re.compile(r"(://[^\s\"'<>?#]{1,1024})[?#][^\s\"'<>]*")
 # A query without its host: its short numbers are shown.
 _PARAMETER = re.compile(r"([?&;][^\s=&;\"'<>?]{1,128}=)([^\s&;\"'<>]*)")
 _SHOWN_PARAMETER = re.compile(r"\d{1,5}")
-_KEY_PARAMETER = re.compile(r"(api_?key|token|signature|secret|password|authorization)(=)[^&\s\"']*", re.IGNORECASE)
-_HEADER = re.compile(
-    r"((?:proxy-)?authorization|x-api-key|api-key|cookie|x-amz-security-token)"
-    r"([\"']?\s{0,8}[:=,]\s{0,8}(?:(?-i:b)?[\"'])?)(?:(?:bearer|basic|token)\s{1,8})?[^\s\"',;)]+",
+_KEY_PARAMETER = re.compile(
+    r"(api_?keys?|token|signature|secret|passw(?:or)?d|authorization|credentials?|access_?key(?:_?id)?)"
+    r"(=)[^&\s\"',;]*",
     re.IGNORECASE,
 )
+# What stands behind such a header's name is hidden to the line's end, if it is not quoted: it may have many parts.
+_HEADER_NAME = r"(?:proxy-)?authorization|x-api-key|api-key|(?:set-)?cookie2?|x-amz-security-token"
+_HEADER = re.compile(rf"({_HEADER_NAME})(\\*[\"']?\s{{0,8}}[:=]\s{{0,8}})(?!\[hidden\])[^\s\"'][^\r\n]*", re.IGNORECASE)
 _CREDENTIAL = re.compile(r"\b(bearer|basic)(\s{1,8})[\w.~+/=-]+", re.IGNORECASE)
 _HUB_TOKEN = re.compile(r"\bhf_\w{8,}")
+# A name and the beginning of a value that is quoted or bracketed, as JSON, Python and calls write it; a header may be a
+# pair.
+_FIELD = re.compile(
+    r"(?<![\w-])(?:([\w-]+)\\*[\"']?\s{0,8}[:=]"
+    rf"|(?i:{_HEADER_NAME})\\*[\"']\s{{0,8}},)\s{{0,8}}[\w.]{{0,64}}(?=\\*[\"']|[\[({{])"
+)
+_STRUCTURE = re.compile(r"(\\*)([\"'])|[\[({]|[\])}]")
 
 _TRACEBACK = "Traceback (most recent call last):"
 _PLACE = re.compile(r'\s*File "[^"\n]{1,512}", line \d+(, in \S+)?')
@@ -88,9 +105,7 @@ class Redactor:
     def hide(self, secrets: Iterable[SecretStr]) -> None:
         """Hide these too from now on."""
         plain = {secret.get_secret_value() for secret in secrets}
-        # As they stand in an address, too.
-        quoted = {quote(text, safe=safe, errors="replace") for text in plain for safe in ("", "/")}
-        texts = (self._texts | plain | quoted) - {""}
+        texts = (self._texts | {form for text in plain for form in _forms(text)}) - {""}
         longest_first = sorted(texts, key=len, reverse=True)
         self._texts = texts  # a new set: another thread may be looking through the old one
         patterns = [
@@ -104,6 +119,7 @@ class Redactor:
         if self._secrets:
             text = self._secrets.sub(HIDDEN, text)
         text = text[: 2 * LONGEST_TEXT]  # what is hidden below makes it shorter, and takes time
+        text = hide_private_fields(text)
         text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
         text = _CREDENTIAL.sub(rf"\1\2{HIDDEN}", text)
         text = _HUB_TOKEN.sub(HIDDEN, text)
@@ -170,7 +186,60 @@ def is_private(name: str) -> bool:
     >>> [is_private(name) for name in ("userPrompt", "x-persona", "prompt_tokens", "monkey", "context")]
     [True, True, True, False, False]
     """
-    return any(word.lower() in PRIVATE_WORDS for word in _WORD.findall(name))
+    words = [word.lower() for word in _WORD.findall(name)]
+    keys = (kind in KEY_KINDS and word in ("key", "keys") for kind, word in pairwise(words))
+    return not PRIVATE_WORDS.isdisjoint(words) or any(keys)
+
+
+def hide_private_fields(text: str) -> str:
+    """A text without the values of private fields in it that are quoted or bracketed: JSON, Python's repr, calls.
+
+    >>> hide_private_fields("refused: {'persona_text': 'You are Mia.', 'chars': 12}")
+    "refused: {'persona_text': [hidden], 'chars': 12}"
+    """
+    kept, at = [], 0
+    while found := _FIELD.search(text, at):
+        kept.append(text[at : found.end()])
+        at = found.end()
+        if found[1] is None or is_private(found[1]):
+            kept.append(HIDDEN)
+            at = _value_end(text, at)
+    return "".join(kept) + text[at:]
+
+
+def _value_end(text: str, at: int) -> int:
+    """Where the quoted or bracketed value ends that begins here; at the text's end where nothing ends it."""
+    depth = 0
+    quoted: tuple[int, str] | None = None  # with so many backslashes before it
+    for found in _STRUCTURE.finditer(text, at):
+        backslashes, mark = len(found[1] or ""), found[2]
+        if quoted is not None:
+            # Quotes inside have more backslashes. One that may end a string with backslashes at its end, or be inside,
+            # is taken as inside; among brackets nothing is certain after it. More is hidden then, never less.
+            if mark == quoted[1] and backslashes == quoted[0]:
+                quoted = None
+            elif depth and mark == quoted[1] and (quoted[0], backslashes % 4) not in ((0, 1), (0, 3), (1, 3)):
+                return len(text)
+        elif mark:
+            quoted = (backslashes, mark)
+        else:
+            depth += 1 if found[0] in "[({" else -1
+        if quoted is None and depth <= 0:
+            return found.end()
+    return len(text)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """A secret as it may stand in a text: as it is, in an address, in JSON, in Python."""
+    yield secret
+    for safe in ("", "/"):
+        yield quote(secret, safe=safe, errors="replace")
+    yield quote_plus(secret, errors="replace")
+    for ascii_only in (True, False):
+        written = json.dumps(secret, ensure_ascii=ascii_only)[1:-1]
+        yield written
+        yield written.replace("/", r"\/")  # some libraries write it so
+    yield repr(secret)[1:-1]
 
 
 def _parameter(found: re.Match[str]) -> str:

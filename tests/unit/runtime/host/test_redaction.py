@@ -180,7 +180,31 @@ def test_any_text_is_redacted_and_once_is_enough(text: str) -> None:
     assert redactor.text(once).count(HIDDEN) >= once.count(HIDDEN)
 
 
-@pytest.mark.parametrize("piece", ["?a=", "://", "bearer ", "authorization:", "&", "hf_", "://a@", "?", " ", "a=", "x"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "?a=",
+        "://",
+        "bearer ",
+        "authorization:",
+        'authorization:"',
+        'cookie,\\"',
+        "text=(",
+        'text="',
+        "text:",
+        "[",
+        "\\",
+        '\\"',
+        "a-",
+        "&",
+        "hf_",
+        "://a@",
+        "?",
+        " ",
+        "a=",
+        "x",
+    ],
+)
 def test_redaction_takes_time_as_long_as_the_text(piece: str) -> None:
     import time
 
@@ -275,3 +299,129 @@ def test_a_secret_field_is_hidden_as_a_pair_and_by_its_name(name: str) -> None:
     shown = redactor(None, "info", {name: "opaque", "tokens": 3, "token": 5})
     assert "opaque" not in repr(shown)
     assert (shown["tokens"], shown["token"]) == (3, 5)
+
+
+# What a message quotes
+
+
+@pytest.mark.parametrize("name", ["Cookie", "cookie", "Set-Cookie", "Authorization", "Proxy-Authorization"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a=zebra1; b=zebra2; c=zebra3",
+        "a=1, b=zebra1",
+        'Digest username="zebra1", realm="zebra2", response="zebra3", opaque=zebra4',
+        "AWS4-HMAC-SHA256 Credential=zebra1/20260101/eu/s3, SignedHeaders=host, Signature=zebra2",
+        "Negotiate zebra1 zebra2",
+        "zebra1",
+    ],
+)
+@pytest.mark.parametrize(
+    "written", [str, repr, json.dumps, lambda text: repr(text.encode()), lambda text: f"-H {text}"]
+)
+def test_a_header_is_hidden_to_its_end(name: str, value: str, written: Callable[[str], str]) -> None:
+    for text in (
+        f"{name}: {written(value)}",
+        f"{name}={written(value)}",
+        written(f"{name}: {value}"),
+        f"sent {{{written(name)}: {written(value)}}}",
+        f"sent [({written(name)}, {written(value)})]" if written(name)[0] in "\"'b" else "",
+        json.dumps(json.dumps({name: value})),
+    ):
+        assert "zebra" not in Redactor().text(text), text
+
+
+def test_what_follows_a_quoted_header_or_its_line_stays() -> None:
+    redacted = Redactor().text(
+        "{'Cookie': 'a=b; c=d', 'host': 'giraffe'}\nAuthorization: Digest a=b, c=d\r\nhost: lion"
+    )
+    assert redacted == "{'Cookie': [hidden], 'host': 'giraffe'}\nAuthorization: [hidden]\r\nhost: lion"
+
+
+@pytest.mark.parametrize(
+    "text", ["Credential=zebra/20260101/eu", "x accessKeyId=zebra y", "api_keys=zebra", "passwd=zebra"]
+)
+def test_a_parameter_that_names_a_secret_is_hidden(text: str) -> None:
+    assert "zebra" not in Redactor().text(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("content", "messages", "analysis", "query", "heard", "completion", "delta", "prompt_delta", "promptDelta"),
+        *("api_keys", "TEXT_API_KEYS", "accessKey", "lastReply", "raw-content"),
+    ],
+)
+def test_a_field_that_carries_words_or_keys_is_hidden(name: str) -> None:
+    assert "zebra" not in shown(
+        Redactor(), **{name: "zebra"}, what={name: ["zebra"]}, event=json.dumps({name: "zebra"})
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["context", "key", "keyword", "message_id", "monkey", "api", "signal", "type", "model"]
+)
+def test_a_field_that_says_nothing_of_users_is_shown(name: str) -> None:
+    assert "giraffe" in shown(Redactor(), **{name: "giraffe"})
+    assert "giraffe" in Redactor().text(json.dumps({name: "giraffe"}))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *(json.dumps, lambda text: json.dumps(text, ensure_ascii=False), repr, quote, urllib.parse.quote_plus),
+        lambda text: json.dumps(text).replace("/", "\\/"),
+    ],
+)
+@given(key=st.text(alphabet="aZ9+/=é ü\"'\\%&", min_size=6, max_size=20).filter(lambda text: text == text.strip()))
+def test_a_key_is_hidden_as_json_python_and_addresses_write_it(written: Callable[[str], str], key: str) -> None:
+    # In quotes or not, the whole of the key goes.
+    text = written(key)
+    text = text[1:-1] if text[0] in "\"'" and text[0] == text[-1] and len(text) > len(key) else text
+    if text not in HIDDEN:
+        assert text not in Redactor([SecretStr(key)]).text(f"<{text}>")
+
+
+WORDS = st.text(alphabet="zebra \\\"'{}[]()\n,:=é🙂", max_size=12).map(lambda text: f"zebra{text}")
+VALUES = st.recursive(
+    WORDS,
+    lambda inner: st.lists(inner, min_size=1, max_size=3) | st.dictionaries(WORDS, inner, min_size=1, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(
+    st.sampled_from((*NAMES, "content", "messages", "heard")),
+    VALUES,
+    st.lists(
+        st.sampled_from([json.dumps, repr, lambda value: json.dumps(value, ensure_ascii=False)]), min_size=1, max_size=3
+    ),
+)
+def test_what_users_said_is_hidden_in_the_json_or_repr_in_a_text(
+    name: str, value: object, forms: list[Callable[[object], str]]
+) -> None:
+    written: object = {"shown": "giraffe", name: value, "then": "lion"}
+    for form in forms:
+        written = form(written)
+    redacted = Redactor().text(f"refused: {written} was sent")
+    assert "zebra" not in redacted
+    assert "giraffe" in redacted
+    if not {"\\", "'"} & set(json.dumps(value, ensure_ascii=False)):  # quotes inside may hide more
+        assert redacted.endswith("was sent")
+        assert "lion" in redacted
+
+
+@given(st.sampled_from(NAMES), WORDS)
+def test_what_users_said_is_hidden_though_its_text_is_cut_off(name: str, words: str) -> None:
+    written = json.dumps({"shown": "giraffe", name: words})
+    for end in range(len(written)):
+        assert "zebra" not in Redactor().text(written[:end])
+
+
+def test_a_repr_of_plain_data_in_a_text_hides_what_users_said() -> None:
+    text = (
+        "Turn(id=3, persona=Text(b'zebra (x'), history=deque([Message(role='user', content='zebra')]), state='giraffe')"
+    )
+    redacted = Redactor().text(text)
+    assert "zebra" not in redacted
+    assert "state='giraffe'" in redacted
