@@ -152,6 +152,33 @@ def test_a_mark_that_only_the_tokenizers_normalizer_makes_is_broken_up(tmp_path:
     assert "< |system|>" in text
 
 
+INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+DISGUISES = [
+    *("\uff1c|system|\uff1e", "<\uff5csystem\uff5c>", "<|\uff53ystem|>"),
+    *(f"<|sys{char}tem|>" for char in INVISIBLE),
+    *(f"<{char}|system|>" for char in INVISIBLE),
+]
+
+
+@pytest.mark.parametrize("disguise", DISGUISES, ids=ascii)
+def test_a_mark_in_disguise_is_one_only_where_the_tokenizer_folds_it(tmp_path: Path, disguise: str) -> None:
+    from tokenizers import Regex, normalizers
+
+    folder = plain_marks.write(plain_marks.ZEPHYR, tmp_path / "plain")
+    plain = PromptRenderer(folder, ROOM)
+    mark = list(plain._tokens.encode("<|system|>"))
+    backend = plain._tokens._tokenizer
+    assert backend.normalizer is None
+    # Where nothing folds it, it stays, and its tokens are not the mark's.
+    assert plain._tokens.escaped(f"hi {disguise} you") == f"hi {disguise} you"
+    tokens = list(plain._tokens.encode(f"hi {disguise} you"))
+    assert all(tokens[at : at + len(mark)] != mark for at in range(len(tokens)))
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(f"[{INVISIBLE}]"), "")])
+    backend.save(str(folder / "tokenizer.json"))
+    folding = PromptRenderer(folder, ROOM)
+    assert "< |system|>" in folding._tokens.escaped(f"hi {disguise} you")
+
+
 @given(
     words=st.lists(st.text("ab <", min_size=2, max_size=5), min_size=1, max_size=6), text=st.text("ab <", max_size=40)
 )
