@@ -21,7 +21,13 @@ class Rule:
 
 RULES = (
     Rule("space", "newlines, tabs and runs of spaces become one space; none at either end", " One\n\n two ", "One two"),
-    Rule("capital", "the first letter is a capital, unless a digit comes first", '"hello there"', '"Hello there"'),
+    Rule(
+        "capital",
+        "the first letter is a capital where it begins a word: not in code, paths, addresses, names like `iPhone`, nor "
+        "behind a digit",
+        '"hello there"',
+        '"Hello there"',
+    ),
     Rule("punctuation", "no space before `, ? !`; `!=` keeps its own", "Well , is a != b ?", "Well, is a != b?"),
     Rule("bold", "runs of asterisks, underscores or `~~` that touch a word on one side", "**Yes**, ~~no~~", "Yes, no"),
     Rule(
@@ -100,6 +106,7 @@ EMOTICONS_BY_FIRST = {
 # What an emoticon may be instead: the second half of a name, or a comparison.
 _NUMBER = re.compile(r"[^\w\s]*\d[\d.,:/]*[^\w\s]?|\w*\d\w*[)\]%°]?")
 _VARIABLE = re.compile(r"[^\w\s]?[A-HJ-TV-Za-tv-z][)\]'′]?|\w+[)\]]|\w*_\w*")
+_ABBREVIATION = re.compile(r"\W*(?:[^\W\d_]\.){2,}(?!\w)")
 _CONDITION = re.compile(r"\b(?:if|while|when|where|unless|until|whenever|whether|assert)\b", re.IGNORECASE)
 _COMPARES = _words(
     "is are was were be been being isn't aren't not than value count size length only if when while that"
@@ -128,6 +135,8 @@ def reads_as_content(emoticon: str, before: str, following: str) -> bool:
         following: the character that follows; empty at the end.
     """
     word = before.rpartition(" ")[2]
+    if emoticon == "<3" and _ABBREVIATION.fullmatch(word):
+        return True
     if not word or word[-1] in ".!?…,;":
         return False
     if emoticon in ("XD", "xD"):
@@ -150,6 +159,45 @@ _DOMAIN = re.compile(r"\w\.\w{2,}[/:]")
 def is_address(word: str) -> bool:
     """Whether a word, as far as it has come, is an address on the web or of mail: its marks belong to it."""
     return "://" in word or "@" in word or word.lower().startswith("www.") or _DOMAIN.search(word) is not None
+
+
+# Behind these no word begins: `~/x`, `$x`, `--flag`, `@name`.
+NO_WORD_FOLLOWS = frozenset("/\\~$@#-_.=&+%|^")
+# Letters, then what shows that they are no word: an address, a path, a call, an index, a name of code.
+_CODE = re.compile(
+    r"[^\W\d_]*(?:[A-Z\\@=]|_+[^\W_]|:[:\\]|://|\.[a-z\d]|\[[^\s\]]|\((?!e?s\)|\s)|/(?![^\W\d_]+[.,;:!?…)]*\Z))|\w+:\w+@"
+)
+
+
+def begins_as_word(before: str, chunk: str) -> bool:
+    """Whether what stands between spaces is a word, whose first letter a sentence writes large.
+
+    >>> [begins_as_word("", chunk) for chunk in ("and/or", "e.g.", "well-known,", "example.com", "i[0](x)", "iPhone")]
+    [True, True, True, False, False, False]
+    """
+    if before and before in NO_WORD_FOLLOWS:
+        return False
+    return _ABBREVIATION.match(chunk) is not None or _CODE.match(chunk) is None
+
+
+_FILES = "c|cc|cpp|css|go|h|hpp|html?|java|js|json|jsx|md|pyi?|rb|rs|scss|sh|toml|tsx?|txt|vue|ya?ml"
+_UNDERLINED_NAME = re.compile(rf"_+(?:\w+\.(?:{_FILES})(?!\w)|__\w+__\.\w+|[\w.+-]*@\w[\w.-]*(?<!_)(?![\w.-]))")
+
+
+def underlined_name(chunk: str) -> str:
+    """The file or address that begins a chunk with underscores of its own: `__init__.py`, `_me@example.com`."""
+    found = _UNDERLINED_NAME.match(chunk)
+    return found[0] if found else ""
+
+
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+def is_unspaced(char: str) -> bool:
+    """Whether a letter is of a script that sets no spaces between words."""
+    return _UNSPACED.match(char) is not None
 
 
 _ADDRESS_BEGINS = re.compile(r"<|[a-z][a-z0-9+.-]*:|#[a-z]|\.{0,2}/|(?:[\w-]+\.)+[a-z]{2,}(?:[/:?#]|\Z)", re.IGNORECASE)

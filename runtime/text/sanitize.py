@@ -25,11 +25,14 @@ from runtime.text.markup import (
     TAG,
     UNENDED_LINK,
     Rule,
+    begins_as_word,
     class_of,
     is_address,
+    is_unspaced,
     reads_as_content,
     reads_as_direction,
     reads_as_reference,
+    underlined_name,
 )
 
 __all__ = ["RULES", "Rule", "Sanitizer", "sanitize"]
@@ -44,6 +47,8 @@ BLANK_LIMIT = 40
 RUN_LIMIT = 80
 # Longest row of brackets, with the spaces between them, of which it is still open whether anything stands in them.
 OPEN_LIMIT = 16
+# Longest piece without a space that is waited for, to see whether it is a word or a name.
+CHUNK_LIMIT = 64
 # What came out last is looked back at by so many characters.
 RECENT = 240
 
@@ -183,17 +188,43 @@ class Sanitizer:
         if first == "`":
             return self._backticks(text, at)
         if self._code:
+            self._begun = True  # code has no sentences
             run = _CODE_RUN.match(text, at)
             return self._emit_run(run[0] if run else first, at)
         if first in EMOTICONS_BY_FIRST and self._may_open_emoticon(first):
             after = self._emoticon(text, at)
             if after != at:
                 return after
+        if not self._begun and first.isalnum() and not self._first_word(text, at):
+            return UNDECIDED
         handler = _HANDLERS.get(first)
         if handler is not None:
             return handler(self, text, at)
         run = _RUN.match(text, at)
-        return self._emit_run(run[0] if run else first, at)
+        found = run[0] if run else first
+        if not self._begun and not first.isalnum():
+            # The first letter is looked at by itself.
+            found = next((found[:index] for index, char in enumerate(found) if char.isalnum()), found)
+        return self._emit_run(found, at)
+
+    def _chunk(self, text: str, at: int) -> str | None:
+        """What stands at `at` up to the next space, or the beginning of it; None when it may go on."""
+        space = _SPACE.search(text, at, at + CHUNK_LIMIT)
+        if space is None and len(text) - at < CHUNK_LIMIT and not self._final:
+            return None
+        return text[at : space.start() if space else at + CHUNK_LIMIT]
+
+    def _first_word(self, text: str, at: int) -> bool:
+        """Whether it is known if the first letter gets to be a capital; what is no word stays as it is."""
+        if text[at].title() == text[at]:
+            return True
+        chunk = self._chunk(text, at)
+        if chunk is None:
+            return False
+        if self._links:
+            chunk = chunk[: max(0, self._links[-1][0] - at)]
+        self._begun = not begins_as_word("" if self._blank or self._removed else self._last, chunk)
+        return True
 
     # What comes out
 
@@ -351,7 +382,8 @@ class Sanitizer:
                 return at
             if edge.end() == len(text) and not self._final:
                 return UNDECIDED
-            closes = not text[edge.start() - 1].isspace() and not text[edge.end() : edge.end() + 1].isalnum()
+            inside, outside = text[edge.start() - 1], text[edge.end() : edge.end() + 1]
+            closes = not inside.isspace() and (not outside.isalnum() or is_unspaced(outside))
             if closes and len(edge[0]) != 2:
                 return self._direction_or_emphasis(text, at, edge.start(), edge.end())
             start = edge.end()
@@ -367,6 +399,9 @@ class Sanitizer:
         begins = self._sentence_may_begin()
         if any(reads_as_direction(word.strip(".,!?…"), sentence_begins=begins) for word in first_words):
             return self._drop(end)
+        caseless = text[closed - 1].isalpha() and not text[closed - 1].isupper() and not text[closed - 1].islower()
+        if self._open and not self._blank and caseless and text[end : end + 1] == BRACKETS[self._open[-1]]:
+            return self._drop(end)  # it is all that stands in the brackets
         if not begins:
             return at
         following = end
@@ -379,7 +414,9 @@ class Sanitizer:
         next_char = text[following : following + 1]
         # Scripts without capitals do not tell where a sentence begins.
         capital = next_char.isupper() or (next_char.isalpha() and not next_char.islower() and following > end)
-        on_its_own = not next_char or capital or next_char in '"“«「¿¡*' or _NEWLINE.match(next_char)
+        on_its_own = (
+            not next_char or capital or is_unspaced(next_char) or next_char in '"“«「¿¡*' or _NEWLINE.match(next_char)
+        )
         return self._drop(end) if on_its_own else at
 
     def _sentence_may_begin(self) -> bool:
@@ -391,6 +428,13 @@ class Sanitizer:
             return self._no_end(end, text, at)
         if self._line_start and end - at > 2 and (after := self._line_mark(text, at, end)) != at:
             return after
+        if self._after_blank() or self._open:
+            chunk = self._chunk(text, at)
+            if chunk is None:
+                return UNDECIDED
+            if name := underlined_name(chunk):
+                self._begun = True
+                return self._emit_run(name, at)
         following = text[end : end + 1]
         closes = self._underlined and not following.isalnum() and following not in _PART_OF_ADDRESS
         if not closes and not self._after_blank() and self._is_part_of_address(following):
@@ -539,6 +583,9 @@ class Sanitizer:
         indexed = self._after_word() or (len(pair) == 2 and pair.isalpha())
         if name is not None and (indexed or not any(char.isalpha() for char in text_of)):
             return self._no_link(text, at)
+        address = text[match.end("text") + 2 : match.end() - 1].strip()
+        if name is None and text[at] == "[" and self._after_word() and not reads_as_reference(address):
+            return self._no_link(text, at)  # `i[0](x)`
         self._links.append((match.end("text"), match.end(), False))
         return int(match.start("text"))
 
@@ -576,6 +623,7 @@ class Sanitizer:
         if match.partial:
             return UNDECIDED
         if match["address"]:
+            self._begun = True
             for char in match["address"]:
                 self._emit_run(char, at)
             return int(match.end())

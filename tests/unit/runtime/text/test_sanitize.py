@@ -59,11 +59,11 @@ def test_content_comes_out_as_it_went_in(text):
         ("1. **One**: yes\n2. __Two__: no", "1. One: yes 2. Two: no"),
         ("- a\n  - b\n* c\n+ d\n• e", "A b c d e"),
         ("## Title ##\ntext", "Title ## text"),
-        ("```python\nprint('*a*')\n```\nDone", "Print('*a*') Done"),
+        ("```python\nprint('*a*')\n```\nDone", "print('*a*') Done"),
         ("use `__init__` here", "Use __init__ here"),
         ("see ![a cat](cat.png) and [b *c* d](https://e.f/g_(h))", "See a cat and b c d"),
         ("[not a link] (ok)", "[Not a link] (ok)"),
-        ("<https://e.com>", "Https://e.com"),
+        ("<https://e.com>", "https://e.com"),
         ("H<sub>2</sub>O <!-- hidden > --> <think>ok</think>", "H2O ok"),
         ('a <a href="x">link</a> b', "A link b"),
         ("a <b and c> d", "A <b and c> d"),
@@ -79,6 +79,9 @@ def test_content_comes_out_as_it_went_in(text):
         ("3 cats", "3 cats"),
         ("éa", "Éa"),
         ("ßa", "ßa"),
+        ("e.g. <3.", "E.g. <3."),
+        ("_me@example.com_ or __bold__ _x_", "me@example.com or bold x"),
+        ("__bold__ _x_ word[the docs](https://e.com)", "Bold x wordthe docs"),
         ("Is 2 <3?", "Is 2 <3?"),
         ("If x <3 then stop.", "If x <3 then stop."),
         ("I love you <3. Thanks <3", "I love you. Thanks"),
@@ -94,7 +97,7 @@ def test_content_comes_out_as_it_went_in(text):
         ("See [a b](https://e.com/x", "See a b"),
         ("so f[x](y", "So f[x](y"),
         ("[![alt](i.png)](https://e.com) [a [b] c](https://e.com)", "Alt a [b] c"),
-        ("_https://e.com/a_b_ or **https://e.com/c_** here", "Https://e.com/a_b or https://e.com/c_ here"),
+        ("_https://e.com/a_b_ or **https://e.com/c_** here", "https://e.com/a_b or https://e.com/c_ here"),
         ("你好。*微笑* 我很好！*挥手*\n再见", "你好。 我很好！ 再见"),
         ("مرحبا؟ *يبتسم* كيف حالك. *يلوح*", "مرحبا؟ كيف حالك."),
         ("שלום! \u200f*מחייך*\u200f מה שלומך", "שלום! מה שלומך"),
@@ -124,6 +127,8 @@ PIECES = [
     "(", "（", "）", "“", "”", "[a b][1]", "[1]: https://e.com 'T'\n", "https://e.com/_", "@", "/", "//", "www.",
     "XD", " XD.",
     "Adobe", " <3", "<3?", "if", " 2", "*" * 79, "_" * 81, "-" * 100, "\u200f", "。", "؟", "ა", " Ünï", "…", "…*",
+    "i[0](x)", "~/x", "__init__.py", "_me@example.com", "。*微笑*我", "（*微笑*）", "e.g. <3.", "iPhone", "(*", "*)",
+    "我",
     "word", " word", "a", "5", "é", "你好", "مرحبا", "नमस्ते", "\u00ad", "\u200b", "\x07",
 ]  # fmt: skip
 MESSY = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=40).map("".join)
@@ -156,8 +161,49 @@ def test_what_comes_out_is_tidy(text):
     assert not [e for e in emoji.emoji_list(out) if e["emoji"] not in "©®‼⁉™ℹ"]
     assert " ," not in out
     assert " ?" not in out
-    first = next((char for char in out if char.isalnum()), "")
-    assert len(first.title()) != 1 or first == first.title()
+
+
+BEGINNINGS = ["", '"', "“", "**", "__", "\n", "- ", "> ", "# ", "😀 ", "¿", "<p>"]
+FIRST_WORDS = ["well", "well,", "and/or", "e.g.", "it's", "naïve", "привет", "well-known", "option(s)", "éa", "hm..."]
+NO_FIRST_WORDS = [
+    "i[0](x)", "i[0]", "~/x", "./x", "/usr/bin", "src/main.py", "c:\\Users", "__init__.py", "_private.py", "foo_bar",
+    "example.com", "www.example.com/a", "https://example.com", "mailto:me@example.com", "me@example.com",
+    "_me@example.com", "iPhone", "fooBar", "f(x)", "std::move", "$x", "--flag", "@me", "#tag", "x=1", "a.b.c",
+]  # fmt: skip
+
+
+@given(beginning=st.sampled_from(BEGINNINGS), word=st.sampled_from(FIRST_WORDS), rest=MESSY)
+@settings(max_examples=300, deadline=None)
+def test_a_reply_that_begins_with_a_word_begins_with_a_capital(beginning, word, rest):
+    first = next(char for char in sanitize(f"{beginning}{word} {rest}") if char.isalnum())
+    assert first == word[0].title()
+
+
+@given(beginning=st.sampled_from(["", "😀 ", "\n", "> "]), name=st.sampled_from(NO_FIRST_WORDS), rest=MESSY)
+@settings(max_examples=300, deadline=None)
+def test_a_reply_that_begins_with_a_name_of_code_or_an_address_keeps_it(beginning, name, rest):
+    assert sanitize(f"{beginning}{name} {rest}").startswith(name)
+    assert sanitize(f"Say {name} {rest}").startswith(f"Say {name}")
+
+
+@pytest.mark.parametrize("opened", ["`", "```\n", "```py\n"])
+def test_code_keeps_its_first_letter(opened):
+    assert sanitize(f"{opened}print").startswith("print")
+
+
+def test_a_capital_at_the_beginning_is_not_waited_for_and_a_small_letter_not_long():
+    assert Sanitizer().feed("Well") == "Well"
+    sanitizer = Sanitizer()
+    assert sanitizer.feed("well") + sanitizer.feed(" then") == "Well then"
+    assert Sanitizer().feed("w" * 100).startswith("W")
+
+
+@pytest.mark.parametrize("ends", "。！？")
+@pytest.mark.parametrize(("before", "after"), [("你好", "我很好"), ("はい", "そうです"), ("สวัสดี", "ครับ")])
+def test_a_stage_direction_goes_without_spaces_around_it_and_nothing_else(before, ends, after):
+    assert sanitize(f"{before}{ends}*微笑*{after}") == f"{before}{ends}{after}"
+    assert sanitize(f"{before}（*微笑*）{ends}{after}") == f"{before}{ends}{after}"
+    assert sanitize(f"*微笑*{after}") == after
 
 
 @given(text=st.text(alphabet=st.characters(categories=["L", "Nd"]) | st.sampled_from(" .'%$/"), max_size=200))
@@ -263,6 +309,12 @@ def test_the_cost_of_a_token_does_not_grow_with_the_reply():
         "<p>",
         "_",
         "*",
+        "_a",
+        " __a__.",
+        " _a@b",
+        "*微",
+        "（*微*",
+        "i[0](x) ",
     ],
 )
 def test_the_one_pass_form_is_linear(unit):
