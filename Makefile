@@ -12,11 +12,11 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make both environments from the locks (fast when nothing changed)
-	@images/install.sh .venv cpu dev embedded
+	@images/install.sh .venv cpu dev embedded .
 	@images/install.sh .venv-quantize cpu-quantize
 
 setup-lane: ## the environments of LANE alone (vllm or trt), on a machine that builds for it
-	@images/install.sh .venv $(LANE) embedded
+	@images/install.sh .venv $(LANE) embedded .
 	@[ ! -f images/locks/$(LANE)-quantize.txt ] || images/install.sh .venv-quantize $(LANE)-quantize
 
 demo: setup ## plan → quantize → build → validate a small model, serve it, hold a streamed conversation

@@ -2,7 +2,9 @@
 # Install one lock into one virtual environment: what `make` uses on a workstation and what the Dockerfiles use in their
 # builder stages, so that both get the same bytes.
 #
-#   images/install.sh VENV LOCK [LOCK …]        e.g. images/install.sh .venv cpu dev embedded
+#   images/install.sh VENV LOCK [LOCK …] [.]    e.g. images/install.sh .venv cpu dev embedded .
+#
+# A `.` is this checkout itself: the environment gets the commands `yap-pipeline` and `yap-runtime`, which run what lies here.
 #
 # PYTHON chooses the interpreter (default python3). The clients' own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
 # PIP_FIND_LINKS, PIP_CERT) are respected. Nothing is done when the environment already holds these locks.
@@ -35,7 +37,14 @@ esac
 # The stamp holds everything that decides the content, so that a changed lock or interpreter starts over.
 wanted=$(
     printf '%s %s %s %s\n' "$UV_VERSION" "$TORCH_CPU" "$TORCH_TRT" "$version"
-    for lock in "$@"; do cat "$here/locks/$lock.txt" "$here/locks/$lock.unhashed" 2>/dev/null || :; done
+    for lock in "$@"; do
+        if [ "$lock" = . ]; then
+            printf '%s\n' "$here"
+            sed -n '/^\[project.scripts\]/,/^$/p' "$here/../pyproject.toml"
+            lock=build
+        fi
+        cat "$here/locks/$lock.txt" "$here/locks/$lock.unhashed" 2>/dev/null || :
+    done
 )
 wanted=$(printf '%s' "$wanted" | cksum)
 stamp=$venv/.installed
@@ -88,6 +97,11 @@ else
 fi
 
 for lock in "$@"; do
+    if [ "$lock" = . ]; then
+        "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --build-constraints "$here/locks/build.txt" \
+            --editable "$here/.." || die "this checkout could not be installed; the lines above say why"
+        continue
+    fi
     say "installing $lock ($(grep -c '==' "$here/locks/$lock.txt") pins)"
     "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --require-hashes --compile-bytecode \
         -r "$here/locks/$lock.txt" || die "$lock: the packages could not be installed; the lines above say which"

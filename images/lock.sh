@@ -36,6 +36,7 @@ cpu dev -c "$pins"
 rm -f "$pins"
 cpu cpu-quantize
 cpu tool
+compile build "$locks/build.in"
 compile vllm -c "$locks/vllm.constraints" --extra vllm pyproject.toml
 compile vllm-quantize --extra vllm-quantize pyproject.toml
 compile trt --override "$locks/trt.overrides" \

@@ -25,6 +25,7 @@ from pipeline.plan.option_objects import with_options
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.publish import report
 from pipeline.stages.stage import StageError
+from runtime import __version__
 from runtime.artifact import ArtifactError
 
 WRONG_REQUEST, FAILED_GATE, FAILED_STAGE, INTERRUPTED = os.EX_USAGE, os.EX_DATAERR, 1, 128 + signal.SIGINT
@@ -41,6 +42,21 @@ app = typer.Typer(
     epilog=f"Exit codes: 0 done · {WRONG_REQUEST} wrong request, nothing was started · {FAILED_GATE} a gate failed · "
     f"{FAILED_STAGE} a stage failed, finished stages are kept · {INTERRUPTED} interrupted",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"yap-pipeline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
 
 
 @app.command(name="plan")

@@ -5,3 +5,5 @@ Rooms, from the ground up; a room imports from those below it only: `defaults`, 
 tokens and back), `wire` (what is said over a socket), `deployment` (what is served, with which settings), `turns`
 (sessions and turns), `server` (sockets and the process), `cli`.
 """
+
+__version__ = "0.1.0"

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from runtime import __version__
 from runtime.artifact import ArtifactError, verify
 from runtime.deployment import settings as environment
 from runtime.deployment import settings_table, unknown_variables
@@ -21,8 +22,19 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"yap-runtime {__version__}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def default(context: typer.Context) -> None:
+def default(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     """Serve, when no command is named."""
     if context.invoked_subcommand is None:
         serve()
@@ -90,4 +102,4 @@ def settings(
 
 def main() -> None:
     """The console script."""
-    app()
+    app(prog_name="yap-runtime")
