@@ -20,8 +20,9 @@ import typer
 from rich.console import Console
 
 from pipeline import hints, progress
-from pipeline.plan import options, prepare
-from pipeline.plan.option_objects import with_options
+from pipeline.arguments import options
+from pipeline.arguments.option_objects import with_options
+from pipeline.plan import prepare
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.publish import report
 from pipeline.stages.stage import StageError

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import settings, source
+from pipeline.checkpoint.shape import Shape
 from pipeline.lanes import lane_of_artifact
 from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds
 from pipeline.plan import hardware
@@ -15,7 +16,6 @@ from pipeline.problem import Problem, WrongRequestError
 from pipeline.progress import Progress
 from pipeline.publish import describe
 from pipeline.source import EMBEDDED, SourceFacts
-from pipeline.source.shape import Shape
 from pipeline.stage_runner import StageRunner
 from pipeline.validate.validation import candidate_of, validate
 from runtime import artifact

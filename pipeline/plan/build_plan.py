@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.checkpoint.prequantized import Prequantized
 from pipeline.lanes import Lane
 from pipeline.lanes.gates import Thresholds
 from pipeline.plan.estimate import Estimate
 from pipeline.source import SourceFacts
-from pipeline.source.prequantized import Prequantized
 from runtime.artifact import Limits, Moe, ToolLabel
 
 SEED = 20251122

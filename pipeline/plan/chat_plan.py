@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from pipeline.checkpoint.prequantized import Prequantized, recognize
+from pipeline.checkpoint.shape import Shape, ShapeError, mixture_of_experts
 from pipeline.lanes import LANES, METHODS, Lane
 from pipeline.lanes.lane import SMALL_MODEL
 from pipeline.plan import SEED, BuildRequest, CalibrationPlan, ChatPlan
@@ -13,8 +15,6 @@ from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.disk_facts import DiskFacts, PathEntry
 from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
-from pipeline.source.prequantized import Prequantized, recognize
-from pipeline.source.shape import Shape, ShapeError, mixture_of_experts
 from runtime.artifact import Limits, Moe
 from runtime.defaults import CALIBRATION_DATASET, QUANTIZATION, first_set
 from runtime.host.machine import Machine

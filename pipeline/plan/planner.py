@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from pipeline import lanes
+from pipeline.checkpoint.shape import Shape
 from pipeline.lanes import CPU, LANES, METHODS, VLLM, Lane, lane_of
 from pipeline.lanes.gate_specs import OPTIONS, Candidate
 from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds, planned_text
@@ -25,7 +26,6 @@ from pipeline.plan.trt_plan import TrtPlanner
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
-from pipeline.source.shape import Shape
 
 # The planner of the chat model, where a kind of lane has its own.
 CHAT_PLANNERS: dict[type[Lane], type[ChatPlanner]] = {TrtLane: TrtPlanner}

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from pipeline.checkpoint.prequantized import Prequantized, recognize
+from pipeline.checkpoint.shape import Shape
 from pipeline.embedded.texts import WINDOW_TOKENS
 from pipeline.lanes import METHODS
 from pipeline.plan import SEED, CalibrationPlan, ChatPlan, TrtPlan
 from pipeline.plan.chat_plan import HEADS, MOE_GATES, ChatPlanner
 from pipeline.source import CHECKPOINTS, HF_QUANT_CONFIG, SourceFacts
-from pipeline.source.prequantized import Prequantized, recognize
-from pipeline.source.shape import Shape
 from runtime.artifact import ArtifactError, Limits, Moe
 from runtime.artifact.labels import PACKAGE, EngineLabel
 from runtime.defaults import TENSORRT_LLM, TRT_GROUP_SIZES, first_set

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.checkpoint.shape import Shape, ShapeError
 from pipeline.lanes import LANES, METHODS, TRT_PYTORCH, Lane
 from pipeline.lanes.gates import describe_failure
 from pipeline.publish.report import validation_status
 from pipeline.quantize import calibration
 from pipeline.run import GateError
 from pipeline.source import SourceFacts
-from pipeline.source.shape import Shape, ShapeError
 from pipeline.stage_runner import StageRunner
 from pipeline.stages.stage import StageError
 from runtime import artifact

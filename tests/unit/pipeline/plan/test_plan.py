@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import settings
+from pipeline.checkpoint.shape import Shape
 from pipeline.lanes import gate_specs as gates
 from pipeline.plan import BuildPlan, BuildRequest, disk_facts, planner
 from pipeline.plan.hardware import Hardware, Quantizer
 from pipeline.problem import WrongRequestError
 from pipeline.source import EMBEDDED_CHAT, SourceFacts, read_facts
-from pipeline.source.shape import Shape
 from runtime.host.machine import Gpu, Machine
 from tests.harness.no_reading import no_reading
 

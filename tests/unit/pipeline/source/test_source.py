@@ -19,10 +19,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from pipeline.checkpoint.shape import Shape
 from pipeline.source import checkpoint_in, content_hash, fetch, read_facts
 from pipeline.source.model_files import safetensors_size
-from pipeline.source.prequantized import recognize
-from pipeline.source.shape import Shape, mixture_of_experts
 
 
 def safetensors(path: Path, size: int = 16) -> None:
@@ -232,90 +231,6 @@ def test_a_damaged_memory_of_hashes_is_ignored(folder: Path, tmp_path: Path) -> 
 
 def test_fetching_a_folder_copies_nothing(folder: Path) -> None:
     assert fetch(read_facts(str(folder), "CHAT_MODEL"), progress=None) == folder  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("config", "name", "experts"),
-    [
-        ({"num_experts": 64, "num_experts_per_tok": 8}, "x", 64),
-        ({"num_local_experts": 8}, "x", 8),
-        ({"n_routed_experts": 256}, "x", 256),
-        ({"moe_num_experts": [64, 64]}, "x", 64),
-        ({"text_config": {"num_experts": 16}}, "x", 16),
-        ({"model_type": "mixtral"}, "x", None),
-        ({"model_type": "deepseek_v3"}, "x", None),
-        ({"model_type": "qwen3_moe"}, "x", None),
-        ({"model_type": "ernie4_5_moe"}, "x", None),
-        ({"model_type": "ernie-4.5"}, "x", None),
-        ({"model_type": "deepseek-v2"}, "x", None),
-        ({"model_type": "llama"}, "Qwen3-30B-A3B-Instruct", None),
-        ({"model_type": "llama"}, "big-a22b", None),
-    ],
-)
-def test_a_mixture_of_experts_is_recognized(config: dict[str, Any], name: str, experts: int | None) -> None:
-    moe = mixture_of_experts(config, name)
-    assert moe is not None
-    assert moe.experts == experts
-
-
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        ({"model_type": "llama"}, "Llama-3.1-8B-Instruct"),
-        ({"model_type": "llama", "num_experts": 1}, "x"),
-        ({"model_type": "llama"}, "alpha-beta-a100box"),
-        ({"model_type": "gemma3", "num_local_experts": 0}, "gemma-3-a"),
-    ],
-)
-def test_a_dense_model_is_none(config: dict[str, Any], name: str) -> None:
-    assert mixture_of_experts(config, name) is None
-
-
-GROUP = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 64}}}}
-
-
-@pytest.mark.parametrize(
-    ("stated", "name", "method", "scheme", "group"),
-    [
-        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "x", "awq", "W4A16", 128),
-        ({"quant_method": "awq", "w_bit": 4, "q_group_size": 64}, "x", "awq", "W4A16", 64),
-        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "x", "gptq", "W8A16", None),
-        ({"quant_method": "fp8"}, "x", "fp8", "FP8", None),
-        ({"quant_method": "compressed-tensors"} | GROUP, "x", "awq", "W4A16", 64),
-        ({"quant_method": "compressed-tensors"} | GROUP, "m-gptq", "gptq", "W4A16", 64),
-        ({"quant_method": "intel/auto-round", "bits": 4}, "x", "auto-round", "W4A16", None),
-        (GROUP, "x", "awq", "W4A16", 64),
-    ],
-)
-def test_a_quantized_source_is_recognized_by_its_config(
-    stated: dict[str, Any], name: str, method: str, scheme: str, group: int | None
-) -> None:
-    found = recognize({"quantization_config": stated}, name, bytes_per_weight=2.0)
-    assert found is not None
-    assert (found.method, found.scheme, found.group_size) == (method, scheme, group)
-    assert found.recognized_by.startswith("config.json")
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("org/Model-AWQ", "awq"),
-        ("Model-7B-GPTQ-Int4", "gptq"),
-        ("model.w4a16", "compressed-tensors"),
-        ("model-compressed-tensors", "compressed-tensors"),
-        ("Model-int4-AutoRound", "auto-round"),
-    ],
-)
-def test_or_by_its_name_where_the_weights_do_not_speak_against_it(name: str, kind: str) -> None:
-    found = recognize({}, name, bytes_per_weight=0.6)
-    assert found is not None
-    assert found.format == kind
-    assert recognize({}, name, bytes_per_weight=2.0) is None
-
-
-@pytest.mark.parametrize("name", ["hawqeye", "org/llama", "awqward-7b"])
-def test_a_word_inside_a_word_is_no_format(name: str) -> None:
-    assert recognize({}, name, bytes_per_weight=0.6) is None
 
 
 class Hub:

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
+from pipeline.arguments.option_objects import OptionTable, TableOption
 from pipeline.lanes import LANES, gate_specs
 from pipeline.lanes.gates import Thresholds
 from pipeline.plan import BuildRequest
-from pipeline.plan.option_objects import OptionTable, TableOption
 from pipeline.problem import Problem, WrongRequestError
 from runtime.defaults import QUANTIZATION
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pipeline.arguments import options
+from pipeline.arguments.option_objects import OptionTable, TableOption, with_options
 from pipeline.lanes.gate_specs import OPTIONS, GateSpec
-from pipeline.plan import options
-from pipeline.plan.option_objects import OptionTable, TableOption, with_options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
