@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from runtime.engines import Delta, Engine, Sampling
-from runtime.text.channels import PLAIN, ReplyFormat
-from runtime.text.reply import generate
-from runtime.text.speech import Heard, Speech
+from runtime.text.replies.channels import PLAIN, ReplyFormat
+from runtime.text.replies.reply import generate
+from runtime.text.replies.speech import Heard, Speech
 
 
 @dataclass(frozen=True, slots=True)

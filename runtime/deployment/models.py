@@ -13,10 +13,10 @@ from runtime.deployment.breaker import Breaker
 from runtime.deployment.classifier import Decision
 from runtime.deployment.metrics import Metrics
 from runtime.engines import Engine, EngineDeadError, Sampling
-from runtime.text import reply
-from runtime.text.channels import PLAIN, ReplyFormat
 from runtime.text.prompt import BOUNDARY_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
-from runtime.text.speech import Speech
+from runtime.text.replies import reply
+from runtime.text.replies.channels import PLAIN, ReplyFormat
+from runtime.text.replies.speech import Speech
 
 T = TypeVar("T")
 

@@ -84,7 +84,7 @@ class Sampling:
         frequency_penalty: the same for each time that the reply has them.
         max_tokens: bounds the reply.
         stop: texts that end the reply, and are no part of it. Engines leave them alone: they would find them in thought
-            too, and some look for one way alone to write them in tokens. `text.reply` ends the request.
+            too, and some look for one way alone to write them in tokens. `text.replies.reply` ends the request.
         seed: makes one request repeatable.
         ignore_eos: goes on after the end of a reply, for benchmarks alone.
         stop_token_ids: end the reply beside those that the model's configuration names.

@@ -43,8 +43,8 @@ from runtime.server.connection import Connection, ConnectionLimits
 from runtime.server.front.sockets import Sockets
 from runtime.server.maintenance import CacheResetter, expire_sessions
 from runtime.server.quotas import Seats, connections_for_each, share_for_each
-from runtime.text.channels import PLAIN, ReplyFormat
 from runtime.text.prompt import PromptRenderer
+from runtime.text.replies.channels import PLAIN, ReplyFormat
 from runtime.text.thought import THINKS, WAY_OUT
 from runtime.turns.session import Session, SessionStore
 from runtime.turns.turn import Stop

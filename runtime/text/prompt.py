@@ -15,9 +15,9 @@ from typing import Any
 
 from runtime import defaults
 from runtime.host.text_cache import TextCache
-from runtime.text.channels import Marks, ReplyFormat
 from runtime.text.marks.breaker import any_of
 from runtime.text.marks.learned import template_marks
+from runtime.text.replies.channels import Marks, ReplyFormat
 from runtime.text.template import EMPTY, ChatTemplate
 from runtime.text.text_tokens import TextTokens, TokenizeLimitError, control_tokens
 from runtime.text.tokenizer import load_tokenizer

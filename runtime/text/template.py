@@ -23,7 +23,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.text.channels import ChannelFilter
+from runtime.text.replies.channels import ChannelFilter
 from runtime.text.template_call import TemplateCall, TemplateMessage, in_order
 from runtime.text.thought import FIRST, REPLY, Thought, hides, thought_of
 

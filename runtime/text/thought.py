@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.text.channels import DEFAULT_MARKS, PAIRS, ChannelFilter, Marks
+from runtime.text.replies.channels import DEFAULT_MARKS, PAIRS, ChannelFilter, Marks
 from runtime.text.template_call import TemplateCall, TemplateMessage, in_order
 
 FIRST, REPLY, THOUGHT = "Qfirstq", "Qreplyq", "Qthoughtq"

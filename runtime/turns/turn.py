@@ -27,7 +27,7 @@ from runtime.engines import Delta, EngineDeadError, Sampling
 from runtime.host import eager_tasks
 from runtime.host.supervision import attempt
 from runtime.text.prompt import Message
-from runtime.text.speech import Heard, Speech
+from runtime.text.replies.speech import Heard, Speech
 from runtime.turns.outbox import Outbox
 from runtime.turns.principal import Principal
 from runtime.wire import frames

@@ -22,8 +22,8 @@ from runtime.deployment.settings import RuntimeSettings
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.server.process import Server, bind, web_config
 from runtime.server.service import Service
-from runtime.text.channels import PLAIN, ReplyFormat
 from runtime.text.prompt import Budgets, Message, PersonaTooLongError, Prompt
+from runtime.text.replies.channels import PLAIN, ReplyFormat
 
 KEY = "test-key"
 REPLY = ("Sure", " thing", ", here", " it is.")

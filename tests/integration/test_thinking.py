@@ -12,8 +12,8 @@ import pytest
 from runtime.engines import Delta, EngineOptions, Sampling
 from runtime.engines.vllm.engine import VllmEngine
 from runtime.text.prompt import Budgets, PromptRenderer
-from runtime.text.reply import generate
-from runtime.text.speech import Speech
+from runtime.text.replies.reply import generate
+from runtime.text.replies.speech import Speech
 
 pytestmark = pytest.mark.engine
 

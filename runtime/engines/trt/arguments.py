@@ -43,7 +43,7 @@ def sampling_arguments(sampling: Sampling, special: SpecialTokens) -> dict[str, 
         "stop_token_ids": None if sampling.ignore_eos else stops or None,
         "ignore_eos": sampling.ignore_eos,
         "max_tokens": sampling.max_tokens,
-        "stop": None,  # looked for in speech alone (`text.stops`)
+        "stop": None,  # looked for in speech alone (`text.replies.stops`)
         "temperature": 1.0 if greedy else sampling.temperature,
         "top_k": 1 if greedy else sampling.top_k,
         "top_p": 1.0 if greedy else sampling.top_p,

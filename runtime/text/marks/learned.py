@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from runtime.text.channels import HEADER_MARKS, MESSAGE, MESSAGE_ENDS, PAIRS
+from runtime.text.replies.channels import HEADER_MARKS, MESSAGE, MESSAGE_ENDS, PAIRS
 from runtime.text.template import SECOND, SYSTEM
 from runtime.text.template_call import TemplateMessage
 from runtime.text.thought import FIRST, REPLY

@@ -16,7 +16,7 @@ from runtime.deployment.classifier import Tool
 from runtime.deployment.settings import SettingsError
 from runtime.server import service
 from runtime.server.service import Phase, Service
-from runtime.text.channels import ReplyFormat
+from runtime.text.replies.channels import ReplyFormat
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
 
 GOLDEN = Path(__file__).resolve().parents[3] / "data" / "artifacts"

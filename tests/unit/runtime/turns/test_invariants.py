@@ -23,7 +23,7 @@ from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing
 from runtime.engines import EngineOptions
 from runtime.server.app import WebSocketEndpoint
 from runtime.server.service import Service
-from runtime.text.sanitize import sanitize
+from runtime.text.sanitizer.sanitize import sanitize
 from tests.harness.scripted import KEY, ScriptedClassifier, ScriptedEngine, ScriptedRenderer
 from tests.harness.scripted import settings as server_settings
 

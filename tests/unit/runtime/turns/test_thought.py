@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.text.channels import ReplyFormat
+from runtime.text.replies.channels import ReplyFormat
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, Words, serving
 
 THINKING = ("<think>", "\n", "Okay,", " they", " say", " hi.", "</think>", "\n\n", "Hi", " there!")

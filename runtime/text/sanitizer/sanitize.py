@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from html.entities import html5
 
-from runtime.text.markup import (
+from runtime.text.sanitizer.markup import (
     BLOCK_TAGS,
     BRACKETS,
     DROPPED,

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engines import Delta
-from runtime.text.speech import Speech
-from runtime.text.stops import StopFilter
+from runtime.text.replies.speech import Speech
+from runtime.text.replies.stops import StopFilter
 
 LETTERS = st.text("ab\n", max_size=12)
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=4)

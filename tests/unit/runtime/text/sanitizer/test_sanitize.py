@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runtime.text.markup import DROPPED, EMOTICONS
-from runtime.text.sanitize import RULES, STAGE_LIMIT, Sanitizer, sanitize
+from runtime.text.sanitizer.markup import DROPPED, EMOTICONS
+from runtime.text.sanitizer.sanitize import RULES, STAGE_LIMIT, Sanitizer, sanitize
 from tests.harness.costs.growth import assert_linear
 
 CONTENT = [

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.engines import Delta
-from runtime.text.channels import DEFAULT_MARKS, PAIRS, ChannelFilter, Marks, ReplyFormat
-from runtime.text.speech import Heard, Speech
+from runtime.text.replies.channels import DEFAULT_MARKS, PAIRS, ChannelFilter, Marks, ReplyFormat
+from runtime.text.replies.speech import Heard, Speech
 
 PIECES = [*PAIRS, *(end for end in PAIRS.values() if end), "<|start|>", "<|channel|>", "<|message|>", "<|end|>"]
 PIECES += ["<|return|>", "<|eom|>", "assistant", "final", "analysis", " to=user", " to=self", "user", "\n\n", " ", "<"]

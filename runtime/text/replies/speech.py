@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from runtime.engines import Delta
-from runtime.text.channels import PLAIN, ReplyFormat
-from runtime.text.sanitize import Sanitizer
-from runtime.text.stops import StopFilter
+from runtime.text.replies.channels import PLAIN, ReplyFormat
+from runtime.text.replies.stops import StopFilter
+from runtime.text.sanitizer.sanitize import Sanitizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from runtime.engines import Delta, Engine, Sampling
-from runtime.text.channels import ReplyFormat
-from runtime.text.speech import Speech
+from runtime.text.replies.channels import ReplyFormat
+from runtime.text.replies.speech import Speech
 
 
 class _EnoughThoughtError(Exception):
