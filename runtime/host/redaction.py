@@ -29,19 +29,28 @@ from structlog.typing import EventDict, WrappedLogger
 from runtime.host.variables import SECRETS
 
 HIDDEN = "[hidden]"
-# A name with one of these words in it carries what users said, or a secret, unless its value is a number.
-PRIVATE_WORDS = frozenset(
+# A name with one of these words in it carries a secret, unless its value is a number.
+SECRET_WORDS = frozenset(
     {
-        "prompt", "prompts", "persona", "personas", "history", "histories", "utterance", "utterances", "transcript",
-        "transcripts", "transcription", "text", "texts", "said", "heard", "spoken", "speech", "reply", "replies",
-        "answer", "answers", "content", "contents", "messages", "conversation", "conversations", "dialog", "dialogue",
-        "analysis", "analyses", "query", "queries", "question", "questions", "completion", "completions", "delta",
-        "deltas", "authorization", "password", "passwords", "secret", "secrets", "credential", "credentials", "cookie",
-        "cookies", "apikey", "apikeys", "token", "bearer", "passwd", "passphrase", "signature",
+        "authorization", "password", "passwords", "secret", "secrets", "credential", "credentials", "cookie", "cookies",
+        "cookie2", "apikey", "apikeys", "token", "bearer", "passwd", "passphrase", "signature",
     }
 )  # fmt: skip
+# And with one of these what users said.
+PRIVATE_WORDS = SECRET_WORDS | {
+    "prompt", "prompts", "persona", "personas", "history", "histories", "utterance", "utterances", "transcript",
+    "transcripts", "transcription", "text", "texts", "said", "heard", "spoken", "speech", "reply", "replies",
+    "answer", "answers", "content", "contents", "messages", "conversation", "conversations", "dialog", "dialogue",
+    "analysis", "analyses", "query", "queries", "question", "questions", "completion", "completions", "delta",
+    "deltas",
+}  # fmt: skip
 # A key of these kinds is a secret, one of a dictionary is none.
-KEY_KINDS = frozenset({"api", "access", "secret", "private", "signing", "auth", "session", "encryption"})
+KEY_KINDS = frozenset(
+    {
+        "api", "access", "secret", "private", "signing", "auth", "session", "encryption", "subscription", "functions",
+        "account", "master",
+    }
+)  # fmt: skip
 # These are private whatever their value.
 PRIVATE_FIELDS = frozenset(
     {
@@ -76,17 +85,19 @@ _KEY_PARAMETER = re.compile(
     r"(=)[^&\s\"',;]*",
     re.IGNORECASE,
 )
-# What stands behind such a header's name is hidden to the line's end, if it is not quoted: it may have many parts.
-_HEADER_NAME = r"(?:proxy-)?authorization|x-api-key|api-key|(?:set-)?cookie2?|x-amz-security-token"
-_HEADER = re.compile(rf"({_HEADER_NAME})(\\*[\"']?\s{{0,8}}[:=]\s{{0,8}})(?!\[hidden\])[^\s\"'][^\r\n]*", re.IGNORECASE)
+# What may be a header, as it stands on the wire, in JSON, in Python, in a pair or in a command.
+_HEADER = re.compile(r"(?<![\w-])([\w-]{1,80})(?:(\\*[\"'])\s{0,8}[:=,]|\s{0,8}([:=]))\s{0,8}(?=[^\s])")
+_HEADER_ENDS = ("authorization", "cookie", "cookie2", "api-key")
+_SECRET_ENDS = (*_HEADER_ENDS, "api_key", "apikey", "password", "passphrase")
+_QUOTED = re.compile(r"[\w.]{0,64}(?=\\*[\"']|[\[({])")
+# A header goes on where the next line begins with a space.
+_LINES_END = re.compile(r"[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*")
+# Behind a quoted value: what shows that it was the first part of a header.
+_GOES_ON = re.compile(r"\s{0,8};|[^\s,)\]}\"'\\]")
 _CREDENTIAL = re.compile(r"\b(bearer|basic)(\s{1,8})[\w.~+/=-]+", re.IGNORECASE)
 _HUB_TOKEN = re.compile(r"\bhf_\w{8,}")
-# A name and the beginning of a value that is quoted or bracketed, as JSON, Python and calls write it; a header may be a
-# pair.
-_FIELD = re.compile(
-    r"(?<![\w-])(?:([\w-]+)\\*[\"']?\s{0,8}[:=]"
-    rf"|(?i:{_HEADER_NAME})\\*[\"']\s{{0,8}},)\s{{0,8}}[\w.]{{0,64}}(?=\\*[\"']|[\[({{])"
-)
+# A name and the beginning of a value that is quoted or bracketed, as JSON, Python and calls write it.
+_FIELD = re.compile(r"(?<![\w-])([\w-]+)\\*[\"']?\s{0,8}[:=]\s{0,8}[\w.]{0,64}(?=\\*[\"']|[\[({])")
 _STRUCTURE = re.compile(r"(\\*)([\"'])|[\[({]|[\])}]")
 
 _TRACEBACK = "Traceback (most recent call last):"
@@ -119,8 +130,8 @@ class Redactor:
         if self._secrets:
             text = self._secrets.sub(HIDDEN, text)
         text = text[: 2 * LONGEST_TEXT]  # what is hidden below makes it shorter, and takes time
+        text = hide_headers(text)
         text = hide_private_fields(text)
-        text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
         text = _CREDENTIAL.sub(rf"\1\2{HIDDEN}", text)
         text = _HUB_TOKEN.sub(HIDDEN, text)
         text = _USER.sub(f"{HIDDEN}@", text)
@@ -186,9 +197,49 @@ def is_private(name: str) -> bool:
     >>> [is_private(name) for name in ("userPrompt", "x-persona", "prompt_tokens", "monkey", "context")]
     [True, True, True, False, False]
     """
-    words = [word.lower() for word in _WORD.findall(name)]
-    keys = (kind in KEY_KINDS and word in ("key", "keys") for kind, word in pairwise(words))
-    return not PRIVATE_WORDS.isdisjoint(words) or any(keys)
+    return _has_word(name, PRIVATE_WORDS)
+
+
+def _has_word(name: str, words: frozenset[str]) -> bool:
+    found = [word.lower() for word in _WORD.findall(name)]
+    keys = (kind in KEY_KINDS and word in ("key", "keys") for kind, word in pairwise(found))
+    return not words.isdisjoint(found) or any(keys)
+
+
+def hide_headers(text: str) -> str:
+    """A text without the values of the headers in it that carry secrets, however many parts these have.
+
+    >>> hide_headers('Cookie: "a=b"; c=d\\nHost: h')
+    'Cookie: [hidden]\\nHost: h'
+    """
+    kept, at = [], 0
+    while found := _HEADER.search(text, at):
+        kept.append(text[at : found.end()])
+        at = found.end()
+        if end := _header_end(text, at, found[1], found[3] or ""):
+            kept.append(HIDDEN)
+            at = end
+    return "".join(kept) + text[at:]
+
+
+def _header_end(text: str, at: int, name: str, bare: str) -> int:
+    """Where the value of a header ends that begins here; 0 when it is none that is hidden.
+
+    Args:
+        bare: what stands behind the name, where this is not quoted.
+    """
+    quoted = _QUOTED.match(text, at)
+    parameter = bare == "=" and quoted is None
+    ends = name.lower().endswith(_HEADER_ENDS if parameter else _SECRET_ENDS)
+    # One word alone may be any text's: `unexpected token: <`.
+    several = not parameter and ("-" in name or "_" in name)
+    if not ends and not (several and _has_word(name, SECRET_WORDS)):
+        return 0
+    value_end = _value_end(text, quoted.end()) if quoted else at
+    if quoted and bare != ":" and not _GOES_ON.match(text, value_end):
+        return value_end
+    found = _LINES_END.match(text, value_end)
+    return found.end() if found else len(text)
 
 
 def hide_private_fields(text: str) -> str:
@@ -201,7 +252,7 @@ def hide_private_fields(text: str) -> str:
     while found := _FIELD.search(text, at):
         kept.append(text[at : found.end()])
         at = found.end()
-        if found[1] is None or is_private(found[1]):
+        if is_private(found[1]):
             kept.append(HIDDEN)
             at = _value_end(text, at)
     return "".join(kept) + text[at:]

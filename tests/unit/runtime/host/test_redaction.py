@@ -189,6 +189,7 @@ def test_any_text_is_redacted_and_once_is_enough(text: str) -> None:
         "authorization:",
         'authorization:"',
         'cookie,\\"',
+        *("cookie='a',", "cookie:(", "x-token: a\r\n ", "cookie=a\r\n ", "cookie ", "x-a_"),
         "text=(",
         'text="',
         "text:",
@@ -329,6 +330,64 @@ def test_a_header_is_hidden_to_its_end(name: str, value: str, written: Callable[
         json.dumps(json.dumps({name: value})),
     ):
         assert "zebra" not in Redactor().text(text), text
+
+
+PARTS_OF_A_HEADER = st.lists(
+    st.sampled_from(
+        [
+            *('"zebra"', "'zebra'", "zebra", "a=zebra", 'a="zebra"', 'a="zebra; b=zebra"', '"a=zebra"', '"zebra'),
+            *(
+                '{"a": "zebra"}',
+                "[zebra]",
+                '{"a": ["zebra", {"b": "zebra"}]} zebra',
+                '\\"zebra\\"',
+                "(zebra)",
+                "b'zebra'",
+            ),
+            *("[hidden]", '"a\\\\"; zebra', "it's zebra", "zebra%22", '""', "{}"),
+        ]
+    ),
+    min_size=1,
+    max_size=4,
+)
+HEADERS = (
+    *("Cookie", "cookie", "Cookie2", "Set-Cookie", "Authorization", "Proxy-Authorization", "X-API-Key", "api-key"),
+    *("X-Auth-Token", "PRIVATE-TOKEN", "X-Amz-Security-Token", "Ocp-Apim-Subscription-Key", "x-client-secret"),
+    *("X-Goog-Api-Key", "X-Session-Token", "HTTP_AUTHORIZATION", "x-hub-signature", "-Hauthorization"),
+)
+
+
+@given(
+    name=st.sampled_from(HEADERS),
+    colon=st.sampled_from([":", ": ", " : ", ":\t", ":\r\n "]),
+    parts=PARTS_OF_A_HEADER,
+    joined=st.sampled_from(["; ", ";", ", ", " ", "\r\n ", ";\n\t", " ;", "&"]),
+)
+def test_a_header_on_the_wire_is_hidden_whatever_its_parts_look_like(
+    name: str, colon: str, parts: list[str], joined: str
+) -> None:
+    header = f"{name}{colon}{joined.join(parts)}"
+    told = Redactor().text(f"GET /giraffe HTTP/1.1\r\n{header}")
+    assert "zebra" not in told, header
+    assert "giraffe" in told
+    if not {'"', "'", "(", "[", "{"} & set(header):  # what is opened and not closed may hide more
+        assert "Host: lion" in Redactor().text(f"{header}\r\nHost: lion")
+    assert "zebra" not in Redactor().text(repr(header.encode()))
+    assert "zebra" not in Redactor().text(json.dumps({"sent": header, "shown": 1}))
+
+
+@pytest.mark.parametrize("name", ["cookie", "authorization", "X-Api-Key"])
+@pytest.mark.parametrize(
+    "value", ['"zebra"; b=zebra', "'zebra' ; zebra", '{"a": "zebra"}; zebra', '"a"zebra', '"a"=zebra', "b'a';zebra"]
+)
+def test_a_header_whose_first_part_is_quoted_goes_on_behind_it(name: str, value: str) -> None:
+    for text in (f"{name}={value}", f'"{name}": {value}', f"{name}: {value}", f"('{name}', {value})"):
+        assert "zebra" not in Redactor().text(text), text
+
+
+def test_a_name_of_a_header_in_prose_hides_nothing_else() -> None:
+    text = "refused: unexpected token: <, call(cookie='a', status=401) from 10.0.0.1; tokens: 12, monkey-business: yes"
+    assert Redactor().text(text) == text.replace("'a'", HIDDEN)
 
 
 def test_what_follows_a_quoted_header_or_its_line_stays() -> None:
