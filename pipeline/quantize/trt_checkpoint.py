@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.quantize import QuantizeJob, samples_of, worker
 from pipeline.quantize.trt_folder import CONFIGURATIONS, SMOOTHING
 from runtime.defaults import TRT_GROUP_SIZES, first_set
+from runtime.text.tokenizer import load_fast_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,9 +41,8 @@ def write(job: QuantizeJob, progress: worker.WorkerProgress) -> None:
     """Quantize the model of a job into `job.out`, as a TensorRT-LLM checkpoint."""
     import modelopt.torch.quantization as mtq
     from tensorrt_llm.quantization import quantize_and_export
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(job.model, local_files_only=True)
+    tokenizer = load_fast_tokenizer(job.model)
     texts, length = equal_length_texts(samples_of(job), tokenizer)
     getattr(mtq, CONFIGURATIONS["int8_sq"])["algorithm"] = SMOOTHING
     progress.step(f"{job.method}: quantizing through TensorRT-LLM, {len(texts)} texts of {length} tokens")

@@ -21,6 +21,7 @@ from runtime.artifact import SCREENSHOT_TOOL, ToolModel
 from runtime.defaults import TOOL_WINDOW, first_set
 from runtime.deployment.classifier_facts import ordinary_token, padding_of, positions_of
 from runtime.text.text_tokens import LIKELY_CHARACTERS_PER_TOKEN
+from runtime.text.tokenizer import load_fast_tokenizer
 
 # Tokens of one forward pass, padding included: bounds memory, and the time that one long request costs the others.
 BATCH_TOKENS = 16384
@@ -306,7 +307,7 @@ class _Model:
         cpu_threads: int,
     ) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
         on_gpu = device.startswith("cuda")
         if on_gpu and gpu_fraction is not None:
@@ -314,9 +315,7 @@ class _Model:
         if not on_gpu:
             # For the whole process: beside this model, it computes nothing with torch.
             torch.set_num_threads(min(cpu_threads, len(os.sched_getaffinity(0))))
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(f"{folder}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
+        tokenizer = load_fast_tokenizer(folder)
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float16 if on_gpu else torch.float32, local_files_only=True
         )

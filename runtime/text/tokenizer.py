@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 # Where several templates are named and none is the default: those for something else than plain talk come last.
 SPECIAL_PURPOSES = ("tool", "rag", "tool_use")
+
+CONFIG, FAST = "tokenizer_config.json", "tokenizer.json"
+# Where else a tokenizer may come from than the files that its class names.
+VOCABULARIES = (FAST, "*.model", "*.tiktoken", "tekken.json")
+# The generation of transformers whose folders the one before it cannot read. TensorRT-LLM's lane has that one.
+NEWER = 5
+NEWER_CLASSES = frozenset({"TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend"})
+EXTRA = "extra_special_tokens"
 
 
 def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers is untyped to us
@@ -17,19 +27,88 @@ def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers is untyp
     Raises:
         ValueError: the folder holds no fast tokenizer, or no chat template.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers and tokenizers raise whatever a broken file makes them
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{folder}: expected a tokenizer that can be loaded, found: {first}") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"{folder}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
+    tokenizer = load_fast_tokenizer(folder)
     tokenizer.chat_template = _chosen(tokenizer.chat_template) or _beside(folder)
     if not tokenizer.chat_template:
         raise ValueError(f"{folder}: expected a chat template, found none; serve an instruction-tuned model")
     return tokenizer
+
+
+def load_fast_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers is untyped to us
+    """The fast tokenizer in a folder, whichever generation of transformers saved it.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import __version__ as version
+
+    stated = _stated(folder)
+    try:
+        if int(version.partition(".")[0]) >= NEWER or not saved_by_newer(stated):
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = None if _is_empty(tokenizer, folder) else tokenizer
+        elif (folder / FAST).is_file():
+            more = {name: value for name, value in for_older(stated).items() if stated.get(name) != value}
+            with _without_warning():
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **more)
+        else:
+            tokenizer = None
+    except Exception as error:  # transformers and tokenizers raise whatever a broken file makes them
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{folder}: expected a tokenizer that can be loaded, found: {first}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        found = "none" if tokenizer is None else type(tokenizer).__name__
+        raise ValueError(f"{folder}: expected a fast tokenizer ({FAST}), found {found}")
+    return tokenizer
+
+
+def _is_empty(tokenizer: Any, folder: Path) -> bool:  # noqa: ANN401
+    """Whether it was made of nothing: transformers 5 gives a class its special tokens alone where it finds no file."""
+    names = {*VOCABULARIES, *tokenizer.vocab_files_names.values()}
+    return not any(next(folder.glob(name), None) for name in names if name)
+
+
+def saved_by_newer(stated: Mapping[str, object]) -> bool:
+    """Whether a `tokenizer_config.json` is one that transformers 5 wrote, and 4 reads differently or not at all.
+
+    It names classes that 4 does not have, lists what 4 wants named, and leaves to `tokenizer.json` what classes of 4
+    add by themselves, such as a begin token.
+    """
+    return "backend" in stated or isinstance(stated.get(EXTRA), list) or stated.get("tokenizer_class") in NEWER_CLASSES
+
+
+def for_older(stated: Mapping[str, object]) -> dict[str, object]:
+    """What a `tokenizer_config.json` says, in transformers 4's words: `tokenizer.json` is loaded as it is."""
+    told = dict(stated)
+    if not saved_by_newer(stated):
+        return told
+    told.pop("backend", None)
+    told["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(told.get(EXTRA), list):
+        told["additional_special_tokens"] = told[EXTRA]
+        told[EXTRA] = {}
+    return told
+
+
+@contextlib.contextmanager
+def _without_warning() -> Iterator[None]:
+    """Keep transformers from warning that the folder names another class than the one that loads it."""
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _stated(folder: Path) -> Mapping[str, object]:
+    try:
+        document = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return {}  # transformers tells what is wrong with it
+    return document if isinstance(document, Mapping) else {}
 
 
 def _chosen(templates: object) -> str | None:

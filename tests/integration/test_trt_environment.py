@@ -22,7 +22,9 @@ import huggingface_hub
 import pytest
 from packaging.utils import canonicalize_name
 
+from runtime.text.tokenizer import load_tokenizer
 from tests.harness.imports import LOCKS, ROOT, all_imports, distributions_of, environments_of, pins_of
+from tests.harness.models import saved
 from tests.harness.trt.lane import H200, STAND_IN
 from tests.hub import Account, Hub
 from tests.hub.artifacts import contents, engine_artifact
@@ -69,6 +71,14 @@ try:
     print(Fetcher(Path(sys.argv[1]), here, lambda line: print(line, file=sys.stderr, flush=True)).fetch(sys.argv[2]))
 except ArtifactError as error:
     sys.exit(str(error))
+"""
+TOKENIZERS = """
+import json, sys
+from pathlib import Path
+from runtime.text.tokenizer import load_tokenizer
+from tests.harness.models.saved import described
+folders = [Path(name) for name in sys.argv[1:]]
+print(json.dumps({folder.name: described(load_tokenizer(folder)) for folder in folders}))
 """
 # Every module and name that the source takes from elsewhere: whether it is there.
 NAMES = """
@@ -189,6 +199,23 @@ def test_every_name_that_is_imported_exists_there(python: Path, tmp_path: Path) 
     assert answer.stdout == ""
 
 
+def test_a_tokenizer_that_a_newer_transformers_saved_is_the_same_there(python: Path, tmp_path: Path) -> None:
+    folders = list(saved.write_all(tmp_path / "saved"))
+    answer = done(run(python, TOKENIZERS, *map(str, folders), env=environment(tmp_path)))
+    found = json.loads(answer.splitlines()[-1])
+    expected = {folder.name: saved.described(load_tokenizer(folder)) for folder in folders}
+    assert len(expected) == len(folders) > 20
+    assert found == json.loads(json.dumps(expected))
+
+
+def test_a_tokenizer_without_its_file_is_one_line_there(python: Path, tmp_path: Path) -> None:
+    folder = next(saved.write_all(tmp_path / "saved"))
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    answer = run(python, TOKENIZERS, str(folder), env=environment(tmp_path))
+    assert answer.returncode == 1
+    assert "expected a fast tokenizer (tokenizer.json), found none" in answer.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("method", ["awq", "fp8"])
 def test_a_local_folder_is_planned(python: Path, hub: Hub, tmp_path: Path, method: str) -> None:
     publish(hub, REPO, tmp_path / "model")
@@ -202,7 +229,8 @@ def test_a_model_on_the_hub_is_planned_and_fetched(python: Path, hub: Hub, tmp_p
     hub.repositories[REPO].tags["v1"] = commit.oid
     env = environment(tmp_path, hub)
     assert REPO in done(run(python, PIPELINE, "plan", "--trt", "awq", REPO + revision, env=env))
-    assert not hub.requests("GET", "^/storage/.")
+    weights = commit.files["model.safetensors"]
+    assert not hub.requests("GET", f"^/storage/{weights.sha256}")
     fetched = Path(done(run(python, FETCH_MODEL, REPO + revision, env=env)).strip())
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (fetched / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
