@@ -17,6 +17,7 @@ from runtime import defaults
 from runtime.host.text_cache import TextCache
 from runtime.text.marks.breaker import any_of
 from runtime.text.marks.learned import template_marks
+from runtime.text.marks.switches import switches_of
 from runtime.text.replies.channels import Marks, ReplyFormat
 from runtime.text.template import EMPTY, ChatTemplate
 from runtime.text.text_tokens import TextTokens, TokenizeLimitError, control_tokens
@@ -99,7 +100,9 @@ class PromptRenderer:
             self._template = ChatTemplate(tokenizer, control, think=think)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
-        marks = template_marks(self._template.render, tokenizer.chat_template, control)
+        source = str(tokenizer.chat_template)
+        switches = switches_of(self._template.attempt, source)
+        marks = template_marks(self._template.render, source, control).union(switches)
         # Text to token ids.
         self._tokens = TextTokens(tokenizer, self._chunk_samples(), marks)
         # Tokens of a prompt with a system message and nothing said.

@@ -90,6 +90,10 @@ class ChatTemplate:
         """The conversation as text that ends where the reply begins. An empty `system` renders no system message."""
         return self._render(system, turns, reply_begins=True) + self._opener
 
+    def attempt(self, turns: Sequence[TemplateMessage]) -> str | None:
+        """Render a conversation as it is, nothing mended; none where the template refuses it."""
+        return self._call.attempt(turns)
+
     def render_whole(self, turns: Sequence[TemplateMessage]) -> str:
         """A conversation of any roles and order that has ended, mended into what the template takes.
 

@@ -1,4 +1,4 @@
-"""Marks that only the template may write, learned from it, and broken up in what a client writes.
+"""Marks that only the template may write and words that switch thought, broken up in what a client writes.
 
 May import `text` and below.
 """

@@ -48,6 +48,10 @@ class TemplateMarks:
     anywhere: frozenset[str]
     lines: frozenset[str]
 
+    def union(self, other: TemplateMarks) -> TemplateMarks:
+        """Return the marks of both."""
+        return TemplateMarks(self.anywhere | other.anywhere, self.lines | other.lines)
+
 
 def template_marks(
     render: Callable[[str, Sequence[TemplateMessage]], str], source: str, control: re.Pattern[str]

@@ -90,6 +90,42 @@ def test_any_chunking_is_the_same_speech_over_the_wire(cuts: list[int], text: st
     assert asyncio.run(said(chunks)) == asyncio.run(said([text]))
 
 
+# The template closed the thought, and the model opens one all the same.
+CLOSED = ReplyFormat(begun="<think>\n\n</think>\n\n", encode=Words.ids_of)
+
+
+@pytest.mark.parametrize("thinking", [0, 3, 1000])
+@pytest.mark.parametrize(
+    ("reply", "heard"),
+    [
+        (THINKING, "Hi there!"),
+        (("\n", *THINKING), "Hi there!"),
+        (("Hi", " there!", *THINKING[:7]), "Hi there!"),
+        (("Hi", *THINKING[:7], " there!"), "Hi there!"),
+        ((*THINKING[:7], *THINKING[:7], "\n\n", "Hi", " there!"), "Hi there!"),
+        (("<th", "ink", ">so</", "think>Hi there!"), "Hi there!"),
+        (("<|channel>thought\nhm<channel|>", "Hi", " there!"), "Hi there!"),
+        (("<think>",) + ("so",) * 500, ""),
+    ],
+)
+async def test_thought_that_comes_though_the_template_closed_it_is_heard_by_nobody(
+    reply: Sequence[str], heard: str, thinking: int
+) -> None:
+    engine = ScriptedEngine(script=lambda words: ("Bye",) if "</think>" in words and thinking else reply)
+    async with serving(engine, form=CLOSED, thinking=thinking, max_out=40) as running, running.client() as client:
+        frames = await client.turn(user_utterance="Hi!")
+        text = spoken(frames)
+        assert "so" not in text.split()
+        assert "Okay" not in text
+        if thinking in (0, 1000):  # where it is not cut off
+            assert text == (heard or ("Bye" if thinking and len(reply) > 40 else ""))
+        usage = frames[-1]["usage"]
+        assert usage["completion_tokens"] <= 40 + thinking
+        requests = len(engine.prompts)
+        await client.turn(user_utterance="And you?")
+        assert not {"so", "Okay,", "<think>"} & set(engine.prompts[requests])
+
+
 def thinker(words: list[str]) -> Sequence[str]:
     """Thinks on and on until its thought is ended for it."""
     return ("Hi", " there!") if "</think>" in words else ("so",) * 500
