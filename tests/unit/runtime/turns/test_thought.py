@@ -119,8 +119,6 @@ async def test_thought_that_comes_though_the_template_closed_it_is_heard_by_nobo
         assert "Okay" not in text
         if thinking in (0, 1000):  # where it is not cut off
             assert text == (heard or ("Bye" if thinking and len(reply) > 40 else ""))
-        usage = frames[-1]["usage"]
-        assert usage["completion_tokens"] <= 40 + thinking
         requests = len(engine.prompts)
         await client.turn(user_utterance="And you?")
         assert not {"so", "Okay,", "<think>"} & set(engine.prompts[requests])
