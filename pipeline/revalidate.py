@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
 from pipeline import settings, source
@@ -15,6 +14,7 @@ from pipeline.plan.prepare import cache_folder
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.progress import Progress
 from pipeline.publish import describe
+from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
 from pipeline.stage_runner import StageRunner
 from pipeline.validate.validation import candidate_of, validate
@@ -43,7 +43,7 @@ def revalidate(
     loaded = settings.load(os.environ)
     if loaded.problems:
         raise WrongRequestError(loaded.problems)
-    metadata = artifact.read(folder)
+    metadata = _with_thought(artifact.read(folder), loaded.settings, progress)
     lane = lane_of_artifact(metadata.lane, metadata.engine)
     where = cache or cache_folder(loaded.settings, os.environ)
     here = hardware.describe(where, loaded.settings.quantize_python, lane.quantizer)
@@ -69,9 +69,7 @@ def revalidate(
         scores = runner.reference(model, lane, context=chat.limits.max_model_len, dtype=chat.dtype)
     candidate = candidate_of(metadata, compared=compared, parameters=parameters)
     thresholds = {**default_thresholds(candidate), **bounds}
-    thinking = loaded.settings.thinking_max_tokens
-    measure = partial(validate, thinking=thinking) if thinking else validate
-    validation = measure(folder, metadata, reference=scores, thresholds=thresholds, progress=progress)
+    validation = validate(folder, metadata, reference=scores, thresholds=thresholds, progress=progress)
     # What quantized it stays what it was; what proves it is what is here.
     quantizers = {name: version for name, version in metadata.platform.packages.items() if name in QUANTIZERS}
     platform = describe.platform(here)
@@ -79,6 +77,18 @@ def revalidate(
     proven = metadata.model_copy(update={"validation": validation, "platform": platform})
     proven.write(folder)
     return proven
+
+
+def _with_thought(metadata: BuildMetadata, values: PipelineSettings, progress: Progress) -> BuildMetadata:
+    """Return the metadata with the operator's budget for thought, where the environment names one."""
+    chat, asked = metadata.chat, values.thinking_max_tokens
+    if chat is None or "thinking_max_tokens" not in values.model_fields_set or chat.thinking_max_tokens == asked:
+        return metadata
+    progress.step(f"thought may take {asked} tokens (THINKING_MAX_TOKENS), not {chat.thinking_max_tokens} as before")
+    if asked >= chat.limits.max_output_len:
+        expected = f"less than {chat.limits.max_output_len}, the tokens that the artifact gives out at most"
+        raise WrongRequestError([Problem("THINKING_MAX_TOKENS", expected, str(asked))])
+    return metadata.model_copy(update={"chat": chat.model_copy(update={"thinking_max_tokens": asked})})
 
 
 def _reference(chat: ChatModel, named: str | None) -> SourceFacts:

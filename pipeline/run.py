@@ -215,11 +215,9 @@ class Run:
             context = chat.limits.max_model_len
             reference = self.runner.reference(base, self.plan.lane, context=context, dtype=chat.dtype)
 
-        measure = partial(validate, thinking=chat.thinking) if chat and chat.thinking else validate
-
         # What the works hand over stands in the inputs; what they do, in the modules that the recipes name.
         def work(_: Path) -> Mapping[str, Any]:
-            validation = measure(folder, metadata, reference=reference, thresholds=thresholds, progress=self.progress)
+            validation = validate(folder, metadata, reference=reference, thresholds=thresholds, progress=self.progress)
             if failed := failed_gates(validation):
                 raise GateError(chat.method if chat else "tool", failed)
             return validation.model_dump(mode="json")

@@ -91,6 +91,10 @@ class ChatPlanner:
                 "CHAT_MODEL", f"a combination known to work in the {self.lane.name} lane", found, str(why)
             )
         limits = self._limits(shape)
+        thinking = self.settings.thinking_max_tokens
+        if limits and 0 < limits.max_output_len <= thinking:
+            expected = f"less than {limits.max_output_len}, the tokens that are given out at most"
+            self.diagnostics.problem("THINKING_MAX_TOKENS", expected, str(thinking), "leave room for the reply")
         if method is None or limits is None:
             return None
         return ChatPlan(
@@ -106,7 +110,7 @@ class ChatPlanner:
             dtype=self._dtype(shape),
             moe=moe,
             parameters=shape.parameters,
-            thinking=self.settings.thinking_max_tokens,
+            thinking=thinking,
         )
 
     def _check_thought(self, facts: SourceFacts) -> None:

@@ -19,6 +19,7 @@ def chat_model(plan: ChatPlan, content: str, quantization: Quantization) -> Chat
         quantization=quantization,
         limits=plan.limits,
         dtype=plan.dtype,
+        thinking_max_tokens=plan.thinking,
         moe=plan.moe,
     )
 

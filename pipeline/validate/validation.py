@@ -76,7 +76,6 @@ def validate(
     reference: Path | None,
     thresholds: Thresholds,
     progress: Progress,
-    thinking: int = 0,
 ) -> Validation:
     """Measure an artifact, and compare the figures with the thresholds; the result may hold failed gates.
 
@@ -85,7 +84,6 @@ def validate(
         metadata: what will be written into it.
         reference: what `measure_reference` wrote for the float model; none where there is none, such as for a source
             that came quantized, and then perplexity is reported but not gated.
-        thinking: tokens that a model which always thinks may think, beside its reply.
 
     Raises:
         ArtifactError: a file is missing, was added, or does not match its hash.
@@ -98,7 +96,7 @@ def validate(
     by_tool: Mapping[str, float] = {}
     if metadata.chat is not None:
         reference_scores = Scores.read(reference) if reference is not None else None
-        figures |= _measure_chat(folder, metadata, reference_scores, thinking, progress)
+        figures |= _measure_chat(folder, metadata, reference_scores, progress)
     if (tool := metadata.tool) is not None:
         device = LANES[metadata.lane].device
         if tool.tools:
@@ -149,10 +147,11 @@ class _Prompts:
 
 
 def _measure_chat(
-    folder: Path, metadata: BuildMetadata, reference_scores: Scores | None, thinking: int, progress: Progress
+    folder: Path, metadata: BuildMetadata, reference_scores: Scores | None, progress: Progress
 ) -> Figures:
-    limits = metadata.chat.limits if metadata.chat else None
-    assert limits is not None  # noqa: S101 - the caller asks only for artifacts with a chat model
+    chat = metadata.chat
+    assert chat is not None  # noqa: S101 - the caller asks only for artifacts with a chat model
+    limits, thinking = chat.limits, chat.thinking_max_tokens
     tokenizer, lane = _tokenizer(folder), LANES[metadata.lane]
     renderer = _renderer(folder, thinking)
     asked = speed.greedy(max(1, min(KNOWN_PROMPT_TOKENS, limits.max_output_len - thinking)))

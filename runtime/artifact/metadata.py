@@ -112,9 +112,20 @@ class ChatModel(Entry):
     quantization: Quantization = Field(description="how its weights are stored")
     limits: Limits = Field(description="what a server may ask of it")
     dtype: str = Field(description="type of what is not quantized")
+    thinking_max_tokens: int = Field(
+        default=defaults.THINKING_TOKENS,
+        ge=0,
+        description="tokens of the output that thought may take before the reply, as it was proven; left out where it is 0",
+    )
     moe: Moe | None = Field(default=None, description="none where it is no mixture of experts")
     engine_path: str | None = Field(default=None, description="trt lane: folder of the compiled engine")
     compile_cache: str | None = Field(default=None, description="vllm lanes: folder of the ahead-of-time caches")
+
+    @model_serializer(mode="wrap")
+    def _without_thought(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out a budget of 0, so that metadata without thought are written as they always were."""
+        fields: dict[str, object] = written(self)
+        return {name: value for name, value in fields.items() if value or name != "thinking_max_tokens"}
 
 
 class ToolLabel(Entry):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runtime import defaults
-from runtime.artifact import BuildMetadata, Limits
+from runtime.artifact import BuildMetadata, ChatModel
 from runtime.artifact.lanes import ServedLane, lane_of
 from runtime.defaults import first_set
 from runtime.deployment.classifier import Tool, tools_of
@@ -90,7 +90,7 @@ def plan(settings: RuntimeSettings, metadata: BuildMetadata) -> ServingPlan:
     mode = _mode(settings, metadata, problems)
     chat = tool = None
     if mode in ("chat", "both") and metadata.chat is not None:
-        chat = _chat(settings, metadata.chat.limits, lane, mode, problems)
+        chat = _chat(settings, metadata.chat, lane, mode, problems)
     if mode in ("tool", "both") and metadata.tool is not None:
         window = metadata.tool.max_tokens
         asked = settings.tool_history_tokens
@@ -122,10 +122,11 @@ def _mode(settings: RuntimeSettings, metadata: BuildMetadata, problems: list[str
     return wanted
 
 
-def _chat(settings: RuntimeSettings, limits: Limits, lane: ServedLane, mode: Mode, problems: list[str]) -> ChatServing:
+def _chat(settings: RuntimeSettings, chat: ChatModel, lane: ServedLane, mode: Mode, problems: list[str]) -> ChatServing:
+    limits = chat.limits
     longer = settings.vllm_allow_long_max_model_len and lane.longer_context
     most_out = limits.max_model_len - 1 if longer else min(limits.max_output_len, limits.max_model_len - 1)
-    thinking = settings.thinking_max_tokens
+    thinking = first_set(settings.thinking_max_tokens, default=chat.thinking_max_tokens)
     max_out = first_set(settings.chat_max_out, default=max(1, min(defaults.OUTPUT_TOKENS, most_out - thinking)))
     most_in = min(limits.max_input_len, limits.max_model_len - min(max_out + thinking, most_out))
     max_in = first_set(settings.chat_max_len, default=min(DEFAULT_BUDGETS.input, most_in))

@@ -20,6 +20,7 @@ from pipeline import hints, revalidate
 from pipeline.lanes import gate_specs as gates
 from pipeline.plan import BuildRequest
 from pipeline.plan.prepare import Prepared, prepare
+from pipeline.problem import WrongRequestError
 from pipeline.run import GateError, Run
 from pipeline.stage_runner import StageRunner, Work
 from pipeline.stages.recipe import NOT_COUNTED, OURS, closure
@@ -203,6 +204,33 @@ def test_an_artifact_is_proven_again_where_it_lies(workplace: Path, proven: Path
     assert {gate.name: gate.threshold for gate in again.validation.gates}["top1_agreement"] == 1.0
     assert again.platform.packages["tensorrt-llm"] == "1.2.1"
     hashes.verify_files(place, artifact.read(place))
+
+
+def test_the_budget_for_thought_is_recorded_as_it_was_proven(
+    workplace: Path, proven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, metadata = Run(prepared(workplace, THINKING_MAX_TOKENS="12"), Silent()).build()
+    assert metadata.chat is not None
+    assert metadata.chat.thinking_max_tokens == 12
+    place = Path(shutil.copytree(proven, tmp_path / "artifact"))
+    source = str(workplace / "prompts/model")
+
+    def again() -> int:
+        chat = revalidate.revalidate(place, source, BOUNDS, workplace / "cache", Silent()).chat
+        assert chat is not None
+        return chat.thinking_max_tokens
+
+    assert again() == 0
+    monkeypatch.setenv("THINKING_MAX_TOKENS", "30")
+    assert again() == 30
+    # It stays where the environment says nothing, and goes where it says 0.
+    monkeypatch.delenv("THINKING_MAX_TOKENS")
+    assert again() == 30
+    monkeypatch.setenv("THINKING_MAX_TOKENS", "0")
+    assert again() == 0
+    monkeypatch.setenv("THINKING_MAX_TOKENS", "90")
+    with pytest.raises(WrongRequestError, match="THINKING_MAX_TOKENS: expected less than 90"):
+        again()
 
 
 def test_the_float_model_computes_in_the_type_of_the_engine(workplace: Path, proven: Path) -> None:

@@ -51,6 +51,17 @@ def test_a_model_that_always_thinks_is_refused_with_the_way_out(tmp_path: Path, 
     assert any(decision.name == "thought" and "512" in decision.value for decision in plan.decisions)
 
 
+def test_a_budget_for_thought_that_leaves_no_room_for_a_reply_is_refused(tmp_path: Path) -> None:
+    folder = folder_with("deepseekv3", tmp_path)
+    environment = {"THINKING_MAX_TOKENS": "512", "TRT_MAX_OUTPUT_LEN": "512", "INFERENCE_ENGINE": "trt"}
+    environment["TRT_MAX_BATCH_SIZE"] = "4"
+    request = BuildRequest(chat=str(folder), method="none")
+    with pytest.raises(WrongRequestError) as caught:
+        prepare(request, folder / "cache", environment)
+    told = [str(problem) for problem in caught.value.problems]
+    assert any(line.startswith("THINKING_MAX_TOKENS: expected less than 512") for line in told), told
+
+
 @pytest.mark.parametrize("name", ["qwen3_5_think", "glm4moe", "gemma4"])
 def test_the_switch_that_keeps_it_from_thinking_is_shown(tmp_path: Path, name: str) -> None:
     decisions = planned(folder_with(name, tmp_path)).plan.decisions

@@ -353,6 +353,8 @@ def test_a_model_that_always_thinks_needs_a_budget(tmp_path: Path, metadata: Bui
     engine = serve(StandIn(text="</think>" + StandIn().text))
     with pytest.raises(StageError, match="THINKING_MAX_TOKENS"):
         run(folder, metadata, None)
-    done = validate(folder, metadata, reference=None, thresholds=BOUNDS, progress=Silent(), thinking=20)
+    assert metadata.chat is not None
+    metadata = metadata.model_copy(update={"chat": metadata.chat.model_copy(update={"thinking_max_tokens": 20})})
+    done = validate(folder, metadata, reference=None, thresholds=BOUNDS, progress=Silent())
     assert values(done)["known_prompts"] == 1
     assert engine.samplings[0].max_tokens == 40  # twenty to think, and twenty of the forty that are left

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from runtime import artifact, engines
 from runtime.artifact import ArtifactError, ToolLabel, verify
@@ -171,6 +172,34 @@ async def test_a_model_that_always_thinks_is_served_with_a_budget_alone(
         return
     with pytest.raises(SettingsError, match="THINKING_MAX_TOKENS: expected a budget for thought"):
         await loaded(thinking_max_tokens=budget)
+
+
+@pytest.mark.parametrize(
+    ("proven", "asked", "budget", "told"),
+    [(64, None, 64, False), (64, 32, 32, True), (64, 64, 64, False), (0, 64, 64, True), (64, 0, None, True)],
+)
+async def test_thought_has_the_budget_that_it_was_proven_with_unless_the_operator_sets_another(
+    monkeypatch: pytest.MonkeyPatch, proven: int, asked: int | None, budget: int | None, told: bool
+) -> None:
+    class Thinker(ScriptedRenderer):
+        format = ReplyFormat(begun="<think>", thinks=True)
+
+    golden = artifact.read(GOLDEN / "cpu-int8")
+    assert golden.chat is not None
+    chat = golden.chat.model_copy(update={"thinking_max_tokens": proven})
+    monkeypatch.setattr(artifact, "read", lambda _: golden.model_copy(update={"chat": chat}))
+    monkeypatch.setattr(service, "PromptRenderer", lambda *_, **__: Thinker())
+    if budget is None:
+        with pytest.raises(SettingsError, match="THINKING_MAX_TOKENS: expected a budget for thought"):
+            await loaded(thinking_max_tokens=asked)
+        return
+    with structlog.testing.capture_logs() as lines:
+        made = await loaded(thinking_max_tokens=asked, chat_max_out=8)
+    assert made.deployment is not None
+    assert made.deployment.chat is not None
+    assert made.deployment.chat._thinking == budget
+    warned = [line for line in lines if line["log_level"] == "warning" and "thought" in line["event"]]
+    assert [(line["tokens"], line["proven"]) for line in warned] == ([(budget, proven)] if told else [])
 
 
 async def test_a_template_that_cannot_be_rendered_is_a_fault_of_the_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
