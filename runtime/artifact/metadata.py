@@ -115,7 +115,7 @@ class ChatModel(Entry):
     thinking_max_tokens: int = Field(
         default=defaults.THINKING_TOKENS,
         ge=0,
-        description="tokens of the output that thought may take before the reply, as it was proven; left out where it is 0",
+        description="tokens of the output that thought may take before the reply, as proven; left out where it is 0",
     )
     moe: Moe | None = Field(default=None, description="none where it is no mixture of experts")
     engine_path: str | None = Field(default=None, description="trt lane: folder of the compiled engine")
