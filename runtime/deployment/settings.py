@@ -131,6 +131,10 @@ class RuntimeSettings(BaseSettings):
     ws_allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = var(
         (), "browser origins that may connect, comma separated; empty, or `*` among them: all"
     )
+    playground: bool = var(
+        False,
+        "serve a page at `/` to try the server with; its own address must be in WS_ALLOWED_ORIGINS when that is set",
+    )
 
     # Connections
     max_concurrent_connections: int = var(defaults.CONNECTIONS, "connection slots", ge=1)

@@ -1,4 +1,4 @@
-"""The ASGI application: `/ws`, `/healthz`, `/readyz`, `/metrics`."""
+"""The ASGI application: `/ws`, `/healthz`, `/readyz`, `/metrics`, and the page at `/` where it is wanted."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from runtime.server.admission import Slot
 from runtime.server.auth import Credential, origin_allowed
 from runtime.server.connection import Connection
 from runtime.server.front.sockets import Socket, socket_of
+from runtime.server.playground import pages
 from runtime.server.quotas import Seat
 from runtime.server.service import Phase, Service
 from runtime.turns.message_handler import MessageHandler
@@ -66,6 +67,7 @@ def create_app(service: Service) -> Starlette:
             WebSocketRoute("/ws", WebSocketEndpoint(service)),
             Route("/ws", upgrade_required),
             WebSocketRoute("/{path:path}", no_such_socket),
+            *(pages.routes() if service.settings.playground else ()),
         ],
         lifespan=lifespan,
     )

@@ -340,9 +340,10 @@ async def serving(
     form: ReplyFormat = PLAIN,
     thinking: int = 0,
     opened: bool = True,
+    listens_on: int = 0,
     **values: Any,
 ) -> AsyncIterator[Running]:
-    """Run a server on a free loopback port over scripted parts; `chat=False` makes it tool-only."""
+    """Run a server on a loopback port (0: a free one) over scripted parts; `chat=False` makes it tool-only."""
     engine = engine or ScriptedEngine()
     chosen = settings(**values)
     service = Service(chosen)
@@ -358,7 +359,7 @@ async def serving(
     )
     if opened:
         service.open(stack, classifier, plan)
-    listener = bind("127.0.0.1", 0)
+    listener = bind("127.0.0.1", listens_on)
     server = Server(web_config(service))
     task = asyncio.create_task(server.serve([listener]))
     try:
