@@ -23,8 +23,8 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from runtime.text.tokenizer import load_tokenizer
-from tests.harness.imports import LOCKS, ROOT, all_imports, distributions_of, environments_of, pins_of
 from tests.harness.models import saved
+from tests.harness.source.imports import LOCKS, ROOT, all_imports, distributions_of, environments_of, pins_of
 from tests.harness.trt.lane import H200, STAND_IN
 from tests.hub import Account, Hub
 from tests.hub.artifacts import contents, engine_artifact

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.house import HOUSES, ROOT, floors, folders, name_of, rooms
+from tests.harness.source.house import HOUSES, ROOT, floors, folders, name_of, rooms
 
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text("utf-8")
 PAGES = ("docs/architecture.md", "CONTRIBUTING.md")

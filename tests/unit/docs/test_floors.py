@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.house import HOUSES, ROOT
+from tests.harness.source.house import HOUSES, ROOT
 
 # What is added to a module, and what the linter must say of it.
 FORBIDDEN = {

@@ -16,7 +16,7 @@ from pipeline.settings import PipelineSettings
 from runtime.artifact.lanes import SERVED_LANES
 from runtime.deployment.settings import RuntimeSettings
 from runtime.wire.messages import DEFAULT_BOUNDS
-from tests.harness.house import HOUSES, ROOT
+from tests.harness.source.house import HOUSES, ROOT
 
 ARTIFACTS = Path(__file__).resolve().parents[2] / "data" / "artifacts"
 

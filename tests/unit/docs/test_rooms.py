@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.house import HOUSES, ROOT, floors, folders, name_of, rooms
+from tests.harness.source.house import HOUSES, ROOT, floors, folders, name_of, rooms
 
 MOST_MODULES = 12
 # Names that say nothing of what is inside.

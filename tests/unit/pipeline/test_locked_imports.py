@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import imports
-from tests.harness.imports import ENVIRONMENTS, Import, all_imports, environments_of, imports_of, unpinned
+from tests.harness.source import imports
+from tests.harness.source.imports import ENVIRONMENTS, Import, all_imports, environments_of, imports_of, unpinned
 
 
 def test_every_import_is_pinned_in_every_environment_in_which_it_runs() -> None:

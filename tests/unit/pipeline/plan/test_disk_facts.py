@@ -16,7 +16,7 @@ from pipeline.source import read_facts
 from runtime.artifact import ArtifactError
 from runtime.engines.trt.folders import CheckpointFolder, EngineFolder
 from runtime.host.machine import Machine
-from tests.harness.no_reading import ReadingError, no_reading
+from tests.harness.source.no_reading import ReadingError, no_reading
 
 TRT = Path(__file__).parents[3] / "data/trt"
 ENGINE, CHECKPOINT = TRT / "engines/llama-int8-sq", TRT / "checkpoints/llama-int4-awq"

@@ -19,7 +19,7 @@ from pipeline.plan.hardware import Hardware, Quantizer
 from pipeline.problem import WrongRequestError
 from pipeline.source import EMBEDDED_CHAT, SourceFacts, read_facts
 from runtime.host.machine import Gpu, Machine
-from tests.harness.no_reading import no_reading
+from tests.harness.source.no_reading import no_reading
 
 GIB = 2**30
 QUANTIZER = Quantizer(Path("/quantizer/bin/python"), {"llmcompressor": "0.14.0.1"})

@@ -19,7 +19,7 @@ from pipeline.problem import WrongRequestError
 from pipeline.publish import report
 from pipeline.source import HF_QUANT_CONFIG, SourceFacts, read_facts
 from runtime.host.machine import Gpu, Machine
-from tests.harness.no_reading import no_reading
+from tests.harness.source.no_reading import no_reading
 from tests.harness.trt.lane import H200, LABEL
 
 GIB = 2**30

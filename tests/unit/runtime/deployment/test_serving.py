@@ -10,8 +10,8 @@ from runtime.artifact import BuildMetadata, ChatModel, Limits, Platform, Quantiz
 from runtime.deployment.serving import ServingPlan, plan
 from runtime.deployment.settings import SettingsError
 from runtime.text.prompt import Budgets
-from tests.harness.no_reading import no_reading
 from tests.harness.scripted import settings
+from tests.harness.source.no_reading import no_reading
 
 SOURCE = Source(repo="embedded", content_sha256="0")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from importlinter.api import read_configuration
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HOUSES = ("runtime", "pipeline")
 
 
