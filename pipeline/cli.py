@@ -1,47 +1,39 @@
 """`yap-pipeline`: turn a model into an artifact that is complete, checked and self-describing.
 
 Exit codes: 0 done; 64 the request is wrong, nothing was started; 65 a gate failed; 1 a stage failed, the finished ones
-are kept; 130 interrupted.
+are kept; 70 a fault of the pipeline; 130 interrupted. `exits` has them.
 """
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline import hints, progress
 from pipeline.arguments import options
 from pipeline.arguments.option_objects import with_options
+from pipeline.exits import FAILED_GATE, FAILED_STAGE, FAULT, INTERRUPTED, WRONG_REQUEST, CommandGroup, exit_codes
 from pipeline.plan import prepare
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.publish import report
-from pipeline.stages.stage import StageError
 from runtime import __version__
-from runtime.artifact import ArtifactError
-
-WRONG_REQUEST, FAILED_GATE, FAILED_STAGE, INTERRUPTED = os.EX_USAGE, os.EX_DATAERR, 1, 128 + signal.SIGINT
-
-# What a command line parser reports as wrong usage; everything else keeps its code.
-PARSER_USAGE = 2
 
 app = typer.Typer(
+    cls=CommandGroup,
+    pretty_exceptions_enable=False,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Turn a model into an artifact: plan, quantize, build, validate; sign and publish it.\n\n"
     "Start with `yap-pipeline plan --cpu 8bit embedded embedded`, which downloads and changes nothing.",
     epilog=f"Exit codes: 0 done · {WRONG_REQUEST} wrong request, nothing was started · {FAILED_GATE} a gate failed · "
-    f"{FAILED_STAGE} a stage failed, finished stages are kept · {INTERRUPTED} interrupted",
+    f"{FAILED_STAGE} a stage failed, finished stages are kept · {FAULT} a fault of the pipeline, with a log · "
+    f"{INTERRUPTED} interrupted",
 )
 
 
@@ -67,7 +59,7 @@ def plan_command(given: options.PlanOptions) -> None:
 
     Example: `yap-pipeline plan --cpu 4bit HuggingFaceTB/SmolLM2-1.7B-Instruct embedded`
     """
-    report.show_plan(prepare.prepare(given.request(), given.cache_dir).plan, Console())
+    report.show_plan(prepare.prepare(given.request(), given.cache_dir).plan, report.PlainConsole())
 
 
 @app.command(name="run")
@@ -102,7 +94,7 @@ def run_command(given: options.RunOptions) -> None:
             typer.echo(f"trying {request.fallback[0]} instead", err=True)
             request = replace(request, method=request.fallback[0], fallback=request.fallback[1:])
             continue
-        console = Console()
+        console = report.PlainConsole()
         report.show_artifact(metadata, console)
         console.print(f"\nThe artifact is at {place}", highlight=False)
         publishing.publish(place, destination, given.sign_key)
@@ -160,9 +152,10 @@ def validate_command(given: options.ValidateOptions) -> None:
     from pipeline import revalidate
     from pipeline.lanes.gates import failures
 
+    folder = options.existing(given.artifact)
     with progress.for_terminal() as steps:
-        metadata = revalidate.revalidate(given.artifact, given.reference, given.bounds, given.cache_dir, steps)
-    report.show_artifact(metadata, Console())
+        metadata = revalidate.revalidate(folder, given.reference, given.bounds, given.cache_dir, steps)
+    report.show_artifact(metadata, report.PlainConsole())
     if metadata.validation and (failed := failures(metadata.validation)):
         hints.print_failures(metadata.chat.quantization.method if metadata.chat else "tool", failed)
         raise typer.Exit(FAILED_GATE)
@@ -193,7 +186,7 @@ def sign_command(
     """
     from pipeline.publish import publishing
 
-    publishing.sign_artifact(artifact, sign_key)
+    publishing.sign_artifact(options.existing(artifact), sign_key)
 
 
 @app.command(name="inspect")
@@ -208,25 +201,7 @@ def inspect_command(
     """
     from pipeline.publish.inspect import inspect
 
-    inspect(artifact, Console(), as_json=as_json, verify=verify)
-
-
-@contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn each error that a user can cause into one line and its exit code."""
-    try:
-        yield
-    except WrongRequestError as error:
-        for problem in error.problems:
-            typer.echo(f"error: {problem}", err=True)
-        sys.exit(WRONG_REQUEST)
-    except (StageError, ArtifactError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(FAILED_STAGE)
-    except SystemExit as error:
-        if error.code == INTERRUPTED:
-            typer.echo("interrupted; finished stages are kept, the same command goes on from there", err=True)
-        sys.exit(WRONG_REQUEST if error.code == PARSER_USAGE else error.code)
+    inspect(options.existing(artifact), report.PlainConsole(), as_json=as_json, verify=verify)
 
 
 def main() -> None:

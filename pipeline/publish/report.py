@@ -10,20 +10,34 @@ from rich.table import Table
 
 from pipeline.lanes.gates import bound_text
 from pipeline.plan import BuildPlan
+from pipeline.problem import printable
 from runtime.artifact import BuildMetadata, ChatModel, Gate, Source, ToolModel
 
 GIB = 2**30
+
+
+class PlainConsole(Console):
+    """A console that prints names and paths as they are: brackets and colons in them are no markup."""
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command how it ends when nobody reads."""
+        raise BrokenPipeError
 
 
 def show_plan(plan: BuildPlan, console: Console) -> None:
     """Print what will be done, why, and what it takes."""
     console.print("What will be done", style="bold")
     for number, step in enumerate(steps(plan), 1):
-        console.print(f"  {number}. {step}", markup=False, highlight=False)
+        console.print(f"  {number}. {printable(step)}")
     console.print()
-    table = Table("what", "choice", "why", box=None, title="Decisions", title_justify="left", title_style="bold")
+    table = Table(box=None, title="Decisions", title_justify="left", title_style="bold")
+    for name in ("what", "choice", "why"):
+        table.add_column(name, overflow="fold")
     for decision in plan.decisions:
-        table.add_row(decision.name, decision.value, decision.reason)
+        table.add_row(*map(printable, (decision.name, decision.value, decision.reason)))
     console.print(table)
     cost = plan.estimate
     gpu = f", {cost.gpu_bytes / GIB:.1f} GiB on the GPU" if cost.gpu_bytes else ""
@@ -85,7 +99,7 @@ def show_artifact(metadata: BuildMetadata, console: Console) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in _facts(metadata):
-        table.add_row(name, value)
+        table.add_row(name, printable(value))
     console.print(table)
     if metadata.validation:
         gates = Table("gate", "measured", "bound", "", box=None, title="Validation", title_justify="left")
