@@ -152,9 +152,8 @@ def validate_command(given: options.ValidateOptions) -> None:
     from pipeline import revalidate
     from pipeline.lanes.gates import failures
 
-    folder = options.existing(given.artifact)
     with progress.for_terminal() as steps:
-        metadata = revalidate.revalidate(folder, given.reference, given.bounds, given.cache_dir, steps)
+        metadata = revalidate.revalidate(given.artifact, given.reference, given.bounds, given.cache_dir, steps)
     report.show_artifact(metadata, report.PlainConsole())
     if metadata.validation and (failed := failures(metadata.validation)):
         hints.print_failures(metadata.chat.quantization.method if metadata.chat else "tool", failed)
@@ -186,7 +185,7 @@ def sign_command(
     """
     from pipeline.publish import publishing
 
-    publishing.sign_artifact(options.existing(artifact), sign_key)
+    publishing.sign_artifact(artifact, sign_key)
 
 
 @app.command(name="inspect")
@@ -201,7 +200,7 @@ def inspect_command(
     """
     from pipeline.publish.inspect import inspect
 
-    inspect(options.existing(artifact), report.PlainConsole(), as_json=as_json, verify=verify)
+    inspect(artifact, report.PlainConsole(), as_json=as_json, verify=verify)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from pipeline.lanes import LANES, gate_specs
 from pipeline.lanes.gates import Thresholds
 from pipeline.plan import BuildRequest
 from pipeline.problem import Problem, WrongRequestError
-from runtime.artifact import METADATA_NAME
 from runtime.defaults import QUANTIZATION
 
 METHOD_WORDS = frozenset(word for lane in LANES.values() for word in lane.words)
@@ -71,18 +69,6 @@ Push = Annotated[
 ]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")]
 SignKey = Annotated[Path | None, typer.Option(help="Sign with this elliptic-curve private key (PEM).")]
-
-
-def existing(folder: Path) -> Path:
-    """Return the folder of an artifact that a command reads.
-
-    Raises:
-        WrongRequestError: none is there.
-    """
-    if os.access(folder / METADATA_NAME, os.F_OK):
-        return folder
-    next_step = "make one with `yap-pipeline run`"
-    raise WrongRequestError([Problem("ARTIFACT", f"a folder with {METADATA_NAME}", f"none at {folder}", next_step)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
