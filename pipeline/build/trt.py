@@ -22,6 +22,7 @@ from pipeline.build.layout import LEFT_OUT_NAMES, OTHER_WEIGHTS, copy_model, cop
 from pipeline.stages.gpu import require_cuda
 from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError
+from runtime.artifact.generations import write_for_older
 from runtime.artifact.labels import ENGINES_FOLDER
 from runtime.engines.trt.arguments import STEP_TOKENS
 from runtime.engines.trt.folders import CheckpointFolder, EngineFolder, is_checkpoint, is_engine, read_config
@@ -69,6 +70,8 @@ def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress
         shutil.copyfile(path, out / path.name)
         if path.name != "config.json" and not (engine / path.name).exists():
             shutil.copyfile(path, engine / path.name)
+    for folder in (out, engine):
+        _write_for_older(folder)
 
 
 def build_folder(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Progress) -> None:
@@ -80,6 +83,7 @@ def build_folder(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, p
     del source, plan  # everything travels with the quantized model already
     progress.step("laying out the model")
     copy_model(model_dir, out)
+    _write_for_older(out)
 
 
 def compile_engine(checkpoint: CheckpointFolder, engine: Path, chat: ChatPlan, progress: Progress) -> None:
@@ -173,6 +177,14 @@ def run_command(command: list[str], inside: Path, where: Path, progress: Progres
     if code != 0:
         what = f"{COMMAND} ended with exit code {code}: {' | '.join(tail) or 'no output'}"
         raise StageError("build", what, where, "read its last lines, then run the same command again")
+
+
+def _write_for_older(folder: Path) -> None:
+    """Say in the lane's transformers' words what a newer one wrote: TensorRT-LLM loads tokenizer and config with it."""
+    try:
+        write_for_older(folder)
+    except ArtifactError as error:
+        raise StageError("build", str(error), folder) from error
 
 
 def _planned(plan: BuildPlan, out: Path) -> tuple[ChatPlan, TrtPlan]:

@@ -17,6 +17,7 @@ from pipeline.plan import SEED, CalibrationPlan, ChatPlan, TrtPlan
 from pipeline.plan.chat_plan import HEADS, MOE_GATES, ChatPlanner
 from pipeline.source import CHECKPOINTS, HF_QUANT_CONFIG, SourceFacts
 from runtime.artifact import ArtifactError, Limits, Moe
+from runtime.artifact.generations import older_model
 from runtime.artifact.labels import PACKAGE, EngineLabel
 from runtime.defaults import TENSORRT_LLM, TRT_GROUP_SIZES, first_set
 from runtime.engines.trt.folders import CheckpointFolder, EngineFolder, Weights, parallel_of
@@ -50,6 +51,12 @@ class TrtPlanner(ChatPlanner):
             self.diagnostics.problem("TRT_BACKEND", "engine, for a checkpoint or engine that exists", found, next_step)
         self._check_version()
         prebuilt = self._prebuilt_weights()
+        try:
+            older_model(facts.config)
+        except ArtifactError as error:
+            expected, _, found = str(error).removeprefix("expected ").partition(", found ")
+            found, _, next_step = found.partition("; ")
+            self.diagnostics.problem("CHAT_MODEL", expected, found, next_step)
         chat = ChatPlanner.plan(self, facts)
         if chat is None:
             return None

@@ -20,6 +20,7 @@ from pipeline.source import HF_QUANT_CONFIG
 from pipeline.stages.gpu import require_cuda
 from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError, Quantization
+from runtime.artifact.generations import write_for_older
 from runtime.engines.trt.folders import METHOD_OF_ALGORITHM, CheckpointFolder
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def main() -> None:
     write = trt_checkpoint.write if job.backend == "engine" else trt_folder.write
     write(job, progress)
     copy_auxiliary_files(job.model, job.out)
+    write_for_older(job.out)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.quantize import QuantizeJob, samples_of, worker
 from pipeline.quantize.trt_folder import CONFIGURATIONS, SMOOTHING
+from pipeline.quantize.trt_source import link_model
 from runtime.defaults import TRT_GROUP_SIZES, first_set
 from runtime.text.tokenizer import load_fast_tokenizer
 
@@ -32,9 +33,6 @@ TOKENIZER_LENGTH = 2048
 
 # Names within the folder that the quantizer works in.
 MODEL, TEXTS = Path("model"), Path("texts")
-
-# What of a model names the code to run for it.
-CODE_KEY = "auto_map"
 
 
 def write(job: QuantizeJob, progress: worker.WorkerProgress) -> None:
@@ -107,11 +105,8 @@ def working_directory(model: Path, texts: Sequence[str]) -> Iterator[Path]:
     before = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="yap-calibration-") as folder:
         directory = Path(folder)
-        (directory / MODEL).mkdir()
         (directory / TEXTS).mkdir()
-        for path in sorted(model.resolve().iterdir()):
-            if path.suffix != ".py":
-                _link(path, directory / MODEL / path.name)
+        link_model(model, directory / MODEL)
         lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
         (directory / TEXTS / "train.jsonl").write_text("".join(lines), encoding="utf-8")
         os.chdir(directory)
@@ -119,13 +114,3 @@ def working_directory(model: Path, texts: Sequence[str]) -> Iterator[Path]:
             yield directory
         finally:
             os.chdir(before)
-
-
-def _link(path: Path, link: Path) -> None:
-    """Link to a file of the model; one that names code to run is written anew without it."""
-    document = json.loads(path.read_bytes()) if path.name in {"config.json", "tokenizer_config.json"} else {}
-    if CODE_KEY in document:
-        del document[CODE_KEY]
-        link.write_text(json.dumps(document), encoding="utf-8")
-    else:
-        link.symlink_to(path)

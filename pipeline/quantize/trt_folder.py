@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.quantize import QuantizeJob, samples_of, worker
+from pipeline.quantize.trt_source import link_model
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +30,10 @@ def write(job: QuantizeJob, progress: worker.WorkerProgress) -> None:
     from transformers import AutoModelForCausalLM
 
     progress.step(f"loading {job.model.name}")
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.dtype), local_files_only=True)
+    with tempfile.TemporaryDirectory(prefix="yap-model-") as place:
+        folder = Path(place) / "model"
+        link_model(job.model, folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, job.dtype), local_files_only=True)
     model.to(job.device).eval()
     progress.step(f"{job.method}: calibrating")
     mtq.quantize(model, configuration(mtq, job), _forward_loop(job, progress))

@@ -19,7 +19,7 @@ from typing import Any
 
 from runtime.artifact import SCREENSHOT_TOOL, ToolModel
 from runtime.defaults import TOOL_WINDOW, first_set
-from runtime.deployment.classifier_facts import ordinary_token, padding_of, positions_of
+from runtime.deployment.classifier_facts import model_config, ordinary_token, padding_of, positions_of
 from runtime.text.text_tokens import LIKELY_CHARACTERS_PER_TOKEN
 from runtime.text.tokenizer import load_fast_tokenizer
 
@@ -317,7 +317,7 @@ class _Model:
             torch.set_num_threads(min(cpu_threads, len(os.sched_getaffinity(0))))
         tokenizer = load_fast_tokenizer(folder)
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float16 if on_gpu else torch.float32, local_files_only=True
+            folder, config=model_config(folder), dtype=torch.float16 if on_gpu else torch.float32, local_files_only=True
         )
         count = model.config.num_labels
         if count > 1 and max(labels) >= count:

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.artifact.generations import MODEL, installed_is_older, older_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def model_config(folder: Path) -> PretrainedConfig:
+    """A classifier's config, whichever generation of transformers saved it.
+
+    Raises:
+        ArtifactError: the installed one has no words for it.
+    """
+    from transformers import AutoConfig
+
+    if not installed_is_older():
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    told: dict[str, Any] = older_model(json.loads((folder / MODEL).read_bytes()))
+    return AutoConfig.for_model(**told)
 
 
 def positions_of(model: PreTrainedModel, token: int) -> int | None:

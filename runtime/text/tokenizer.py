@@ -9,16 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from runtime.artifact.generations import TOKENIZER, installed_is_older, older_tokenizer, saved_by_newer
+
 # Where several templates are named and none is the default: those for something else than plain talk come last.
 SPECIAL_PURPOSES = ("tool", "rag", "tool_use")
 
-CONFIG, FAST = "tokenizer_config.json", "tokenizer.json"
+FAST = "tokenizer.json"
 # Where else a tokenizer may come from than the files that its class names.
 VOCABULARIES = (FAST, "*.model", "*.tiktoken", "tekken.json")
-# The generation of transformers whose folders the one before it cannot read. TensorRT-LLM's lane has that one.
-NEWER = 5
-NEWER_CLASSES = frozenset({"TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend"})
-EXTRA = "extra_special_tokens"
 
 
 def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers is untyped to us
@@ -41,15 +39,14 @@ def load_fast_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers is 
         ValueError: the folder holds none.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers import __version__ as version
 
     stated = _stated(folder)
     try:
-        if int(version.partition(".")[0]) >= NEWER or not saved_by_newer(stated):
+        if not (installed_is_older() and saved_by_newer(stated)):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             tokenizer = None if _is_empty(tokenizer, folder) else tokenizer
         elif (folder / FAST).is_file():
-            more = {name: value for name, value in for_older(stated).items() if stated.get(name) != value}
+            more = {name: value for name, value in older_tokenizer(stated).items() if stated.get(name) != value}
             with _without_warning():
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **more)
         else:
@@ -69,28 +66,6 @@ def _is_empty(tokenizer: Any, folder: Path) -> bool:  # noqa: ANN401
     return not any(next(folder.glob(name), None) for name in names if name)
 
 
-def saved_by_newer(stated: Mapping[str, object]) -> bool:
-    """Whether a `tokenizer_config.json` is one that transformers 5 wrote, and 4 reads differently or not at all.
-
-    It names classes that 4 does not have, lists what 4 wants named, and leaves to `tokenizer.json` what classes of 4
-    add by themselves, such as a begin token.
-    """
-    return "backend" in stated or isinstance(stated.get(EXTRA), list) or stated.get("tokenizer_class") in NEWER_CLASSES
-
-
-def for_older(stated: Mapping[str, object]) -> dict[str, object]:
-    """What a `tokenizer_config.json` says, in transformers 4's words: `tokenizer.json` is loaded as it is."""
-    told = dict(stated)
-    if not saved_by_newer(stated):
-        return told
-    told.pop("backend", None)
-    told["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(told.get(EXTRA), list):
-        told["additional_special_tokens"] = told[EXTRA]
-        told[EXTRA] = {}
-    return told
-
-
 @contextlib.contextmanager
 def _without_warning() -> Iterator[None]:
     """Keep transformers from warning that the folder names another class than the one that loads it."""
@@ -105,7 +80,7 @@ def _without_warning() -> Iterator[None]:
 
 def _stated(folder: Path) -> Mapping[str, object]:
     try:
-        document = json.loads((folder / CONFIG).read_bytes())
+        document = json.loads((folder / TOKENIZER).read_bytes())
     except (OSError, ValueError):
         return {}  # transformers tells what is wrong with it
     return document if isinstance(document, Mapping) else {}

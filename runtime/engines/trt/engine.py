@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from runtime.artifact.generations import readable
 from runtime.defaults import first_set
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.engines.trt.arguments import Backend, check_version, kv_cache_arguments, llm_arguments, sampling_arguments
@@ -145,7 +146,10 @@ class TrtEngine:
             from tensorrt_llm._tensorrt_engine import LLM
         else:
             from tensorrt_llm import LLM
-        return LLM(**arguments)
+        folders = {"tokenizer": self._tokenizer, **({} if engine else {"model": self._model})}
+        with contextlib.ExitStack() as kept:
+            arguments |= {name: str(kept.enter_context(readable(folder))) for name, folder in folders.items()}
+            return LLM(**arguments)
 
     def wake(self) -> None:
         """Do nothing: TensorRT-LLM's executor has no request without effect that would wake it."""

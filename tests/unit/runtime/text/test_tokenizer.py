@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import transformers
 
-from runtime.text.tokenizer import for_older, load_fast_tokenizer, saved_by_newer
+from runtime.artifact.generations import older_tokenizer, saved_by_newer
+from runtime.text.tokenizer import load_fast_tokenizer
 from tests.harness.models import saved
 
 
@@ -20,9 +21,9 @@ def test_what_this_transformers_saves_is_known_as_the_newer_ones_and_rewritten_o
     for folder in saved.write_all(tmp_path):
         newer = stated(folder)
         assert saved_by_newer(newer), folder.name
-        older = for_older(newer)
+        older = older_tokenizer(newer)
         assert not saved_by_newer(older), folder.name
-        assert for_older(older) == older
+        assert older_tokenizer(older) == older
         assert older.get("additional_special_tokens") == newer.get("extra_special_tokens")
 
 
@@ -36,7 +37,7 @@ def test_what_this_transformers_saves_is_known_as_the_newer_ones_and_rewritten_o
 )
 def test_what_the_older_one_saved_is_left_as_it_is(older: dict[str, object]) -> None:
     assert not saved_by_newer(older)
-    assert for_older(older) == older
+    assert older_tokenizer(older) == older
 
 
 @pytest.mark.parametrize("version", ["4.57.3", transformers.__version__])
