@@ -17,6 +17,7 @@ from runtime.server.admission import Slot
 from runtime.server.auth import Credential, origin_allowed
 from runtime.server.connection import Connection
 from runtime.server.front.sockets import Socket, socket_of
+from runtime.server.metrics_page import MetricsPage
 from runtime.server.playground import pages
 from runtime.server.quotas import Seat
 from runtime.server.service import Phase, Service
@@ -30,6 +31,7 @@ DEGRADED = "the classifier does not answer; decisions are no until it does"
 
 def create_app(service: Service) -> Starlette:
     """Make the application around a service. Its lifespan starts loading and, at the end, stops what was started."""
+    page = MetricsPage(service.metrics.registry)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -57,7 +59,7 @@ def create_app(service: Service) -> Starlette:
         return JSONResponse({"status": service.phase.value, "reason": service.reason}, status_code=503)
 
     async def metrics(request: Request) -> Response:
-        return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await page.read(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return Starlette(
         routes=[

@@ -7,6 +7,7 @@ to websockets' parser, so that it is read once.
 from __future__ import annotations
 
 import asyncio
+import sys
 from http import HTTPStatus
 from typing import Any
 
@@ -61,6 +62,7 @@ class HttpFront(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the socket, whose connection ended."""
         self.socket.connection_lost()
+        self._unset_keepalive_if_required()  # a timer would keep all of this for seconds
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -101,6 +103,10 @@ class HttpFront(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what h11 could not read."""
+        if (error := sys.exc_info()[1]) is not None:
+            error.__traceback__ = (
+                None  # h11 raises it from a frame that holds it: a cycle with the whole connection in it
+            )
         self._refuse(HTTPStatus.BAD_REQUEST)
 
     def handle_websocket_upgrade(self, event: object) -> None:

@@ -78,6 +78,7 @@ class Socket:
 
     def connection_lost(self) -> None:
         """Take the closed socket out of the registry."""
+        self.peer = None  # it knows this socket: a cycle would be left for the garbage collector
         if self._sockets is not None:
             self._sockets.remove(self)
 

@@ -78,6 +78,10 @@ class WebSocketFront(WebSocketsSansIOProtocol):
         self.socket.connection_lost()
         self._rest.clear()
         super().connection_lost(exc)
+        # A generator that holds `conn`, and errors whose frames do: a hundred objects that only the garbage collector
+        # would find, and many such at once hold everybody up.
+        self.conn.parser.close()
+        self.conn.parser_exc = self.conn.handshake_exc = None
 
     # Bytes
 

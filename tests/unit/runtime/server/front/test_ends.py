@@ -1,0 +1,77 @@
+"""What a connection leaves behind when it ends: nothing that only the garbage collector could find."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import gc
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.attack import raw
+from tests.harness.scripted import KEY, serving
+from tests.harness.waiting import all_gone
+
+CONNECTIONS = 20
+# Of asyncio's own transport; uvloop's is none of Python's objects.
+OF_THE_TRANSPORT = 10
+
+
+def closes(port: int, key: str) -> None:
+    with raw.websocket(port, key) as connection:
+        connection.sendall(raw.frame(raw.CLOSE, b"\x03\xe8"))
+        raw.to_the_end(connection)
+
+
+def leaves(port: int, sent: bytes, *, answered: bool = True) -> None:
+    with raw.connect(port) as connection:
+        connection.sendall(sent)
+        if answered:
+            connection.recv(65_536)
+
+
+ENDS: dict[str, Callable[[int], None]] = {
+    "a slot": lambda port: closes(port, KEY),
+    "a wrong key": lambda port: closes(port, "wrong"),
+    "gone at once": lambda port: raw.websocket(port, KEY).close(),
+    "a page": lambda port: leaves(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "half a head": lambda port: leaves(port, b"GET /heal", answered=False),
+    "no head at all": lambda port: leaves(port, b"\x00\x01\r\n\r\n"),
+    "a bad handshake": lambda port: leaves(port, b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n"),
+    "bad frames": lambda port: leaves_with_frames(port),
+}
+
+
+def leaves_with_frames(port: int) -> None:
+    with raw.websocket(port, KEY) as connection:
+        connection.sendall(b"\xff" * 64)
+        raw.to_the_end(connection)
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """No automatic ones."""
+    gc.disable()
+    yield
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.enable()
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_connection_that_ends_leaves_no_cycles(end: str, no_collections: None) -> None:
+    def several() -> None:
+        for _ in range(CONNECTIONS):
+            ENDS[end](running.port)
+
+    async with serving() as running:
+        await asyncio.to_thread(several)  # what is made once
+        await all_gone(running)
+        gc.collect()
+        await asyncio.to_thread(several)
+        await all_gone(running)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = collections.Counter(type(one).__name__ for one in gc.garbage)
+    assert left.total() < CONNECTIONS * OF_THE_TRANSPORT, left.most_common(12)
