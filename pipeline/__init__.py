@@ -4,8 +4,8 @@ A `BuildRequest` (`plan`) becomes a frozen `BuildPlan`, or every `Problem` at on
 in `Stage`s (`stages`), each done once for its inputs, whole or not at all. What comes out is an artifact, which
 `runtime.artifact` defines; a `Gate` that fails keeps it from appearing.
 
-Rooms, from the ground up; a room imports from those below it only: `progress` and `problem`, `lanes` (what can be asked
-for, and how good it must be), `settings`, `stages`, `embedded` (models and texts that the package carries),
+Rooms, from the ground up; a room imports from those below it only: `progress` and `problem`, `paths`, `lanes` (what can
+be asked for, and how good it must be), `settings`, `stages`, `embedded` (models and texts that the package carries),
 `checkpoint` (what a model's files say of it), `source` (where models come from), `plan`, `quantize` and `build`,
 `validate`, `publish`, the runner, `arguments` (the command line's options), the commands.
 """

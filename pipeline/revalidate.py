@@ -10,7 +10,7 @@ from pipeline.checkpoint.shape import Shape
 from pipeline.lanes import lane_of_artifact
 from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds
 from pipeline.plan import hardware
-from pipeline.plan.prepare import cache_folder
+from pipeline.plan.prepare import cache_place
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.progress import Progress
 from pipeline.publish import describe
@@ -41,11 +41,11 @@ def revalidate(
         StageError: the engine failed.
     """
     loaded = settings.load(os.environ)
-    if loaded.problems:
-        raise WrongRequestError(loaded.problems)
+    where, wrong = cache_place(cache, loaded.settings, os.environ)
+    if problems := [*loaded.problems, *wrong]:
+        raise WrongRequestError(problems)
     metadata = _with_thought(artifact.read(folder), loaded.settings, progress)
     lane = lane_of_artifact(metadata.lane, metadata.engine)
-    where = cache or cache_folder(loaded.settings, os.environ)
     here = hardware.describe(where, loaded.settings.quantize_python, lane.quantizer)
     if lane.on_gpu and not here.machine.gpus:
         expected = f"a GPU, for the {lane.name} lane"

@@ -36,12 +36,14 @@ class DiskFacts:
         dataset: what lies at the path that AWQ_CALIB_DATASET would be.
         engine: what TRTLLM_ENGINE_DIR names, or why it cannot be read; none when it is not set.
         checkpoint: what TRT_CHECKPOINT_DIR names, likewise.
+        free_at_out: bytes free where the artifact goes; none where that is the cache's disk, which is looked at alone.
     """
 
     entries: Mapping[Path, PathEntry] = field(default_factory=dict)
     dataset: PathEntry = PathEntry.NOTHING
     engine: EngineFolder | ArtifactError | None = None
     checkpoint: CheckpointFolder | ArtifactError | None = None
+    free_at_out: int | None = None
 
     def check_complete(self, settings: PipelineSettings) -> None:
         """Check that these facts were read for the settings.

@@ -65,12 +65,16 @@ class Estimate:
         memory_bytes: main memory at the highest point.
         gpu_bytes: memory of each GPU at the highest point.
         seconds: time in all.
+        artifact_bytes: the artifact.
+        attempt_bytes: disk that a method still holds when it failed its gates and another is tried.
     """
 
     disk_bytes: int
     memory_bytes: int
     gpu_bytes: int
     seconds: float
+    artifact_bytes: int = 0
+    attempt_bytes: int = 0
 
 
 def estimate(size: BuildSize, *, cores: int) -> Estimate:
@@ -86,7 +90,14 @@ def estimate(size: BuildSize, *, cores: int) -> Estimate:
     validating = size.quantized_bytes + size.cache_bytes + (0 if size.prequantized else size.float_bytes)
     memory = PROCESS_BYTES + (size.float_bytes if size.on_gpu else max(quantizing, validating))
     gpu = (size.quantized_bytes + size.cache_bytes) // size.parallel + PROCESS_BYTES if size.on_gpu else 0
-    return Estimate(disk, memory, gpu, _seconds(size, cores))
+    return Estimate(
+        disk,
+        memory,
+        gpu,
+        _seconds(size, cores),
+        artifact_bytes=size.quantized_bytes + size.tool_bytes,
+        attempt_bytes=(copies - 1) * size.quantized_bytes + size.tool_bytes,
+    )
 
 
 def _seconds(size: BuildSize, cores: int) -> float:

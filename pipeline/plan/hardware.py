@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline import paths
 from runtime.host import machine
 from runtime.host.machine import RELEVANT_PACKAGES, Machine
 
@@ -68,7 +68,7 @@ def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...]) 
     """
     return Hardware(
         machine=machine.describe(),
-        free_disk=shutil.disk_usage(_existing(cache)).free,
+        free_disk=paths.free_bytes(cache),
         cores=len(os.sched_getaffinity(0)),
         quantizer=find_quantizer(quantize_python, needs),
     )
@@ -95,8 +95,3 @@ def _packages_of(python: Path) -> dict[str, str]:
         return {str(name): str(version) for name, version in json.loads(answer.stdout).items()}
     except (OSError, subprocess.SubprocessError, ValueError):
         return {}  # not a Python that works: as good as none
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest folder that exists, at or above a path."""
-    return next(parent for parent in (path, *path.resolve().parents) if parent.is_dir())

@@ -6,7 +6,6 @@ returns a frozen `BuildPlan`, or raises every problem at once. `prepare` reads t
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from pipeline import lanes
@@ -15,11 +14,13 @@ from pipeline.lanes import CPU, LANES, METHODS, VLLM, Lane, lane_of
 from pipeline.lanes.gate_specs import OPTIONS, Candidate
 from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds, planned_text
 from pipeline.lanes.lane import TrtLane
+from pipeline.paths import distinct_name
 from pipeline.plan import BuildPlan, BuildRequest, ChatPlan, ToolPlan
 from pipeline.plan.chat_plan import ChatPlanner
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.disk_facts import ARTIFACTS, DiskFacts, PathEntry
 from pipeline.plan.estimate import BuildSize, Estimate, estimate
+from pipeline.plan.fallbacks import Attempts, checked_methods
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.tool_plan import plan_tool
 from pipeline.plan.trt_plan import TrtPlanner
@@ -73,12 +74,15 @@ def make_plan(
     planner = chat_planner(request, settings, hardware.machine, disk, lane, hardware.quantizer is not None, diagnostics)
     chat_plan = planner.plan(chat) if chat else None
     tool_plan = plan_tool(tool, request, diagnostics)
-    out = _out(request, chat_plan, chat or tool, lane, disk, diagnostics)
-    _fallbacks(request, chat_plan, hardware, lane, diagnostics)
+    out = _out(request, chat_plan, chat, tool, lane, disk, diagnostics)
+    methods = checked_methods(request, chat_plan, hardware, lane, diagnostics)
     thresholds = _thresholds(request, chat_plan, tool_plan, lane, diagnostics)
     cost = estimate(_build_size(chat_plan, tool_plan, lane), cores=hardware.cores)
-    _resources(cost, hardware, lane, diagnostics)
+    attempts = Attempts(request, lambda other: make_plan(other, settings, chat, tool, hardware, earlier, disk))
+    attempts.make(methods)
+    _resources(cost, attempts.kept_bytes, hardware, lane, disk, diagnostics)
     problems = diagnostics.distinct_problems(earlier)
+    problems += attempts.problems_beside(problems)
     if problems or lane is None:
         raise WrongRequestError(problems)
     return BuildPlan(
@@ -125,15 +129,20 @@ def _lane(
 def _out(
     request: BuildRequest,
     chat: ChatPlan | None,
-    facts: SourceFacts | None,
+    chat_facts: SourceFacts | None,
+    tool_facts: SourceFacts | None,
     lane: Lane | None,
     disk: DiskFacts,
     diagnostics: Diagnostics,
 ) -> Path:
-    name = re.sub(r"[^a-z0-9.-]+", "-", facts.name.lower().rpartition("/")[2]) if facts else "artifact"
-    if facts and facts.kind == "embedded":
-        name = "smollm2-135m-instruct" if chat else "screenshot-intent"
-    parts = [name, chat.method if chat else "tool", lane.name if lane else ""]
+    models = [facts for facts in (chat_facts, tool_facts) if facts]
+    # The embedded classifier goes along with any chat model and is not named.
+    named = [facts for facts in models if facts is models[0] or facts.kind != EMBEDDED]
+    parts = [
+        *(_folder_name(facts, chat=facts is chat_facts) for facts in named),
+        chat.method if chat else "tool",
+        lane.name if lane else "",
+    ]
     out = request.out or ARTIFACTS / "-".join(part for part in parts if part)
     diagnostics.decide("artifact", out, "--out" if request.out else "named after model, method and lane")
     place = disk.entries.get(out, PathEntry.NOTHING)
@@ -148,17 +157,15 @@ def _out(
     return out
 
 
-def _fallbacks(
-    request: BuildRequest, chat: ChatPlan | None, hardware: Hardware, lane: Lane | None, diagnostics: Diagnostics
-) -> None:
-    methods = lane.methods if lane else tuple(METHODS)
-    for method in request.fallback:
-        if method not in methods:
-            diagnostics.problem("--fallback", f"one of {', '.join(methods)}", repr(method))
-        elif chat and method == chat.method:
-            diagnostics.problem("--fallback", f"another method than {chat.method}", method)
-        elif lane and (refusal := lane.refusal(method, hardware.machine.sm, allow_emulated=request.allow_emulated)):
-            diagnostics.problem("--fallback", f"a method that {lane.name} can run here", method, str(refusal))
+def _folder_name(facts: SourceFacts, *, chat: bool) -> str:
+    """Return a model's part in the name of its artifact's folder; two models never share it."""
+    if facts.kind == "embedded":
+        return "smollm2-135m-instruct" if chat else "screenshot-intent"
+    if facts.kind == "hub":
+        # No name on the hub holds two dashes.
+        name = facts.ref.replace("/", "--", 1)
+        return distinct_name(name, name)
+    return distinct_name(facts.name, str(facts.path or facts.ref))
 
 
 def _thresholds(
@@ -219,11 +226,16 @@ def _stored_bytes(chat: ChatPlan, shape: Shape) -> int:
     return int(shape.linear_parameters * (METHODS[chat.method].bits / 8 + scales) + shape.embedding_parameters * 2)
 
 
-def _resources(cost: Estimate, hardware: Hardware, lane: Lane | None, diagnostics: Diagnostics) -> None:
+def _resources(
+    cost: Estimate, kept: int, hardware: Hardware, lane: Lane | None, disk: DiskFacts, diagnostics: Diagnostics
+) -> None:
     machine, gib = hardware.machine, 2**30
-    if cost.disk_bytes > hardware.free_disk:
+    if cost.disk_bytes + kept > hardware.free_disk:
         found, next_step = f"{hardware.free_disk / gib:.1f} GiB", "free some, or set AWQ_CACHE_DIR elsewhere"
-        diagnostics.problem("disk", f"{cost.disk_bytes / gib:.1f} GiB free", found, next_step)
+        diagnostics.problem("disk", f"{(cost.disk_bytes + kept) / gib:.1f} GiB free", found, next_step)
+    if disk.free_at_out is not None and cost.artifact_bytes > disk.free_at_out:
+        expected, found = f"{cost.artifact_bytes / gib:.1f} GiB free there", f"{disk.free_at_out / gib:.1f} GiB"
+        diagnostics.problem("--out", expected, found, "free some, or choose another --out")
     if machine.memory_bytes and cost.memory_bytes > machine.memory_bytes:
         found, next_step = f"{machine.memory_bytes / gib:.1f} GiB", "use a larger machine or a smaller model"
         diagnostics.problem("memory", f"{cost.memory_bytes / gib:.1f} GiB", found, next_step)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline import lanes, settings, source
+from pipeline import lanes, paths, settings, source
 from pipeline.plan import BuildPlan, BuildRequest, disk_facts, hardware, planner
 from pipeline.plan.hardware import Hardware
+from pipeline.problem import Problem
 from pipeline.settings import PipelineSettings
 
 
@@ -37,22 +38,67 @@ def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str,
         WrongRequestError: with every problem.
     """
     loaded = settings.load(environment)
-    folder = cache or cache_folder(loaded.settings, environment)
+    request, values, problems = _named_paths(request, loaded.settings)
+    folder, wrong = cache_place(cache, values, environment)
+    problems += wrong
     chat = source.read_facts(request.chat, "CHAT_MODEL") if request.chat else None
     if chat is not None:
         chat = source.with_prompt_format(chat, think=loaded.settings.thinking_max_tokens > 0)
     tool = source.read_facts(request.tool, "TOOL_MODEL") if request.tool else None
     lane = request.lanes[0] if len(request.lanes) == 1 else loaded.settings.inference_engine
     needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
-    here = hardware.describe(folder, loaded.settings.quantize_python, needs)
-    found = disk_facts.read(request, loaded.settings)
-    made = planner.make_plan(request, loaded.settings, chat, tool, here, loaded.problems, found)
-    return Prepared(made, here, loaded.settings, folder)
+    here = hardware.describe(folder, values.quantize_python, needs)
+    found = disk_facts.read(request, values)
+    place = request.out or disk_facts.ARTIFACTS
+    if not paths.same_file_system(place, folder):
+        found = replace(found, free_at_out=paths.free_bytes(place))
+    made = planner.make_plan(request, values, chat, tool, here, (*loaded.problems, *problems), found)
+    return Prepared(made, here, values, folder)
 
 
-def cache_folder(values: PipelineSettings, environment: Mapping[str, str]) -> Path:
-    """Return the folder where finished stages are kept."""
+def cache_place(
+    named: Path | None, values: PipelineSettings, environment: Mapping[str, str]
+) -> tuple[Path, list[Problem]]:
+    """Return the folder where finished stages are kept, and why it cannot be."""
+    where, folder = _cache_folder(named, values, environment)
+    found = paths.named(where, folder)
+    if isinstance(found, Problem):
+        # Something has to stand in its place while the rest is checked.
+        return Path("/"), [found]
+    problem = paths.folder_problem(where, found)
+    return found, [problem] if problem else []
+
+
+def _cache_folder(named: Path | None, values: PipelineSettings, environment: Mapping[str, str]) -> tuple[str, Path]:
+    """Return which option or variable names the folder of finished stages, and the folder."""
+    if named:
+        return "--cache-dir", named
     if values.awq_cache_dir:
-        return values.awq_cache_dir.expanduser()
+        return "AWQ_CACHE_DIR", values.awq_cache_dir
     base = environment.get("XDG_CACHE_HOME", "").strip()
-    return (Path(base) if base else Path.home() / ".cache") / "yap-pipeline"
+    # By its specification a path there that is not absolute is not read.
+    if base.startswith(("/", "~")):
+        return "XDG_CACHE_HOME", Path(base) / "yap-pipeline"
+    return "AWQ_CACHE_DIR", Path("~/.cache/yap-pipeline")
+
+
+def _named_paths(
+    request: BuildRequest, values: PipelineSettings
+) -> tuple[BuildRequest, PipelineSettings, list[Problem]]:
+    """Return the request and the settings with every path as the system takes it, and what is wrong with the others."""
+    problems: list[Problem] = []
+
+    def checked(where: str, path: Path | None) -> Path | None:
+        found = paths.named(where, path) if path else None
+        if isinstance(found, Problem):
+            problems.append(found)
+            return None
+        return found
+
+    changed = {
+        name: checked(name.upper(), value)
+        for name in PipelineSettings.model_fields
+        # The folder of finished stages may be named otherwise, and is checked where it is chosen.
+        if name != "awq_cache_dir" and isinstance(value := getattr(values, name), Path)
+    }
+    return replace(request, out=checked("--out", request.out)), values.model_copy(update=changed), problems

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import paths
 from pipeline.problem import Problem
 from pipeline.progress import Progress
 from pipeline.source import weights
@@ -28,7 +29,7 @@ from runtime.engines.trt.folders import is_checkpoint
 Kind = Literal["embedded", "folder", "hub"]
 
 EMBEDDED = "embedded"
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 # What decides a model's answers; cards and pictures do not.
 CONTENT_SUFFIXES = (".safetensors", ".engine", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
@@ -126,8 +127,10 @@ def read_facts(ref: str, role: Role) -> SourceFacts:
     if ref == EMBEDDED:
         config = EMBEDDED_CHAT if role == "CHAT_MODEL" else EMBEDDED_TOOL
         return SourceFacts(ref, "embedded", EMBEDDED, config=config, license="apache-2.0", chat_template=True)
-    folder = Path(ref).expanduser()
-    if ref and folder.is_dir():
+    folder = paths.named(role, Path(ref))
+    if isinstance(folder, Problem):
+        return SourceFacts(ref, "folder", Path(ref).name or ref, problems=(folder,))
+    if ref and paths.is_folder(folder):
         return _read_folder(ref, folder.resolve(), role)
     match = HUB_ID.fullmatch(ref)
     if match and not ref.startswith((".", "/", "~")):
@@ -170,7 +173,7 @@ def _unreadable(folder: Path) -> Path | None:
 
 def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFacts:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     found: str
     try:
@@ -198,6 +201,8 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
         )
     except TokenError as error:
         return SourceFacts(ref, "hub", repo, problems=(Problem(error.variables, error.expected, error.found),))
+    except HFValidationError:
+        found, remedy = "a name that the hub does not allow", "check it, or name a folder"
     except GatedRepoError:
         found, remedy = "a gated one", f"accept its terms at https://huggingface.co/{repo} and set HF_TOKEN"
     except HfHubHTTPError as error:
