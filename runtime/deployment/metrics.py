@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -16,6 +16,14 @@ from runtime.wire.frames import Usage
 _SECONDS = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1)
 
+
+# Every value that a label can have is there from the start, at zero: a rate over a counter that appears with its first
+# event misses that event, and an alert on it stays silent.
+OUTCOMES = ("done", "cancelled", "failed", "timeout")
+DECISIONS = ("yes", "no", "timeout", "failed", "skipped")
+TOKEN_KINDS = ("prompt", "cached", "completion")
+DROP_REASONS = ("deadline", "too_many", "unread", "flood", "malformed")
+ENGINE_STATES = ("running", "waiting")
 
 # What a close code is counted as: the registered ones as themselves, since a client may send any other.
 _CLOSE_CODES = frozenset(range(1000, 1016))
@@ -134,8 +142,25 @@ class Metrics:
         )
         self._kv_usage = Gauge("yap_engine_kv_cache_usage", "Used part of the KV cache", registry=registry)
         self._cache_resets = Counter("yap_cache_resets", "Resets of the engine's caches", registry=registry)
+        self._build = Info("yap_build", "The runtime that serves", registry=registry)
+        self._artifact = Info("yap_artifact", "What is served", registry=registry)
+        for metric, values in (
+            (self._turns, OUTCOMES),
+            (self._decisions, DECISIONS),
+            (self._tokens, TOKEN_KINDS),
+            (self._dropped, DROP_REASONS),
+            (self._engine_requests, ENGINE_STATES),
+            (self._closed, (str(code) for code in (1000, 1001, 1008, 1009, 1013, idle_code))),
+        ):
+            for value in values:
+                metric.labels(value)
         self._prompt_tokens = 0  # of all turns so far, for the hit ratio
         self._cached_tokens = 0  # those of them that came out of the prefix cache
+
+    def serves(self, build: Mapping[str, str], artifact: Mapping[str, str]) -> None:
+        """Say which runtime serves which artifact, as labels of `yap_build_info` and `yap_artifact_info`."""
+        self._build.info(dict(build))
+        self._artifact.info(dict(artifact))
 
     def turn_ended(self, outcome: str, usage: Usage, gaps: Iterable[float]) -> None:
         """Count a turn: done, cancelled, failed or timeout. `gaps` are sampled times between tokens in seconds."""

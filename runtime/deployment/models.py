@@ -135,6 +135,7 @@ class Deployment:
         tool_timeout: seconds after which an undecided classifier means no.
         breaker: says when the classifier is not to be waited for.
         died: called with the error when the engine turns out to be dead.
+        log_turns: whether each turn's end is an event of the log.
         warmed: called when something was put into the prefix cache on a client's request.
     """
 
@@ -145,4 +146,5 @@ class Deployment:
     tool_timeout: float = defaults.TOOL_TIMEOUT_S
     breaker: Breaker = field(default_factory=Breaker)
     died: Callable[[EngineDeadError], None] = lambda error: None
+    log_turns: bool = False
     warmed: Callable[[], None] = lambda: None

@@ -336,6 +336,9 @@ class RuntimeSettings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _ANY_CASE] = var(
         "info", "least severe events that are logged"
     )
+    log_turns: bool = var(
+        False, "log an event for each turn that ends: outcome, key's name, tokens, times; nothing of what was said"
+    )
     log_format: Annotated[Literal["json", "console"], _ANY_CASE] = var("json", "form of the log on standard output")
 
     def keys(self) -> tuple[ApiKey, ...]:

@@ -27,7 +27,7 @@ import structlog
 import uvicorn
 from pydantic import SecretStr
 
-from runtime import defaults
+from runtime import __version__, defaults
 from runtime.artifact import ArtifactError, hub
 from runtime.deployment import unknown_variables
 from runtime.deployment.settings import RuntimeSettings, SettingsError
@@ -88,6 +88,13 @@ def run(settings: RuntimeSettings) -> int:
         )
     import uvloop
 
+    log.info(
+        "starting",
+        version=__version__,
+        address=f"{settings.host}:{settings.port}",
+        artifact=settings.artifact,
+        playground=settings.playground,
+    )
     log.info("open_files", limit=files.limit, before=files.before, unadmitted=shares.unadmitted, backlog=shares.backlog)
     settings = settings.model_copy(update={"max_unadmitted_sockets": shares.unadmitted})
     with listener:

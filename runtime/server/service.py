@@ -21,7 +21,7 @@ from pathlib import Path
 
 import structlog
 
-from runtime import artifact, defaults, engines
+from runtime import __version__, artifact, defaults, engines
 from runtime.artifact import ArtifactError, BuildMetadata, ToolModel, verify
 from runtime.artifact.repository import named_on_hub
 from runtime.defaults import GPU_ALONE
@@ -191,7 +191,9 @@ class Service:
             await self._load_tool(folder, metadata.tool, serving.tool, here.device, beside)
         logs.take_over()
         freeze_heap()
-        log.info("loaded", mode=serving.mode, lane=metadata.lane, digest=metadata.digest[:12])
+        served = _served(metadata)
+        self.metrics.serves({"version": __version__, "lane": metadata.lane}, served)
+        log.info("loaded", mode=serving.mode, lane=metadata.lane, **served)
         self.open(chat, self._classifier, serving)
 
     async def _load_chat(self, folder: Path, metadata: BuildMetadata, chat: ChatServing) -> Chat:
@@ -262,6 +264,7 @@ class Service:
             tool_timeout=settings.tool_timeout_s,
             breaker=breaker,
             died=self.died,
+            log_turns=settings.log_turns,
             warmed=resetter.warmed if resetter is not None else lambda: None,
         )
         sampling = settings.sampling(serving.chat.max_out) if serving.chat is not None else Sampling()
@@ -479,6 +482,19 @@ def freeze_heap() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 5, 20)
+
+
+def _served(metadata: BuildMetadata) -> dict[str, str]:
+    """What is served, in words of its metadata."""
+    chat, tool = metadata.chat, metadata.tool
+    return {
+        "digest": metadata.digest[:12],
+        "engine": metadata.engine,
+        "chat": chat.source.repo if chat else "",
+        "chat_revision": (chat.source.revision or "") if chat else "",
+        "method": chat.quantization.method if chat else "",
+        "tool": tool.source.repo if tool else "",
+    }
 
 
 def _prepare_environment(*, allow_long_context: bool) -> None:

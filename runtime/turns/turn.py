@@ -335,16 +335,32 @@ class Turn:
                 self._outbox.put(frames.Done(cancelled=True, request_id=self.request_id))
         self._answer_cancels()
         attempt("turn_end", partial(self._deployment.metrics.turn_ended, outcome, usage, self._gaps))
+        if self._deployment.log_turns:
+            attempt("turn_log", partial(self._log_end, outcome, usage))
         attempt("turn_count", partial(self._principal.count, usage))
         # What was sent is what the user heard, unless they say otherwise, also when the turn was cut short. A failed
         # turn can be sent again as it was, so it leaves no trace.
         kept = outcome == "done" or (outcome == "cancelled" and (bool(said) or stop is Stop.BARGE_IN))
         attempt("turn_end", partial(request.ended, kept))
 
+    def _log_end(self, outcome: str, usage: frames.Usage) -> None:
+        log.info(
+            "turn",
+            outcome=outcome,
+            key=self._principal.name,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            ttft_ms=usage.ttft_ms,
+            duration_ms=usage.duration_ms,
+        )
+
     def _fail(self, error: BaseException | None) -> str:
         timeout = self._stop is Stop.TIMEOUT
         if error is not None:
             log.error("turn_failed", error=type(error).__name__, exc_info=error)
+        elif timeout:
+            log.error("turn_timed_out", seconds=self._deployment.generation_timeout)
         code = "generation_timeout" if timeout else "generation_failed"
         text = (
             f"No complete reply within {self._deployment.generation_timeout:g} seconds."

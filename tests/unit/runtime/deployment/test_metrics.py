@@ -48,6 +48,25 @@ def test_every_label_is_known_to_be_closed() -> None:
     assert declared == CLOSED.keys()
 
 
+def test_every_value_is_there_from_the_start() -> None:
+    """A counter that appears with its first event hides that event from a rate."""
+    metrics = Metrics()
+    before = labels(metrics)
+    for name in ("outcome", "kind", "state"):
+        assert {value for label, value in before if label == name} == CLOSED[name]
+    assert {value for label, value in before if label == "status"} >= CLOSED["status"]
+    assert ("code", "1000") in before
+    assert len({value for label, value in before if label == "reason"}) == 5
+
+
+def test_what_is_served_is_told() -> None:
+    metrics = Metrics()
+    metrics.serves({"version": "1.2"}, {"digest": "abc", "chat": 'a "quoted" name'})
+    text = metrics.render().decode()
+    assert 'yap_build_info{version="1.2"} 1.0' in text
+    assert 'digest="abc"' in text
+
+
 def test_principals_are_told_by_name_when_they_are_read() -> None:
     metrics = Metrics()
     assert b'key="' not in metrics.render()
