@@ -1,20 +1,42 @@
-"""The classifier's accuracy on held-out utterances, measured with the runtime's own code."""
+"""The classifier's accuracy on labelled utterances, tool by tool, measured with the runtime's own code."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.embedded.utterances import heldout_utterances
 from pipeline.progress import Progress
+from pipeline.source.utterance_file import ToolUtterance, measured_tools
 from pipeline.stages.stage import StageError
 from runtime.artifact import SCREENSHOT_TOOL, ToolModel
 from runtime.deployment.classifier import Decision, ToolClassifier, tools_of
 
 
+@dataclass(frozen=True, slots=True)
+class ToolFigures:
+    """How well a classifier's tools are asked for.
+
+    Attributes:
+        accuracy: of each tool that utterances ask for, 0 to 1.
+        silence: of each other one, the part of the embedded utterances on which it is not asked for. They ask for a
+            look or for nothing; whether the tool is asked for when it should be, they do not tell.
+    """
+
+    accuracy: Mapping[str, float]
+    silence: Mapping[str, float]
+
+
+def unmeasured(tool: ToolModel, utterances: Collection[ToolUtterance]) -> tuple[str, ...]:
+    """Return the tools that neither the user's utterances nor the embedded ones ask for, in the table's order."""
+    asked = measured_tools(utterances) | {SCREENSHOT_TOOL}
+    return tuple(entry.name for entry in tool.served_tools if entry.name not in asked)
+
+
 def tool_accuracy(folder: Path, tool: ToolModel, device: str, progress: Progress) -> float:
-    """Return the part of the held-out utterances, 0 to 1, on which the classifier decides as their labels say.
+    """Return the part of the embedded utterances, 0 to 1, on which the classifier decides as their labels say.
 
     Args:
         folder: the artifact.
@@ -24,35 +46,73 @@ def tool_accuracy(folder: Path, tool: ToolModel, device: str, progress: Progress
     Raises:
         StageError: the classifier could not be loaded.
     """
-    return min(accuracy_by_tool(folder, tool, device, progress).values())
+    return min(measure_tools(folder, tool, device, progress).accuracy.values())
 
 
-def accuracy_by_tool(folder: Path, tool: ToolModel, device: str, progress: Progress) -> Mapping[str, float]:
-    """Return for each tool the part of the held-out utterances on which it is asked for, or not, as it should be.
+def measure_tools(
+    folder: Path, tool: ToolModel, device: str, progress: Progress, utterances: Sequence[ToolUtterance] = ()
+) -> ToolFigures:
+    """Measure each tool of a classifier.
 
-    The utterances ask for a look at the screen or for nothing: any other tool that is asked for is wrong there.
+    A tool that the user's utterances ask for is measured on them: the mean of the parts that are right where it should
+    be asked for, and where it should not. Of many tools each is asked for seldom, so that one that never fires is
+    nearly always right; this way it is so by half. The screenshot is else measured on the embedded utterances, about as
+    many of either kind: the part that is right.
+
+    Args:
+        folder: the artifact.
+        tool: its classifier.
+        device: cpu or cuda.
+        utterances: the user's.
 
     Raises:
         StageError: the classifier could not be loaded.
     """
-    utterances = heldout_utterances()
-    decisions = _decisions(folder, tool, device, progress)
-    accuracy = {}
-    for entry in tool.served_tools:
-        look = entry.name == SCREENSHOT_TOOL
-        pairs = zip(decisions, utterances, strict=True)
-        right = [_asks(decision, entry.name) == (look and utterance.screenshot) for decision, utterance in pairs]
-        accuracy[entry.name] = sum(right) / len(right)
-    return accuracy
+    own = measured_tools(utterances)
+    names = [entry.name for entry in tool.served_tools]
+    embedded = _embedded() if set(names) - own else ()
+    decisions = _decisions(folder, tool, device, progress, [*utterances, *embedded])
+    asked = [_asked(decision) for decision in decisions]
+    of_own, of_embedded = asked[: len(utterances)], asked[len(utterances) :]
+    accuracy: dict[str, float] = {}
+    silence: dict[str, float] = {}
+    for name in names:
+        if name in own:
+            accuracy[name] = _balanced(name, utterances, of_own)
+        elif name == SCREENSHOT_TOOL:
+            pairs = zip(of_embedded, embedded, strict=True)
+            accuracy[name] = _part((name in found) == (name in right.tools) for found, right in pairs)
+        else:
+            silence[name] = _part(name not in found for found in of_embedded)
+    return ToolFigures(accuracy, silence)
 
 
-def _asks(decision: Decision, name: str) -> bool:
-    if name == SCREENSHOT_TOOL:
-        return decision.take_screenshot
-    return any(call.name == name for call in decision.calls)
+def _embedded() -> tuple[ToolUtterance, ...]:
+    look = frozenset({SCREENSHOT_TOOL})
+    return tuple(ToolUtterance(entry.turns, look if entry.screenshot else frozenset()) for entry in heldout_utterances())
 
 
-def _decisions(folder: Path, tool: ToolModel, device: str, progress: Progress) -> Sequence[Decision]:
+def _balanced(name: str, utterances: Sequence[ToolUtterance], asked: Sequence[frozenset[str]]) -> float:
+    pairs = list(zip(utterances, asked, strict=True))
+    noticed = _part(name in found for right, found in pairs if name in right.tools)
+    left_alone = _part(name not in found for right, found in pairs if name not in right.tools)
+    return (noticed + left_alone) / 2
+
+
+def _part(answers: Iterable[bool]) -> float:
+    """The part of answers that are yes; not a number where there are none."""
+    given = list(answers)
+    return sum(given) / len(given) if given else float("nan")
+
+
+def _asked(decision: Decision) -> frozenset[str]:
+    asked = {call.name for call in decision.calls}
+    return frozenset(asked | {SCREENSHOT_TOOL} if decision.take_screenshot else asked)
+
+
+def _decisions(
+    folder: Path, tool: ToolModel, device: str, progress: Progress, utterances: Sequence[ToolUtterance]
+) -> Sequence[Decision]:
     classifier = ToolClassifier(
         folder / tool.path,
         threshold=tool.default_threshold,
@@ -61,8 +121,7 @@ def _decisions(folder: Path, tool: ToolModel, device: str, progress: Progress) -
         tools=tools_of(tool),
         device=device,
     )
-    utterances = heldout_utterances()
-    progress.step(f"asking the classifier about {len(utterances)} held-out utterances")
+    progress.step(f"asking the classifier about {len(utterances)} labelled utterances")
 
     async def decide() -> Sequence[Decision]:
         try:
