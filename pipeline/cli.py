@@ -153,7 +153,9 @@ def validate_command(given: options.ValidateOptions) -> None:
     from pipeline.lanes.gates import failures
 
     with progress.for_terminal() as steps:
-        metadata = revalidate.revalidate(given.artifact, given.reference, given.bounds, given.cache_dir, steps)
+        metadata = revalidate.revalidate(
+            given.artifact, given.reference, given.bounds, given.cache_dir, steps, given.tool_utterances
+        )
     report.show_artifact(metadata, report.PlainConsole())
     if metadata.validation and (failed := failures(metadata.validation)):
         hints.print_failures(metadata.chat.quantization.method if metadata.chat else "tool", failed)

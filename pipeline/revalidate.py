@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -16,16 +17,30 @@ from pipeline.progress import Progress
 from pipeline.publish import describe
 from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
+from pipeline.source.tool_labels import LabelsError, labels_of
+from pipeline.source.utterance_file import (
+    NO_UTTERANCES,
+    UtterancesError,
+    UtteranceSet,
+    read_utterances,
+    utterances_for,
+)
 from pipeline.stage_runner import StageRunner
 from pipeline.validate.validation import candidate_of, validate
 from runtime import artifact
-from runtime.artifact import BuildMetadata, ChatModel
+from runtime.artifact import ArtifactError, BuildMetadata, ChatModel
+from runtime.deployment.classifier import is_multi_label
 
 QUANTIZERS = frozenset({"llmcompressor", "nvidia-modelopt"})
 
 
 def revalidate(
-    folder: Path, reference: str | None, bounds: Thresholds, cache: Path | None, progress: Progress
+    folder: Path,
+    reference: str | None,
+    bounds: Thresholds,
+    cache: Path | None,
+    progress: Progress,
+    tool_utterances: Path | None = None,
 ) -> BuildMetadata:
     """Measure an artifact here, and write the figures into its metadata whether they pass or not.
 
@@ -34,6 +49,7 @@ def revalidate(
         reference: the float model; none takes the source that the metadata names.
         bounds: those that replace the defaults.
         cache: folder of finished stages; none takes the environment's.
+        tool_utterances: file of labelled utterances to measure the classifier on; none takes the environment's.
 
     Raises:
         WrongRequestError: the lane does not fit, or the float model is not the one that was quantized.
@@ -54,7 +70,8 @@ def revalidate(
     chat = metadata.chat
     scores: Path | None = None
     compared = chat is not None and not chat.quantization.prequantized
-    if inapplicable := inapplicable_bounds(candidate_of(metadata, compared=compared), bounds):
+    utterances = _utterances(folder, metadata, tool_utterances, loaded.settings)
+    if inapplicable := inapplicable_bounds(candidate_of(metadata, compared=compared, utterances=utterances), bounds):
         raise WrongRequestError(inapplicable)
     parameters = 0
     if chat and compared:
@@ -67,9 +84,11 @@ def revalidate(
             )
         parameters = Shape.of(source.read_facts(str(model.folder), "CHAT_MODEL").config).parameters
         scores = runner.reference(model, lane, context=chat.limits.max_model_len, dtype=chat.dtype)
-    candidate = candidate_of(metadata, compared=compared, parameters=parameters)
+    candidate = candidate_of(metadata, compared=compared, parameters=parameters, utterances=utterances)
     thresholds = {**default_thresholds(candidate), **bounds}
-    validation = validate(folder, metadata, reference=scores, thresholds=thresholds, progress=progress)
+    validation = validate(
+        folder, metadata, reference=scores, thresholds=thresholds, progress=progress, utterances=utterances
+    )
     # What quantized it stays what it was; what proves it is what is here.
     quantizers = {name: version for name, version in metadata.platform.packages.items() if name in QUANTIZERS}
     platform = describe.platform(here)
@@ -89,6 +108,27 @@ def _with_thought(metadata: BuildMetadata, values: PipelineSettings, progress: P
         expected = f"less than {chat.limits.max_output_len}, the tokens that the artifact gives out at most"
         raise WrongRequestError([Problem("THINKING_MAX_TOKENS", expected, str(asked))])
     return metadata.model_copy(update={"chat": chat.model_copy(update={"thinking_max_tokens": asked})})
+
+
+def _utterances(folder: Path, metadata: BuildMetadata, named: Path | None, values: PipelineSettings) -> UtteranceSet:
+    """Return the user's labelled utterances, held against the artifact's classifier."""
+    path, where = (values.tool_utterances, "TOOL_UTTERANCES") if named is None else (named, "--tool-utterances")
+    if path is None:
+        return NO_UTTERANCES
+    tool = metadata.tool
+    if tool is None:
+        if named is None:
+            return NO_UTTERANCES
+        raise WrongRequestError([Problem(where, "an artifact with a classifier", "none", "leave it out")])
+    try:
+        config = json.loads((folder / tool.path / "config.json").read_bytes())
+        labels, independent = labels_of(config), is_multi_label(config)
+        return utterances_for(read_utterances(path), labels, tool.served_tools, independent=independent)
+    except (UtterancesError, LabelsError) as error:
+        expected = f"labels of {', '.join(entry.name for entry in tool.served_tools)}, or of none of them"
+        raise WrongRequestError([Problem(where, expected, str(error), f"correct {path}")]) from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{folder / tool.path / 'config.json'}: expected a classifier's, found {error}") from error
 
 
 def _reference(chat: ChatModel, named: str | None) -> SourceFacts:

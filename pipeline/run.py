@@ -19,7 +19,7 @@ from pipeline import source
 from pipeline.build import awq
 from pipeline.build.assemble import assemble
 from pipeline.lanes import STYLES
-from pipeline.lanes.gate_specs import TOOL_ACCURACY
+from pipeline.lanes.gate_specs import TOOL_ACCURACY, TOOL_SILENCE
 from pipeline.lanes.gates import describe_failure, failed_gates
 from pipeline.plan import BuildPlan, CalibrationPlan, ChatPlan
 from pipeline.plan.prepare import Prepared
@@ -27,6 +27,7 @@ from pipeline.progress import Progress
 from pipeline.publish import describe
 from pipeline.quantize import QuantizeJob, calibration
 from pipeline.source.model_files import TOKENIZER_FILES
+from pipeline.source.utterance_file import NO_UTTERANCES
 from pipeline.stage_runner import FetchedModel, StageRunner
 from pipeline.stages import install, recipes
 from pipeline.stages.recipes import recipe_of
@@ -60,6 +61,10 @@ QUANTIZERS: dict[str, Quantizer] = {engine: _offered(name, "quantize") for engin
 BUILDERS: dict[str, Builder] = {lane.engine: _offered(recipes.BUILDERS[lane.engine], lane.builder) for lane in STYLES}
 
 
+# Gates of the classifier alone.
+CLASSIFIERS = frozenset({TOOL_ACCURACY.name, TOOL_SILENCE.name})
+
+
 class GateError(Exception):
     """The artifact did not pass its gates.
 
@@ -80,7 +85,7 @@ class GateError(Exception):
     @property
     def classifier_alone(self) -> bool:
         """Whether nothing else failed, so that another method would not help."""
-        return all(gate.name.partition(":")[0] == TOOL_ACCURACY.name for gate in self.gates)
+        return all(gate.name.partition(":")[0] in CLASSIFIERS for gate in self.gates)
 
 
 class Run:
@@ -215,9 +220,18 @@ class Run:
             context = chat.limits.max_model_len
             reference = self.runner.reference(base, self.plan.lane, context=context, dtype=chat.dtype)
 
+        utterances = self.plan.tool.utterances if self.plan.tool else NO_UTTERANCES
+
         # What the works hand over stands in the inputs; what they do, in the modules that the recipes name.
         def work(_: Path) -> Mapping[str, Any]:
-            validation = validate(folder, metadata, reference=reference, thresholds=thresholds, progress=self.progress)
+            validation = validate(
+                folder,
+                metadata,
+                reference=reference,
+                thresholds=thresholds,
+                progress=self.progress,
+                utterances=utterances,
+            )
             if failed := failed_gates(validation):
                 raise GateError(chat.method if chat else "tool", failed)
             return validation.model_dump(mode="json")
@@ -228,6 +242,7 @@ class Run:
             "engine": metadata.engine,
             # The digest is over the files; how the classifier is asked stands in the metadata.
             "tool": metadata.tool.model_dump(mode="json") if metadata.tool else None,
+            "utterances": utterances.sha256,
             "reference": hashes.sha256_of(reference) if reference else None,
             "limits": chat.limits.model_dump() if chat else None,
             "thinking": chat.thinking if chat else 0,

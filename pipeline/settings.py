@@ -79,6 +79,11 @@ class PipelineSettings(BaseModel):
         description="length of the thought before a reply, beside `CHAT_MAX_OUT`, for a model that always "
         "thinks; baked in; 0: such a model is refused",
     )
+    tool_utterances: Path | None = Field(
+        None,
+        description="JSONL file of labelled utterances (`text`, `label` or `labels`) to measure the classifier's tools "
+        "on, unless `--tool-utterances` is given; none means the embedded ones, which know the screenshot alone",
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one model; baked in")
     hf_push_repo_id: Word | None = Field(
         None, description="repository that `--push-quant` and `push` publish to, such as `acme/llama-8b-awq`"

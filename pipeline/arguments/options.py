@@ -61,6 +61,14 @@ ToolLabels = Annotated[
         help="A label of the classifier, by name or index, and the tool that it asks for; once for each tool.",
     ),
 ]
+ToolUtterances = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="JSONL of labelled utterances (text, label or labels) to measure the classifier's tools on; else "
+        "TOOL_UTTERANCES.",
+    ),
+]
 Emulated = Annotated[bool, typer.Option("--allow-emulated", help="Allow FP8 on a CPU, ten times slower.")]
 Force = Annotated[bool, typer.Option("--force", help="Do every stage again; FORCE_REBUILD=true does the same.")]
 Fallback = Annotated[list[str] | None, typer.Option(help="Method to try when the gates fail; may be repeated.")]
@@ -105,10 +113,16 @@ class ToolOptions:
     tool_only: ToolOnly = False
     positive_label: PositiveLabel = None
     tool_labels: ToolLabels = None
+    tool_utterances: ToolUtterances = None
 
     def within(self, request: BuildRequest) -> BuildRequest:
         """Return a request with what is said of the labels."""
-        return replace(request, positive_label=self.positive_label, tool_labels=tuple(self.tool_labels or ()))
+        return replace(
+            request,
+            positive_label=self.positive_label,
+            tool_labels=tuple(self.tool_labels or ()),
+            tool_utterances=self.tool_utterances,
+        )
 
 
 # An option for each gate's bound, as the table of gates has them.
@@ -219,4 +233,5 @@ class ValidateOptions:
         None
     )
     cache_dir: CacheDir = None
+    tool_utterances: ToolUtterances = None
     bounds: Bounds

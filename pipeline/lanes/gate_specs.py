@@ -31,6 +31,8 @@ class Candidate:
             held against.
         parameters: weights of the chat model.
         classifier: `embedded` for the one that is trained here, `other`, or none.
+        tools_measured: whether labelled utterances ask for some of its tools.
+        tools_unmeasured: whether they ask for none of some other.
     """
 
     lane: Lane
@@ -38,6 +40,8 @@ class Candidate:
     method: str | None = None
     parameters: int = 0
     classifier: Literal["embedded", "other"] | None = None
+    tools_measured: bool = True
+    tools_unmeasured: bool = False
 
     @property
     def compared(self) -> bool:
@@ -198,12 +202,20 @@ THROUGHPUT = GateSpec(
 THROUGHPUT_STREAMS = GateSpec("throughput_streams", _chat, unit="streams")
 TOOL_ACCURACY = GateSpec(
     "tool_accuracy",
-    lambda candidate: candidate.classifier is not None,
+    lambda candidate: candidate.classifier is not None and candidate.tools_measured,
     relation=">=",
     default=lambda candidate: EMBEDDED_TOOL_ACCURACY if candidate.classifier == "embedded" else LEAST_TOOL_ACCURACY,
-    option=BoundOption("--min-tool-accuracy", "The classifier, on held-out utterances.", most=1.0),
+    option=BoundOption("--min-tool-accuracy", "Each tool of the classifier, on labelled utterances.", most=1.0),
     label="tool accuracy",
-    card=CardRow("quality", "Screenshot decisions that are right", "text-classification"),
+    card=CardRow("quality", "Decisions of the classifier that are right", "text-classification"),
+)
+# Of a tool that no utterance asks for: that it stays silent where it should is all that can be bounded.
+TOOL_SILENCE = GateSpec(
+    "tool_silence",
+    lambda candidate: candidate.classifier is not None and candidate.tools_unmeasured,
+    relation=">=",
+    default=lambda _: LEAST_TOOL_ACCURACY,
+    label="tool silence",
 )
 
 # In the order in which a person reads them.
@@ -220,6 +232,7 @@ SPECS = (
     THROUGHPUT,
     THROUGHPUT_STREAMS,
     TOOL_ACCURACY,
+    TOOL_SILENCE,
 )
 
 BY_NAME = {spec.name: spec for spec in SPECS}

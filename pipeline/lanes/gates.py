@@ -48,7 +48,8 @@ def gates_of(figures: Figures, thresholds: Thresholds) -> tuple[Gate, ...]:
 def gates_by_part(spec: GateSpec, figures: Mapping[str, float], thresholds: Thresholds) -> tuple[Gate, ...]:
     """Make a gate for each part of what a figure was taken of, such as each tool; all are held to its bound.
 
-    >>> [gate.name for gate in gates_by_part(SPECS[-1], {"take_screenshot": 0.9}, {})]
+    >>> from pipeline.lanes.gate_specs import TOOL_ACCURACY
+    >>> [gate.name for gate in gates_by_part(TOOL_ACCURACY, {"take_screenshot": 0.9}, {})]
     ['tool_accuracy:take_screenshot']
     """
     bound = thresholds.get(spec)

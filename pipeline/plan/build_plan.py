@@ -14,7 +14,8 @@ from pipeline.lanes import Lane
 from pipeline.lanes.gates import Thresholds
 from pipeline.plan.estimate import Estimate
 from pipeline.source import SourceFacts
-from runtime.artifact import Limits, Moe, ToolLabel
+from pipeline.source.utterance_file import NO_UTTERANCES, ToolCoverage, UtteranceSet, coverage_of
+from runtime.artifact import Limits, Moe, ToolLabel, served_tools
 
 SEED = 20251122
 
@@ -34,6 +35,7 @@ class BuildRequest:
         thresholds: bounds that replace the defaults.
         positive_label: the classifier's label that means yes, by name or index; none reads it from the labels' names.
         tool_labels: the table of several tools, a `LABEL=TOOL[@THRESHOLD]` each; empty for what the names say.
+        tool_utterances: file of labelled utterances to measure the classifier on; none takes TOOL_UTTERANCES.
     """
 
     chat: str | None = None
@@ -46,6 +48,7 @@ class BuildRequest:
     thresholds: Thresholds = field(default_factory=dict)
     positive_label: str | None = None
     tool_labels: tuple[str, ...] = ()
+    tool_utterances: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +147,19 @@ class ToolPlan:
         max_tokens: its window.
         positive_label: index of the label that means yes; none where only `tools` says it.
         tools: the label table of a classifier with several tools; empty for one.
+        utterances: the user's, to measure it on beside the embedded ones.
     """
 
     source: SourceFacts
     max_tokens: int
     positive_label: int | None
     tools: tuple[ToolLabel, ...] = ()
+    utterances: UtteranceSet = NO_UTTERANCES
+
+    @property
+    def coverage(self) -> ToolCoverage:
+        """Which tools are measured, and on what."""
+        return coverage_of(served_tools(self.positive_label, self.tools), self.utterances.utterances)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.plan import BuildRequest
 from pipeline.settings import PipelineSettings
+from pipeline.source.utterance_file import UtteranceFile, UtterancesError, read_utterances
 from runtime.artifact import METADATA_NAME, ArtifactError
 from runtime.engines.trt.folders import CheckpointFolder, EngineFolder
 
@@ -37,6 +38,7 @@ class DiskFacts:
         engine: what TRTLLM_ENGINE_DIR names, or why it cannot be read; none when it is not set.
         checkpoint: what TRT_CHECKPOINT_DIR names, likewise.
         free_at_out: bytes free where the artifact goes; none where that is the cache's disk, which is looked at alone.
+        utterances: the labelled utterances that are named, or why they cannot be read; none when none are.
     """
 
     entries: Mapping[Path, PathEntry] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class DiskFacts:
     engine: EngineFolder | ArtifactError | None = None
     checkpoint: CheckpointFolder | ArtifactError | None = None
     free_at_out: int | None = None
+    utterances: UtteranceFile | UtterancesError | None = None
 
     def check_complete(self, settings: PipelineSettings) -> None:
         """Check that these facts were read for the settings.
@@ -64,6 +67,9 @@ def read(request: BuildRequest, settings: PipelineSettings) -> DiskFacts:
         dataset=entry_at(Path(settings.awq_calib_dataset)) if settings.awq_calib_dataset else PathEntry.NOTHING,
         engine=_engine(engine) if engine else None,
         checkpoint=_checkpoint(checkpoint) if checkpoint else None,
+        utterances=_utterances(
+            settings.tool_utterances if request.tool_utterances is None else request.tool_utterances
+        ),
     )
 
 
@@ -91,6 +97,15 @@ def _candidates(request: BuildRequest) -> list[Path]:
         return [ARTIFACTS / child.name for child in ARTIFACTS.iterdir()]
     except OSError:
         return []
+
+
+def _utterances(path: Path | None) -> UtteranceFile | UtterancesError | None:
+    if path is None:
+        return None
+    try:
+        return read_utterances(path)
+    except UtterancesError as error:
+        return error
 
 
 def _engine(folder: Path) -> EngineFolder | ArtifactError:

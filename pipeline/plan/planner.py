@@ -73,7 +73,7 @@ def make_plan(
     chat_planner = CHAT_PLANNERS.get(type(lane) if lane else Lane, ChatPlanner)
     planner = chat_planner(request, settings, hardware.machine, disk, lane, hardware.quantizer is not None, diagnostics)
     chat_plan = planner.plan(chat) if chat else None
-    tool_plan = plan_tool(tool, request, diagnostics)
+    tool_plan = plan_tool(tool, request, diagnostics, disk.utterances)
     out = _out(request, chat_plan, chat, tool, lane, disk, diagnostics)
     methods = checked_methods(request, chat_plan, hardware, lane, diagnostics)
     thresholds = _thresholds(request, chat_plan, tool_plan, lane, diagnostics)
@@ -179,6 +179,8 @@ def _thresholds(
         method=chat.method if chat and not chat.prequantized else None,
         parameters=chat.parameters if chat else 0,
         classifier=None if tool is None else "embedded" if tool.source.kind == EMBEDDED else "other",
+        tools_measured=tool is None or tool.coverage.measured,
+        tools_unmeasured=tool is not None and bool(tool.coverage.missing),
     )
     diagnostics.problems.extend(inapplicable_bounds(candidate, request.thresholds))
     bounds = {**default_thresholds(candidate), **request.thresholds}

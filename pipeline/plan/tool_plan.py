@@ -18,24 +18,46 @@ from pipeline.source.tool_labels import (
     positive_label,
     told,
 )
-from runtime.artifact import SCREENSHOT_TOOL, ToolLabel
+from pipeline.source.utterance_file import (
+    NO_UTTERANCES,
+    UtteranceFile,
+    UtterancesError,
+    UtteranceSet,
+    coverage_of,
+    utterances_for,
+)
+from runtime.artifact import SCREENSHOT_TOOL, ToolLabel, served_tools
 from runtime.deployment.classifier import is_multi_label, window_of
 
 POSITIVE_OPTION = "--positive-label"
 TABLE_OPTION = "--tool-label"
+UTTERANCES_OPTION, UTTERANCES_VARIABLE = "--tool-utterances", "TOOL_UTTERANCES"
 TOOL_NAME = re.compile(r"[\w.:-]{1,64}")
 
 
-def plan_tool(facts: SourceFacts | None, request: BuildRequest, diagnostics: Diagnostics) -> ToolPlan | None:
+def plan_tool(
+    facts: SourceFacts | None,
+    request: BuildRequest,
+    diagnostics: Diagnostics,
+    file: UtteranceFile | UtterancesError | None = None,
+) -> ToolPlan | None:
     """Plan the classifier; none where there is none, or its facts could not be read.
 
     Args:
         facts: the classifier's; none for an artifact that only chats.
         request: says which label means yes or asks for which tool; else the labels' names do.
         diagnostics: takes what was decided, and what is wrong.
+        file: the user's labelled utterances, or why they could not be read; none where none are named.
     """
+    if isinstance(file, UtterancesError):
+        where = UTTERANCES_OPTION if request.tool_utterances is not None else UTTERANCES_VARIABLE
+        diagnostics.problem(where, "a JSONL file of labelled utterances", str(file), "see docs/quality.md")
     if facts is None:
-        for option, given in ((POSITIVE_OPTION, request.positive_label), (TABLE_OPTION, request.tool_labels)):
+        for option, given in (
+            (POSITIVE_OPTION, request.positive_label),
+            (TABLE_OPTION, request.tool_labels),
+            (UTTERANCES_OPTION, request.tool_utterances),
+        ):
             if given:
                 diagnostics.problem(option, "a classifier", "none", "name one, such as `embedded`")
         return None
@@ -56,7 +78,40 @@ def plan_tool(facts: SourceFacts | None, request: BuildRequest, diagnostics: Dia
         positive, tools = _labels(facts, request, diagnostics)
     window = window_of(facts.config)
     diagnostics.decide("classifier", facts.architecture or facts.name, f"kept in float; window of {window} tokens")
-    return ToolPlan(facts, window, positive, tools)
+    if len(diagnostics.problems) > before:
+        return ToolPlan(facts, window, positive, tools)
+    utterances = _utterances(facts, served_tools(positive, tools), request, file, diagnostics)
+    return ToolPlan(facts, window, positive, tools, utterances)
+
+
+def _utterances(
+    facts: SourceFacts,
+    tools: Sequence[ToolLabel],
+    request: BuildRequest,
+    file: UtteranceFile | UtterancesError | None,
+    diagnostics: Diagnostics,
+) -> UtteranceSet:
+    """Return the user's utterances as the classifier's tools; tell which tools are measured on what."""
+    utterances = NO_UTTERANCES
+    if isinstance(file, UtteranceFile):
+        where = UTTERANCES_OPTION if request.tool_utterances is not None else UTTERANCES_VARIABLE
+        try:
+            utterances = utterances_for(file, labels_of(facts.config), tools, independent=is_multi_label(facts.config))
+        except UtterancesError as error:
+            expected = f"labels of {', '.join(tool.name for tool in tools)}, or of none of them"
+            diagnostics.problem(where, expected, str(error), f"correct {file.path}")
+            return NO_UTTERANCES
+    coverage = coverage_of(tools, utterances.utterances)
+    if isinstance(file, UtteranceFile) and coverage.own:
+        diagnostics.decide(
+            "measured", ", ".join(coverage.own), f"on {len(utterances.utterances)} utterances of {file.path}"
+        )
+    if coverage.embedded:
+        diagnostics.decide("measured", ", ".join(coverage.embedded), "on the embedded utterances")
+    if coverage.missing:
+        how = f"no utterance asks for them; name a file of labelled ones in {UTTERANCES_OPTION}"
+        diagnostics.decide("not measured", ", ".join(coverage.missing), how)
+    return utterances
 
 
 def _labels(

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from pipeline.lanes import lane_of_artifact
 from pipeline.lanes.gate_specs import BY_NAME, CardRow
 from pipeline.lanes.gates import bound_text
-from pipeline.publish.report import GIB, duration, measured
+from pipeline.publish.report import GIB, NOT_MEASURED, duration, measured
 from pipeline.source import EMBEDDED
 from runtime.artifact import METADATA_NAME, BuildMetadata, ChatModel, Gate, Platform, Source
 from runtime.defaults import PORT
@@ -71,14 +71,14 @@ def _front_matter(metadata: BuildMetadata, repo: str) -> ModelCardData:
 
 
 def _results(metadata: BuildMetadata) -> Iterable[EvalResult]:
-    for gate, row in _shown(metadata):
+    for name, gate, row in _shown(metadata):
         if row.task:
             yield EvalResult(
                 task_type=row.task,
                 dataset_type="held-out",
                 dataset_name="Held-out texts of the pipeline",
                 metric_type=gate.name,
-                metric_name=row.text,
+                metric_name=name,
                 metric_value=gate.value,
             )
 
@@ -149,15 +149,25 @@ def _speed(metadata: BuildMetadata) -> str:
 
 
 def _gates(metadata: BuildMetadata, section: str, head: str) -> str:
-    rows = [(row.text, measured(gate), bound_text(gate)) for gate, row in _shown(metadata) if row.section == section]
+    shown = [(name, gate, row) for name, gate, row in _shown(metadata) if row.section == section]
+    rows = [(name, measured(gate), bound_text(gate)) for name, gate, _ in shown]
+    for name in metadata.validation.not_measured if metadata.validation else ():
+        spec, _, part = name.partition(":")
+        if (row := _row(spec)) and row.section == section:
+            rows.append((f"{row.text}: `{part}`", NOT_MEASURED, ""))
     return f"{head}\n\n{_table(('', 'measured', 'required'), rows)}" if rows else ""
 
 
-def _shown(metadata: BuildMetadata) -> Iterable[tuple[Gate, CardRow]]:
-    """Return the gates that the card shows, each with its row."""
+def _shown(metadata: BuildMetadata) -> Iterable[tuple[str, Gate, CardRow]]:
+    """Return the gates that the card shows, each with what it is called and its row; those of tools too."""
     for gate in metadata.validation.gates if metadata.validation else ():
-        if gate.name in BY_NAME and (row := BY_NAME[gate.name].card):
-            yield gate, row
+        spec, _, part = gate.name.partition(":")
+        if row := _row(spec):
+            yield (f"{row.text}: `{part}`" if part else row.text), gate, row
+
+
+def _row(spec: str) -> CardRow | None:
+    return BY_NAME[spec].card if spec in BY_NAME else None
 
 
 def _limits(metadata: BuildMetadata) -> str:

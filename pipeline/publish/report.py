@@ -14,6 +14,8 @@ from pipeline.problem import printable
 from runtime.artifact import BuildMetadata, ChatModel, Gate, Source, ToolModel
 
 GIB = 2**30
+# What stands for the figure of a tool that no utterance asks for.
+NOT_MEASURED = "not measured"
 
 
 class PlainConsole(Console):
@@ -108,6 +110,8 @@ def show_artifact(metadata: BuildMetadata, console: Console) -> None:
             # What has no bound was measured, and has passed nothing.
             verdict = ("pass" if gate.passed else "FAIL") if bound else ""
             gates.add_row(gate.name, measured(gate), bound, verdict)
+        for name in metadata.validation.not_measured:
+            gates.add_row(name, NOT_MEASURED, "", "")
         console.print()
         console.print(gates)
 

@@ -21,7 +21,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.source.tool_labels import LabelsError, named_label
-from runtime.artifact import ToolLabel
+from runtime.artifact import SCREENSHOT_TOOL, ToolLabel
 
 # With fewer of a kind, a classifier that decides by nothing passes too often: 10 and 10 give a deviation of 0.11.
 LEAST_OF_A_KIND = 10
@@ -97,6 +97,22 @@ class ToolUtterance:
     tools: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class UtteranceSet:
+    """The user's utterances, held against a classifier.
+
+    Attributes:
+        utterances: in their order.
+        sha256: of their file; none where there is none.
+    """
+
+    utterances: tuple[ToolUtterance, ...] = ()
+    sha256: str | None = None
+
+
+NO_UTTERANCES = UtteranceSet()
+
+
 def read_utterances(path: Path) -> UtteranceFile:
     """Read a file of labelled utterances.
 
@@ -133,12 +149,12 @@ def _row(number: int, line: str) -> LabelledRow:
 
 
 def utterances_for(
-    rows: Iterable[LabelledRow], labels: Sequence[str], tools: Sequence[ToolLabel], *, independent: bool
-) -> tuple[ToolUtterance, ...]:
+    file: UtteranceFile, labels: Sequence[str], tools: Sequence[ToolLabel], *, independent: bool
+) -> UtteranceSet:
     """Return the utterances with the tools that their labels stand for.
 
     Args:
-        rows: of the file.
+        file: what was read.
         labels: the classifier's, in the order of the logits.
         tools: those that are served.
         independent: the labels do not exclude each other.
@@ -147,7 +163,7 @@ def utterances_for(
         UtterancesError: a label is not known, two of a row exclude each other, or a tool has too few to be measured.
     """
     found, wrong = [], []
-    for row in rows:
+    for row in file.rows:
         try:
             asked = {name for label in row.labels for name in _tools_of(label, labels, tools)}
         except LabelsError as error:
@@ -164,12 +180,38 @@ def utterances_for(
         for kind, these in (("ask", count), ("do not ask", len(found) - count)):
             if these < LEAST_OF_A_KIND:
                 raise UtterancesError(f"{these} that {kind} for {name}, which says nothing; {LEAST_OF_A_KIND} do")
-    return tuple(found)
+    return UtteranceSet(tuple(found), file.sha256)
 
 
-def measured_tools(utterances: Iterable[ToolUtterance]) -> frozenset[str]:
-    """Return the tools that some of the utterances ask for: how well they are recognized can be measured."""
-    return frozenset(name for utterance in utterances for name in utterance.tools)
+@dataclass(frozen=True, slots=True)
+class ToolCoverage:
+    """The tools of a classifier, by what they are measured on; in the table's order.
+
+    Attributes:
+        own: on the user's utterances.
+        embedded: on the embedded ones, which ask for a screenshot or for nothing.
+        missing: on none: nothing asks for them.
+    """
+
+    own: tuple[str, ...]
+    embedded: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def measured(self) -> bool:
+        """Whether any is measured."""
+        return bool(self.own or self.embedded)
+
+
+def coverage_of(tools: Iterable[ToolLabel], utterances: Iterable[ToolUtterance]) -> ToolCoverage:
+    """Return which tools are measured on what: those that the user's utterances ask for on them."""
+    asked = {name for utterance in utterances for name in utterance.tools}
+    names = [tool.name for tool in tools]
+    return ToolCoverage(
+        own=tuple(name for name in names if name in asked),
+        embedded=tuple(name for name in names if name not in asked and name == SCREENSHOT_TOOL),
+        missing=tuple(name for name in names if name not in asked and name != SCREENSHOT_TOOL),
+    )
 
 
 def _tools_of(label: str, labels: Sequence[str], tools: Sequence[ToolLabel]) -> set[str]:
@@ -179,6 +221,8 @@ def _tools_of(label: str, labels: Sequence[str], tools: Sequence[ToolLabel]) -> 
         LabelsError: it is not known, or could be two.
     """
     named = {tool.name for tool in tools if tool.name == label}
+    if len(labels) == 1 and label.isdigit() and label != labels[0]:
+        raise LabelsError(f"{label!r}, of a classifier with one label; write its name, or an empty list")
     try:
         index = named_label(labels, label)
     except LabelsError:

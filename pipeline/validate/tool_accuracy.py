@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.embedded.utterances import heldout_utterances
 from pipeline.progress import Progress
-from pipeline.source.utterance_file import ToolUtterance, measured_tools
+from pipeline.source.utterance_file import ToolUtterance, coverage_of
 from pipeline.stages.stage import StageError
 from runtime.artifact import SCREENSHOT_TOOL, ToolModel
 from runtime.deployment.classifier import Decision, ToolClassifier, tools_of
@@ -21,18 +21,12 @@ class ToolFigures:
 
     Attributes:
         accuracy: of each tool that utterances ask for, 0 to 1.
-        silence: of each other one, the part of the embedded utterances on which it is not asked for. They ask for a
-            look or for nothing; whether the tool is asked for when it should be, they do not tell.
+        silence: of each other one, the part on which it is not asked for of the embedded utterances that ask for
+            nothing. Whether it is asked for when it should be, they do not tell.
     """
 
     accuracy: Mapping[str, float]
     silence: Mapping[str, float]
-
-
-def unmeasured(tool: ToolModel, utterances: Collection[ToolUtterance]) -> tuple[str, ...]:
-    """Return the tools that neither the user's utterances nor the embedded ones ask for, in the table's order."""
-    asked = measured_tools(utterances) | {SCREENSHOT_TOOL}
-    return tuple(entry.name for entry in tool.served_tools if entry.name not in asked)
 
 
 def tool_accuracy(folder: Path, tool: ToolModel, device: str, progress: Progress) -> float:
@@ -68,28 +62,24 @@ def measure_tools(
     Raises:
         StageError: the classifier could not be loaded.
     """
-    own = measured_tools(utterances)
-    names = [entry.name for entry in tool.served_tools]
-    embedded = _embedded() if set(names) - own else ()
+    coverage = coverage_of(tool.served_tools, utterances)
+    embedded = _embedded() if coverage.embedded or coverage.missing else ()
     decisions = _decisions(folder, tool, device, progress, [*utterances, *embedded])
     asked = [_asked(decision) for decision in decisions]
     of_own, of_embedded = asked[: len(utterances)], asked[len(utterances) :]
-    accuracy: dict[str, float] = {}
-    silence: dict[str, float] = {}
-    for name in names:
-        if name in own:
-            accuracy[name] = _balanced(name, utterances, of_own)
-        elif name == SCREENSHOT_TOOL:
-            pairs = zip(of_embedded, embedded, strict=True)
-            accuracy[name] = _part((name in found) == (name in right.tools) for found, right in pairs)
-        else:
-            silence[name] = _part(name not in found for found in of_embedded)
+    known = list(zip(embedded, of_embedded, strict=True))
+    accuracy = {name: _balanced(name, utterances, of_own) for name in coverage.own}
+    for name in coverage.embedded:
+        accuracy[name] = _part((name in found) == (name in right.tools) for right, found in known)
+    silence = {name: _part(name not in found for right, found in known if not right.tools) for name in coverage.missing}
     return ToolFigures(accuracy, silence)
 
 
 def _embedded() -> tuple[ToolUtterance, ...]:
     look = frozenset({SCREENSHOT_TOOL})
-    return tuple(ToolUtterance(entry.turns, look if entry.screenshot else frozenset()) for entry in heldout_utterances())
+    return tuple(
+        ToolUtterance(entry.turns, look if entry.screenshot else frozenset()) for entry in heldout_utterances()
+    )
 
 
 def _balanced(name: str, utterances: Sequence[ToolUtterance], asked: Sequence[frozenset[str]]) -> float:

@@ -7,7 +7,7 @@ file, `validate` takes that file. An engine starts once an artifact; all measure
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import cycle, islice
@@ -20,12 +20,13 @@ from pipeline.lanes.gate_specs import Candidate, GateSpec
 from pipeline.lanes.gates import Figures, Thresholds, gates_by_part, gates_of, missing_figures
 from pipeline.progress import Progress
 from pipeline.source import EMBEDDED
+from pipeline.source.utterance_file import NO_UTTERANCES, UtteranceSet, coverage_of
 from pipeline.stages.stage import StageError
 from pipeline.validate import scores, speed
 from pipeline.validate.scores import Scores
-from pipeline.validate.tool_accuracy import accuracy_by_tool, tool_accuracy
+from pipeline.validate.tool_accuracy import measure_tools
 from runtime import engines
-from runtime.artifact import BuildMetadata, Validation, hashes
+from runtime.artifact import BuildMetadata, Gate, Validation, hashes
 from runtime.defaults import first_set
 from runtime.engines import Engine, EngineDeadError, EngineOptions
 from runtime.text.prompt import Budgets, PromptRenderer
@@ -76,6 +77,7 @@ def validate(
     reference: Path | None,
     thresholds: Thresholds,
     progress: Progress,
+    utterances: UtteranceSet = NO_UTTERANCES,
 ) -> Validation:
     """Measure an artifact, and compare the figures with the thresholds; the result may hold failed gates.
 
@@ -84,6 +86,7 @@ def validate(
         metadata: what will be written into it.
         reference: what `measure_reference` wrote for the float model; none where there is none, such as for a source
             that came quantized, and then perplexity is reported but not gated.
+        utterances: the user's, to measure the classifier's tools on.
 
     Raises:
         ArtifactError: a file is missing, was added, or does not match its hash.
@@ -93,41 +96,53 @@ def validate(
     progress.step("verifying the files")
     hashes.verify_files(folder, metadata)
     figures = {gate_specs.FILES: float(len(metadata.files))}
-    by_tool: Mapping[str, float] = {}
+    parts: list[Gate] = []
+    missing_tools: tuple[str, ...] = ()
     if metadata.chat is not None:
         reference_scores = Scores.read(reference) if reference is not None else None
         figures |= _measure_chat(folder, metadata, reference_scores, progress)
     if (tool := metadata.tool) is not None:
         device = LANES[metadata.lane].device
-        if tool.tools:
-            by_tool = accuracy_by_tool(folder, tool, device, progress)
-            figures[gate_specs.TOOL_ACCURACY] = min(by_tool.values())
-        else:
-            figures[gate_specs.TOOL_ACCURACY] = tool_accuracy(folder, tool, device, progress)
-    if missing := missing_figures(figures, candidate_of(metadata, compared=reference is not None)):
+        found = measure_tools(folder, tool, device, progress, utterances.utterances)
+        missing_tools = tuple(found.silence)
+        for spec, by_tool in ((gate_specs.TOOL_ACCURACY, found.accuracy), (gate_specs.TOOL_SILENCE, found.silence)):
+            if by_tool:
+                figures[spec] = min(by_tool.values())
+            if tool.tools:
+                parts += gates_by_part(spec, by_tool, thresholds)
+    candidate = candidate_of(metadata, compared=reference is not None, utterances=utterances)
+    if missing := missing_figures(figures, candidate):
         # A gate without a figure would pass as if there were none.
         raise StageError("validate", f"expected a figure for each gate, found none for {', '.join(missing)}", folder)
     return Validation(
-        gates=(*gates_of(figures, thresholds), *gates_by_part(gate_specs.TOOL_ACCURACY, by_tool, thresholds)),
+        gates=(*gates_of(figures, thresholds), *parts),
         validated_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         digest=metadata.digest,
+        not_measured=tuple(f"{gate_specs.TOOL_ACCURACY.name}:{name}" for name in missing_tools),
+        utterances_sha256=utterances.sha256 if metadata.tool else None,
     )
 
 
-def candidate_of(metadata: BuildMetadata, *, compared: bool, parameters: int = 0) -> Candidate:
+def candidate_of(
+    metadata: BuildMetadata, *, compared: bool, parameters: int = 0, utterances: UtteranceSet = NO_UTTERANCES
+) -> Candidate:
     """Return the facts about an artifact that the gates depend on.
 
     Args:
         compared: whether there is a float model to hold it against.
         parameters: weights of the chat model.
+        utterances: the user's, to measure the classifier's tools on.
     """
     chat, tool = metadata.chat, metadata.tool
+    coverage = coverage_of(tool.served_tools, utterances.utterances) if tool else None
     return Candidate(
         lane_of_artifact(metadata.lane, metadata.engine),
         chat=chat is not None,
         method=chat.quantization.method if chat and compared else None,
         parameters=parameters,
         classifier=None if tool is None else "embedded" if tool.source.repo == EMBEDDED else "other",
+        tools_measured=coverage is None or coverage.measured,
+        tools_unmeasured=coverage is not None and bool(coverage.missing),
     )
 
 

@@ -30,6 +30,7 @@ from runtime.artifact.metadata import (
     engine_label,
     read,
     seal_of,
+    served_tools,
 )
 
 __all__ = [
@@ -58,4 +59,5 @@ __all__ = [
     "engine_label",
     "read",
     "seal_of",
+    "served_tools",
 ]

@@ -138,6 +138,13 @@ class ToolLabel(Entry):
     )
 
 
+def served_tools(positive_label: int | None, tools: tuple[ToolLabel, ...]) -> tuple[ToolLabel, ...]:
+    """The table of tools: the one that was written, or `take_screenshot` alone."""
+    if tools or positive_label is None:
+        return tools
+    return (ToolLabel(label=positive_label, name=SCREENSHOT_TOOL),)
+
+
 class ToolModel(Entry):
     """The classifier, always in float."""
 
@@ -181,9 +188,7 @@ class ToolModel(Entry):
     @property
     def served_tools(self) -> tuple[ToolLabel, ...]:
         """The table of tools: the one that was written, or `take_screenshot` alone."""
-        if self.tools or self.positive_label is None:
-            return self.tools
-        return (ToolLabel(label=self.positive_label, name=SCREENSHOT_TOOL),)
+        return served_tools(self.positive_label, self.tools)
 
     def threshold_of(self, tool: ToolLabel) -> float:
         """The probability from which a tool is asked for, unless the operator sets another: gated and served alike."""
@@ -237,6 +242,21 @@ class Validation(Entry):
     gates: tuple[Gate, ...] = Field(min_length=1)
     validated_at: str = Field(description="RFC 3339, UTC")
     digest: str = Field(description="the artifact's digest at that moment")
+    not_measured: tuple[str, ...] = Field(
+        default=(), description="gates of parts that nothing was there to measure by; left out where there are none"
+    )
+    utterances_sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="the user's labelled utterances that the classifier was measured on; left out without any",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out what there is none of, so that the others are written as they always were."""
+        fields: dict[str, object] = written(self)
+        optional = {"not_measured", "utterances_sha256"}
+        return {name: value for name, value in fields.items() if value or name not in optional}
 
     @property
     def passed(self) -> bool:

@@ -98,7 +98,7 @@ def measure_reference(model: Path, out: Path, *, options: Any, engine: str, prog
 
 
 def validate(
-    folder: Path, metadata: BuildMetadata, *, reference: Path | None, thresholds: Thresholds, progress: Any
+    folder: Path, metadata: BuildMetadata, *, reference: Path | None, thresholds: Thresholds, progress: Any, **_: Any
 ) -> Validation:
     assert reference is None or reference.is_file()
     method = metadata.chat.quantization.method if metadata.chat else "tool"

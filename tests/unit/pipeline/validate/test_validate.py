@@ -14,7 +14,7 @@ from pipeline.lanes.gate_specs import LEAST_TOOL_ACCURACY
 from pipeline.lanes.gates import Thresholds, default_thresholds, failures
 from pipeline.stages.stage import StageError
 from pipeline.validate import validation as validating
-from pipeline.validate.tool_accuracy import tool_accuracy
+from pipeline.validate.tool_accuracy import ToolFigures, tool_accuracy
 from pipeline.validate.validation import validate
 from runtime import engines
 from runtime.artifact import (
@@ -212,7 +212,8 @@ def test_a_tampered_artifact_is_refused_before_the_engine_starts(
 def test_every_classifier_is_measured_and_gated(
     folder: Path, metadata: BuildMetadata, monkeypatch: pytest.MonkeyPatch, repo: str, bound: float | None, told
 ) -> None:
-    monkeypatch.setattr(validating, "tool_accuracy", lambda *_: 0.9)
+    measured = ToolFigures({"take_screenshot": 0.9}, {})
+    monkeypatch.setattr(validating, "measure_tools", lambda *_: measured)
     tool = ToolModel(source=Source(repo=repo, content_sha256="0" * 64), max_tokens=512)
     alone = metadata.model_copy(update={"chat": None, "tool": tool})
     defaults = default_thresholds(validating.candidate_of(alone, compared=False))
@@ -251,13 +252,17 @@ def test_every_tool_of_a_classifier_has_its_gate(
     validation = run(tmp_path, alone, None, defaults)
     found = values(validation)
     # The screenshot is never asked for and the music always, whatever is said.
-    assert found["tool_accuracy:take_screenshot"] == pytest.approx(142 / 254)
-    assert found["tool_accuracy"] == found["tool_accuracy:music"] == 0
+    assert found["tool_accuracy"] == found["tool_accuracy:take_screenshot"] == pytest.approx(142 / 254)
+    assert found["tool_silence"] == found["tool_silence:music"] == 0
+    # Nothing asks for music, so that how well it is recognized is not known.
+    assert "tool_accuracy:music" not in found
+    assert validation.not_measured == ("tool_accuracy:music",)
     assert all(gate.threshold == LEAST_TOOL_ACCURACY for gate in validation.gates if gate.name.startswith("tool_"))
     assert [line.partition(" ")[0] for line in failures(validation)] == [
         "tool_accuracy",
+        "tool_silence",
         "tool_accuracy:take_screenshot",
-        "tool_accuracy:music",
+        "tool_silence:music",
     ]
 
 
