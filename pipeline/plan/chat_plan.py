@@ -233,7 +233,7 @@ class ChatPlanner:
         batch = first_set(settings.max_num_seqs, default=self.lane.batch)
         reason = "MAX_NUM_SEQS" if settings.max_num_seqs is not None else f"default of the {self.lane.name} lane"
         self.diagnostics.decide("batch", batch, reason)
-        thought = f" + THINKING_MAX_TOKENS {settings.thinking_max_tokens}" if settings.thinking_max_tokens else ""
+        thought = f" + THINKING_MAX_TOKENS {settings.thinking_max_tokens}" if settings.thinking_max_tokens > 0 else ""
         reason = f"CHAT_MAX_LEN {settings.chat_max_len} + CHAT_MAX_OUT {settings.chat_max_out}{thought} + template"
         self.diagnostics.decide("context", f"{length} tokens", f"{reason}, rounded to the cache's block")
         return Limits(

@@ -178,7 +178,7 @@ def _chat_facts(chat: ChatModel) -> Iterable[tuple[str, str]]:
     yield "weights", "; ".join(parts)
     if calibration := quantization.calibration:
         yield "calibration", f"{calibration.samples} samples of {calibration.dataset}, {calibration.tokens:,} tokens"
-    if chat.thinking_max_tokens:
+    if chat.thinking_max_tokens > 0:
         yield "thought", f"{chat.thinking_max_tokens} tokens at most, of those that it gives out"
     if chat.moe:
         yield "experts", f"{chat.moe.experts or '?'}, {chat.moe.experts_per_token or '?'} for each token"
