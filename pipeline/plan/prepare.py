@@ -101,4 +101,9 @@ def _named_paths(
         # The folder of finished stages may be named otherwise, and is checked where it is chosen.
         if name != "awq_cache_dir" and isinstance(value := getattr(values, name), Path)
     }
-    return replace(request, out=checked("--out", request.out)), values.model_copy(update=changed), problems
+    asked = replace(
+        request,
+        out=checked("--out", request.out),
+        tool_utterances=checked("--tool-utterances", request.tool_utterances),
+    )
+    return asked, values.model_copy(update=changed), problems
