@@ -2,7 +2,7 @@
 
 python -m tests.attack                                     servers of its own, around a scripted engine
 python -m tests.attack --port 8000 --key KEY --other OTHER one that runs already, on this machine
-python -m tests.attack --seconds 10 heads silence          less of it
+python -m tests.attack --seconds 10 heads silence          some of it, and shorter
 
 The bounds: pings of another client at p99.9, its turns and its session, resident memory, slots and sockets back, health
 checks answered, no new figures among the metrics. The other client has another key. A server of our own has two: one as
@@ -19,7 +19,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,9 @@ from tests.attack.observer import Noticed, Observer, listener_of, metric, percen
 from tests.harness.server import Server
 
 # With the start of the servers, a minute.
-SECONDS = 45.0
+SECONDS = 50.0
+# Each attack has so long, however little is left.
+LEAST_S = 1.0
 STALL_S = 0.050
 # On a busy machine a ping may take longer for no fault of the server's: so many times what a calm one takes.
 NOISE = 10
@@ -100,14 +102,38 @@ def heading() -> None:
     print(f"{'attack':10} {'pings':>6}{pings} ms {'health':>8} {'turns':>6}{memory} MiB   back s", flush=True)
 
 
-async def attack(names: list[str], attacked: Attacked, calm: Target, seconds: float, allowed: float = STALL_S) -> bool:
+class Schedule:
+    """So many attacks in so many seconds: each gets its share of what is left, less what came on top of the last."""
+
+    def __init__(self, attacks: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._left = attacks
+        self._clock = clock
+        self._ends = clock() + seconds
+        self._began = self._share = 0.0  # of the attack that goes on
+        self._on_top = 0.0  # its start, and the time in which it had to be gone
+
+    def begin(self) -> float:
+        """Seconds for the next one."""
+        self._began = self._clock()
+        self._share = max(LEAST_S, (self._ends - self._began) / max(1, self._left) - self._on_top)
+        self._left -= 1
+        return self._share
+
+    def end(self) -> None:
+        """Note that it is over."""
+        self._on_top = max(0.0, self._clock() - self._began - self._share)
+
+
+async def attack(
+    names: list[str], attacked: Attacked, calm: Target, schedule: Schedule, allowed: float = STALL_S
+) -> bool:
     """All of them, one after the other; whether all bounds were kept."""
     kept = True
     target, pid = attacked.target, attacked.pid
     async with Observer(attacked.other, calm, pid).watching() as observer:
-        await observer.watch(min(1.0, seconds))  # what is only allocated once
+        await observer.watch(LEAST_S)  # what is only allocated once
         for name in names:
-            before, figures = resident(pid), series(target)
+            before, figures, seconds = resident(pid), series(target), schedule.begin()
             process = one_client(name, target, seconds)
             assert process.stdout is not None
             try:
@@ -119,6 +145,7 @@ async def attack(names: list[str], attacked: Attacked, calm: Target, seconds: fl
                 status = process.wait()
                 process.stdout.close()
             back = await came_back(target)
+            schedule.end()
             grown = series(target) - figures
             kept &= report(name, noticed, before, resident(pid), back, failed=status != 0, grown=grown, allowed=allowed)
     return kept
@@ -173,7 +200,7 @@ def main() -> int:
     known = attacks()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=f"{', '.join(sorted(known))} (default: all)")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of them together (45)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of them together (50)")
     parser.add_argument("--stall", type=float, default=STALL_S, help="longest stall that is allowed, in seconds (0.05)")
     parser.add_argument("--port", type=int, help="of a server that runs already, on loopback")
     parser.add_argument("--key", default="test-key", help="one of its keys")
@@ -194,7 +221,6 @@ def main() -> int:
     for name in names:
         print(f"{name}: {known[name].does}")
     groups = [names] if arguments.port else [[n for n in names if known[n].unlimited == of] for of in (False, True)]
-    seconds = arguments.seconds / max(1, len(names))
     kept = True
     with ExitStack() as stack:
         calm = stack.enter_context(scripted({}))
@@ -207,8 +233,9 @@ def main() -> int:
             found = [own(server) for server in servers]
         calm.wait_ready()
         heading()
+        schedule = Schedule(len(names), arguments.seconds)
         for attacked, group in zip(found, filter(None, groups), strict=True):
-            kept &= asyncio.run(attack(group, attacked, Target(calm.port, calm.api_key), seconds, arguments.stall))
+            kept &= asyncio.run(attack(group, attacked, Target(calm.port, calm.api_key), schedule, arguments.stall))
     print("all bounds kept" if kept else "a bound was broken")
     return 0 if kept else 1
 

@@ -9,7 +9,7 @@ from os import getpid
 
 import pytest
 
-from tests.attack.__main__ import MEMORY_MIB, NEW_SERIES, STALL_S, report
+from tests.attack.__main__ import LEAST_S, MEMORY_MIB, NEW_SERIES, STALL_S, Schedule, report
 from tests.attack.clients import attacks
 from tests.attack.observer import Noticed, cpu_seconds, listener_of, percentile
 
@@ -78,3 +78,17 @@ def test_it_goes_nowhere_but_to_this_machine() -> None:
     )
     assert "--host" not in result.stdout
     assert "--url" not in result.stdout
+
+
+@pytest.mark.parametrize("on_top", [0.0, 0.5, 3.0])
+def test_all_attacks_together_take_the_time_that_they_were_given(on_top: float) -> None:
+    now, attacks_left = 100.0, 12
+    schedule = Schedule(attacks_left, 50.0, lambda: now)
+    shares = []
+    for _ in range(attacks_left):
+        shares.append(schedule.begin())
+        now += shares[-1] + on_top
+        schedule.end()
+    assert min(shares) >= LEAST_S
+    assert now == pytest.approx(150.0, abs=max(1.0, on_top * 1.1))
+    assert max(shares[1:]) < 1.6 * min(shares)
