@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.checkpoint.layers import LayerTable
 from pipeline.checkpoint.prequantized import Prequantized
 from pipeline.lanes import Lane
 from pipeline.lanes.gates import Thresholds
@@ -115,6 +116,7 @@ class ChatPlan:
         parameters: how many weights it has.
         trt: what only TensorRT-LLM needs; none in the other lanes.
         thinking: tokens that thought may take beside the reply.
+        layers: its linear layers, as the headers of the weights list them.
     """
 
     source: SourceFacts
@@ -131,6 +133,7 @@ class ChatPlan:
     parameters: int
     trt: TrtPlan | None = None
     thinking: int = 0
+    layers: LayerTable | None = None
 
     @property
     def prebuilt(self) -> Path | None:

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from pipeline.checkpoint.config_reader import ConfigError, text_config
+from pipeline.checkpoint.layers import SMALLEST_GROUP, LayerTable, layer_table, stored_dtype
 from pipeline.checkpoint.prequantized import Prequantized, recognize
 from pipeline.checkpoint.shape import Shape, ShapeError, mixture_of_experts
 from pipeline.lanes import LANES, METHODS, Lane
@@ -13,6 +15,7 @@ from pipeline.lanes.lane import SMALL_MODEL
 from pipeline.plan import SEED, BuildRequest, CalibrationPlan, ChatPlan
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.disk_facts import DiskFacts, PathEntry
+from pipeline.plan.grouping import check_parallel, kept_patterns, odd_layers, odd_patterns
 from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
 from runtime.artifact import Limits, Moe
@@ -25,8 +28,8 @@ TEMPLATE_TOKENS = 128
 # Tokens in a block of the KV cache, which the context is rounded to.
 CACHE_BLOCK = 16
 
-HEADS = ("re:.*lm_head",)
-MOE_GATES = (r"re:.*mlp\.gate$", r"re:.*block_sparse_moe\.gate$", r"re:.*shared_expert_gate$", r"re:.*router.*")
+# The size of groups, whether they have no zero point, and what stays in float.
+Grouping = tuple[int | None, bool, tuple[str, ...]]
 
 HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -60,12 +63,20 @@ class ChatPlanner:
             self._method()
             return None
         try:
-            shape = Shape.of(facts.config)
+            return self._plan(facts, Shape.of(facts.config))
         except ShapeError as missing:
             found = f"none in the config.json of {facts.ref}"
             self.diagnostics.problem("CHAT_MODEL", missing.dimension, found, "name a causal language model")
-            self._method()
-            return None
+        except ConfigError as error:
+            expected = f"{error.expected} in {error.key} of the config.json of {facts.ref}"
+            self.diagnostics.problem("CHAT_MODEL", expected, error.found, "correct it, or name another model")
+        self._method()
+        return None
+
+    def _plan(self, facts: SourceFacts, shape: Shape) -> ChatPlan | None:
+        if facts.unread:
+            reason = f"the headers of the weights could not be read: {facts.unread}"
+            self.diagnostics.decide("layers", "those of a usual decoder of this shape", reason)
         architecture = facts.architecture
         if architecture and not re.search(r"CausalLM|LMHead|ConditionalGeneration", architecture):
             found, next_step = f"{architecture} in {facts.ref}", "a classifier comes second"
@@ -76,13 +87,16 @@ class ChatPlanner:
             self.diagnostics.decide("mixture of experts", moe.experts or "yes", f"recognized by {moe.recognized_by}")
         per_weight = facts.weight_bytes / shape.parameters if facts.weight_bytes else None
         prequantized = self._recognize(facts, per_weight)
+        model_type = text_config(facts.config).word("model_type") or ""
+        table = layer_table(shape, {} if prequantized else facts.tensors, model_type)
+        self._check_parallel(shape, table)
         method = self._use_prequantized(prequantized, facts) if prequantized else self._method()
         kept: tuple[str, ...] = ()
         group, symmetric, calibration = None, True, None
         if prequantized:
             group = prequantized.group_size
         elif method != "none":
-            group, symmetric, kept = self._grouping(method, shape, moe)
+            group, symmetric, kept = self._grouping(method, table, moe)
             calibration = self._calibration(method, facts)
             self._check_quantizer()
         if self.lane and method and (why := self.lane.known_incompatibility(facts.config, method)):
@@ -107,9 +121,10 @@ class ChatPlanner:
             prequantized=prequantized,
             calibration=calibration,
             limits=limits,
-            dtype=self._dtype(shape),
+            dtype=self._dtype(shape.dtype or stored_dtype(facts.tensors) or "bfloat16"),
             moe=moe,
-            parameters=shape.parameters,
+            parameters=shape.parameters if prequantized else table.parameters,
+            layers=table,
             thinking=thinking,
         )
 
@@ -130,9 +145,9 @@ class ChatPlanner:
             next_step = "run `make setup`, or name its interpreter in QUANTIZE_PYTHON"
             self.diagnostics.problem("QUANTIZE_PYTHON", f"an environment with {name}", "none", next_step)
 
-    def _dtype(self, shape: Shape) -> str:
-        if shape.dtype != "float32":
-            return shape.dtype
+    def _dtype(self, dtype: str) -> str:
+        if dtype != "float32":
+            return dtype
         self.diagnostics.decide("arithmetic", "bfloat16", "the source is in float32, which costs twice the memory")
         return "bfloat16"
 
@@ -173,24 +188,38 @@ class ChatPlanner:
         self.diagnostics.decide("method", f"{found.method} ({found.scheme})", reason)
         return found.method
 
-    def _grouping(self, method: str | None, shape: Shape, moe: Moe | None) -> tuple[int | None, bool, tuple[str, ...]]:
-        kept = HEADS + (MOE_GATES if moe else ())
-        self.diagnostics.decide("kept in float", ", ".join(kept), "heads and gates lose most and weigh least")
+    def _grouping(self, method: str | None, table: LayerTable, moe: Moe | None) -> Grouping:
+        kept = kept_patterns(table, moe=moe is not None, diagnostics=self.diagnostics)
         if method is None or not METHODS[method].grouped:
             return None, True, kept
         # A small model loses so much to 4 bits that a small group's extra scales are worth their size.
-        small = shape.parameters < SMALL_MODEL
-        size = shape.group_size(32 if small else 128)
-        widths = ", ".join(map(str, shape.widths))
-        if size is None:
-            self.diagnostics.problem("CHAT_MODEL", "widths that 32 divides, for groups of weights", widths, "use 8bit")
+        small, parallel = table.parameters < SMALL_MODEL, self.settings.tensor_parallel_size
+        size = table.group_size(32 if small else 128, parallel) or SMALLEST_GROUP
+        odd = odd_layers(table, size, parallel)
+        if odd is None:
+            self._refuse_widths(table, parallel)
             return None, True, kept
+        kept += odd_patterns(odd, size, self.diagnostics)
+        widths = ", ".join(map(str, table.widths)) + (f" on {parallel} GPUs" if parallel > 1 else "")
         why = "a model this small loses least with it, and it" if small else "the largest up to 128 that"
         self.diagnostics.decide("group size", size, f"{why} divides the widths {widths}")
         # With 4 bits a zero point pays, for GPTQ most of all (docs/quality.md). ModelOpt's INT4 has none.
         symmetric = not METHODS[method].zero_point
         self.diagnostics.decide("zero point", "no" if symmetric else "yes", f"as {method} does best")
         return size, symmetric, kept
+
+    def _refuse_widths(self, table: LayerTable, parallel: int) -> None:
+        """Tell which layer holds no groups: in itself, or in the share of it that each GPU gets."""
+        fitting = [str(size) for size in (1, 2, 4, 8) if odd_layers(table, SMALLEST_GROUP, size) is not None]
+        layer = max(table.ungrouped(SMALLEST_GROUP, parallel), key=lambda layer: layer.parameters)
+        if not fitting:
+            expected = f"widths that {SMALLEST_GROUP} divides, for groups of weights"
+            found = f"{', '.join(map(str, table.widths))}, of which {layer.inputs} in {layer.name}"
+            self.diagnostics.problem("CHAT_MODEL", expected, found, "use 8bit")
+        elif layer.inputs_on(parallel) is not None:  # told by `check_parallel` else
+            expected = f"a number that leaves groups of {SMALLEST_GROUP} whole in {layer.name} ({layer.inputs} inputs)"
+            next_step = f"set it to {' or '.join(fitting)}, or use 8bit"
+            self.diagnostics.problem("TENSOR_PARALLEL_SIZE", expected, str(parallel), next_step)
 
     def _calibration(self, method: str | None, facts: SourceFacts) -> CalibrationPlan | None:
         if method and not METHODS[method].calibrated:
@@ -227,7 +256,6 @@ class ChatPlanner:
             next_step = f"set CHAT_MAX_LEN to {most} or less" if most >= 16 else "choose a model with a longer context"
             found = f"a model made for {shape.context}"
             self.diagnostics.problem("CHAT_MAX_LEN", f"{length} tokens of context", found, next_step)
-        self._check_parallel(shape)
         if self.lane is None:
             return None
         batch = first_set(settings.max_num_seqs, default=self.lane.batch)
@@ -244,10 +272,9 @@ class ChatPlanner:
             tensor_parallel_size=settings.tensor_parallel_size,
         )
 
-    def _check_parallel(self, shape: Shape) -> None:
+    def _check_parallel(self, shape: Shape, table: LayerTable) -> None:
         parallel, gpus = self.settings.tensor_parallel_size, len(self.machine.gpus)
         if parallel > max(1, gpus):
             self.diagnostics.problem("TENSOR_PARALLEL_SIZE", f"at most {max(1, gpus)}, the GPUs here", str(parallel))
-        elif shape.attention % parallel or shape.key_value % parallel:
-            expected = f"a divisor of the attention's widths {shape.attention} and {shape.key_value}"
-            self.diagnostics.problem("TENSOR_PARALLEL_SIZE", expected, str(parallel))
+        else:
+            check_parallel(shape, table, parallel, self.diagnostics)

@@ -199,14 +199,16 @@ def _build_size(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None)
     if chat is None or lane is None:
         return BuildSize(tool_bytes=tool_bytes, trained=trained)
     shape, calibration = Shape.of(chat.source.config), chat.calibration
+    rounded = chat.layers.linear_parameters if chat.layers else shape.linear_parameters
+    whole = chat.layers.parameters if chat.layers else shape.parameters
     tokens = 0
     if calibration:
         usual = EMBEDDED_SAMPLE_TOKENS if calibration.dataset == EMBEDDED else USUAL_SAMPLE_TOKENS
         tokens = calibration.samples * min(calibration.sequence_length, usual)
     return BuildSize(
-        parameters=shape.linear_parameters,
-        float_bytes=chat.source.weight_bytes or shape.parameters * 2,
-        quantized_bytes=_stored_bytes(chat, shape),
+        parameters=rounded,
+        float_bytes=chat.source.weight_bytes or whole * 2,
+        quantized_bytes=_stored_bytes(chat, rounded, whole - rounded),
         downloaded=chat.source.kind == "hub" and chat.source.path is None,
         exported=chat.source.kind == "embedded",
         trained=trained,
@@ -220,12 +222,12 @@ def _build_size(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None)
     )
 
 
-def _stored_bytes(chat: ChatPlan, shape: Shape) -> int:
+def _stored_bytes(chat: ChatPlan, rounded: int, in_float: int) -> int:
     if chat.prequantized:
         return chat.source.weight_bytes
     # A group's scale takes two bytes and its zero point half of one.
     scales = 2.5 / chat.group_size if chat.group_size else 0.01
-    return int(shape.linear_parameters * (METHODS[chat.method].bits / 8 + scales) + shape.embedding_parameters * 2)
+    return int(rounded * (METHODS[chat.method].bits / 8 + scales) + in_float * 2)
 
 
 def _resources(

@@ -6,15 +6,16 @@ ModelOpt quantizes, an engine is compiled for fixed limits, and either may exist
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
+from pipeline.checkpoint.layers import LayerTable
 from pipeline.checkpoint.prequantized import Prequantized, recognize
 from pipeline.checkpoint.shape import Shape
 from pipeline.embedded.texts import WINDOW_TOKENS
 from pipeline.lanes import METHODS
 from pipeline.plan import SEED, CalibrationPlan, ChatPlan, TrtPlan
-from pipeline.plan.chat_plan import HEADS, MOE_GATES, ChatPlanner
+from pipeline.plan.chat_plan import ChatPlanner, Grouping
+from pipeline.plan.grouping import HEADS, MOE_GATES, kept_patterns
 from pipeline.source import CHECKPOINTS, HF_QUANT_CONFIG, SourceFacts
 from runtime.artifact import ArtifactError, Limits, Moe
 from runtime.artifact.generations import older_model
@@ -158,26 +159,22 @@ class TrtPlanner(ChatPlanner):
         if self._prebuilt_weights() is None:
             ChatPlanner._check_quantizer(self)
 
-    def _dtype(self, shape: Shape) -> str:
+    def _dtype(self, dtype: str) -> str:
         prebuilt = self._prebuilt_weights()
         self.diagnostics.decide(
             "arithmetic", prebuilt.dtype if prebuilt else self.settings.trt_dtype, "of what is not quantized"
         )
         return prebuilt.dtype if prebuilt else self.settings.trt_dtype
 
-    def _grouping(self, method: str | None, shape: Shape, moe: Moe | None) -> tuple[int | None, bool, tuple[str, ...]]:
-        kept = HEADS + (MOE_GATES if moe else ())
+    def _grouping(self, method: str | None, table: LayerTable, moe: Moe | None) -> Grouping:
         if prebuilt := self._prebuilt_weights():
-            return prebuilt.group_size, True, kept
-        self.diagnostics.decide("kept in float", ", ".join(kept), "heads and gates lose most and weigh least")
+            return prebuilt.group_size, True, HEADS + (MOE_GATES if moe else ())
+        kept = kept_patterns(table, moe=moe is not None, diagnostics=self.diagnostics)
         if method is None or not METHODS[method].grouped:
             return None, True, kept
         parallel, asked = self.settings.tensor_parallel_size, self.settings.trt_awq_block_size
-        # Tensor parallelism cuts the inputs of the output projections, and a group must not lie across the cut.
-        cut = [width // parallel for width in (shape.attention, shape.intermediate, shape.expert_intermediate)]
-        common = math.gcd(shape.hidden, *cut)
-        widths = ", ".join(map(str, shape.widths)) + (f" on {parallel} GPUs" if parallel > 1 else "")
-        fitting = [size for size in TRT_GROUP_SIZES if common % size == 0]
+        widths = ", ".join(map(str, table.widths)) + (f" on {parallel} GPUs" if parallel > 1 else "")
+        fitting = [size for size in TRT_GROUP_SIZES if not table.ungrouped(size, parallel)]
         if asked is not None and asked not in fitting:
             choice = f"set it to {' or '.join(map(str, fitting))}" if fitting else "use 8bit"
             expected = f"{' or '.join(map(str, TRT_GROUP_SIZES))}, and a divisor of the widths {widths}"
@@ -218,7 +215,6 @@ class TrtPlanner(ChatPlanner):
 
     def _limits(self, shape: Shape) -> Limits | None:
         settings = self.settings
-        self._check_parallel(shape)
         if self.disk.engine is not None:
             return self._engine_limits()
         longest_in, longest_out = self._lengths()

@@ -3,19 +3,10 @@
 May import `embedded` and below.
 """
 
-from pipeline.source.model_source import (
-    CHECKPOINTS,
-    CONTENT_SUFFIXES,
-    EMBEDDED,
-    EMBEDDED_CHAT,
-    HF_QUANT_CONFIG,
-    SourceFacts,
-    checkpoint_in,
-    content_hash,
-    fetch,
-    read_facts,
-)
+from pipeline.source.model_files import CHECKPOINTS
+from pipeline.source.model_source import HF_QUANT_CONFIG, checkpoint_in, content_hash, fetch, read_facts
 from pipeline.source.prompt_format import with_prompt_format
+from pipeline.source.source_facts import CONTENT_SUFFIXES, EMBEDDED, EMBEDDED_CHAT, SourceFacts
 
 __all__ = [
     "CHECKPOINTS",

@@ -1,37 +1,89 @@
-"""Checks of a model's files: what a folder or a repository lacks, and weights that were truncated."""
+"""A model's files: which documents it has, what a folder or a repository lacks, and weights that were truncated."""
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from pipeline.checkpoint.config_reader import ConfigError, read_object
+from pipeline.checkpoint.tensors import Header, HeaderError, Tensor, chosen_weights, header_of, index_name
 from pipeline.problem import Problem
 
 Role = Literal["CHAT_MODEL", "TOOL_MODEL"]
 
 TOKENIZER_FILES = frozenset({"tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tekken.json"})
+# Where a repository holds a TensorRT-LLM checkpoint beside a tokenizer and the float model's config.
+CHECKPOINTS = "trt-llm/checkpoints"
+AGAIN = "fetch it again"
+AGAIN_OR_ANOTHER = "fetch it again or choose another model"
 
 
-def missing_files(
-    role: Role, where: str, sizes: Mapping[str, int], documents: Mapping[str, dict[str, Any] | None]
-) -> list[Problem]:
-    """Return what a model lacks, told from the names of its files."""
-    again = "fetch it again or choose another model"
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """The JSON documents of a model that are read first.
+
+    Attributes:
+        found: by name.
+        problems: those that cannot be understood.
+        weights: the files that hold the weights, each weight once.
+    """
+
+    found: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    weights: tuple[str, ...] = ()
+
+    def get(self, name: str) -> Mapping[str, object]:
+        """Return a document; an empty one where there is none."""
+        return self.found.get(name, {})
+
+
+def read_documents(
+    role: Role, where: str, names: Mapping[str, int], wanted: tuple[str, ...], path_of: Callable[[str], Path]
+) -> Documents:
+    """Read the documents of a model, and choose its weights by their index.
+
+    Args:
+        role: of the model, for problems.
+        where: folder or repository, for problems.
+        names: of all files, with their sizes.
+        wanted: the documents that are read where they are there.
+        path_of: returns where a document lies on this disk, and brings it here before, where it must.
+    """
+    index = index_name(names)
+    found: dict[str, Mapping[str, object]] = {}
     problems = []
+    for name in (*wanted, *((index,) if index else ())):
+        if name not in names:
+            continue
+        try:
+            found[name] = read_object(path_of(name))
+        except ConfigError as error:
+            problems.append(Problem(role, f"{error.expected} in {where}/{name}", error.found, AGAIN_OR_ANOTHER))
+    weights: tuple[str, ...] = ()
+    try:
+        weights = chosen_weights(names, found.get(index) if index else None) or checkpoint_weights(names)
+    except ConfigError as error:
+        problems.append(Problem(role, f"a weight map in {where}/{index}: {error.expected}", error.found, AGAIN))
+    return Documents(found, tuple(problems), weights)
+
+
+def missing_files(role: Role, where: str, sizes: Mapping[str, int], documents: Documents) -> list[Problem]:
+    """Return what a model lacks, told from the names of its files, and what of it cannot be understood."""
+    problems = list(documents.problems)
     if "config.json" not in sizes:
         problems.append(Problem(role, f"config.json in {where}", "none", "name a Hugging Face model folder"))
-    elif documents.get("config.json") is None:
-        problems.append(Problem(role, f"a JSON object in {where}/config.json", "something else", again))
-    if not any(name.endswith(".safetensors") for name in sizes):
+    if not any(name.endswith(".safetensors") and _is_read(name) for name in sizes):
         other = next((name for name in sizes if name.endswith((".bin", ".gguf", ".pt", ".pth"))), "no weights")
         problems.append(
             Problem(role, f"*.safetensors in {where}", other, "save it with `save_pretrained` or choose another model")
         )
+    problems += [
+        Problem(role, f"the shard {where}/{shard}", "none", AGAIN) for shard in documents.weights if shard not in sizes
+    ]
     if not TOKENIZER_FILES & sizes.keys():
-        problems.append(Problem(role, f"a tokenizer in {where} (tokenizer.json)", "none", again))
+        problems.append(Problem(role, f"a tokenizer in {where} (tokenizer.json)", "none", AGAIN_OR_ANOTHER))
     if role == "CHAT_MODEL" and not has_template(sizes, documents):
         problems.append(
             Problem(role, f"a chat template in {where}", "none", "choose an instruct model, or add chat_template.jinja")
@@ -39,60 +91,58 @@ def missing_files(
     return problems
 
 
-def damaged_weights(role: Role, folder: Path, sizes: Mapping[str, int]) -> list[Problem]:
-    """Return the shards that the index names and the folder lacks, and the files shorter than their header says."""
-    again = "fetch it again"
+def checkpoint_weights(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the weights of a TensorRT-LLM checkpoint inside a model."""
+    return tuple(sorted(name for name in names if name.startswith(f"{CHECKPOINTS}/") and name.endswith(".safetensors")))
+
+
+def local_tensors(
+    role: Role, folder: Path, sizes: Mapping[str, int], weights: tuple[str, ...]
+) -> tuple[dict[str, Tensor], list[Problem]]:
+    """Return the tensors that a folder's weights list in their headers, and what is wrong with these files."""
+    headers: list[Header | HeaderError] = []
+    names = tuple(dict.fromkeys((*weights, *checkpoint_weights(sizes))))
+    for name in names:
+        try:
+            headers.append(header_of(folder / name))
+        except HeaderError as error:
+            headers.append(error)
+        except OSError as error:
+            headers.append(HeaderError(error.strerror or type(error).__name__))
+    problems = header_problems(role, str(folder), sizes, dict(zip(names, headers, strict=True)))
+    return merged_tensors(headers[: len(weights)]), problems
+
+
+def header_problems(
+    role: Role, where: str, sizes: Mapping[str, int], headers: Mapping[str, Header | HeaderError]
+) -> list[Problem]:
+    """Return the files that begin with no header, and those of another size than their header says."""
     problems = []
-    for name in sizes:
-        if not name.endswith(".safetensors.index.json"):
-            continue
-        index = json_object(folder / name)
-        if index is None or not isinstance(index.get("weight_map"), dict):
-            problems.append(Problem(role, f"a weight map in {folder / name}", "none", again))
-            continue
-        shards = set(index["weight_map"].values())
-        problems += [
-            Problem(role, f"the shard {folder / shard}", "none", again) for shard in sorted(shards - set(sizes))
-        ]
-    for name, size in sizes.items():
-        if name.endswith(".safetensors"):
-            expected = safetensors_size(folder / name)
-            if expected is None:
-                problems.append(Problem(role, f"a safetensors header in {folder / name}", "something else", again))
-            elif expected != size:
-                problems.append(Problem(role, f"{expected} bytes in {folder / name}", f"{size}", again))
+    for name, header in headers.items():
+        if isinstance(header, HeaderError):
+            problems.append(Problem(role, f"a safetensors header in {where}/{name}", str(header), AGAIN))
+        elif header.file_size != sizes[name]:
+            problems.append(Problem(role, f"{header.file_size} bytes in {where}/{name}", f"{sizes[name]}", AGAIN))
     return problems
 
 
-def safetensors_size(path: Path) -> int | None:
-    """Return the size in bytes that a safetensors header declares; none when the header cannot be read.
-
-    The format: eight bytes, little endian, with the header's length; the header, JSON; the tensors.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > 100 << 20:
-                return None
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return None
-    return int(8 + length + max(ends, default=0))
+def merged_tensors(headers: list[Header | HeaderError]) -> dict[str, Tensor]:
+    """Return the tensors of all headers."""
+    merged: dict[str, Tensor] = {}
+    for header in headers:
+        if isinstance(header, Header):
+            merged.update(header.tensors)
+    return merged
 
 
-def has_template(sizes: Mapping[str, int], documents: Mapping[str, dict[str, Any] | None]) -> bool:
+def _is_read(name: str) -> bool:
+    """Whether weights lie where they are looked for: beside the config, or in the folder of checkpoints."""
+    return "/" not in name or name.startswith(f"{CHECKPOINTS}/")
+
+
+def has_template(sizes: Mapping[str, int], documents: Documents) -> bool:
     """Tell whether a chat template comes with a model."""
     beside = ("chat_template.jinja", "chat_template.json")
     if any(name in beside or name.startswith("additional_chat_templates/") for name in sizes):
         return True
-    return bool((documents.get("tokenizer_config.json") or {}).get("chat_template"))
-
-
-def json_object(path: Path) -> dict[str, Any] | None:
-    """Read the JSON object in a file; none when something else is there."""
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) else None
+    return bool(documents.get("tokenizer_config.json").get("chat_template"))

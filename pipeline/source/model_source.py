@@ -6,120 +6,62 @@ whole model here. `content_hash` names its bytes.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipeline import paths
+from pipeline.checkpoint.config_reader import ConfigError, read_object
+from pipeline.checkpoint.tensors import weights_in
 from pipeline.problem import Problem
 from pipeline.progress import Progress
 from pipeline.source import weights
-from pipeline.source.model_files import Role, damaged_weights, has_template, json_object, missing_files
+from pipeline.source.model_files import (
+    CHECKPOINTS,
+    Documents,
+    Role,
+    has_template,
+    header_problems,
+    local_tensors,
+    merged_tensors,
+    missing_files,
+    read_documents,
+)
+from pipeline.source.remote_headers import read_headers
+from pipeline.source.source_facts import (
+    CONTENT_SUFFIXES,
+    EMBEDDED,
+    EMBEDDED_CHAT,
+    EMBEDDED_TOOL,
+    SourceFacts,
+    is_content,
+)
 from runtime.artifact import hub, hub_client
 from runtime.artifact.hashes import sha256_of
 from runtime.artifact.hub import TokenError
 from runtime.artifact.repository import Reference
 from runtime.engines.trt.folders import is_checkpoint
 
-Kind = Literal["embedded", "folder", "hub"]
-
-EMBEDDED = "embedded"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
-# What decides a model's answers; cards and pictures do not.
-CONTENT_SUFFIXES = (".safetensors", ".engine", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
-FETCHED = [f"*{suffix}" for suffix in CONTENT_SUFFIXES] + ["README.md", "LICENSE*"]
 # ModelOpt says there how it quantized; older releases of it only there.
 HF_QUANT_CONFIG = "hf_quant_config.json"
-# Where a repository holds a TensorRT-LLM checkpoint beside a tokenizer and the float model's config.
-CHECKPOINTS = "trt-llm/checkpoints"
 READ_FIRST: tuple[str, ...] = (
     "config.json",
     "tokenizer_config.json",
     HF_QUANT_CONFIG,
     f"{CHECKPOINTS}/config.json",
 )
-
-# The embedded models' own configs, so that a plan can be made before they are exported; tests hold them equal.
-EMBEDDED_CHAT: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-    "dtype": "bfloat16",
-}
-EMBEDDED_TOOL: dict[str, Any] = {
-    "architectures": ["BertForSequenceClassification"],
-    "model_type": "bert",
-    "hidden_size": 384,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 12,
-    "vocab_size": 30522,
-    "max_position_embeddings": 512,
-    "trained_window": 48,
-    "id2label": {"0": "no", "1": "take_screenshot"},
-    "label2id": {"no": 0, "take_screenshot": 1},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFacts:
-    """The facts about a model before it is fetched.
-
-    Attributes:
-        ref: as the user named it.
-        kind: where it comes from.
-        name: what the metadata calls it: hub id, `embedded`, or the folder's name.
-        path: the folder, where it is already here.
-        revision: commit on the hub; none for all others.
-        config: `config.json`; empty when it could not be read, in which case `problems` says why.
-        checkpoint: `config.json` of the TensorRT-LLM checkpoint that it is or holds; empty for all others.
-        sizes: bytes of each file by relative path; empty for embedded models.
-        hashes: SHA-256 of the large files on the hub; empty for all others.
-        license: as its card names it; none where it does not.
-        chat_template: whether one comes with it.
-        problems: everything that is wrong with it.
-        thinks: whether it thinks before each reply, and cannot be told not to.
-        thought_off: the chat template's variables that keep it from thinking.
-    """
-
-    ref: str
-    kind: Kind
-    name: str
-    path: Path | None = None
-    revision: str | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint: Mapping[str, Any] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    hashes: Mapping[str, str] = field(default_factory=dict)
-    license: str | None = None
-    chat_template: bool = False
-    problems: tuple[Problem, ...] = ()
-    thinks: bool = False
-    thought_off: tuple[str, ...] = ()
-
-    @property
-    def weight_bytes(self) -> int:
-        """The size in bytes of all safetensors files together."""
-        return sum(size for name, size in self.sizes.items() if name.endswith(".safetensors"))
-
-    @property
-    def architecture(self) -> str | None:
-        """The first of `architectures`; a TensorRT-LLM checkpoint names its one in `architecture`."""
-        names = self.config.get("architectures") or [self.config.get("architecture")]
-        return str(names[0]) if names[0] else None
+# A card may hold a licence's whole text, which says nothing on one line.
+LICENSE_LENGTH = 120
+# Of a model in the local cache, what may be there.
+CACHED = [f"*{suffix}" for suffix in CONTENT_SUFFIXES] + ["README.md", "LICENSE*"]
 
 
 def read_facts(ref: str, role: Role) -> SourceFacts:
@@ -146,10 +88,9 @@ def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:
         return SourceFacts(ref, "folder", folder.name, path=folder, problems=(problem,))
     inside = [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*"), *folder.glob("additional_chat_templates/*.jinja")]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(inside) if path.is_file()}
-    documents = {name: json_object(folder / name) for name in READ_FIRST if name in sizes}
+    documents = read_documents(role, str(folder), sizes, READ_FIRST, lambda name: folder / name)
     problems = missing_files(role, str(folder), sizes, documents)
-    if not problems:
-        problems = damaged_weights(role, folder, sizes)
+    tensors, damaged = local_tensors(role, folder, sizes, documents.weights) if not problems else ({}, [])
     return SourceFacts(
         ref,
         "folder",
@@ -158,9 +99,11 @@ def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:
         config=_config(documents),
         checkpoint=_checkpoint(documents),
         sizes=sizes,
+        weights=documents.weights,
+        tensors=tensors,
         license=_license_of(folder / "README.md"),
         chat_template=has_template(sizes, documents),
-        problems=tuple(problems),
+        problems=(*problems, *damaged),
     )
 
 
@@ -181,12 +124,12 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
         info = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True)
         siblings = info.siblings or []
         sizes = {file.rfilename: file.size or 0 for file in siblings}
-        documents = {
-            name: json_object(Path(hf_hub_download(repo, name, revision=info.sha, token=token)))
-            for name in READ_FIRST
-            if name in sizes
-        }
-        return SourceFacts(
+
+        def download(name: str) -> Path:
+            return Path(hf_hub_download(repo, name, revision=info.sha, token=token))
+
+        documents = read_documents(role, repo, sizes, READ_FIRST, download)
+        facts = SourceFacts(
             ref,
             "hub",
             repo,
@@ -194,11 +137,13 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
             config=_config(documents),
             checkpoint=_checkpoint(documents),
             sizes=sizes,
+            weights=documents.weights,
             hashes={file.rfilename: file.lfs.sha256 for file in siblings if file.lfs},
-            license=info.card_data.get("license") if info.card_data else None,
+            license=license_text(info.card_data.get("license") if info.card_data else None),
             chat_template=has_template(sizes, documents),
             problems=tuple(missing_files(role, repo, sizes, documents)),
         )
+        return facts if facts.problems else _with_headers(facts, role)
     except TokenError as error:
         return SourceFacts(ref, "hub", repo, problems=(Problem(error.variables, error.expected, error.found),))
     except HFValidationError:
@@ -212,43 +157,42 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
         remedy = "check its name and revision, and HF_TOKEN when it is private"
     except hub_client.failures() as error:
         try:
-            cached = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=FETCHED)
+            cached = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=CACHED)
         except hub_client.failures():
             reason = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else "the hub is out of reach"
             found = f"no copy in the local cache, and {reason}"
             remedy = "name a folder or `embedded`, or go online"
         else:
             folder = Path(cached)
-            facts = _read_folder(ref, folder, role)
-            return SourceFacts(
-                ref,
-                "hub",
-                repo,
-                path=folder,
-                revision=folder.name,
-                config=facts.config,
-                checkpoint=facts.checkpoint,
-                sizes=facts.sizes,
-                license=facts.license,
-                chat_template=facts.chat_template,
-                problems=facts.problems,
-            )
+            return replace(_read_folder(ref, folder, role), kind="hub", name=repo, revision=folder.name)
     problem = Problem(role, f"the model {ref} on the hub", found, remedy)
     return SourceFacts(ref, "hub", repo, problems=(problem,))
 
 
-def _config(documents: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+def _with_headers(facts: SourceFacts, role: Role) -> SourceFacts:
+    """Return the facts with what the headers of the weights say, which are read by range."""
+    reference = Reference(facts.name, facts.revision or "main")
+    try:
+        found = read_headers(reference, reference.revision, facts.weight_files)
+    except hub_client.failures() as error:
+        return replace(facts, unread=hub.reason(error))
+    headers = dict(zip(facts.weight_files, found, strict=True))
+    problems = tuple(header_problems(role, facts.name, facts.sizes, headers))
+    return replace(facts, tensors=merged_tensors(found), problems=problems)
+
+
+def _config(documents: Documents) -> Mapping[str, Any]:
     """Return `config.json`, with ModelOpt's word on the quantization where it is silent."""
-    config = documents.get("config.json") or {}
-    stated = (documents.get(HF_QUANT_CONFIG) or {}).get("quantization")
+    config = documents.get("config.json")
+    stated = documents.get(HF_QUANT_CONFIG).get("quantization")
     if isinstance(stated, dict) and not config.get("quantization_config"):
         config = {**config, "quantization_config": {"quant_method": "modelopt", **stated}}
     return config
 
 
-def _checkpoint(documents: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+def _checkpoint(documents: Documents) -> Mapping[str, Any]:
     for name in ("config.json", f"{CHECKPOINTS}/config.json"):
-        if is_checkpoint(document := documents.get(name) or {}):
+        if is_checkpoint(document := documents.get(name)):
             return document
     return {}
 
@@ -273,11 +217,13 @@ def fetch(facts: SourceFacts, progress: Progress) -> Path:
     if facts.revision is None:
         raise ValueError(f"{facts.ref} was not found on the hub, so there is nothing to fetch")
     progress.step(f"downloading {facts.name}@{facts.revision} ({facts.weight_bytes / 2**30:.1f} GiB)")
-    weights.download(Reference(facts.name, facts.revision), facts.sizes, facts.hashes, FETCHED, progress)
+    # Names, which are no patterns; the client takes them for such.
+    patterns = [glob.escape(name) for name in facts.wanted]
+    weights.download(Reference(facts.name, facts.revision), facts.sizes, facts.hashes, patterns, progress)
     token = hub.revealed(hub.token_of(os.environ))
 
     def rest() -> str:
-        return snapshot_download(facts.name, revision=facts.revision, allow_patterns=FETCHED, token=token)
+        return snapshot_download(facts.name, revision=facts.revision, allow_patterns=patterns, token=token)
 
     folder = Path(hub.with_retries(rest, progress.step))
     named = HUB_ID.fullmatch(facts.ref)
@@ -293,24 +239,42 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
         cache: JSON file that remembers hashes by path, size and modification time, so that a second run need not read
             gigabytes again; none hashes everything.
     """
-    known: dict[str, list[Any]] = (json_object(cache) or {}) if cache and cache.is_file() else {}
+    known = _known_hashes(cache)
+    taken = _weights_of(folder)
     lines = []
     templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
     for path in (*sorted(folder.iterdir()), *templates):
-        if not path.is_file() or not path.name.endswith(CONTENT_SUFFIXES):
+        relative = path.relative_to(folder).as_posix()
+        if not path.is_file() or not path.name.endswith(CONTENT_SUFFIXES) or not is_content(relative, taken):
             continue
         status = path.stat()
         entry = known.get(str(path.resolve()))
         if entry is None or entry[:2] != [status.st_size, status.st_mtime_ns]:
             entry = [status.st_size, status.st_mtime_ns, sha256_of(path)]
             known[str(path.resolve())] = entry
-        lines.append(f"{entry[2]}  {status.st_size}  {path.relative_to(folder).as_posix()}\n")
+        lines.append(f"{entry[2]}  {status.st_size}  {relative}\n")
     if cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps(known), encoding="utf-8")
         partial.replace(cache)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _known_hashes(cache: Path | None) -> dict[str, Any]:
+    """Return the hashes that a cache remembers; one that cannot be read remembers none."""
+    try:
+        return read_object(cache) if cache and cache.is_file() else {}
+    except ConfigError:
+        return {}
+
+
+def _weights_of(folder: Path) -> tuple[str, ...]:
+    """Return the files that hold a folder's weights; all that could, where its index cannot be read."""
+    try:
+        return weights_in(folder)
+    except ConfigError:
+        return tuple(path.name for path in folder.glob("*.safetensors"))
 
 
 def _license_of(card: Path) -> str | None:
@@ -321,7 +285,18 @@ def _license_of(card: Path) -> str | None:
     from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
-        name = (metadata_load(card) or {}).get("license")
-    except (ValueError, YAMLError):
+        return license_text((metadata_load(card) or {}).get("license"))
+    except (OSError, ValueError, AttributeError, RecursionError, YAMLError):
         return None  # front matter that is no YAML: a licence we cannot read is one we do not know
-    return str(name) if name else None
+
+
+def license_text(stated: object) -> str | None:
+    """Return a licence on one line, where a card names one, lists several, or holds its text.
+
+    >>> license_text(["mit", "apache-2.0"]), license_text("A text\\n of two lines"), license_text({"a": 1})
+    ('mit, apache-2.0', 'A text of two lines', None)
+    """
+    listed = stated if isinstance(stated, list) else [stated]
+    names = [" ".join(str(name).split()) for name in listed if isinstance(name, str | int | float) and name]
+    text = "".join(letter for letter in ", ".join(name for name in names if name) if letter.isprintable())
+    return f"{text[:LICENSE_LENGTH]}…" if len(text) > LICENSE_LENGTH else text or None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.problem import Problem
 from pipeline.source.model_files import TOKENIZER_FILES
-from pipeline.source.model_source import SourceFacts
+from pipeline.source.source_facts import SourceFacts
 from runtime.artifact import hub, hub_client
 from runtime.text.prompt import Budgets, PromptRenderer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,9 @@ from huggingface_hub.errors import (
 )
 
 from pipeline.checkpoint.shape import Shape
+from pipeline.checkpoint.tensors import Header, header_of
 from pipeline.source import checkpoint_in, content_hash, fetch, read_facts
-from pipeline.source.model_files import safetensors_size
+from runtime.artifact.repository import Reference
 
 
 def safetensors(path: Path, size: int = 16) -> None:
@@ -186,16 +188,6 @@ def test_missing_shards_are_named(folder: Path) -> None:
     ]
 
 
-def test_the_size_in_a_header_is_that_of_the_file(tmp_path: Path) -> None:
-    safetensors(tmp_path / "x.safetensors", 123)
-    assert safetensors_size(tmp_path / "x.safetensors") == (tmp_path / "x.safetensors").stat().st_size
-
-
-def test_a_header_of_absurd_length_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
-    assert safetensors_size(tmp_path / "x.safetensors") is None
-
-
 def test_the_content_hash_names_what_decides_answers(folder: Path) -> None:
     before = content_hash(folder)
     (folder / "README.md").write_text("another card")
@@ -243,6 +235,7 @@ class Hub:
         monkeypatch.setattr("huggingface_hub.HfApi", lambda **_: self)
         monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
         monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot)
+        monkeypatch.setattr("pipeline.source.model_source.read_headers", self.headers)
 
     def model_info(self, repo: str, *, revision: str | None, files_metadata: bool) -> Any:
         assert files_metadata
@@ -256,6 +249,9 @@ class Hub:
         assert revision.startswith("sha-of-")
         self.fetched.append(name)
         return str(self.home / name)
+
+    def headers(self, reference: Reference, commit: str, names: Sequence[str]) -> list[Header]:
+        return [header_of(self.home / name) for name in names]
 
     def snapshot(self, repo: str, **_: Any) -> str:
         raise LocalEntryNotFoundError("nothing cached")
