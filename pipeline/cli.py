@@ -110,17 +110,19 @@ def quantize_command(given: options.QuantizeOptions) -> None:
     """
     request, out = given.request(), given.out
     from pipeline.run import Run
-    from pipeline.stages import install
+    from pipeline.stages import install, place
 
-    if out and (problem := install.out_problem(out)):
-        raise WrongRequestError([problem])
     prepared = prepare.prepare(request, given.cache_dir)
+    if out and (problem := place.model_problem(out, prepared.cache)):
+        raise WrongRequestError([problem])
+    if out:
+        install.recover(out)
     if prepared.plan.chat is None:
         raise WrongRequestError([Problem("arguments", "a chat model", "none", "name one, such as `embedded`")])
     with progress.for_terminal() as steps:
         run = Run(prepared, steps, force=given.force or prepared.settings.force_rebuild)
         _, model, quantization = run.quantize(prepared.plan.chat)
-        folder = install.install_folder(model.folder, out) if out else model.folder
+        folder = install.install_folder(model.folder, out, prepared.cache, steps.step) if out else model.folder
     group = f", groups of {quantization.group_size}" if quantization.group_size else ""
     typer.echo(f"{quantization.method} ({quantization.scheme}{group}): {folder}")
 

@@ -26,6 +26,8 @@ from pipeline.source.utterance_file import (
     utterances_for,
 )
 from pipeline.stage_runner import StageRunner
+from pipeline.stages import install
+from pipeline.stages.stage import StageError
 from pipeline.validate.validation import candidate_of, validate
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel
@@ -94,7 +96,12 @@ def revalidate(
     platform = describe.platform(here)
     platform = platform.model_copy(update={"packages": quantizers | here.machine.packages})
     proven = metadata.model_copy(update={"validation": validation, "platform": platform})
-    proven.write(folder)
+    with install.held(folder, "validate", progress.step):
+        # Another run may have put another artifact there, or another proof, while this one was measured.
+        if artifact.encode(artifact.read(folder).model_dump()) != artifact.encode(metadata.model_dump()):
+            again = "run the same command again"
+            raise StageError("validate", "the artifact changed while it was measured", folder, again)
+        proven.write(folder)
     return proven
 
 

@@ -34,7 +34,16 @@ from pipeline.stages.recipes import recipe_of
 from pipeline.stages.stage import StageError, remove_all_leftovers
 from pipeline.validate.validation import validate
 from runtime import artifact
-from runtime.artifact import BuildMetadata, Calibration, ChatModel, Gate, Quantization, ToolModel, Validation, hashes
+from runtime.artifact import (
+    BuildMetadata,
+    Calibration,
+    ChatModel,
+    Gate,
+    Quantization,
+    ToolModel,
+    Validation,
+    hashes,
+)
 
 
 class Quantizer(Protocol):
@@ -96,6 +105,8 @@ class Run:
         self.progress = progress
         self.runner = StageRunner(prepared.cache, prepared.hardware.machine, progress, force)
         remove_all_leftovers(self.cache)
+        # First of all: a run that fails on its way must not keep back what a killed one had moved aside.
+        install.recover(self.plan.out)
 
     def quantize(self, chat: ChatPlan) -> tuple[FetchedModel, FetchedModel, Quantization]:
         """Fetch the chat model and quantize it, unless it came quantized.
@@ -186,10 +197,8 @@ class Run:
         done = self.runner.stage("build", inputs, work)
         self.progress.step("hashing the artifact")
         files = hashes.hash_folder(done.output)
-        if any(done.hashes[entry.path] != entry.sha256 for entry in files):
-            self.progress.step("build: its files changed on the disk; doing it again")
-            done = self.runner.stage("build", inputs, work, redo=True)
-            files = hashes.hash_folder(done.output)
+        if changed := next((entry.path for entry in files if done.hashes.get(entry.path) != entry.sha256), None):
+            raise StageError("build", "a file changed since it was made", changed, "run the same command again")
         if chat:
             chat = chat.model_copy(update=dict(done.result))
         metadata = BuildMetadata(
@@ -257,7 +266,7 @@ class Run:
     def finish(self, folder: Path, metadata: BuildMetadata) -> Path:
         """Install the artifact at its place, whole or not at all."""
         self.progress.step(f"finish: the artifact goes to {self.plan.out}")
-        return install.install_artifact(folder, self.plan.out, metadata, self.cache)
+        return install.install_artifact(folder, self.plan.out, metadata, self.cache, self.progress.step)
 
     def _records(self) -> tuple[artifact.StageRecord, ...]:
         return tuple(done.record for done in self.runner.finished)

@@ -12,6 +12,7 @@ from pipeline import source
 from pipeline.lanes import Lane
 from pipeline.progress import Progress
 from pipeline.source import SourceFacts
+from pipeline.stages.disk import refusal_text
 from pipeline.stages.recipes import recipe_of
 from pipeline.stages.stage import Stage, StageCache, StageError, StageResult
 from runtime.artifact import ArtifactError, hub, hub_client
@@ -52,26 +53,32 @@ class StageRunner:
     force: bool = False
     finished: list[StageResult] = field(default_factory=list)
 
-    def stage(self, name: str, inputs: Mapping[str, Any], work: Work, *, redo: bool = False) -> StageResult:
-        """Run one stage, at most once in this runner's life unless `redo` is set.
+    def stage(self, name: str, inputs: Mapping[str, Any], work: Work) -> StageResult:
+        """Run one stage, at most once in this runner's life.
 
         Raises:
             StageError: it failed.
         """
         stage = Stage(name, inputs, work)
-        if redo:
-            self.finished = [done for done in self.finished if done.key != stage.key]
         if earlier := next((done for done in self.finished if done.key == stage.key), None):
             return earlier
         self.progress.step(name)
-        done = StageCache(self.cache, force=self.force or redo).run(stage, self.progress)
+        done = StageCache(self.cache, force=self.force).run(stage, self.progress)
         self.progress.step(f"{name}: {'done before, in' if done.reused else 'done in'} {done.seconds:.1f} s")
         self.finished.append(done)
         return done
 
     def model(self, folder: Path) -> FetchedModel:
-        """Return a model's folder with the hash of its content; file hashes are cached."""
-        return FetchedModel(folder, source.content_hash(folder, self.cache / "hashes.json"))
+        """Return a model's folder with the hash of its content.
+
+        Raises:
+            StageError: a file cannot be read.
+        """
+        try:
+            return FetchedModel(folder, source.content_hash(folder))
+        except OSError as error:
+            where, again = error.filename or folder, "see that this user may read it, then run the same command again"
+            raise StageError("source", refusal_text(error), where, again) from error
 
     def chat_source(self, facts: SourceFacts) -> FetchedModel:
         """Return the chat model as it comes: fetched, or exported for the embedded one."""
@@ -125,7 +132,8 @@ class StageRunner:
 
     def _fetch(self, name: str, facts: SourceFacts) -> FetchedModel:
         try:
-            return self.model(source.fetch(facts, self.progress))
+            folder = source.fetch(facts, self.progress)
+            return FetchedModel(folder, source.content_hash(folder, facts.hashes))
         except hub.TokenError as error:
             raise StageError(name, f"expected {error.expected}, found {error.found}", error.variables) from error
         except hub_client.failures(ArtifactError) as error:

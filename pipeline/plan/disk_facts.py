@@ -8,13 +8,18 @@ from enum import Enum, auto
 from pathlib import Path
 
 from pipeline.plan import BuildRequest
+from pipeline.problem import Problem
 from pipeline.settings import PipelineSettings
 from pipeline.source.utterance_file import UtteranceFile, UtterancesError, read_utterances
+from pipeline.stages import place
 from runtime.artifact import METADATA_NAME, ArtifactError
 from runtime.engines.trt.folders import CheckpointFolder, EngineFolder
 
 # Where an artifact goes unless `--out` names a place.
 ARTIFACTS = Path("artifacts")
+
+# Stands for every name in there that nothing has yet.
+NEW_ARTIFACT = ARTIFACTS / "…"
 
 
 class PathEntry(Enum):
@@ -34,6 +39,7 @@ class DiskFacts:
 
     Attributes:
         entries: what lies where the artifact may go; nothing lies at a path that is not listed.
+        refusals: why the artifact may not go there, for those of them where it may not.
         dataset: what lies at the path that AWQ_CALIB_DATASET would be.
         engine: what TRTLLM_ENGINE_DIR names, or why it cannot be read; none when it is not set.
         checkpoint: what TRT_CHECKPOINT_DIR names, likewise.
@@ -42,6 +48,7 @@ class DiskFacts:
     """
 
     entries: Mapping[Path, PathEntry] = field(default_factory=dict)
+    refusals: Mapping[Path, Problem] = field(default_factory=dict)
     dataset: PathEntry = PathEntry.NOTHING
     engine: EngineFolder | ArtifactError | None = None
     checkpoint: CheckpointFolder | ArtifactError | None = None
@@ -59,11 +66,20 @@ class DiskFacts:
                 raise ValueError(f"expected facts on {named}, found none; read them with `disk_facts.read`")
 
 
-def read(request: BuildRequest, settings: PipelineSettings) -> DiskFacts:
-    """Read the paths that a request and the settings name; what cannot be read is a fact too, and nothing is raised."""
+def read(request: BuildRequest, settings: PipelineSettings, cache: Path | None = None) -> DiskFacts:
+    """Read the paths that a request and the settings name; what cannot be read is a fact too, and nothing is raised.
+
+    Args:
+        request: the command line.
+        settings: the environment.
+        cache: the folder of finished stages, which the artifact's place may not overlap with.
+    """
     engine, checkpoint = settings.trtllm_engine_dir, settings.trt_checkpoint_dir
+    candidates = _candidates(request)
+    refusals = {path: place.artifact_problem(path, cache) for path in candidates}
     return DiskFacts(
-        entries={path: entry_at(path) for path in _candidates(request)},
+        entries={path: entry_at(path) for path in candidates},
+        refusals={path: problem for path, problem in refusals.items() if problem},
         dataset=entry_at(Path(settings.awq_calib_dataset)) if settings.awq_calib_dataset else PathEntry.NOTHING,
         engine=_engine(engine) if engine else None,
         checkpoint=_checkpoint(checkpoint) if checkpoint else None,
@@ -94,9 +110,9 @@ def _candidates(request: BuildRequest) -> list[Path]:
     if request.out:
         return [request.out]
     try:
-        return [ARTIFACTS / child.name for child in ARTIFACTS.iterdir()]
+        return [NEW_ARTIFACT, *(ARTIFACTS / child.name for child in ARTIFACTS.iterdir())]
     except OSError:
-        return []
+        return [NEW_ARTIFACT]
 
 
 def _utterances(path: Path | None) -> UtteranceFile | UtterancesError | None:

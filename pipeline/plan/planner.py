@@ -18,7 +18,7 @@ from pipeline.paths import distinct_name
 from pipeline.plan import BuildPlan, BuildRequest, ChatPlan, ToolPlan
 from pipeline.plan.chat_plan import ChatPlanner
 from pipeline.plan.diagnostics import Diagnostics
-from pipeline.plan.disk_facts import ARTIFACTS, DiskFacts, PathEntry
+from pipeline.plan.disk_facts import ARTIFACTS, NEW_ARTIFACT, DiskFacts, PathEntry
 from pipeline.plan.estimate import BuildSize, Estimate, estimate
 from pipeline.plan.fallbacks import Attempts, checked_methods
 from pipeline.plan.hardware import Hardware
@@ -146,7 +146,10 @@ def _out(
     out = request.out or ARTIFACTS / "-".join(part for part in parts if part)
     diagnostics.decide("artifact", out, "--out" if request.out else "named after model, method and lane")
     place = disk.entries.get(out, PathEntry.NOTHING)
-    if place is PathEntry.FILE:
+    looked_at = out if out in disk.entries else NEW_ARTIFACT
+    if refusal := disk.refusals.get(looked_at):
+        diagnostics.problems.append(refusal)
+    elif place is PathEntry.FILE:
         diagnostics.problem("--out", "a folder, or nothing", f"a file at {out}", "choose another --out")
     elif place is PathEntry.UNREADABLE:
         diagnostics.problem("--out", "a folder, or nothing", f"what cannot be read at {out}", "choose another --out")

@@ -48,7 +48,7 @@ def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str,
     lane = request.lanes[0] if len(request.lanes) == 1 else loaded.settings.inference_engine
     needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
     here = hardware.describe(folder, values.quantize_python, needs)
-    found = disk_facts.read(request, values)
+    found = disk_facts.read(request, values, None if wrong else folder)
     place = request.out or disk_facts.ARTIFACTS
     if not paths.same_file_system(place, folder):
         found = replace(found, free_at_out=paths.free_bytes(place))

@@ -13,6 +13,8 @@ from pipeline.publish import preconditions
 from pipeline.publish.preconditions import Destination, SourceModel
 from pipeline.publish.push import push
 from pipeline.publish.sign import key_problem, sign
+from pipeline.stages.install import recover
+from pipeline.stages.place import write_problem
 from runtime.artifact.signature import SIGNATURE_NAME
 
 
@@ -68,7 +70,10 @@ def push_artifact(folder: Path, sign_key: Path | None) -> None:
         WrongRequestError: with every problem; nothing was sent.
         StageError: the upload failed.
     """
+    recover(folder)
     metadata, problems = preconditions.check_artifact(folder, signing=sign_key is not None)
+    if sign_key and (unwritable := write_problem(folder)):
+        problems.append(unwritable)
     models = preconditions.source_models(metadata) if metadata else ()
     destination, found = preconditions.check_destination(models, sign_key)
     if problems or found:
@@ -83,6 +88,7 @@ def sign_artifact(folder: Path, sign_key: Path) -> None:
         WrongRequestError: the key cannot sign.
         ArtifactError: the artifact cannot be read, or a file changed.
     """
-    if problem := key_problem(sign_key):
-        raise WrongRequestError([problem])
+    recover(folder)
+    if problems := [problem for problem in (key_problem(sign_key), write_problem(folder)) if problem]:
+        raise WrongRequestError(problems)
     publish(folder, None, sign_key)

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.problem import Problem
+from pipeline.stages.disk import fsync
+from pipeline.stages.install import held
 from runtime import artifact
 from runtime.artifact import BuildMetadata, hashes, signature
 
@@ -43,7 +45,13 @@ def sign(folder: Path, key: Path) -> BuildMetadata:
 
     Raises:
         ArtifactError: the artifact cannot be read, or a file changed.
+        StageError: the signature cannot be written; the one that was there is there.
     """
+    with held(folder, "sign"):
+        return _sign(folder, key)
+
+
+def _sign(folder: Path, key: Path) -> BuildMetadata:
     from model_signing import hashing, signing
 
     metadata = artifact.read(folder)
@@ -56,6 +64,7 @@ def sign(folder: Path, key: Path) -> BuildMetadata:
     partial = folder / f"{signature.SIGNATURE_NAME}.partial"
     try:
         signing.Config().set_hashing_config(config).use_elliptic_key_signer(private_key=key).sign(folder, partial)
+        fsync(partial)
         partial.replace(folder / signature.SIGNATURE_NAME)
     finally:
         partial.unlink(missing_ok=True)

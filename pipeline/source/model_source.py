@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline import paths
-from pipeline.checkpoint.config_reader import ConfigError, read_object
+from pipeline.checkpoint.config_reader import ConfigError
 from pipeline.checkpoint.tensors import weights_in
 from pipeline.problem import Problem
 from pipeline.progress import Progress
@@ -42,12 +43,13 @@ from pipeline.source.source_facts import (
     SourceFacts,
     is_content,
 )
-from runtime.artifact import hub, hub_client
+from runtime.artifact import ArtifactError, hub, hub_client
 from runtime.artifact.hashes import sha256_of
 from runtime.artifact.hub import TokenError
 from runtime.artifact.repository import Reference
 from runtime.engines.trt.folders import is_checkpoint
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 # ModelOpt says there how it quantized; older releases of it only there.
@@ -231,42 +233,38 @@ def fetch(facts: SourceFacts, progress: Progress) -> Path:
     return folder
 
 
-def content_hash(folder: Path, cache: Path | None = None) -> str:
+def content_hash(folder: Path, expected: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return a SHA-256 over the names, sizes and hashes of the files that decide a model's answers.
+
+    Every byte is read each time: a disk that fails, and an edit that puts the time back, leave size and time as they
+    were. Hashing runs in threads: hashlib releases the GIL.
 
     Args:
         folder: the model.
-        cache: JSON file that remembers hashes by path, size and modification time, so that a second run need not read
-            gigabytes again; none hashes everything.
+        expected: SHA-256 of files by name, as the hub lists them; a file in the hub's cache is named by its own too.
+
+    Raises:
+        ArtifactError: a file has another hash.
+        OSError: a file cannot be read.
     """
-    known = _known_hashes(cache)
     taken = _weights_of(folder)
-    lines = []
     templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
-    for path in (*sorted(folder.iterdir()), *templates):
-        relative = path.relative_to(folder).as_posix()
-        if not path.is_file() or not path.name.endswith(CONTENT_SUFFIXES) or not is_content(relative, taken):
-            continue
-        status = path.stat()
-        entry = known.get(str(path.resolve()))
-        if entry is None or entry[:2] != [status.st_size, status.st_mtime_ns]:
-            entry = [status.st_size, status.st_mtime_ns, sha256_of(path)]
-            known[str(path.resolve())] = entry
-        lines.append(f"{entry[2]}  {status.st_size}  {relative}\n")
-    if cache:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(known), encoding="utf-8")
-        partial.replace(cache)
+    paths = [path for path in (*sorted(folder.iterdir()), *templates) if path.is_file()]
+    paths = [path for path in paths if path.name.endswith(CONTENT_SUFFIXES)]
+    paths = [path for path in paths if is_content(path.relative_to(folder).as_posix(), taken)]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(sha256_of, paths))
+    lines = []
+    for path, sha256 in zip(paths, found, strict=True):
+        name, blob = path.relative_to(folder).as_posix(), path.resolve()
+        named = blob.name if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) else sha256
+        if (right := expected.get(name, named)) != sha256:
+            raise ArtifactError(
+                f"{blob}: expected SHA-256 {right[:12]}…, found {sha256[:12]}…: it changed since it came; "
+                "remove it and fetch it again"
+            )
+        lines.append(f"{sha256}  {path.stat().st_size}  {name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _known_hashes(cache: Path | None) -> dict[str, Any]:
-    """Return the hashes that a cache remembers; one that cannot be read remembers none."""
-    try:
-        return read_object(cache) if cache and cache.is_file() else {}
-    except ConfigError:
-        return {}
 
 
 def _weights_of(folder: Path) -> tuple[str, ...]:

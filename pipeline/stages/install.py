@@ -1,20 +1,37 @@
-"""Installs a finished folder at its place: copied beside it, verified, flushed to disk, and renamed."""
+"""Installs a finished folder at its place: copied beside it, verified, flushed to disk, and exchanged in one step.
+
+Nothing but what the pipeline made itself is replaced (`place.py`). A place behind a link is replaced there, and the
+link stays. Runs with one place wait for each other, whatever caches they work with.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.problem import Problem
-from pipeline.stages.stage import StageError, fsync, fsync_tree, locked
+from pipeline.stages.disk import atomic_replace, copy_tree, fsync, fsync_tree, os_error_in, refusal_text
+from pipeline.stages.fingerprints import difference, fingerprints, hashes_of
+from pipeline.stages.lock import folder_locked
+from pipeline.stages.place import PLACED, artifact_problem, foreign_files, locate, model_problem
+from pipeline.stages.stage import RECORD_NAME, StageError
+from pipeline.stages.staging import staging, sweep
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, hashes
-from runtime.engines.trt.folders import is_checkpoint
+
+# What folders beside an artifact are called while it is made; short, so that an artifact's own name may be long.
+PREFIX = ".yap-partial"
+
+Told = Callable[[str], None]
 
 
-def install_artifact(folder: Path, out: Path, metadata: BuildMetadata, cache: Path) -> Path:
+def install_artifact(
+    folder: Path, out: Path, metadata: BuildMetadata, cache: Path, told: Told = lambda line: None
+) -> Path:
     """Install an artifact at `out`, replacing the artifact there.
 
     An artifact there that holds the same files and was proven is left as it is, so that a repeated run changes nothing.
@@ -23,84 +40,56 @@ def install_artifact(folder: Path, out: Path, metadata: BuildMetadata, cache: Pa
         folder: its files, without metadata.
         out: where it goes.
         metadata: what is written into it, last.
-        cache: where the lock is kept that two runs with the same place share.
+        cache: the folder of finished stages, which may not overlap with the place.
+        told: told of a wait for another run.
 
     Raises:
-        StageError: a file changed on the way, or the place cannot be written.
+        StageError: a file changed on the way, the place cannot be written, or something else lies there by now.
     """
-    out = out.absolute()
-    name = hashlib.sha256(str(out).encode()).hexdigest()[:32]
+
+    def fill(new: Path) -> None:
+        copy_tree(folder, new)
+        hashes.verify_files(new, metadata)
+        metadata.write(new)
+
     try:
-        locks = cache / "artifact"
-        locks.mkdir(parents=True, exist_ok=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with locked(locks / f"{name}.lock", lambda: None):
-            partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
-            for leftover in (partial, old):
-                if leftover.exists():
-                    shutil.rmtree(leftover)
-            if is_installed(out, metadata):
-                return out
-            shutil.copytree(folder, partial)
-            hashes.verify_files(partial, metadata)
-            metadata.write(partial)
-            fsync_tree(partial)
-            atomic_replace(partial, out, old)
+        with _at(out, "finish", lambda: artifact_problem(out, cache), told) as place:
+            if not is_installed(place, metadata):
+                _replace(place, fill, "finish")
     except ArtifactError as error:
-        raise StageError("finish", str(error), "", "run the same command with --force") from error
-    except OSError as error:
-        raise StageError(
-            "finish", error.strerror or str(error), error.filename or out, "make room or choose another --out"
-        ) from error
-    return out
+        raise StageError("finish", str(error), "", "run the same command again") from error
+    return out.absolute()
 
 
-def install_folder(folder: Path, out: Path) -> Path:
-    """Install a quantized model at `out`, replacing the quantized model there.
+def install_folder(folder: Path, out: Path, cache: Path, told: Told = lambda line: None) -> Path:
+    """Install a quantized model at `out`, replacing the quantized model there that came from the same cache.
 
     Raises:
-        StageError: the place cannot be written.
+        StageError: a file changed on the way, the place cannot be written, or something else lies there by now.
     """
-    out = out.absolute()
-    partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in (partial, old):
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        shutil.copytree(folder, partial)
-        fsync_tree(partial)
-        atomic_replace(partial, out, old)
-    except OSError as error:
-        raise StageError(
-            "quantize", error.strerror or str(error), error.filename or out, "make room or choose another --out"
-        ) from error
-    return out
+    stage = "quantize"
+    with _at(out, stage, lambda: model_problem(out, cache), told) as place:
+        files = fingerprints(folder)
+        expected = hashes_of(files)
+
+        def fill(new: Path) -> None:
+            copy_tree(folder, new)
+            if changed := difference(new, expected):
+                raise StageError(stage, "a file changed while it was copied", changed, "run the same command again")
+            _remember(cache, files)
+
+        if not (place.is_dir() and any(place.iterdir()) and difference(place, expected) is None):
+            _replace(place, fill, stage)
+    return out.absolute()
 
 
-def out_problem(out: Path) -> Problem | None:
-    """Return why a quantized model may not replace what is at `out`; none when it may."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    try:
-        config = json.loads((out / "config.json").read_bytes())
-    except (OSError, ValueError):
-        config = {}
-    if "quantization_config" in config or is_checkpoint(config):
-        return None
-    return Problem(
-        "--out", "nothing, an empty folder or a quantized model", f"something else at {out}", "choose another"
-    )
-
-
-def atomic_replace(partial: Path, out: Path, old: Path) -> None:
-    """Rename a complete folder to its place; what was there is moved aside first and removed last."""
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    fsync(out.parent)
-    if old.exists():
-        shutil.rmtree(old)
+def recover(place: Path) -> None:
+    """Put back what a killed run had moved aside at a place, and remove what it left; nothing else is touched."""
+    with suppress(OSError, RuntimeError, ValueError, BlockingIOError):
+        found = locate(place)
+        if found.parent.is_dir():
+            with folder_locked(found.parent, None):
+                sweep(found.parent, PREFIX)
 
 
 def is_installed(out: Path, metadata: BuildMetadata) -> bool:
@@ -112,3 +101,68 @@ def is_installed(out: Path, metadata: BuildMetadata) -> bool:
         return False
     ignored = {"created_at"}
     return there.model_dump(exclude=ignored) == metadata.model_dump(exclude=ignored)
+
+
+@contextmanager
+def held(folder: Path, stage: str, told: Told = lambda line: None) -> Iterator[None]:
+    """Hold the place of an artifact that is to be changed, so that no run exchanges it meanwhile.
+
+    Raises:
+        StageError: the folder cannot be reached, or what was done with it meanwhile was refused by the system.
+    """
+    with _os_errors_told(stage, folder), ExitStack() as stack:
+        place = locate(folder)
+        stack.enter_context(folder_locked(place.parent, lambda: told(f"{stage}: waiting for another run")))
+        yield
+
+
+@contextmanager
+def _at(out: Path, stage: str, problem: Callable[[], Problem | None], told: Told) -> Iterator[Path]:
+    """Hold a place under its lock, after what a killed run left beside it was put in order."""
+    with _os_errors_told(stage, out), ExitStack() as stack:
+        place = locate(out)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(folder_locked(place.parent, lambda: told(f"{stage}: waiting for another run")))
+        sweep(place.parent, PREFIX)
+        if found := problem():
+            raise StageError(stage, str(found))
+        yield place
+
+
+@contextmanager
+def _os_errors_told(stage: str, out: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        refused = os_error_in(error)
+        if refused is None:
+            raise
+        remedy = "make room or choose another place"
+        raise StageError(stage, refusal_text(refused), refused.filename or out, remedy) from error
+
+
+def _replace(place: Path, fill: Callable[[Path], None], stage: str) -> None:
+    with staging(place, PREFIX) as made:
+        fill(made.new)
+        fsync_tree(made.new)
+        atomic_replace(made.new, place, made.old)
+        for replaced, free in ((made.new, made.old), (made.old, made.new)):
+            if strangers := foreign_files(replaced):
+                # Somebody wrote into it while the new one was made.
+                atomic_replace(replaced, place, free)
+                what = f"expected an artifact's own files at {place}, found {strangers[0]} too"
+                raise StageError(stage, what, "", "move it away or choose another --out")
+
+
+def _remember(cache: Path, files: Mapping[str, list[object]]) -> None:
+    """Write down which files go to a place, so that they are known there as ours whatever becomes of the stage."""
+    text = json.dumps({"files": files}, sort_keys=True)
+    home = cache / PLACED / hashlib.sha256(json.dumps(hashes_of(files), sort_keys=True).encode()).hexdigest()[:32]
+    home.mkdir(parents=True, exist_ok=True)
+    partial = home / f"{RECORD_NAME}.{os.getpid()}.partial"
+    try:
+        partial.write_text(text, encoding="utf-8")
+        fsync(partial)
+        partial.replace(home / RECORD_NAME)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -2,34 +2,40 @@
 
 A stage's key is a hash over everything that decides its output. Its output is written into a temporary folder, flushed
 to disk and renamed, so a folder under its final name is complete however the process that made it ended. A lock for
-each key lets two runs share one cache: the second waits, then finds the work done.
+each key lets two runs share one cache: the second waits, then finds the work done. Whatever is taken from the cache is
+read and compared with the record that the stage wrote when it finished; what differs is made again.
 
-    CACHE/quantize/4f1c…/output/…       what the stage made
-    CACHE/quantize/4f1c…/record.json    its inputs, its result, its seconds, and what each file was like
-    CACHE/quantize/4f1c….lock           held while the stage runs
-    CACHE/quantize/4f1c….partial-k3w9/  a run in progress, or what a killed one left; the next run removes it
+    CACHE/quantize/4f1c…/output/…           what the stage made
+    CACHE/quantize/4f1c…/record.json        its inputs, its result, its seconds, what each file was like, and a seal
+    CACHE/quantize/4f1c….lock               held while the stage runs
+    CACHE/quantize/4f1c….partial-k3w9x0a_/  a run in progress, or what a killed one left; the next run removes it
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.problem import printable
 from pipeline.progress import Progress
+from pipeline.stages.disk import atomic_replace, fsync_tree, os_error_in, refusal_text
+from pipeline.stages.fingerprints import difference, fingerprints, hashes_of
+from pipeline.stages.lock import locked
+from pipeline.stages.staging import is_ours, remove, staging, sweep
 from runtime.artifact import StageRecord
-from runtime.artifact.hashes import sha256_of
 
 RECORD_NAME = "record.json"
+
+# The part of a key that names its folder, and what a folder in progress is called behind it.
+_KEY_LENGTH = 32
+_LEFTOVER = re.compile(r"([^.]+)\.partial-[a-z0-9_]+")
 
 # JSON as a stage's inputs and results hold it.
 Json = Any
@@ -52,7 +58,7 @@ class StageError(Exception):
     def __str__(self) -> str:
         place = f" ({self.where})" if self.where else ""
         remedy = f"; {self.next_step}" if self.next_step else ""
-        return f"stage {self.stage} failed: {self.what}{place}{remedy}"
+        return printable(f"stage {self.stage} failed: {self.what}{place}{remedy}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,27 +133,28 @@ class StageCache:
             StageError: the work failed, or the cache cannot be written.
         """
         home = self.folder / stage.name
-        final = home / stage.key[:32]
+        final = home / stage.key[:_KEY_LENGTH]
         try:
             home.mkdir(parents=True, exist_ok=True)
             with locked(final.with_suffix(".lock"), lambda: progress.step(f"{stage.name}: waiting for another run")):
-                remove_leftovers(home, final.name)
-                if not self._force and (done := load_result(stage, final)) is not None:
+                sweep(home, f"{final.name}.partial")
+                if not self._force and (done := load_result(stage, final, progress)) is not None:
                     return done
                 return self._work(stage, final)
-        except OSError as error:
-            raise StageError(
-                stage.name,
-                f"{error.strerror or error}",
-                error.filename or home,
-                f"look at the free space and the permissions of {self.folder}, then run the same command again",
-            ) from error
+        except StageError:
+            raise
+        except Exception as error:
+            # Work writes through libraries that raise classes of their own when a disk is full.
+            refused = os_error_in(error)
+            if refused is None:
+                raise
+            remedy = f"look at the free space and the permissions of {self.folder}, then run the same command again"
+            raise StageError(stage.name, refusal_text(refused), refused.filename or home, remedy) from error
 
     def _work(self, stage: Stage, final: Path) -> StageResult:
-        partial = Path(tempfile.mkdtemp(prefix=f"{final.name}.partial-", dir=final.parent))
-        try:
-            output = partial / "output"
-            output.mkdir()
+        with staging(final, f"{final.name}.partial") as made:
+            output = made.new / "output"
+            output.mkdir(parents=True)
             begun = time.monotonic()
             result = dict(stage.work(output))
             seconds = time.monotonic() - begun
@@ -160,108 +167,46 @@ class StageCache:
                 "seconds": seconds,
                 "files": files,
             }
-            (partial / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True), encoding="utf-8")
-            fsync_tree(partial)
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
-            fsync(final.parent)
-        finally:
-            if partial.exists():
-                shutil.rmtree(partial, ignore_errors=True)
+            record["seal"] = seal_of(record)
+            (made.new / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True), encoding="utf-8")
+            fsync_tree(made.new)
+            atomic_replace(made.new, final, made.old)
         return StageResult(stage.name, stage.key, final / "output", result, seconds, False, hashes_of(files))
 
 
-def load_result(stage: Stage, final: Path) -> StageResult | None:
-    """Load a finished stage; none when it is missing or its files are not those that it recorded."""
+def load_result(stage: Stage, final: Path, progress: Progress) -> StageResult | None:
+    """Load a finished stage; none when it is missing, or it or its files are not as it recorded."""
     output = final / "output"
     try:
         record = json.loads((final / RECORD_NAME).read_bytes())
-        if record["key"] != stage.key or not unchanged(output, record["files"]):
+        if record["key"] != stage.key:
             return None
-        hashes = hashes_of(record["files"])
-        return StageResult(stage.name, stage.key, output, record["result"], float(record["seconds"]), True, hashes)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        recorded = hashes_of(record["files"])
+        changed = RECORD_NAME if record["seal"] != seal_of(record) else difference(output, recorded)
+        if changed:
+            progress.step(f"{stage.name}: {changed} changed on the disk since it was made; doing it again")
+            return None
+        return StageResult(stage.name, stage.key, output, record["result"], float(record["seconds"]), True, recorded)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None  # torn, or written by another version: the stage is done again
 
 
-# Size, modification time in nanoseconds, and SHA-256 of a file.
-Fingerprint = list[Any]
-
-
-def fingerprints(folder: Path) -> dict[str, Fingerprint]:
-    """Return the fingerprint of each file under a folder, by relative POSIX path."""
-    found: dict[str, Fingerprint] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            status = path.stat()
-            found[path.relative_to(folder).as_posix()] = [status.st_size, status.st_mtime_ns, sha256_of(path)]
-    return found
-
-
-def hashes_of(files: Mapping[str, Fingerprint]) -> dict[str, str]:
-    """Return the SHA-256 of each file, without size and time."""
-    return {path: fingerprint[2] for path, fingerprint in files.items()}
-
-
-def unchanged(folder: Path, files: Mapping[str, Fingerprint]) -> bool:
-    """Tell whether a folder holds the recorded files and no others.
-
-    Only files whose modification time changed are read again.
-    """
-    present = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    if present.keys() != files.keys():
-        return False
-    for name, path in present.items():
-        size, modified, digest = files[name]
-        status = path.stat()
-        if status.st_size != size or (status.st_mtime_ns != modified and sha256_of(path) != digest):
-            return False
-    return True
-
-
-def remove_leftovers(home: Path, name: str) -> None:
-    """Remove what killed runs of one key left; the caller holds that key's lock."""
-    for leftover in home.glob(f"{name}.partial-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def seal_of(record: Mapping[str, Json]) -> str:
+    """Return a SHA-256 over a record without its seal, as it reads when it was written."""
+    body = json.loads(json.dumps({name: value for name, value in record.items() if name != "seal"}))
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def remove_all_leftovers(cache: Path) -> None:
-    """Remove what killed runs left in the cache, except under keys that another process works on."""
-    for leftover in cache.glob("*/*.partial-*"):
-        lock = leftover.with_name(leftover.name.partition(".")[0] + ".lock")
-        with lock.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(leftover, ignore_errors=True)
+    """Remove what killed runs left in the cache, except under keys that another process works on.
 
-
-@contextmanager
-def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel drops it when the process ends."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def fsync_tree(folder: Path) -> None:
-    """Flush every file and folder to disk, so that a later rename cannot reach the disk before them."""
-    for root, _, names in os.walk(folder):
-        for name in names:
-            fsync(Path(root) / name)
-        fsync(Path(root))
-
-
-def fsync(path: Path) -> None:
-    """Flush one file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    A folder is taken for a leftover by its content, so that a cache may lie where others keep theirs.
+    """
+    with suppress(OSError):  # a cache that cannot be written: the stage that needs it says so
+        homes = [path for path in cache.iterdir() if path.is_dir()]
+        for leftover in (path for home in homes for path in home.iterdir()):
+            if (named := _LEFTOVER.fullmatch(leftover.name)) and is_ours(leftover):
+                lock = leftover.with_name(f"{named[1]}.lock")
+                with suppress(BlockingIOError), locked(lock, None) if lock.exists() else nullcontext():
+                    if is_ours(leftover):
+                        remove(leftover)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -304,13 +305,23 @@ class BuildMetadata(Entry):
     digest: str = Field(description="one hash over the sorted files")
 
     def write(self, folder: Path) -> None:
-        """Write the file whole or not at all, with its seal."""
+        """Write the file whole or not at all, with its seal.
+
+        Raises:
+            OSError: it cannot be written; what was there is there, and nothing beside it.
+        """
         document = self.model_dump(mode="json")
         document["seal"] = seal_of(document)
         target = folder / METADATA_NAME
         partial = target.with_suffix(".json.partial")
-        partial.write_bytes(encode(document))
-        partial.replace(target)
+        try:
+            with partial.open("wb") as file:
+                file.write(encode(document))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def encode(document: dict[str, object]) -> bytes:

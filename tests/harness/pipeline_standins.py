@@ -117,9 +117,9 @@ def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] =
     return Hardware(machine, free_disk=2**40, cores=2, quantizer=Quantizer(Path("python"), {"llmcompressor": "1"}))
 
 
-def atomic_replace(partial: Path, out: Path, old: Path) -> None:
+def atomic_replace(new: Path, out: Path, old: Path) -> None:
     record("install")
-    ORIGINAL_REPLACE(partial, out, old)
+    ORIGINAL_REPLACE(new, out, old)
 
 
 ORIGINAL_REPLACE = pipeline.stages.install.atomic_replace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
 from pipeline.checkpoint.shape import Shape
 from pipeline.checkpoint.tensors import Header, header_of
 from pipeline.source import checkpoint_in, content_hash, fetch, read_facts
+from runtime.artifact import ArtifactError
 from runtime.artifact.repository import Reference
 
 
@@ -203,22 +205,41 @@ def test_a_renamed_file_is_another_content(folder: Path) -> None:
     assert content_hash(folder) != before
 
 
-def test_hashes_are_remembered_until_a_file_changes(folder: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "hashes.json"
-    first = content_hash(folder, cache)
-    remembered = json.loads(cache.read_text())
-    assert len(remembered) == 4
+def flip(path: Path) -> None:
+    """Change a byte of a file, and leave size and time as they were."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_file_that_kept_size_and_time_is_another_content(folder: Path) -> None:
+    before = content_hash(folder)
+    flip(folder / "model.safetensors")
+    assert content_hash(folder) != before
+
+
+def test_a_file_that_the_hub_lists_otherwise_is_refused(folder: Path) -> None:
+    listed = {"model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()}
+    assert content_hash(folder, listed) == content_hash(folder)
+    flip(folder / "model.safetensors")
+    with pytest.raises(
+        ArtifactError, match=r"model\.safetensors: expected SHA-256 .*: it changed since it came; remove"
+    ):
+        content_hash(folder, listed)
+
+
+def test_a_file_in_the_hubs_cache_is_held_against_its_name(folder: Path, tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
-    remembered[str(weights)][2] = "f" * 64
-    cache.write_text(json.dumps(remembered))
-    assert content_hash(folder, cache) != first, "the remembered hash is used"
-    os.utime(weights, ns=(1, 1))
-    assert content_hash(folder, cache) == first, "but not for a file that was written since"
-
-
-def test_a_damaged_memory_of_hashes_is_ignored(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "hashes.json").write_text("{half")
-    assert content_hash(folder, tmp_path / "hashes.json") == content_hash(folder)
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    blob = blobs / hashlib.sha256(weights.read_bytes()).hexdigest()
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    content_hash(folder)
+    flip(blob)
+    with pytest.raises(ArtifactError, match="it changed since it came"):
+        content_hash(folder)
 
 
 def test_fetching_a_folder_copies_nothing(folder: Path) -> None:

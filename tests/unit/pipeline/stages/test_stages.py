@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.stages import staging
 from pipeline.stages.stage import Stage, StageCache, StageError, key_of, remove_all_leftovers
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -81,6 +85,34 @@ def test_force_does_it_again(tmp_path: Path) -> None:
     assert not again.reused
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/cache/x"),
+        shutil.Error([("a", "/cache/x", "[Errno 28] No space left on device: '/cache/x'")]),
+        # As safetensors and tokenizers word it.
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing_whoever_notices_it(tmp_path: Path, error: Exception) -> None:
+    def fail(out: Path) -> Mapping[str, Any]:
+        (out / "half").write_text("half")
+        raise error
+
+    with pytest.raises(StageError, match=r"^stage build failed: .*No space left on device.*; look at the free") as told:
+        StageCache(tmp_path).run(Stage("build", {}, fail), Silent())
+    assert "\n" not in str(told.value)
+    assert [path.name for path in (tmp_path / "build").iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_what_has_nothing_to_do_with_the_disk_is_raised_as_it_is(tmp_path: Path) -> None:
+    def fail(_: Path) -> Mapping[str, Any]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        StageCache(tmp_path).run(Stage("build", {}, fail), Silent())
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail(out: Path) -> Mapping[str, Any]:
         (out / "half").write_text("half")
@@ -91,6 +123,43 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "build").iterdir() if not path.name.endswith(".lock")] == []
     work = Work()
     assert not StageCache(tmp_path).run(Stage("build", {}, work), Silent()).reused
+
+
+def flip(path: Path, at: int) -> None:
+    """Change a byte of a file, and leave size and time as they were: what a failing disk does."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[at % len(content)] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(["output/weights", "output/deep/config.json", "record.json"]), st.integers(0, 4000))
+def test_any_byte_that_changed_is_noticed(name: str, at: int) -> None:
+    with TemporaryDirectory() as folder:
+        work, cache = Work({"figure": 1.5, "passed": True}), StageCache(Path(folder))
+        done = cache.run(Stage("build", {"a": 1}, work), Silent())
+        flip(done.output.parent / name, at)
+        again = cache.run(Stage("build", {"a": 1}, work), Silent())
+        # What stands in the record is told by a seal; between its words, white space may be of another kind.
+        assert work.times == 2 or json.loads((done.output.parent / "record.json").read_bytes())
+        assert again.result == {"figure": 1.5, "passed": True}
+        assert contents(again.output) == {"weights": b"w" * 1000, "deep/config.json": b"{}"}
+
+
+@pytest.mark.parametrize("stranger", ["link", "dangling", "folder link", "pipe"])
+def test_what_is_no_file_is_noticed(tmp_path: Path, stranger: str) -> None:
+    work = Work()
+    done = StageCache(tmp_path).run(Stage("build", {}, work), Silent())
+    if stranger == "pipe":
+        os.mkfifo(done.output / "x")
+    else:
+        targets = {"link": done.output / "weights", "dangling": tmp_path / "gone", "folder link": done.output / "deep"}
+        (done.output / "x").symlink_to(targets[stranger])
+    told = Silent()
+    assert not StageCache(tmp_path).run(Stage("build", {}, work), told).reused
+    assert told.steps == ["build: x changed on the disk since it was made; doing it again"]
+    assert StageCache(tmp_path).run(Stage("build", {}, work), told).reused
 
 
 @pytest.mark.parametrize("damage", ["truncate", "rewrite", "remove", "add", "record", "no record"])
@@ -246,3 +315,37 @@ def test_sweeping_removes_leftovers_but_nothing_that_runs(tmp_path: Path) -> Non
         running.wait()
     remove_all_leftovers(tmp_path)
     assert not list(tmp_path.glob("*/*.partial-*"))
+
+
+def test_sweeping_spares_what_others_keep_under_such_names(tmp_path: Path) -> None:
+    key = "0123456789abcdef" * 2
+    mine = [
+        tmp_path / "build" / f"{key}.partial-mine1234" / "thesis.txt",
+        tmp_path / "downloads" / "film.partial-1" / "film.mkv",
+        tmp_path / "build" / f"{key}.partial-file1234",
+        tmp_path / "build" / f"{key}.partial-both1234" / "notes.txt",
+        tmp_path / "build" / f"{key}.partial-text1234" / staging.MARKER,
+    ]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("irreplaceable")
+    (mine[3].parent / staging.MARKER).write_bytes(staging.marker_for(key))
+    (mine[3].parent / "new").mkdir()
+    link = tmp_path / "build" / f"{key}.partial-link1234"
+    link.symlink_to(mine[0].parent)
+    ours = tmp_path / "build" / f"{key}.partial-ours1234"
+    for folder in (ours / "new", ours / "old"):
+        folder.mkdir(parents=True)
+        (folder / "half").write_text("")
+    (ours / staging.MARKER).write_bytes(staging.marker_for(key))
+    (tmp_path / "build" / key).mkdir()
+    remove_all_leftovers(tmp_path)
+    assert not ours.exists()
+    assert link.is_symlink()
+    assert [path.read_text() for path in mine] == ["irreplaceable"] * len(mine)
+
+
+def test_a_cache_that_cannot_be_read_is_no_error_of_the_sweep(tmp_path: Path) -> None:
+    remove_all_leftovers(tmp_path / "missing")
+    (tmp_path / "file").write_text("")
+    remove_all_leftovers(tmp_path / "file")
