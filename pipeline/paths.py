@@ -49,10 +49,15 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - `Path.is_dir` raises where it may not look
 
 
+def exists(path: Path) -> bool:
+    """Tell whether anything lies at a path; what this user may not look at does not."""
+    return os.path.lexists(path)
+
+
 def nearest(path: Path) -> Path:
     """Return what exists at a path, or nearest above it."""
     full = path.absolute()
-    return next((above for above in (full, *full.parents) if os.path.lexists(above)), Path("/"))
+    return next((above for above in (full, *full.parents) if exists(above)), Path("/"))
 
 
 def folder_problem(where: str, folder: Path) -> Problem | None:

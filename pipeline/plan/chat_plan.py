@@ -236,14 +236,16 @@ class ChatPlanner:
         named = self.settings.awq_calib_dataset
         dataset = named or (EMBEDDED if facts.kind == "embedded" else CALIBRATION_DATASET)
         reason = "AWQ_CALIB_DATASET" if named else f"default for {'the embedded' if dataset == EMBEDDED else 'a'} model"
-        if PurePath(dataset).suffix in {".txt", ".jsonl"}:
-            if self.disk.dataset is not PathEntry.FILE:
-                self.diagnostics.problem("AWQ_CALIB_DATASET", "a text or JSONL file", f"no file {dataset}")
-        elif self.disk.dataset is not PathEntry.NOTHING and dataset not in {EMBEDDED, CALIBRATION_DATASET}:
+        file = PurePath(dataset).suffix in {".txt", ".jsonl"}
+        if file and self.disk.dataset is not PathEntry.FILE:
+            self.diagnostics.problem("AWQ_CALIB_DATASET", "a text or JSONL file", f"no file {dataset}")
+        elif not file and self.disk.dataset is not PathEntry.NOTHING and dataset not in {EMBEDDED, CALIBRATION_DATASET}:
             self.diagnostics.problem("AWQ_CALIB_DATASET", "a .txt or .jsonl file", dataset, "rename or convert it")
-        elif dataset not in {EMBEDDED, CALIBRATION_DATASET} and not HUB_DATASET.fullmatch(dataset):
+        elif not file and dataset not in {EMBEDDED, CALIBRATION_DATASET} and not HUB_DATASET.fullmatch(dataset):
             expected = f"{CALIBRATION_DATASET}, embedded, a hub data set (org/name), or a .txt or .jsonl file"
             self.diagnostics.problem("AWQ_CALIB_DATASET", expected, repr(dataset))
+        elif self.disk.dataset_problem:
+            self.diagnostics.problems.append(self.disk.dataset_problem)
         return dataset, reason
 
     def _limits(self, shape: Shape) -> Limits | None:

@@ -43,6 +43,7 @@ class DiskFacts:
         dataset: what lies at the path that AWQ_CALIB_DATASET would be.
         engine: what TRTLLM_ENGINE_DIR names, or why it cannot be read; none when it is not set.
         checkpoint: what TRT_CHECKPOINT_DIR names, likewise.
+        dataset_problem: why that data set cannot be calibrated on; none where that is not known yet.
         free_at_out: bytes free where the artifact goes; none where that is the cache's disk, which is looked at alone.
         utterances: the labelled utterances that are named, or why they cannot be read; none when none are.
     """
@@ -52,6 +53,7 @@ class DiskFacts:
     dataset: PathEntry = PathEntry.NOTHING
     engine: EngineFolder | ArtifactError | None = None
     checkpoint: CheckpointFolder | ArtifactError | None = None
+    dataset_problem: Problem | None = None
     free_at_out: int | None = None
     utterances: UtteranceFile | UtterancesError | None = None
 

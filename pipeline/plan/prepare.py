@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import lanes, paths, settings, source
+from pipeline.datasets import dataset_problem
 from pipeline.plan import BuildPlan, BuildRequest, disk_facts, hardware, planner
 from pipeline.plan.hardware import Hardware
 from pipeline.problem import Problem
@@ -52,6 +53,8 @@ def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str,
     place = request.out or disk_facts.ARTIFACTS
     if not paths.same_file_system(place, folder):
         found = replace(found, free_at_out=paths.free_bytes(place))
+    if values.awq_calib_dataset:
+        found = replace(found, dataset_problem=dataset_problem(values.awq_calib_dataset))
     made = planner.make_plan(request, values, chat, tool, here, (*loaded.problems, *problems), found)
     return Prepared(made, here, values, folder)
 
