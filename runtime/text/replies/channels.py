@@ -103,26 +103,29 @@ class ChannelFilter:
 
     Attributes:
         hidden: whether what comes now is not speech, as far as is known.
+        plain: whether text in which no mark begins is speech as it comes.
+        begins: finds where a mark may begin.
+        said: whether something was speech.
     """
 
-    __slots__ = ("_begins", "_fresh", "_header", "_held", "_marks", "_plain", "_said", "_waits_for", "hidden")
+    __slots__ = ("_fresh", "_header", "_held", "_marks", "_waits_for", "begins", "hidden", "plain", "said")
 
     def __init__(self, marks: Marks = DEFAULT_MARKS, begun: str = "") -> None:
         self._marks = marks
-        self._begins = marks.begins.search  # finds where a mark may begin
+        self.begins = marks.begins.search
         self.hidden = False
-        self._plain = True  # text without marks is speech as it comes
+        self.plain = True
         self._waits_for: str | None = None  # none in speech
         self._header = ""  # of the channel, as far as it has come
         self._held = ""  # may become a mark
-        self._said = False  # something was speech
+        self.said = False
         self._fresh = False  # speech begins here: space before it belongs to what was hidden
         if begun:
             self.feed(begun)
-            self._said = False
+            self.said = False
             self._held = ""
             self._fresh = self.hidden
-            self._plain = not self.hidden
+            self.plain = not self.hidden
 
     @property
     def in_header(self) -> bool:
@@ -136,10 +139,10 @@ class ChannelFilter:
 
     def feed(self, text: str) -> str:
         """Take what the engine said; return what of it is speech, and certain by now."""
-        # Nearly every token of nearly every reply.
-        if self._plain and self._begins(text) is None:
+        # Nearly every token of nearly every reply; `Speech` looks by itself.
+        if self.plain and self.begins(text) is None:
             if text:
-                self._said = True
+                self.said = True
             return text
         self._held += text
         return self._run(final=False)
@@ -163,7 +166,7 @@ class ChannelFilter:
             undecided = min(undecided, self._unfinished_from(text, at))
         spoken.append(self._take(text[at:undecided]))
         self._held = text[undecided:]
-        self._plain = not (self.hidden or self._held or self._fresh)
+        self.plain = not (self.hidden or self._held or self._fresh)
         return "".join(spoken)
 
     def _unfinished_from(self, text: str, at: int) -> int:
@@ -183,13 +186,13 @@ class ChannelFilter:
         if self._fresh:
             text = text.lstrip()
             self._fresh = not text
-        self._said = self._said or bool(text)
+        self.said = self.said or bool(text)
         return text
 
     def _mark(self, mark: str) -> None:
         self._waits_for = self._next(mark)
         if self.hidden and self._waits_for is None:
-            self._fresh = not self._said
+            self._fresh = not self.said
         self.hidden = self._waits_for is not None
 
     def _next(self, mark: str) -> str | None:

@@ -89,15 +89,21 @@ class Speech:
 
     def feed(self, delta: Delta) -> None:
         """Take what the engine made. It calls this for every token, so nothing here waits."""
-        channel = self._channel
-        was_hidden = channel.hidden
-        text = channel.feed(delta.text)
-        if channel.hidden or (was_hidden and not text):
-            self.hidden_tokens += delta.tokens
-            heard = Heard(delta.tokens, bool(text))
-        else:
+        text, channel = delta.text, self._channel
+        # Nearly every token of nearly every reply: what `feed` of the channel says of it, without the call.
+        if text and channel.plain and channel.begins(text) is None:
+            channel.said = True
             self.spoken_tokens += delta.tokens
-            heard = SPEECH if text else SILENCE
+            heard = SPEECH
+        else:
+            was_hidden = channel.hidden
+            text = channel.feed(text)
+            if channel.hidden or (was_hidden and not text):
+                self.hidden_tokens += delta.tokens
+                heard = Heard(delta.tokens, bool(text))
+            else:
+                self.spoken_tokens += delta.tokens
+                heard = SPEECH if text else SILENCE
         if text and self._stops is not None:
             text = self._stops.feed(text)
             if self._stops.stopped:

@@ -11,6 +11,7 @@ import html
 import re
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from html.entities import html5
 
 from runtime.text.sanitizer.markup import (
@@ -63,10 +64,20 @@ _DROPPED = class_of(frozenset(char for char in DROPPED if char < "\U0001f000")) 
 _MAY_GO = re.compile(f"[{_DROPPED}]")
 # No mark, no space, nothing that is dropped: letters and digits of ASCII, and nearly everything beyond ASCII.
 _UNMARKED = rf"\x00-&(-/:-@\[-`{{-\x7f¯•{class_of(_SPACES | {*BRACKETS} - {'(', '['})}{_DROPPED}"
-# Most tokens. Some letters may begin an emoticon.
+# Most tokens: a word, or what ends a sentence. Some letters may begin an emoticon.
 _PLAIN_TOKEN = re.compile(
-    rf" ?(?![Xx]D|[XxToO]\Z)(?:[A-Za-z0-9'][A-Za-z0-9'.,]*|[^{_UNMARKED}](?:[^{_UNMARKED}]|[.,])*)"
+    rf" ?(?![Xx]D|[XxToO]\Z)(?:[A-Za-z0-9'\"][A-Za-z0-9'\".,?!]*|[^{_UNMARKED}](?:[^{_UNMARKED}]|[.,?!\"])*)"
+    r"|[.,?!][.,?!'\"]*"
 ).fullmatch
+# Tokens come again and again, and are known then; short ones, so that what is kept is small.
+KNOWN_TOKENS, KNOWN_CHARS = 16_384, 24
+
+
+@lru_cache(KNOWN_TOKENS)
+def _is_plain(token: str) -> bool:
+    return _PLAIN_TOKEN(token) is not None
+
+
 _RUN = re.compile(rf"[^\s*_~`\]!<&\\#>\-+•=|:;^¯{re.escape(''.join(BRACKETS))}]+")
 _CODE_RUN = re.compile(r"[^\s`]+")
 _SPACE = re.compile(r"\s+")
@@ -105,6 +116,7 @@ class Sanitizer:
         "_links",
         "_open",
         "_out",
+        "_plain",
         "_recent",
         "_removed",
         "_row",
@@ -122,6 +134,7 @@ class Sanitizer:
         self._removed = False  # something was removed since
         self._begun = False  # the first letter or digit is out
         self._line_start = True  # nothing of the line came out
+        self._plain = False  # a plain word comes out as it is; `_last` is the last of `_recent` then
         self._row = False  # in a table's row
         self._code = 0  # backticks that opened the code we are in
         # Where the texts of the links we are in end, where they do, and whether their address goes on there.
@@ -134,23 +147,12 @@ class Sanitizer:
 
     def feed(self, text: str) -> str:
         """Take a chunk; return what is certain by now."""
-        # Most tokens are a plain word behind a space: one match, no machinery.
-        if (
-            not self._text
-            and self._begun
-            and not self._removed
-            and not self._code
-            and not self._open
-            and not self._skipped
-            and not self._in_link_address
-            and _PLAIN_TOKEN(text)
-        ):
-            if self._blank and text[0] != " ":
-                text = " " + text
-            self._blank = self._line_start = False
-            self._last = text[-1]
+        # Most tokens are a plain word behind a space: one look, no machinery.
+        if self._plain and (_is_plain(text) if len(text) <= KNOWN_CHARS else _PLAIN_TOKEN(text)):
             self._recent.append(text)
             return text
+        if self._plain:
+            self._last = self._recent[-1][-1]
         self._text += text
         return self._run()
 
@@ -170,6 +172,17 @@ class Sanitizer:
                 break
             at = after
         self._text = text[at:]
+        # A plain word that comes now comes out as it is, and changes nothing but what was said.
+        self._plain = self._begun and not (
+            self._text
+            or self._blank
+            or self._removed
+            or self._line_start
+            or self._code
+            or self._open
+            or self._skipped
+            or self._in_link_address
+        )
         self._links = [(text_end - at, end - at, unended) for text_end, end, unended in self._links]
         output = "".join(self._out)
         self._out.clear()

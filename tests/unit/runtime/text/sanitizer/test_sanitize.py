@@ -353,6 +353,7 @@ class Counted(Sanitizer):
 @pytest.mark.parametrize(
     "tokens",
     [
+        [" it", " wasn", "'t", ".", " So", ",", ' "', "is", " it", '?"', "!"],
         [" schön", " für", " Größe", " naïve"],
         [" привет", " как", "дела."],
         ["你好", "，", "今天", "天气", "。"],
