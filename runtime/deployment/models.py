@@ -12,6 +12,7 @@ from runtime import defaults
 from runtime.deployment.breaker import Breaker
 from runtime.deployment.classifier import Decision
 from runtime.deployment.metrics import Metrics
+from runtime.deployment.traces import Tracer
 from runtime.engines import Engine, EngineDeadError, Sampling
 from runtime.text.prompt import BOUNDARY_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
 from runtime.text.replies import reply
@@ -135,6 +136,7 @@ class Deployment:
         tool_timeout: seconds after which an undecided classifier means no.
         breaker: says when the classifier is not to be waited for.
         died: called with the error when the engine turns out to be dead.
+        tracer: takes what is known of turns that ended; none where nobody asked for traces.
         log_turns: whether each turn's end is an event of the log.
         warmed: called when something was put into the prefix cache on a client's request.
     """
@@ -146,5 +148,6 @@ class Deployment:
     tool_timeout: float = defaults.TOOL_TIMEOUT_S
     breaker: Breaker = field(default_factory=Breaker)
     died: Callable[[EngineDeadError], None] = lambda error: None
+    tracer: Tracer | None = None
     log_turns: bool = False
     warmed: Callable[[], None] = lambda: None

@@ -135,7 +135,7 @@ class WebSocketEndpoint:
                 if not socket.closing:
                     socket.admit()
                     await send({"type": "websocket.accept"})
-                    await self._serve(credential, receive, send, slot, seat, socket)
+                    await self._serve(credential, receive, send, slot, seat, socket, headers.get("traceparent"))
             finally:
                 slot.release()
                 socket.slot_released()
@@ -144,13 +144,20 @@ class WebSocketEndpoint:
         return None
 
     async def _serve(
-        self, credential: Credential, receive: Receive, send: Send, slot: Slot, seat: Seat, socket: Socket
+        self,
+        credential: Credential,
+        receive: Receive,
+        send: Send,
+        slot: Slot,
+        seat: Seat,
+        socket: Socket,
+        traceparent: str | None,
     ) -> None:
         service = self._service
         if service.deployment is None or service.sessions is None:
             raise RuntimeError("a connection was admitted before anything was loaded")
         outbox = Outbox()
-        handler = MessageHandler(credential.principal, outbox, service.deployment, service.sessions)
+        handler = MessageHandler(credential.principal, outbox, service.deployment, service.sessions, traceparent)
         connection = Connection(receive, send, outbox, handler, service.decoder, service.limits, seat, socket.abort)
 
         def on_end() -> None:

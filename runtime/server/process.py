@@ -31,6 +31,7 @@ from runtime import __version__, defaults
 from runtime.artifact import ArtifactError, hub
 from runtime.deployment import unknown_variables
 from runtime.deployment.settings import RuntimeSettings, SettingsError
+from runtime.deployment.traces import TracesError
 from runtime.engines import EngineDeadError, EngineOptionError, EngineVersionError
 from runtime.host import logs
 from runtime.host.descriptors import BACKLOG, raise_limit, share
@@ -170,7 +171,7 @@ def _status(service: Service) -> int:
     error = service.ended.exception()
     if error is None:
         return 0
-    if isinstance(error, (SettingsError, EngineOptionError)):
+    if isinstance(error, (SettingsError, EngineOptionError, TracesError)):
         return _report(os.EX_USAGE, str(error))
     if isinstance(error, ArtifactError):
         return _report(os.EX_DATAERR, str(error))

@@ -25,12 +25,14 @@ from runtime import __version__, artifact, defaults, engines
 from runtime.artifact import ArtifactError, BuildMetadata, ToolModel, verify
 from runtime.artifact.repository import named_on_hub
 from runtime.defaults import GPU_ALONE
+from runtime.deployment import traces
 from runtime.deployment.breaker import Breaker
 from runtime.deployment.classifier import ALONE_THREADS, BESIDE_CHAT_THREADS, ToolClassifier
 from runtime.deployment.metrics import Metrics, PrincipalFigures
 from runtime.deployment.models import Chat, Classifier, Deployment
 from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing, plan
 from runtime.deployment.settings import RuntimeSettings, SettingsError
+from runtime.deployment.traces import Tracer
 from runtime.engines import Engine, EngineDeadError, Sampling
 from runtime.host import descriptors, logs, machine
 from runtime.host.machine import Machine
@@ -58,6 +60,7 @@ HEALTH_INTERVAL_S = 0.5
 HEALTH_TIMEOUT_S = 5.0
 HEALTH_LONGEST_WAIT_S = 1.0
 LOAD_TIMEOUT_S = 2.0
+TRACES_TIMEOUT_S = 3.0
 # A classifier that does not answer is asked this, and so often.
 PROBE = "hello"
 PROBE_LEAST_S, PROBE_MOST_S = 0.25, 5.0
@@ -93,6 +96,7 @@ class Service:
         credentials: the keys that they came with.
         deployment: what is served; none before it is loaded.
         sessions: what is kept between turns; none before the models are loaded.
+        tracer: takes what is known of turns that ended; none where nobody asked for traces.
         ended: the engine's death, or a failure to load, raises here; a finished drain is a result.
     """
 
@@ -122,6 +126,7 @@ class Service:
         self.credentials: dict[Connection, Credential] = {}
         self.deployment: Deployment | None = None
         self.sessions: SessionStore | None = None
+        self.tracer: Tracer | None = None  # none where nobody asked for traces
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._drain_deadline = 0.0  # loop time at which draining ends
         self._engine: Engine | None = None  # to be shut down
@@ -192,6 +197,7 @@ class Service:
         logs.take_over()
         freeze_heap()
         served = _served(metadata)
+        self.tracer = await asyncio.to_thread(traces.tracer, model=served["chat"] or served["tool"])
         self.metrics.serves({"version": __version__, "lane": metadata.lane}, served)
         log.info("loaded", mode=serving.mode, lane=metadata.lane, **served)
         self.open(chat, self._classifier, serving)
@@ -264,6 +270,7 @@ class Service:
             tool_timeout=settings.tool_timeout_s,
             breaker=breaker,
             died=self.died,
+            tracer=self.tracer,
             log_turns=settings.log_turns,
             warmed=resetter.warmed if resetter is not None else lambda: None,
         )
@@ -436,6 +443,9 @@ class Service:
             try:
                 if self._classifier is not None:
                     await self._classifier.shutdown()
+                if self.tracer is not None:
+                    with contextlib.suppress(asyncio.TimeoutError):  # a collector that does not answer loses the last
+                        await within(TRACES_TIMEOUT_S, asyncio.to_thread(self.tracer.close))
             finally:
                 self._pool.shutdown(wait=False, cancel_futures=True)
 

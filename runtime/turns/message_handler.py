@@ -54,7 +54,15 @@ class QueuedMessage:
 class MessageHandler:
     """Handles one connection's messages: holds its session, its turn, and the messages that wait."""
 
-    def __init__(self, principal: Principal, outbox: Outbox, deployment: Deployment, sessions: SessionStore) -> None:
+    def __init__(
+        self,
+        principal: Principal,
+        outbox: Outbox,
+        deployment: Deployment,
+        sessions: SessionStore,
+        traceparent: str | None = None,
+    ) -> None:
+        self._traceparent = traceparent  # of the handshake; a message's own wins
         self._principal = principal  # whose key the client has; sessions belong to it
         self._outbox = outbox  # takes every answer
         self._deployment = deployment  # shared by all connections
@@ -279,6 +287,8 @@ class MessageHandler:
                     sanitize=session.sanitize,
                     decide=True,
                     ended=lambda kept: session.remember(turn, start.utterance, kept=kept),
+                    conversation=session.session_id,
+                    traceparent=start.traceparent or self._traceparent,
                 ),
             )
 
@@ -313,6 +323,8 @@ class MessageHandler:
                 sanitize=sanitize,
                 decide=False,
                 ended=lambda kept: session.remember(turn, request.prefixed(), kept=kept),
+                conversation=session.session_id,
+                traceparent=followup.traceparent or self._traceparent,
             )
             self._acknowledge("followup", session, followup)
             self._begin(turn, session, request)

@@ -23,6 +23,7 @@ import structlog
 from runtime.artifact import SCREENSHOT_TOOL
 from runtime.deployment.classifier import Decision
 from runtime.deployment.models import Chat, Classifier, Deployment
+from runtime.deployment.traces import Tracer, TurnFacts, TurnTimes
 from runtime.engines import Delta, EngineDeadError, Sampling
 from runtime.host import eager_tasks
 from runtime.host.supervision import attempt
@@ -67,6 +68,8 @@ class TurnRequest:
         sampling: how the reply is drawn.
         sanitize: whether the reply is made fit to be spoken.
         decide: whether the classifier is asked.
+        conversation: the session's id, for traces.
+        traceparent: the client's span, for traces; none where it named none.
         ended: called once at the end; told whether the history keeps the turn, which a failed one never is, nor one
             that a cancel ended before its first word. Whoever barged in goes on speaking: their first words are kept.
     """
@@ -80,6 +83,8 @@ class TurnRequest:
     sanitize: bool
     decide: bool
     ended: Callable[[bool], None]
+    conversation: str = ""
+    traceparent: str | None = None
 
     def prefixed(self) -> str:
         """The utterance behind its prefix."""
@@ -111,6 +116,10 @@ class Turn:
         self._said: list[str] = []  # the texts that were sent
         self._gaps: list[float] = []  # sampled seconds between tokens
         self._first_token: float | None = None  # when it came
+        self._asked: float | None = None  # when the engine was given the prompt
+        self._decided_from: float | None = None  # when the classifier was asked
+        self._decided: float | None = None  # when the decision was sent
+        self._tools: tuple[str, ...] = ()  # that were asked for
         self._last_token = 0.0  # when it came
         self._steps = 0  # deltas after the first
         self._prompt_tokens = 0  # for `usage`
@@ -240,6 +249,7 @@ class Turn:
     async def _render(self, chat: Chat, request: TurnRequest, text: str) -> list[int]:
         prompt = await chat.render(request.persona, request.runtime_text, request.history, text)
         self._prompt_tokens = len(prompt)
+        self._asked = time.perf_counter()
         return prompt
 
     def _record_delta(self, delta: Delta, heard: Heard) -> None:
@@ -272,7 +282,7 @@ class Turn:
             self._deployment.metrics.tool_skipped()
             return ()
         users = [message.content for message in request.history if message.role == "user"]
-        started = time.perf_counter()
+        started = self._decided_from = time.perf_counter()
         question = asyncio.ensure_future(classifier.decide(users, request.utterance))
         opening = breaker.opening()
         try:
@@ -306,6 +316,7 @@ class Turn:
 
     def _send_decision(self, calls: ToolCalls) -> None:
         status = "yes" if calls else "no"
+        self._decided, self._tools = time.perf_counter(), tuple(str(call["name"]) for call in calls)
         self._outbox.put(frames.ToolCall(status=status, raw=list(calls), request_id=self.request_id))
 
     def _finish(self, request: TurnRequest, task: asyncio.Future[None]) -> None:
@@ -337,11 +348,22 @@ class Turn:
         attempt("turn_end", partial(self._deployment.metrics.turn_ended, outcome, usage, self._gaps))
         if self._deployment.log_turns:
             attempt("turn_log", partial(self._log_end, outcome, usage))
+        if self._deployment.tracer is not None:
+            attempt("turn_trace", partial(self._trace, self._deployment.tracer, request, outcome, usage))
         attempt("turn_count", partial(self._principal.count, usage))
         # What was sent is what the user heard, unless they say otherwise, also when the turn was cut short. A failed
         # turn can be sent again as it was, so it leaves no trace.
         kept = outcome == "done" or (outcome == "cancelled" and (bool(said) or stop is Stop.BARGE_IN))
         attempt("turn_end", partial(request.ended, kept))
+
+    def _trace(self, tracer: Tracer, request: TurnRequest, outcome: str, usage: Usage) -> None:
+        ended = time.perf_counter()
+        times = TurnTimes(self._received, self._decided_from, self._decided, self._asked, self._first_token, ended)
+        tracer.turn(
+            TurnFacts(
+                request.traceparent, request.conversation, self._principal.name, outcome, self._tools, usage, times
+            )
+        )
 
     def _log_end(self, outcome: str, usage: frames.Usage) -> None:
         log.info(

@@ -17,6 +17,7 @@ from runtime.wire.messages import (
     GENDERS,
     IDENTITIES,
     MAX_CHARS,
+    MAX_IDENTIFIER_CHARS,
     MAX_PREFIX_CHARS,
     Cancel,
     ChatPrompt,
@@ -141,13 +142,16 @@ class Decoder:
             sampling=fields.sampling(self._grammar, flat=True),
             check_screen_prefix=fields.text("check_screen_prefix", limit=MAX_PREFIX_CHARS),
             screen_checked_prefix=fields.text("screen_checked_prefix", limit=MAX_PREFIX_CHARS),
+            traceparent=fields.text("traceparent", limit=MAX_IDENTIFIER_CHARS),
         )
 
     def _followup(self, fields: Fields) -> Followup:
         analysis = fields.text("analysis_text")
         if not analysis or analysis.isspace():
             raise fields.missing("analysis_text", "a string that is not empty")
-        return Followup(fields.request_id, fields.session(), analysis, fields.sampling(self._grammar, flat=True))
+        sampling = fields.sampling(self._grammar, flat=True)
+        traceparent = fields.text("traceparent", limit=MAX_IDENTIFIER_CHARS)
+        return Followup(fields.request_id, fields.session(), analysis, sampling, traceparent)
 
     def _chat_prompt(self, fields: Fields) -> ChatPrompt:
         persona = fields.required_text("persona_text", "chat_prompt")

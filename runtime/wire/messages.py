@@ -158,6 +158,7 @@ class Start(Inbound):
         sampling: the parameters that the message names.
         check_screen_prefix: precedes the utterance after a tool decision yes.
         screen_checked_prefix: precedes the analysis of a followup.
+        traceparent: the client's span, as W3C Trace Context writes it.
     """
 
     session_id: str = ""
@@ -171,6 +172,7 @@ class Start(Inbound):
     sampling: SamplingChange = SamplingChange()
     check_screen_prefix: str | None = None
     screen_checked_prefix: str | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,7 @@ class Followup(Inbound):
     session_id: str | None = None
     analysis: str = ""
     sampling: SamplingChange = SamplingChange()
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

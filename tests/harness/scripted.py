@@ -19,6 +19,7 @@ from runtime.deployment.classifier import Decision, ToolProbability
 from runtime.deployment.models import Chat, Renderer
 from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing
 from runtime.deployment.settings import RuntimeSettings
+from runtime.deployment.traces import Tracer
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.server.process import Server, bind, web_config
 from runtime.server.service import Service
@@ -341,12 +342,14 @@ async def serving(
     thinking: int = 0,
     opened: bool = True,
     listens_on: int = 0,
+    tracer: Tracer | None = None,
     **values: Any,
 ) -> AsyncIterator[Running]:
     """Run a server on a loopback port (0: a free one) over scripted parts; `chat=False` makes it tool-only."""
     engine = engine or ScriptedEngine()
     chosen = settings(**values)
     service = Service(chosen)
+    service.tracer = tracer
     pool = ThreadPoolExecutor(2)
     renderer = renderer or ScriptedRenderer()
     budgets = renderer.budgets if isinstance(renderer, ScriptedRenderer) else Budgets()

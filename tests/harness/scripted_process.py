@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from runtime.deployment import traces
 from runtime.deployment.models import Chat, Renderer
 from runtime.deployment.serving import ChatServing, ServingPlan
 from runtime.deployment.settings import load
@@ -88,6 +89,7 @@ async def load_script(service: Service) -> None:
     budgets = Budgets()
     chat = Chat(engine, renderer, ThreadPoolExecutor(1), budgets)
     service._engine = Stuck(os.environ.get("SCRIPT_STUCK", ""))
+    service.tracer = traces.tracer(model="scripted")
     freeze_heap()  # as the server does when it has loaded
     service.open(chat, None, ServingPlan("chat", ChatServing(budgets, 150, EngineOptions()), None, None))
     if (dies := os.environ.get("SCRIPT_DIES_AFTER")) is not None:

