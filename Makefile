@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 SCRIPTS := images/*.sh .ci/run .ci/docker tests/gpu/*.sh
 export PYTHON
 
-.PHONY: help setup setup-lane demo demo-publish test test-unit test-images lint format locks locks-check images images-size bench clean
+.PHONY: help setup setup-lane demo demo-publish demo-thinking test test-unit test-images lint format locks locks-check images images-size bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ demo: setup ## plan → quantize → build → validate a small model, serve it,
 
 demo-publish: setup ## sign and push to a hub on loopback over a failing link, then serve by name
 	@$(RUN) -m tests.demos.publish
+
+demo-thinking: setup ## a model that thinks: scripted, switched off, and with a budget; only speech is heard
+	@$(RUN) -m tests.demos.thinking
 
 test: setup ## everything that proves it
 	@$(RUN) -m pytest --durations=25

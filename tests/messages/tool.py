@@ -1,20 +1,32 @@
-"""Labelled conversations for the screenshot decision: what was said, turn by turn, and whether the screen is asked for.
+"""Labelled conversations for the decision: what was said, turn by turn, and which tools are asked for.
 
-None of them is in the embedded classifier's training or held-out set. A case with several turns is replayed on one
-session, so that each decision sees the turns before it.
+Those here are about the screenshot alone; none of them is in the embedded classifier's training or held-out set. Others
+come from a file (`read_cases`). A case with several turns is replayed on one session, so that each decision sees the
+turns before it.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+
+SCREENSHOT = "take_screenshot"
+# Labels of a file that ask for nothing.
+NOTHING = frozenset({"none", "no", "no_tool"})
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledUtterance:
-    """What the user says, and whether it should be answered by a look at the screen."""
+    """What the user says, and the tools that should be asked for then; none where it only leads to the next turn."""
 
     text: str
-    expect: bool
+    tools: frozenset[str] | None
+
+    @property
+    def expect(self) -> bool:
+        """Whether it should be answered by a look at the screen."""
+        return self.tools is not None and SCREENSHOT in self.tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,10 +351,12 @@ _CONVERSATIONS: dict[str, tuple[tuple[tuple[str, bool], ...], ...]] = {
 
 def _cases() -> tuple[ToolCase, ...]:
     conversations: list[tuple[str, tuple[LabelledUtterance, ...]]] = []
+    asked = {True: frozenset({SCREENSHOT}), False: frozenset[str]()}
     for expect, kinds in ((True, _YES), (False, _NO)):
-        conversations += [(kind, (LabelledUtterance(text, expect),)) for kind, texts in kinds.items() for text in texts]
+        right = asked[expect]
+        conversations += [(kind, (LabelledUtterance(text, right),)) for kind, texts in kinds.items() for text in texts]
     for kind, dialogues in _CONVERSATIONS.items():
-        conversations += [(kind, tuple(LabelledUtterance(*turn) for turn in turns)) for turns in dialogues]
+        conversations += [(kind, tuple(LabelledUtterance(text, asked[yes]) for text, yes in d)) for d in dialogues]
     count: dict[str, int] = {}
     cases = []
     for kind, turns in conversations:
@@ -352,3 +366,41 @@ def _cases() -> tuple[ToolCase, ...]:
 
 
 CASES = _cases()
+
+
+def read_cases(path: Path) -> tuple[ToolCase, ...]:
+    """Read cases from a JSONL file, as the pipeline's `--tool-utterances` takes it: `text` or `turns`, and `label(s)`.
+
+    A label is the name of a tool, as `toolcall` says it; `none`, `no`, `no_tool` and an empty list ask for nothing.
+    What is labelled is the last turn.
+
+    Raises:
+        ValueError: a line is none; the message says which.
+    """
+    try:
+        # Lines end at \n alone: a string may hold other ends of lines.
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    cases = tuple(_case(number, line) for number, line in enumerate(lines, 1) if line.strip())
+    if not cases:
+        raise ValueError(f"{path}: expected labelled utterances, found none")
+    return cases
+
+
+def _case(number: int, line: str) -> ToolCase:
+    try:
+        row = json.loads(line)
+        turns = row["turns"] if "turns" in row else [row["text"]]
+        labels = row["labels"] if "labels" in row else [] if row["label"] is None else [row["label"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"line {number}: expected text or turns, and label or labels, found {error!r}") from error
+    for what in (turns, labels):
+        if not isinstance(what, list) or not all(isinstance(text, str) and text.strip() for text in what):
+            raise ValueError(f"line {number}: expected texts, found {what!r}")
+    if not turns:
+        raise ValueError(f"line {number}: expected something said, found nothing")
+    tools = frozenset(labels) - NOTHING
+    leading = tuple(LabelledUtterance(text, None) for text in turns[:-1])
+    kind = "+".join(sorted(tools)) or "nothing"
+    return ToolCase(f"line-{number}", kind, (*leading, LabelledUtterance(turns[-1], tools)))

@@ -545,3 +545,28 @@ async def test_tool_measures_against_its_labels() -> None:
         ran = await run("tool", "--limit", "3", **at(running))
     assert ran.status == 1
     assert "failed 3×: expected a toolcall, found none; is a tool model deployed?" in ran.out
+
+
+async def test_tool_measures_each_tool_of_a_file(tmp_path: Path) -> None:
+    rows = [{"text": f"play_music number {n}", "label": "play_music"} for n in range(4)]
+    rows += [{"text": f"set_timer and play_music {n}", "labels": ["set_timer", "play_music"]} for n in range(2)]
+    rows += [{"turns": ["I said take_screenshot", f"well {n}"], "labels": []} for n in range(3)]
+    rows += [{"text": "wake me", "label": "set_timer"}, {"text": "take_screenshot", "label": "none"}]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    classifier = ScriptedClassifier(tools=("take_screenshot", "play_music", "set_timer"))
+    async with serving(classifier=classifier) as running:
+        ran = await run("tool", "--utterances", str(path), **at(running))
+        lenient = await run("tool", "--utterances", str(path), "--min-accuracy", "0.8", **at(running))
+        path.write_text('{"text": "a"}\n')
+        wrong = await run("tool", "--utterances", str(path), **at(running))
+    # One of the three timers was not noticed: five sixths, under nine tenths.
+    assert (ran.status, lenient.status, wrong.status) == (1, 0, 2)
+    assert "11 cases, 11 decisions: accuracy 0.955" in ran.out
+    assert "play_music: accuracy 1.000  precision 1.000  recall 1.000  balanced 1.000  asked for by 6" in ran.out
+    assert "set_timer: accuracy 0.909  precision 1.000  recall 0.667  balanced 0.833  asked for by 3" in ran.out
+    assert "take_screenshot: not measured, no case asks for it; the server did 1×" in ran.out
+    assert ran.out.count("wrong: expected set_timer") == ran.out.count("wrong: ") == 1
+    assert "line 1: expected text or turns" in wrong.err
+    # The turns that lead to one are not decided about; they stand before it.
+    assert ["I said take_screenshot"] in [history for history, said in classifier.asked if said == "well 1"]
