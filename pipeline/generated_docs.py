@@ -1,7 +1,7 @@
 """Generates parts of `docs/`: `python -m pipeline.generated_docs` writes them, a test holds them equal.
 
 `environment.md` lists every variable of both programs; `build_metadata.schema.json` is the JSON Schema of the contract
-between them.
+between them; `protocol.schema.json` that of every message over the WebSocket.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.settings import PipelineSettings
 from runtime.artifact import BuildMetadata
 from runtime.deployment import settings_table
+from runtime.wire import schema as messages_schema
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -61,6 +62,7 @@ def pages() -> dict[str, str]:
     return {
         "environment.md": ENVIRONMENT.format(pipeline=pipeline_table(), runtime=settings_table.markdown()),
         "build_metadata.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
+        "protocol.schema.json": json.dumps(messages_schema.schema(), indent=2, ensure_ascii=False) + "\n",
     }
 
 
