@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_auxiliary_files, samples_of, worker
+from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_auxiliary_files, loading, samples_of, smoothing, worker
 from pipeline.stages.stage import StageError
 from runtime.artifact import Quantization
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 SCHEMES = {"awq": "W4A16", "gptq": "W4A16", "fp8": "FP8", "int8": "W8A8"}
+
+# Methods that move scales between layers beforehand.
+SMOOTHED = frozenset({"awq", "int8"})
 
 # How far activations are smoothed into the weights. SmoothQuant (arXiv 2211.10438) takes 0.5 to 0.8.
 SMOOTHING_STRENGTH = 0.8
@@ -72,41 +77,55 @@ def main() -> None:
     import torch
     from llmcompressor import oneshot
     from llmcompressor.utils import load_context
-    from transformers import AutoModelForCausalLM
+    from transformers import GenerationConfig
 
     random.seed(job.seed)
     torch.manual_seed(job.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
     progress.step(f"loading {job.model.name}")
-    with load_context(AutoModelForCausalLM):
-        model = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto", local_files_only=True)
-    recipe = _recipe(job)
-    calibrated = [modifier.requires_calibration_data for modifier in recipe]
-    layers = model.config.get_text_config().num_hidden_layers + 1  # the last one holds the head
-    _adapt(sum(layers if flag else 1 for flag in calibrated), progress)
-    calibration = {"dataset": _loader(job), "max_seq_length": job.sequence_length} if any(calibrated) else {}
-    progress.step(f"{job.method}: quantizing {layers - 1} layers")
-    oneshot(model=model, recipe=recipe, **calibration)
+    with loading.plain_folder(job.model) as folder:
+        loading.forget_broken_modules()
+        kind = loading.class_of(folder)
+        with load_context(kind):
+            model = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
+        model.generation_config = GenerationConfig()
+        kept = loading.float_linears(model)
+        loading.check(model, job, kept)
+        places: tuple[smoothing.Smoothing, ...] = ()
+        if job.method in SMOOTHED and job.samples:
+            progress.step("looking for places where scales can move")
+            places = smoothing.find(model, samples_of(job), loading.linears(model).keys() - kept.keys())
+        recipe = _recipe(job, kept, places)
+        calibrated = [modifier.requires_calibration_data for modifier in recipe]
+        layers = model.config.get_text_config().num_hidden_layers + 1  # the last one holds the head
+        _adapt(sum(layers if flag else 1 for flag in calibrated), progress)
+        # A processor that is no path is not loaded: the samples are token ids already.
+        processor = SimpleNamespace()
+        calibration = {"dataset": _loader(job), "max_seq_length": job.sequence_length} if any(calibrated) else {}
+        progress.step(f"{job.method}: quantizing {layers - 1} layers")
+        oneshot(model=model, processor=processor, recipe=recipe, **calibration)
 
-    progress.step("writing the weights")
-    model.save_pretrained(job.out, save_compressed=True)
+        progress.step("writing the weights")
+        model.save_pretrained(job.out, save_compressed=True)
     copy_auxiliary_files(job.model, job.out)
 
 
-def _recipe(job: QuantizeJob) -> list[Modifier]:
+def _recipe(job: QuantizeJob, kept: Iterable[str], places: Sequence[smoothing.Smoothing]) -> list[Modifier]:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
-    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    ignore = list(job.kept_in_float)
+    ignore = [*job.kept_in_float, *kept]
     if job.method == "fp8":
         return [QuantizationModifier(targets=["Linear"], scheme="FP8_DYNAMIC", ignore=ignore)]
     if job.method == "int8":
         plain = QuantizationModifier(targets=["Linear"], scheme="W8A8", ignore=ignore)
-        return [SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH), plain] if job.samples else [plain]
+        # Only norms: what SmoothQuant moves is activations that come out of one.
+        norms = [([*place.balance], place.smooth) for place in places if place.after_norm]
+        return [SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH, mappings=norms), plain] if norms else [plain]
     weights = QuantizationArgs(
         num_bits=4,
         type="int",
@@ -117,8 +136,12 @@ def _recipe(job: QuantizeJob) -> list[Modifier]:
     groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
     if job.method == "gptq":
         return [GPTQModifier(config_groups=groups, ignore=ignore)]
+    if not places:
+        what = "expected layers between which AWQ can move scales, found none"
+        raise StageError("quantize", what, job.model, "use gptq, or an 8-bit method")
     # AWQ only moves scales between layers; the second modifier rounds.
-    search = AWQModifier(n_grid=GRID_POINTS[job.device])
+    mappings = [AWQMapping(place.smooth, [*place.balance]) for place in places]
+    search = AWQModifier(n_grid=GRID_POINTS[job.device], mappings=mappings)
     return [search, QuantizationModifier(config_groups=groups, ignore=ignore)]
 
 
@@ -136,11 +159,16 @@ def _adapt(steps: int, progress: worker.WorkerProgress) -> None:
     """Report each finished layer, and let AWQ run without an accelerator."""
     import torch
     from llmcompressor.core import LifecycleCallbacks
+    from llmcompressor.modifiers.transform.awq import base as awq
+    from llmcompressor.modifiers.transform.smoothquant import base as smoothquant
     from llmcompressor.pipelines.cache import IntermediatesCache
 
     if not torch.accelerator.is_available():
         # There is nothing to pin memory for, and PyTorch refuses to.
         IntermediatesCache.pin_memory = lambda *_, **__: None
+
+    # The places are exact names.
+    awq.match_modules_set = smoothquant.match_modules_set = smoothing.match_by_name
 
     finish_layer, done = LifecycleCallbacks.sequential_epoch_end, 0
 

@@ -46,7 +46,7 @@ LATENT: Mapping[str, Any] = {
     "topk_group": 1,
 }
 # Gemma 4 adds a small embedding to every layer.
-PER_LAYER: Mapping[str, Any] = {"vocab_size_per_layer_input": tiny.VOCABULARY, "hidden_size_per_layer_input": 16}
+PER_LAYER: Mapping[str, Any] = {"vocab_size_per_layer_input": tiny.VOCABULARY, "hidden_size_per_layer_input": 32}
 TOWER: Mapping[str, Any] = {
     "hidden_size": 72,
     "intermediate_size": 100,
@@ -199,10 +199,15 @@ FAMILIES: tuple[Family, ...] = (
     Family("StarCoder2", "starcoder2"),
     Family("GPT-2", "gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
     Family("OPT", "opt", {"ffn_dim": 128, "word_embed_proj_dim": 64}),
-    Family("Jamba", "jamba", {**EXPERTS, "num_experts": 4, "mamba_d_state": 16, "mamba_dt_rank": 8, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}),
+    Family("Jamba", "jamba", {"num_experts_per_tok": 2, "num_experts": 4, "mamba_d_state": 16, "mamba_dt_rank": 8, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}),
     Family("OLMoE", "olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     Family("Phi-3.5 MoE", "phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    Family("Llama 4", "llama4_text", {**HEAD, "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 128}),
+    Family(
+        "Llama 4, vision",
+        "llama4",
+        {**HEAD, "model_type": "llama4_text", "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 128},
+        {"vision_config": {**TOWER, "hidden_size": 64, "intermediate_size": 128, "vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64}},
+    ),
 )
 
 BY_SLUG: Mapping[str, Family] = {family.slug: family for family in FAMILIES}
