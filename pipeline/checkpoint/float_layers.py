@@ -1,8 +1,9 @@
-"""Which weights of a checkpoint stay in float, told from their names and shapes: one rule for plan, quantizers and read-back.
+"""Which weights of a checkpoint stay in float, told from their names and shapes.
 
 A quantizer rounds the linear layers of the language model. The rest stays as it is: what lies outside the decoder's
-layers (heads, embeddings, the projections beside them), towers of other senses (vision, audio) with what joins them, and
-routers of mixtures of experts, whatever a family calls them.
+layers (heads, embeddings, the projections beside them), towers of other senses (vision, audio) with what joins them,
+routers of mixtures of experts, whatever a family calls them, and the narrow matrices of recurrent layers that set their
+pace: all of these lose most and weigh least.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 
 from pipeline.checkpoint.shape import expert_count
 
-HEAD, EMBEDDING, TOWER, ROUTER, OUTSIDE = (
+HEAD, EMBEDDING, TOWER, ROUTER, STEP, OUTSIDE = (
     "head",
     "embedding",
     "tower of another sense",
     "router of experts",
+    "step of a recurrent layer",
     "outside the decoder's layers",
 )
 
@@ -30,10 +32,12 @@ _TOWER = re.compile(
     r"multi_modal_projector|multimodal_projector|mm_projector|mlp1|connector|aligner|qformer|resampler|perceiver)"
     r"(?=[._]|$|\d)"
 )
-_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_\w+|wte|wpe|word_embeddings|position_embeddings|embeddings?|embed_in|shared)$")
+_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_\w+|wte|wpe|\w+_embeddings|embeddings?|shared)$")
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|score|output_projection)$")
 _EXPERTS = re.compile(r"(?:^|\.)(?:\w*experts?|shared_mlp|input_linear|output_linear)(?=\.|$)")
 _ROUTER = re.compile(r"(?:^|\.)(?:\w*router\w*|gate|wg|gating|\w*expert_gate)(?=\.|$)")
+# Narrow matrices that set the pace of a recurrent layer: Mamba's, and those of gated delta networks.
+_STEP = re.compile(r"(?:^|\.)(?:dt_proj|x_proj|in_proj_ba|in_proj_a|in_proj_b)$")
 _ONE_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?|decoder_layers)\.\d+$")
 
 
@@ -65,6 +69,8 @@ class FloatRule:
             return EMBEDDING
         if not _LAYER.search(module + "."):
             return OUTSIDE
+        if _STEP.search(module):
+            return STEP
         return ROUTER if self._is_router(module, shape) else None
 
     def _is_router(self, module: str, shape: Sequence[int]) -> bool:

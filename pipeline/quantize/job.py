@@ -7,6 +7,7 @@ environment of their own; `worker.py` starts them and reads their progress.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -53,6 +54,13 @@ class QuantizeJob:
     dtype: str = "auto"
     tensor_parallel: int = 1
     backend: str = "engine"
+
+    def keeps(self, module: str) -> bool:
+        """Tell whether a module is one of those that the plan keeps in float."""
+        for name in self.kept_in_float:
+            if re.match(name[3:], module) if name.startswith("re:") else name == module:
+                return True
+        return False
 
     def write(self, path: Path) -> None:
         """Write the job to a JSON file."""

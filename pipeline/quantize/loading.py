@@ -10,42 +10,32 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.checkpoint.float_layers import FloatRule
 from pipeline.quantize.job import QuantizeJob
+from pipeline.quantize.trt_source import link_files
 from pipeline.stages.stage import StageError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-# What of a model names the code to run for it.
-CODE_KEY = "auto_map"
-CODED = frozenset({"config.json", "tokenizer_config.json"})
+EXPERTS = "expert"
 NOT_SHOWN = frozenset({"generation_config.json"})
 
 
 @contextlib.contextmanager
-def plain_folder(model: Path) -> Iterator[Path]:
+def plain_folder(model: Path, link: Callable[[Path, Path], None] = link_files) -> Iterator[Path]:
     """Make a folder of links to a model's files, without code and without its generation config."""
-    with tempfile.TemporaryDirectory(prefix="yap-model-") as folder:
-        for path in sorted(model.resolve().iterdir()):
-            if path.is_file() and path.suffix != ".py" and path.name not in NOT_SHOWN:
-                link_without_code(path, Path(folder, path.name))
-        yield Path(folder)
-
-
-def link_without_code(path: Path, link: Path) -> None:
-    """Link to a file of the model; one that names code to run is written anew without it."""
-    document = json.loads(path.read_bytes()) if path.name in CODED else {}
-    if CODE_KEY in document:
-        del document[CODE_KEY]
-        link.write_text(json.dumps(document), encoding="utf-8")
-    else:
-        link.symlink_to(path)
+    with tempfile.TemporaryDirectory(prefix="yap-model-") as place:
+        folder = Path(place, "model")
+        link(model, folder)
+        for name in NOT_SHOWN:
+            (folder / name).unlink(missing_ok=True)
+        yield folder
 
 
 def forget_broken_modules() -> None:
@@ -83,11 +73,16 @@ def class_of(folder: Path) -> Any:  # noqa: ANN401 - a class of transformers'
     raise StageError("quantize", what, folder, "choose another model")
 
 
-def float_linears(model: PreTrainedModel) -> dict[str, str]:
-    """Return the linear layers that stay in float, with the reason."""
+def float_linears(model: PreTrainedModel, job: QuantizeJob) -> dict[str, str]:
+    """Return the linear layers that stay in float, with the reason: those of the plan, and those that never are."""
     rule = FloatRule.of(model.config.to_dict(), (name for name, _ in model.named_modules()))
-    reasons = {name: rule.why(name, tuple(layer.weight.shape)) for name, layer in linears(model).items()}
-    return {name: reason for name, reason in reasons.items() if reason}
+    reasons: dict[str, str] = {}
+    for name, layer in linears(model).items():
+        if job.keeps(name):
+            reasons[name] = "as planned"
+        elif reason := rule.why(name, tuple(layer.weight.shape)):
+            reasons[name] = reason
+    return reasons
 
 
 def linears(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
@@ -97,8 +92,14 @@ def linears(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
 
 
-def check(model: PreTrainedModel, job: QuantizeJob, kept: dict[str, str]) -> None:
+def check(model: PreTrainedModel, job: QuantizeJob, kept: Collection[str], *, apart: bool = True) -> None:
     """Check a loaded model before hours of work: something to quantize, experts apart, groups that fit every layer.
+
+    Args:
+        model: as loaded.
+        job: what will be done.
+        kept: names of the linear layers that stay in float.
+        apart: whether the quantizer needs a matrix for each expert.
 
     Raises:
         StageError: it cannot be quantized as planned.
@@ -108,8 +109,8 @@ def check(model: PreTrainedModel, job: QuantizeJob, kept: dict[str, str]) -> Non
         kinds = sorted({type(module).__name__ for module in model.modules() if hasattr(module, "weight")})
         what = f"expected linear layers in the decoder of {type(model).__name__}, found none among {', '.join(kinds)}"
         raise StageError("quantize", what, job.model, "use none, which leaves it in float")
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 3 and 1 not in parameter.shape and name.rpartition(".")[0] not in kept:
+    for name, parameter in model.named_parameters() if apart else ():
+        if parameter.ndim == 3 and 1 not in parameter.shape and EXPERTS in name:
             what = f"expected experts that can be taken apart, found {name} with the shape {tuple(parameter.shape)}"
             raise StageError("quantize", what, job.model, "use none, which leaves it in float")
     if job.group_size:

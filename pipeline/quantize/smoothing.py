@@ -1,17 +1,17 @@
-"""Where scales can move between layers without changing what a model computes, found by trying it on the model itself.
+"""Where scales can move between layers without changing what a model computes, found by trying it on the model.
 
-AWQ and SmoothQuant divide the output of one layer by a scale for each channel, and multiply the inputs of the layers that
-read it. That is only sound where those are all that read it. llm-compressor has lists of such places by architecture; many
-have none there, and some are wrong (Gemma's post-attention norm is no longer what the feed-forward block reads). So a short
-text runs through the model once. It tells which layers read a norm's output, and which pairs of matrices follow one another.
-Each kind of place is then tried in its layer: with scales that are powers of two, nothing may change but by rounding.
+AWQ and SmoothQuant divide the output of one layer by a scale for each channel, and multiply the inputs of the layers
+that read it. That is only sound where those are all that read it. llm-compressor has lists of such places by
+architecture; many have none there, and some are wrong (Gemma's post-attention norm is not what its feed-forward block
+reads). So a short text runs through the model once, which tells what reads a norm's output, and which matrices follow
+one another. Each kind of place is then tried in its layer: by powers of two, nothing may change but by rounding.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,11 @@ class Smoothing:
     smooth: str
     balance: tuple[str, ...]
     after_norm: bool = False
+
+    @property
+    def suits_smoothquant(self) -> bool:
+        """Whether SmoothQuant gains there: after a norm, and not before experts, which one scale for all would harm."""
+        return self.after_norm and not any(".experts." in name for name in self.balance)
 
     @property
     def kind(self) -> tuple[str, tuple[str, ...]]:
@@ -176,7 +181,7 @@ def _candidates(model: PreTrainedModel, layer: _Layer) -> Iterator[list[Smoothin
 
 def _pairs(model: PreTrainedModel, layer: _Layer, after_a_norm: set[str]) -> Iterator[list[Smoothing]]:
     """Matrices beside each other, of which one may read what the other made."""
-    inputs = {name: seen for name, seen in layer.reads}
+    inputs = dict(layer.reads)
     order = list(inputs)
     for place, name in enumerate(order):
         if name in after_a_norm:
@@ -244,11 +249,8 @@ def _run(layer: _Layer) -> Tensor:
     return (output[0] if isinstance(output, tuple) else output).float()
 
 
-def match_by_name(model: torch.nn.Module, targets: Iterable[str], *_: object, **__: object) -> Iterator[list[list[Any]]]:
+def match_by_name(
+    model: torch.nn.Module, targets: Iterable[str], *_: object, **__: object
+) -> Iterator[list[list[Any]]]:
     """Stand in for llm-compressor's `match_modules_set`, which goes over all modules for each place: by exact name."""
     yield [[model.get_submodule(name)] for name in targets]
-
-
-def kinds(places: Iterable[Smoothing]) -> Mapping[str, tuple[str, ...]]:
-    """Return the kinds of places, for people."""
-    return dict(place.kind for place in places)

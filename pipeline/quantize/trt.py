@@ -10,17 +10,27 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.lanes import METHODS
 from pipeline.lanes.lane import TRT
-from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_auxiliary_files, trt_checkpoint, trt_folder, worker
+from pipeline.quantize import (
+    CHOOSE_DATA_SET,
+    QuantizeJob,
+    copy_auxiliary_files,
+    read_back,
+    trt_checkpoint,
+    trt_folder,
+    worker,
+)
 from pipeline.source import HF_QUANT_CONFIG
 from pipeline.stages.gpu import require_cuda
 from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError, Quantization
 from runtime.artifact.generations import write_for_older
+from runtime.defaults import TRT_GROUP_SIZES, first_set
 from runtime.engines.trt.folders import METHOD_OF_ALGORITHM, CheckpointFolder
 
 if TYPE_CHECKING:
@@ -57,12 +67,17 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
     found = written_method(job.out, job.backend)
     if found != job.method:
         raise StageError("quantize", f"expected a checkpoint in {job.method}, found {found}", job.out)
+    written = read_back.read_modelopt(job.out, "config.json" if job.backend == "engine" else HF_QUANT_CONFIG)
+    grouped = METHODS[job.method].grouped
+    asked = replace(job, group_size=first_set(job.group_size, default=TRT_GROUP_SIZES[0]), symmetric=True)
+    read_back.check(job, written, read_back.expected_format(asked, grouped=grouped))
+    progress.step(f"read back: {written.format}; {written.share:.0%} of the weights are rounded")
     return Quantization(
         method=job.method,
         scheme=METHODS[job.method].scheme,
-        group_size=job.group_size if job.method == "int4_awq" else None,
-        symmetric=True,
-        kept_in_float=job.kept_in_float,
+        group_size=written.format.group_size,
+        symmetric=written.format.symmetric,
+        kept_in_float=read_back.left_in_float(written),
     )
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pipeline.quantize import QuantizeJob, samples_of, worker
+from pipeline.quantize import QuantizeJob, loading, samples_of, worker
 from pipeline.quantize.trt_source import link_model
 
 if TYPE_CHECKING:
@@ -27,28 +25,41 @@ def write(job: QuantizeJob, progress: worker.WorkerProgress) -> None:
     import modelopt.torch.quantization as mtq
     import torch
     from modelopt.torch.export import export_hf_checkpoint
-    from transformers import AutoModelForCausalLM
+    from transformers import GenerationConfig
 
     progress.step(f"loading {job.model.name}")
-    with tempfile.TemporaryDirectory(prefix="yap-model-") as place:
-        folder = Path(place) / "model"
-        link_model(job.model, folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, job.dtype), local_files_only=True)
-    model.to(job.device).eval()
-    progress.step(f"{job.method}: calibrating")
-    mtq.quantize(model, configuration(mtq, job), _forward_loop(job, progress))
-    progress.step("writing the weights")
-    with torch.inference_mode():
-        export_hf_checkpoint(model, export_dir=job.out)
+    with loading.plain_folder(job.model, link_model) as folder:
+        loading.forget_broken_modules()
+        kind = loading.class_of(folder)
+        model = kind.from_pretrained(folder, dtype=getattr(torch, job.dtype), local_files_only=True)
+        model.generation_config = GenerationConfig()
+        kept = loading.float_linears(model, job)
+        loading.check(model, job, kept, apart=False)
+        model.to(job.device).eval()
+        progress.step(f"{job.method}: calibrating")
+        config = configuration(mtq, job, kept)
+        mtq.quantize(model, config, _forward_loop(job, progress))
+        progress.step("writing the weights")
+        with torch.inference_mode():
+            export_hf_checkpoint(model, export_dir=job.out)
 
 
-def configuration(mtq: Any, job: QuantizeJob) -> dict[str, Any]:  # noqa: ANN401 - a module without types
-    """Return ModelOpt's configuration of a method, with the job's group size and our smoothing."""
+def configuration(
+    mtq: Any,  # noqa: ANN401 - a module without types
+    job: QuantizeJob,
+    kept: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Return ModelOpt's configuration of a method, with the job's groups, our smoothing, and what stays in float."""
     config: dict[str, Any] = copy.deepcopy(getattr(mtq, CONFIGURATIONS[job.method]))
     if job.method == "int4_awq" and job.group_size:
         _set_block_size(config, job.group_size)
     if job.method == "int8_sq":
         config["algorithm"] = SMOOTHING
+    for name in kept:
+        if isinstance(config["quant_cfg"], dict):
+            config["quant_cfg"][f"{name}.*"] = {"enable": False}
+        else:
+            config["quant_cfg"].append({"quantizer_name": f"{name}.*", "enable": False})
     return config
 
 

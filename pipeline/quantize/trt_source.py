@@ -1,4 +1,4 @@
-"""A model as the quantizer of TensorRT-LLM's lane may read it."""
+"""A model as the quantizers may read it, that of TensorRT-LLM's lane in older words."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ def link_model(model: Path, folder: Path) -> None:
     Raises:
         ArtifactError: that transformers has no words for it.
     """
+    link_files(model, folder)
+    write_for_older(folder)
+
+
+def link_files(model: Path, folder: Path) -> None:
+    """Make a folder of links to a model's files, without its code."""
     folder.mkdir()
     for path in sorted(model.resolve().iterdir()):
         if path.suffix != ".py":
             _link(path, folder / path.name)
-    write_for_older(folder)
 
 
 def _link(path: Path, link: Path) -> None:

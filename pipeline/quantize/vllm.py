@@ -13,7 +13,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from pipeline.quantize import CHOOSE_DATA_SET, QuantizeJob, copy_auxiliary_files, loading, samples_of, smoothing, worker
+from pipeline.lanes import METHODS
+from pipeline.lanes.lane import VLLM
+from pipeline.quantize import (
+    CHOOSE_DATA_SET,
+    QuantizeJob,
+    copy_auxiliary_files,
+    loading,
+    read_back,
+    samples_of,
+    smoothing,
+    worker,
+)
 from pipeline.stages.stage import StageError
 from runtime.artifact import Quantization
 
@@ -23,7 +34,8 @@ if TYPE_CHECKING:
 
     from pipeline.progress import Progress
 
-SCHEMES = {"awq": "W4A16", "gptq": "W4A16", "fp8": "FP8", "int8": "W8A8"}
+# What llm-compressor does here; the runtime's own `none` is no work of a quantizer.
+FORMATS = tuple(method for method in VLLM.methods if method != "none")
 
 # Methods that move scales between layers beforehand.
 SMOOTHED = frozenset({"awq", "int8"})
@@ -50,8 +62,8 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
     Raises:
         StageError: the method is not one of this lane, or the quantizer failed.
     """
-    if job.method not in SCHEMES:
-        what = f"expected one of the methods {', '.join(SCHEMES)}, found {job.method!r}"
+    if job.method not in FORMATS:
+        what = f"expected one of the methods {', '.join(FORMATS)}, found {job.method!r}"
         raise StageError("quantize", what, next_step="choose one of them")
     if job.samples is None and job.method in {"awq", "gptq"}:
         raise StageError("quantize", f"{job.method} needs calibration samples, found none", next_step=CHOOSE_DATA_SET)
@@ -59,13 +71,16 @@ def quantize(job: QuantizeJob, *, python: Path | None, progress: Progress) -> Qu
     worker.run_worker("pipeline.quantize.vllm", job, python=python, progress=progress)
     if not (job.out / "config.json").is_file():
         raise StageError("quantize", f"expected a config.json from {job.method}, found none", job.out)
-    four_bit = SCHEMES[job.method] == "W4A16"
+    grouped = METHODS[job.method].grouped
+    written = read_back.read_compressed(job.out)
+    read_back.check(job, written, read_back.expected_format(job, grouped=grouped))
+    progress.step(f"read back: {written.format}; {written.share:.0%} of the weights are rounded")
     return Quantization(
         method=job.method,
-        scheme=SCHEMES[job.method],
-        group_size=job.group_size if four_bit else None,
-        symmetric=job.symmetric if four_bit else True,
-        kept_in_float=job.kept_in_float,
+        scheme=METHODS[job.method].scheme,
+        group_size=written.format.group_size,
+        symmetric=written.format.symmetric,
+        kept_in_float=read_back.left_in_float(written),
     )
 
 
@@ -90,7 +105,7 @@ def main() -> None:
         with load_context(kind):
             model = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
         model.generation_config = GenerationConfig()
-        kept = loading.float_linears(model)
+        kept = loading.float_linears(model, job)
         loading.check(model, job, kept)
         places: tuple[smoothing.Smoothing, ...] = ()
         if job.method in SMOOTHED and job.samples:
@@ -118,13 +133,12 @@ def _recipe(job: QuantizeJob, kept: Iterable[str], places: Sequence[smoothing.Sm
     from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    ignore = [*job.kept_in_float, *kept]
+    ignore = [*kept]
     if job.method == "fp8":
         return [QuantizationModifier(targets=["Linear"], scheme="FP8_DYNAMIC", ignore=ignore)]
     if job.method == "int8":
         plain = QuantizationModifier(targets=["Linear"], scheme="W8A8", ignore=ignore)
-        # Only norms: what SmoothQuant moves is activations that come out of one.
-        norms = [([*place.balance], place.smooth) for place in places if place.after_norm]
+        norms = [([*place.balance], place.smooth) for place in places if place.suits_smoothquant]
         return [SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH, mappings=norms), plain] if norms else [plain]
     weights = QuantizationArgs(
         num_bits=4,

@@ -6,8 +6,7 @@ families (names of modules, norms, experts, towers) is as in the real ones.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ CONTEXT = 8192
 
 SHAPE: Mapping[str, Any] = {
     "vocab_size": tiny.VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
+    "hidden_size": 128,
+    "intermediate_size": 256,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -29,16 +28,17 @@ SHAPE: Mapping[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-HEAD: Mapping[str, Any] = {"head_dim": 16}
-EXPERTS: Mapping[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+# The smallest that vLLM's attention on a CPU computes.
+HEAD: Mapping[str, Any] = {"head_dim": 32}
+EXPERTS: Mapping[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 128}
 # Latent attention: DeepSeek's queries, keys and values go through narrow matrices.
 LATENT: Mapping[str, Any] = {
     "num_key_value_heads": 4,
-    "q_lora_rank": 32,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
-    "v_head_dim": 16,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
     "n_routed_experts": 4,
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
@@ -55,6 +55,7 @@ TOWER: Mapping[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
+QWEN_TOWER: Mapping[str, Any] = {"depth": 1, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +117,11 @@ FAMILIES: tuple[Family, ...] = (
             **HEAD,
             **EXPERTS,
             "num_experts": 4,
-            "shared_expert_intermediate_size": 64,
+            "shared_expert_intermediate_size": 128,
             "linear_num_value_heads": 4,
             "linear_num_key_heads": 2,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
             "layer_types": ["linear_attention", "full_attention"],
         },
     ),
@@ -131,8 +132,8 @@ FAMILIES: tuple[Family, ...] = (
             **HEAD,
             "linear_num_value_heads": 4,
             "linear_num_key_heads": 2,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
             "layer_types": ["linear_attention", "full_attention"],
         },
     ),
@@ -143,11 +144,11 @@ FAMILIES: tuple[Family, ...] = (
             **HEAD,
             **EXPERTS,
             "num_experts": 4,
-            "shared_expert_intermediate_size": 64,
+            "shared_expert_intermediate_size": 128,
             "linear_num_value_heads": 4,
             "linear_num_key_heads": 2,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
             "layer_types": ["linear_attention", "full_attention"],
         },
     ),
@@ -167,7 +168,13 @@ FAMILIES: tuple[Family, ...] = (
         "Gemma 3, vision",
         "gemma3",
         {**HEAD, "model_type": "gemma3_text"},
-        {"vision_config": TOWER, "mm_tokens_per_image": 4, "image_token_index": 250, "boi_token_index": 251, "eoi_token_index": 252},
+        {
+            "vision_config": TOWER,
+            "mm_tokens_per_image": 4,
+            "image_token_index": 250,
+            "boi_token_index": 251,
+            "eoi_token_index": 252,
+        },
     ),
     Family("Gemma 4, text", "gemma4_text", {**HEAD, **PER_LAYER}),
     Family("Gemma 4, vision", "gemma4", {**HEAD, **PER_LAYER, "model_type": "gemma4_text"}, {"vision_config": TOWER}),
@@ -180,8 +187,16 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "Qwen 2.5-VL",
         "qwen2_5_vl",
-        {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}},
-        {"vision_config": {"depth": 1, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 64}},
+        {"rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
+        {
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_heads": 2,
+                "out_hidden_size": 128,
+            }
+        },
     ),
     Family("Phi-3 and Phi-4", "phi3"),
     Family("OLMo-2", "olmo2"),
@@ -193,20 +208,56 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "Nemotron-H",
         "nemotron_h",
-        {**HEAD, "layers_block_type": ["mamba", "attention", "mlp"], "num_hidden_layers": 3, "mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 16, "n_groups": 2},
+        {
+            **HEAD,
+            "layers_block_type": ["mamba", "attention", "mlp"],
+            "num_hidden_layers": 3,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 64,
+            "ssm_state_size": 32,
+            "n_groups": 2,
+        },
     ),
     Family("GPT-NeoX", "gpt_neox"),
     Family("StarCoder2", "starcoder2"),
-    Family("GPT-2", "gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
-    Family("OPT", "opt", {"ffn_dim": 128, "word_embed_proj_dim": 64}),
-    Family("Jamba", "jamba", {"num_experts_per_tok": 2, "num_experts": 4, "mamba_d_state": 16, "mamba_dt_rank": 8, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}),
+    Family("GPT-2", "gpt2", {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
+    Family("OPT", "opt", {"ffn_dim": 256, "word_embed_proj_dim": 128}),
+    Family(
+        "Jamba",
+        "jamba",
+        {
+            "num_experts_per_tok": 2,
+            "num_experts": 4,
+            "mamba_d_state": 16,
+            "mamba_dt_rank": 8,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+        },
+    ),
     Family("OLMoE", "olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     Family("Phi-3.5 MoE", "phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     Family(
         "Llama 4, vision",
         "llama4",
-        {**HEAD, "model_type": "llama4_text", "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 128},
-        {"vision_config": {**TOWER, "hidden_size": 64, "intermediate_size": 128, "vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64}},
+        {
+            **HEAD,
+            "model_type": "llama4_text",
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 256,
+        },
+        {
+            "vision_config": {
+                **TOWER,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "vision_output_dim": 64,
+                "projector_input_dim": 64,
+                "projector_output_dim": 64,
+            }
+        },
     ),
 )
 

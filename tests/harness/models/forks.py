@@ -1,9 +1,9 @@
 """A quantizer's worker without its long start: a process that has loaded the libraries once, and forks for each job.
 
-    python -m tests.harness.models.forks LIBRARY…        in the quantizer environment; one request a line, one answer a line
+    python -m tests.harness.models.forks LIBRARY…        one request a line, one answer a line
 
-`Forks.run_worker` takes the place of `pipeline.quantize.worker.run_worker`: the worker's own `main` runs, from its file, in
-a process of its own.
+`Forks.run_worker` takes the place of `pipeline.quantize.worker.run_worker`: the worker's own `main` runs, from its
+file, in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,7 +46,7 @@ class Forks:
     def __enter__(self) -> Forks:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
     def call(self, module: str, *arguments: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""A stand-in for `quantize_and_export`: config.json as TensorRT-LLM 1.2 writes it, with weights that hold nothing."""
+"""A stand-in for `quantize_and_export`: config.json as TensorRT-LLM 1.2 writes it, with weights of one small layer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ import modelopt.torch.quantization as quantization_of_modelopt
 
 from tests.harness.trt.api import API, VERSION, bind
 
-EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
+LAYER = "transformer.layers.0.attention.qkv"
+STORED = {"int4_awq": "I8", "fp8": "F8_E4M3", "int8_sq": "I8"}
+
+
+def layer(qformat: str) -> bytes:
+    """Return a safetensors file with one rounded layer."""
+    entries = {
+        f"{LAYER}.weight": {"dtype": STORED[qformat], "shape": [8, 8], "data_offsets": [0, 64]},
+        f"{LAYER}.weights_scaling_factor": {"dtype": "F32", "shape": [1], "data_offsets": [64, 68]},
+    }
+    header = json.dumps(entries).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(68)
 
 
 def quantize_and_export(*arguments: Any, **keywords: Any) -> None:
-    """Write a checkpoint's config.json, and empty weights."""
+    """Write a checkpoint's config.json, and weights."""
     call = bind("quantize_and_export", arguments, keywords)
     if call["qformat"] not in API["enums"]["qformat"]:
         raise ValueError(f"unsupported qformat {call['qformat']}")
@@ -59,4 +70,4 @@ def quantize_and_export(*arguments: Any, **keywords: Any) -> None:
     }
     (out / "config.json").write_text(json.dumps(config, indent=4, default=str))
     for rank in range(call["tp_size"]):
-        (out / f"rank{rank}.safetensors").write_bytes(EMPTY_SAFETENSORS)
+        (out / f"rank{rank}.safetensors").write_bytes(layer(call["qformat"]))

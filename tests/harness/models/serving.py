@@ -1,0 +1,44 @@
+"""One turn of a model through the runtime's own vLLM engine: what it said, or why it could not be loaded.
+
+python -m tests.harness.models.serving FOLDER
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from runtime import engines
+from runtime.engines import EngineOptions, Sampling
+
+TOKENS = 4
+
+
+async def answer(folder: Path) -> list[int]:
+    """Load the model in a folder, and let it answer a short prompt."""
+    options = EngineOptions(max_model_len=128, max_num_seqs=1, cpu_kv_cache_gib=0.0625)
+    engine = engines.for_model("vllm", folder, options)
+    await engine.start()
+    said = 0
+    try:
+
+        def hear(delta: engines.Delta) -> None:
+            nonlocal said
+            said += delta.tokens
+
+        await engine.generate([5, 6, 7], Sampling(temperature=0, max_tokens=TOKENS, ignore_eos=True), hear)
+    finally:
+        await engine.shutdown()
+    return said
+
+
+def main() -> None:
+    """Serve the folder that the command line names."""
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+    print(f"answered {asyncio.run(answer(Path(sys.argv[1])))} tokens")
+
+
+if __name__ == "__main__":
+    main()
