@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoint.config_reader import ConfigError
 from pipeline.checkpoint.float_layers import FloatRule
+from pipeline.checkpoint.tensors import HeaderError, Tensor, tensors_in
 from pipeline.quantize.job import QuantizeJob
 from pipeline.stages.stage import StageError
 
@@ -57,14 +58,6 @@ class WeightFormat:
         groups = f"groups of {self.group_size}" if self.group_size else "no groups"
         zero = "symmetric" if self.symmetric else "with zero points"
         return f"{self.kind}{self.bits}, {groups}, {zero}, {self.activations}-bit activations"
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """An entry of a header."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,24 +187,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         StageError: there is none, or one cannot be read.
     """
-    found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            found.update(_header(path))
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-            raise _odd(folder, f"a safetensors header in {path.name}", f"{type(error).__name__}: {error}") from error
+    try:
+        found = tensors_in(folder)
+    except (OSError, HeaderError, ConfigError) as error:
+        raise _odd(folder, "weights in *.safetensors with their headers", f"{type(error).__name__}: {error}") from error
     if not found:
         raise _odd(folder, "weights in *.safetensors", "none")
     return found
-
-
-def _header(path: Path) -> Iterator[tuple[str, Tensor]]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield name, Tensor(entry["dtype"], tuple(entry["shape"]))
 
 
 def _modules(tensors: Mapping[str, Tensor], bits: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:

@@ -50,7 +50,9 @@ AROUND: dict[str, Entry] = {
 
 def write(folder: Path, tensors: Mapping[str, Entry], group: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    header = json.dumps({name: {"dtype": kind, "shape": shape} for name, (kind, shape) in tensors.items()}).encode()
+    header = json.dumps(
+        {name: {"dtype": kind, "shape": shape, "data_offsets": [0, 0]} for name, (kind, shape) in tensors.items()}
+    ).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     stated = {"quantization_config": {"config_groups": {"group_0": group}}} if group else {}
     (folder / "config.json").write_text(json.dumps({**config, **stated}))
