@@ -121,7 +121,12 @@ class Run:
         if found := chat.prequantized:
             self.progress.step(f"quantize: nothing to do, the source comes as {found.scheme}")
             came = Quantization(
-                method=found.method, scheme=found.scheme, group_size=found.group_size, prequantized=True
+                method=found.method,
+                scheme=found.scheme,
+                group_size=found.group_size,
+                symmetric=found.symmetric,
+                kept_in_float=found.kept,
+                prequantized=True,
             )
             model = self.runner.model(source.checkpoint_in(base.folder)) if self.plan.lane.compiles else base
             return base, model, came

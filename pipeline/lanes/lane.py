@@ -5,7 +5,7 @@ A lane is one entry of `LANES` here, one module in `quantize/`, one in `build/` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ OLDEST_SM = 80
 FP8_SM = 89
 # vLLM has no INT8 kernels for Blackwell (its table of supported hardware for quantization).
 LAST_INT8_SM = 99
+HOPPER_SM, BLACKWELL_SM = 90, 100
 # Below this many parameters a model loses more, to 4 bits most of all: it gets small groups and wide bounds.
 SMALL_MODEL = 1_000_000_000
 # What a CPU has no arithmetic for.
@@ -105,6 +106,27 @@ class Refusal:
         return f"{self.reason}; {self.way_out}" if self.way_out else self.reason
 
 
+# No GPU is newer.
+NEWEST_SM = 999
+
+
+@dataclass(frozen=True, slots=True)
+class Loadable:
+    """A format that an engine loads as it is.
+
+    Attributes:
+        format: `quant_method`, as config.json names it.
+        schemes: those of the format that it can run; empty for all.
+        least_sm: compute capability from which it can.
+        most_sm: the last one that can.
+    """
+
+    format: str
+    schemes: tuple[str, ...]
+    least_sm: int = 0
+    most_sm: int = NEWEST_SM
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyBounds:
     """The bounds on speed that a person in a conversation needs.
@@ -139,7 +161,7 @@ class Lane:
         help: what the command line says of its flag.
         methods: what its quantizer offers.
         eight_bit: the method that `8bit` means.
-        loads: `quant_method`s of config.json that its engine can load as they are.
+        loads: what its engine can load as it is, of sources that came quantized.
         eager: whether the engine runs without compiling.
         batch: sequences at once unless told otherwise.
         latency: what it must reach unless told otherwise.
@@ -162,7 +184,7 @@ class Lane:
     help: str
     methods: tuple[str, ...]
     eight_bit: str
-    loads: tuple[str, ...]
+    loads: tuple[Loadable, ...]
     eager: bool
     batch: int
     latency: LatencyBounds
@@ -206,9 +228,25 @@ class Lane:
         """The type that the float model computes in to be compared with an artifact that computes in `dtype`."""
         return dtype if self.told_dtype else "auto"
 
-    def can_load(self, quantized_format: str, method: str) -> bool:
-        """Whether its engine loads a source that came quantized."""
-        return quantized_format in self.loads and (self.on_gpu or method not in EMULATED_ON_CPU)
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that its engine can load of sources that came quantized."""
+        return tuple(dict.fromkeys(entry.format for entry in self.loads))
+
+    def loading_refusal(self, quantized_format: str, schemes: Sequence[str], sm: int | None) -> Refusal | None:
+        """Return why its engine cannot load a source that came quantized; none when it can."""
+        known = [entry for entry in self.loads if entry.format == quantized_format]
+        if not known:
+            return Refusal(f"{self.name} does not load {quantized_format}")
+        for scheme in schemes:
+            entry = next((entry for entry in known if scheme in (entry.schemes or schemes)), None)
+            if entry is None:
+                listed = ", ".join(scheme for entry in known for scheme in entry.schemes)
+                return Refusal(f"of {quantized_format}, {self.name} loads {listed}")
+            if sm is not None and self.on_gpu and not entry.least_sm <= sm <= entry.most_sm:
+                until = f"up to sm{entry.most_sm}" if sm > entry.most_sm else f"from sm{entry.least_sm} on"
+                return Refusal(f"{scheme} runs {until} in {self.name}, this is sm{sm}")
+        return None
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -308,6 +346,20 @@ class TrtLane(Lane):
         return None
 
 
+# vLLM's kernels for formats that came quantized, by its own tables (`model_executor/layers/quantization`): 4-bit floats
+# run on older GPUs too, with 16-bit arithmetic.
+VLLM_LOADS = (
+    Loadable("compressed-tensors", ("W4A16", "W8A16", "FP8", "W8A16 (FP8)", "NVFP4", "NVFP4A16", "MXFP4", "MXFP8")),
+    Loadable("compressed-tensors", ("W8A8",), most_sm=LAST_INT8_SM),
+    Loadable("compressed-tensors", ("W4A8 (FP8)",), least_sm=HOPPER_SM, most_sm=HOPPER_SM),
+    Loadable("awq", ("W4A16",)),
+    Loadable("gptq", ("W4A16", "W8A16")),
+    Loadable("fp8", ("FP8",)),
+    Loadable("auto-round", ("W2A16", "W3A16", "W4A16", "W8A16")),
+    Loadable("mxfp4", ("MXFP4",)),
+    Loadable("modelopt", ("FP8", "NVFP4", "NVFP4A16", "MXFP8", "mixed")),
+)
+
 PLAIN_VLLM = PlainServer("vLLM", "vllm serve {repo} --max-model-len {context}")
 
 TRT = TrtLane(
@@ -317,7 +369,8 @@ TRT = TrtLane(
     help="The TensorRT-LLM lane.",
     methods=("int4_awq", "fp8", "int8_sq"),
     eight_bit="fp8",
-    loads=("trt-llm",),
+    # Which methods of it run where, `refusal` tells.
+    loads=(Loadable("trt-llm", ()),),
     eager=False,
     # TRT_MAX_BATCH_SIZE is required, so that this serves only for checks before it is set.
     batch=1,
@@ -337,7 +390,7 @@ VLLM = Lane(
     help="The vLLM lane, on an NVIDIA GPU.",
     methods=("awq", "gptq", "fp8", "int8", "none"),
     eight_bit="fp8",
-    loads=("compressed-tensors", "awq", "gptq", "fp8", "auto-round"),
+    loads=VLLM_LOADS,
     eager=False,
     batch=256,
     latency=LatencyBounds(ttft_ms=500, itl_ms=50, tokens_per_s=100),
@@ -351,7 +404,12 @@ CPU = Lane(
     help="The vLLM lane, on any processor.",
     methods=("awq", "gptq", "fp8", "int8", "none"),
     eight_bit="int8",
-    loads=("compressed-tensors", "awq", "gptq"),
+    # Its kernels for the CPU: INT8, and 4 bits alone. FP8 would be emulated.
+    loads=(
+        Loadable("compressed-tensors", ("W4A16", "W8A8")),
+        Loadable("awq", ("W4A16",)),
+        Loadable("gptq", ("W4A16",)),
+    ),
     # Compiling takes two minutes on a CPU and makes it no faster.
     eager=True,
     batch=16,
@@ -367,7 +425,11 @@ TRT_PYTORCH = replace(
     TRT,
     engine="trt-pytorch",
     methods=("int4_awq", "fp8"),
-    loads=("modelopt", "mxfp4"),
+    loads=(
+        Loadable("modelopt", ("W4A16", "FP8")),
+        Loadable("modelopt", ("NVFP4",), least_sm=BLACKWELL_SM),
+        Loadable("mxfp4", ("MXFP4",)),
+    ),
     batch=256,
     quantizer=("nvidia-modelopt",),
     compiles=False,

@@ -175,13 +175,16 @@ class ChatPlanner:
 
     def _use_prequantized(self, found: Prequantized, facts: SourceFacts) -> str:
         lane = self.lane
-        if lane and not lane.can_load(found.format, found.method):
-            expected = f"a source in float, or one of {', '.join(lane.loads)} that {lane.name} can run"
-            kind = found.format if found.format == found.method else f"{found.format} ({found.method})"
+        if lane and (refusal := lane.loading_refusal(found.format, found.schemes, self.machine.sm)):
+            expected = f"a source in float, or one of {', '.join(lane.formats)} that {lane.name} can run"
+            kind = f"{found.format} ({found.scheme}); {refusal}" if found.format in lane.formats else found.format
             self.diagnostics.problem("CHAT_MODEL", expected, kind, "name the float model")
         elif lane and (refusal := lane.refusal(found.method, self.machine.sm, allow_emulated=True)):
             expected = f"a source that {lane.name} can run here"
             self.diagnostics.problem("CHAT_MODEL", expected, found.method, refusal.reason)
+        if lane and found.format == "gptq" and found.symmetric is False:
+            expected = "weights without zero points, which are all that vLLM loads of GPTQ"
+            self.diagnostics.problem("CHAT_MODEL", expected, "sym: false", "name the float model")
         reason = f"the source is quantized already, by {found.recognized_by}; it is not quantized again"
         if self.request.method:
             reason += f", and {self.request.method} is not used"

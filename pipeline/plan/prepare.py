@@ -44,8 +44,11 @@ def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str,
     problems += wrong
     chat = source.read_facts(request.chat, "CHAT_MODEL") if request.chat else None
     if chat is not None:
+        chat = source.with_known_config(chat, "CHAT_MODEL")
         chat = source.with_prompt_format(chat, think=loaded.settings.thinking_max_tokens > 0)
     tool = source.read_facts(request.tool, "TOOL_MODEL") if request.tool else None
+    if tool is not None:
+        tool = source.with_known_config(tool, "TOOL_MODEL")
     lane = request.lanes[0] if len(request.lanes) == 1 else loaded.settings.inference_engine
     needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
     here = hardware.describe(folder, values.quantize_python, needs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from pipeline.checkpoint.config_reader import ConfigError
 from pipeline.plan import BuildRequest, ToolPlan
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.source import SourceFacts
@@ -32,6 +33,8 @@ from runtime.deployment.classifier import is_multi_label, window_of
 POSITIVE_OPTION = "--positive-label"
 TABLE_OPTION = "--tool-label"
 UTTERANCES_OPTION, UTTERANCES_VARIABLE = "--tool-utterances", "TOOL_UTTERANCES"
+# Fewer than the model's own marks and a few words.
+SHORTEST_WINDOW = 8
 TOOL_NAME = re.compile(r"[\w.:-]{1,64}")
 
 
@@ -64,8 +67,14 @@ def plan_tool(
     if facts.problems:
         return None
     before = len(diagnostics.problems)
-    if not (facts.architecture or "").endswith("ForSequenceClassification"):
-        found = f"{facts.architecture or 'no architecture'} in {facts.ref}"
+    try:
+        architecture = facts.architecture
+    except ConfigError as error:
+        expected = f"{error.expected} in {error.key} of the config.json of {facts.ref}"
+        diagnostics.problem("TOOL_MODEL", expected, error.found, "correct it, or name another classifier")
+        return None
+    if not (architecture or "").endswith("ForSequenceClassification"):
+        found = f"{architecture or 'no architecture'} in {facts.ref}"
         diagnostics.problem("TOOL_MODEL", "a ForSequenceClassification checkpoint", found, "name a classifier")
     if facts.config.get("quantization_config"):
         diagnostics.problem("TOOL_MODEL", "a classifier in float", "a quantized one", "name the float classifier")
@@ -77,7 +86,10 @@ def plan_tool(
     if len(diagnostics.problems) == before:
         positive, tools = _labels(facts, request, diagnostics)
     window = window_of(facts.config)
-    diagnostics.decide("classifier", facts.architecture or facts.name, f"kept in float; window of {window} tokens")
+    if window < SHORTEST_WINDOW:
+        expected = f"a classifier that reads {SHORTEST_WINDOW} tokens or more"
+        diagnostics.problem("TOOL_MODEL", expected, f"a window of {window} in {facts.ref}", "name another classifier")
+    diagnostics.decide("classifier", architecture or facts.name, f"kept in float; window of {window} tokens")
     if len(diagnostics.problems) > before:
         return ToolPlan(facts, window, positive, tools)
     utterances = _utterances(facts, served_tools(positive, tools), request, file, diagnostics)

@@ -3,6 +3,7 @@
 May import `embedded` and below.
 """
 
+from pipeline.source.known_config import with_known_config
 from pipeline.source.model_files import CHECKPOINTS
 from pipeline.source.model_source import HF_QUANT_CONFIG, checkpoint_in, content_hash, fetch, read_facts
 from pipeline.source.prompt_format import with_prompt_format
@@ -19,5 +20,6 @@ __all__ = [
     "content_hash",
     "fetch",
     "read_facts",
+    "with_known_config",
     "with_prompt_format",
 ]

@@ -18,6 +18,7 @@ from runtime.text.prompt import Budgets, PromptRenderer
 
 # How the runtime words what it refuses.
 REFUSAL = re.compile(r"expected (?P<expected>.*?), found:? (?P<found>[^;]*)")
+NEXT = "choose an instruct model with a fast tokenizer"
 NEEDED_PREFIXES = ("tokenizer", "chat_template", "special_tokens", "added_tokens", "additional_chat_templates/")
 NEEDED_NAMES = TOKENIZER_FILES | {"config.json", "merges.txt"}
 
@@ -37,11 +38,14 @@ def with_prompt_format(facts: SourceFacts, *, think: bool) -> SourceFacts:
     except ValueError as error:
         told = REFUSAL.search(str(error))
         expected, found = (told["expected"], told["found"]) if told else ("a chat template", str(error))
-        remedy = "choose an instruct model with a fast tokenizer"
-        problem = Problem("CHAT_MODEL", f"{expected}, in {facts.ref}", found, remedy)
+        problem = Problem("CHAT_MODEL", f"{expected}, in {facts.ref}", found, NEXT)
         return replace(facts, problems=(problem,))
     except hub_client.failures() as error:
         problem = Problem("CHAT_MODEL", f"the tokenizer of {facts.ref}", hub.reason(error), "try again")
+        return replace(facts, problems=(problem,))
+    except Exception as error:  # noqa: BLE001 - whatever odd files make of a tokenizer and its template
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        problem = Problem("CHAT_MODEL", f"a tokenizer and a chat template that load, in {facts.ref}", found, NEXT)
         return replace(facts, problems=(problem,))
     return replace(facts, thinks=renderer.format.thinks, thought_off=tuple(renderer.off))
 

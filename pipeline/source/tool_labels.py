@@ -31,6 +31,8 @@ CONTRACTION = re.compile(
     r"(is|are|do|does|did|wo|ca|should|would|could|has|have|had|need|was|were|must)nt|\w+[sd]n|(are|were)n"
 )
 MARK_OF_NEGATION = re.compile(r"[!¬~≠]")
+# More than anybody would tell apart without names for them.
+MOST_LABELS = 1000
 CASE_CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -63,6 +65,8 @@ def labels_of(config: Mapping[str, object]) -> tuple[str, ...]:
     if found := table or turned:
         return found
     count = config.get("num_labels")
+    if isinstance(count, int) and count > MOST_LABELS:
+        raise LabelsError(f"{count} labels without names")
     return tuple(f"LABEL_{index}" for index in range(count if isinstance(count, int) and count > 0 else 2))
 
 
