@@ -28,7 +28,7 @@ RULES = (
         '"hello there"',
         '"Hello there"',
     ),
-    Rule("punctuation", "no space before `, ? !`; `!=` keeps its own", "Well , is a != b ?", "Well, is a != b?"),
+    Rule("punctuation", "no space before `, ? !`; `!=` and `!x` keep theirs", "Well , is a != b ?", "Well, is a != b?"),
     Rule("bold", "runs of asterisks, underscores or `~~` that touch a word on one side", "**Yes**, ~~no~~", "Yes, no"),
     Rule(
         "italic", "a single underscore at a word's edge; one inside a word stays", "_Try_ my_file.py", "Try my_file.py"
@@ -41,7 +41,12 @@ RULES = (
         "Hi you! Well?",
     ),
     Rule("emphasis", "other words between single asterisks stay", "I *don't* know, *really*", "I don't know, really"),
-    Rule("arithmetic", "asterisks between words or between spaces stay", "It is 2*3 or 2 * 3", "It is 2*3 or 2 * 3"),
+    Rule(
+        "arithmetic",
+        "asterisks between words or between spaces stay, and one alone before punctuation or behind a number",
+        "It is 2*3 or 2 * 3; press *, get 5*",
+        "It is 2*3 or 2 * 3; press *, get 5*",
+    ),
     Rule("heading", "one to six `#` at the start of a line", "# Plan\nGo", "Plan Go"),
     Rule("list", "`-`, `*`, `+` or `•` and a space at the start of a line", "Buy:\n- tea\n- milk", "Buy: tea milk"),
     Rule("quote", "`>` and a space at the start of a line", "> So be it", "So be it"),
@@ -163,25 +168,43 @@ def is_address(word: str) -> bool:
 
 # Behind these no word begins: `~/x`, `$x`, `--flag`, `@name`.
 NO_WORD_FOLLOWS = frozenset("/\\~$@#-_.=&+%|^")
-# Letters, then what shows that they are no word: an address, a path, a call, an index, a name of code.
+# Letters that stand for a quantity, where they stand alone; Greek has words of one letter too.
+_QUANTITIES = frozenset("αβγδεζθικλμνξπρστυφχψ")
+# Behind one letter and a space these make a sum or a comparison of it.
+_OPERATOR = re.compile(r"[<>=+*/%^|&≤≥≠×÷·](?:[\s=\d]|\Z)")
+# Letters, then what shows that they are no word: an address, a path, a call, an index, a power, a name of code.
 _CODE = re.compile(
-    r"[^\W\d_]*(?:[A-Z\\@=]|_+[^\W_]|:[:\\]|://|\.[a-z\d]|\[[^\s\]]|\((?!e?s\)|\s)|/(?![^\W\d_]+[.,;:!?…)]*\Z))|\w+:\w+@"
+    r"µ|[^\W\d_]*(?:[²³¹⁰-₎]|:\d|[\w.+-]*@|[A-Z\\@=]|_+[^\W_]|:[:\\]|://|\.[a-z\d]|\[[^\s\]]|\((?!e?s\)|\s)|/(?![^\W\d_]+[.,;:!?…)]*\Z))|\w+:\w+@"
 )
 
 
-def begins_as_word(before: str, chunk: str) -> bool:
+def begins_as_word(before: str, chunk: str, following: str = "") -> bool:
     """Whether what stands between spaces is a word, whose first letter a sentence writes large.
+
+    Args:
+        before: what was said of it.
+        chunk: the rest, from its first letter on.
+        following: the first two characters of what stands behind the space.
 
     >>> [begins_as_word("", chunk) for chunk in ("and/or", "e.g.", "well-known,", "example.com", "i[0](x)", "iPhone")]
     [True, True, True, False, False, False]
     """
-    if before and before in NO_WORD_FOLLOWS:
+    if not NO_WORD_FOLLOWS.isdisjoint(before):
+        return False
+    if len(chunk) == 1 and (chunk in _QUANTITIES or _OPERATOR.match(following)):
         return False
     return _ABBREVIATION.match(chunk) is not None or _CODE.match(chunk) is None
 
 
 _FILES = "c|cc|cpp|css|go|h|hpp|html?|java|js|json|jsx|md|pyi?|rb|rs|scss|sh|toml|tsx?|txt|vue|ya?ml"
-_UNDERLINED_NAME = re.compile(rf"_+(?:\w+\.(?:{_FILES})(?!\w)|__\w+__\.\w+|[\w.+-]*@\w[\w.-]*(?<!_)(?![\w.-]))")
+_DUNDERS = (
+    "all|annotations|bool|builtins|call|class|contains|debug|del|delitem|dict|doc|enter|eq|exit|file|future|getattr"
+    "|getitem|hash|init|iter|len|main|name|new|next|path|post_init|pycache|qualname|repr|setattr|setitem|slots|str"
+    "|version"
+)
+_UNDERLINED_NAME = re.compile(
+    rf"_+(?:(?<=__)(?:{_DUNDERS})__(?![\w])|\w+\.(?:{_FILES})(?!\w)|__\w+__\.\w+|[\w.+-]*@\w[\w.-]*(?<!_)(?![\w.-]))"
+)
 
 
 def underlined_name(chunk: str) -> str:
@@ -221,7 +244,7 @@ _NO_VERBS = _words(
 
 def reads_as_direction(word: str, *, sentence_begins: bool) -> bool:
     """Whether a lower-case word looks like what an actor does: `smirks`, or `smiling` where a sentence begins."""
-    if word in _NO_VERBS or not word.isalpha() or len(word) < 4:
+    if word in _NO_VERBS or not word.isalpha() or len(word) < 4 or word != word.lower():
         return False
     return (word.endswith("s") and not word.endswith("ss")) or (sentence_begins and word.endswith("ing"))
 

@@ -90,6 +90,8 @@ _STAGE_BEGINS = DROPPED | set("\"'“‘(…¿¡«「（")
 _ENDS_SENTENCE = frozenset(".!?…:\"'”’)。！？｡：؟۔।॥።᙮»」』）】")
 _PART_OF_ADDRESS = frozenset("/=&?#%@")
 _CLOSING = frozenset(".;:…)")
+# Behind a mark that stands alone, and is meant: `press *, then #`.
+_BEHIND_LONE = frozenset(".,;:?!)]")
 
 
 def sanitize(text: str) -> str:
@@ -121,6 +123,7 @@ class Sanitizer:
         "_removed",
         "_row",
         "_skipped",
+        "_starred",
         "_text",
         "_underlined",
     )
@@ -143,6 +146,7 @@ class Sanitizer:
         self._open = ""  # brackets that nothing was said in yet, with the space before them
         self._skipped = ""  # the mark of a long run that may go on
         self._underlined = False  # underscores were opened
+        self._starred = False  # an asterisk was opened
         self._recent: deque[str] = deque(maxlen=RECENT)  # what came out last, in pieces of a character or more
 
     def feed(self, text: str) -> str:
@@ -234,9 +238,17 @@ class Sanitizer:
         chunk = self._chunk(text, at)
         if chunk is None:
             return False
+        following = ""
+        if len(chunk) == 1:
+            end = at + 1
+            while end < len(text) and end - at < BLANK_LIMIT and text[end].isspace():
+                end += 1
+            if end + 2 > len(text) and not self._final:
+                return False
+            following = text[end : end + 2]
         if self._links:
             chunk = chunk[: max(0, self._links[-1][0] - at)]
-        self._begun = not begins_as_word("" if self._blank or self._removed else self._last, chunk)
+        self._begun = not begins_as_word("" if self._blank or self._removed else self._word(), chunk, following)
         return True
 
     # What comes out
@@ -245,7 +257,7 @@ class Sanitizer:
         self._blank = True
         if _NEWLINE.search(space):
             self._line_start = True
-            self._row = self._underlined = False
+            self._row = self._underlined = self._starred = False
             if self._code < 3:
                 self._code = 0
         return after
@@ -363,9 +375,17 @@ class Sanitizer:
         self._skipped = text[at]
         return self._drop(at + RUN_LIMIT)
 
+    def _word(self) -> str:
+        """What was said of the word that is being said."""
+        return (self._said() + self._open).rpartition(" ")[2]
+
     def _in_address(self) -> bool:
         """Whether the word that is being said is an address."""
         return not self._blank and not self._removed and is_address(self._said().rpartition(" ")[2])
+
+    def _in_path(self) -> bool:
+        """Whether the word that is being said is a path, or an address."""
+        return not self._blank and not self._removed and ("/" in self._word() or self._in_address())
 
     # One method a mark
 
@@ -385,7 +405,26 @@ class Sanitizer:
             after = self._stage_direction(text, at)
             if after != at:
                 return after
+        if not self._after_word():
+            self._starred = single and not following.isspace()
+        elif single and not following.isalnum():
+            # What was not opened closes nothing: a hotel has 5*.
+            if self._last.isdigit() and not self._starred:
+                return self._emit("*", at)
+            self._starred = False
         sums = single or following.isdigit() or self._last.isdigit()
+        if (
+            not sums
+            and end - at == 2
+            and self._after_word()
+            and following.isalnum()
+            and not self._word()[-2:-1].isalnum()
+        ):
+            # `a**b` is a power, and `a**bold**` is none.
+            beyond = text[end + 1 : end + 2]
+            if not beyond and not self._final:
+                return UNDECIDED
+            sums = not beyond.isalnum()
         return self._mark(text, at, end, stays_in_words=sums)
 
     def _stage_direction(self, text: str, at: int) -> int:
@@ -408,7 +447,7 @@ class Sanitizer:
         return self._drop(len(text)) if self._sentence_may_begin() else at
 
     def _direction_or_emphasis(self, text: str, at: int, closed: int, end: int) -> int:
-        first_words = text[at + 1 : closed].lower().split()[:2]
+        first_words = text[at + 1 : closed].split()[:2]
         begins = self._sentence_may_begin()
         if any(reads_as_direction(word.strip(".,!?…"), sentence_begins=begins) for word in first_words):
             return self._drop(end)
@@ -441,7 +480,7 @@ class Sanitizer:
             return self._no_end(end, text, at)
         if self._line_start and end - at > 2 and (after := self._line_mark(text, at, end)) != at:
             return after
-        if self._after_blank() or self._open:
+        if not self._after_word():
             chunk = self._chunk(text, at)
             if chunk is None:
                 return UNDECIDED
@@ -460,7 +499,7 @@ class Sanitizer:
 
     def _is_part_of_address(self, following: str) -> bool:
         touches = self._last in _PART_OF_ADDRESS or (following != "" and following in _PART_OF_ADDRESS)
-        return touches or self._in_address()
+        return touches or self._in_path()
 
     def _tildes(self, text: str, at: int) -> int:
         end = self._run_end(text, at)
@@ -475,8 +514,16 @@ class Sanitizer:
         following = text[end : end + 1]
         in_word = self._after_word() and following.isalnum()
         alone = self._after_blank() and following.isspace()
+        if end - at == 1 and following and following in _BEHIND_LONE and (self._after_blank() or self._open):
+            beyond = text[end + 1 : end + 2]
+            if not beyond and not self._final:
+                return UNDECIDED
+            alone = not beyond or beyond.isspace() or (following in ")]" and beyond in _BEHIND_LONE)
+            self._starred = self._starred and not alone
         if alone or (in_word and stays_in_words):
             return self._emit(text[at:end], at)
+        if self._open and not self._blank and following == BRACKETS[self._open[-1]]:
+            self._removed = True  # it was all that stood in the brackets
         self._line_start = False
         return end
 
@@ -613,6 +660,8 @@ class Sanitizer:
         return self._open_bracket("[", at) if text[at] == "[" else self._emit(text[at], at)
 
     def _opening(self, text: str, at: int) -> int:
+        if text[at] == "“" and not self._blank and not self._removed and self._last and not self._open:
+            return self._emit(text[at], at)  # „so“
         return self._open_bracket(text[at], at)
 
     def _closing_bracket(self, text: str, at: int) -> int:
@@ -627,7 +676,10 @@ class Sanitizer:
         following = text[at + 1 : at + 2]
         if not following and not self._final:
             return UNDECIDED
-        return self._bracket(text, at) if following == "[" else self._emit("!", at, keep_space=following == "=")
+        if following == "[":
+            return self._bracket(text, at)
+        # `a != b` and `!done` are no ends of sentences.
+        return self._emit("!", at, keep_space=following == "=" or following.isalnum())
 
     def _less(self, text: str, at: int) -> int:
         match = TAG.match(text, at, at + TAG_LIMIT + 1, partial=True)
@@ -673,8 +725,17 @@ class Sanitizer:
     def _may_open_emoticon(self, first: str) -> bool:
         if self._row:
             return False
+        if first == "=" and self._last == "!" and not self._blank:
+            return False  # `!=`
         begins = self._after_blank() or self._removed or self._open != ""
         return begins or (not first.isalpha() and self._last in ".!?,…")
+
+    def _closes_bracket(self, closing: str) -> bool:
+        """Whether a bracket was opened in the word that is being said, and not closed: `(?:)`."""
+        if self._blank or self._removed:
+            return False
+        word = self._word()
+        return word.count("(" if closing == ")" else "[") > word.count(closing)
 
     def _emoticon(self, text: str, at: int) -> int:
         """Where the emoticon at `at` ends, `at` when there is none."""
@@ -687,6 +748,10 @@ class Sanitizer:
             if len(text) < end + 2 and not self._final and text[end:] in ("", ".", ","):
                 return UNDECIDED
             following, beyond = text[end : end + 1], text[end + 1 : end + 2]
+            if emoticon[-1] in ")]" and following != emoticon[-1] and self._closes_bracket(emoticon[-1]):
+                continue
+            if emoticon == "(:" and beyond == ")":  # `(:*)` holds another one
+                continue
             stands_alone = not following or following.isspace() or following in DROPPED or following in "!?…\"'*"
             if self._open and following == BRACKETS[self._open[-1]]:
                 stands_alone = True

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from itertools import pairwise
 
 import emoji
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from runtime.text.sanitizer.markup import DROPPED, EMOTICONS
@@ -204,6 +205,67 @@ def test_a_stage_direction_goes_without_spaces_around_it_and_nothing_else(before
     assert sanitize(f"{before}{ends}*微笑*{after}") == f"{before}{ends}{after}"
     assert sanitize(f"{before}（*微笑*）{ends}{after}") == f"{before}{ends}{after}"
     assert sanitize(f"*微笑*{after}") == after
+
+
+# Between bars: what nobody wrote as markup, wherever it stands in a sentence.
+SANE = r"""
+3.5¦1,000¦1.000,50 €¦$5¦5 $¦£3¦¥100¦5%¦-5¦+5¦±5¦−5¦5–10¦1/2¦½¦x²¦10^6¦1e-9¦0x1F¦#5¦n°5¦5th¦10:30¦24/7¦9-to-5¦16:9
+a < b¦a > b¦a <= b¦a >= b¦a == b¦a === b¦a != b¦a<b¦a>b¦x < 3 && y > 4¦a || b¦a | b¦!a¦!done¦~a¦a & b
+1 < 2 < 3¦-1 < x < 1
+<5¦>5¦< 5%¦>5 kg¦≤ 5¦a -> b¦a => b¦a <- b¦<->¦->¦=>¦a << 2¦a=b¦a+b¦a + b¦a += 1¦i++¦++i¦--i¦a*b¦a * b¦2*3*4¦2**10¦x**n
+~/x¦~/.ssh/config¦./run.sh¦../x¦/usr/bin¦C:\Users\me¦\\server\share¦file.txt¦.env¦.gitignore¦a.b.c¦__init__.py¦__init__
+__main__¦src/__init__.py¦src/_private_/x¦snake_case¦CONST_A¦my-file¦--flag¦-v¦-O2¦$HOME¦${HOME}¦$(pwd)¦%s
+@me¦@user_name
+#tag¦#tag_x¦C#¦C++¦.NET¦Node.js¦std::move¦a->b¦a.b()¦f()¦f(x, y)¦a[0]¦a[i][j]¦a[0](x)¦x[1:2]¦[1, 2]¦(a, b)¦{"a": 1}
+{}¦[]
+()¦list[int]¦Map<K, V>¦Vec<u8>¦a?.b¦a: b¦::¦a;b¦'a'¦"a"
+_me@example.com¦me_@example.com¦first.last@example.co.uk¦me+tag@example.com¦mailto:me@example.com¦example.com/_a_
+https://example.com/a_b_c?d=e&f=g#h¦https://example.com/a*b*c¦https://example.com/(a)¦localhost:8000¦127.0.0.1¦::1
+git@github.com:a/b.git¦tel:+49-30-1234¦+49 30 1234¦(555) 123-4567¦user@host:~/dir
+AT&T¦Q&A¦rock 'n' roll¦don't¦'tis¦'90s¦o'clock¦e.g.¦U.S.¦a.m.¦Ph.D.¦and/or¦w/o¦TCP/IP¦x-ray¦X¦XL¦OS X¦iOS¦iPhone¦macOS
+O¦o
+T¦D¦P¦4K¦CO₂¦™¦©¦°C¦5′10″¦§ 5¦†¦…¦...¦—¦–¦·¦µm¦π¦∞¦√2¦≈¦≠¦×¦÷¦→¦⇒¦★¦☆¦♪¦✓¦✗¦■¦●¦⅓¦Ⅳ¦ª
+你好，世界¦「好」¦（好）¦《书》¦【注】¦100元¦A和B¦他说：“好”¦カタカナ¦〜¦10〜20¦안녕하세요¦привет¦«да»¦„ja“¦‚ja‘¦‹a›¦مرحبا¦١٢٣¦؟¦שלום
+ש"ס¦नमस्ते¦क्‍ष¦สวัสดี¦გამარჯობა¦Հայ¦አማርኛ¦İstanbul¦ß¦naïve¦Łódź¦Việt
+[Bob]¦[Bob]: hi¦[1]¦[1][2]¦[note]¦[...]¦(see [1])¦[a b]¦[ ]¦(a (b) c)¦((a))¦{{name}}¦<your name>¦a<3¦1<3¦5 > 3¦(a < b)
+(8)¦1)¦a)
+3:3¦C:/x¦:¦&¦5*¦~¦~5¦#¦-¦--¦=¦==¦<¦>¦<>¦^¦\¦/¦//¦.¦..¦;¦!=¦%¦@¦$
+""".strip().replace("\n", "¦").split("¦")  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SANE)
+def test_sane_text_comes_out_as_it_went_in_wherever_it_stands(text):
+    for around in ("Say {} now", "Say {}.", "Say {}", "Say ({}) now", "Hi, {}, or {}; {}!", "“So {}” he", "Hi: {}\nNo"):
+        before = around.replace("{}", text)
+        after = before.replace("\n", " ")
+        assert sanitize(before) == after
+        assert streamed(before, list(range(len(before)))) == after
+
+
+@given(
+    parts=st.lists(st.sampled_from(SANE), min_size=1, max_size=5),
+    between=st.sampled_from([" and ", ", ", " ", ". ", " (so) ", "; "]),
+    cuts=st.lists(st.integers(0, 10_000), max_size=10),
+)
+@settings(max_examples=1000, deadline=None)
+def test_sane_texts_lose_nothing_beside_one_another(parts, between, cuts):
+    text = f"Say {between.join(parts)} end"
+    assume(not MAKES_MARKUP.search(text))
+    assert sanitize(text) == text
+    assert streamed(text, cuts) == text
+
+
+# What sane texts may be together: a tag, a heart, a face.
+MAKES_MARKUP = re.compile(r"<[\w:/]*\s*/?>|(?<![\w(])<3|<3\b(?!,|\.)|\\ [*_`#|>~\[\]]|&\w+;")
+
+
+LONELY = ["*", "_", "**", "~~", "😀", ":)", "=)", ":*", "<3", "*smiles*", "<b>", "&nbsp;", " "]
+
+
+@given(st.lists(st.sampled_from(LONELY), min_size=1, max_size=4).map("".join))
+@settings(max_examples=500, deadline=None)
+def test_brackets_in_which_nothing_is_left_are_never_left(inside):
+    assert "()" not in sanitize(f"Say ({inside}) now")
 
 
 @given(text=st.text(alphabet=st.characters(categories=["L", "Nd"]) | st.sampled_from(" .'%$/"), max_size=200))
