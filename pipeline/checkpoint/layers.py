@@ -14,8 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from typing import Any
 
+from pipeline.checkpoint.config_reader import text_config
+from pipeline.checkpoint.float_layers import EMBEDDING, HEAD, OUTSIDE, ROUTER, FloatRule
 from pipeline.checkpoint.shape import Shape
 from pipeline.checkpoint.tensors import Tensor
 
@@ -30,38 +32,19 @@ CUT_INPUTS = frozenset(
 WHOLE = frozenset(
     {"q_a_proj", "kv_a_proj_with_mqa", "fused_qkv_a_proj", "per_layer_input_gate", "per_layer_projection"}
 )
-# Parts of a multimodal model that hear and see, and what leads from there to the language model.
-VISION = re.compile(r"vision|visual|image|img|vit$|siglip|clip(?!p)|patch|video|pixel")
-AUDIO = re.compile(r"audio|speech|whisper|conformer|acoustic|token2wav|talker|code2wav")
-PROJECTOR = re.compile(r"projector|connector|resampler|perceiver|merger|aligner|adapter|multi_?modal|mm_")
-EMBEDDING = re.compile(r"emb(ed|$)|(^|\.)wte$|(^|\.)wpe$")
-HEAD_NAMES = frozenset({"lm_head", "embed_out", "output", "output_layer", "head", "lm_head_out", "predictions"})
-ROUTER = re.compile(r"router|(^|_)gate$|^gating|^wg$|expert_gate")
 # Layers that predict further tokens ahead; they are no part of plain generation and are not loaded.
 DRAFT = re.compile(r"(^|\.)(mtp|nextn|mtp_layers|mtp_block|eh_proj|enorm|hnorm)(\.|$)")
-LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)\.")
 # The first matrix of attention as transformers' `Conv1D` keeps it, inputs first.
 CONV1D_NAME = "c_attn"
 CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-EXPERTS_PART = re.compile(r"(^|\.)experts?(\.|$)")
-# The last parts of names of tensors that stand for a weight: of a layer, and of experts in one tensor.
 WEIGHT = ".weight"
 # What safetensors and PyTorch call the types of float weights.
 FLOAT_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 SMALLEST_GROUP, GROUP_SIZES = 32, (128, 64, 32)
 
 
-class Kept(Enum):
-    """Why weights stay in float."""
-
-    HEAD = "heads lose most and weigh least"
-    EMBEDDING = "embeddings are looked up, not multiplied"
-    ROUTER = "routers choose the experts, where a small error changes all"
-    VISION = "vision is not served, and its widths are no multiple of a group's"
-    AUDIO = "audio is not served"
-    PROJECTOR = "it leads from vision or audio, which are not served"
-    DRAFT = "draft layers are not loaded"
-    OTHER = "norms, convolutions, biases and states are small"
+# Why weights stay in float, beside the reasons of `float_layers`.
+DRAFT_LAYERS, SMALL_PARTS = "draft layers, which are not loaded", "norms, convolutions, biases and states"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +90,7 @@ class LayerTable:
     """
 
     linear: tuple[LinearLayer, ...]
-    kept: Mapping[Kept, tuple[str, ...]]
+    kept: Mapping[str, tuple[str, ...]]
     float_parameters: int
     from_headers: bool
     conv1d: bool = False
@@ -138,27 +121,33 @@ class LayerTable:
         return next((size for size in sizes if not self.ungrouped(size, parallel)), None)
 
 
-def layer_table(shape: Shape, tensors: Mapping[str, Tensor], model_type: str = "") -> LayerTable:
+def layer_table(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LayerTable:
     """Return the layers of a model.
 
     Args:
-        shape: from its config.
+        config: its `config.json`.
         tensors: from the headers of its weights; empty where these were not read.
-        model_type: as its config names it.
+
+    Raises:
+        ShapeError: a dimension is missing in the config.
+        ConfigError: a dimension is there that cannot be understood.
     """
+    shape = Shape.of(config)
+    model_type = text_config(config).word("model_type") or ""
     # Files without a single matrix say nothing of layers.
     if not any(len(tensor.shape) > 1 for tensor in tensors.values()):
         return _usual(shape, conv1d=model_type in CONV1D_MODEL_TYPES)
     linear: dict[tuple[str, int, int], int] = {}
-    kept: dict[Kept, dict[str, None]] = {}
+    kept: dict[str, dict[str, None]] = {}
+    rule = FloatRule.of(config, tensors)
     in_float = 0
     conv1d = model_type in CONV1D_MODEL_TYPES
     for name, tensor in tensors.items():
         module = name.removesuffix(WEIGHT)
-        reason = _reason(name, tensor, shape)
+        reason = _reason(name, tensor, shape, rule)
         pattern = re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)", "*", module)
         if reason is not None:
-            in_float += tensor.elements if reason is not Kept.DRAFT else 0
+            in_float += tensor.elements if reason != DRAFT_LAYERS else 0
             kept.setdefault(reason, {})[pattern] = None
             continue
         count, outputs, inputs = _dimensions(module, tensor, shape)
@@ -183,40 +172,18 @@ def stored_dtype(tensors: Mapping[str, Tensor]) -> str | None:
     return FLOAT_TYPES[most] if sizes[most] else None
 
 
-def _reason(name: str, tensor: Tensor, shape: Shape) -> Kept | None:
+def _reason(name: str, tensor: Tensor, shape: Shape, rule: FloatRule) -> str | None:
     """Return why a tensor stays in float; none for the weights of a linear layer of the language model."""
     module = name.removesuffix(WEIGHT)
-    parts = module.split(".")
-    last = parts[-1]
-    before_layers = parts[: next((index for index, part in enumerate(parts) if part.isdigit()), len(parts))]
-    for pattern, reason in ((VISION, Kept.VISION), (AUDIO, Kept.AUDIO), (PROJECTOR, Kept.PROJECTOR)):
-        if any(pattern.search(part) for part in before_layers[:-1] or before_layers):
-            return reason
     if DRAFT.search(name) or _beyond(module, shape):
-        return Kept.DRAFT
-    experts = EXPERTS_PART.search(module) is not None
+        return DRAFT_LAYERS
+    # Experts in one tensor may have no `weight` of their own. A convolution's kernel is narrow.
     matrix = len(tensor.shape) == 2 and name.endswith(WEIGHT)
-    if not matrix and not (len(tensor.shape) == 3 and experts and not last.endswith("bias")):
-        return Kept.EMBEDDING if EMBEDDING.search(last) else Kept.OTHER
-    if last in HEAD_NAMES and not LAYER_INDEX.search(module):
-        return Kept.HEAD
-    if EMBEDDING.search(last):
-        return Kept.EMBEDDING
-    if matrix and _is_router(parts, tensor, shape):
-        return Kept.ROUTER
-    return None
-
-
-def _is_router(parts: list[str], tensor: Tensor, shape: Shape) -> bool:
-    """Whether a matrix chooses experts: by its name, or because it has an output for each expert."""
-    last = parts[-1]
-    outputs, inputs = tensor.shape
-    few = outputs < inputs and outputs <= max(shape.experts + 8, 8)
-    if any("router" in part for part in parts):
-        return True
-    if ROUTER.search(last):
-        return bool(shape.experts) and few
-    return shape.experts > 1 and outputs == shape.experts and inputs == shape.hidden and not last.endswith("proj")
+    experts = len(tensor.shape) == 3 and min(tensor.shape) > 1 and not name.endswith("bias")
+    reason = rule.why(module, tensor.shape)
+    if reason in (None, OUTSIDE) and not matrix and not (experts and rule.homes):
+        return SMALL_PARTS
+    return reason
 
 
 def _beyond(module: str, shape: Shape) -> bool:
@@ -266,9 +233,9 @@ def _usual(shape: Shape, *, conv1d: bool) -> LayerTable:
     else:
         for width in shape.intermediates:
             linear += layers("mlp", width, shape.layers // len(shape.intermediates) or 1)
-    kept: dict[Kept, tuple[str, ...]] = {Kept.EMBEDDING: ("model.embed_tokens",)}
+    kept: dict[str, tuple[str, ...]] = {EMBEDDING: ("model.embed_tokens",)}
     if not shape.tied:
-        kept[Kept.HEAD] = ("lm_head",)
+        kept[HEAD] = ("lm_head",)
     if shape.experts:
-        kept[Kept.ROUTER] = ("model.layers.*.mlp.gate",)
+        kept[ROUTER] = ("model.layers.*.mlp.gate",)
     return LayerTable(tuple(linear), kept, shape.embedding_parameters, False, conv1d)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from pipeline.checkpoint.config_reader import ConfigError, text_config
+from pipeline.checkpoint.config_reader import ConfigError
 from pipeline.checkpoint.layers import SMALLEST_GROUP, LayerTable, layer_table, stored_dtype
 from pipeline.checkpoint.prequantized import Prequantized, recognize
 from pipeline.checkpoint.shape import Shape, ShapeError, mixture_of_experts
@@ -87,8 +87,7 @@ class ChatPlanner:
             self.diagnostics.decide("mixture of experts", moe.experts or "yes", f"recognized by {moe.recognized_by}")
         per_weight = facts.weight_bytes / shape.parameters if facts.weight_bytes else None
         prequantized = self._recognize(facts, per_weight)
-        model_type = text_config(facts.config).word("model_type") or ""
-        table = layer_table(shape, {} if prequantized else facts.tensors, model_type)
+        table = layer_table(facts.config, {} if prequantized else facts.tensors)
         self._check_parallel(shape, table)
         method = self._use_prequantized(prequantized, facts) if prequantized else self._method()
         kept: tuple[str, ...] = ()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from pipeline.checkpoint.layers import Kept, LayerTable, LinearLayer
+from pipeline.checkpoint.float_layers import HEAD, OUTSIDE, ROUTER, STEP, TOWER
+from pipeline.checkpoint.layers import LayerTable, LinearLayer
 from pipeline.checkpoint.shape import Shape
 from pipeline.plan.diagnostics import Diagnostics
 
@@ -13,27 +14,27 @@ HEADS = ("re:.*lm_head",)
 MOE_GATES = (r"re:.*mlp\.gate$", r"re:.*block_sparse_moe\.gate$", r"re:.*shared_expert_gate$", r"re:.*router.*")
 # Layers whose widths hold no group stay in float where they are few: at most this part of the weights.
 ODD_PART = 0.02
-# What a quantizer has to be told. It leaves embeddings, norms and draft layers alone by itself.
-TOLD = (Kept.HEAD, Kept.ROUTER, Kept.VISION, Kept.AUDIO, Kept.PROJECTOR)
-# Parts of a model that are kept whole, so that the first part of their names is enough.
-TOWERS = (Kept.VISION, Kept.AUDIO, Kept.PROJECTOR)
+# Why each kind stays in float. What is not among them (norms, draft layers) a quantizer leaves alone by itself.
+REASONS = {
+    HEAD: "heads lose most and weigh least",
+    ROUTER: "gates choose the experts, where a small error changes everything",
+    TOWER: "vision and audio are not served, and their widths hold no groups",
+    STEP: "narrow, and what sets the pace of a recurrent layer loses most",
+    OUTSIDE: "outside the decoder's layers, small and sensitive",
+}
 
 
 def kept_patterns(table: LayerTable, *, moe: bool, diagnostics: Diagnostics) -> tuple[str, ...]:
     """Return the patterns of what stays in float, and tell of each why."""
-    patterns = {Kept.HEAD: [*HEADS], Kept.ROUTER: [*MOE_GATES] if moe else []}
-    for reason in TOLD:
+    patterns = {HEAD: [*HEADS], ROUTER: [*MOE_GATES] if moe else []}
+    for reason in REASONS:
         found = patterns.setdefault(reason, [])
         for name in table.kept.get(reason, ()):
             if not any(re.match(pattern.removeprefix("re:"), name) for pattern in found):
-                found.append(_tower_pattern(name) if reason in TOWERS else _pattern(name))
-    shown = {
-        Kept.HEAD: "heads lose most and weigh least",
-        Kept.ROUTER: "gates choose the experts, where a small error changes everything",
-    }
+                found.append(_tower_pattern(name) if reason == TOWER else _pattern(name))
     for reason, found in patterns.items():
         if found:
-            diagnostics.decide("kept in float", ", ".join(found), shown.get(reason, reason.value))
+            diagnostics.decide("kept in float", ", ".join(found), REASONS[reason])
     return tuple(pattern for found in patterns.values() for pattern in found)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint.layers import Kept, layer_table, stored_dtype
+from pipeline.checkpoint.float_layers import EMBEDDING, HEAD, ROUTER, TOWER
+from pipeline.checkpoint.layers import DRAFT_LAYERS, SMALL_PARTS, layer_table, stored_dtype
 from pipeline.checkpoint.shape import Shape
 from pipeline.checkpoint.tensors import Tensor
 
@@ -46,12 +47,12 @@ def decoder(prefix: str = "model.") -> dict[str, Tensor]:
     return tensors(*found)
 
 
-def kept(table: Any) -> dict[str, Kept]:
+def kept(table: Any) -> dict[str, str]:
     return {name: why for why, names in table.kept.items() for name in names}
 
 
 def test_a_decoder_is_rounded_but_for_embedding_head_and_norms() -> None:
-    table = layer_table(Shape.of(CONFIG), decoder())
+    table = layer_table(CONFIG, decoder())
     assert {layer.name.rpartition(".")[2]: (layer.inputs, layer.count, layer.cut) for layer in table.linear} == {
         "q_proj": (64, 2, "outputs"),
         "k_proj": (64, 2, "outputs"),
@@ -61,22 +62,22 @@ def test_a_decoder_is_rounded_but_for_embedding_head_and_norms() -> None:
         "up_proj": (64, 2, "outputs"),
         "down_proj": (160, 2, "inputs"),
     }
-    assert kept(table)["lm_head"] is Kept.HEAD
-    assert kept(table)["model.embed_tokens"] is Kept.EMBEDDING
+    assert kept(table)["lm_head"] == HEAD
+    assert kept(table)["model.embed_tokens"] == EMBEDDING
     assert table.parameters == sum(tensor.elements for tensor in decoder().values())
     assert table.from_headers
 
 
 def test_the_headers_agree_with_what_the_config_of_a_usual_decoder_says() -> None:
     shape = Shape.of(CONFIG)
-    told, guessed = layer_table(shape, decoder()), layer_table(shape, {})
+    told, guessed = layer_table(CONFIG, decoder()), layer_table(CONFIG, {})
     assert told.linear_parameters == guessed.linear_parameters == shape.linear_parameters
     assert told.widths == guessed.widths
     assert not guessed.from_headers
 
 
 def test_a_group_must_divide_each_gpus_share_of_a_layer_that_is_cut() -> None:
-    table = layer_table(Shape.of(CONFIG), decoder())
+    table = layer_table(CONFIG, decoder())
     assert table.group_size(128) == 32
     assert table.group_size(128, parallel=2) is None
     assert {layer.name.rpartition(".")[2] for layer in table.ungrouped(32, parallel=2)} == {"down_proj"}
@@ -85,27 +86,31 @@ def test_a_group_must_divide_each_gpus_share_of_a_layer_that_is_cut() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "reason"),
     [
-        ("model.layers.0.mlp.gate.weight", (8, 64), Kept.ROUTER),
-        ("model.layers.0.block_sparse_moe.router.layer.weight", (8, 64), Kept.ROUTER),
-        ("model.layers.0.ffn.chooser.weight", (8, 64), Kept.ROUTER),
-        ("model.layers.0.mlp.shared_expert_gate.weight", (1, 64), Kept.ROUTER),
-        ("model.vision_tower.encoder.layers.0.fc1.weight", (538, 72), Kept.VISION),
-        ("vision_model.encoder.layers.0.fc1.weight", (538, 72), Kept.VISION),
-        ("visual.blocks.0.attn.qkv.weight", (216, 72), Kept.VISION),
-        ("model.audio_tower.layers.0.fc1.weight", (100, 72), Kept.AUDIO),
-        ("multi_modal_projector.linear_1.weight", (64, 72), Kept.PROJECTOR),
-        ("model.layers.2.mlp.up_proj.weight", (160, 64), Kept.DRAFT),
-        ("mtp.layers.0.mlp.up_proj.weight", (160, 64), Kept.DRAFT),
-        ("embed_out.weight", (256, 64), Kept.HEAD),
-        ("transformer.wte.weight", (256, 64), Kept.EMBEDDING),
-        ("model.layers.0.mixer.conv1d.weight", (64, 1, 4), Kept.OTHER),
-        ("model.layers.0.mixer.A_log", (64, 16), Kept.OTHER),
+        ("model.layers.0.mlp.gate.weight", (8, 64), ROUTER),
+        ("model.layers.0.block_sparse_moe.router.layer.weight", (8, 64), ROUTER),
+        ("model.layers.0.ffn.chooser.weight", (8, 64), ROUTER),
+        ("model.layers.0.mlp.shared_expert_gate.weight", (1, 64), ROUTER),
+        ("model.vision_tower.encoder.layers.0.fc1.weight", (538, 72), TOWER),
+        ("vision_model.encoder.layers.0.fc1.weight", (538, 72), TOWER),
+        ("visual.blocks.0.attn.qkv.weight", (216, 72), TOWER),
+        ("model.audio_tower.layers.0.fc1.weight", (100, 72), TOWER),
+        ("multi_modal_projector.linear_1.weight", (64, 72), TOWER),
+        ("model.layers.2.mlp.up_proj.weight", (160, 64), DRAFT_LAYERS),
+        ("mtp.layers.0.mlp.up_proj.weight", (160, 64), DRAFT_LAYERS),
+        ("embed_out.weight", (256, 64), HEAD),
+        ("transformer.wte.weight", (256, 64), EMBEDDING),
+        ("model.layers.0.mixer.conv1d.weight", (64, 1, 4), SMALL_PARTS),
+        ("model.layers.0.mixer.A_log", (64, 16), SMALL_PARTS),
     ],
 )
-def test_what_stays_in_float_has_a_reason(name: str, shape: tuple[int, ...], reason: Kept) -> None:
-    table = layer_table(Shape.of(CONFIG | {"num_experts": 8}), decoder() | tensors((name, shape)))
+def test_what_stays_in_float_has_a_reason(name: str, shape: tuple[int, ...], reason: str) -> None:
+    # A router is told by the experts that it lies beside.
+    beside = (
+        tensors((f"{'.'.join(name.split('.')[:4])}.experts.0.up_proj.weight", (160, 64))) if reason == ROUTER else {}
+    )
+    table = layer_table(CONFIG | {"num_experts": 8}, decoder() | beside | tensors((name, shape)))
     assert reason in kept(table).values()
-    assert len(table.linear) == 7, [layer.name for layer in table.linear]
+    assert len(table.linear) == 7 + len(beside), [layer.name for layer in table.linear]
 
 
 @pytest.mark.parametrize(
@@ -118,22 +123,22 @@ def test_what_stays_in_float_has_a_reason(name: str, shape: tuple[int, ...], rea
     ],
 )
 def test_experts_in_one_tensor_are_as_many_layers(name: str, shape: tuple[int, ...], inputs: int, outputs: int) -> None:
-    table = layer_table(Shape.of(CONFIG | {"num_experts": 8}), decoder() | tensors((name, shape)))
+    table = layer_table(CONFIG | {"num_experts": 8}, decoder() | tensors((name, shape)))
     (layer,) = [layer for layer in table.linear if "experts" in layer.name]
     assert (layer.inputs, layer.outputs, layer.count) == (inputs, outputs, 8)
 
 
 def test_a_width_that_no_config_tells_is_known() -> None:
-    table = layer_table(Shape.of(CONFIG), decoder() | tensors(("model.layers.0.mamba.dt_proj.weight", (128, 18))))
+    table = layer_table(CONFIG, decoder() | tensors(("model.layers.0.mamba.in_proj.weight", (128, 18))))
     assert 18 in table.widths
     assert [layer.inputs for layer in table.ungrouped(32)] == [18]
 
 
 def test_conv1d_is_told_from_linear_layers_by_its_shape() -> None:
     first = "transformer.h.0.attn.c_attn.weight"
-    assert layer_table(Shape.of(CONFIG), tensors((first, (64, 192)))).conv1d
-    assert not layer_table(Shape.of(CONFIG), tensors((first, (192, 64)))).conv1d
-    assert layer_table(Shape.of(CONFIG), {}, "gpt2").conv1d
+    assert layer_table(CONFIG, tensors((first, (64, 192)))).conv1d
+    assert not layer_table(CONFIG, tensors((first, (192, 64)))).conv1d
+    assert layer_table(CONFIG | {"model_type": "gpt2"}, {}).conv1d
 
 
 def test_the_type_of_the_weights_is_that_of_most() -> None:

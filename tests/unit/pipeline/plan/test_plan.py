@@ -654,7 +654,7 @@ def test_a_local_calibration_file_is_taken(tmp_path: Path) -> None:
 @given(heads=st.integers(1, 64), size=st.sampled_from([32, 64, 96, 128]), columns=st.integers(1, 2000))
 def test_a_group_divides_every_width(heads: int, size: int, columns: int) -> None:
     config = LLAMA_8B | {"num_attention_heads": heads, "head_dim": size, "intermediate_size": 16 * columns}
-    table = layer_table(Shape.of(config), {})
+    table = layer_table(config, {})
     group = table.group_size(128)
     if group is None:
         assert any(width % 32 for width in table.widths)
