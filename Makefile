@@ -65,5 +65,5 @@ images-size: setup ## each image's size by layer against images/budget.txt
 bench: setup ## engine alone against the runtime over WebSocket; gateway cost; one run
 	@$(RUN) -m tests.benchmarks
 
-clean: ## remove environments, caches and artifacts
-	rm -rf .venv .venv-quantize .venv-tools .cache artifacts
+clean: ## remove environments and caches; artifacts stay
+	rm -rf .venv .venv-quantize .venv-tools .cache

@@ -32,7 +32,8 @@ async def switch_personas(
     async with connect(options) as client:
         for number, (gender, style, prompt) in enumerate(steps):
             fields = dict(session)
-            if number:
+            if number and delay:
+                print(f"    waiting {delay:g} s, as a listener would (--delay)", flush=True)
                 await asyncio.sleep(delay)
             if number and options.chat_prompt:
                 ok = await set_persona(client, gender, style, prompt) and ok
@@ -63,4 +64,9 @@ async def set_persona(client: Client, gender: str, style: str, prompt: str) -> b
         print(f"    switch to {gender} {style}: {answer.code} {answer.raw.get('message', '')}", flush=True)
         if answer.code != LIMITED:
             return answer.ok
-        await asyncio.sleep(answer.raw.get("retry_in", 1))
+        wait = answer.raw.get("retry_in", 1)
+        print(
+            f"    waiting {wait} s: the server takes so many new personas a minute (CHAT_PROMPT_UPDATE_MAX_PER_WINDOW)",
+            flush=True,
+        )
+        await asyncio.sleep(wait)

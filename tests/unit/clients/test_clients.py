@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ import structlog
 
 from runtime.text.prompt import Message, Prompt
 from tests.client import ToolCall, parse
+from tests.client.load import read_asks
 from tests.client.options import websocket_url
 from tests.harness.scripted import KEY, REPLY, Running, ScriptedClassifier, ScriptedEngine, ScriptedRenderer, serving
 from tests.harness.server import free_port
@@ -387,6 +389,83 @@ async def test_bench_writes_its_figures_and_draws_them(tmp_path: Path) -> None:
     assert drawing.read_bytes().startswith(b"\x89PNG")
     assert "12/12 turns, 0 errors" in ran.err
     assert "tok/s" in ran.out
+
+
+async def test_bench_takes_a_rate_a_warm_up_lengths_and_bounds(tmp_path: Path) -> None:
+    asks, figures = tmp_path / "asks.jsonl", tmp_path / "figures.json"
+    asks.write_text('{"utterance": "one two", "output_tokens": 7}\n\n{"input_words": 12}\n')
+    async with serving(ScriptedEngine(pause=0.002)) as running:
+        ran = await run(
+            *("bench", "-n", "4", "--rate", "10", "--warm-up", "3", "--input", str(asks), "--json", str(figures)),
+            *("--max-ttft-ms", "60000", "--max-itl-ms", "60000", "--max-total-ms", "0.001"),
+            **at(running),
+        )
+        prompts, samplings = running.engine.prompts, running.engine.samplings
+    assert ran.status == 0, ran
+    document = json.loads(figures.read_text())
+    assert document["all"]["turns"] == 4  # the three before are in no figure
+    assert document["all"]["seconds"] >= 0.3  # the last one begins then
+    assert document["all"]["goodput"] == {"share": 0.0, "turns_per_s": 0.0}
+    assert "0.0% of the turns within the bounds" in ran.out
+    said = [" ".join(words).rpartition("[user] ")[2].split() for words in prompts]
+    assert sorted(map(len, said)) == [2, 2, 2, 2, 12, 12, 12]
+    assert sorted(sampling.max_tokens for sampling in samplings) == [7, 7, 7, 7, 150, 150, 150]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("", "expected a JSON object a line, found none"),
+        ("[]", "asks.jsonl:1: expected a JSON object"),
+        ("{", "asks.jsonl:1: expected a JSON object"),
+        ('{"utterance": 3}', "asks.jsonl:1: expected `utterance`, a text"),
+        ('{"input_words": 0}', "asks.jsonl:1: expected `utterance`, a text"),
+        ('{"utterance": "a", "output_tokens": true}', "output_tokens: expected a whole number"),
+        ('{"utterance": "a", "output": 3}', "found output"),
+    ],
+)
+def test_bench_says_what_is_wrong_with_its_input(tmp_path: Path, line: str, told: str) -> None:
+    asks = tmp_path / "asks.jsonl"
+    asks.write_text(line)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        read_asks(asks)
+
+
+async def test_bench_reads_its_input_before_the_load(tmp_path: Path) -> None:
+    (tmp_path / "asks.jsonl").write_text("[]")
+    async with serving() as running:
+        ran = await run("bench", "--input", str(tmp_path / "asks.jsonl"), **at(running))
+        assert not running.engine.prompts
+    assert ran.status == 2
+    assert "asks.jsonl:1: expected a JSON object" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "told"),
+    [
+        ("--json", "missing/figures.json", "expected a place that can be written"),
+        ("--json", ".", "expected a file's name, found a folder"),
+        ("--plot", "drawing.docx", "expected a name that ends in one of"),
+    ],
+)
+async def test_bench_looks_at_its_output_before_the_load(tmp_path: Path, option: str, name: str, told: str) -> None:
+    async with serving() as running:
+        ran = await run("bench", option, str(tmp_path / name), **at(running))
+        assert not running.engine.prompts
+    assert ran.status == 1
+    assert told in ran.err
+    assert not any(path.exists() for path in (tmp_path / "drawing.docx", tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_package_is_told_in_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "websockets.py").write_text("raise ModuleNotFoundError('No module', name='websockets')")
+    script = Path(__file__).parents[2] / f"{command}.py"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    answer = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: expected the package `websockets`, found none; `pip install websockets`")
+    assert answer.stderr.count("\n") == 1
 
 
 async def test_bench_counts_what_failed(tmp_path: Path) -> None:
