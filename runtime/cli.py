@@ -88,12 +88,17 @@ def check(
 @app.command()
 def settings(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/environment.md.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="As JSON: default, unit, meaning, and the value that holds here.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Tell only what is wrong here; exit 64 then.")] = False,
 ) -> None:
     """List every variable: default, unit, meaning."""
     if check:
         load()
         warn()
+    elif as_json:
+        print(settings_table.as_json(load()))
     elif markdown:
         print(settings_table.markdown(), end="")
     else:

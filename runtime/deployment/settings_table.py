@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from pydantic.fields import FieldInfo
 
 from runtime.deployment.settings import RuntimeSettings
@@ -27,6 +30,29 @@ def _default(info: FieldInfo) -> str:
 def _unit(info: FieldInfo) -> str:
     extra = info.json_schema_extra
     return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+
+
+def as_json(settings: RuntimeSettings) -> str:
+    """Every variable as JSON, with the value that holds; of a secret whether it is set."""
+    values = settings.model_dump(mode="json")
+    found = {
+        name.upper(): {
+            "value": bool(getattr(settings, name)) if _is_secret(info) else values[name],
+            "default": _plain(info.default),
+            "unit": _unit(info) or None,
+            "meaning": info.description,
+        }
+        for name, info in RuntimeSettings.model_fields.items()
+    }
+    return json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def _plain(default: object) -> object:
+    return list(default) if isinstance(default, tuple) else str(default) if isinstance(default, Path) else default
+
+
+def _is_secret(info: FieldInfo) -> bool:
+    return "SecretStr" in str(info.annotation)
 
 
 def show() -> None:

@@ -66,6 +66,13 @@ def run(settings: RuntimeSettings) -> int:
         level=settings.log_level, log_format=settings.log_format, folder=settings.log_dir, secrets=_secrets(settings)
     )
     logs.catch_stray_errors()
+    log.info(
+        "starting",
+        version=__version__,
+        address=f"{settings.host}:{settings.port}",
+        artifact=settings.artifact,
+        playground=settings.playground,
+    )
     for warning in unknown_variables.warnings(os.environ):
         name, _, what = warning.partition(": ")
         log.warning("unknown_variable", variable=name, problem=what)
@@ -89,13 +96,6 @@ def run(settings: RuntimeSettings) -> int:
         )
     import uvloop
 
-    log.info(
-        "starting",
-        version=__version__,
-        address=f"{settings.host}:{settings.port}",
-        artifact=settings.artifact,
-        playground=settings.playground,
-    )
     log.info("open_files", limit=files.limit, before=files.before, unadmitted=shares.unadmitted, backlog=shares.backlog)
     settings = settings.model_copy(update={"max_unadmitted_sockets": shares.unadmitted})
     with listener:

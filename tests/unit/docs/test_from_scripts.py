@@ -12,7 +12,7 @@ from pipeline.generated_docs import pages
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "from-scripts.md").read_text(encoding="utf-8")
 # What the scripts read and nothing reads now; the page's last paragraph says what took their place.
-GONE = {"CHAT_MODEL", "TOOL_MODEL", "DEPLOY_CHAT", "DEPLOY_TOOL"}
+GONE = {"CHAT_MODEL", "TOOL_MODEL", "DEPLOY_CHAT", "DEPLOY_TOOL", "VLLM_USE_V1"}
 KEPT, _, LAST = PAGE.partition("\nGone: ")
 
 
@@ -24,7 +24,7 @@ def test_every_variable_that_kept_its_name_is_read() -> None:
 
 
 def test_every_variable_that_is_gone_is_named() -> None:
-    assert set(re.findall(r"`([A-Z]+_[A-Z]+)`", LAST)) - {"DEPLOY_MODE"} == GONE
+    assert set(re.findall(r"`([A-Z]+(?:_[A-Z0-9]+)+)`", LAST)) - {"DEPLOY_MODE"} == GONE
     assert not any(f"| `{name}` |" in pages()["environment.md"] for name in GONE)
 
 
@@ -45,3 +45,11 @@ def test_what_it_points_at_exists() -> None:
         kind, _, lane = target.partition("-")
         assert f'target "{kind}"' in bake, target
         assert f'"{lane}"' in bake, target
+
+
+def test_defaults_that_changed_are_as_the_page_says() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (\S+) \| (\S+) \|", PAGE.partition("Defaults that changed")[2], re.M)
+    assert len(rows) == 2
+    for name, was, now in rows:
+        assert f"| `{name}` | `{now}` |" in pages()["environment.md"]
+        assert was not in (now, {"true": "1", "false": "0"}[now])

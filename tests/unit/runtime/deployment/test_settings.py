@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from runtime import defaults
 from runtime.cli import app
+from runtime.deployment import settings_table
 from runtime.deployment.settings import RuntimeSettings, SettingsError, load
 from runtime.deployment.settings_table import markdown, show
 from runtime.engines import Sampling
@@ -170,3 +173,13 @@ def test_a_host_that_is_no_name_is_refused(monkeypatch: pytest.MonkeyPatch, host
 def test_a_host_that_is_one_is_taken(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.setenv("HOST", host)
     assert load().host == host.strip()
+
+
+def test_settings_as_json_hold_every_variable_and_no_secret() -> None:
+    settings = RuntimeSettings(artifact="a", text_api_key="s3cret-key", port=9000)
+    found = json.loads(settings_table.as_json(settings))
+    assert set(found) == {name.upper() for name in RuntimeSettings.model_fields}
+    assert found["PORT"]["value"] == 9000
+    assert found["PORT"]["default"] == defaults.PORT
+    assert found["TEXT_API_KEY"]["value"] is True
+    assert "s3cret" not in json.dumps(found)
