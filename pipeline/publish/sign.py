@@ -15,6 +15,7 @@ from pipeline.stages.disk import fsync
 from pipeline.stages.install import held
 from runtime import artifact
 from runtime.artifact import BuildMetadata, hashes, signature
+from runtime.artifact.files.paths import BOOKKEEPING_FOLDERS, UNLISTED_NAMES
 
 CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 MAKE_ONE = "make one with `openssl ecparam -name prime256v1 -genkey -noout -out signing.pem`"
@@ -57,9 +58,8 @@ def _sign(folder: Path, key: Path) -> BuildMetadata:
     metadata = artifact.read(folder)
     hashes.verify_files(folder, metadata)
     # Those that may come later are named too, so that the library's own check passes when they are there.
-    ignored = hashes.UNLISTED_NAMES - {artifact.METADATA_NAME}
-    left_out = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if is_unlisted(path)}
-    config = hashing.Config().set_ignored_paths(paths=sorted(ignored | left_out))
+    ignored = (UNLISTED_NAMES | BOOKKEEPING_FOLDERS) - {artifact.METADATA_NAME}
+    config = hashing.Config().set_ignored_paths(paths=sorted(ignored))
     config.set_allow_symlinks(True)
     partial = folder / f"{signature.SIGNATURE_NAME}.partial"
     try:
@@ -70,8 +70,3 @@ def _sign(folder: Path, key: Path) -> BuildMetadata:
         partial.unlink(missing_ok=True)
     signature.check_subject(folder, metadata)
     return metadata
-
-
-def is_unlisted(path: Path) -> bool:
-    """Tell whether a path is left out of the digest by its name, as `hashes.listed_files` does it."""
-    return path.name.startswith(".") or path.name.endswith(".partial")

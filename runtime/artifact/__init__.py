@@ -4,13 +4,13 @@
 May import `host`.
 """
 
+from runtime.artifact.files.opening import ArtifactError
 from runtime.artifact.metadata import (
     CARD_NAME,
     METADATA_NAME,
     SCREENSHOT_TOOL,
     SIGNATURE_NAME,
     TOOL_FOLDER,
-    ArtifactError,
     BuildMetadata,
     Calibration,
     ChatModel,

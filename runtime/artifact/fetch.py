@@ -119,7 +119,8 @@ class Fetcher:
         if COMMIT.fullmatch(reference.revision):
             return reference.revision
         remembered = home / "refs" / quote(reference.revision, safe="")
-        known = remembered.read_text("ascii").strip() if remembered.is_file() else None
+        known = remembered.read_text("ascii", "replace").strip() if remembered.is_file() else ""
+        known = known if COMMIT.fullmatch(known) else ""
         try:
             info = hub.with_retries(
                 lambda: self._api().model_info(reference.repo, revision=reference.revision, timeout=10.0),
@@ -128,13 +129,16 @@ class Fetcher:
             )
         except hub_client.failures() as error:
             # A hub that answers no is believed; one that does not answer is not needed for what is here.
-            if known is None or not (isinstance(error, OfflineModeIsEnabled) or hub.is_transient(error)):
+            if not known or not (isinstance(error, OfflineModeIsEnabled) or hub.is_transient(error)):
                 raise
             self.report(
                 f"{reference}: the hub is out of reach; taking commit {known}, which it was when it was fetched"
             )
             return known
-        return str(info.sha)
+        # A folder is named by it.
+        if not COMMIT.fullmatch(commit := str(info.sha)):
+            raise ArtifactError(f"{reference}: expected a commit from the hub, found {commit!r:.80}; try again")
+        return commit
 
     def _record_commit(self, home: Path, revision: str, commit: str) -> None:
         path = home / "refs" / quote(revision, safe="")
@@ -194,6 +198,12 @@ class Fetcher:
                 prefix = f"{labels.ENGINES_FOLDER}/{chosen}/"
                 source.download(f"{prefix}{METADATA_NAME}", staging, self.report)
                 metadata = artifact.read(staging)
+                # A folder is named by it.
+                if (found := artifact.engine_label(metadata)) != chosen:
+                    raise ArtifactError(
+                        f"{source.reference}: expected metadata of the engine {chosen} in {prefix}, found those of "
+                        f"{found}; use another revision, or have it published again"
+                    )
         source.download_if_present(f"{prefix}{signature.SIGNATURE_NAME}", staging, self.report)
         return metadata, prefix
 

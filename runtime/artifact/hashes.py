@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from runtime.artifact import CARD_NAME, METADATA_NAME, SIGNATURE_NAME, ArtifactError, BuildMetadata, FileEntry
+from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata, FileEntry
+from runtime.artifact.files.opening import opened, paths_under
+from runtime.artifact.files.paths import path_problem
 
-# Not part of the digest: the metadata holds the digest itself, the card is prose derived from the metadata which people
-# edit on the hub, the signature signs the digest, and hub clients leave bookkeeping in folders that start with a dot.
-UNLISTED_NAMES = frozenset({METADATA_NAME, CARD_NAME, SIGNATURE_NAME, ".gitattributes"})
+BLOCK_BYTES = 8 << 20
+
+# Reads an open file to its end, and returns its SHA-256: what it does beside that is its own affair.
+Take = Callable[[FileEntry, int], str]
 
 
 def digest_of(files: Iterable[FileEntry]) -> str:
@@ -27,43 +30,65 @@ def digest_of(files: Iterable[FileEntry]) -> str:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex; memory use does not depend on the file's size."""
-    hasher = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(8 << 20):
-            hasher.update(block)
+        return _sha256(iter(lambda: file.read(BLOCK_BYTES), b""))
+
+
+def sha256_of_open(entry: FileEntry, descriptor: int) -> str:
+    """SHA-256 of an open file, of which no more is read than one byte beside what is listed."""
+    return _sha256(blocks_of(entry, descriptor))
+
+
+def blocks_of(entry: FileEntry, descriptor: int) -> Iterator[bytes]:
+    """The bytes of an open file, from its start; no more than one byte beside what is listed."""
+    at = 0
+    while block := os.pread(descriptor, min(BLOCK_BYTES, entry.size + 1 - at), at):
+        yield block
+        at += len(block)
+        if at > entry.size:
+            return
+
+
+def _sha256(blocks: Iterable[bytes]) -> str:
+    hasher = hashlib.sha256()
+    for block in blocks:
+        hasher.update(block)
     return hasher.hexdigest()
 
 
 def listed_files(folder: Path) -> Iterator[str]:
-    """Relative POSIX paths of every file that belongs to the artifact, sorted.
+    """Relative POSIX paths of everything under an artifact's folder that is no folder and must be listed, sorted.
 
-    A link to a folder is listed as if it were a file: an artifact has none, so that it stands out.
+    Raises:
+        ArtifactError: a folder cannot be read.
     """
-    found: list[str] = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(root).relative_to(folder)
-        links = [name for name in folders if (Path(root) / name).is_symlink()]
-        for name in (*names, *links):
-            path = (relative / name).as_posix()
-            if path not in UNLISTED_NAMES and not name.startswith(".") and not name.endswith(".partial"):
-                found.append(path)
-    return iter(sorted(found))
+    return iter(paths_under(folder))
 
 
 def hash_folder(folder: Path) -> tuple[FileEntry, ...]:
-    """Size and hash of every file that belongs to the artifact. Hashing runs in threads: hashlib releases the GIL."""
+    """Size and hash of every file that belongs to the artifact. Hashing runs in threads: hashlib releases the GIL.
+
+    Raises:
+        ArtifactError: there is something else than files, or a name that an artifact cannot list.
+    """
 
     def entry(path: str) -> FileEntry:
-        full = folder / path
-        return FileEntry(path=path, size=full.stat().st_size, sha256=sha256_of(full))
+        if problem := path_problem(path):
+            raise ArtifactError(f"{folder}: found the file {path}, whose path is {problem}; remove or rename it")
+        with opened(folder / path) as descriptor:
+            size = os.fstat(descriptor).st_size
+            unhashed = FileEntry(path=path, size=size, sha256="0" * 64)
+            return unhashed.model_copy(update={"sha256": sha256_of_open(unhashed, descriptor)})
 
     with ThreadPoolExecutor() as pool:
         return tuple(pool.map(entry, listed_files(folder)))
 
 
-def verify_files(folder: Path, metadata: BuildMetadata) -> None:
+def verify_files(folder: Path, metadata: BuildMetadata, take: Take = sha256_of_open) -> None:
     """Compare every file with its recorded size and hash, and the digest with the list.
+
+    Args:
+        take: reads each file, and may keep what it read: so that what was compared is what is used.
 
     Raises:
         ArtifactError: the first difference, cheapest checks first.
@@ -71,21 +96,40 @@ def verify_files(folder: Path, metadata: BuildMetadata) -> None:
     again = "fetch or build the artifact again"
     if digest_of(metadata.files) != metadata.digest:
         raise ArtifactError(f"{folder}: the digest in {METADATA_NAME} does not match its file list; {again}")
-    recorded = {entry.path: entry for entry in metadata.files}
-    if len(recorded) != len(metadata.files):
-        raise ArtifactError(f"{folder}: {METADATA_NAME} lists a file twice; {again}")
+    recorded = {entry.path for entry in metadata.files}
     present = set(listed_files(folder))
-    for path in sorted(recorded.keys() - present):
+    for path in sorted(recorded - present):
         raise ArtifactError(f"{folder}: expected the file {path}, found none; {again}")
-    for path in sorted(present - recorded.keys()):
+    for path in sorted(present - recorded):
         raise ArtifactError(f"{folder}: found {path}, which {METADATA_NAME} does not list; remove it or {again}")
-    for entry in metadata.files:
-        size = (folder / entry.path).stat().st_size
+
+    def opened_and(do: Callable[[FileEntry, int], None], entry: FileEntry) -> None:
+        try:
+            with opened(folder / entry.path) as descriptor:
+                do(entry, descriptor)
+        except OSError as error:
+            raise ArtifactError(
+                f"{folder}/{entry.path}: expected a file that can be read, found: {error.strerror}; {again}"
+            ) from error
+
+    def same_size(entry: FileEntry, descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
         if size != entry.size:
             raise ArtifactError(f"{folder}/{entry.path}: expected {entry.size} bytes, found {size}; {again}")
-    for found in hash_folder(folder):
-        expected = recorded[found.path]
-        if found != expected:
+
+    def same_hash(entry: FileEntry, descriptor: int) -> None:
+        found = take(entry, descriptor)
+        if found != entry.sha256:
             raise ArtifactError(
-                f"{folder}/{found.path}: expected SHA-256 {expected.sha256[:12]}…, found {found.sha256[:12]}…; {again}"
+                f"{folder}/{entry.path}: expected SHA-256 {entry.sha256[:12]}…, found {found[:12]}…; {again}"
             )
+
+    for entry in metadata.files:
+        opened_and(same_size, entry)
+    with ThreadPoolExecutor() as pool:
+        try:
+            for _ in pool.map(lambda entry: opened_and(same_hash, entry), metadata.files):
+                pass
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # the rest need not be read
+            raise

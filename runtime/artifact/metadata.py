@@ -23,12 +23,13 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
-    field_validator,
     model_serializer,
     model_validator,
 )
 
 from runtime import defaults
+from runtime.artifact.files.opening import ArtifactError, read_document
+from runtime.artifact.files.paths import ArtifactPath, listing_problem
 
 SCHEMA_VERSION: Literal[1] = 1
 METADATA_NAME = "build_metadata.json"
@@ -40,12 +41,6 @@ SCREENSHOT_TOOL = "take_screenshot"
 
 LaneName = Literal["trt", "vllm", "cpu"]
 Relation = Literal["<=", ">="]
-
-
-class ArtifactError(Exception):
-    """The artifact cannot be used. The message is one line: expected, found, what to do."""
-
-    text_may_be_logged = True
 
 
 class Entry(BaseModel):
@@ -119,8 +114,10 @@ class ChatModel(Entry):
         description="tokens of the output that thought may take before the reply, as proven; left out where it is 0",
     )
     moe: Moe | None = Field(default=None, description="none where it is no mixture of experts")
-    engine_path: str | None = Field(default=None, description="trt lane: folder of the compiled engine")
-    compile_cache: str | None = Field(default=None, description="vllm lanes: folder of the ahead-of-time caches")
+    engine_path: ArtifactPath | None = Field(default=None, description="trt lane: folder of the compiled engine")
+    compile_cache: ArtifactPath | None = Field(
+        default=None, description="vllm lanes: folder of the ahead-of-time caches"
+    )
 
     @model_serializer(mode="wrap")
     def _without_thought(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
@@ -150,7 +147,7 @@ class ToolModel(Entry):
     """The classifier, always in float."""
 
     source: Source = Field(description="where it came from")
-    path: str = Field(default=TOOL_FOLDER, description="its folder")
+    path: ArtifactPath = Field(default=TOOL_FOLDER, description="its folder")
     # A reader that does not know `tools` refuses null: it would take another tool, or another kind of probability, for
     # the screenshot's.
     positive_label: int | None = Field(
@@ -276,17 +273,9 @@ class StageRecord(Entry):
 class FileEntry(Entry):
     """One file: POSIX path relative to the artifact, size in bytes, SHA-256 in hex."""
 
-    path: str
+    path: ArtifactPath
     size: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, path: str) -> str:
-        parts = path.split("/")
-        if not path or path.startswith("/") or "\\" in path or any(part in {"", ".", ".."} for part in parts):
-            raise ValueError("a file's path must stay inside the artifact")
-        return path
 
 
 class BuildMetadata(Entry):
@@ -303,6 +292,12 @@ class BuildMetadata(Entry):
     validation: Validation | None = Field(default=None, description="none before it was validated; not served then")
     files: tuple[FileEntry, ...] = Field(description="every file of the artifact, by path")
     digest: str = Field(description="one hash over the sorted files")
+
+    @model_validator(mode="after")
+    def _one_folder(self) -> BuildMetadata:
+        if problem := listing_problem(entry.path for entry in self.files):
+            raise ValueError(problem)
+        return self
 
     def write(self, folder: Path) -> None:
         """Write the file whole or not at all, with its seal.
@@ -339,6 +334,11 @@ def seal_of(document: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def same(one: BuildMetadata, other: BuildMetadata) -> bool:
+    """Whether two read metadata say the same; a figure that is no number is equal to itself here."""
+    return encode(one.model_dump(mode="json")) == encode(other.model_dump(mode="json"))
+
+
 def engine_label(metadata: BuildMetadata) -> str | None:
     """The label of the compiled engine, the last part of its folder's path; none where nothing was compiled."""
     path = metadata.chat.engine_path if metadata.chat else None
@@ -353,18 +353,31 @@ def read(folder: Path) -> BuildMetadata:
     """
     path = folder / METADATA_NAME
     try:
-        content = path.read_bytes()
-        raw = json.loads(content)
+        return parse(read_document(path), path)
     except FileNotFoundError:
         raise ArtifactError(
             f"{folder}: expected an artifact with {METADATA_NAME}, found none; make one with `yap-pipeline run`"
         ) from None
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: expected a file that can be read, found: {error.strerror}; check the path and who may read it"
+        ) from error
+
+
+def parse(content: bytes, path: Path) -> BuildMetadata:
+    """Check what stands in the file of metadata at a path.
+
+    Raises:
+        ArtifactError: as `read` does.
+    """
+    try:
+        raw = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: expected JSON, found {error}; fetch or build the artifact again") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise ArtifactError(
-            f"{path}: expected schema version {SCHEMA_VERSION}, found {version!r}; use the runtime that matches it"
+            f"{path}: expected schema version {SCHEMA_VERSION}, found {version!r:.50}; use the runtime that matches it"
         )
     if raw.get("seal") != seal_of(raw) or encode(raw) != content:
         raise ArtifactError(f"{path}: its seal does not match its content, so it was edited; build the artifact again")

@@ -36,7 +36,7 @@ class Reference:
             ArtifactError: it is something else.
         """
         found = re.fullmatch(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", text)
-        if found is None:
+        if found is None or {"", ".", ".."} & set(re.split("[/@]", text.removeprefix(PREFIX))):
             raise ArtifactError(
                 f"ARTIFACT: expected hf:org/repo@revision, found {text!r}; name a repository on the hub"
             )

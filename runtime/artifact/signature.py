@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata
 from runtime.artifact import SIGNATURE_NAME as SIGNATURE_NAME
-from runtime.artifact.hashes import sha256_of
+from runtime.artifact.files.opening import read_document
+from runtime.artifact.metadata import parse, same
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -62,6 +64,13 @@ def pae(payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return read_document(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: it cannot be read any more: {error.strerror}; try again") from error
+
+
 def _public_key(path: Path) -> Any:  # noqa: ANN401 - cryptography is imported where it is used
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -83,14 +92,13 @@ def _envelope(path: Path) -> tuple[bytes, bytes]:
     """The payload and its signature."""
     remedy = "sign it with `yap-pipeline sign`, or fetch it again"
     try:
-        size = path.stat().st_size
-        bundle = json.loads(path.read_bytes()) if size <= MAX_SIGNATURE_BYTES else None
+        bundle = json.loads(read_document(path, MAX_SIGNATURE_BYTES))
     except FileNotFoundError:
         raise ArtifactError(f"{path.parent}: expected a signed artifact, found no {path.name}; {remedy}") from None
     except (OSError, ValueError, RecursionError):
         raise ArtifactError(f"{path}: expected a Sigstore bundle, found no JSON; {remedy}") from None
     try:
-        envelope = (bundle or {})["dsseEnvelope"]
+        envelope = bundle["dsseEnvelope"]
         kind, signatures = envelope["payloadType"], envelope["signatures"]
         payload = base64.b64decode(envelope["payload"], validate=True)
         signature = base64.b64decode(signatures[0]["sig"], validate=True)
@@ -124,11 +132,12 @@ def _resources(payload: bytes, path: Path) -> dict[str, str]:
         statement = json.loads(payload)
         predicate = statement["predicate"]
         kinds = (statement["_type"], statement["predicateType"], predicate["serialization"]["method"])
-        entries = [(entry["name"], entry["algorithm"], entry["digest"]) for entry in predicate["resources"]]
+        resources = [(entry["name"], entry["algorithm"], entry["digest"]) for entry in predicate["resources"]]
+        entries = [entry for entry in resources if all(isinstance(field, str) for field in entry)]
     except (KeyError, TypeError, ValueError, RecursionError):
-        kinds, entries = ("", "", ""), []
+        kinds, entries, resources = ("", "", ""), [], []
     found = {name: digest for name, algorithm, digest in entries if algorithm == "sha256"}
-    if kinds != (STATEMENT_TYPE, PREDICATE_TYPE, "files") or not entries or len(found) != len(entries):
+    if kinds != (STATEMENT_TYPE, PREDICATE_TYPE, "files") or not entries or len(found) != len(resources):
         raise ArtifactError(
             f"{path}: expected a signed list of files with SHA-256 ({PREDICATE_TYPE}), found another; "
             "sign it with `yap-pipeline sign`"
@@ -138,7 +147,10 @@ def _resources(payload: bytes, path: Path) -> dict[str, str]:
 
 def _compare(folder: Path, metadata: BuildMetadata, signed: dict[str, str]) -> None:
     present = {entry.path: entry.sha256 for entry in metadata.files}
-    present[METADATA_NAME] = sha256_of(folder / METADATA_NAME)
+    content = _content(folder / METADATA_NAME)
+    if not same(parse(content, folder / METADATA_NAME), metadata):
+        raise ArtifactError(f"{folder / METADATA_NAME}: it changed while it was checked; try again")
+    present[METADATA_NAME] = hashlib.sha256(content).hexdigest()
     for path in sorted(present.keys() | signed.keys()):
         if present.get(path) != signed.get(path):
             what = "is not signed" if path not in signed else "is missing" if path not in present else "differs"

@@ -1,7 +1,7 @@
 """Whether an artifact may be served on this machine: the checks, in their order, before a weight is touched.
 
-schema → digest → signature → validation → GPU architecture → driver and CUDA → versions → limits → memory. Each refusal
-is one line that says what was expected, what was found, and what to do.
+schema → what may be in it → digest → signature → validation → GPU architecture → driver and CUDA → versions → limits →
+memory. Each refusal is one line that says what was expected, what was found, and what to do.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from pathlib import Path
 
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, hashes, signature
+from runtime.artifact.files.kinds import is_pickle, is_weights
+from runtime.artifact.files.paths import lies_in
+from runtime.artifact.hashes import Take
 from runtime.artifact.lanes import engine_of, lane_of
 from runtime.defaults import GPU_ALONE, MINIMUM_DRIVER
 from runtime.host.machine import Machine
@@ -22,6 +25,7 @@ def check_artifact(
     batch_size: int | None = None,
     gpu_fraction: float = GPU_ALONE,
     public_key: Path | None = None,
+    take: Take = hashes.sha256_of_open,
 ) -> BuildMetadata:
     """Run every check and return the metadata of an artifact that may be loaded.
 
@@ -31,29 +35,55 @@ def check_artifact(
         batch_size: sequences that the server wants to run at once; none takes the baked limit.
         gpu_fraction: part of the GPU's memory that the chat engine may use.
         public_key: when given, an artifact that was not signed with its private key is refused.
+        take: reads each file; a `View`'s keeps what it read.
 
     Raises:
         ArtifactError: the first check that failed.
     """
-    metadata = check_proven(folder, public_key)
+    metadata = check_proven(folder, public_key, take)
     check_machine(metadata, machine)
     check_limits(metadata, batch_size)
     check_memory(metadata, machine, gpu_fraction)
     return metadata
 
 
-def check_proven(folder: Path, public_key: Path | None = None) -> BuildMetadata:
+def check_proven(folder: Path, public_key: Path | None = None, take: Take = hashes.sha256_of_open) -> BuildMetadata:
     """Run the checks that ask nothing of this machine: the artifact is whole, signed if it must be, and proven.
 
     Raises:
         ArtifactError: the first check that failed.
     """
     metadata = artifact.read(folder)
-    hashes.verify_files(folder, metadata)
+    check_contents(metadata)
+    hashes.verify_files(folder, metadata, take)
     if public_key is not None:
         signature.verify(folder, metadata, public_key)
     check_validation(metadata)
     return metadata
+
+
+def check_contents(metadata: BuildMetadata) -> None:
+    """Refuse folders that hold none of the listed files or hold one another, and files that run when they are read."""
+    chat, tool = metadata.chat, metadata.tool
+    named = {
+        "tool.path": tool.path if tool else None,
+        "chat.engine_path": chat.engine_path if chat else None,
+        "chat.compile_cache": chat.compile_cache if chat else None,
+    }
+    folders = {field: path for field, path in named.items() if path is not None}
+    again = "build the artifact again"
+    for field, path in folders.items():
+        if not any(lies_in(entry.path, path) for entry in metadata.files):
+            raise ArtifactError(f"{field}: expected listed files in {path}, found none; {again}")
+        for other, inner in folders.items():
+            if field != other and f"{inner}/".startswith(f"{path}/"):
+                raise ArtifactError(f"{other}: expected a folder apart from {field}, found {inner} in {path}; {again}")
+    cache = folders.get("chat.compile_cache")
+    for entry in metadata.files:
+        if is_pickle(entry.path) and not (cache and lies_in(entry.path, cache)):
+            raise ArtifactError(
+                f"{entry.path}: expected weights in safetensors, found a file that runs code when it is read; {again}"
+            )
 
 
 def check_validation(metadata: BuildMetadata) -> None:
@@ -127,12 +157,9 @@ def check_limits(metadata: BuildMetadata, batch_size: int | None) -> None:
 
 def check_memory(metadata: BuildMetadata, machine: Machine, gpu_fraction: float) -> None:
     """Refuse weights that cannot fit into the memory the engine may use."""
-    suffixes = (".safetensors", ".engine", ".bin")
     tool = metadata.tool.path + "/" if metadata.tool else None
     weights = sum(
-        entry.size
-        for entry in metadata.files
-        if entry.path.endswith(suffixes) and not (tool and entry.path.startswith(tool))
+        entry.size for entry in metadata.files if is_weights(entry.path) and not (tool and entry.path.startswith(tool))
     )
     if metadata.chat is None or not weights:
         return

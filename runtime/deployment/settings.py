@@ -112,6 +112,11 @@ class RuntimeSettings(BaseSettings):
     artifact_public_key_file: Path | None = var(
         None, "public key (PEM); when set, nothing is served that was not signed with its private key"
     )
+    artifact_trust: Annotated[Literal["signed", "unsigned"], _ANY_CASE] = var(
+        "signed",
+        "whose compile caches are run: those of signed artifacts (ARTIFACT_PUBLIC_KEY_FILE), or `unsigned` ones too; "
+        "what is not run is compiled anew",
+    )
     deploy_mode: Annotated[Literal["chat", "tool", "both"] | None, _ANY_CASE] = var(
         None, "which models are served; by default those that the artifact holds"
     )

@@ -23,7 +23,9 @@ import structlog
 
 from runtime import __version__, artifact, defaults, engines
 from runtime.artifact import ArtifactError, BuildMetadata, ToolModel, verify
+from runtime.artifact.metadata import same
 from runtime.artifact.repository import named_on_hub
+from runtime.artifact.view import View
 from runtime.defaults import GPU_ALONE
 from runtime.deployment import traces
 from runtime.deployment.breaker import Breaker
@@ -131,6 +133,7 @@ class Service:
         self._drain_deadline = 0.0  # loop time at which draining ends
         self._engine: Engine | None = None  # to be shut down
         self._classifier: ToolClassifier | None = None  # to be shut down
+        self._view: View | None = None  # to be removed
         # Renders prompts that would hold up the event loop.
         self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._background = Background()  # what nobody awaits
@@ -154,6 +157,8 @@ class Service:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whoever awaits `ended` says why the process ends
             if isinstance(error, SystemExit):  # a library's; asyncio would let it through, and nobody would be told why
                 error = RuntimeError(f"a library asked for exit status {error.code}")
+            if self._view is not None:
+                await asyncio.to_thread(self._view.close)  # the process may end at once
             self.phase, self.reason = Phase.DEAD, "loading failed"
             if not self.ended.done():
                 self.ended.set_exception(error)
@@ -171,6 +176,8 @@ class Service:
         self.reason = "checking the artifact"
         described = await asyncio.to_thread(artifact.read, folder)
         serving = plan(settings, described)
+        with_code = settings.artifact_trust == "unsigned" or settings.artifact_public_key_file is not None
+        self._view = view = await asyncio.to_thread(View, described, with_code=with_code)
         _prepare_environment(allow_long_context=settings.vllm_allow_long_max_model_len)
         fraction = serving.chat.options.gpu_fraction if serving.chat else GPU_ALONE
         # Importing an engine takes as long as hashing tens of gigabytes, and touches no weight.
@@ -185,15 +192,22 @@ class Service:
                 batch_size=serving.batch_size,
                 gpu_fraction=fraction,
                 public_key=settings.artifact_public_key_file,
+                take=view.take,
             ),
             importing,
         )
+        if not same(metadata, described):
+            raise ArtifactError(f"{folder}: expected what was read first, found that it changed; start again")
         logs.take_over()  # the engine's library has been imported, and its processes inherit what it does
-        # The engine first: its processes are forked from this one, imports and all, as long as it has not used CUDA.
-        chat = await self._load_chat(folder, metadata, serving.chat) if serving.chat else None
-        if serving.tool is not None and metadata.tool is not None:
-            beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
-            await self._load_tool(folder, metadata.tool, serving.tool, here.device, beside)
+        try:
+            # The engine first: its processes are forked from this one, imports and all, while it has not used CUDA.
+            chat = await self._load_chat(view, serving.chat) if serving.chat else None
+            if serving.tool is not None and metadata.tool is not None:
+                beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
+                await self._load_tool(view.folder, metadata.tool, serving.tool, here.device, beside)
+        except ArtifactError as error:
+            raise ArtifactError(str(error).replace(str(view.folder), str(folder))) from error
+        await asyncio.to_thread(view.settle)
         logs.take_over()
         freeze_heap()
         served = _served(metadata)
@@ -202,10 +216,16 @@ class Service:
         log.info("loaded", mode=serving.mode, lane=metadata.lane, **served)
         self.open(chat, self._classifier, serving)
 
-    async def _load_chat(self, folder: Path, metadata: BuildMetadata, chat: ChatServing) -> Chat:
+    async def _load_chat(self, view: View, chat: ChatServing) -> Chat:
         self.reason = "loading the chat model"
+        if view.leaves_out_code:
+            log.warning(
+                "compile_cache_left_out",
+                reason="it is code, and the artifact's signature was not checked; the engine compiles anew",
+                remedy="set ARTIFACT_PUBLIC_KEY_FILE, or ARTIFACT_TRUST=unsigned for an artifact that you made",
+            )
         try:
-            renderer = await asyncio.to_thread(PromptRenderer, folder, chat.budgets, chat.thinking > 0)
+            renderer = await asyncio.to_thread(PromptRenderer, view.folder, chat.budgets, chat.thinking > 0)
         except ValueError as error:
             raise ArtifactError(str(error)) from error
         form: ReplyFormat = getattr(renderer, "format", PLAIN)  # a renderer that tells none has plain replies
@@ -214,7 +234,7 @@ class Service:
             log.warning("thought has another budget than it was proven with", tokens=chat.thinking, proven=proven)
         if form.thinks and not chat.thinking:
             raise SettingsError([f"THINKING_MAX_TOKENS: expected {THINKS}; found 0; {WAY_OUT}"])
-        self._engine = engines.create(folder, metadata, chat.options)
+        self._engine = engines.create(view.folder, view.metadata, chat.options)
         await self._engine.start()
         return Chat(self._engine, renderer, self._pool, chat.budgets, form=form, thinking=chat.thinking)
 
@@ -448,6 +468,8 @@ class Service:
                         await within(TRACES_TIMEOUT_S, asyncio.to_thread(self.tracer.close))
             finally:
                 self._pool.shutdown(wait=False, cancel_futures=True)
+                if self._view is not None:
+                    await asyncio.to_thread(self._view.close)
 
     async def _watch_health(self, engine: Engine) -> None:
         """Ask after the engine's health for ever. Apart from its load, so that odd figures cannot hide its death."""

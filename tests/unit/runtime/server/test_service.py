@@ -75,7 +75,7 @@ async def test_beside_a_chat_engine_the_classifier_takes_one_thread_and_little_m
 ) -> None:
     made = await loaded(deploy_mode=mode)
     assert made.phase is Phase.READY
-    assert Loaded.options["folder"] == GOLDEN / "cpu-int8" / "tool"
+    assert Loaded.options["folder"].parts[-2:] == ("artifact", "tool"), "what was checked, not where it came from"
     assert (Loaded.options["cpu_threads"], Loaded.options["gpu_fraction"]) == (threads, fraction)
 
 
