@@ -89,7 +89,13 @@ def revalidate(
     candidate = candidate_of(metadata, compared=compared, parameters=parameters, utterances=utterances)
     thresholds = {**default_thresholds(candidate), **bounds}
     validation = validate(
-        folder, metadata, reference=scores, thresholds=thresholds, progress=progress, utterances=utterances
+        folder,
+        metadata,
+        reference=scores,
+        thresholds=thresholds,
+        progress=progress,
+        utterances=utterances,
+        with_code=loaded.settings.artifact_trust == "unsigned",
     )
     # What quantized it stays what it was; what proves it is what is here.
     quantizers = {name: version for name, version in metadata.platform.packages.items() if name in QUANTIZERS}

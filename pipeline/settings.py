@@ -92,6 +92,11 @@ class PipelineSettings(BaseModel):
     hf_push_private: Word = Field(
         "1", description="1: a new repository is private, and a public one is refused; 0: not"
     )
+    artifact_trust: Literal["signed", "unsigned"] = Field(
+        "signed",
+        description="`unsigned`: `validate` runs an artifact's compile cache too; otherwise the engine compiles anew. "
+        "`run` trusts what it built",
+    )
     quantize_python: Path | None = Field(
         None,
         description="interpreter of the quantizer environment; none means `.venv-quantize/bin/python`, or this "

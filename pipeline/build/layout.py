@@ -7,11 +7,13 @@ from pathlib import Path
 
 from pipeline.source import CONTENT_SUFFIXES
 from pipeline.stages.stage import StageError
+from runtime.artifact.files.paths import UNLISTED_NAMES
 
 COMPILE_CACHE = "compile_cache"
 
 # What belongs to a checkpoint in another format, or to the source's page rather than to the model.
 LEFT_OUT_NAMES = frozenset({"README.md", "recipe.yaml", ".gitattributes"})
+_LEFT_OUT = frozenset(name.casefold() for name in (*LEFT_OUT_NAMES, *UNLISTED_NAMES))
 OTHER_WEIGHTS = (".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
@@ -31,10 +33,15 @@ def copy_model(model_dir: Path, out: Path) -> None:
         if not found:
             raise StageError("build", f"expected {expected}, found none", model_dir, "choose a Hugging Face folder")
     for name in names:
-        if name in LEFT_OUT_NAMES or name.startswith(".") or name.endswith(OTHER_WEIGHTS):
+        if is_left_out(name):
             continue
         shutil.copyfile(model_dir / name, out / name)
     copy_templates(model_dir, out)
+
+
+def is_left_out(name: str) -> bool:
+    """Tell whether a file of a model's folder stays there: another format, the source's page, or an unfinished file."""
+    return name.casefold() in _LEFT_OUT or name.startswith(".") or name.endswith((*OTHER_WEIGHTS, ".partial"))
 
 
 def copy_templates(model_dir: Path, out: Path) -> None:

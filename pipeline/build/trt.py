@@ -18,7 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.build.layout import LEFT_OUT_NAMES, OTHER_WEIGHTS, copy_model, copy_templates
+from pipeline.build.layout import copy_model, copy_templates, is_left_out
 from pipeline.stages.gpu import require_cuda
 from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError
@@ -209,9 +209,9 @@ def _check_engine(engine: EngineFolder, chat: ChatPlan) -> None:
 
 def _is_auxiliary(path: Path) -> bool:
     """Tell whether a file of the source belongs beside the engine: all but weights and TensorRT-LLM's own config."""
-    if not path.is_file() or path.name.startswith(".") or path.name in LEFT_OUT_NAMES:
+    if not path.is_file() or is_left_out(path.name):
         return False
-    if path.name.endswith((".safetensors", ".safetensors.index.json", ".engine", *OTHER_WEIGHTS)):
+    if path.name.endswith((".safetensors", ".safetensors.index.json", ".engine")):
         return False
     if path.name != "config.json":
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 # Bookkeeping of the compilers that names this machine, changes from start to start, and that no start needs.
-NOT_KEPT = ("*.lock", "*.tmp", "*.partial", "*.log")
+NOT_KEPT = ("*.lock", "*.tmp", "*.partial", "*.log", ".*")
 
 
 def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Progress) -> None:
@@ -73,8 +74,8 @@ def compile_ahead(out: Path, plan: BuildPlan) -> None:
             first = str(error).strip().partition("\n")[0] or type(error).__name__
             raise StageError("build", f"vLLM did not compile: {first}", out, "read its last lines above") from error
     for pattern in NOT_KEPT:
-        for path in cache.rglob(pattern):
-            path.unlink()
+        for path in list(cache.rglob(pattern)):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     try:
         relocate(cache, PLACEHOLDER_FOLDER)
     except ValueError as error:

@@ -79,6 +79,7 @@ def _write_weights(gguf: Path, fields: dict[str, Any], out: Path) -> None:
         gguf_file=gguf.name,
         dtype=torch.bfloat16,
         local_files_only=True,
+        trust_remote_code=False,
         **({"quantization_config": config_class(dequantize=True)} if config_class else {}),
     )
     # Otherwise save_pretrained refuses: it takes a model that was read from a GGUF for a quantized one.

@@ -119,6 +119,7 @@ def fit(
                 label2id={name: index for index, name in LABELS.items()},
                 dtype=torch.float32,
                 local_files_only=True,
+                trust_remote_code=False,
             )
             _add_turn_boundary(model, tokenizer)
             _optimize(model, tokenizer, utterances, progress)

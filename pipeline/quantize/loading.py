@@ -65,7 +65,7 @@ def class_of(folder: Path) -> Any:  # noqa: ANN401 - a class of transformers'
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return transformers.AutoModelForCausalLM
     found = f"{', '.join(architectures) or 'no architecture'} ({config.model_type})"

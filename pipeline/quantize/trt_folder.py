@@ -31,7 +31,8 @@ def write(job: QuantizeJob, progress: worker.WorkerProgress) -> None:
     with loading.plain_folder(job.model, link_model) as folder:
         loading.forget_broken_modules()
         kind = loading.class_of(folder)
-        model = kind.from_pretrained(folder, dtype=getattr(torch, job.dtype), local_files_only=True)
+        dtype = getattr(torch, job.dtype)
+        model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
         model.generation_config = GenerationConfig()
         kept = loading.float_linears(model, job)
         loading.check(model, job, kept, apart=False)

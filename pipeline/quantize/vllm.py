@@ -103,7 +103,7 @@ def main() -> None:
         loading.forget_broken_modules()
         kind = loading.class_of(folder)
         with load_context(kind):
-            model = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
+            model = kind.from_pretrained(folder, dtype="auto", local_files_only=True, trust_remote_code=False)
         model.generation_config = GenerationConfig()
         kept = loading.float_linears(model, job)
         loading.check(model, job, kept)

@@ -27,6 +27,7 @@ from pipeline.validate.scores import Scores
 from pipeline.validate.tool_accuracy import measure_tools
 from runtime import engines
 from runtime.artifact import BuildMetadata, Gate, Validation, hashes
+from runtime.artifact.view import ScratchError, View
 from runtime.defaults import first_set
 from runtime.engines import Engine, EngineDeadError, EngineOptions
 from runtime.text.prompt import Budgets, PromptRenderer
@@ -78,6 +79,7 @@ def validate(
     thresholds: Thresholds,
     progress: Progress,
     utterances: UtteranceSet = NO_UTTERANCES,
+    with_code: bool = True,
 ) -> Validation:
     """Measure an artifact, and compare the figures with the thresholds; the result may hold failed gates.
 
@@ -87,6 +89,7 @@ def validate(
         reference: what `measure_reference` wrote for the float model; none where there is none, such as for a source
             that came quantized, and then perplexity is reported but not gated.
         utterances: the user's, to measure the classifier's tools on.
+        with_code: whether what was compiled ahead of time is run; not where somebody else may have made it.
 
     Raises:
         ArtifactError: a file is missing, was added, or does not match its hash.
@@ -94,22 +97,27 @@ def validate(
             refuse the model's tokenizer or chat template.
     """
     progress.step("verifying the files")
-    hashes.verify_files(folder, metadata)
-    figures = {gate_specs.FILES: float(len(metadata.files))}
+    try:
+        # What is measured is what a server would load, file by file.
+        with View(metadata, with_code=with_code) as view:
+            hashes.verify_files(folder, metadata, view.take)
+            if view.leaves_out_code:
+                progress.step("the compile cache is left out: it is code, and ARTIFACT_TRUST is not unsigned")
+            found = _measure(view, reference, utterances, progress)
+            view.settle()
+    except ScratchError as error:
+        raise StageError("validate", str(error)) from error
+    except StageError as error:
+        home, named = str(view.folder), str(folder)
+        what, where = error.what.replace(home, named), error.where.replace(home, named)
+        raise StageError(error.stage, what, where, error.next_step) from error
+    figures = dict(found.figures)
     parts: list[Gate] = []
-    missing_tools: tuple[str, ...] = ()
-    if metadata.chat is not None:
-        reference_scores = Scores.read(reference) if reference is not None else None
-        figures |= _measure_chat(folder, metadata, reference_scores, progress)
-    if (tool := metadata.tool) is not None:
-        device = LANES[metadata.lane].device
-        found = measure_tools(folder, tool, device, progress, utterances.utterances)
-        missing_tools = tuple(found.silence)
-        for spec, by_tool in ((gate_specs.TOOL_ACCURACY, found.accuracy), (gate_specs.TOOL_SILENCE, found.silence)):
-            if by_tool:
-                figures[spec] = min(by_tool.values())
-            if tool.tools:
-                parts += gates_by_part(spec, by_tool, thresholds)
+    for spec, by_tool in found.by_tool.items():
+        if by_tool:
+            figures[spec] = min(by_tool.values())
+        if metadata.tool and metadata.tool.tools:
+            parts += gates_by_part(spec, by_tool, thresholds)
     candidate = candidate_of(metadata, compared=reference is not None, utterances=utterances)
     if missing := missing_figures(figures, candidate):
         # A gate without a figure would pass as if there were none.
@@ -118,9 +126,40 @@ def validate(
         gates=(*gates_of(figures, thresholds), *parts),
         validated_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         digest=metadata.digest,
-        not_measured=tuple(f"{gate_specs.TOOL_ACCURACY.name}:{name}" for name in missing_tools),
+        not_measured=tuple(f"{gate_specs.TOOL_ACCURACY.name}:{name}" for name in found.missing_tools),
         utterances_sha256=utterances.sha256 if metadata.tool else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was measured.
+
+    Attributes:
+        figures: of the whole.
+        by_tool: what each tool of the classifier got.
+        missing_tools: those that there was nothing to measure on.
+    """
+
+    figures: Figures
+    by_tool: Mapping[GateSpec, Mapping[str, float]]
+    missing_tools: tuple[str, ...]
+
+
+def _measure(view: View, reference: Path | None, utterances: UtteranceSet, progress: Progress) -> _Found:
+    folder, metadata = view.folder, view.metadata
+    figures = {gate_specs.FILES: float(len(metadata.files))}
+    by_tool: Mapping[GateSpec, Mapping[str, float]] = {}
+    missing_tools: tuple[str, ...] = ()
+    if metadata.chat is not None:
+        reference_scores = Scores.read(reference) if reference is not None else None
+        figures |= _measure_chat(folder, metadata, reference_scores, progress)
+    if (tool := metadata.tool) is not None:
+        device = LANES[metadata.lane].device
+        found = measure_tools(folder, tool, device, progress, utterances.utterances)
+        missing_tools = tuple(found.silence)
+        by_tool = {gate_specs.TOOL_ACCURACY: found.accuracy, gate_specs.TOOL_SILENCE: found.silence}
+    return _Found(figures, by_tool, missing_tools)
 
 
 def candidate_of(

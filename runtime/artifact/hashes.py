@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata, FileEntry
 from runtime.artifact.files.opening import opened, paths_under
-from runtime.artifact.files.paths import path_problem
+from runtime.artifact.files.paths import listing_problem, path_problem
 
 BLOCK_BYTES = 8 << 20
 
@@ -80,8 +80,12 @@ def hash_folder(folder: Path) -> tuple[FileEntry, ...]:
             unhashed = FileEntry(path=path, size=size, sha256="0" * 64)
             return unhashed.model_copy(update={"sha256": sha256_of_open(unhashed, descriptor)})
 
+    paths = list(listed_files(folder))
     with ThreadPoolExecutor() as pool:
-        return tuple(pool.map(entry, listed_files(folder)))
+        found = tuple(pool.map(entry, paths))
+    if problem := listing_problem(paths):
+        raise ArtifactError(f"{folder}: an artifact with these files {problem}; remove or rename one")
+    return found
 
 
 def verify_files(folder: Path, metadata: BuildMetadata, take: Take = sha256_of_open) -> None:

@@ -69,17 +69,17 @@ class View:
 
     def __init__(self, metadata: BuildMetadata, *, with_code: bool) -> None:
         chat = metadata.chat
-        self._cache = chat.compile_cache if chat is not None else None
+        self._cache = chat.compile_cache if chat is not None else None  # also where it is left out
         self._with_code = with_code
         if chat is not None and self._cache is not None and not with_code:
             metadata = metadata.model_copy(update={"chat": chat.model_copy(update={"compile_cache": None})})
         self.metadata = metadata
-        self._open: list[_OpenWeights] = []
-        self._closing = threading.Lock()
+        self._open: list[_OpenWeights] = []  # weights that are not loaded yet
+        self._closing = threading.Lock()  # files are taken in several threads
         with _writing(Path("TMPDIR")):
             remove_leftovers()
-            self._home = Path(tempfile.mkdtemp(prefix=PREFIX))
-            self._lock = _locked(self._home)
+            self._home = Path(tempfile.mkdtemp(prefix=PREFIX))  # to be removed
+            self._lock = _locked(self._home)  # open as long as it is not
             self.folder = self._home / "artifact"
             self.folder.mkdir()
 

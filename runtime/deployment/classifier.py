@@ -19,7 +19,7 @@ from typing import Any
 
 from runtime.artifact import SCREENSHOT_TOOL, ToolModel
 from runtime.defaults import TOOL_WINDOW, first_set
-from runtime.deployment.classifier_facts import model_config, ordinary_token, padding_of, positions_of
+from runtime.deployment.classifier_facts import detach_from_files, model_config, ordinary_token, padding_of, positions_of
 from runtime.text.text_tokens import LIKELY_CHARACTERS_PER_TOKEN
 from runtime.text.tokenizer import load_fast_tokenizer
 
@@ -317,7 +317,12 @@ class _Model:
             torch.set_num_threads(min(cpu_threads, len(os.sched_getaffinity(0))))
         tokenizer = load_fast_tokenizer(folder)
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=model_config(folder), dtype=torch.float16 if on_gpu else torch.float32, local_files_only=True
+            folder,
+            config=model_config(folder),
+            dtype=torch.float16 if on_gpu else torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,  # the other format is unpickled
         )
         count = model.config.num_labels
         if count > 1 and max(labels) >= count:
@@ -327,6 +332,7 @@ class _Model:
             raise ValueError(f"{folder}: expected a label for each of {len(labels)} tools, found one")
         self._folder = folder
         self._model = model.to(device).eval()
+        detach_from_files(self._model)
         self._device = device
         self._padded = True
         self._labels = [0] if count == 1 else list(labels)

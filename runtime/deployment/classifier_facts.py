@@ -1,4 +1,4 @@
-"""What a loaded classifier says of itself: how many positions it has, and what fills its batches."""
+"""What a loaded classifier says of itself: how many positions it has, what fills its batches, where its weights lie."""
 
 from __future__ import annotations
 
@@ -23,9 +23,18 @@ def model_config(folder: Path) -> PretrainedConfig:
     from transformers import AutoConfig
 
     if not installed_is_older():
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     told: dict[str, Any] = older_model(json.loads((folder / MODEL).read_bytes()))
     return AutoConfig.for_model(**told)
+
+
+def detach_from_files(model: PreTrainedModel) -> None:
+    """Have a model keep its weights in memory of its own: as they are loaded on a CPU, they are the file, mapped.
+
+    Whoever wrote into that file later would change the answers, and whoever cut it off would end the process.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def positions_of(model: PreTrainedModel, token: int) -> int | None:

@@ -229,7 +229,7 @@ class Service:
         except ValueError as error:
             raise ArtifactError(str(error)) from error
         form: ReplyFormat = getattr(renderer, "format", PLAIN)  # a renderer that tells none has plain replies
-        proven = metadata.chat.thinking_max_tokens if metadata.chat else defaults.THINKING_TOKENS
+        proven = view.metadata.chat.thinking_max_tokens if view.metadata.chat else defaults.THINKING_TOKENS
         if form.thinks and chat.thinking != proven:
             log.warning("thought has another budget than it was proven with", tokens=chat.thinking, proven=proven)
         if form.thinks and not chat.thinking:

