@@ -7,7 +7,7 @@ file, `validate` takes that file. An engine starts once an artifact; all measure
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import cycle, islice
@@ -27,7 +27,7 @@ from pipeline.validate.scores import Scores
 from pipeline.validate.tool_accuracy import measure_tools
 from runtime import engines
 from runtime.artifact import BuildMetadata, Gate, Validation, hashes
-from runtime.artifact.view import ScratchError, View
+from runtime.artifact.files.view import ScratchError, View
 from runtime.defaults import first_set
 from runtime.engines import Engine, EngineDeadError, EngineOptions
 from runtime.text.prompt import Budgets, PromptRenderer

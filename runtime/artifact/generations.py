@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from runtime.artifact.metadata import ArtifactError
+from runtime.artifact.files.opening import ArtifactError
 
 TOKENIZER, MODEL = "tokenizer_config.json", "config.json"
 NEWER = 5

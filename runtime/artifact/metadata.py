@@ -386,4 +386,6 @@ def parse(content: bytes, path: Path) -> BuildMetadata:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path}: field {where}: {first['msg'].removeprefix('Value error, ')}; build the artifact again") from error
+        raise ArtifactError(
+            f"{path}: field {where}: {first['msg'].removeprefix('Value error, ')}; build the artifact again"
+        ) from error

@@ -19,7 +19,13 @@ from typing import Any
 
 from runtime.artifact import SCREENSHOT_TOOL, ToolModel
 from runtime.defaults import TOOL_WINDOW, first_set
-from runtime.deployment.classifier_facts import detach_from_files, model_config, ordinary_token, padding_of, positions_of
+from runtime.deployment.classifier_facts import (
+    detach_from_files,
+    model_config,
+    ordinary_token,
+    padding_of,
+    positions_of,
+)
 from runtime.text.text_tokens import LIKELY_CHARACTERS_PER_TOKEN
 from runtime.text.tokenizer import load_fast_tokenizer
 

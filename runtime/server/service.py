@@ -23,9 +23,9 @@ import structlog
 
 from runtime import __version__, artifact, defaults, engines
 from runtime.artifact import ArtifactError, BuildMetadata, ToolModel, verify
+from runtime.artifact.files.view import View
 from runtime.artifact.metadata import same
 from runtime.artifact.repository import named_on_hub
-from runtime.artifact.view import View
 from runtime.defaults import GPU_ALONE
 from runtime.deployment import traces
 from runtime.deployment.breaker import Breaker

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from runtime import artifact
 from runtime.artifact import METADATA_NAME, ArtifactError, verify
-from runtime.artifact.view import PREFIX, ScratchError, View, remove_leftovers
+from runtime.artifact.files.view import PREFIX, ScratchError, View, remove_leftovers
 from runtime.cli import app
 from tests.harness.golden import GOLDEN, copy, document, relist, reseal
 
