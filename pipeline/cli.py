@@ -53,13 +53,18 @@ def program(
 
 
 @app.command(name="plan")
-@with_options(options.PlanOptions)
-def plan_command(given: options.PlanOptions) -> None:
+@with_options(options.PlanCommandOptions)
+def plan_command(given: options.PlanCommandOptions) -> None:
     """Show what would be done and why, or everything that is wrong. Starts nothing.
 
     Example: `yap-pipeline plan --cpu 4bit HuggingFaceTB/SmolLM2-1.7B-Instruct embedded`
     """
-    report.show_plan(prepare.prepare(given.request(), given.cache_dir).plan, report.PlainConsole())
+    request, cache = given.plan.request(), given.plan.cache_dir
+    if given.push_quant or given.sign_key:
+        from pipeline.publish import publishing
+
+        publishing.check_before_run(request, cache, pushing=given.push_quant, sign_key=given.sign_key)
+    report.show_plan(prepare.prepare(request, cache).plan, report.PlainConsole())
 
 
 @app.command(name="run")

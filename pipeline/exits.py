@@ -61,7 +61,8 @@ def exit_codes() -> Iterator[None]:
             yield
         finally:
             # What is still in a buffer would be written when the interpreter ends, where its failure is a traceback.
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by who started it
+                sys.stdout.flush()
     except WrongRequestError as error:
         for problem in error.problems:
             _say(f"error: {problem}")
@@ -123,7 +124,9 @@ def _accept_any_text(*streams: IO[str]) -> None:
     """Let streams write every text: what their encoding lacks is escaped, as names of files can hold anything."""
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            # Where something was written already, a pipe cannot be told; then it stays as it was.
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _say_interrupted() -> None:
@@ -139,7 +142,7 @@ def _unread(*streams: IO[str]) -> list[IO[str]]:
     """Return the streams that are pipes without a reader."""
     found = []
     for stream in streams:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):
             poll = select.poll()
             poll.register(stream.fileno(), 0)
             if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):

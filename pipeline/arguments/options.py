@@ -75,6 +75,9 @@ Fallback = Annotated[list[str] | None, typer.Option(help="Method to try when the
 Push = Annotated[
     bool, typer.Option("--push-quant", help="Publish to HF_PUSH_REPO_ID afterwards. Without it nothing is uploaded.")
 ]
+CheckPush = Annotated[
+    bool, typer.Option("--push-quant", help="Check what publishing to HF_PUSH_REPO_ID needs too. Nothing is uploaded.")
+]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")]
 SignKey = Annotated[Path | None, typer.Option(help="Sign with this elliptic-curve private key (PEM).")]
 
@@ -142,7 +145,7 @@ Bounds = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """The options of `plan`."""
+    """The options of what is planned, for `plan` and `run`."""
 
     lane: LaneOptions
     out: Out = None
@@ -163,6 +166,15 @@ class PlanOptions:
             fallback=tuple(self.fallback or ()),
             allow_emulated=self.allow_emulated,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanCommandOptions:
+    """The options of the command `plan`: those of a plan, and whether publishing is looked at too."""
+
+    plan: PlanOptions
+    push_quant: CheckPush = False
+    sign_key: SignKey = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

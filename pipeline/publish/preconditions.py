@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline.plan import BuildPlan
 from pipeline.problem import Problem
 from pipeline.publish.report import validation_status
 from pipeline.publish.sign import key_problem
+from pipeline.stages.stage import StageError
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, hashes, hub, hub_client, signature
 from runtime.artifact.hub import TokenError
@@ -212,6 +213,22 @@ def _exchanged_token(resource: str, repo: str) -> tuple[SecretStr | None, Proble
     except hub_client.failures(*refused) as error:
         return None, Problem("HF_OIDC_RESOURCE", expected, hub.reason(error))
     return (SecretStr(text), None) if text else (None, Problem("HF_OIDC_RESOURCE", expected, "none"))
+
+
+def renewed(destination: Destination, environment: Mapping[str, str] = os.environ) -> Destination:
+    """Return a destination whose token is good now: one made for a job lasts an hour, and a run may take longer.
+
+    Raises:
+        StageError: the job's identity buys no token any more.
+    """
+    token, problem = _token(environment)
+    if token is not None or problem is not None:
+        return destination
+    token, problem = _exchanged_token(environment["HF_OIDC_RESOURCE"], destination.repo)
+    if token is None:
+        found = f"expected {problem.expected}, found {problem.found}" if problem else "no token"
+        raise StageError("push", found, destination.repo, "the artifact is kept; push it with `yap-pipeline push`")
+    return replace(destination, token=token)
 
 
 def _access_problem(token: SecretStr, repo: str) -> Problem | None:

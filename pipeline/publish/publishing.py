@@ -55,6 +55,7 @@ def publish(folder: Path, destination: Destination | None, sign_key: Path | None
             sign(folder, sign_key)
             typer.echo(f"signed: {folder / SIGNATURE_NAME}")
         return
+    destination = preconditions.renewed(destination)
     # Plain lines: the client draws a bar for each file, with bytes and rate, on the same terminal.
     with PlainProgress() as steps:
         published = push(folder, destination, sign_key, steps)

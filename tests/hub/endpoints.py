@@ -201,9 +201,25 @@ def info(hub: Hub, call: Call, match: re.Match[str]) -> Answer:
     siblings = [
         {"rfilename": path, **(blob(stored) if with_blobs else {})} for path, stored in sorted(commit.files.items())
     ]
+    card = commit.files.get("README.md")
     return Answer(
-        {"id": repository.name, "sha": commit.oid, "private": repository.private, "siblings": siblings, "tags": []}
+        {
+            "id": repository.name,
+            "sha": commit.oid,
+            "private": repository.private,
+            "siblings": siblings,
+            "tags": [],
+            "cardData": front_matter(card.content.decode()) if card else None,
+        }
     )
+
+
+def front_matter(text: str) -> Any:
+    """Return what a card says at its head; none where it says nothing."""
+    import yaml
+
+    matter = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    return yaml.safe_load(matter[1]) if matter else None
 
 
 def blob(stored: Stored) -> dict[str, object]:

@@ -18,9 +18,11 @@ def safetensors(size: int) -> bytes:
     return len(header).to_bytes(8, "little") + header + random_bytes("weights", size)
 
 
-def publish(hub: Hub, name: str, folder: Path, *, weights: int = 300_000, private: bool = False) -> Commit:
+def publish(
+    hub: Hub, name: str, folder: Path, *, weights: int = 300_000, private: bool = False, **config: object
+) -> Commit:
     """Put a small model that any lane can plan on the hub. `folder` gets the same files."""
-    model(folder)
+    model(folder, **config)
     (folder / "model.safetensors").write_bytes(safetensors(weights))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     (folder / "picture.png").write_bytes(random_bytes("picture", 1000))  # nobody needs it to run the model

@@ -141,6 +141,13 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(words: tuple[str, ...], 
     assert process.returncode == exits.UNREAD or (words[0] != "inspect" and process.returncode == 1)
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_an_output_that_is_closed_is_none(closed: str) -> None:
+    words = f'"{sys.executable}" -m pipeline inspect tests/data/artifacts/cpu-int8 {closed}'
+    done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_output_that_knows_ascii_alone_is_enough() -> None:
     # The console draws with characters that no ASCII has.
     environment = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}

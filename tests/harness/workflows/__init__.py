@@ -1,0 +1,1 @@
+"""GitHub's workflows without GitHub: their expressions, their matrices, and the shell of their steps."""
