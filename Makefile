@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 SCRIPTS := images/*.sh .ci/run .ci/docker tests/gpu/*.sh
 export PYTHON
 
-.PHONY: help setup setup-lane demo demo-publish demo-thinking test test-unit test-images lint format locks locks-check images images-size bench clean
+.PHONY: help setup setup-lane demo demo-publish demo-thinking test test-unit test-writes test-images lint format locks locks-check images images-size bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: setup ## everything that proves it
 
 test-unit: setup ## the tests that need neither engine nor network (minutes)
 	@$(RUN) -m pytest -m "not engine and not docker and not network"
+
+test-writes: setup ## kill -9, a full disk and a broken one at every write of the pipeline; lists the points
+	@YAP_EVERY_WRITE=all $(RUN) -m pytest -rP tests/unit/pipeline/test_every_write.py
 
 test-images: setup ## the images, built and run on a stand-in base; needs a Docker Engine
 	@$(RUN) -m pytest tests/images

@@ -27,6 +27,7 @@ from pipeline.source.utterance_file import (
 )
 from pipeline.stage_runner import StageRunner
 from pipeline.stages import install
+from pipeline.stages.place import write_problem
 from pipeline.stages.stage import StageError
 from pipeline.validate.validation import candidate_of, validate
 from runtime import artifact
@@ -62,7 +63,11 @@ def revalidate(
     where, wrong = cache_place(cache, loaded.settings, os.environ)
     if problems := [*loaded.problems, *wrong]:
         raise WrongRequestError(problems)
-    metadata = _with_thought(artifact.read(folder), loaded.settings, progress)
+    install.recover(folder)
+    found = artifact.read(folder)
+    if problem := write_problem(folder):
+        raise WrongRequestError([problem])
+    metadata = _with_thought(found, loaded.settings, progress)
     lane = lane_of_artifact(metadata.lane, metadata.engine)
     here = hardware.describe(where, loaded.settings.quantize_python, lane.quantizer)
     if lane.on_gpu and not here.machine.gpus:
@@ -79,10 +84,10 @@ def revalidate(
     if chat and compared:
         model = runner.chat_source(_reference(chat, reference))
         if model.content != chat.source.content_sha256:
-            expected, found = chat.source.content_sha256[:12], model.content[:12]
+            expected, other = chat.source.content_sha256[:12], model.content[:12]
             name = reference or chat.source.repo
             raise WrongRequestError(
-                [Problem("--reference", f"the model with content {expected}", f"{found} in {name}")]
+                [Problem("--reference", f"the model with content {expected}", f"{other} in {name}")]
             )
         parameters = Shape.of(source.read_facts(str(model.folder), "CHAT_MODEL").config).parameters
         scores = runner.reference(model, lane, context=chat.limits.max_model_len, dtype=chat.dtype)
@@ -104,7 +109,7 @@ def revalidate(
     proven = metadata.model_copy(update={"validation": validation, "platform": platform})
     with install.held(folder, "validate", progress.step):
         # Another run may have put another artifact there, or another proof, while this one was measured.
-        if artifact.encode(artifact.read(folder).model_dump()) != artifact.encode(metadata.model_dump()):
+        if artifact.encode(artifact.read(folder).model_dump()) != artifact.encode(found.model_dump()):
             again = "run the same command again"
             raise StageError("validate", "the artifact changed while it was measured", folder, again)
         proven.write(folder)

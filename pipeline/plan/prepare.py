@@ -53,7 +53,8 @@ def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str,
     needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
     here = hardware.describe(folder, values.quantize_python, needs)
     found = disk_facts.read(request, values, None if wrong else folder)
-    place = request.out or disk_facts.ARTIFACTS
+    # Behind a link, what is to be made lies where it leads.
+    place = Path(os.path.realpath(request.out or disk_facts.ARTIFACTS))
     if not paths.same_file_system(place, folder):
         found = replace(found, free_at_out=paths.free_bytes(place))
     if values.awq_calib_dataset:

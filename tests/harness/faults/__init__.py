@@ -1,0 +1,1 @@
+"""Commands of the pipeline that are killed, or find the disk full, at each of their writes."""
