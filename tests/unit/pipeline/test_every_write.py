@@ -32,7 +32,7 @@ from tests.hub.client import key_pair
 
 ALL = os.environ.get("YAP_EVERY_WRITE") == "all"
 # Points of each scenario and mode, of some two hundred.
-SAMPLE = 3
+SAMPLE = 2
 EXAMPLES = 60 if ALL else 3
 
 TOKEN, REPO = "hf_writer", "acme/demo"
@@ -201,7 +201,7 @@ def points(name: str, mode: Mode, calls: tuple[tuple[str, str], ...]) -> list[in
     near = [
         number for number, (kind, path) in enumerate(calls, 1) if kind in {"exchange", "rename"} and "cache" not in path
     ]
-    chosen = set(random.Random(f"{name} {mode}").sample(numbers, SAMPLE)) | set(near[-2:] if mode == "kill" else ())
+    chosen = set(random.Random(f"{name} {mode}").sample(numbers, SAMPLE)) | set(near[-1:] if mode == "kill" else ())
     return sorted(chosen)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from runtime import artifact
 from runtime.artifact import hashes
 from tests.harness import pipeline_standins as standins
 from tests.harness.models import tiny
+from tests.hub.client import key_pair
 
 ROOT = Path(__file__).resolve().parents[3]
 REQUEST = ("--cpu", "awq", "embedded", "embedded")
@@ -437,3 +439,184 @@ def test_inspect_refuses_what_is_no_artifact(shell: Shell, tmp_path: Path) -> No
     code, _, err = shell.run("inspect", str(tmp_path))
     assert code == 1
     assert "expected an artifact with build_metadata.json, found none" in err
+
+
+OTHERS = {
+    "notes": ({"notes.txt": "irreplaceable"}, True, "notes.txt"),
+    "repository": ({".git/HEAD": "ref: refs/heads/main"}, True, ".git/"),
+    "card": ({"README.md": "what I found out about it"}, True, "README.md"),
+    "home": ({"build_metadata.json": "{}", "Documents/thesis.txt": "irreplaceable"}, False, "build_metadata.json"),
+    "thesis": ({"Documents/thesis.txt": "irreplaceable"}, False, "Documents"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("command", ["run", "build", "plan"])
+def test_what_is_not_ours_at_the_place_is_named_and_spared(
+    shell: Shell, tmp_path: Path, command: str, kind: str
+) -> None:
+    files, within_an_artifact, named = OTHERS[kind]
+    out = tmp_path / "a"
+    if within_an_artifact:
+        shutil.copytree(ROOT / "tests" / "data" / "artifacts" / "cpu-int8", out)
+    for name, text in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    code, _, err = shell.run(command, *REQUEST, "--out", f"{out}/")
+    assert code == 64
+    assert "error: --out: expected an empty folder, an artifact or nothing, found" in err
+    assert named in err
+    assert shell.calls() == []
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_place_behind_a_link_is_replaced_there(shell: Shell, tmp_path: Path) -> None:
+    out, link = tmp_path / "v1", tmp_path / "current"
+    link.symlink_to("v1")
+    for request in (REQUEST, ("--cpu", "int8", "embedded", "embedded")):
+        assert shell.run("run", *request, "--out", str(link))[0] == 0
+        assert link.is_symlink()
+        assert not out.is_symlink()
+        hashes.verify_files(out, artifact.read(out))
+    chat = artifact.read(link).chat
+    assert chat is not None
+    assert chat.quantization.method == "int8"
+
+
+def test_the_folder_that_the_command_runs_in_is_not_exchanged(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    shell.monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "./", str(tmp_path / "here"), "../here"):
+        code, _, err = shell.run("build", *REQUEST, "--out", out)
+        assert code == 64
+        assert "which this command runs in; name a folder in it" in err
+    assert shell.calls() == []
+    assert shell.run("build", *REQUEST, "--out", "inside/")[0] == 0
+
+
+def test_neither_the_cache_nor_another_artifact_is_a_place(shell: Shell, tmp_path: Path) -> None:
+    assert shell.run("build", *REQUEST, "--out", str(tmp_path / "a"))[0] == 0
+    shell.calls()
+    for out, words in {
+        "cache": "other files in",
+        "cache/x": "lies in the cache",
+        "a/b": "lies in the artifact",
+    }.items():
+        code, _, err = shell.run("build", *REQUEST, "--out", str(tmp_path / out))
+        assert (code, shell.calls()) == (64, [])
+        assert words in err
+    code, _, err = shell.run("build", *REQUEST, "--out", str(tmp_path / "n"), "--cache-dir", str(tmp_path / "n" / "c"))
+    assert code == 64
+    assert "which holds the cache" in err
+
+
+def flip(path: Path) -> None:
+    """Change a byte of a file, and leave size and time as they were: what a failing disk does."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+STAGE_FILES = {
+    "source": "model.safetensors",
+    "calibration": "samples.jsonl",
+    "quantize": "model.safetensors",
+    "tool": "model.safetensors",
+    "build": "model.safetensors",
+    "reference": "scores.json",
+    "validate": "../record.json",
+}
+
+
+@pytest.mark.parametrize("stage", STAGE_FILES)
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_a_byte_that_flipped_in_any_stage_gets_into_no_artifact(
+    shell: Shell, tmp_path: Path, stage: str, rebuilt: bool
+) -> None:
+    shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
+    whole = artifact.read(tmp_path / "a")
+    (record,) = (tmp_path / "cache" / stage).glob("*/record.json")
+    flip(record.parent / "output" / STAGE_FILES[stage])
+    if rebuilt:
+        for later in ("build", "validate"):
+            shutil.rmtree(tmp_path / "cache" / later)
+    shell.calls()
+    code, _, err = shell.run("run", *REQUEST, "--out", str(tmp_path / "b"))
+    assert code == 0, err
+    done = shell.calls()
+    assert stage in done
+    if stage != "validate" and not (stage == "build" and rebuilt):
+        assert f"{stage}: {Path(STAGE_FILES[stage]).name} changed on the disk since it was made; doing it again" in err
+    made = artifact.read(tmp_path / "b")
+    assert (made.digest, made.validation) == (whole.digest, whole.validation)
+    hashes.verify_files(tmp_path / "b", made)
+
+
+def test_a_source_that_was_edited_under_the_same_time_is_another_one(shell: Shell, tmp_path: Path) -> None:
+    source = tmp_path / "Model-AWQ"
+    source.mkdir()
+    config = standins.pipeline.source.EMBEDDED_CHAT | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    (source / "config.json").write_text(json.dumps(config))
+    tiny.tokenizer(source)
+    standins.weights(source / "model.safetensors", "quantized")
+    shell.run("run", "--cpu", str(source), "--out", str(tmp_path / "a"))
+    flip(source / "model.safetensors")
+    shell.calls()
+    code, _, err = shell.run("run", "--cpu", str(source), "--out", str(tmp_path / "b"))
+    assert code == 0, err
+    assert shell.calls() == ["build", "validate", "install"]
+    one, two = artifact.read(tmp_path / "a").chat, artifact.read(tmp_path / "b").chat
+    assert one is not None
+    assert two is not None
+    assert one.source.content_sha256 != two.source.content_sha256
+
+
+def test_a_proof_is_not_written_into_another_artifact(shell: Shell, tmp_path: Path) -> None:
+    """While an artifact is measured, which may take an hour, another run puts another one in its place."""
+    out, other = tmp_path / "a", tmp_path / "b"
+    shell.run("build", *REQUEST, "--out", str(out))
+    shell.run("build", "--cpu", "int8", "embedded", "embedded", "--out", str(other))
+    measured = standins.validate
+
+    def exchange(*given: object, **named: object) -> object:
+        shutil.rmtree(out)
+        shutil.copytree(other, out)
+        return measured(*given, **named)  # type: ignore[arg-type]
+
+    shell.monkeypatch.setattr(
+        standins, "REPLACED", (*standins.REPLACED, (standins.pipeline.revalidate, "validate", exchange))
+    )
+    code, _, err = shell.run("validate", str(out))
+    assert code == 1
+    assert "stage validate failed: the artifact changed while it was measured" in err
+    assert artifact.read(out) == artifact.read(other)
+
+
+@pytest.mark.parametrize("command", ["validate", "sign"])
+def test_an_artifact_that_cannot_be_written_is_told_before_any_work(shell: Shell, tmp_path: Path, command: str) -> None:
+    out = tmp_path / "a"
+    shell.run("build", *REQUEST, "--out", str(out))
+    shell.calls()
+    private, _ = key_pair(tmp_path)
+    real = os.access
+    # Whoever runs this may be root, whom nothing is denied.
+    shell.monkeypatch.setattr(
+        os, "access", lambda path, mode: (Path(path) != out or not mode & os.W_OK) and real(path, mode)
+    )
+    more = ("--sign-key", str(private)) if command == "sign" else ()
+    code, _, err = shell.run(command, str(out), *more)
+    assert (code, shell.calls()) == (64, [])
+    assert f"ARTIFACT: expected a folder that this user may write, found {out}" in err
+
+
+def test_quantize_spares_a_quantized_model_that_this_cache_did_not_make(shell: Shell, tmp_path: Path) -> None:
+    other = tmp_path / "Llama-AWQ"
+    other.mkdir()
+    (other / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
+    (other / "model.safetensors").write_bytes(b"downloaded for hours")
+    code, _, err = shell.run("quantize", "--cpu", "awq", "embedded", "--out", str(other))
+    assert (code, shell.calls()) == (64, [])
+    assert "which this cache did not make (config.json, model.safetensors)" in err
+    assert (other / "model.safetensors").read_bytes() == b"downloaded for hours"
