@@ -22,6 +22,7 @@ from pipeline.plan import prepare
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.publish import report
 from runtime import __version__
+from runtime.artifact import BuildMetadata
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -57,14 +58,22 @@ def program(
 def plan_command(given: options.PlanCommandOptions) -> None:
     """Show what would be done and why, or everything that is wrong. Starts nothing.
 
-    Example: `yap-pipeline plan --cpu 4bit HuggingFaceTB/SmolLM2-1.7B-Instruct embedded`
+    Examples: `yap-pipeline plan --cpu 4bit HuggingFaceTB/SmolLM2-1.7B-Instruct embedded`,
+    `yap-pipeline plan --vllm 4bit org/model --gpu L40S`, `HF_PUSH_REPO_ID=acme/model yap-pipeline plan --vllm 4bit
+    org/model --push-quant`
     """
-    request, cache = given.plan.request(), given.plan.cache_dir
+    request, cache, gpu = given.plan.request(), given.plan.cache_dir, given.chosen_gpu()
+    destination = None
     if given.push_quant or given.sign_key:
         from pipeline.publish import publishing
 
-        publishing.check_before_run(request, cache, pushing=given.push_quant, sign_key=given.sign_key)
-    report.show_plan(prepare.prepare(request, cache).plan, report.PlainConsole())
+        destination = publishing.check_before_run(
+            request, cache, pushing=given.push_quant, sign_key=given.sign_key, gpu=gpu
+        )
+    console = report.PlainConsole()
+    report.show_plan(prepare.prepare(request, cache, gpu=gpu).plan, console)
+    if destination is not None:
+        console.print(f"It can be published to {destination.repo}, as things are now.", soft_wrap=True)
 
 
 @app.command(name="run")
@@ -79,18 +88,30 @@ def run_command(given: options.RunOptions) -> None:
     `yap-pipeline run --vllm 4bit org/model --fallback gptq`, `HF_PUSH_REPO_ID=acme/model yap-pipeline run --vllm 4bit
     org/model --push-quant`
     """
-    request, cache = given.request(), given.plan.cache_dir
     from pipeline.publish import publishing
+
+    destination = publishing.check_before_run(
+        given.request(), given.plan.cache_dir, pushing=given.push_quant, sign_key=given.sign_key
+    )
+    place, metadata = _make(given)
+    console = report.PlainConsole()
+    report.show_artifact(metadata, console)
+    console.print(f"\nThe artifact is at {place}", highlight=False, soft_wrap=True)
+    publishing.publish(place, destination, given.sign_key)
+
+
+def _make(given: options.RunOptions) -> tuple[Path, BuildMetadata]:
+    """Make the artifact by the first method whose gates pass."""
     from pipeline.run import GateError, Run
 
-    destination = publishing.check_before_run(request, cache, pushing=given.push_quant, sign_key=given.sign_key)
+    request, cache = given.request(), given.plan.cache_dir
     while True:
         prepared = prepare.prepare(request, cache)
         try:
             with progress.for_terminal() as steps:
                 run = Run(prepared, steps, force=given.force or prepared.settings.force_rebuild)
                 folder, metadata = run.validate()
-                place = run.finish(folder, metadata)
+                return run.finish(folder, metadata), metadata
         except GateError as failed:
             hints.print_failures(failed.method, failed.failures)
             if not request.fallback or failed.classifier_alone:
@@ -98,12 +119,22 @@ def run_command(given: options.RunOptions) -> None:
                 raise typer.Exit(FAILED_GATE) from None
             typer.echo(f"trying {request.fallback[0]} instead", err=True)
             request = replace(request, method=request.fallback[0], fallback=request.fallback[1:])
-            continue
-        console = report.PlainConsole()
-        report.show_artifact(metadata, console)
-        console.print(f"\nThe artifact is at {place}", highlight=False)
-        publishing.publish(place, destination, given.sign_key)
-        return
+
+
+@app.command(name="serve")
+@with_options(options.ServeOptions)
+def serve_command(given: options.ServeOptions) -> None:
+    """Do everything that is not done yet, and become the server. Ctrl-C lets running turns end.
+
+    The runtime's variables hold, and where nothing else is said it listens on 127.0.0.1 alone, with a key that is made
+    for this start, and with a page to try it at `/`.
+
+    Examples: `yap-pipeline serve --cpu 8bit embedded embedded`, `yap-pipeline serve --vllm 4bit org/model`
+    """
+    from pipeline import serving
+
+    place, metadata = _make(given.run())
+    serving.become_server(place, metadata)
 
 
 @app.command(name="quantize")

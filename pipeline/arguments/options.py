@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 
 from pipeline.arguments.option_objects import OptionTable, TableOption
-from pipeline.lanes import LANES, gate_specs
+from pipeline.lanes import LANES, gate_specs, gpus
 from pipeline.lanes.gates import Thresholds
 from pipeline.plan import BuildRequest
 from pipeline.problem import Problem, WrongRequestError
 from runtime.defaults import QUANTIZATION
+from runtime.host.machine import Gpu
 
 METHOD_WORDS = frozenset(word for lane in LANES.values() for word in lane.words)
 
@@ -77,6 +78,14 @@ Push = Annotated[
 ]
 CheckPush = Annotated[
     bool, typer.Option("--push-quant", help="Check what publishing to HF_PUSH_REPO_ID needs too. Nothing is uploaded.")
+]
+GpuName = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="NAME",
+        help=f"Plan for a GPU that is not here: {', '.join(gpus.GPUS)}. TENSOR_PARALLEL_SIZE says how many.",
+    ),
 ]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")]
 SignKey = Annotated[Path | None, typer.Option(help="Sign with this elliptic-curve private key (PEM).")]
@@ -170,11 +179,28 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanCommandOptions:
-    """The options of the command `plan`: those of a plan, and whether publishing is looked at too."""
+    """The options of `plan` alone: for which machine, and whether publishing is looked at too."""
 
     plan: PlanOptions
+    gpu: GpuName = None
     push_quant: CheckPush = False
     sign_key: SignKey = None
+
+    def chosen_gpu(self) -> Gpu | None:
+        """Return the GPU that `--gpu` names; none without it.
+
+        Raises:
+            WrongRequestError: no such GPU is known.
+        """
+        if self.gpu is None:
+            return None
+        found = gpus.find(self.gpu)
+        if found is None:
+            expected = f"one of {', '.join(gpus.GPUS)}"
+            raise WrongRequestError(
+                [Problem("--gpu", expected, self.gpu, "name the one with the same memory and chip")]
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +220,19 @@ class RunOptions:
             WrongRequestError: too few or too many words.
         """
         return replace(self.plan.request(), thresholds=self.bounds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The options of `serve`: those of `run`, but for publishing."""
+
+    plan: PlanOptions
+    force: Force = False
+    bounds: Bounds
+
+    def run(self) -> RunOptions:
+        """Return the options of the `run` that comes first."""
+        return RunOptions(plan=self.plan, force=self.force, bounds=self.bounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

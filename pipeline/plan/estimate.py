@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.lanes import Method
+from runtime import defaults
 
 # Measured on SmolLM2-135M: the quantizer's process without its model, and an engine's without weights and cache.
 PROCESS_BYTES = 1_500_000_000
@@ -98,6 +99,41 @@ def estimate(size: BuildSize, *, cores: int) -> Estimate:
         artifact_bytes=size.quantized_bytes + size.tool_bytes,
         attempt_bytes=(copies - 1) * size.quantized_bytes + size.tool_bytes,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ServingMemory:
+    """The memory that the runtime has for conversations.
+
+    Attributes:
+        weight_bytes: the chat model, on all GPUs together.
+        cache_bytes: what is left for the KV cache.
+        conversation_bytes: the KV cache of one conversation at full length.
+    """
+
+    weight_bytes: int
+    cache_bytes: int
+    conversation_bytes: int
+
+    @property
+    def conversations(self) -> int:
+        """Conversations at full length that fit at once; shared beginnings and shorter ones make it more."""
+        return self.cache_bytes // self.conversation_bytes if self.conversation_bytes else 0
+
+
+def serving_memory(size: BuildSize, *, gpu_bytes: int, beside_tool: bool) -> ServingMemory:
+    """Estimate the memory for conversations, with the runtime's defaults.
+
+    Args:
+        size: of the build.
+        gpu_bytes: memory of each GPU; not looked at where the lane runs on a CPU.
+        beside_tool: whether a classifier shares the GPU.
+    """
+    if not size.on_gpu:
+        return ServingMemory(size.quantized_bytes, int(defaults.CPU_KV_CACHE_GIB * 2**30), size.cache_bytes)
+    fraction = defaults.GPU_CHAT_BESIDE_TOOL if beside_tool else defaults.GPU_ALONE
+    usable = int(gpu_bytes * fraction) - PROCESS_BYTES
+    return ServingMemory(size.quantized_bytes, max(0, usable * size.parallel - size.quantized_bytes), size.cache_bytes)
 
 
 def _seconds(size: BuildSize, cores: int) -> float:

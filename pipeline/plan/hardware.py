@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import paths
+from pipeline.lanes import gpus
 from runtime.host import machine
-from runtime.host.machine import RELEVANT_PACKAGES, Machine
+from runtime.host.machine import RELEVANT_PACKAGES, Gpu, Machine
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +72,16 @@ def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...]) 
         free_disk=paths.free_bytes(cache),
         cores=len(os.sched_getaffinity(0)),
         quantizer=find_quantizer(quantize_python, needs),
+    )
+
+
+def elsewhere(gpu: Gpu, count: int, here: Hardware, needs: tuple[str, ...]) -> Hardware:
+    """Describe a machine that is not here: the GPU, and what the images bring. Its disk is taken to be large enough."""
+    return Hardware(
+        machine=gpus.machine_with(gpu, count, here.machine),
+        free_disk=sys.maxsize,
+        cores=here.cores,
+        quantizer=here.quantizer or Quantizer(Path(sys.executable), dict.fromkeys(needs, "")),
     )
 
 

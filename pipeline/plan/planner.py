@@ -19,7 +19,7 @@ from pipeline.plan import BuildPlan, BuildRequest, ChatPlan, ToolPlan
 from pipeline.plan.chat_plan import ChatPlanner
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.disk_facts import ARTIFACTS, NEW_ARTIFACT, DiskFacts, PathEntry
-from pipeline.plan.estimate import BuildSize, Estimate, estimate
+from pipeline.plan.estimate import BuildSize, Estimate, estimate, serving_memory
 from pipeline.plan.fallbacks import Attempts, checked_methods
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.tool_plan import plan_tool
@@ -77,7 +77,9 @@ def make_plan(
     out = _out(request, chat_plan, chat, tool, lane, disk, diagnostics)
     methods = checked_methods(request, chat_plan, hardware, lane, diagnostics)
     thresholds = _thresholds(request, chat_plan, tool_plan, lane, diagnostics)
-    cost = estimate(_build_size(chat_plan, tool_plan, lane), cores=hardware.cores)
+    size = _build_size(chat_plan, tool_plan, lane)
+    cost = estimate(size, cores=hardware.cores)
+    _decide_memory(size, chat_plan, tool_plan, hardware, diagnostics)
     attempts = Attempts(request, lambda other: make_plan(other, settings, chat, tool, hardware, earlier, disk))
     attempts.make(methods)
     _resources(cost, attempts.kept_bytes, hardware, lane, disk, diagnostics)
@@ -113,8 +115,14 @@ def _lane(
     where = lane.flag if asked else "INFERENCE_ENGINE"
     diagnostics.decide("lane", name, "asked for" if asked else "INFERENCE_ENGINE")
     if lane.on_gpu:
+        if not machine.gpus and not asked and CPU.packages[0] in machine.packages:
+            # Nobody asked for this lane, and another one runs here: that it lacks all the rest too helps nobody.
+            next_step = f"pass {CPU.flag}, which runs here, or plan for a GPU elsewhere with --gpu"
+            diagnostics.problem(where, f"an NVIDIA GPU for the lane {name}", "none", next_step)
+            return None
         if not machine.gpus:
-            diagnostics.problem(where, "an NVIDIA GPU", "none", f"pass {CPU.flag}")
+            next_step = f"pass {CPU.flag}, or plan for a GPU elsewhere with --gpu"
+            diagnostics.problem(where, "an NVIDIA GPU", "none", next_step)
         elif machine.sm is not None and machine.sm < lanes.OLDEST_SM:
             found = f"sm{machine.sm} ({machine.gpus[0].name})"
             diagnostics.problem(where, f"sm{lanes.OLDEST_SM} or newer", found, f"use a newer GPU, or {CPU.flag}")
@@ -222,6 +230,24 @@ def _build_size(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None)
         on_gpu=lane.on_gpu,
         cache_bytes=shape.cache_bytes_per_token * chat.limits.max_model_len,
         parallel=chat.limits.tensor_parallel_size,
+    )
+
+
+def _decide_memory(
+    size: BuildSize, chat: ChatPlan | None, tool: ToolPlan | None, hardware: Hardware, diagnostics: Diagnostics
+) -> None:
+    """Say how many conversations fit, which is what a GPU is chosen by."""
+    gpus, gib = hardware.machine.gpus, 2**30
+    if chat is None or not size.cache_bytes or (size.on_gpu and not gpus):
+        return
+    found = serving_memory(size, gpu_bytes=gpus[0].memory_bytes if gpus else 0, beside_tool=tool is not None)
+    where = f"{len(gpus[: size.parallel])} × {gpus[0].name}" if size.on_gpu else "main memory"
+    diagnostics.decide(
+        "memory",
+        f"{found.weight_bytes / gib:.1f} GiB of weights and {found.cache_bytes / gib:.1f} GiB of KV cache: "
+        f"about {found.conversations} conversations of {chat.limits.max_model_len} tokens at once",
+        f"{where}, {found.conversation_bytes / gib:.2f} GiB a conversation at full length; more where they are shorter "
+        "or begin alike",
     )
 
 

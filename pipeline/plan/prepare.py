@@ -13,6 +13,7 @@ from pipeline.plan import BuildPlan, BuildRequest, disk_facts, hardware, planner
 from pipeline.plan.hardware import Hardware
 from pipeline.problem import Problem
 from pipeline.settings import PipelineSettings
+from runtime.host.machine import Gpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,20 @@ class Prepared:
     cache: Path
 
 
-def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str, str] = os.environ) -> Prepared:
+def prepare(
+    request: BuildRequest,
+    cache: Path | None,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    gpu: Gpu | None = None,
+) -> Prepared:
     """Make the plan of a request; configs are read, no weights are downloaded, and nothing is written.
+
+    Args:
+        request: the command line.
+        cache: folder of finished stages, where one is named.
+        environment: the variables.
+        gpu: plans for a machine with as many of this one as the plan needs, rather than for this machine.
 
     Raises:
         WrongRequestError: with every problem.
@@ -52,6 +65,8 @@ def prepare(request: BuildRequest, cache: Path | None, environment: Mapping[str,
     lane = request.lanes[0] if len(request.lanes) == 1 else loaded.settings.inference_engine
     needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
     here = hardware.describe(folder, values.quantize_python, needs)
+    if gpu is not None:
+        here = hardware.elsewhere(gpu, loaded.settings.tensor_parallel_size or 1, here, needs)
     found = disk_facts.read(request, values, None if wrong else folder)
     # Behind a link, what is to be made lies where it leads.
     place = Path(os.path.realpath(request.out or disk_facts.ARTIFACTS))

@@ -16,10 +16,11 @@ from pipeline.publish.sign import key_problem, sign
 from pipeline.stages.install import recover
 from pipeline.stages.place import write_problem
 from runtime.artifact.signature import SIGNATURE_NAME
+from runtime.host.machine import Gpu
 
 
 def check_before_run(
-    request: BuildRequest, cache: Path | None, *, pushing: bool, sign_key: Path | None
+    request: BuildRequest, cache: Path | None, *, pushing: bool, sign_key: Path | None, gpu: Gpu | None = None
 ) -> Destination | None:
     """Check the plan and what publishing needs together, so that everything wrong is told before anything starts.
 
@@ -29,7 +30,7 @@ def check_before_run(
     problems: list[Problem] = []
     models: tuple[SourceModel, ...] = ()
     try:
-        models = preconditions.source_models(prepare.prepare(request, cache).plan)
+        models = preconditions.source_models(prepare.prepare(request, cache, gpu=gpu).plan)
     except WrongRequestError as error:
         problems += error.problems
     destination = None

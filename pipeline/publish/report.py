@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -33,14 +33,11 @@ def show_plan(plan: BuildPlan, console: Console) -> None:
     """Print what will be done, why, and what it takes."""
     console.print("What will be done", style="bold")
     for number, step in enumerate(steps(plan), 1):
-        console.print(f"  {number}. {printable(step)}")
+        console.print(f"  {number}. {printable(step)}", soft_wrap=True)
     console.print()
-    table = Table(box=None, title="Decisions", title_justify="left", title_style="bold")
-    for name in ("what", "choice", "why"):
-        table.add_column(name, overflow="fold")
-    for decision in plan.decisions:
-        table.add_row(*map(printable, (decision.name, decision.value, decision.reason)))
-    console.print(table)
+    table = Table("what", "choice", "why", box=None, title="Decisions", title_justify="left", title_style="bold")
+    rows = [tuple(map(printable, (one.name, one.value, one.reason))) for one in plan.decisions]
+    print_whole(table, rows, console)
     cost = plan.estimate
     gpu = f", {cost.gpu_bytes / GIB:.1f} GiB on the GPU" if cost.gpu_bytes else ""
     console.print(
@@ -48,6 +45,17 @@ def show_plan(plan: BuildPlan, console: Console) -> None:
         f"and {duration(cost.seconds)} when nothing is done yet{_not_counted(plan)}.",
         highlight=False,
     )
+
+
+def print_whole(table: Table, rows: Sequence[tuple[str, ...]], console: Console) -> None:
+    """Print a table whose cells are broken at spaces alone, so that a path can be copied; where that needs it, wider
+    than the terminal."""
+    for row in rows:
+        table.add_row(*row)
+    for column, cells in zip(table.columns, zip(*rows, strict=True), strict=True):
+        column.min_width = max((len(word) for cell in cells for word in cell.split()), default=0)
+    needed = sum(column.min_width or 0 for column in table.columns) + 2 * len(table.columns)
+    console.print(table, width=max(console.width, needed), crop=False)
 
 
 def _not_counted(plan: BuildPlan) -> str:
@@ -99,10 +107,8 @@ def show_artifact(metadata: BuildMetadata, console: Console) -> None:
     """Print the metadata as a person would read it."""
     table = Table(box=None, show_header=False)
     table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in _facts(metadata):
-        table.add_row(name, printable(value))
-    console.print(table)
+    table.add_column()
+    print_whole(table, [(name, printable(value)) for name, value in _facts(metadata)], console)
     if metadata.validation:
         gates = Table("gate", "measured", "bound", "", box=None, title="Validation", title_justify="left")
         for gate in metadata.validation.gates:

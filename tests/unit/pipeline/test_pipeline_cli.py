@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
+from pipeline import cli, serving
 from runtime import artifact
 from runtime.artifact import hashes
 from tests.harness import pipeline_standins as standins
@@ -250,7 +251,7 @@ def test_an_interrupt_exits_130(shell: Shell, tmp_path: Path, monkeypatch: pytes
         (("run", "--cpu", "awq", "a", "b", "c"), "arguments: expected [METHOD] CHAT_MODEL [TOOL_MODEL]"),
         (("run", "--cpu", "--tool-only", "embedded", "embedded", "embedded"), "[METHOD] TOOL_MODEL"),
         (("run", "--cpu", "--vllm", "embedded"), "lane: expected one of"),
-        (("run", "embedded"), "INFERENCE_ENGINE: expected an NVIDIA GPU, found none"),
+        (("run", "embedded"), "INFERENCE_ENGINE: expected an NVIDIA GPU for the lane trt, found none; pass --cpu"),
         (("run", "--cpu", "./nowhere"), "CHAT_MODEL: expected a folder"),
         (("run", "--cpu", "embedded", "--min-top1", "2"), "Invalid value"),
         (("dance",), "No such command"),
@@ -620,3 +621,72 @@ def test_quantize_spares_a_quantized_model_that_this_cache_did_not_make(shell: S
     assert (code, shell.calls()) == (64, [])
     assert "which this cache did not make (config.json, model.safetensors)" in err
     assert (other / "model.safetensors").read_bytes() == b"downloaded for hours"
+
+
+def test_serve_makes_what_is_not_made_and_becomes_the_runtime(shell: Shell, tmp_path: Path) -> None:
+    became: list[tuple[list[str], dict[str, str]]] = []
+
+    class Replaced(BaseException):
+        """The process is another program from here on."""
+
+    def execve(path: str, arguments: list[str], environment: dict[str, str]) -> None:
+        became.append((arguments, environment))
+        raise Replaced
+
+    out = tmp_path / "a"
+    for number in range(2):
+        shell.monkeypatch.setattr(serving.os, "execve", execve)
+        with pytest.raises(Replaced):
+            shell.run("serve", *REQUEST, "--out", str(out), TEXT_API_KEY="mine", PORT="9000")
+        assert shell.calls() == ([] if number else list(standins.PARTS))
+    for arguments, environment in became:
+        assert arguments[1:] == ["-m", "runtime"]
+        assert environment["ARTIFACT"] == str(out)
+        assert environment["TEXT_API_KEY"] == "mine"
+        assert (environment["HOST"], environment["PORT"]) == ("127.0.0.1", "9000")
+    assert artifact.read(out).validation is not None
+    said = shell.capture.readouterr().out
+    assert f"serving {out} at ws://127.0.0.1:9000/ws" in said
+    assert "mine" not in said  # whoever set the key knows it
+
+
+def test_a_server_of_ones_own_has_a_key_that_is_told_and_what_is_set_wins(tmp_path: Path, shell: Shell) -> None:
+    shell.run("run", *REQUEST, "--out", str(tmp_path / "a"))
+    metadata = artifact.read(tmp_path / "a")
+    first, second = (serving.server_environment(tmp_path / "a", metadata, {"HOST": ""}) for _ in range(2))
+    assert len(first["TEXT_API_KEY"]) >= 16
+    assert first["TEXT_API_KEY"] != second["TEXT_API_KEY"]
+    assert (first["HOST"], first["PLAYGROUND"], first["INFERENCE_ENGINE"]) == ("127.0.0.1", "1", "cpu")
+    given = {"HOST": "10.0.0.1", "PLAYGROUND": "0", "TEXT_API_KEY_FILE": "/keys", "INFERENCE_ENGINE": "trt"}
+    third = serving.server_environment(tmp_path / "a", metadata, given)
+    assert (third["HOST"], third["PLAYGROUND"], third["INFERENCE_ENGINE"]) == ("10.0.0.1", "0", "cpu")
+    assert "TEXT_API_KEY" not in third
+
+
+def test_a_plan_for_a_gpu_elsewhere(shell: Shell) -> None:
+    code, out, err = shell.run("plan", "--vllm", "8bit", "embedded", "embedded", "--gpu", "l40s")
+    assert code == 0, err
+    text = " ".join(out.split())
+    assert "1 × L40S-48GB" in text
+    assert re.search(r"GiB of weights and \d", text)
+    assert "conversations of 5808" in text
+    assert shell.calls() == []
+    code, _, err = shell.run("plan", "--vllm", "8bit", "embedded", "--gpu", "A100")
+    assert code == 64
+    assert err.startswith("error: --gpu: expected one of RTX-3090-24GB, ")
+    assert err.endswith("found A100; name the one with the same memory and chip\n")
+    code, out, _ = shell.run("plan", "--vllm", "8bit", "embedded", "--gpu", "H100-80GB", TENSOR_PARALLEL_SIZE="3")
+    assert code in (0, 64)  # nine heads: three ways
+
+
+def test_a_plan_for_publishing_says_what_lacks(shell: Shell) -> None:
+    code, _, err = shell.run("plan", *REQUEST, "--push-quant", HF_TOKEN="", HF_PUSH_REPO_ID="")
+    assert code == 64
+    assert "HF_PUSH_REPO_ID" in err
+
+
+def test_a_path_is_never_cut(shell: Shell, tmp_path: Path) -> None:
+    out = tmp_path / ("a-name-that-is-longer-than-any-column-of-a-table-" * 3) / "artifact"
+    code, printed, _ = shell.run("plan", *REQUEST, "--out", str(out))
+    assert code == 0
+    assert printed.count(str(out)) == 2  # the last step, and the decision

