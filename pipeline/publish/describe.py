@@ -43,6 +43,8 @@ def source(facts: SourceFacts, content: str) -> Source:
         revision=facts.revision,
         content_sha256=content,
         license=facts.license,
+        license_name=facts.license_name,
+        license_link=facts.license_link,
         architecture=facts.architecture,
     )
 

@@ -14,7 +14,7 @@ from pipeline.lanes import lane_of_artifact
 from pipeline.lanes.gate_specs import BY_NAME, CardRow
 from pipeline.lanes.gates import bound_text
 from pipeline.publish.report import GIB, NOT_MEASURED, duration, measured
-from pipeline.source import EMBEDDED
+from pipeline.source import EMBEDDED, licenses
 from runtime.artifact import METADATA_NAME, BuildMetadata, ChatModel, Gate, Platform, Source
 from runtime.defaults import PORT
 
@@ -59,7 +59,9 @@ def _front_matter(metadata: BuildMetadata, repo: str) -> ModelCardData:
     if metadata.chat:
         tags.append(metadata.chat.quantization.method)
     return ModelCardData(
-        license=main.license if main else None,
+        license=(licenses.hub_id(main.license) or main.license) if main else None,
+        license_name=main.license_name if main else None,
+        license_link=main.license_link if main else None,
         base_model=base,
         library_name=lane_of_artifact(metadata.lane, metadata.engine).library,
         pipeline_tag="text-generation" if metadata.chat else "text-classification",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from typing import Any
 from pydantic import SecretStr
 
 from pipeline import settings as environment_settings
-from pipeline.plan import BuildPlan
+from pipeline.plan import BuildPlan, ChatPlan
 from pipeline.problem import Problem
 from pipeline.publish.report import validation_status
 from pipeline.publish.sign import key_problem
+from pipeline.source import SourceFacts, licenses
 from pipeline.stages.stage import StageError
 from runtime import artifact
-from runtime.artifact import ArtifactError, BuildMetadata, hashes, hub, hub_client, signature
+from runtime.artifact import ArtifactError, BuildMetadata, Source, hashes, hub, hub_client, signature
 from runtime.artifact.hub import TokenError
 
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -61,30 +62,33 @@ class SourceModel:
         name: what the metadata calls it.
         license: none where it is unknown.
         prequantized: whether it came quantized.
+        license_name: of a licence that is `other`.
     """
 
     role: str
     name: str
     license: str | None
     prequantized: bool = False
+    license_name: str | None = None
 
 
 def source_models(holder: BuildPlan | BuildMetadata) -> tuple[SourceModel, ...]:
     """Return the models that a plan or an artifact is made of."""
     found = []
-    if isinstance(holder, BuildPlan):
-        if holder.chat:
-            chat = holder.chat.source
-            found.append(SourceModel("CHAT_MODEL", chat.name, chat.license, holder.chat.prequantized is not None))
-        if holder.tool:
-            found.append(SourceModel("TOOL_MODEL", holder.tool.source.name, holder.tool.source.license))
-        return tuple(found)
-    if holder.chat:
-        source = holder.chat.source
-        found.append(SourceModel("CHAT_MODEL", source.repo, source.license, holder.chat.quantization.prequantized))
-    if holder.tool:
-        found.append(SourceModel("TOOL_MODEL", holder.tool.source.repo, holder.tool.source.license))
+    for role, source, prequantized in _sources(holder):
+        name = source.name if isinstance(source, SourceFacts) else source.repo
+        found.append(SourceModel(role, name, source.license, prequantized, source.license_name))
     return tuple(found)
+
+
+def _sources(holder: BuildPlan | BuildMetadata) -> Iterator[tuple[str, SourceFacts | Source, bool]]:
+    """The models of a plan or an artifact, each with its role and whether it came quantized."""
+    if holder.chat:
+        chat = holder.chat
+        came = chat.prequantized is not None if isinstance(chat, ChatPlan) else chat.quantization.prequantized
+        yield "CHAT_MODEL", chat.source, came
+    if holder.tool:
+        yield "TOOL_MODEL", holder.tool.source, False
 
 
 def check_destination(
@@ -170,16 +174,27 @@ def _source_problems(models: Sequence[SourceModel]) -> list[Problem]:
                     "it is its author's to publish; serve the artifact from its folder",
                 )
             )
-        if not model.license:
-            problems.append(
-                Problem(
-                    model.role,
-                    "a source with a known licence",
-                    f"none for {model.name}",
-                    "add `license:` to the front matter of its README.md",
-                )
-            )
+        if problem := _license_problem(model):
+            problems.append(problem)
     return problems
+
+
+def _license_problem(model: SourceModel) -> Problem | None:
+    """Return why a model's licence keeps it from being published: the hub refuses a card that names an unknown one."""
+    matter = "the front matter of its README.md"
+    if not model.license or licenses.hub_id(model.license) == licenses.UNKNOWN:
+        found, next_step = f"none for {model.name}", f"add `license:` to {matter}"
+        return Problem(model.role, "a source with a known licence", found, next_step)
+    known = licenses.hub_id(model.license)
+    if known is None:
+        next_step = f"name its id, or `license: other` with `license_name` and `license_link`, in {matter}"
+        return Problem(
+            model.role, "a licence by the id that the hub has for it", f"{model.license!r} for {model.name}", next_step
+        )
+    if known == licenses.OTHER and not model.license_name:
+        next_step = f"add `license_name` and `license_link` to {matter}"
+        return Problem(model.role, "the name of a licence that is `other`", f"none for {model.name}", next_step)
+    return None
 
 
 def _token(environment: Mapping[str, str]) -> tuple[SecretStr | None, Problem | None]:

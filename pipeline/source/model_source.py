@@ -22,7 +22,8 @@ from pipeline.checkpoint.config_reader import ConfigError
 from pipeline.checkpoint.tensors import weights_in
 from pipeline.problem import Problem
 from pipeline.progress import Progress
-from pipeline.source import weights
+from pipeline.source import licenses, weights
+from pipeline.source.licenses import License
 from pipeline.source.model_files import (
     CHECKPOINTS,
     Documents,
@@ -60,8 +61,6 @@ READ_FIRST: tuple[str, ...] = (
     HF_QUANT_CONFIG,
     f"{CHECKPOINTS}/config.json",
 )
-# A card may hold a licence's whole text, which says nothing on one line.
-LICENSE_LENGTH = 120
 # Of a model in the local cache, what may be there.
 CACHED = [f"*{suffix}" for suffix in CONTENT_SUFFIXES] + ["README.md", "LICENSE*"]
 
@@ -92,6 +91,7 @@ def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(inside) if path.is_file()}
     documents = read_documents(role, str(folder), sizes, READ_FIRST, lambda name: folder / name)
     problems = missing_files(role, str(folder), sizes, documents)
+    stated = _license_of(folder / "README.md")
     tensors, damaged = local_tensors(role, folder, sizes, documents.weights) if not problems else ({}, [])
     return SourceFacts(
         ref,
@@ -103,7 +103,9 @@ def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:
         sizes=sizes,
         weights=documents.weights,
         tensors=tensors,
-        license=_license_of(folder / "README.md"),
+        license=stated.text,
+        license_name=stated.name,
+        license_link=stated.link,
         chat_template=has_template(sizes, documents),
         problems=(*problems, *damaged),
     )
@@ -131,6 +133,8 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
             return Path(hf_hub_download(repo, name, revision=info.sha, token=token))
 
         documents = read_documents(role, repo, sizes, READ_FIRST, download)
+        page = f"https://huggingface.co/{repo}/blob/{info.sha}"
+        stated = licenses.read(vars(info.card_data) if info.card_data else {}, page)
         facts = SourceFacts(
             ref,
             "hub",
@@ -141,7 +145,9 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
             sizes=sizes,
             weights=documents.weights,
             hashes={file.rfilename: file.lfs.sha256 for file in siblings if file.lfs},
-            license=license_text(info.card_data.get("license") if info.card_data else None),
+            license=stated.text,
+            license_name=stated.name,
+            license_link=stated.link,
             chat_template=has_template(sizes, documents),
             problems=tuple(missing_files(role, repo, sizes, documents)),
         )
@@ -275,26 +281,14 @@ def _weights_of(folder: Path) -> tuple[str, ...]:
         return tuple(path.name for path in folder.glob("*.safetensors"))
 
 
-def _license_of(card: Path) -> str | None:
+def _license_of(card: Path) -> License:
     """Return the licence that a model card's front matter names."""
     if not card.is_file():
-        return None
+        return License()
     from huggingface_hub import metadata_load
     from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
-        return license_text((metadata_load(card) or {}).get("license"))
+        return licenses.read(metadata_load(card) or {})
     except (OSError, ValueError, AttributeError, RecursionError, YAMLError):
-        return None  # front matter that is no YAML: a licence we cannot read is one we do not know
-
-
-def license_text(stated: object) -> str | None:
-    """Return a licence on one line, where a card names one, lists several, or holds its text.
-
-    >>> license_text(["mit", "apache-2.0"]), license_text("A text\\n of two lines"), license_text({"a": 1})
-    ('mit, apache-2.0', 'A text of two lines', None)
-    """
-    listed = stated if isinstance(stated, list) else [stated]
-    names = [" ".join(str(name).split()) for name in listed if isinstance(name, str | int | float) and name]
-    text = "".join(letter for letter in ", ".join(name for name in names if name) if letter.isprintable())
-    return f"{text[:LICENSE_LENGTH]}…" if len(text) > LICENSE_LENGTH else text or None
+        return License()  # front matter that is no YAML: a licence we cannot read is one we do not know

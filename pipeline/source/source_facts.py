@@ -68,6 +68,8 @@ class SourceFacts:
         unread: why the headers were not read; none where they were, and for embedded models.
         hashes: SHA-256 of the large files on the hub; empty for all others.
         license: as its card names it; none where it does not.
+        license_name: of a licence that the card calls `other`.
+        license_link: to that one's text.
         chat_template: whether one comes with it.
         problems: everything that is wrong with it.
         thinks: whether it thinks before each reply, and cannot be told not to.
@@ -87,6 +89,8 @@ class SourceFacts:
     unread: str | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     chat_template: bool = False
     problems: tuple[Problem, ...] = ()
     thinks: bool = False
