@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# What a card's front matter says of a licence.
+FIELDS = ("license", "license_name", "license_link")
 OTHER, UNKNOWN = "other", "unknown"
 # What the hub takes as `license` in a card, as it lists them under https://huggingface.co/docs/hub/repositories-licenses;
 # it refuses a commit whose card says anything else.

@@ -134,7 +134,8 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
 
         documents = read_documents(role, repo, sizes, READ_FIRST, download)
         page = f"https://huggingface.co/{repo}/blob/{info.sha}"
-        stated = licenses.read(vars(info.card_data) if info.card_data else {}, page)
+        matter = {name: info.card_data.get(name) for name in licenses.FIELDS} if info.card_data else {}
+        stated = licenses.read(matter, page)
         facts = SourceFacts(
             ref,
             "hub",
