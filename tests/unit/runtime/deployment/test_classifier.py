@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -478,3 +479,24 @@ async def test_the_worker_outlives_an_odd_model(bert, monkeypatch, found):
             await asyncio.wait_for(running.decide([], "look"), 20)
     assert isinstance(await asyncio.wait_for(running.decide([], "look"), 20), Decision)
     await running.shutdown()
+
+
+def is_mapped(path: Path) -> bool:
+    return str(path) in Path("/proc/self/maps").read_text()
+
+
+async def test_it_keeps_its_weights_whatever_is_written_into_their_file(bert, tmp_path):
+    """On a CPU they are the file, mapped, as transformers loads them."""
+    copied = shutil.copytree(bert, tmp_path / "tool")
+    weights = copied / "model.safetensors"
+    made = ToolClassifier(copied, threshold=0.5, max_tokens=64)
+    await made.start()
+    try:
+        before = await made.decide((), "look at this")
+        with weights.open("r+b") as file:
+            file.seek(weights.stat().st_size // 2)
+            file.write(b"\x7f" * (weights.stat().st_size // 2))
+        assert await made.decide((), "look at this") == before
+        assert not is_mapped(weights)
+    finally:
+        await made.shutdown()

@@ -1,0 +1,152 @@
+"""What the server makes of an artifact that changes while it is loaded, and of code in it: with the real checks."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from runtime import artifact, engines
+from runtime.artifact import ArtifactError, BuildMetadata
+from runtime.server import service
+from runtime.server.service import Phase, Service
+from tests.harness.golden import CPU, copy, relist
+from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
+
+CACHED = "compile_cache/inductor_cache/ab/entry.py"
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+
+
+class Loading:
+    """Stands for whatever loads: notes what it was given, and lets a test do something meanwhile."""
+
+    def __init__(self) -> None:
+        self.folder = Path()
+        self.metadata: BuildMetadata | None = None
+        self.seen: set[str] = set()
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def create(self, folder: Path, metadata: BuildMetadata, *_: object) -> ScriptedEngine:
+        self.folder, self.metadata = folder, metadata
+        self.seen = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        self.meanwhile()
+        return ScriptedEngine()
+
+
+class Classifier(ScriptedClassifier):
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
+
+    async def start(self) -> None: ...
+
+    async def shutdown(self) -> None: ...
+
+
+@pytest.fixture
+def loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loading:
+    made = Loading()
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "1")
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(service.machine, "describe", lambda: CPU)
+    monkeypatch.setattr(engines, "preload", lambda *_: None)
+    monkeypatch.setattr(engines, "create", made.create)
+    monkeypatch.setattr(service, "PromptRenderer", lambda *_, **__: ScriptedRenderer())
+    monkeypatch.setattr(service, "ToolClassifier", Classifier)
+    return made
+
+
+async def load(folder: Path, **values: Any) -> Service:
+    made = Service(settings(artifact=str(folder), **values))
+    try:
+        await made.load()
+    finally:
+        await made.close()
+    return made
+
+
+async def test_engines_are_given_listed_files_alone_and_nothing_is_left_behind(
+    loading: Loading, tmp_path: Path
+) -> None:
+    folder = copy("cpu-int8", tmp_path / "a")
+    assert (await load(folder)).phase is Phase.READY
+    assert loading.seen == {entry.path for entry in artifact.read(folder).files}
+    assert not loading.folder.is_relative_to(folder)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "tool/model.safetensors"])
+async def test_weights_that_are_written_to_while_they_are_loaded_are_refused(
+    loading: Loading, tmp_path: Path, path: str
+) -> None:
+    folder = copy("cpu-int8", tmp_path / "a")
+
+    def write() -> None:
+        with (folder / path).open("r+b") as file:
+            file.write(b"others")
+
+    loading.meanwhile = write
+    with pytest.raises(ArtifactError, match=f"{path}: expected the file that was checked, found that it changed"):
+        await load(folder)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+async def test_an_artifact_that_is_exchanged_between_the_plan_and_the_check_is_refused(
+    loading: Loading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy("cpu-int8", tmp_path / "a")
+    read, times = artifact.read, []
+
+    def exchanged(path: Path) -> BuildMetadata:
+        found = read(path)
+        times.append(path)
+        return found.model_copy(update={"created_at": "2027"}) if len(times) == 2 else found
+
+    monkeypatch.setattr(artifact, "read", exchanged)
+    with pytest.raises(ArtifactError, match="expected what was read first, found that it changed"):
+        await load(folder)
+
+
+@pytest.mark.parametrize("trust", ["signed", "unsigned"])
+async def test_a_compile_cache_without_a_signature_is_left_out_and_told(
+    loading: Loading, tmp_path: Path, trust: str
+) -> None:
+    folder = copy("cpu-int8", tmp_path / "a")
+    (folder / CACHED).parent.mkdir(parents=True)
+    (folder / CACHED).write_text("1/0")
+    relist(folder, compile_cache="compile_cache")
+    with structlog.testing.capture_logs() as told:
+        assert (await load(folder, artifact_trust=trust)).phase is Phase.READY
+    trusted = trust == "unsigned"
+    assert (CACHED in loading.seen) is trusted
+    assert loading.metadata is not None
+    assert loading.metadata.chat is not None
+    assert loading.metadata.chat.compile_cache == ("compile_cache" if trusted else None)
+    events = [entry["event"] for entry in told]
+    assert ("compile_cache_left_out" in events) is not trusted
+
+
+async def test_a_refusal_of_a_loader_names_the_artifact_and_not_the_view(
+    loading: Loading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy("cpu-int8", tmp_path / "a")
+
+    def refuse(view: Path, *_: object, **__: object) -> None:
+        raise ValueError(f"{view}: expected a chat template, found none")
+
+    monkeypatch.setattr(service, "PromptRenderer", refuse)
+    with pytest.raises(ArtifactError, match=f"^{folder}: expected a chat template"):
+        await load(folder)
