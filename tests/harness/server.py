@@ -51,6 +51,7 @@ class Server:
             **os.environ,
             "ARTIFACT": str(artifact.resolve()),
             "TEXT_API_KEY": api_key,
+            "ARTIFACT_TRUST": "unsigned",  # what tests serve they made
             "HOST": "127.0.0.1",
             "PORT": str(self.port),
             "LOG_DIR": self._folder.name,
