@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import islice
 
 from runtime.wire.messages import DEFAULT_BOUNDS
-from runtime.wire.near_names import near
+from runtime.wire.near_names import LONGEST, near
 
 # Unknown fields of a message that are looked at; the others pass.
 MOST = 4
@@ -64,8 +64,9 @@ def misspelt(name: str, raw: Mapping[str, object]) -> str | None:
 
 
 def _unknown(raw: Mapping[str, object], known: frozenset[str]) -> Iterator[str]:
-    """The first unknown names: a message may have any number of them."""
-    return islice((name for name in raw if name not in known), MOST)
+    """The first unknown names: a message may have any number of them, of any length."""
+    unknown = islice((name for name in raw if name not in known), MOST)
+    return (name for name in unknown if len(name) <= LONGEST)  # no longer one is like a known one, nor kept
 
 
 @lru_cache(1024)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -121,3 +123,39 @@ def test_of_more_messages_than_are_kept_the_newest_are_taken() -> None:
     assert taken[-1].content.startswith(f"{count - 1} ")
     assert taken[0].content.startswith("10 ")
     assert DECODER.decode(json.dumps({"type": "warm_history", "history": entries})).history == taken  # type: ignore[attr-defined]
+
+
+PLACES: dict[str, Callable[[str], object]] = {
+    "a name": lambda text: {text: 1},
+    "a name like a known one": lambda text: {f"user_utterance{text}": 1},
+    "a name of sampling": lambda text: {"sampling": {f"temperature{text}": 1}},
+    "a text": lambda text: {"user_utterance": text, "analysis_text": text},
+    "a type": lambda text: {"type": text},
+    "an identifier": lambda text: {"request_id": text, "session_id": text},
+    "a number": lambda text: {"temperature": text, "seed": text},
+    "a style": lambda text: {"gender": text, "personality": text},
+    "history": lambda text: {"history": [{"role": "user", "content": text}]},
+    "a stop": lambda text: {"stop": [text]},
+    "a trace": lambda text: {"traceparent": text},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_nothing_of_a_message_is_kept_that_was_read_and_dropped(place: str) -> None:
+    def read_many(first: int) -> None:
+        for number in range(first, first + 60):
+            value = PLACES[place](f"{number:06}" + "x" * 50_000)
+            assert isinstance(value, dict)
+            for kind in ("start", "followup", "warm_history"):
+                read(json.dumps({"type": kind, "session_id": "s", "analysis_text": "a"} | value))
+
+    read_many(0)  # what is made once
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        read_many(1000)
+        gc.collect()
+        kept = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert kept < 500_000  # of 3 MB
