@@ -38,4 +38,9 @@ class StopFilter:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest beginning of `stop` that `text` ends with."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while at >= 0:
+        if stop.startswith(text[at:]):
+            return len(text) - at
+        at = text.find(stop[0], at + 1)
+    return 0
