@@ -14,6 +14,7 @@ from runtime.deployment.classifier import Decision
 from runtime.deployment.metrics import Metrics
 from runtime.deployment.traces import Tracer
 from runtime.engines import Engine, EngineDeadError, Sampling
+from runtime.host.text_cache import for_salt
 from runtime.text.prompt import BOUNDARY_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
 from runtime.text.replies import reply
 from runtime.text.replies.channels import PLAIN, ReplyFormat
@@ -80,21 +81,30 @@ class Chat:
         self._pool = pool
         self._budgets = budgets
 
-    async def persona_excess(self, persona: str, runtime_text: str) -> PersonaTooLongError | None:
+    async def persona_excess(
+        self, persona: str, runtime_text: str, cache_salt: str | None = None
+    ) -> PersonaTooLongError | None:
         """What is too long about a system prompt: the persona itself, or no room is left for an utterance."""
         budgets = self._budgets
         # A token is at least one byte, so short texts need no counting.
         if len(persona.encode()) + len(runtime_text.encode()) <= budgets.persona:
             return None
         try:
-            tokens = await self.render(persona, runtime_text, (), "")
+            tokens = await self.render(persona, runtime_text, (), "", cache_salt)
         except PersonaTooLongError as error:
             return error
         room = budgets.input - budgets.utterance - BOUNDARY_TOKENS
         return PersonaTooLongError(len(tokens), room) if len(tokens) > room else None
 
-    async def render(self, persona: str, runtime_text: str, history: Sequence[Message], utterance: str) -> list[int]:
-        """Token ids of a turn's prompt."""
+    async def render(
+        self,
+        persona: str,
+        runtime_text: str,
+        history: Sequence[Message],
+        utterance: str,
+        cache_salt: str | None = None,
+    ) -> list[int]:
+        """Token ids of a turn's prompt. What has another salt shares no cache with it, so that no time tells of it."""
         # Most turns are quick. When many begin at once, handing each to a thread and back costs more than rendering it,
         # and the threads wait for the loop, which holds the interpreter.
         parts: PromptParts = {
@@ -103,9 +113,10 @@ class Chat:
             "history": history,
             "utterance": utterance,
         }
-        prompt = self._renderer.render_inline(**parts)
+        with for_salt(cache_salt):
+            prompt = self._renderer.render_inline(**parts)
         if prompt is None:
-            prompt = await self._in_thread(lambda: self._renderer.render(**parts))
+            prompt = await self._in_thread(lambda: self._renderer.render(**parts), cache_salt)
         return prompt.token_ids
 
     async def reply(
@@ -114,14 +125,21 @@ class Chat:
         """Have a reply to a prompt said, to its end. What has another salt shares no prefix cache with it."""
         await reply.generate(self.engine, prompt, sampling, speech, self.form, self._thinking, cache_salt)
 
-    async def render_prefix(self, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
+    async def render_prefix(
+        self, persona: str, runtime_text: str, history: Sequence[Message] | None, cache_salt: str | None = None
+    ) -> list[int]:
         """Token ids of what the next turn's prompt will begin with."""
         return await self._in_thread(
-            lambda: self._renderer.render_prefix(persona=persona, runtime_text=runtime_text, history=history)
+            lambda: self._renderer.render_prefix(persona=persona, runtime_text=runtime_text, history=history),
+            cache_salt,
         )
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    async def _in_thread(self, work: Callable[[], T], cache_salt: str | None) -> T:
+        def salted() -> T:
+            with for_salt(cache_salt):
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, salted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,35 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
+
+_FOR: ContextVar[str | None] = ContextVar("cache_salt", default=None)
+
+
+@contextmanager
+def for_salt(cache_salt: str | None) -> Iterator[None]:
+    """Work inside shares what is cached with work for the same salt alone.
+
+    How long a text takes tells whether it was there: who may not know what others say must not find it.
+    """
+    token = _FOR.set(cache_salt)
+    try:
+        yield
+    finally:
+        _FOR.reset(token)
+
 
 # What an entry costs besides its text and its value: the slot in the table, and the links of the order.
 ENTRY_BYTES = 200
 
 
 class TextCache(Generic[V]):
-    """Values by their text; the least recently used go first. Safe to use from several threads.
+    """Values by their text, for each salt; the least recently used go first. Safe to use from several threads.
 
     Args:
         make: makes the value of a text that is not in the cache. Two threads may make the same one.
@@ -30,7 +48,7 @@ class TextCache(Generic[V]):
         self._make = make
         self._limit = limit
         self._entry_limit = min(entry_limit, limit)
-        self._entries: OrderedDict[str, tuple[V, int]] = OrderedDict()
+        self._entries: OrderedDict[tuple[str | None, str], tuple[V, int]] = OrderedDict()
         self._lock = threading.Lock()
         self.used = 0
 
@@ -39,22 +57,23 @@ class TextCache(Generic[V]):
 
     def __call__(self, text: str) -> V:
         """The value of a text."""
+        key = (_FOR.get(), text)
         with self._lock:
-            entry = self._entries.get(text)
+            entry = self._entries.get(key)
             if entry is not None:
-                self._entries.move_to_end(text)
+                self._entries.move_to_end(key)
                 return entry[0]
         value = self._make(text)
         size = ENTRY_BYTES + sys.getsizeof(text) + sys.getsizeof(value)
         if size <= self._entry_limit:
             with self._lock:
-                self._keep(text, value, size)
+                self._keep(key, value, size)
         return value
 
-    def _keep(self, text: str, value: V, size: int) -> None:
-        known = self._entries.pop(text, None)
+    def _keep(self, key: tuple[str | None, str], value: V, size: int) -> None:
+        known = self._entries.pop(key, None)
         self.used += size - (known[1] if known is not None else 0)
-        self._entries[text] = (value, size)
+        self._entries[key] = (value, size)
         while self.used > self._limit:
             _, (_, freed) = self._entries.popitem(last=False)
             self.used -= freed

@@ -436,7 +436,7 @@ class MessageHandler:
         return session.owner is None or session.owner is self
 
     async def _too_long(self, chat: Chat, persona: str, runtime_text: str, message: messages.Inbound) -> bool:
-        excess = await chat.persona_excess(persona, runtime_text)
+        excess = await chat.persona_excess(persona, runtime_text, self._principal.cache_salt)
         if excess is not None:
             self._error("chat_prompt_too_long", str(excess), message)
         return excess is not None

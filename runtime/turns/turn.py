@@ -247,7 +247,9 @@ class Turn:
         speech.finish()
 
     async def _render(self, chat: Chat, request: TurnRequest, text: str) -> list[int]:
-        prompt = await chat.render(request.persona, request.runtime_text, request.history, text)
+        prompt = await chat.render(
+            request.persona, request.runtime_text, request.history, text, self._principal.cache_salt
+        )
         self._prompt_tokens = len(prompt)
         self._asked = time.perf_counter()
         return prompt

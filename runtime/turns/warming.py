@@ -94,7 +94,9 @@ class Warming:
 
     async def _prefill(self, chat: Chat, prefix: Prefix) -> None:
         try:
-            tokens = await chat.render_prefix(prefix.persona, prefix.runtime_text, prefix.history)
+            tokens = await chat.render_prefix(
+                prefix.persona, prefix.runtime_text, prefix.history, self._principal.cache_salt
+            )
             if tokens:  # a template may begin with the first message
                 warming = chat.engine.warm(tokens, self._principal.cache_salt)
                 await within(self._deployment.generation_timeout, warming)

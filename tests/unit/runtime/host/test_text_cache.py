@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.host.text_cache import ENTRY_BYTES, TextCache
+from runtime.host.text_cache import _FOR, ENTRY_BYTES, TextCache, for_salt
 from runtime.text.text_tokens import CACHE_BYTES, CACHED_CHUNK_BYTES
 
 
 def held(cache: TextCache[array[int]]) -> int:
-    return sum(ENTRY_BYTES + sys.getsizeof(text) + sys.getsizeof(value) for text, (value, _) in cache._entries.items())
+    return sum(
+        ENTRY_BYTES + sys.getsizeof(text) + sys.getsizeof(value) for (_, text), (value, _) in cache._entries.items()
+    )
 
 
 @given(texts=st.lists(st.text("aé🙂", max_size=300), max_size=60), limit=st.integers(0, 5_000))
@@ -36,6 +38,22 @@ def test_what_was_used_last_stays() -> None:
     for text in ("a", "b", "c", "a", "d", "a", "c", "b"):
         cache(text)
     assert made == ["a", "b", "c", "d", "b"]
+
+
+@given(
+    asked=st.lists(st.tuples(st.sampled_from([None, "alice", "mallory"]), st.sampled_from("abc")), max_size=30),
+    key=st.sampled_from(["alice", "mallory"]),
+)
+def test_what_was_made_for_a_salt_does_not_depend_on_others(asked: list[tuple[str | None, str]], key: str) -> None:
+    def made(asked: list[tuple[str | None, str]]) -> list[str]:
+        made: list[str] = []
+        cache = TextCache(lambda text: made.append(f"{_FOR.get()}:{text}"), limit=100_000, entry_limit=1_000)
+        for salt, text in asked:
+            with for_salt(salt):
+                cache(text)
+        return [one for one in made if one.startswith(key)]
+
+    assert made(asked) == made([one for one in asked if one[0] == key])
 
 
 def test_what_is_too_large_is_not_kept() -> None:

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.engines import Delta, Sampling
-from tests.harness.scripted import ScriptedEngine, serving
+from runtime.host.text_cache import TextCache
+from runtime.text.prompt import Message, Prompt
+from tests.harness.scripted import ScriptedEngine, ScriptedRenderer, serving
 
 KEYS = ("alice", "mallory")
 WORDS = ("Acme", "Falcon", "Otter")
@@ -80,6 +83,53 @@ def test_what_a_key_finds_does_not_depend_on_others(actions: list[tuple[str, str
     for key in KEYS:
         alone = asyncio.run(found([action for action in actions if action[0] == key]))
         assert together[key] == alone[key]
+
+
+class Tokenized(ScriptedRenderer):
+    """Keeps what it tokenized, as the runtime's renderer does; how often it had to is what a client sees as time."""
+
+    def __init__(self, *, inline: bool) -> None:
+        super().__init__()
+        self.inline = inline
+        self.anew: list[str] = []
+        self.tokens = TextCache(self._tokenize, limit=1_000_000, entry_limit=100_000)
+
+    def _tokenize(self, text: str) -> int:
+        self.anew.append(text)
+        return len(text)
+
+    def render(self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str) -> Prompt:
+        self.tokens(persona)
+        return super().render(persona=persona, runtime_text=runtime_text, history=history, utterance=utterance)
+
+    def render_inline(
+        self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str
+    ) -> Prompt | None:
+        parts = {"persona": persona, "runtime_text": runtime_text, "utterance": utterance}
+        return self.render(history=history, **parts) if self.inline else None
+
+    def render_prefix(self, *, persona: str, runtime_text: str, history: Sequence[Message] | None) -> list[int]:
+        self.tokens(persona)
+        return super().render_prefix(persona=persona, runtime_text=runtime_text, history=history)
+
+
+@pytest.mark.parametrize("what", ["start", "inline", "warm", "long"])
+@pytest.mark.parametrize(("sharing", "times"), [("key", 2), ("server", 1)])
+async def test_what_another_key_had_tokenized_is_tokenized_anew(what: str, sharing: str, times: int) -> None:
+    # Else a right guess would be answered sooner than a wrong one.
+    renderer = Tokenized(inline=what == "inline")
+    secret = "Falcon " * (2000 if what == "long" else 3)
+    async with serving(renderer=renderer, text_api_key=",".join(KEYS), cache_sharing=sharing) as running:
+        for key in (*KEYS, *KEYS):
+            async with running.client(key) as client:
+                if what == "warm":
+                    await client.send(type="warm_persona", persona_text=secret)
+                    await client.until("warmed")
+                else:
+                    await client.send(type="start", session_id=key, persona_text=secret, user_utterance="hi")
+                    while (await client.receive())["type"] not in ("done", "error"):
+                        pass
+    assert renderer.anew.count(secret.strip()) + renderer.anew.count(secret) == times
 
 
 GUESS = [("alice", "start", ["Acme", "Falcon"]), ("mallory", "start", ["Acme", "Falcon"])]
