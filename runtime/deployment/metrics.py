@@ -85,6 +85,17 @@ class _PrincipalCollector(Collector):
         yield from (turns, refused, tokens)
 
 
+class _EngineCollector(Collector):
+    """Passes on what the engine says of itself."""
+
+    def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """The engine's own metrics, as they are."""
+        return self._families()
+
+
 def _class_of(code: int) -> str:
     """The range of a close code that is not counted by itself."""
     return {3: "3xxx", 4: "4xxx"}.get(code // 1000, "other")
@@ -97,6 +108,7 @@ class Metrics:
 
     Attributes:
         principals: gives the principals' figures when they are read.
+        engines_own: gives the engine's own metrics when they are read.
 
     Args:
         idle_code: the close code of an idle connection, which is counted by itself.
@@ -135,6 +147,8 @@ class Metrics:
         self.session_bytes = Gauge("yap_session_bytes", "Memory of all sessions' texts", registry=registry)
         self.principals: Callable[[], Iterable[PrincipalFigures]] = lambda: ()
         registry.register(_PrincipalCollector(lambda: self.principals()))
+        self.engines_own: Callable[[], Iterable[Metric]] = lambda: ()
+        registry.register(_EngineCollector(lambda: self.engines_own()))
         self._hit_ratio = Gauge("yap_cache_hit_ratio", "Cached part of all prompt tokens so far", registry=registry)
         self._engine_up = Gauge("yap_engine_up", "Whether the engine answers", registry=registry)
         self._engine_requests = Gauge(

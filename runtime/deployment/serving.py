@@ -155,6 +155,7 @@ def _chat(settings: RuntimeSettings, chat: ChatModel, lane: ServedLane, mode: Mo
         kv_cache_dtype=settings.kv_dtype,
         attention_backend=settings.vllm_attention_backend,
         enforce_eager=settings.enforce_eager,
+        own_metrics=settings.metrics_engine,
         cpu_kv_cache_gib=settings.vllm_cpu_kvcache_space,
         kv_free_fraction=settings.trt_kv_free_gpu_frac,
         kv_block_reuse=settings.trt_kv_enable_block_reuse,

@@ -318,6 +318,9 @@ class RuntimeSettings(BaseSettings):
     kv_dtype: str = var(defaults.KV_DTYPE, "type of the KV cache, such as `fp8`; `auto`: the model's own")
     vllm_attention_backend: str | None = var(None, "vLLM's attention kernel, such as `FLASH_ATTN`; vLLM's own choice")
     enforce_eager: bool | None = var(None, "vLLM without compiled graphs; on a CPU yes, on a GPU no")
+    metrics_engine: bool = var(
+        False, "vLLM keeps its own statistics, and `/metrics` has them too (`vllm:…`); costs CPU for every token"
+    )
     vllm_allow_long_max_model_len: bool = var(False, "allow a context longer than the model's config says")
     vllm_cpu_kvcache_space: float = var(
         defaults.CPU_KV_CACHE_GIB, "vLLM on a CPU: size of the KV cache", unit="GiB", gt=0

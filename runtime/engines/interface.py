@@ -7,11 +7,13 @@ Nothing outside this package imports vLLM or TensorRT-LLM, and those imports hap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
+
+from prometheus_client.core import Metric
 
 from runtime import defaults
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits
@@ -50,6 +52,7 @@ class EngineOptions:
         kv_cache_dtype: `auto` is the model's own; `fp8` halves the cache on GPUs that have it.
         attention_backend: the engine's name of an attention kernel, such as `FLASH_ATTN`.
         enforce_eager: run without compiled graphs; none means eager on a CPU, compiled on a GPU.
+        own_metrics: vLLM keeps its own statistics, which costs time for every token; `own_metrics` then has them.
         cpu_kv_cache_gib: size of the KV cache on a CPU.
         kv_free_fraction: TensorRT-LLM: part of the memory that is free beside the weights for the KV cache; none takes
             `gpu_fraction`.
@@ -65,6 +68,7 @@ class EngineOptions:
     kv_cache_dtype: str = defaults.KV_DTYPE
     attention_backend: str | None = None
     enforce_eager: bool | None = None
+    own_metrics: bool = False
     cpu_kv_cache_gib: float = defaults.CPU_KV_CACHE_GIB
     kv_free_fraction: float | None = None
     kv_block_reuse: bool = defaults.KV_BLOCK_REUSE
@@ -194,6 +198,9 @@ class Engine(Protocol):
 
     async def reset_caches(self) -> bool:
         """Drop the prefix cache; false when the engine refused because something runs."""
+
+    def own_metrics(self) -> Iterable[Metric]:
+        """The engine's own figures in its own names, as far as it keeps any."""
 
     async def health(self) -> None:
         """Raise EngineDeadError when the engine cannot answer any more."""

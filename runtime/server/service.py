@@ -272,6 +272,8 @@ class Service:
         settings = self.settings
         resetter = None
         if chat is not None:
+            if settings.metrics_engine:
+                self.metrics.engines_own = chat.engine.own_metrics
             resetter = CacheResetter(chat.engine, self.metrics, settings.cache_reset_interval_seconds)
             self._background.spawn("engine_health", self._watch_health(chat.engine))
             self._background.spawn("engine_load", self._watch_load(chat.engine))

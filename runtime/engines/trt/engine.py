@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from prometheus_client.core import Metric
 
 from runtime.artifact.generations import readable
 from runtime.defaults import first_set
@@ -257,6 +258,10 @@ class TrtEngine:
         last = await top(len(tokens) - 1)
         earlier = await asyncio.gather(*(top(length) for length in range(1, len(tokens) - 1)))
         return [TokenScore(float("nan"), token) for token in (*earlier, last)]
+
+    def own_metrics(self) -> Iterable[Metric]:
+        """Nothing: TensorRT-LLM keeps no metrics in Prometheus' form; its scheduler's figures are in `load`."""
+        return ()
 
     async def load(self) -> Load:
         """Requests that TensorRT-LLM has not ended, and its KV cache's use in its last step.

@@ -88,7 +88,7 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
         "kv_cache_dtype": options.kv_cache_dtype,
         "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
         "enable_prefix_caching": True,
-        "disable_log_stats": True,
+        "disable_log_stats": not options.own_metrics,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_model_len": options.max_model_len,

@@ -362,17 +362,19 @@ def llm_class() -> type[AsyncLLM]:
     return Quiet
 
 
-def start(arguments: AsyncEngineArgs, executors: Callable[[type[Executor]], type[Executor]]) -> AsyncLLM:
+def start(
+    arguments: AsyncEngineArgs, executors: Callable[[type[Executor]], type[Executor]], *, statistics: bool = False
+) -> AsyncLLM:
     """An engine, loaded; `executors` says which class takes the place of vLLM's executor.
 
-    vLLM's own statistics stay off, because they cost time for every token.
+    vLLM's own statistics stay off unless they are wanted, because they cost time for every token.
     """
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.executor import Executor
 
     config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
     executor = executors(Executor.get_class(config))
-    return llm_class()(config, executor, log_stats=False, log_requests=False)
+    return llm_class()(config, executor, log_stats=statistics, log_requests=False)
 
 
 @cache

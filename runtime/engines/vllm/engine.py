@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import Metric
 
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
 from runtime.engines.vllm import contract
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 T = TypeVar("T")
+
+# What its metrics' names begin with.
+OWN_METRICS = "vllm:"
 
 # vLLM never resolves a utility call whose engine process died while it waited, so waits look up this often.
 DEATH_CHECK_S = 0.5
@@ -128,10 +134,10 @@ class VllmEngine:
             self._scratch = _copy_of(self._compile_cache)
         arguments = engine_arguments(self._folder, self._options)
         if not seams.holds("load") and not seams.holds("first token"):
-            return contract.start(arguments, lambda executor: executor)
+            return contract.start(arguments, lambda executor: executor, statistics=self._options.own_metrics)
         from runtime.engines.vllm.core import observed
 
-        return contract.start(arguments, observed)
+        return contract.start(arguments, observed, statistics=self._options.own_metrics)
 
     def wake(self) -> None:
         """Have vLLM's processes awake when the next request comes, for which they were about to wait asleep.
@@ -249,6 +255,12 @@ class VllmEngine:
         except contract.dead():
             raise EngineDeadError("the vLLM engine process died") from None
         return scores
+
+    def own_metrics(self) -> Iterable[Metric]:
+        """vLLM's figures, `vllm:…`, which it keeps in the process's own registry; none without its statistics."""
+        if not self._options.own_metrics:
+            return ()
+        return (family for family in REGISTRY.collect() if family.name.startswith(OWN_METRICS))
 
     async def load(self) -> Load:
         """The scheduler's own figures at this moment; every abort that was sent before is in them.

@@ -268,3 +268,22 @@ async def test_the_death_of_the_engine_process_ends_everything_within_five_secon
     assert time.monotonic() - killed < 5
     await engine.shutdown()
     await engine.shutdown()
+
+
+async def test_its_own_metrics_are_kept_on_request_alone(engine, chat_folder):
+    from runtime.engines.vllm.engine import VllmEngine
+
+    assert list(engine.own_metrics()) == []
+    options = EngineOptions(max_num_seqs=2, max_model_len=256, cpu_kv_cache_gib=0.2, own_metrics=True)
+    telling = VllmEngine(chat_folder, options)
+    await telling.start()
+    try:
+        await reply(telling, [1, 2, 3], Sampling(temperature=0.0, max_tokens=5, ignore_eos=True))
+        samples = [sample for family in telling.own_metrics() for sample in family.samples]
+        figures = {sample.name: sample.value for sample in samples}
+        assert figures["vllm:generation_tokens_total"] >= 5
+        assert figures["vllm:request_success_total"] >= 0
+        assert "vllm:kv_cache_usage_perc" in figures
+        assert "vllm:time_to_first_token_seconds_count" in figures
+    finally:
+        await telling.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import Counter
 
 from runtime.deployment.metrics import Metrics, PrincipalFigures
 
@@ -87,3 +88,12 @@ def test_principals_are_told_by_name_when_they_are_read() -> None:
         assert line in text
     known.pop(0)
     assert "acme" not in metrics.render().decode()
+
+
+def test_the_engines_own_metrics_are_passed_on_as_they_are() -> None:
+    metrics = Metrics()
+    assert b"vllm:" not in metrics.render()
+    family = Counter("vllm:prompt_tokens", "Prefill tokens", ["engine"], registry=None)
+    family.labels("0").inc(7)
+    metrics.engines_own = family.collect
+    assert b'vllm:prompt_tokens_total{engine="0"} 7.0' in metrics.render()
