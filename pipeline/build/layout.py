@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
-from pipeline.source import CONTENT_SUFFIXES
+from pipeline.source import CONTENT_SUFFIXES, held_twice
 from pipeline.stages.stage import StageError
 from runtime.artifact.files.paths import UNLISTED_NAMES
 
@@ -32,10 +33,13 @@ def copy_model(model_dir: Path, out: Path) -> None:
     ):
         if not found:
             raise StageError("build", f"expected {expected}, found none", model_dir, "choose a Hugging Face folder")
+    twice = held_twice(model_dir)
     for name in names:
-        if is_left_out(name):
+        if is_left_out(name) or name in twice:
             continue
-        shutil.copyfile(model_dir / name, out / name)
+        # What no loader asks for may be missing.
+        with contextlib.nullcontext() if name.endswith(CONTENT_SUFFIXES) else contextlib.suppress(OSError):
+            shutil.copyfile(model_dir / name, out / name)
     copy_templates(model_dir, out)
 
 
@@ -53,6 +57,9 @@ def copy_templates(model_dir: Path, out: Path) -> None:
 def copy_classifier(model: Path, out: Path) -> None:
     """Copy the classifier's files; its card is the source's, not the artifact's."""
     out.mkdir()
+    twice = held_twice(model)
     for path in sorted(model.iterdir()):
+        if path.name in twice:
+            continue
         if path.is_file() and path.name.endswith(CONTENT_SUFFIXES) and not path.name.startswith("."):
             shutil.copyfile(path, out / path.name)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pipeline.lanes.quantizers import whole_experts
 from runtime.artifact import LaneName
 from runtime.artifact.lanes import SERVED_LANES, ServedLane
 
@@ -19,6 +20,8 @@ FP8_SM = 89
 # vLLM has no INT8 kernels for Blackwell (its table of supported hardware for quantization).
 LAST_INT8_SM = 99
 HOPPER_SM, BLACKWELL_SM = 90, 100
+# Of weights that are not quantized.
+FLOAT_BITS = 16
 # Below this many parameters a model loses more, to 4 bits most of all: it gets small groups and wide bounds.
 SMALL_MODEL = 1_000_000_000
 # What a CPU has no arithmetic for.
@@ -79,7 +82,7 @@ FLOAT = (Bounds(1.005, 0.98), Bounds(1.005, 0.98))
 METHODS = {
     method.name: method
     for method in (
-        Method("none", "BF16", 16, False, False, *FLOAT, seconds=0.0),
+        Method("none", "BF16", FLOAT_BITS, False, False, *FLOAT, seconds=0.0),
         Method("awq", "W4A16", 4, True, True, *FOUR_BIT, seconds=5e-10, zero_point=True),
         Method("gptq", "W4A16", 4, True, True, *FOUR_BIT, seconds=2e-10, zero_point=True),
         Method("fp8", "FP8", 8, False, False, *EIGHT_BIT, seconds=0.0),
@@ -276,6 +279,15 @@ class Lane:
     def known_incompatibility(self, config: Mapping[str, Any], method: str) -> Refusal | None:
         """Return why a model is known not to work with a method here; none when nothing is known."""
         return None
+
+    def quantizing_refusal(self, config: Mapping[str, Any], method: str) -> Refusal | None:
+        """Return why its quantizer cannot quantize a model; none when nothing is known."""
+        kind = (
+            whole_experts(config) if "llmcompressor" in self.quantizer and METHODS[method].bits < FLOAT_BITS else None
+        )
+        if kind is None:
+            return None
+        return Refusal(f"llm-compressor cannot take apart the experts of {kind}", "use none, or choose another model")
 
     def bounds(self, method: str) -> tuple[Bounds, Bounds]:
         """Return what a method must reach here: for models under a billion parameters, and for the others."""

@@ -98,6 +98,9 @@ class ChatPlanner:
             group, symmetric, kept = self._grouping(method, table, moe)
             calibration = self._calibration(method, facts)
             self._check_quantizer()
+            if self.lane and method and (unable := self.lane.quantizing_refusal(facts.config, method)):
+                expected = f"a model that {self.lane.name} can quantize by {method}"
+                self.diagnostics.problem("CHAT_MODEL", expected, f"{facts.ref}: {unable.reason}", unable.way_out)
         if self.lane and method and (why := self.lane.known_incompatibility(facts.config, method)):
             found = f"{facts.config.get('model_type')} with {method}"
             self.diagnostics.problem(

@@ -6,6 +6,7 @@ environment of their own; `worker.py` starts them and reads their progress.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -17,6 +18,9 @@ from pipeline.stages.stage import StageError
 # Files of the source that the quantizer writes anew, or that hold the float weights.
 NOT_COPIED = frozenset({"config.json", "README.md", "recipe.yaml"})
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pth", ".pt", ".h5")
+
+# What a model is loaded with beside its weights.
+NEEDED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 
 CHOOSE_DATA_SET = "name a calibration data set in AWQ_CALIB_DATASET"
 
@@ -127,6 +131,8 @@ def copy_auxiliary_files(model: Path, out: Path) -> None:
         if path.is_file() and path.name not in NOT_COPIED and not path.name.startswith("."):
             if path.name.endswith(WEIGHT_SUFFIXES):
                 continue
-            shutil.copyfile(path, out / path.name)
+            # A picture that cannot be copied must not end hours of work.
+            with contextlib.nullcontext() if path.name.endswith(NEEDED_SUFFIXES) else contextlib.suppress(OSError):
+                shutil.copyfile(path, out / path.name)
     if (templates := model / "additional_chat_templates").is_dir():
         shutil.copytree(templates, out / templates.name, dirs_exist_ok=True)

@@ -5,7 +5,7 @@ May import `embedded` and below.
 
 from pipeline.source.known_config import with_known_config
 from pipeline.source.model_files import CHECKPOINTS
-from pipeline.source.model_source import HF_QUANT_CONFIG, checkpoint_in, content_hash, fetch, read_facts
+from pipeline.source.model_source import HF_QUANT_CONFIG, checkpoint_in, content_hash, fetch, held_twice, read_facts
 from pipeline.source.prompt_format import with_prompt_format
 from pipeline.source.source_facts import CONTENT_SUFFIXES, EMBEDDED, EMBEDDED_CHAT, SourceFacts
 
@@ -19,6 +19,7 @@ __all__ = [
     "checkpoint_in",
     "content_hash",
     "fetch",
+    "held_twice",
     "read_facts",
     "with_known_config",
     "with_prompt_format",

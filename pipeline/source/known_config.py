@@ -14,6 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.checkpoint.config_reader import SHOWN, ConfigError, ConfigReader, shown
+from pipeline.checkpoint.prequantized import recognize
+from pipeline.checkpoint.shape import Shape, ShapeError
 from pipeline.problem import Problem
 from pipeline.source.model_files import Role
 from pipeline.source.source_facts import SourceFacts
@@ -37,8 +39,15 @@ def config_problem(config: Mapping[str, Any], role: Role, ref: str) -> Problem |
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     where = f"the config.json of {ref}"
+    model_type: str | None = None
     try:
         model_type = ConfigReader(config).word("model_type")
+        # What our reader refuses, it tells better.
+        if role == "CHAT_MODEL":
+            recognize(config, "", bytes_per_weight=None)
+            Shape.of(config)
+    except ShapeError:
+        pass  # told by the plan, with what else is wrong
     except ConfigError as error:
         return Problem(role, f"{error.expected} in {error.key} of {where}", error.found, "choose another model")
     if model_type is None:

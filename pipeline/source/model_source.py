@@ -112,10 +112,11 @@ def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:
 
 
 def _unreadable(folder: Path) -> Path | None:
-    """Return the folder, or the first file in it, that this user may not read, as happens in containers."""
+    """Return the folder, or the first file in it that is needed, where this user may not read it, as in containers."""
     if not os.access(folder, os.R_OK | os.X_OK):
         return folder
-    return next((path for path in sorted(folder.iterdir()) if path.is_file() and not os.access(path, os.R_OK)), None)
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name.endswith(CONTENT_SUFFIXES))
+    return next((path for path in files if not os.access(path, os.R_OK)), None)
 
 
 def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFacts:
@@ -272,6 +273,13 @@ def content_hash(folder: Path, expected: Mapping[str, str] = MappingProxyType({}
             )
         lines.append(f"{sha256}  {path.stat().st_size}  {name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def held_twice(folder: Path) -> frozenset[str]:
+    """Return the weights of a folder, and their indices, that nothing loads: the same again in another form."""
+    taken = _weights_of(folder)
+    names = (path.name for path in folder.iterdir() if ".safetensors" in path.name)
+    return frozenset(name for name in names if not is_content(name, taken))
 
 
 def _weights_of(folder: Path) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ from runtime.text.prompt import Budgets, PromptRenderer
 REFUSAL = re.compile(r"expected (?P<expected>.*?), found:? (?P<found>[^;]*)")
 NEXT = "choose an instruct model with a fast tokenizer"
 NEEDED_PREFIXES = ("tokenizer", "chat_template", "special_tokens", "added_tokens", "additional_chat_templates/")
-NEEDED_NAMES = TOKENIZER_FILES | {"config.json", "merges.txt"}
+GENERATION = "generation_config.json"
+NEEDED_NAMES = TOKENIZER_FILES | {"config.json", "merges.txt", GENERATION}
 
 
 def with_prompt_format(facts: SourceFacts, *, think: bool) -> SourceFacts:
@@ -34,7 +35,8 @@ def with_prompt_format(facts: SourceFacts, *, think: bool) -> SourceFacts:
     if facts.problems or facts.kind == "embedded":
         return facts
     try:
-        renderer = PromptRenderer(_folder(facts), Budgets(), think=think)
+        folder = _folder(facts)
+        renderer = PromptRenderer(folder, Budgets(), think=think)
     except ValueError as error:
         told = REFUSAL.search(str(error))
         expected, found = (told["expected"], told["found"]) if told else ("a chat template", str(error))
@@ -47,7 +49,23 @@ def with_prompt_format(facts: SourceFacts, *, think: bool) -> SourceFacts:
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
         problem = Problem("CHAT_MODEL", f"a tokenizer and a chat template that load, in {facts.ref}", found, NEXT)
         return replace(facts, problems=(problem,))
+    if (odd := _generation_problem(folder, facts.ref)) is not None:
+        return replace(facts, problems=(odd,))
     return replace(facts, thinks=renderer.format.thinks, thought_off=tuple(renderer.off))
+
+
+def _generation_problem(folder: Path, ref: str) -> Problem | None:
+    """Return what engines would have with a model's generation config; one that is no JSON they take for none."""
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever a value makes it raise
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return Problem("CHAT_MODEL", f"a {GENERATION} that can be read, in {ref}", found, "correct it, or delete it")
+    return None
 
 
 def _folder(facts: SourceFacts) -> Path:

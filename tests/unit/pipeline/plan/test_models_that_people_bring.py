@@ -1,0 +1,290 @@
+"""Whole folders of models, planned by the command: what cannot work is one line and exit 64 before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import settings as pipeline_settings
+from pipeline import source
+from pipeline.plan import BuildPlan, BuildRequest, planner
+from pipeline.problem import WrongRequestError
+from runtime.host.machine import Gpu, Machine
+from tests.harness.models import tiny
+from tests.unit.pipeline.plan.test_plan import CPU, GIB, HOPPER, LLAMA_8B, Row, hardware, make, model
+
+EIGHT_GPUS = hardware(
+    Machine(
+        gpus=tuple(Gpu("H100", 90, 80 * GIB, 80 * GIB) for _ in range(8)),
+        memory_bytes=900 * GIB,
+        packages={"vllm": "0.30.0", "tensorrt-llm": "1.2.1"},
+    )
+)
+ROOT = Path(__file__).resolve().parents[4]
+
+
+def plan(folder: Path, method: str = "awq", lane: str = "cpu", **env: str) -> BuildPlan | list[str]:
+    """The plan of a folder, or its problems, as the command makes them; any other exception fails the test."""
+    facts = source.with_known_config(source.read_facts(str(folder), "CHAT_MODEL"), "CHAT_MODEL")
+    facts = source.with_prompt_format(facts, think=False)
+    values = pipeline_settings.load({"CHAT_MAX_LEN": "512", "CHAT_MAX_OUT": "128", **env}).settings
+    here = CPU if lane == "cpu" else HOPPER
+    try:
+        return planner.make_plan(
+            BuildRequest(chat=str(folder), lanes=(lane,), method=method), values, facts, None, here
+        )
+    except WrongRequestError as error:
+        return [str(problem) for problem in error.problems]
+
+
+def change(folder: Path, name: str = "config.json", **values: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    folder = tiny.llama(tmp_path / "llama")
+    change(folder, max_position_embeddings=8192)
+    return folder
+
+
+def only(found: BuildPlan | list[str]) -> str:
+    assert isinstance(found, list), "it was planned"
+    assert len(found) == 1, found
+    return found[0]
+
+
+def planned(found: BuildPlan | list[str]) -> BuildPlan:
+    assert isinstance(found, BuildPlan), found
+    return found
+
+
+def test_a_plan_counts_the_weights_that_are_there(llama: Path) -> None:
+    made = planned(plan(llama))
+    assert made.chat is not None
+    assert made.chat.layers is not None
+    assert made.chat.layers.from_headers
+    stored = sum(tensor.elements for tensor in made.chat.source.tensors.values())
+    assert made.chat.parameters == made.chat.layers.parameters == stored
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_attention_heads": [4, "x"]}, "num_attention_heads"),
+        ({"text_config": [1]}, "text_config"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "architectures"),
+        ({"model_type": None}, "model_type"),
+        ({"model_type": "a-model-of-next-year"}, "a-model-of-next-year"),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.Mine"}}, "auto_map"),
+        ({"quantization_config": "awq"}, "quantization_config"),
+        ({"quantization_config": {"quant_method": ["awq"]}}, "quant_method"),
+        ({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": [1]}}, "config_groups"),
+    ],
+)
+def test_what_cannot_be_understood_is_one_line(llama: Path, changes: dict[str, Any], told: str) -> None:
+    change(llama, **changes)
+    line = only(plan(llama))
+    assert line.startswith("CHAT_MODEL: expected ")
+    assert told in line
+    assert line.isprintable()
+
+
+def test_values_per_layer_and_sections_of_null_are_planned() -> None:
+    lists = {"intermediate_size": [14336] * 32, "num_key_value_heads": [8] * 31 + [4], "text_config": None}
+    nested = {"model_type": "gemma3n", "architectures": ["Gemma3nForConditionalGeneration"]}
+    for config in (LLAMA_8B | lists, nested | {"text_config": LLAMA_8B | lists}):
+        made = make(Row("lists", lane="vllm", method="8bit", on=HOPPER, chat=model(config), tool=None))
+        assert made.chat is not None
+
+
+def test_a_width_that_no_group_divides_is_kept_in_float_where_it_is_rare_and_told_where_it_is_not(llama: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(llama / "model.safetensors")
+    import torch
+
+    save_file(weights | {"model.layers.0.extra.weight": torch.zeros(4, 18)}, llama / "model.safetensors")
+    made = planned(plan(llama, "gptq"))
+    assert made.chat is not None
+    assert r"re:.*\.extra$" in made.chat.kept_in_float
+    assert any(decision.name == "kept in float" and "18" in decision.reason for decision in made.decisions)
+    save_file(weights | {"model.layers.0.extra.weight": torch.zeros(4096, 18)}, llama / "model.safetensors")
+    assert "expected widths that 32 divides" in only(plan(llama, "gptq"))
+    planned(plan(llama, "8bit"))
+
+
+def test_a_group_never_crosses_the_cut_between_gpus() -> None:
+    qwen = LLAMA_8B | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 152064}
+    heads = {"num_attention_heads": 64, "num_key_value_heads": 8, "hidden_size": 8192, "num_hidden_layers": 80}
+    large = model(qwen | heads | {"intermediate_size": 29568})
+
+    def row(parallel: str, method: str, lane: str = "vllm", chat: Any = large, **env: str) -> Row:
+        variables = {"TENSOR_PARALLEL_SIZE": parallel, **env}
+        return Row(parallel, lane=lane, method=method, on=EIGHT_GPUS, chat=chat, tool=None, env=variables)
+
+    made = make(row("2", "4bit"))
+    assert made.chat is not None
+    assert made.chat.group_size == 64
+    with pytest.raises(WrongRequestError, match=r"expected a number that leaves groups of 32 whole in .*down_proj"):
+        make(row("8", "4bit"))
+    assert make(row("8", "fp8")).chat is not None
+    # gate and up have as many outputs as down has inputs.
+    with pytest.raises(WrongRequestError, match="expected a divisor of the 29570 inputs"):
+        make(row("4", "fp8", chat=model(qwen | heads | {"intermediate_size": 29570})))
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_value", "parallel", "told"),
+    [
+        (28, 4, 8, "a divisor of the model's 28 heads"),
+        (14, 2, 4, "a divisor of the model's 14 heads"),
+        (32, 8, 8, None),
+        (32, 4, 8, None),  # a head of keys and values on two GPUs
+        (24, 6, 4, "a divisor or a multiple of the model's 6 heads of keys and values"),
+        ([32, 12], 4, 8, "a divisor of the model's 12 heads"),
+        (32, [8, 3], 4, "a divisor or a multiple of the model's 3 heads"),
+    ],
+)
+@pytest.mark.parametrize("lane", ["vllm", "trt"])
+def test_heads_are_shared_as_the_engines_share_them(
+    heads: Any, key_value: Any, parallel: int, told: str | None, lane: str
+) -> None:
+    config = LLAMA_8B | {"num_attention_heads": heads, "num_key_value_heads": key_value, "head_dim": 128}
+    env = {"TENSOR_PARALLEL_SIZE": str(parallel), "TRT_MAX_BATCH_SIZE": "8"}
+    row = Row("heads", lane=lane, method="8bit", on=EIGHT_GPUS, chat=model(config), tool=None, env=env)
+    if told is None:
+        assert make(row).chat is not None
+        return
+    with pytest.raises(WrongRequestError) as error:
+        make(row)
+    (line,) = [str(problem) for problem in error.value.problems]
+    assert line.startswith(f"TENSOR_PARALLEL_SIZE: expected {told}")
+    assert "set it to 1" in line
+
+
+def test_one_vector_for_all_heads_is_on_every_gpu() -> None:
+    config = LLAMA_8B | {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_key_value_heads": 3}
+    env = {"TENSOR_PARALLEL_SIZE": "8"}
+    assert make(Row("latent", lane="vllm", method="fp8", on=EIGHT_GPUS, chat=model(config), tool=None, env=env)).chat
+
+
+def test_vision_and_its_projector_stay_in_float(tmp_path: Path) -> None:
+    from tests.harness.models.families import BY_SLUG
+
+    folder = BY_SLUG["mistral-3--vision"].write(tmp_path / "model")
+    made = planned(plan(folder, "gptq"))
+    assert made.chat is not None
+    kept = made.chat.kept_in_float
+    assert {r"re:.*vision_tower\..*", r"re:.*multi_modal_projector\..*"} <= set(kept)
+    assert all("vision" not in layer.name and "projector" not in layer.name for layer in made.chat.layers.linear)  # type: ignore[union-attr]
+    assert made.chat.group_size == 32
+
+
+def test_a_tokenizer_that_is_sentencepiece_alone_is_planned(llama: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    text = llama.parent / "text.txt"
+    text.write_text("\n".join(f"the cat number {n} sat on the mat and said hello to you" for n in range(200)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(llama / "tokenizer"), vocab_size=120, model_type="bpe", minloglevel=2
+    )
+    (llama / "tokenizer.vocab").unlink()
+    (llama / "tokenizer.json").unlink()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
+    (llama / "tokenizer_config.json").write_text(json.dumps(special))
+    found = plan(llama)
+    # Planned, or told in one line: never a surprise after the weights were loaded.
+    if isinstance(found, list):
+        assert "tokenizer" in only(found)
+
+
+def test_what_is_thrown_away_does_not_fail(llama: Path) -> None:
+    change(llama, "generation_config.json", do_sample=False, temperature=0.9, top_p=0.6)
+    planned(plan(llama))
+    (llama / "generation_config.json").write_text("{half")
+    planned(plan(llama))
+    (llama / "picture.png").write_bytes(b"png")
+    (llama / "picture.png").chmod(0)
+    (llama / "dangling").symlink_to("nowhere")
+    os.mkfifo(llama / "pipe")
+    planned(plan(llama))
+
+
+@pytest.mark.parametrize(
+    ("lane", "stated", "told"),
+    [
+        ("vllm", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "found bitsandbytes"),
+        ("vllm", {"quant_method": "gptq", "bits": 3}, "W3A16"),
+        ("vllm", {"quant_method": "gptq", "bits": 4, "sym": False}, "sym: false"),
+        ("vllm", {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, "of modelopt, vllm loads FP8"),
+        ("cpu", {"quant_method": "mxfp4"}, "found mxfp4"),
+        ("cpu", {"quant_method": "fp8"}, "found fp8"),
+    ],
+)
+def test_a_source_in_a_format_without_kernels_is_refused(lane: str, stated: dict[str, Any], told: str) -> None:
+    row = Row("format", lane=lane, on=HOPPER if lane == "vllm" else CPU, tool=None)
+    chat = model(LLAMA_8B | {"quantization_config": stated}, name="org/Model-AWQ", weights=5 * GIB)
+    with pytest.raises(WrongRequestError) as error:
+        make(Row(**{field: getattr(row, field) for field in ("name", "lane", "on", "tool")}, chat=chat))
+    (line,) = [str(problem) for problem in error.value.problems]
+    assert told in line
+    assert line.endswith("name the float model")
+
+
+def test_gpt_oss_as_published_is_served_as_it_is() -> None:
+    stated = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    config = LLAMA_8B | {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "quantization_config": stated}
+    chat = model(config, name="org/gpt-oss", weights=12 * GIB)
+    made = make(Row("gpt-oss", lane="vllm", on=HOPPER, chat=chat, tool=None))
+    assert made.chat is not None
+    assert (made.chat.scheme, made.chat.calibration) == ("MXFP4", None)
+    assert made.chat.prequantized is not None
+    assert made.chat.prequantized.kept == ("model.layers.*.self_attn", "lm_head")
+
+
+def test_experts_that_the_quantizer_cannot_take_apart_are_told() -> None:
+    config = LLAMA_8B | {"model_type": "jetmoe", "architectures": ["JetMoeForCausalLM"], "num_local_experts": 8}
+    config |= {"num_hidden_layers": 2}
+    with pytest.raises(WrongRequestError, match="cannot take apart the experts of jetmoe"):
+        make(Row("experts", lane="vllm", method="fp8", on=HOPPER, chat=model(config), tool=None))
+    assert make(Row("experts", lane="vllm", method="none", on=HOPPER, chat=model(config), tool=None)).chat
+
+
+@pytest.mark.parametrize("name", ["a b c", "模型", "x[b]y", "two\nlines", "~tilde", "per%cent", "-dash"])
+def test_any_name_of_a_folder_is_planned_or_told_in_one_line(llama: Path, name: str) -> None:
+    folder = llama.rename(llama.parent / name)
+    change(folder, hidden_size="wide")
+    line = only(plan(folder))
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "an empty file"),
+        (b"[]", "found []"),
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        ('{"model_type": "llama"}'.encode("utf-16"), "another encoding"),
+        (b"[" * 200_000, "nested too deeply"),
+    ],
+    ids=["empty", "list", "BOM", "UTF-16", "nested"],
+)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_the_command_ends_in_one_line_and_exit_64(llama: Path, name: str, content: bytes, told: str) -> None:
+    (llama / name).write_bytes(content)
+    found = only(plan(llama))
+    assert told in found
+    if (name, content) == ("config.json", b"[]"):
+        command = [sys.executable, "-m", "pipeline", "plan", "--cpu", "8bit", str(llama)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 64
+        assert "Traceback" not in done.stderr
+        assert found in done.stderr.replace("\n", " ") or "JSON object" in done.stderr
