@@ -2,7 +2,7 @@
 
 Whatever happens, what lies beside the artifact is untouched, the last finished artifact is there, and the next run
 finishes. The heavy parts are stand-ins; every write of our own code is the real one. By default a part of the points
-is tried; `make test-writes` tries all of them, and prints the list.
+is tried; `make test-writes` tries all of them, and prints the list; `YAP_EVERY_WRITE=20` tries so many of each.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tests.hub import Account, Hub
 from tests.hub.client import key_pair
 
 ALL = os.environ.get("YAP_EVERY_WRITE") == "all"
-# Points of each scenario and mode, of some two hundred.
-SAMPLE = 2
+# Points of each scenario and mode, of up to two hundred.
+SAMPLE = 2 if ALL else int(os.environ.get("YAP_EVERY_WRITE", "2"))
 EXAMPLES = 60 if ALL else 3
 
 TOKEN, REPO = "hf_writer", "acme/demo"
