@@ -108,8 +108,9 @@ def revalidate(
     platform = platform.model_copy(update={"packages": quantizers | here.machine.packages})
     proven = metadata.model_copy(update={"validation": validation, "platform": platform})
     with install.held(folder, "validate", progress.step):
-        # Another run may have put another artifact there, or another proof, while this one was measured.
-        if artifact.encode(artifact.read(folder).model_dump()) != artifact.encode(found.model_dump()):
+        # Another run may have put another artifact there while this one was measured. Of two proofs the later stays.
+        proof = {"validation", "platform"}
+        if artifact.read(folder).model_dump(exclude=proof) != found.model_dump(exclude=proof):
             again = "run the same command again"
             raise StageError("validate", "the artifact changed while it was measured", folder, again)
         proven.write(folder)

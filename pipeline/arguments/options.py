@@ -251,7 +251,7 @@ class QuantizeOptions:
         Raises:
             WrongRequestError: too few or too many words.
         """
-        return replace(self.lane.request(), tool=None, allow_emulated=self.allow_emulated)
+        return replace(self.lane.request(), tool=None, finishes=False, allow_emulated=self.allow_emulated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ class BuildRequest:
         method: the word for one; none leaves it to QUANTIZATION.
         fallback: methods to try in turn when the gates fail.
         out: folder of the artifact; none has one made up.
+        finishes: whether an artifact will be put there; where none will, nothing can be in its way.
         allow_emulated: whether slow emulated arithmetic may be used.
         thresholds: bounds that replace the defaults.
         positive_label: the classifier's label that means yes, by name or index; none reads it from the labels' names.
@@ -45,6 +46,7 @@ class BuildRequest:
     method: str | None = None
     fallback: tuple[str, ...] = ()
     out: Path | None = None
+    finishes: bool = True
     allow_emulated: bool = False
     thresholds: Thresholds = field(default_factory=dict)
     positive_label: str | None = None

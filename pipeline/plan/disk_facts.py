@@ -109,6 +109,8 @@ def entry_at(path: Path) -> PathEntry:
 
 def _candidates(request: BuildRequest) -> list[Path]:
     """Return the paths of which the plan will choose one: the name depends on what the plan decides."""
+    if not request.finishes:
+        return []
     if request.out:
         return [request.out]
     try:

@@ -55,7 +55,8 @@ def run_worker(module: str, job: QuantizeJob, *, python: Path | None, progress: 
     Raises:
         StageError: the worker failed; the message ends with the last lines of its output.
     """
-    with tempfile.TemporaryDirectory(prefix="yap-quantize-") as folder:
+    # Beside its output, where a run that is killed leaves nothing that the next one does not remove.
+    with tempfile.TemporaryDirectory(prefix="yap-quantize-", dir=job.out.absolute().parent) as folder:
         job_file, log_file = Path(folder, "job.json"), Path(folder, "log")
         job.write(job_file)
         with log_file.open("w+", encoding="utf-8", errors="replace", newline="") as log:

@@ -44,12 +44,34 @@ class Outcome:
         return [line for line in self.said.splitlines() if line.startswith("error:")]
 
 
-class Commands:
-    """A process that forks for each command."""
+# Mounts a small disk on a folder that nobody else sees, as any user may where the kernel lets him be root in a
+# namespace of his own.
+SMALL_DISK = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+MOUNT = 'mount -t tmpfs -o size="$1" none "$0" && shift && exec "$@"'
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+
+def small_disks() -> bool:
+    """Tell whether this system lets us mount one."""
+    with tempfile.TemporaryDirectory(prefix="yap-disk-") as folder:
+        try:
+            tried = subprocess.run([*SMALL_DISK, MOUNT, folder, "64k", "true"], capture_output=True, check=False)
+        except OSError:
+            return False
+        return tried.returncode == 0
+
+
+class Commands:
+    """A process that forks for each command.
+
+    Args:
+        environment: variables of it.
+        disk: a folder and a size, such as `1m`: it sees a disk of that size there.
+    """
+
+    def __init__(self, environment: Mapping[str, str], disk: tuple[Path, str] | None = None) -> None:
+        before = [*SMALL_DISK, MOUNT, str(disk[0]), disk[1]] if disk else []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [*before, sys.executable, "-m", __name__],
             cwd=ROOT,
             env=os.environ | environment,
             stdin=subprocess.PIPE,
@@ -63,6 +85,10 @@ class Commands:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         with self._process:
             self._process.stdin and self._process.stdin.close()
+
+    def seen(self, path: Path) -> Path:
+        """Return a path under which others see what this process sees at one; known once it has answered."""
+        return Path(f"/proc/{self._process.pid}/root{path}")
 
     def run(
         self,

@@ -26,7 +26,7 @@ from pipeline.stages.install import recover
 from runtime import artifact
 from runtime.artifact import BuildMetadata, hashes, signature
 from tests.harness.faults.injector import Mode
-from tests.harness.faults.process import Commands, Outcome
+from tests.harness.faults.process import Commands, Outcome, small_disks
 from tests.hub import Account, Hub
 from tests.hub.client import key_pair
 
@@ -120,11 +120,11 @@ class Workplace:
         out = self.root / "artifacts" / scenario.out
         words = [word.format(out=out, key=self.key[0]) for word in (command or scenario.command).split()]
         environment = {
-            **self.environment,
             "CALLS": str(self.home / "calls"),
             "AWQ_CACHE_DIR": str(self.root / "cache"),
             "TMPDIR": str(self.home),
             "HOME": str(self.home),
+            **self.environment,
         }
         return self.commands.run(words, self.root, environment, mode, at, exchange=scenario.exchange)
 
@@ -307,3 +307,45 @@ def test_the_points_are_those_of_the_real_code(prepared: Mapping[tuple[str, ...]
     assert [path for kind, path in calls if kind == "exchange"] == ["artifacts/demo"]
     assert any(path.endswith(staging.MARKER) for _, path in calls)
     assert any(path.startswith("cache/") for _, path in calls)
+
+
+def fill(root: Path, free: int) -> None:
+    """Leave so many bytes of a disk."""
+    (root / "filler").unlink(missing_ok=True)
+    room = os.statvfs(root)
+    with (root / "filler").open("wb") as file:
+        file.write(bytes(max(0, room.f_bavail * room.f_frsize - free)))
+
+
+@pytest.mark.skipif(not small_disks(), reason="the kernel lets no user mount a disk of his own")
+@pytest.mark.parametrize("command", [RUN_INT8, VALIDATE, *((BUILD_GPTQ, SIGN) if ALL else ())])
+def test_nothing_is_lost_on_a_disk_that_is_really_full(
+    command: str, keys: tuple[Path, Path], prepared: Mapping[tuple[str, ...], Workplace], tmp_path: Path
+) -> None:
+    """What the wrapped calls above cannot show: what libraries do that write past Python."""
+    (tmp_path / "disk").mkdir()
+    with Commands({}, disk=(tmp_path / "disk", "1m")) as commands:
+        commands.run(["--help"], tmp_path, {"CALLS": str(tmp_path / "calls")})
+        home = commands.seen(tmp_path / "disk")
+        begin, step = prepared[(RUN_AWQ,)], 4096
+        whole = begin.copy(tmp_path)
+        scenario = Scenario((), command)
+        done = whole.run(scenario)
+        assert done.code == 0, done.said
+        before, after = begin.content(), whole.content()
+        failed = 0
+        for pages in range(0, 48) if ALL else (0, 20):
+            shutil.rmtree(home / "w", ignore_errors=True)
+            (home / "filler").unlink(missing_ok=True)
+            shutil.copytree(begin.root, home / "w", symlinks=True)
+            place = Workplace(commands, home, keys, {"TMPDIR": str(tmp_path), "CALLS": str(tmp_path / "calls")})
+            fill(home, pages * step)
+            outcome = place.run(scenario)
+            failed += outcome.code
+            check_after_fault(place, outcome, "full", [before, after], scenario)
+            (home / "filler").unlink()
+            again = place.run(scenario)
+            assert again.code == 0, again.said
+            assert same(place.content(), after)
+            assert place.leftovers() == []
+        assert failed > 0

@@ -612,6 +612,14 @@ def test_an_artifact_that_cannot_be_written_is_told_before_any_work(shell: Shell
     assert f"ARTIFACT: expected a folder that this user may write, found {out}" in err
 
 
+def test_what_lies_where_artifacts_go_is_not_in_the_way_of_quantize(shell: Shell, tmp_path: Path) -> None:
+    shell.monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts").write_text("mine")
+    assert shell.run("build", *REQUEST)[0] == 64
+    code, _, err = shell.run("quantize", "--cpu", "awq", "embedded", "--out", "q")
+    assert code == 0, err
+
+
 def test_quantize_spares_a_quantized_model_that_this_cache_did_not_make(shell: Shell, tmp_path: Path) -> None:
     other = tmp_path / "Llama-AWQ"
     other.mkdir()
