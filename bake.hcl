@@ -44,7 +44,7 @@ variable "REVISION" {
 }
 
 variable "CUDA_VERSION" {
-  description = "CUDA of the base images, major.minor"
+  description = "CUDA of the base images, major.minor; BASE_DEVEL and BASE_RUNTIME must be of it"
   default     = "13.0"
   validation {
     condition     = length(regexall("^13\\.[0-9]+$", CUDA_VERSION)) == 1
@@ -77,6 +77,11 @@ variable "BASE_DEVEL" {
     condition     = length(regexall("^[a-z0-9][A-Za-z0-9._/:-]*:[A-Za-z0-9_.-]+(@sha256:[0-9a-f]{64})?$", BASE_DEVEL)) == 1
     error_message = "BASE_DEVEL: expected NAME:TAG@sha256:DIGEST, or NAME:TAG of a local image."
   }
+  # As far as the name of the image tells its CUDA.
+  validation {
+    condition     = length(regexall("cuda[^:/]*:[0-9]+[.][0-9]+", BASE_DEVEL)) == 0 || length(regexall("cuda[^:/]*:${CUDA_VERSION}([.-]|@|$)", BASE_DEVEL)) == 1
+    error_message = "BASE_DEVEL: expected an image of CUDA_VERSION; set BASE_DEVEL and BASE_RUNTIME to its tags and digests, and CUDA_VERSION with them."
+  }
 }
 
 variable "BASE_RUNTIME" {
@@ -85,6 +90,11 @@ variable "BASE_RUNTIME" {
   validation {
     condition     = length(regexall("^[a-z0-9][A-Za-z0-9._/:-]*:[A-Za-z0-9_.-]+(@sha256:[0-9a-f]{64})?$", BASE_RUNTIME)) == 1
     error_message = "BASE_RUNTIME: expected NAME:TAG@sha256:DIGEST, or NAME:TAG of a local image."
+  }
+  # As far as the name of the image tells its CUDA.
+  validation {
+    condition     = length(regexall("cuda[^:/]*:[0-9]+[.][0-9]+", BASE_RUNTIME)) == 0 || length(regexall("cuda[^:/]*:${CUDA_VERSION}([.-]|@|$)", BASE_RUNTIME)) == 1
+    error_message = "BASE_RUNTIME: expected an image of CUDA_VERSION; set BASE_DEVEL and BASE_RUNTIME to its tags and digests, and CUDA_VERSION with them."
   }
 }
 

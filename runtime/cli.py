@@ -11,6 +11,7 @@ import typer
 
 from runtime import __version__
 from runtime.artifact import ArtifactError, verify
+from runtime.artifact.lanes import lane_problem
 from runtime.deployment import settings as environment
 from runtime.deployment import settings_table, unknown_variables
 from runtime.deployment.settings import RuntimeSettings, SettingsError
@@ -72,6 +73,9 @@ def check(
     public_key: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Refuse it unless this key's owner signed it.")
     ] = None,
+    lane: Annotated[
+        str | None, typer.Option(help="Refuse it unless an image of this lane (vllm, trt, cpu, tool) can serve it.")
+    ] = None,
 ) -> None:
     """Tell whether an artifact is whole and proven, on any machine; exit 65 when it is not.
 
@@ -79,6 +83,8 @@ def check(
     """
     try:
         metadata = verify.check_proven(folder, public_key)
+        if lane and (problem := lane_problem(metadata, lane)):
+            raise ArtifactError(f"{folder}: {problem}")
     except ArtifactError as error:
         print(f"yap-runtime: {error}", file=sys.stderr)
         raise typer.Exit(os.EX_DATAERR) from None

@@ -18,6 +18,8 @@ from pipeline.source import EMBEDDED, licenses
 from runtime.artifact import METADATA_NAME, BuildMetadata, ChatModel, Gate, Platform, Source
 from runtime.defaults import PORT
 
+# What bake.hcl calls an image unless it is told otherwise.
+IMAGE_PREFIX, IMAGE_TAG = "yap", "dev"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -212,12 +214,18 @@ def _machine(machine: Platform) -> str:
 
 def _serving(metadata: BuildMetadata, repo: str) -> str:
     lane = lane_of_artifact(metadata.lane, metadata.engine)
-    gpus = "--gpus all " if lane.on_gpu else ""
     image = f"runtime-{metadata.lane}" if metadata.chat else "runtime-tool"
+    options = ["--gpus all"] if lane.on_gpu and metadata.chat else []
+    # The engine's processes share memory where there are several GPUs or none; Docker's 64 MiB are too little.
+    if metadata.chat and (not lane.on_gpu or metadata.chat.limits.tensor_parallel_size > 1):
+        options.append("--shm-size 1g")
+    flags = "".join(f"{option} " for option in options)
     text = (
-        "## How to serve it\n\nWith its own runtime, over WebSocket. Pin the commit that you tried: `@REVISION`.\n\n"
-        f"```\ndocker run {gpus}-p {PORT}:{PORT} -v yap-cache:/cache \\\n"
-        f"    -e ARTIFACT=hf:{repo}@main -e HF_TOKEN -e TEXT_API_KEY=… {image}\n```"
+        "## How to serve it\n\nWith its own runtime, over WebSocket. `docker buildx bake -f bake.hcl "
+        f"{image}` makes the image. Pin the commit that you tried in place of `main`.\n\n"
+        "```\nexport TEXT_API_KEY=$(openssl rand -hex 32)\n"
+        f"docker run --rm {flags}-p {PORT}:{PORT} -v yap-cache:/cache \\\n"
+        f"    -e ARTIFACT=hf:{repo}@main -e HF_TOKEN -e TEXT_API_KEY {IMAGE_PREFIX}/{image}:{IMAGE_TAG}\n```"
     )
     if metadata.chat and (plain := lane.plain_server):
         command = plain.command.format(repo=repo, context=metadata.chat.limits.max_model_len)

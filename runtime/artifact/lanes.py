@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from runtime.artifact.metadata import BuildMetadata, LaneName
 
+# What the image without an engine has in place of a lane.
+TOOL_IMAGE = "tool"
+
 
 @dataclass(frozen=True, slots=True)
 class ServedLane:
@@ -85,3 +88,18 @@ def lane_of(metadata: BuildMetadata) -> ServedLane:
 def engine_of(metadata: BuildMetadata) -> ServedEngine:
     """The engine that loads its chat model; one that nothing is known of for a name that is not ours."""
     return SERVED_ENGINES.get(metadata.engine) or ServedEngine(metadata.engine)
+
+
+def lane_problem(metadata: BuildMetadata, image: str) -> str | None:
+    """Tell why an image cannot serve an artifact, by their lanes; none when it can.
+
+    Args:
+        metadata: the artifact's.
+        image: the image's lane, or `tool` for the one without an engine.
+    """
+    if metadata.chat is None or metadata.lane == image:
+        return None  # a classifier alone runs wherever torch does
+    expected = "a classifier alone" if image == TOOL_IMAGE else f"an artifact of the lane {image}"
+    return (
+        f"expected {expected}, found one of the lane {metadata.lane}; serve it with the image runtime-{metadata.lane}"
+    )

@@ -10,6 +10,8 @@ from pathlib import Path
 import docker
 from docker.models.containers import Container
 
+from tests.client import Options, TurnRecord, connect
+
 SECURE = {
     "read_only": True,
     "tmpfs": {"/tmp": ""},
@@ -57,3 +59,15 @@ def outcome(container: Container, timeout: float = 120) -> tuple[int, str]:
     """Exit status and output of a container that ends by itself."""
     status = int(container.wait(timeout=timeout)["StatusCode"])
     return status, container.logs().decode()
+
+
+async def speak(url: str, utterance: str) -> TurnRecord:
+    """One turn from outside the container."""
+    options = Options(url=url, api_key="test-key", sampling={"temperature": 0.0})
+    async with connect(options) as client:
+        turn = TurnRecord()
+        await client.send("start", **options.start_fields("s1", "You are kind."), user_utterance=utterance)
+        async for _ in client.frames(turn):
+            pass
+        await client.end()
+    return turn

@@ -89,6 +89,9 @@ def test_releases_attest_contents_and_provenance(everything: dict) -> None:
         ("TAG", "no spaces", "TAG: expected letters"),
         ("REGISTRY", "example/", "REGISTRY: expected no slash"),
         ("CUDA_VERSION", "12.9", "CUDA_VERSION: expected 13.x"),
+        ("CUDA_VERSION", "13.1", "BASE_DEVEL: expected an image of CUDA_VERSION"),
+        ("BASE_DEVEL", "nvidia/cuda:13.1.0-devel-ubuntu22.04", "BASE_DEVEL: expected an image of CUDA_VERSION"),
+        ("BASE_RUNTIME", "acme/my-cuda:13.1", "BASE_RUNTIME: expected an image of CUDA_VERSION"),
         ("PYTHON_VERSION", "3.13", "PYTHON_VERSION: expected 3.10"),
         ("VERSION", "one", "VERSION: expected major.minor.patch"),
         ("REVISION", "main", "REVISION: expected a full commit id"),
@@ -103,6 +106,14 @@ def test_a_wrong_variable_is_refused(variable: str, value: str, message: str) ->
     done = bake.command("--print", "runtime-vllm", **{variable: value})
     assert done.returncode != 0
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("name", ["nvidia/cuda:13.1.2-{}-ubuntu22.04", "acme/cuda:13.1", "acme/base-{}:7"])
+def test_another_cuda_comes_with_its_bases(name: str) -> None:
+    bases = {f"BASE_{kind.upper()}": name.format(kind) for kind in ("devel", "runtime")}
+    made = bake.printed("runtime-vllm", "base", CUDA_VERSION="13.1", **bases)["target"]
+    assert made["runtime-vllm"]["labels"]["yap.cuda"] == "13.1"
+    assert made["base-devel"]["contexts"]["cuda"] == f"docker-image://{bases['BASE_DEVEL']}"
 
 
 def test_every_variable_is_described() -> None:

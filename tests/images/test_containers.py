@@ -21,19 +21,7 @@ from tests.hub import Hub, Repository
 from tests.hub.artifacts import contents
 from tests.hub.store import Stored, is_lfs
 from tests.images import bake
-from tests.images.containers import KEY, SECURE, address, mounted, outcome, running, wait_healthy
-
-
-async def speak(url: str, utterance: str) -> TurnRecord:
-    """One turn from outside the container."""
-    options = Options(url=url, api_key="test-key", sampling={"temperature": 0.0})
-    async with connect(options) as client:
-        turn = TurnRecord()
-        await client.send("start", **options.start_fields("s1", "You are kind."), user_utterance=utterance)
-        async for _ in client.frames(turn):
-            pass
-        await client.end()
-    return turn
+from tests.images.containers import KEY, SECURE, address, mounted, outcome, running, speak, wait_healthy
 
 
 async def speak_while_stopping(url: str, container: Container) -> TurnRecord:
@@ -187,6 +175,14 @@ def test_a_tampered_artifact_cannot_be_baked_in(runtime: str, artifact: Path, tm
     (spoiled / "config.json").write_text("{}")
     with pytest.raises(AssertionError, match=re.escape("config.json: expected")):
         bake.build("artifact-image", ARTIFACT=str(spoiled), ARTIFACT_LANE="cpu")
+
+
+def test_an_artifact_of_another_lane_cannot_be_baked_in(runtime: str, artifact: Path, tmp_path: Path) -> None:
+    other = copy_of(artifact, tmp_path)
+    metadata = artifacts.read(other)
+    metadata.model_copy(update={"lane": "vllm"}).write(other)
+    with pytest.raises(AssertionError, match="expected an artifact of the lane cpu, found one of the lane vllm"):
+        bake.build("artifact-image", ARTIFACT=str(other), ARTIFACT_LANE="cpu")
 
 
 # Names of files that have no business in a server: sources and products of compilers, compilers, tests, caches. torch's

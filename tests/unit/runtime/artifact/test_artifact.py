@@ -371,6 +371,20 @@ def test_what_is_proven_anywhere_is_told_without_the_machine_for_it(name: str) -
     assert f"whole and proven, {len(artifact.read(GOLDEN / name).files)} files" in checked.output
 
 
+@pytest.mark.parametrize("image", ["vllm", "trt", "cpu", "tool"])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_an_image_of_another_lane_refuses_an_artifact(name: str, image: str) -> None:
+    metadata = artifact.read(GOLDEN / name)
+    checked = CliRunner().invoke(app, ["check", str(GOLDEN / name), "--lane", image])
+    # A classifier alone asks for no engine.
+    if metadata.chat is None or metadata.lane == image:
+        assert checked.exit_code == 0, checked.output
+    else:
+        assert checked.exit_code == 65
+        assert f"found one of the lane {metadata.lane}; serve it with the image" in checked.stderr
+        assert len(checked.stderr.splitlines()) == 1
+
+
 def unproven(folder: Path) -> None:
     artifact.read(folder).model_copy(update={"validation": None}).write(folder)
 
