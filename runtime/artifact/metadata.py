@@ -60,6 +60,12 @@ class Source(Entry):
     license_link: str | None = Field(default=None, description="to the text of that one")
     architecture: str | None = Field(default=None, description="`architectures[0]` of config.json")
 
+    @model_serializer(mode="wrap")
+    def _without_another_license(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out name and link where there are none, so that the others are written as they always were."""
+        fields: dict[str, object] = written(self)
+        return {name: value for name, value in fields.items() if value or not name.startswith("license_")}
+
 
 class Moe(Entry):
     """Mixture of experts, where the model is one."""
