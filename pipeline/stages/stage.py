@@ -28,7 +28,7 @@ from pipeline.progress import Progress
 from pipeline.stages.disk import atomic_replace, fsync_tree, os_error_in, refusal_text
 from pipeline.stages.fingerprints import difference, fingerprints, hashes_of
 from pipeline.stages.lock import locked
-from pipeline.stages.staging import is_ours, remove, staging, sweep
+from pipeline.stages.staging import is_in_use, is_ours, remove, staging, sweep
 from runtime.artifact import StageRecord
 
 RECORD_NAME = "record.json"
@@ -208,5 +208,5 @@ def remove_all_leftovers(cache: Path) -> None:
             if (named := _LEFTOVER.fullmatch(leftover.name)) and is_ours(leftover):
                 lock = leftover.with_name(f"{named[1]}.lock")
                 with suppress(BlockingIOError), locked(lock, None) if lock.exists() else nullcontext():
-                    if is_ours(leftover):
+                    if is_ours(leftover) and not is_in_use(leftover):
                         remove(leftover)

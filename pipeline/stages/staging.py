@@ -9,6 +9,7 @@ A name alone makes nothing ours: a folder without the marker, or with anything e
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shutil
@@ -53,8 +54,13 @@ def staging(place: Path, prefix: str) -> Iterator[Staging]:
     """
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=place.parent))
     try:
-        (folder / MARKER).write_bytes(marker_for(place.name))
-        yield Staging(folder)
+        with (folder / MARKER).open("wb") as marker:
+            # For runs that work beside this one, where the folder itself takes no lock.
+            with suppress(OSError):
+                fcntl.flock(marker.fileno(), fcntl.LOCK_EX)
+            marker.write(marker_for(place.name))
+            marker.flush()
+            yield Staging(folder)
     finally:
         remove(folder)
 
@@ -72,9 +78,21 @@ def sweep(parent: Path, prefix: str) -> None:
     """
     pattern = re.compile(re.escape(prefix) + "-" + _RANDOM)
     for folder in sorted(parent.iterdir()):
-        if pattern.fullmatch(folder.name) and is_ours(folder):
+        if pattern.fullmatch(folder.name) and is_ours(folder) and not is_in_use(folder):
             put_back(folder)
             remove(folder)
+
+
+def is_in_use(folder: Path) -> bool:
+    """Tell whether the run that made a staging folder still works in it."""
+    try:
+        with (folder / MARKER).open("r+b") as marker:
+            fcntl.flock(marker.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # no marker yet, or a file system without locks
+    return False
 
 
 def is_ours(folder: Path) -> bool:

@@ -149,3 +149,11 @@ def test_a_rename_that_fails_after_the_first_leaves_what_was_there(
         disk.atomic_replace(tmp_path / "missing", tmp_path / "demo", tmp_path / "aside")
     assert (tmp_path / "demo" / "weights").read_text() == "old"
     assert not (tmp_path / "aside").exists()
+
+
+def test_what_another_run_works_in_is_not_swept_though_no_lock_keeps_runs_apart(tmp_path: Path) -> None:
+    with staging.staging(tmp_path / "demo", PREFIX) as folder:
+        folder.new.mkdir()
+        sweep(tmp_path, PREFIX)
+        assert folder.new.is_dir()
+    assert list(tmp_path.iterdir()) == []
