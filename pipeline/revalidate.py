@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from pipeline import settings, source
-from pipeline.checkpoint.shape import Shape
+from pipeline.checkpoint.layers import layer_table
 from pipeline.lanes import lane_of_artifact
 from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds
 from pipeline.plan import hardware
@@ -89,7 +89,8 @@ def revalidate(
             raise WrongRequestError(
                 [Problem("--reference", f"the model with content {expected}", f"{other} in {name}")]
             )
-        parameters = Shape.of(source.read_facts(str(model.folder), "CHAT_MODEL").config).parameters
+        facts = source.read_facts(str(model.folder), "CHAT_MODEL")
+        parameters = layer_table(facts.config, facts.tensors).parameters
         scores = runner.reference(model, lane, context=chat.limits.max_model_len, dtype=chat.dtype)
     candidate = candidate_of(metadata, compared=compared, parameters=parameters, utterances=utterances)
     thresholds = {**default_thresholds(candidate), **bounds}

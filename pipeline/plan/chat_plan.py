@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from pipeline.checkpoint.config_reader import ConfigError
 from pipeline.checkpoint.layers import SMALLEST_GROUP, LayerTable, layer_table, stored_dtype
+from pipeline.checkpoint.packed import unpacked
 from pipeline.checkpoint.prequantized import Prequantized, recognize
 from pipeline.checkpoint.shape import Shape, ShapeError, mixture_of_experts
 from pipeline.lanes import LANES, METHODS, Lane
@@ -87,13 +88,16 @@ class ChatPlanner:
             self.diagnostics.decide("mixture of experts", moe.experts or "yes", f"recognized by {moe.recognized_by}")
         per_weight = facts.weight_bytes / shape.parameters if facts.weight_bytes else None
         prequantized = self._recognize(facts, per_weight)
-        table = layer_table(facts.config, {} if prequantized else facts.tensors)
+        tensors = unpacked(facts.tensors, prequantized.schemes) if prequantized else facts.tensors
+        # The names in a TensorRT-LLM checkpoint are its own, and each rank has its share.
+        table = layer_table(facts.config, {} if prequantized and prequantized.format == "trt-llm" else tensors)
         self._check_parallel(shape, table)
         method = self._use_prequantized(prequantized, facts) if prequantized else self._method()
         kept: tuple[str, ...] = ()
         group, symmetric, calibration = None, True, None
         if prequantized:
             group = prequantized.group_size
+            self._check_groups(table, group)
         elif method != "none":
             group, symmetric, kept = self._grouping(method, table, moe)
             calibration = self._calibration(method, facts)
@@ -114,7 +118,7 @@ class ChatPlanner:
         if method is None or limits is None:
             return None
         return ChatPlan(
-            source=facts,
+            source=self._needed(facts, prequantized),
             method=method,
             scheme=prequantized.scheme if prequantized else METHODS[method].scheme,
             group_size=group,
@@ -125,10 +129,23 @@ class ChatPlanner:
             limits=limits,
             dtype=self._dtype(shape.dtype or stored_dtype(facts.tensors) or "bfloat16"),
             moe=moe,
-            parameters=shape.parameters if prequantized else table.parameters,
+            parameters=table.parameters,
             layers=table,
             thinking=thinking,
         )
+
+    def _needed(self, facts: SourceFacts, found: Prequantized | None) -> SourceFacts:
+        """Return the facts without what this lane does not fetch: a checkpoint for another engine."""
+        return replace(facts, checkpoint={}) if facts.checkpoint and self.lane and not self.lane.compiles else facts
+
+    def _check_groups(self, table: LayerTable, group: int | None) -> None:
+        """Check that the groups of a source that came quantized are whole on every GPU."""
+        parallel = self.settings.tensor_parallel_size
+        odd = table.ungrouped(group, parallel) if group and parallel > 1 else ()
+        cut = next((layer for layer in odd if layer.cut == "inputs" and layer.inputs_on(parallel) is not None), None)
+        if cut:
+            expected = f"a number that leaves groups of {group} whole in {cut.name} ({cut.inputs} inputs)"
+            self.diagnostics.problem("TENSOR_PARALLEL_SIZE", expected, str(parallel), "lower it")
 
     def _check_thought(self, facts: SourceFacts) -> None:
         thinking = self.settings.thinking_max_tokens

@@ -17,6 +17,7 @@ from pipeline.plan import SEED, CalibrationPlan, ChatPlan, TrtPlan
 from pipeline.plan.chat_plan import ChatPlanner, Grouping
 from pipeline.plan.grouping import HEADS, MOE_GATES, kept_patterns
 from pipeline.source import CHECKPOINTS, HF_QUANT_CONFIG, SourceFacts
+from pipeline.source.model_files import checkpoint_weights
 from runtime.artifact import ArtifactError, Limits, Moe
 from runtime.artifact.generations import older_model
 from runtime.artifact.labels import PACKAGE, EngineLabel
@@ -136,6 +137,13 @@ class TrtPlanner(ChatPlanner):
             expected = f"{HF_QUANT_CONFIG}, where TensorRT-LLM reads how the model is quantized"
             self.diagnostics.problem("CHAT_MODEL", expected, "none", "export it again, or name the float model")
         return method
+
+    def _needed(self, facts: SourceFacts, found: Prequantized | None) -> SourceFacts:
+        inside = checkpoint_weights(facts.sizes)
+        if found and found.format == "trt-llm" and inside:
+            # The engine is compiled from it; the float model beside it is not fetched.
+            return replace(facts, weights=inside)
+        return ChatPlanner._needed(self, facts, found)
 
     def _check_checkpoint(self, found: Prequantized, facts: SourceFacts) -> None:
         """Check a source that comes as a TensorRT-LLM checkpoint, or at least says so in its name."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,39 @@ def test_a_source_in_a_format_without_kernels_is_refused(lane: str, stated: dict
     (line,) = [str(problem) for problem in error.value.problems]
     assert told in line
     assert line.endswith("name the float model")
+
+
+def test_groups_that_came_quantized_are_whole_on_every_gpu() -> None:
+    stated = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    qwen = LLAMA_8B | {"intermediate_size": 29568, "hidden_size": 8192, "num_attention_heads": 64}
+    chat = model(qwen | {"quantization_config": stated}, name="org/qwen", weights=40 * GIB)
+    for parallel, told in (("1", None), ("2", r"groups of 128 whole in .*down_proj \(29568 inputs\)")):
+        env = {"TENSOR_PARALLEL_SIZE": parallel}
+        row = Row("groups", lane="vllm", on=EIGHT_GPUS, chat=chat, tool=None, env=env)
+        if told is None:
+            assert make(row).chat
+        else:
+            with pytest.raises(WrongRequestError, match=told):
+                make(row)
+
+
+def test_what_another_engine_needs_is_not_fetched(tmp_path: Path) -> None:
+    checkpoint = {"architecture": "LlamaForCausalLM", "dtype": "float16", "quantization": {"quant_algo": "FP8"}}
+    sizes = {"config.json": 1, "model.safetensors": GIB, "trt-llm/checkpoints/config.json": 1}
+    sizes |= {
+        "tokenizer.json": 1,
+        "trt-llm/checkpoints/rank0.safetensors": GIB,
+        "original/consolidated.safetensors": GIB,
+    }
+    both = replace(model(LLAMA_8B), sizes=sizes, checkpoint=checkpoint)
+    made = make(Row("vllm", lane="vllm", method="8bit", on=HOPPER, chat=both, tool=None))
+    assert made.chat is not None
+    assert set(made.chat.source.wanted) == {"config.json", "model.safetensors", "tokenizer.json"}
+    env = {"TRT_MAX_BATCH_SIZE": "8"}
+    made = make(Row("trt", lane="trt", on=EIGHT_GPUS, chat=both, tool=None, env=env))
+    assert made.chat is not None
+    inside = {"trt-llm/checkpoints/config.json", "trt-llm/checkpoints/rank0.safetensors"}
+    assert set(made.chat.source.wanted) == {"config.json", "tokenizer.json", *inside}
 
 
 def test_gpt_oss_as_published_is_served_as_it_is() -> None:

@@ -163,14 +163,14 @@ def check(made: BuildPlan | tuple[Problem, ...]) -> None:
         line.encode("utf-8")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(odd_configs(), LANES)
 def test_our_reader_ends_in_a_plan_or_in_problems(odd: tuple[dict[str, Any], bool], way: tuple[str, str]) -> None:
     config, tool = odd
     check(pure(config, *way, tool=tool))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(odd=odd_configs(), way=LANES)
 def test_a_folder_ends_in_a_plan_or_in_problems(
     folder: Path, odd: tuple[dict[str, Any], bool], way: tuple[str, str]

@@ -65,6 +65,25 @@ def test_a_card_without_a_licence_is_no_obstacle(folder: Path, card: str) -> Non
     assert (facts.license, facts.problems) == (None, ())
 
 
+@pytest.mark.parametrize(
+    ("stated", "license"),
+    [
+        ("mit", "mit"),
+        ("[mit, apache-2.0]", "mit, apache-2.0"),
+        ("|\n  A text\n  of lines", "A text of lines"),
+        ("{name: mit}", None),
+        ("", None),
+        ("[]", None),
+        ("'" + "long " * 100 + "'", "long " * 24 + "…"),
+    ],
+)
+def test_a_licence_is_one_line_however_a_card_says_it(folder: Path, stated: str, license: str | None) -> None:
+    (folder / "README.md").write_text(f"---\nlicense: {stated}\n---\n")
+    found = read_facts(str(folder), "CHAT_MODEL").license
+    assert found == license
+    assert found is None or (found.isprintable() and len(found) <= 121)
+
+
 def test_a_relative_folder_is_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     assert read_facts("My-Model", "CHAT_MODEL").path == folder

@@ -1,0 +1,63 @@
+"""The matrices of a checkpoint that came quantized, with the shapes that they had before they were packed.
+
+X.weight_packed                       compressed-tensors: outputs × inputs, 32 / bits weights in an I32, or 2 in a U8
+X.qweight, X.scales                   GPTQ and AWQ: packed along either side; the scales tell the outputs
+X.weight (U8) beside X.weight_scale   ModelOpt's 4-bit floats: outputs × inputs / 2
+X_blocks, X_scales                    gpt-oss: experts × outputs × blocks × 16 bytes of two weights
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from pipeline.checkpoint.tensors import Tensor
+
+SCHEME_BITS = re.compile(r"W(\d)A|(?:NV|MX)?FP(\d)")
+BLOCK_WEIGHTS = 32
+# What lies beside a packed weight.
+BESIDE = (".scales", ".qzeros", ".g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")
+MORE_BESIDE = (".weight_scale_2", ".weight_scale_inv", ".weight_global_scale", ".input_scale", ".input_global_scale")
+
+
+def unpacked(tensors: Mapping[str, Tensor], schemes: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors of a quantized checkpoint as they were in float; empty where it is packed in an unknown way.
+
+    Args:
+        tensors: from its headers.
+        schemes: in the field's notation; where they have different bits nothing is known.
+    """
+    bits = {int(match[1] or match[2]) for scheme in schemes if (match := SCHEME_BITS.match(scheme))}
+    if len(bits) != 1:
+        return {}
+    (width,) = bits
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        module, _, last = name.rpartition(".")
+        if name.endswith((*BESIDE, *MORE_BESIDE)) or (last.endswith("_scales") and len(tensor.shape) == 3):
+            continue
+        if last == "weight_packed" and len(tensor.shape) == 2:
+            found[f"{module}.weight"] = _shaped(tensor, tensor.shape[0], tensor.shape[1] * _in_one(tensor, width))
+        elif last == "qweight":
+            scales = tensors.get(f"{module}.scales")
+            if scales is None or len(tensor.shape) != 2 or not scales.shape or not scales.shape[-1]:
+                return {}
+            outputs = scales.shape[-1]
+            found[f"{module}.weight"] = _shaped(tensor, outputs, tensor.elements * _in_one(tensor, width) // outputs)
+        elif last.endswith("_blocks") and len(tensor.shape) == 4:
+            experts, outputs, blocks, _ = tensor.shape
+            found[name.removesuffix("_blocks")] = _shaped(tensor, experts, outputs, blocks * BLOCK_WEIGHTS)
+        elif last == "weight" and tensor.dtype == "U8" and f"{name}_scale" in tensors and len(tensor.shape) == 2:
+            found[name] = _shaped(tensor, tensor.shape[0], tensor.shape[1] * _in_one(tensor, width))
+        else:
+            found[name] = tensor
+    return found
+
+
+def _in_one(tensor: Tensor, bits: int) -> int:
+    """Return how many weights one element holds."""
+    return {"I32": 32, "U8": 8, "I8": 8}.get(tensor.dtype, bits) // bits
+
+
+def _shaped(tensor: Tensor, *shape: int) -> Tensor:
+    return Tensor(tensor.dtype, shape, tensor.size)
