@@ -62,6 +62,7 @@ def _sign(folder: Path, key: Path) -> BuildMetadata:
     config = hashing.Config().set_ignored_paths(paths=sorted(ignored))
     config.set_allow_symlinks(True)
     partial = folder / f"{signature.SIGNATURE_NAME}.partial"
+    partial.unlink(missing_ok=True)  # whatever lies there: a link would be written through
     try:
         signing.Config().set_hashing_config(config).use_elliptic_key_signer(private_key=key).sign(folder, partial)
         fsync(partial)

@@ -11,6 +11,7 @@ from pathlib import Path
 from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata, FileEntry
 from runtime.artifact.files.opening import opened, paths_under
 from runtime.artifact.files.paths import listing_problem, path_problem
+from runtime.artifact.files.references import names_others, reference_problem
 
 BLOCK_BYTES = 8 << 20
 
@@ -75,10 +76,15 @@ def hash_folder(folder: Path) -> tuple[FileEntry, ...]:
     def entry(path: str) -> FileEntry:
         if problem := path_problem(path):
             raise ArtifactError(f"{folder}: found the file {path}, whose path is {problem}; remove or rename it")
-        with opened(folder / path) as descriptor:
-            size = os.fstat(descriptor).st_size
-            unhashed = FileEntry(path=path, size=size, sha256="0" * 64)
-            return unhashed.model_copy(update={"sha256": sha256_of_open(unhashed, descriptor)})
+        try:
+            with opened(folder / path) as descriptor:
+                size = os.fstat(descriptor).st_size
+                unhashed = FileEntry(path=path, size=size, sha256="0" * 64)
+                return unhashed.model_copy(update={"sha256": sha256_of_open(unhashed, descriptor)})
+        except OSError as error:
+            raise ArtifactError(
+                f"{folder}/{path}: expected a file that can be read, found: {error.strerror}; remove it"
+            ) from error
 
     paths = list(listed_files(folder))
     with ThreadPoolExecutor() as pool:
@@ -122,6 +128,13 @@ def verify_files(folder: Path, metadata: BuildMetadata, take: Take = sha256_of_o
             raise ArtifactError(f"{folder}/{entry.path}: expected {entry.size} bytes, found {size}; {again}")
 
     def same_hash(entry: FileEntry, descriptor: int) -> None:
+        if names_others(entry.path):
+            content = b"".join(blocks_of(entry, descriptor))
+            same = hashlib.sha256(content).hexdigest() == entry.sha256  # other bytes are told below
+            if same and (problem := reference_problem(entry.path, content, recorded)):
+                raise ArtifactError(
+                    f"{folder}/{entry.path}: expected nothing outside of the artifact, found {problem}; {again}"
+                )
         found = take(entry, descriptor)
         if found != entry.sha256:
             raise ArtifactError(

@@ -317,8 +317,9 @@ class BuildMetadata(Entry):
         document["seal"] = seal_of(document)
         target = folder / METADATA_NAME
         partial = target.with_suffix(".json.partial")
+        partial.unlink(missing_ok=True)  # whatever lies there: a link would be written through
         try:
-            with partial.open("wb") as file:
+            with partial.open("xb") as file:
                 file.write(encode(document))
                 file.flush()
                 os.fsync(file.fileno())

@@ -34,7 +34,8 @@ def detach_from_files(model: PreTrainedModel) -> None:
     Whoever wrote into that file later would change the answers, and whoever cut it off would end the process.
     """
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def positions_of(model: PreTrainedModel, token: int) -> int | None:
