@@ -148,9 +148,9 @@ def quantize_command(given: options.QuantizeOptions) -> None:
     from pipeline.run import Run
     from pipeline.stages import install, place
 
-    prepared = prepare.prepare(request, given.cache_dir)
-    if out and (problem := place.model_problem(out, prepared.cache)):
-        raise WrongRequestError([problem])
+    prepared = prepare.prepare_beside(
+        request, given.cache_dir, lambda cache: place.model_problem(out, cache) if out else None
+    )
     if out:
         install.recover(out)
     if prepared.plan.chat is None:

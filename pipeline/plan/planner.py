@@ -266,7 +266,8 @@ def _resources(
     if cost.disk_bytes + kept > hardware.free_disk:
         found, next_step = f"{hardware.free_disk / gib:.1f} GiB", "free some, or set AWQ_CACHE_DIR elsewhere"
         diagnostics.problem("disk", f"{(cost.disk_bytes + kept) / gib:.1f} GiB free", found, next_step)
-    if disk.free_at_out is not None and cost.artifact_bytes > disk.free_at_out:
+    told = any(problem.where == "--out" for problem in diagnostics.problems)
+    if not told and disk.free_at_out is not None and cost.artifact_bytes > disk.free_at_out:
         expected, found = f"{cost.artifact_bytes / gib:.1f} GiB free there", f"{disk.free_at_out / gib:.1f} GiB"
         diagnostics.problem("--out", expected, found, "free some, or choose another --out")
     if machine.memory_bytes and cost.memory_bytes > machine.memory_bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pipeline import lanes, paths, settings, source
 from pipeline.datasets import dataset_problem
 from pipeline.plan import BuildPlan, BuildRequest, disk_facts, hardware, planner
 from pipeline.plan.hardware import Hardware
-from pipeline.problem import Problem
+from pipeline.problem import Problem, WrongRequestError
 from pipeline.settings import PipelineSettings
 from runtime.host.machine import Gpu
 
@@ -76,6 +76,29 @@ def prepare(
         found = replace(found, dataset_problem=dataset_problem(values.awq_calib_dataset))
     made = planner.make_plan(request, values, chat, tool, here, (*loaded.problems, *problems), found)
     return Prepared(made, here, values, folder)
+
+
+def prepare_beside(request: BuildRequest, cache: Path | None, check: Callable[[Path], Problem | None]) -> Prepared:
+    """Make the plan of a request, and check something else that a command needs, so that all problems are told at once.
+
+    Args:
+        request: the command line.
+        cache: folder of finished stages, where it was named.
+        check: tells what is wrong beside the plan, from the folder of finished stages.
+
+    Raises:
+        WrongRequestError: with every problem of both.
+    """
+    folder, _ = cache_place(cache, settings.load(os.environ).settings, os.environ)
+    problem = check(folder)
+    beside = (problem,) if problem else ()
+    try:
+        prepared = prepare(request, cache)
+    except WrongRequestError as error:
+        raise WrongRequestError([*error.problems, *beside]) from None
+    if beside:
+        raise WrongRequestError(beside)
+    return prepared
 
 
 def cache_place(

@@ -58,7 +58,7 @@ def model_problem(out: Path, cache: Path) -> Problem | None:
 
 def write_problem(artifact_folder: Path) -> Problem | None:
     """Return why nothing can be written into an artifact; none when something can, or when it is not there."""
-    if not artifact_folder.is_dir() or os.access(artifact_folder, os.W_OK | os.X_OK):
+    if not paths.is_folder(artifact_folder) or os.access(artifact_folder, os.W_OK | os.X_OK):
         return None
     return Problem("ARTIFACT", "a folder that this user may write", str(artifact_folder), "copy it to one that is")
 

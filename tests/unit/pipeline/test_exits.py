@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import cli, exits
-from pipeline.plan import prepare
+from pipeline.plan import hardware, prepare
 from pipeline.problem import Problem, printable
+from tests.harness import pipeline_standins
 
 ROOT = Path(__file__).resolve().parents[3]
 PLAN = ("plan", "--cpu", "awq", "embedded")
@@ -169,6 +170,35 @@ def test_an_artifact_that_is_not_there_is_one_line(
         cli.main()
     assert end.value.code == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, os.fsdecode(b"caf\xe9"), "~nobody-of-that-name/x", "/proc/nope"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sign", "{}", "--sign-key", "{}"),
+        ("push", "{}", "--sign-key", "{}"),
+        ("quantize", "--cpu", "awq", "{}", "--out", "{}", "--cache-dir", "{}"),
+        ("build", "--cpu", "awq", "{}", "{}", "--out", "{}", "--cache-dir", "{}"),
+        ("run", "--cpu", "awq", "embedded", "--out", "{}", "--sign-key", "{}", "--push-quant"),
+        ("validate", "{}", "--cache-dir", "{}", "--reference", "{}"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_no_path_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], name: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hardware, "describe", pipeline_standins.describe)
+    monkeypatch.setattr(sys, "argv", ["yap-pipeline", *(word.format(name) for word in words)])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    assert end.value.code in {64, 1}, said
+    assert all(line.startswith("error: ") for line in said.splitlines())
+    if words[0] in {"quantize", "build"} and name != "/proc/nope":
+        assert {"--out", "--cache-dir", "CHAT_MODEL"} <= {line.split(": ")[1] for line in said.splitlines()}
 
 
 @given(st.text(), st.text(), st.text(), st.text())
