@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.problem import Problem
 from pipeline.stages.disk import atomic_replace, copy_tree, fsync, fsync_tree, os_error_in, refusal_text
-from pipeline.stages.fingerprints import difference, fingerprints, hashes_of
+from pipeline.stages.fingerprints import Fingerprint, difference, fingerprints, hashes_of
 from pipeline.stages.lock import folder_locked
 from pipeline.stages.place import PLACED, artifact_problem, foreign_files, locate, model_problem
 from pipeline.stages.stage import RECORD_NAME, StageError
@@ -154,15 +153,17 @@ def _replace(place: Path, fill: Callable[[Path], None], stage: str) -> None:
                 raise StageError(stage, what, "", "move it away or choose another --out")
 
 
-def _remember(cache: Path, files: Mapping[str, list[object]]) -> None:
-    """Write down which files go to a place, so that they are known there as ours whatever becomes of the stage."""
-    text = json.dumps({"files": files}, sort_keys=True)
-    home = cache / PLACED / hashlib.sha256(json.dumps(hashes_of(files), sort_keys=True).encode()).hexdigest()[:32]
-    home.mkdir(parents=True, exist_ok=True)
-    partial = home / f"{RECORD_NAME}.{os.getpid()}.partial"
-    try:
-        partial.write_text(text, encoding="utf-8")
-        fsync(partial)
-        partial.replace(home / RECORD_NAME)
-    finally:
-        partial.unlink(missing_ok=True)
+def _remember(cache: Path, files: Mapping[str, Fingerprint]) -> None:
+    """Write down which files go to a place, so that they are known there as ours whatever becomes of the stage.
+
+    It is named by its content, so that one that is there and whole is left alone, and one that was cut is written anew.
+    """
+    # As stages record them, but for the time, which says nothing of the content.
+    timeless = {name: [size, 0, sha256] for name, (size, _, sha256) in files.items()}
+    text = json.dumps({"files": timeless}, sort_keys=True)
+    record = cache / PLACED / hashlib.sha256(text.encode()).hexdigest()[:32] / RECORD_NAME
+    if record.is_file() and record.read_text(encoding="utf-8", errors="replace") == text:
+        return
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(text, encoding="utf-8")
+    fsync(record)

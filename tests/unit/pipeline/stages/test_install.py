@@ -227,6 +227,18 @@ def test_a_quantized_model_is_replaced_by_the_cache_that_made_it_alone(tmp_path:
     assert (out / "model.safetensors").read_bytes() == b"two"
 
 
+def test_a_model_is_known_though_its_record_was_cut_once(tmp_path: Path) -> None:
+    one, two = quantized(tmp_path / "one", b"one"), quantized(tmp_path / "two", b"two")
+    install_folder(one, tmp_path / "out", tmp_path / "cache")
+    (record,) = (tmp_path / "cache" / "placed").glob("*/record.json")
+    record.write_text(record.read_text()[:-9])
+    with pytest.raises(StageError, match="which this cache did not make"):
+        install_folder(two, tmp_path / "out", tmp_path / "cache")
+    install_folder(one, tmp_path / "elsewhere", tmp_path / "cache")
+    install_folder(two, tmp_path / "out", tmp_path / "cache")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"two"
+
+
 def test_a_quantized_model_that_is_there_stays(tmp_path: Path) -> None:
     one = quantized(tmp_path / "one", b"one")
     install_folder(one, tmp_path / "out", tmp_path / "cache")
