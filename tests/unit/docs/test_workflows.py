@@ -85,7 +85,7 @@ def workplace(tmp_path: Path) -> Path:
     if buildx == 0:
         write(folder / "tools/docker", f'exec {shutil.which("docker")} "$@" $([ "$5" = lint ] && echo --print)')
     else:
-        write(folder / "tools/docker", f'exec {sys.executable} {Path(__file__)} "$@"')
+        write(folder / "tools/docker", f'PYTHONPATH={ROOT} exec {sys.executable} {Path(__file__)} "$@"')
     return folder
 
 
