@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline import settings, source
 from pipeline.checkpoint.layers import layer_table
 from pipeline.lanes import lane_of_artifact
-from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds
+from pipeline.lanes.gate_specs import BY_NAME
+from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds, missing_bounds
 from pipeline.plan import hardware
 from pipeline.plan.prepare import cache_place
 from pipeline.problem import Problem, WrongRequestError
@@ -94,6 +95,11 @@ def revalidate(
         scores = runner.reference(model, lane, context=chat.limits.max_model_len, dtype=chat.dtype)
     candidate = candidate_of(metadata, compared=compared, parameters=parameters, utterances=utterances)
     thresholds = {**default_thresholds(candidate), **bounds}
+    if unbounded := missing_bounds(thresholds, candidate):
+        method = chat.quantization.method if chat else "none"
+        options = [(name, BY_NAME[name].option) for name in unbounded]
+        names = ", ".join(option.name if option else name for name, option in options)
+        raise WrongRequestError([Problem(names, f"a bound, which the method {method} has none of", "none", "name it")])
     validation = validate(
         folder,
         metadata,

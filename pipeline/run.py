@@ -28,13 +28,14 @@ from pipeline.publish import describe
 from pipeline.quantize import QuantizeJob, calibration
 from pipeline.source.model_files import TOKENIZER_FILES
 from pipeline.source.utterance_file import NO_UTTERANCES
-from pipeline.stage_runner import FetchedModel, StageRunner
+from pipeline.stage_runner import FetchedModel, StageRunner, tokenizing
 from pipeline.stages import install, recipes
 from pipeline.stages.recipes import recipe_of
 from pipeline.stages.stage import StageError, remove_all_leftovers
 from pipeline.validate.validation import validate
 from runtime import artifact
 from runtime.artifact import (
+    ArtifactError,
     BuildMetadata,
     Calibration,
     ChatModel,
@@ -43,6 +44,7 @@ from runtime.artifact import (
     ToolModel,
     Validation,
     hashes,
+    verify,
 )
 
 
@@ -254,14 +256,14 @@ class Run:
             "digest": metadata.digest,
             "lane": metadata.lane,
             "engine": metadata.engine,
-            # The digest is over the files; how the classifier is asked stands in the metadata.
+            # The digest is over the files; how they are loaded and asked stands in the metadata.
+            "chat": metadata.chat.model_dump(mode="json") if metadata.chat else None,
             "tool": metadata.tool.model_dump(mode="json") if metadata.tool else None,
             "utterances": utterances.sha256,
             "reference": hashes.sha256_of(reference) if reference else None,
-            "limits": chat.limits.model_dump() if chat else None,
-            "thinking": chat.thinking if chat else 0,
             "thresholds": {spec.name: str(bound) for spec, bound in thresholds.items()},
-            "machine": self.runner.identity(),
+            "machine": self.runner.identity() | {"driver": self.runner.machine.driver},
+            "packages": tokenizing(),
             "code": recipe_of("validate", self.plan.engine if chat else None),
         }
         done = self.runner.stage("validate", inputs, work)
@@ -269,7 +271,13 @@ class Run:
         return folder, metadata.model_copy(update={"validation": validation, "stages": self._records()})
 
     def finish(self, folder: Path, metadata: BuildMetadata) -> Path:
-        """Install the artifact at its place, whole or not at all."""
+        """Install the artifact at its place, whole or not at all.
+
+        One that is not proven replaces none that is and holds the same: its proof would be lost for nothing.
+        """
+        if metadata.validation is None and proven_as(self.plan.out, metadata):
+            self.progress.step(f"finish: {self.plan.out} holds the same and is proven; it stays as it is")
+            return self.plan.out
         self.progress.step(f"finish: the artifact goes to {self.plan.out}")
         return install.install_artifact(folder, self.plan.out, metadata, self.cache, self.progress.step)
 
@@ -289,6 +297,7 @@ class Run:
             "sequence_length": plan.sequence_length,
             "seed": seed,
             "tokenizer": tokenizer_hash(base.folder),
+            "packages": tokenizing(),
             "code": recipe_of("calibration"),
         }
 
@@ -320,6 +329,16 @@ class Run:
 
         done = self.runner.stage("quantize", inputs, work)
         return self.runner.model(done.output), Quantization.model_validate_json(json.dumps(done.result))
+
+
+def proven_as(place: Path, metadata: BuildMetadata) -> bool:
+    """Whether an artifact lies there that may be served, with the same files and the same said about them."""
+    try:
+        there = verify.check_proven(place)
+    except ArtifactError:
+        return False
+    ignored = {"created_at", "platform", "stages", "validation"}
+    return bool(there.model_dump(exclude=ignored) == metadata.model_dump(exclude=ignored))
 
 
 def tokenizer_hash(folder: Path) -> str:

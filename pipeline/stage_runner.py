@@ -117,6 +117,7 @@ class StageRunner:
             "context": context,
             "machine": self.identity(),
             "dtype": dtype,
+            "packages": tokenizing(),
         }
 
         def work(out: Path) -> Mapping[str, Any]:
@@ -159,6 +160,11 @@ class StageRunner:
             return asdict(train_tool(out, self.progress))
         except EmbeddedModelError as error:
             raise StageError("tool", str(error)) from error
+
+
+def tokenizing() -> dict[str, str]:
+    """Return the versions that decide which tokens a text is, and what the classifier computes of them."""
+    return versions("torch", "transformers", "tokenizers", "jinja2")
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.lanes.lane import METHODS, SMALL_MODEL, Bounds, Lane
+from runtime.artifact.lanes import LONG_PROMPT_TOKENS
 from runtime.artifact.metadata import Relation
 
 # The embedded classifier is trained on the spot; less than this means that the training went wrong.
@@ -18,6 +19,8 @@ EMBEDDED_TOOL_ACCURACY = 0.93
 # Any other one: of the 254 held-out utterances 142 (0.56) want no look, so one that always says the same is right as
 # often. Three standard deviations (0.03 each) above that are no chance; an inverted classifier is far below.
 LEAST_TOOL_ACCURACY = 0.65
+# With more text before it a model is right as often or oftener; of 48 places some 20 are, give or take 4.
+LEAST_LONG_PROMPT = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Candidate:
         method: how the chat model was quantized here; none for one that came quantized, which has no float model to be
             held against.
         parameters: weights of the chat model.
+        prompt_tokens: the longest prompt that it takes.
         classifier: `embedded` for the one that is trained here, `other`, or none.
         tools_measured: whether labelled utterances ask for some of its tools.
         tools_unmeasured: whether they ask for none of some other.
@@ -39,6 +43,7 @@ class Candidate:
     chat: bool = False
     method: str | None = None
     parameters: int = 0
+    prompt_tokens: int = 0
     classifier: Literal["embedded", "other"] | None = None
     tools_measured: bool = True
     tools_unmeasured: bool = False
@@ -107,6 +112,7 @@ class GateSpec:
         option: replaces the bound on the command line.
         label: what the plan calls it.
         card: how the model card shows it; none leaves it out.
+        most: the most that its figure can be; none for no limit.
     """
 
     name: str
@@ -117,6 +123,7 @@ class GateSpec:
     option: BoundOption | None = None
     label: str = ""
     card: CardRow | None = None
+    most: float | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -139,6 +146,7 @@ KNOWN_PROMPTS = GateSpec(
     option=BoundOption("--min-known-prompts", "Part of the known prompts answered right.", most=1.0),
     label="known prompts",
     card=CardRow("quality", "Known prompts answered right", "text-generation"),
+    most=1.0,
 )
 REPLIES_END = GateSpec(
     "replies_end",
@@ -148,6 +156,7 @@ REPLIES_END = GateSpec(
     option=BoundOption("--min-replies-end", "Part of the known prompts whose answer ends by itself.", most=1.0),
     label="replies that end",
     card=CardRow("quality", "Answers that end by themselves", "text-generation"),
+    most=1.0,
 )
 PERPLEXITY = GateSpec("perplexity", lambda candidate: candidate.chat and candidate.lane.perplexity)
 PERPLEXITY_RATIO = GateSpec(
@@ -167,6 +176,16 @@ TOP1_AGREEMENT = GateSpec(
     option=BoundOption("--min-top1", "Same first choice as the float model.", most=1.0),
     label="top-1 agreement",
     card=CardRow("quality", "Same first choice as the original", "text-generation"),
+    most=1.0,
+)
+LONG_PROMPT = GateSpec(
+    "long_prompt_ratio",
+    lambda candidate: candidate.chat and candidate.prompt_tokens > LONG_PROMPT_TOKENS,
+    relation=">=",
+    default=lambda _: LEAST_LONG_PROMPT,
+    option=BoundOption("--min-long-prompt", "Next tokens right at a full prompt's end, over those with a short one."),
+    label="long prompt",
+    card=CardRow("quality", "Next tokens right at the end of a full prompt, over a short one", "text-generation"),
 )
 HELD_OUT_TOKENS = GateSpec("held_out_tokens", _chat, unit="tokens")
 TTFT = GateSpec(
@@ -208,6 +227,7 @@ TOOL_ACCURACY = GateSpec(
     option=BoundOption("--min-tool-accuracy", "Each tool of the classifier, on labelled utterances.", most=1.0),
     label="tool accuracy",
     card=CardRow("quality", "Decisions of the classifier that are right", "text-classification"),
+    most=1.0,
 )
 # Of a tool that no utterance asks for: that it stays silent where it should is all that can be bounded.
 TOOL_SILENCE = GateSpec(
@@ -216,6 +236,7 @@ TOOL_SILENCE = GateSpec(
     relation=">=",
     default=lambda _: LEAST_TOOL_ACCURACY,
     label="tool silence",
+    most=1.0,
 )
 
 # In the order in which a person reads them.
@@ -226,6 +247,7 @@ SPECS = (
     PERPLEXITY,
     PERPLEXITY_RATIO,
     TOP1_AGREEMENT,
+    LONG_PROMPT,
     HELD_OUT_TOKENS,
     TTFT,
     ITL,

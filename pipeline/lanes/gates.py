@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from pipeline.lanes.gate_specs import OPTIONS, SPECS, Candidate, GateSpec
@@ -25,12 +26,16 @@ def default_thresholds(candidate: Candidate) -> Thresholds:
 
 
 def inapplicable_bounds(candidate: Candidate, asked: Thresholds) -> list[Problem]:
-    """Return a problem for each bound that was asked for where its figure is not measured."""
+    """Return a problem for each bound that was asked for where its figure is not measured, or that bounds nothing."""
     fitting = ", ".join(option.name for spec, option in OPTIONS.items() if spec.applies_to(candidate))
     return [
         Problem(str(OPTIONS[spec].name), f"a bound of what is measured here: {fitting}", f"{bound:g}", "leave it out")
         for spec, bound in asked.items()
         if not spec.applies_to(candidate)
+    ] + [
+        Problem(str(OPTIONS[spec].name), "a number", f"{bound:g}", "name the figure that is enough")
+        for spec, bound in asked.items()
+        if spec.applies_to(candidate) and not is_bound(bound)
     ]
 
 
@@ -61,8 +66,34 @@ def gates_by_part(spec: GateSpec, figures: Mapping[str, float], thresholds: Thre
 
 
 def missing_figures(figures: Figures, candidate: Candidate) -> list[str]:
-    """Return the names of the figures that a candidate must have, and that were not measured."""
-    return [spec.name for spec in SPECS if spec.applies_to(candidate) and spec not in figures]
+    """Return the names of the figures that a candidate must have, and that were not measured.
+
+    What was measured and is no figure counts as not measured: NaN meets no bound and fails none either.
+    """
+    return [spec.name for spec in SPECS if spec.applies_to(candidate) and not is_figure(figures.get(spec), spec)]
+
+
+def is_figure(value: object, spec: GateSpec) -> bool:
+    """Whether a value can be the figure of a gate: a number from 0 on, as large as the figure can be.
+
+    >>> from pipeline.lanes.gate_specs import KNOWN_PROMPTS
+    >>> [is_figure(value, KNOWN_PROMPTS) for value in (0.5, 1, float("nan"), -0.1, 1.5, True, "0.5", None)]
+    [True, True, False, False, False, False, False, False]
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return False
+    return 0 <= value <= (math.inf if spec.most is None else spec.most)
+
+
+def missing_bounds(thresholds: Thresholds, candidate: Candidate) -> list[str]:
+    """Return the names of the gates that a candidate must have, and that nothing bounds."""
+    bounded = [spec for spec in SPECS if spec.applies_to(candidate) and spec.relation is not None]
+    return [spec.name for spec in bounded if not is_bound(thresholds.get(spec))]
+
+
+def is_bound(value: object) -> bool:
+    """Whether a value can be a bound: a number from 0 on. Infinity would be met by everything."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value >= 0
 
 
 def bound_text(gate: Gate) -> str:

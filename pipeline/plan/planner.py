@@ -189,6 +189,7 @@ def _thresholds(
         chat=chat is not None,
         method=chat.method if chat and not chat.prequantized else None,
         parameters=chat.parameters if chat else 0,
+        prompt_tokens=chat.limits.max_input_len if chat else 0,
         classifier=None if tool is None else "embedded" if tool.source.kind == EMBEDDED else "other",
         tools_measured=tool is None or tool.coverage.measured,
         tools_unmeasured=tool is not None and bool(tool.coverage.missing),

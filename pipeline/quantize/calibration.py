@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.datasets import LEAST_TOKENS, Sample, identity_of, read_dataset, read_file, sample_of, training_file
 from pipeline.datasets.dataset import digest_of
+from pipeline.embedded.texts import heldout_texts
 from pipeline.progress import Progress
 from pipeline.stages.stage import StageError
 from runtime.artifact import Calibration
@@ -41,6 +42,8 @@ __all__ = [
 SAMPLES_NAME = "samples.jsonl"
 # No token is longer on average over a sample; what lies behind would be cut off, and need not be tokenized.
 CHARACTERS_PER_TOKEN = 64
+# Two texts that share so many tokens in a row share them by no chance.
+RUN_TOKENS = 12
 
 
 def calibrate(
@@ -88,6 +91,9 @@ def calibrate(
             plan.dataset,
             "choose another AWQ_CALIB_DATASET, such as embedded",
         )
+    seen = held_out_share(chosen, map(encode, heldout_texts()))
+    if seen:
+        progress.step(f"the calibration set holds {seen:.1%} of the held-out texts: what is measured on them flatters")
     lines = [json.dumps(tokens, separators=(",", ":")) for tokens in chosen]
     (out / SAMPLES_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Calibration(
@@ -96,7 +102,25 @@ def calibrate(
         samples=len(chosen),
         sequence_length=plan.sequence_length,
         tokens=sum(map(len, chosen)),
+        held_out_share=round(seen, 6),
     )
+
+
+def held_out_share(samples: Iterable[Sequence[int]], texts: Iterable[Sequence[int]]) -> float:
+    """Return which part of the runs of tokens in the held-out texts stand in the samples too, 0 to 1.
+
+    >>> held_out_share([list(range(20))], [list(range(5, 18)), list(range(30, 43))])
+    0.5
+    """
+    held_out = {run for text in texts for run in _runs(text)}
+    found: set[tuple[int, ...]] = set()
+    for sample in samples:
+        found.update(held_out.intersection(_runs(sample)))
+    return len(found) / len(held_out) if held_out else 0.0
+
+
+def _runs(tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    return (tuple(tokens[at : at + RUN_TOKENS]) for at in range(len(tokens) - RUN_TOKENS + 1))
 
 
 def _encoder(model: Path, length: int) -> Callable[[Sample], list[int]]:

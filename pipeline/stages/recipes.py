@@ -49,7 +49,7 @@ def recipe_inputs(stage: str, engine: str | None = None) -> RecipeInputs:
         return RecipeInputs(("pipeline.embedded.tool",), (TRAINING_UTTERANCES, HELD_OUT_UTTERANCES))
     if stage == "calibration":
         # Its texts are in the key by their content, whichever data set it is.
-        return RecipeInputs(("pipeline.quantize.calibration",))
+        return RecipeInputs(("pipeline.quantize.calibration",), (HELD_OUT_TEXTS,))
     if stage == "quantize" and engine:
         return RecipeInputs((QUANTIZERS[engine],))
     if stage == "build":

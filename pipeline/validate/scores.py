@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 WINDOWS_AT_ONCE = 4
+# By how much the logarithm of a probability may be above 0 in the arithmetic of an engine.
+ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,22 @@ class Scores:
     logprobs: tuple[float, ...]
     top_tokens: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        """Check that these can be scores.
+
+        Raises:
+            ValueError: they cannot: some are missing, or are no logarithms of a probability.
+        """
+        if not self.logprobs or len(self.logprobs) != len(self.top_tokens):
+            raise ValueError(f"expected a token for each log-probability, found {len(self.top_tokens)}")
+        unknown = sum(map(math.isnan, self.logprobs))
+        if unknown not in (0, len(self.logprobs)):
+            raise ValueError(f"expected log-probabilities, found {unknown} of {len(self.logprobs)} that are no number")
+        if not unknown and not all(-math.inf < value <= ROUNDING for value in self.logprobs):
+            raise ValueError("expected logarithms of probabilities, found what cannot be one")
+        if any(token < 0 for token in self.top_tokens):
+            raise ValueError("expected tokens, found a negative one")
+
     @property
     def has_logprobs(self) -> bool:
         """Whether the engine tells the log-probabilities of given tokens."""
@@ -49,8 +67,11 @@ class Scores:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the mean negative log-probability."""
-        return math.exp(-math.fsum(self.logprobs) / len(self.logprobs))
+        """The exponential of the mean negative log-probability; infinite where it is too large to be told."""
+        try:
+            return math.exp(-math.fsum(self.logprobs) / len(self.logprobs))
+        except OverflowError:
+            return math.inf
 
     def write(self, path: Path) -> None:
         """Write the scores to a JSON file."""
@@ -65,11 +86,12 @@ class Scores:
         """
         try:
             document = json.loads(path.read_bytes())
-            return cls(
-                str(document["windows_sha256"]),
-                tuple(float(value) for value in document["logprobs"]),
-                tuple(int(value) for value in document["top_tokens"]),
-            )
+            numbers, tokens = document["logprobs"], document["top_tokens"]
+            if not all(type(value) in (float, int) for value in numbers):
+                raise TypeError("log-probabilities that are no numbers")
+            if not all(type(value) is int for value in tokens):
+                raise TypeError("tokens that are no numbers")
+            return cls(str(document["windows_sha256"]), tuple(map(float, numbers)), tuple(tokens))
         except (OSError, ValueError, KeyError, TypeError) as error:
             what = f"expected the float model's scores, found {type(error).__name__}: {error}"
             raise StageError("validate", what, path, "measure the float model again, with --force") from error
@@ -100,6 +122,8 @@ async def score(engine: Engine, windows: Sequence[Sequence[int]], progress: Prog
         nonlocal done
         async with semaphore:
             scored = await engine.score(window)
+        if len(scored) != len(window) - 1:
+            raise StageError("validate", f"expected scores of {len(window) - 1} tokens, found {len(scored)}")
         done += 1
         progress.advance(done / len(windows))
         return [(token.logprob, token.top_token) for token in scored]
@@ -107,7 +131,10 @@ async def score(engine: Engine, windows: Sequence[Sequence[int]], progress: Prog
     flat = [entry for window in await asyncio.gather(*map(score_window, windows)) for entry in window]
     if not flat:
         raise StageError("validate", "expected held-out text, found none")
-    return Scores(sha256_of(windows), tuple(logprob for logprob, _ in flat), tuple(top for _, top in flat))
+    try:
+        return Scores(sha256_of(windows), tuple(logprob for logprob, _ in flat), tuple(top for _, top in flat))
+    except ValueError as error:
+        raise StageError("validate", str(error), next_step="the model computes what is no number") from error
 
 
 def sha256_of(windows: Iterable[Sequence[int]]) -> str:
@@ -129,7 +156,10 @@ def top1_agreement(scores: Scores, reference: Scores) -> float:
 
 
 def _check_same(scores: Scores, reference: Scores) -> None:
-    if scores.windows_sha256 != reference.windows_sha256:
+    same = scores.windows_sha256 == reference.windows_sha256
+    if same and len(scores.logprobs) != len(reference.logprobs):
+        raise StageError("validate", f"expected {len(reference.logprobs)} scores, found {len(scores.logprobs)}")
+    if not same:
         raise StageError(
             "validate",
             f"expected scores of the windows {reference.windows_sha256[:12]}, found {scores.windows_sha256[:12]}",

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.embedded.texts import WINDOW_TOKENS, KnownPrompt, heldout_texts, known_prompts
 from pipeline.lanes import LANES, gate_specs, lane_of_artifact
 from pipeline.lanes.gate_specs import Candidate, GateSpec
-from pipeline.lanes.gates import Figures, Thresholds, gates_by_part, gates_of, missing_figures
+from pipeline.lanes.gates import Figures, Thresholds, gates_by_part, gates_of, is_figure, missing_figures
 from pipeline.progress import Progress
 from pipeline.source import EMBEDDED
 from pipeline.source.utterance_file import NO_UTTERANCES, UtteranceSet, coverage_of
 from pipeline.stages.stage import StageError
 from pipeline.validate import scores, speed
+from pipeline.validate.long_prompt import LongPrompt, long_prompt_of, long_prompt_ratio
 from pipeline.validate.scores import Scores
 from pipeline.validate.tool_accuracy import measure_tools
 from runtime import engines
@@ -119,11 +120,13 @@ def validate(
         if metadata.tool and metadata.tool.tools:
             parts += gates_by_part(spec, by_tool, thresholds)
     candidate = candidate_of(metadata, compared=reference is not None, utterances=utterances)
-    if missing := missing_figures(figures, candidate):
+    missing = missing_figures(figures, candidate)
+    gates = (*gates_of({spec: value for spec, value in figures.items() if is_figure(value, spec)}, thresholds), *parts)
+    if missing and all(gate.passed for gate in gates):
         # A gate without a figure would pass as if there were none.
         raise StageError("validate", f"expected a figure for each gate, found none for {', '.join(missing)}", folder)
     return Validation(
-        gates=(*gates_of(figures, thresholds), *parts),
+        gates=gates,
         validated_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         digest=metadata.digest,
         not_measured=tuple(f"{gate_specs.TOOL_ACCURACY.name}:{name}" for name in found.missing_tools),
@@ -179,6 +182,7 @@ def candidate_of(
         chat=chat is not None,
         method=chat.quantization.method if chat and compared else None,
         parameters=parameters,
+        prompt_tokens=chat.limits.max_input_len if chat else 0,
         classifier=None if tool is None else "embedded" if tool.source.repo == EMBEDDED else "other",
         tools_measured=coverage is None or coverage.measured,
         tools_unmeasured=coverage is not None and bool(coverage.missing),
@@ -191,11 +195,13 @@ class _Prompts:
 
     Attributes:
         windows: held-out texts to score.
+        long: one that fills the longest prompt; none where they are as long.
         known: known prompts, each with what its answer must hold.
         streams: prompts of the throughput test, one a stream.
     """
 
     windows: Sequence[Sequence[int]]
+    long: LongPrompt | None
     known: Sequence[tuple[Sequence[int], KnownPrompt]]
     streams: Sequence[Sequence[int]]
 
@@ -212,6 +218,7 @@ def _measure_chat(
     windows = scores.windows_of(tokenizer, heldout_texts(), limits.max_model_len)
     prompts = _Prompts(
         windows=windows,
+        long=long_prompt_of(tokenizer, heldout_texts(), limits),
         known=[
             (renderer.render(persona=None, runtime_text=None, history=(), utterance=known.prompt).token_ids, known)
             for known in known_prompts()
@@ -240,6 +247,9 @@ def _measure_chat(
             gate_specs.THROUGHPUT: throughput,
             gate_specs.THROUGHPUT_STREAMS: len(prompts.streams),
         }
+        if prompts.long:
+            progress.step(f"asking what comes next at the end of {len(prompts.long.tokens) - 1} tokens")
+            figures[gate_specs.LONG_PROMPT] = await long_prompt_ratio(engine, prompts.long)
         if scored.has_logprobs:
             figures[gate_specs.PERPLEXITY] = scored.perplexity
         if reference_scores:

@@ -11,6 +11,8 @@ from runtime.artifact.metadata import BuildMetadata, LaneName
 
 # What the image without an engine has in place of a lane.
 TOOL_IMAGE = "tool"
+# A prompt that may be longer than this many tokens is measured at its end too: the held-out texts are shorter.
+LONG_PROMPT_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,14 @@ class ServedEngine:
     """One engine, as far as the checks before it loads ask.
 
     Attributes:
+        tells_probabilities: whether it tells how probable a given text is, so that perplexity is among the proof.
         compiled: whether it loads what was compiled for one GPU architecture, one version and one CUDA. Otherwise a
             patch release keeps formats and kernels, and an artifact may be proven anew on another machine.
     """
 
     name: str
     compiled: bool = False
+    tells_probabilities: bool = False
 
     @property
     def remedy(self) -> str:
@@ -76,7 +80,11 @@ SERVED_LANES: dict[str, ServedLane] = {
 
 SERVED_ENGINES = {
     engine.name: engine
-    for engine in (ServedEngine("vllm"), ServedEngine("trt", compiled=True), ServedEngine("trt-pytorch"))
+    for engine in (
+        ServedEngine("vllm", tells_probabilities=True),
+        ServedEngine("trt", compiled=True),
+        ServedEngine("trt-pytorch"),
+    )
 }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Literal
@@ -83,6 +84,15 @@ class Calibration(Entry):
     samples: int = Field(ge=1)
     sequence_length: int = Field(ge=1, description="tokens a sample at most")
     tokens: int = Field(ge=1, description="tokens in all samples together")
+    held_out_share: float | None = Field(
+        default=None, ge=0, le=1, description="part of the held-out texts that is among them; left out where not known"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_the_unknown(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out a share that is not known, so that such metadata are written as they always were."""
+        fields: dict[str, object] = written(self)
+        return {name: value for name, value in fields.items() if value is not None or name != "held_out_share"}
 
 
 class Quantization(Entry):
@@ -229,16 +239,30 @@ class Gate(Entry):
     """One figure, and the bound it had to meet."""
 
     name: str
-    value: float
+    # Strict: true is no 1, and "0.9" no figure.
+    value: float = Field(strict=True)
     relation: Relation | None = Field(default=None, description="none: reported, not gated")
-    threshold: float | None = None
+    threshold: float | None = Field(default=None, strict=True)
     unit: str = ""
+
+    @model_validator(mode="after")
+    def _whole_bound(self) -> Gate:
+        if (self.relation is None) != (self.threshold is None):
+            raise ValueError(f"expected both a relation and a threshold of {self.name}, or neither")
+        return self
 
     @property
     def passed(self) -> bool:
-        """Whether the figure meets its bound. A figure without a bound passes; NaN never does."""
+        """Whether the figure meets its bound. One without a bound passes.
+
+        What is no number, without an end or negative is no figure of any gate, and never passes.
+        """
+        if not (math.isfinite(self.value) and self.value >= 0):
+            return False
         if self.relation is None or self.threshold is None:
             return True
+        if not math.isfinite(self.threshold):
+            return False
         return self.value <= self.threshold if self.relation == "<=" else self.value >= self.threshold
 
 

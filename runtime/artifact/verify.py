@@ -13,7 +13,8 @@ from runtime.artifact import ArtifactError, BuildMetadata, hashes, signature
 from runtime.artifact.files.kinds import is_pickle, is_weights
 from runtime.artifact.files.paths import lies_in
 from runtime.artifact.hashes import Take
-from runtime.artifact.lanes import engine_of, lane_of
+from runtime.artifact.lanes import LONG_PROMPT_TOKENS, engine_of, lane_of
+from runtime.artifact.metadata import SCREENSHOT_TOOL, Relation
 from runtime.defaults import GPU_ALONE, MINIMUM_DRIVER
 from runtime.host.machine import Machine
 
@@ -86,18 +87,65 @@ def check_contents(metadata: BuildMetadata) -> None:
             )
 
 
+def expected_gates(metadata: BuildMetadata) -> dict[str, Relation | None]:
+    """The gates that prove an artifact, each with how its figure must stand to a bound; none for one that has no bound.
+
+    What they are depends on what the artifact holds, not on what was written down: a gate that was left out would pass.
+    """
+    expected: dict[str, Relation | None] = {"files_verified": None}
+    if (chat := metadata.chat) is not None:
+        expected |= {"known_prompts": ">=", "replies_end": ">=", "held_out_tokens": None}
+        expected |= {"ttft_p50": "<=", "itl_p50": "<=", "throughput": ">="}
+        if chat.limits.max_input_len > LONG_PROMPT_TOKENS:
+            expected["long_prompt_ratio"] = ">="
+        told, compared = engine_of(metadata).tells_probabilities, not chat.quantization.prequantized
+        if told:
+            expected["perplexity"] = None
+        if compared:
+            expected |= {"top1_agreement": ">=", **({"perplexity_ratio": "<="} if told else {})}
+    if (tool := metadata.tool) is not None:
+        unmeasured = set(metadata.validation.not_measured) if metadata.validation else set()
+        for entry in tool.served_tools:
+            accuracy = f"tool_accuracy:{entry.name}"
+            # The screenshot can be measured always.
+            silent = accuracy in unmeasured and entry.name != SCREENSHOT_TOOL
+            whole = "tool_silence" if silent else "tool_accuracy"
+            expected[whole] = ">="
+            if tool.tools:
+                expected[f"{whole}:{entry.name}"] = ">="
+    return expected
+
+
+def gate_problem(metadata: BuildMetadata) -> str | None:
+    """What an artifact's gates lack to prove it: one that failed, or one that should be there; none where nothing."""
+    validation = metadata.validation
+    if validation is None:
+        return "expected a validated artifact, found no validation"
+    for gate in validation.gates:
+        if not gate.passed:
+            bound = (
+                f"must be {gate.relation} {gate.threshold:g}"
+                if gate.threshold is not None
+                else "must be a number from 0 on"
+            )
+            return f"expected an artifact that passed its gates, found {gate.name} = {gate.value:g} ({bound})"
+    for name, relation in expected_gates(metadata).items():
+        found = [gate for gate in validation.gates if gate.name == name]
+        if len(found) != 1:
+            return f"expected the gate {name} once among what was measured, found it {len(found)} times"
+        if relation is not None and found[0].relation != relation:
+            return f"expected a bound ({relation}) of the gate {name}, found {found[0].relation or 'none'}"
+    return None
+
+
 def check_validation(metadata: BuildMetadata) -> None:
-    """Refuse what was never proven, what failed, and what changed after it was proven."""
+    """Refuse what was never proven, what failed, what was not measured, and what changed after it was proven."""
     validation = metadata.validation
     if validation is None:
         raise ArtifactError("expected a validated artifact, found no validation; run `yap-pipeline validate`")
-    failed = [gate for gate in validation.gates if not gate.passed]
-    if failed:
-        gate = failed[0]
-        raise ArtifactError(
-            f"expected an artifact that passed its gates, found {gate.name} = {gate.value:g} "
-            f"(must be {gate.relation} {gate.threshold:g}); build it with another method"
-        )
+    if problem := gate_problem(metadata):
+        remedy = "build it with another method" if not validation.passed else "prove it with `yap-pipeline validate`"
+        raise ArtifactError(f"{problem}; {remedy}")
     if validation.digest != metadata.digest:
         raise ArtifactError("the files changed after validation; run `yap-pipeline validate` again")
 

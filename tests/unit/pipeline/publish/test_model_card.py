@@ -24,6 +24,32 @@ def metadata(tmp_path_factory: pytest.TempPathFactory) -> BuildMetadata:
     return artifact.read(cpu_artifact(tmp_path_factory.mktemp("card") / "artifact", tool=True))
 
 
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [
+        (0.0, "on held-out text that calibration never saw."),
+        (0.25, "25.0% was in the calibration text"),
+        (None, "on held-out text."),
+    ],
+)
+def test_the_card_claims_of_the_held_out_text_what_is_known(
+    metadata: BuildMetadata, share: float | None, told: str
+) -> None:
+    assert metadata.chat is not None
+    stored = metadata.chat.quantization
+    assert stored.calibration is not None
+
+    def with_stored(**changed: object) -> str:
+        chat = metadata.chat.model_copy(update={"quantization": stored.model_copy(update=changed)})
+        return card(metadata.model_copy(update={"chat": chat}), REPO)
+
+    text = with_stored(calibration=stored.calibration.model_copy(update={"held_out_share": share}))
+    assert told in text
+    assert ("never saw" in text) == (share == 0)
+    assert "never saw" not in with_stored(prequantized=True, calibration=None)
+    assert "nothing was calibrated" in with_stored(calibration=None)
+
+
 def test_the_front_matter_is_what_the_hub_reads(metadata: BuildMetadata) -> None:
     data = ModelCard(card(metadata, REPO)).data
     assert (data.license, data.base_model, data.pipeline_tag) == ("apache-2.0", "acme/llama", "text-generation")
@@ -32,6 +58,9 @@ def test_the_front_matter_is_what_the_hub_reads(metadata: BuildMetadata) -> None
     assert data.model_name == "llama-8b-int8"
     assert {(result.metric_type, result.metric_value) for result in data.eval_results or ()} == {
         ("known_prompts", 1.0),
+        ("replies_end", 1.0),
+        ("long_prompt_ratio", 1.0),
+        ("tool_accuracy", 1.0),
         ("perplexity_ratio", 1.011),
         ("top1_agreement", 0.9173),
     }
@@ -45,7 +74,7 @@ def test_the_front_matter_is_what_the_hub_reads(metadata: BuildMetadata) -> None
         "| Perplexity over that of the original | 1.011 | ≤ 1.05 |",
         "| Same first choice as the original | 0.9173 | ≥ 0.9 |",
         "| Time to the first token, median, one stream | 44.7 ms | ≤ 500 |",
-        "| All streams together | 236.2 tokens/s |  |",
+        "| All streams together | 236.2 tokens/s | ≥ 2 |",
         "| reply | 150 tokens |",
         "a CPU (x86_64)",
         "ARTIFACT=hf:acme/llama-8b-int8@main",
