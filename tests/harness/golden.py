@@ -1,4 +1,4 @@
-"""The golden artifacts under `tests/data/artifacts`, the machines that may serve them, and hands that change a copy."""
+"""The golden artifacts under `tests/data/artifacts`, who may serve them, hands that change a copy, and proofs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from runtime.artifact import METADATA_NAME, encode, hashes, seal_of
+from runtime.artifact import METADATA_NAME, BuildMetadata, Gate, Validation, encode, hashes, seal_of
+from runtime.artifact.verify import expected_gates
 from runtime.host.machine import Gpu, Machine
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "artifacts"
@@ -22,6 +23,7 @@ HOPPER = Machine(
     memory_bytes=GIB,
     packages={"vllm": "0.30.0"},
 )
+VALIDATED_AT = "2026-01-01T00:00:00+00:00"
 MACHINES = {"cpu-int8": CPU, "vllm-fp8": HOPPER, "tool-only": CPU}
 
 
@@ -52,3 +54,19 @@ def relist(folder: Path, **chat: object) -> None:
     changed["digest"] = changed["validation"]["digest"] = hashes.digest_of(files)
     changed["chat"] = {**changed["chat"], **chat}
     reseal(folder, changed)
+
+
+def proof_of(metadata: BuildMetadata, *instead: Gate, without: tuple[str, ...] = ()) -> Validation:
+    """Return a validation with all expected gates.
+
+    Args:
+        instead: gates that stand in place of those of their names, or beside.
+        without: names of gates to leave out.
+    """
+    gates = {
+        name: Gate(name=name, value=1.0, relation=relation, threshold=None if relation is None else 1.0)
+        for name, relation in expected_gates(metadata).items()
+    }
+    gates |= {gate.name: gate for gate in instead}
+    kept = tuple(gate for name, gate in gates.items() if name not in without)
+    return Validation(gates=kept, validated_at=VALIDATED_AT, digest=metadata.digest)

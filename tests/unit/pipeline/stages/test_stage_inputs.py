@@ -21,7 +21,26 @@ from pipeline.stage_runner import StageRunner
 from pipeline.stages.stage import StageResult, key_of
 from runtime.artifact import ToolLabel, hashes
 from tests.harness import pipeline_standins as standins
-from tests.unit.pipeline.stages.test_stage_recipes import RESULTS, Silent
+
+RESULTS: dict[str, dict[str, Any]] = {
+    "source": {},
+    "tool": {"accuracy": 0.97, "threshold": 0.66},
+    "calibration": {"dataset": "embedded", "digest": "d", "samples": 1, "sequence_length": 64, "tokens": 3},
+    "quantize": {"method": "awq", "scheme": "W4A16", "group_size": 128, "symmetric": True},
+    "build": {"compile_cache": None, "engine_path": None},
+    "reference": {},
+    "validate": {
+        "gates": [{"name": "known_prompts", "value": 1.0}],
+        "validated_at": "2026-01-01T00:00:00+00:00",
+        "digest": "0" * 64,
+    },
+}
+
+
+class Silent:
+    def step(self, message: str) -> None: ...
+
+    def advance(self, fraction: float) -> None: ...
 
 
 @pytest.fixture
