@@ -99,8 +99,11 @@ class ChatPlanner:
             group = prequantized.group_size
             self._check_groups(table, group)
         elif method != "none":
+            if table.conv1d and method:
+                found = f"transformers' Conv1D, which no quantizer here knows, in {facts.ref}"
+                self.diagnostics.problem("CHAT_MODEL", "linear layers, to be quantized", found, "use none")
             group, symmetric, kept = self._grouping(method, table, moe)
-            calibration = self._calibration(method, facts)
+            calibration = self._calibration(method, facts, shape.context)
             self._check_quantizer()
             if self.lane and method and (unable := self.lane.quantizing_refusal(facts.config, method)):
                 expected = f"a model that {self.lane.name} can quantize by {method}"
@@ -243,12 +246,14 @@ class ChatPlanner:
             next_step = f"set it to {' or '.join(fitting)}, or use 8bit"
             self.diagnostics.problem("TENSOR_PARALLEL_SIZE", expected, str(parallel), next_step)
 
-    def _calibration(self, method: str | None, facts: SourceFacts) -> CalibrationPlan | None:
+    def _calibration(self, method: str | None, facts: SourceFacts, context: int | None) -> CalibrationPlan | None:
         if method and not METHODS[method].calibrated:
             self.diagnostics.decide("calibration", "none", f"{method} scales activations as they come")
             return None
         dataset, reason = self._dataset(facts)
         samples, length = self.settings.awq_nsamples, self.settings.awq_seqlen
+        if context and length > context:
+            length, reason = context, f"{reason}; the model was made for {context} tokens"
         self.diagnostics.decide(
             "calibration", f"{dataset}, {samples} × {length} tokens at most", f"{reason}; seed {SEED}"
         )

@@ -199,7 +199,7 @@ class TrtPlanner(ChatPlanner):
             return size, True, kept
         return None, True, kept
 
-    def _calibration(self, method: str | None, facts: SourceFacts) -> CalibrationPlan | None:
+    def _calibration(self, method: str | None, facts: SourceFacts, context: int | None) -> CalibrationPlan | None:
         if self._prebuilt_weights() is not None:
             return None
         dataset, reason = self._dataset(facts)
@@ -208,6 +208,8 @@ class TrtPlanner(ChatPlanner):
             samples = AWQ_MOST_SAMPLES
             reason += f"; TensorRT-LLM takes at most {samples} samples for AWQ"
         length = first_set(self.settings.trt_calib_seqlen, default=sum(self._lengths()))
+        if context and length > context:
+            length, reason = context, f"{reason}; the model was made for {context} tokens"
         self.diagnostics.decide(
             "calibration", f"{dataset}, {samples} × {length} tokens at most", f"{reason}; seed {SEED}"
         )

@@ -322,3 +322,23 @@ def test_the_command_ends_in_one_line_and_exit_64(llama: Path, name: str, conten
         assert done.returncode == 64
         assert "Traceback" not in done.stderr
         assert found in done.stderr.replace("\n", " ") or "JSON object" in done.stderr
+
+
+def test_conv1d_is_told_before_anything_is_downloaded() -> None:
+    gpt2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12}
+    config = gpt2 | {"vocab_size": 50257, "n_positions": 8192}
+    with pytest.raises(WrongRequestError, match="expected linear layers, to be quantized, found transformers' Conv1D"):
+        make(Row("gpt2", method="8bit", chat=model(config), tool=None))
+    assert make(Row("gpt2", method="none", chat=model(config), tool=None)).chat
+
+
+@pytest.mark.parametrize(("lane", "method"), [("cpu", "awq"), ("trt", "4bit")])
+def test_calibration_reads_no_more_than_the_context(lane: str, method: str) -> None:
+    config = LLAMA_8B | {"max_position_embeddings": 1024}
+    env = {"CHAT_MAX_LEN": "512", "CHAT_MAX_OUT": "128", "TRT_MAX_BATCH_SIZE": "8", "TRT_CALIB_SEQLEN": "4096"}
+    here = CPU if lane == "cpu" else EIGHT_GPUS
+    made = make(Row("context", lane=lane, method=method, on=here, chat=model(config), tool=None, env=env))
+    assert made.chat is not None
+    assert made.chat.calibration is not None
+    assert made.chat.calibration.sequence_length == 1024
+    assert any("the model was made for 1024 tokens" in decision.reason for decision in made.decisions)
