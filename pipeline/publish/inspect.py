@@ -18,11 +18,11 @@ def inspect(folder: Path, console: Console, *, as_json: bool, verify: bool) -> N
         ArtifactError: it cannot be read, or a file differs from what the metadata says.
     """
     metadata = artifact.read(folder)
+    if verify:
+        hashes.verify_files(folder, metadata)  # first, so that nothing is shown of what is refused
     if as_json:
         console.print_json(metadata.model_dump_json())
     else:
         show_artifact(metadata, console)
-    if verify:
-        hashes.verify_files(folder, metadata)
-        if not as_json:
+        if verify:
             console.print(f"\nAll {len(metadata.files)} files match their hashes.", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -363,3 +364,41 @@ def test_a_model_that_always_thinks_needs_a_budget(tmp_path: Path, metadata: Bui
     done = validate(folder, metadata, reference=None, thresholds=BOUNDS, progress=Silent())
     assert values(done)["known_prompts"] == 1
     assert engine.samplings[0].max_tokens == 40  # twenty to think, and twenty of the forty that are left
+
+
+def test_what_is_measured_is_what_was_hashed(folder: Path, metadata: BuildMetadata, tmp_path: Path, serve) -> None:
+    """The figures of a file that changed meanwhile prove nothing."""
+    copied = shutil.copytree(folder, tmp_path / "a")
+
+    class Writing(StandIn):
+        async def start(self) -> None:
+            with (copied / "model.safetensors").open("r+b") as file:
+                file.write(b"others")
+
+    serve(Writing())
+    with pytest.raises(
+        ArtifactError, match=r"model\.safetensors: expected the file that was checked, found that it chang"
+    ):
+        run(copied, metadata, None)
+
+
+@pytest.mark.parametrize("with_code", [True, False])
+def test_code_of_somebody_else_is_not_run_to_measure_it(
+    folder: Path, metadata: BuildMetadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_code: bool
+) -> None:
+    copied = shutil.copytree(folder, tmp_path / "a")
+    (copied / "compile_cache").mkdir()
+    (copied / "compile_cache" / "x.py").write_text("1/0")
+    files = hash_folder(copied)
+    assert metadata.chat is not None
+    chat = metadata.chat.model_copy(update={"compile_cache": "compile_cache"})
+    cached = metadata.model_copy(update={"chat": chat, "files": files, "digest": digest_of(files)})
+    given: list[tuple[bool, object]] = []
+
+    def create(view: Path, described: BuildMetadata, *_: object) -> StandIn:
+        given.append(((view / "compile_cache").exists(), described.chat and described.chat.compile_cache))
+        return StandIn()
+
+    monkeypatch.setattr(engines, "create", create)
+    validate(copied, cached, reference=None, thresholds=BOUNDS, progress=Silent(), with_code=with_code)
+    assert given == [(with_code, "compile_cache" if with_code else None)]
