@@ -11,9 +11,11 @@ import json
 import os
 import pprint
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
+from runtime.artifact.files.paths import path_problem
 from runtime.engines.vllm.contract import GRAPH_FIELD, GRAPH_LIST
 
 # Stands for the cache's folder in an artifact, which names no machine's.
@@ -26,9 +28,20 @@ def caches(folder: Path) -> dict[str, str]:
 
 
 def copy_caches(folder: Path, to: Path) -> None:
-    """Copy what `caches` put into a folder, so that it is found there as well."""
-    shutil.copytree(folder, to, dirs_exist_ok=True)
+    """Copy what `caches` put into a folder, so that it is found there as well.
+
+    Whatever an artifact could not list is left: its readers unpickle every file of a folder, whatever it is called.
+    """
+    shutil.copytree(folder, to, dirs_exist_ok=True, ignore=_never_listed)
     relocate(to, to)
+
+
+def _never_listed(folder: str, names: list[str]) -> list[str]:
+    def listable(name: str) -> bool:
+        mode = (Path(folder) / name).lstat().st_mode
+        return path_problem(name) is None and (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+    return [name for name in names if not listable(name)]
 
 
 class CacheCopy:

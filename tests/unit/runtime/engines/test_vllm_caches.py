@@ -104,3 +104,19 @@ def test_nothing_is_left_of_a_copy_that_failed(tmp_path: Path, monkeypatch: pyte
         CacheCopy(source)
     assert not list((tmp_path / "temporary").iterdir())
     assert "VLLM_CACHE_ROOT" not in os.environ
+
+
+def test_what_no_artifact_could_list_is_not_copied(tmp_path: Path) -> None:
+    source = tmp_path / "cache"
+    (source / ".x").mkdir(parents=True)
+    (source / "ab").mkdir()
+    for name in (".x/evil.so", "a.partial", "ab/.hidden", "ab/0.PARTIAL", "ab/entry"):
+        (source / name).write_bytes(b"x")
+    (source / "ab" / "link").symlink_to("/etc/hostname")
+    (source / "folder").symlink_to("/etc")
+    os.mkfifo(source / "ab" / "pipe")
+    copy = CacheCopy(source)
+    try:
+        assert [path for path in copy.folder.rglob("*") if not path.is_dir()] == [copy.folder / "ab" / "entry"]
+    finally:
+        copy.remove()
