@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from runtime import defaults
 from runtime.host.machine import Gpu, Machine
 
 GIB = 2**30
@@ -34,7 +35,7 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
     {name: Gpu(name, sm, int(gib * GIB), int(gib * GIB)) for name, sm, gib in _KNOWN}
 )
 # What the images bring, where the environment of a lane is not here either; a test holds them equal to the locks.
-PACKAGES: Mapping[str, str] = MappingProxyType({"vllm": "0.31.0", "tensorrt-llm": "1.2.1"})
+PACKAGES: Mapping[str, str] = MappingProxyType({"vllm": "0.31.0", "tensorrt-llm": defaults.TENSORRT_LLM})
 DRIVER, CUDA = "580", "13.0"
 
 

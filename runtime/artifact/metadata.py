@@ -30,12 +30,12 @@ from pydantic import (
 
 from runtime import defaults
 from runtime.artifact.files.opening import ArtifactError, read_document
+from runtime.artifact.files.paths import CARD_NAME as CARD_NAME
+from runtime.artifact.files.paths import METADATA_NAME as METADATA_NAME
+from runtime.artifact.files.paths import SIGNATURE_NAME as SIGNATURE_NAME
 from runtime.artifact.files.paths import ArtifactPath, listing_problem
 
 SCHEMA_VERSION: Literal[1] = 1
-METADATA_NAME = "build_metadata.json"
-SIGNATURE_NAME = "model.sig"
-CARD_NAME = "README.md"
 TOOL_FOLDER = "tool"
 # The tool that a client is asked for where the classifier has one alone.
 SCREENSHOT_TOOL = "take_screenshot"

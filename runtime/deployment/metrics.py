@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from runtime import defaults
 from runtime.engines import Load
+from runtime.wire import frames
 from runtime.wire.frames import Usage
 
 _SECONDS = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -27,6 +28,8 @@ ENGINE_STATES = ("running", "waiting")
 
 # What a close code is counted as: the registered ones as themselves, since a client may send any other.
 _CLOSE_CODES = frozenset(range(1000, 1016))
+# Those that a server's life brings.
+_USUAL_CODES = (frames.CLOSE_NORMAL, frames.CLOSE_GOING_AWAY, frames.CLOSE_POLICY, frames.CLOSE_TRY_LATER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ class Metrics:
             (self._tokens, TOKEN_KINDS),
             (self._dropped, DROP_REASONS),
             (self._engine_requests, ENGINE_STATES),
-            (self._closed, (str(code) for code in (1000, 1001, 1008, 1009, 1013, idle_code))),
+            (self._closed, (str(code) for code in (*_USUAL_CODES, idle_code))),
         ):
             for value in values:
                 metric.labels(value)

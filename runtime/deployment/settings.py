@@ -224,10 +224,10 @@ class RuntimeSettings(BaseSettings):
     chat_max_out: int | None = open_var(
         defaults.OUTPUT_TOKENS, "longest reply; {} or what the artifact allows", unit="tokens", ge=1
     )
-    thinking_max_tokens: int | None = var(
-        None,
-        "tokens that a model which always thinks may think, beside `CHAT_MAX_OUT`; none means what the artifact was "
-        "proven with; 0: such a model is refused",
+    thinking_max_tokens: int | None = open_var(
+        defaults.THINKING_TOKENS,
+        "tokens that a model which always thinks may think, beside `CHAT_MAX_OUT`; {} or what the artifact was proven "
+        "with; 0: such a model is refused",
         unit="tokens",
         ge=0,
     )

@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
+import re
 import secrets
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from pipeline.lanes.gates import bound_text
+from pipeline.publish.report import measured
+from runtime import artifact
 from tests.client import Client, ClientError, Options, Token, ToolCall, TurnRecord, connect
 from tests.harness.server import Server
-from tests.prompts.detailed import PERSONAS
 
-PERSONA = PERSONAS["anna_wholesome"][1]
+# What a model of 135 million parameters can carry: a short persona, plain questions, and no loops.
+PERSONA = "You are a helpful assistant. Answer in one short sentence."
+CALM = {"temperature": 0, "repetition_penalty": 1.15, "max_tokens": 60}
+MOST_IN_A_ROW = 5
+# A line of the pipeline's progress; and how many of the last lines help where it failed.
+STEP = re.compile(r"\[ *[\d.]+ s\] (.*)")
+LAST_LINES = 20
 # Few and short samples: enough for the gates, and quick on two cores.
 SHORT = {"AWQ_NSAMPLES": "16", "AWQ_SEQLEN": "256"}
 SCRIPT = (
-    ("Hi Anna! What is the capital of France?", "no"),
+    ("What is the capital of France?", "no"),
+    ("What should I eat before a long walk?", "no"),
     ("Can you take a look at my screen and tell me what you think?", "yes"),
 )
 
@@ -32,14 +43,37 @@ def heading(text: str) -> None:
     print(f"\n\033[1m── {text}\033[0m" if sys.stdout.isatty() else f"\n── {text}", flush=True)
 
 
-def pipeline(*arguments: str) -> None:
-    """Run one pipeline command as a user would; its own output says what went wrong."""
+def pipeline(log: Path, *arguments: str) -> None:
+    """Run one pipeline command as a user would. All that it prints goes to the log; here stands what it is at."""
     command = [sys.executable, "-m", "pipeline", *arguments]
     shown = [f"{name}={value}" for name, value in SHORT.items() if name not in os.environ]
-    print("$ " + " ".join([*shown, "python -m pipeline", *arguments]), flush=True)
-    status = subprocess.run(command, check=False, env=SHORT | os.environ).returncode
-    if status:
-        sys.exit(f"demo: `{' '.join(command[1:])}` exited {status}; its last lines above say what to do")
+    print("$ " + " ".join([*shown, "yap-pipeline", *arguments]), flush=True)
+    began = time.monotonic()
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"\n$ {' '.join(arguments)}\n")
+        child = subprocess.Popen(
+            command, env=SHORT | os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert child.stdout is not None
+        for line in child.stdout:
+            file.write(line)
+            if (step := STEP.match(line)) and sys.stdout.isatty():
+                print(f"\r\033[K  {step[1][:90]}", end="", flush=True)
+    erase = "\r\033[K" if sys.stdout.isatty() else ""
+    if child.wait():
+        print(f"{erase}{''.join(log.read_text('utf-8').splitlines(keepends=True)[-LAST_LINES:])}")
+        sys.exit(
+            f"demo: `{' '.join(command[1:])}` exited {child.returncode}; the lines above say what to do, {log} the rest"
+        )
+    print(f"{erase}  done in {time.monotonic() - began:.0f} s")
+
+
+def show_gates(folder: Path) -> None:
+    """What was measured, with its bounds, a line a gate."""
+    validation = artifact.read(folder).validation
+    assert validation is not None
+    for gate in validation.gates:
+        print(f"  {gate.name:18} {measured(gate):16} {bound_text(gate):10} {'pass' if gate.relation else ''}".rstrip())
 
 
 async def speak(client: Client, fields: dict, utterance: str, expected: str) -> bool:
@@ -58,14 +92,27 @@ async def speak(client: Client, fields: dict, utterance: str, expected: str) -> 
     decided = turn.tool.status if turn.tool else "absent"
     if decided != expected:
         print(f"           expected the decision {expected}, found {decided}")
-    return turn.ok and bool(turn.text.strip()) and decided == expected
+    if stutters(turn.text):
+        print(f"           expected a sane reply, found one word more than {MOST_IN_A_ROW} times in a row")
+    return turn.ok and bool(turn.text.strip()) and decided == expected and not stutters(turn.text)
+
+
+def stutters(text: str) -> bool:
+    """Tell whether a text repeats one word more than five times in a row, punctuation aside.
+
+    >>> stutters("monsieur, " * 6), stutters("very, very good")
+    (True, False)
+    """
+    words = re.findall(r"\w+", text.lower())
+    longest = max((len(list(group)) for _, group in itertools.groupby(words)), default=0)
+    return longest > MOST_IN_A_ROW
 
 
 async def converse(options: Options) -> bool:
-    """Two turns with a decision each, then an interruption and a cancel."""
+    """Three turns with a decision each, then an interruption and a cancel."""
     ok = True
     fields = options.start_fields("demo", PERSONA)
-    fields["sampling"] = {"temperature": 0}
+    fields["sampling"] = CALM
     async with connect(options) as client:
         for utterance, expected in SCRIPT:
             ok = await speak(client, fields, utterance, expected) and ok
@@ -90,20 +137,19 @@ def main() -> None:
     began = time.monotonic()
 
     request = ["--cpu", arguments.method, "embedded", "embedded", "--out", str(arguments.out)]
-    heading("plan: what will be done, and why")
-    pipeline("plan", *request)
-    heading("run: quantize, build, validate")
-    pipeline("run", *request)
-    heading("inspect: what the artifact says of itself")
-    pipeline("inspect", str(arguments.out))
+    log = arguments.out.with_name(f"{arguments.out.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("", "utf-8")
+    heading(f"plan, quantize, build, validate (all that is printed: {log})")
+    pipeline(log, "plan", *request)
+    pipeline(log, "run", *request)
+    show_gates(arguments.out)
 
     heading("serve: the runtime loads what was proven, and nothing else")
     key = os.environ.get("TEXT_API_KEY") or secrets.token_hex(8)
     with Server(arguments.out, api_key=key) as server:
         waited = server.wait_ready()
-        print(
-            f"$ ARTIFACT={arguments.out} TEXT_API_KEY=… python -m runtime\nready after {waited:.0f} s at {server.url}"
-        )
+        print(f"$ ARTIFACT={arguments.out} TEXT_API_KEY=… yap-runtime\n  ready after {waited:.0f} s at {server.url}")
         heading("talk: a streamed conversation with a tool decision")
         try:
             ok = asyncio.run(converse(Options(url=server.url, api_key=key)))

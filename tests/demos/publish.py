@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from tests.client import Client, ClientError, Options, connect
-from tests.demos.chain import PERSONA, SCRIPT, heading, speak
+from tests.demos.chain import CALM, PERSONA, SCRIPT, heading, speak
 from tests.harness.server import Server
 from tests.hub import Account, Hub
 from tests.hub.artifacts import contents
@@ -46,7 +46,7 @@ async def talk(options: Options) -> bool:
     """The demo's two turns."""
     ok = True
     fields = options.start_fields("publish", PERSONA)
-    fields["sampling"] = {"temperature": 0}
+    fields["sampling"] = CALM
     client: Client
     async with connect(options) as client:
         for utterance, expected in SCRIPT:

@@ -12,17 +12,21 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+METADATA_NAME = "build_metadata.json"
+SIGNATURE_NAME = "model.sig"
+CARD_NAME = "README.md"
+
 # Not part of the digest, at the artifact's root alone: the metadata holds the digest itself, the card is prose derived
 # from the metadata which people edit on the hub, the signature signs the digest. The last ones are what a killed writer
 # of ours leaves.
 UNLISTED_NAMES = frozenset(
     {
-        "build_metadata.json",
-        "README.md",
-        "model.sig",
+        METADATA_NAME,
+        CARD_NAME,
+        SIGNATURE_NAME,
         ".gitattributes",
-        "build_metadata.json.partial",
-        "model.sig.partial",
+        f"{METADATA_NAME}.partial",
+        f"{SIGNATURE_NAME}.partial",
     }
 )
 # Folders that hub clients and git leave at the root. Nobody looks inside, and nothing is loaded from there.

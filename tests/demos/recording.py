@@ -1,0 +1,73 @@
+"""Draw the README's conversation from a real run: `python -m tests.demos.recording ARTIFACT [FILE.svg]`.
+
+The server is the one that users run, on a proven artifact; what it says and how long it took is what stands there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from tests.client import Client, Options, Token, ToolCall, TurnRecord, connect
+from tests.demos.chain import CALM, PERSONA, SCRIPT
+from tests.harness.server import Server
+
+PICTURE = Path(__file__).parents[2] / "docs/pictures/conversation.svg"
+KEY = "recording"
+WORDS_BEFORE_CANCEL = 8
+
+
+def said(who: str, words: str, style: str) -> Text:
+    """One line of the conversation."""
+    return Text.assemble((f"{who:>10}  ", "dim"), (words, style))
+
+
+async def turn(client: Client, console: Console, fields: dict, utterance: str, *, interrupts: bool = False) -> None:
+    """Hold one turn and print it."""
+    console.print(said("you", utterance, "bold"))
+    record, words, decision = TurnRecord(), "", ""
+    await client.send("start", **fields, user_utterance=utterance)
+    async for frame in client.frames(record):
+        if isinstance(frame, ToolCall):
+            decision = frame.told
+        elif isinstance(frame, Token):
+            words += frame.text
+            if interrupts and len(words.split()) >= WORDS_BEFORE_CANCEL:
+                interrupts = False
+                await client.send("cancel")
+                words += " ✂"
+    console.print(said("assistant", words.strip(), "cyan"))
+    ttft = f"first token {record.ttft * 1000:.0f} ms" if record.ttft is not None else "nothing was said"
+    console.print(said("", f"screenshot: {decision}   {ttft}   {record.tokens} tokens", "dim"))
+    console.print()
+
+
+async def record(server: Server, console: Console) -> None:
+    """The demo's turns, and one that is interrupted."""
+    fields = Options(url=server.url).start_fields("recording", PERSONA) | {"sampling": CALM}
+    async with connect(Options(url=server.url, api_key=KEY)) as client:
+        for utterance, _ in SCRIPT:
+            await turn(client, console, fields, utterance)
+        await turn(client, console, fields, "Tell me a long story about a lighthouse.", interrupts=True)
+        await client.end()
+
+
+def main() -> None:
+    artifact = Path(sys.argv[1])
+    picture = Path(sys.argv[2]) if len(sys.argv) > 2 else PICTURE
+    console = Console(record=True, width=92, force_terminal=True)
+    with Server(artifact, api_key=KEY) as server:
+        server.wait_ready()
+        console.print(Text(f"$ ARTIFACT={artifact} TEXT_API_KEY=… yap-runtime", "dim"))
+        console.print()
+        asyncio.run(record(server, console))
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    console.save_svg(str(picture), title="Yap Text Inference")
+
+
+if __name__ == "__main__":
+    main()
