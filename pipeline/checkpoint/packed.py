@@ -15,6 +15,8 @@ from pipeline.checkpoint.tensors import Tensor
 
 SCHEME_BITS = re.compile(r"W(\d)A|(?:NV|MX)?FP(\d)")
 BLOCK_WEIGHTS = 32
+# Names that a weight in float never has.
+PACKED = (".weight_packed", ".qweight", ".weight_scale", ".weight_scale_inv", "_blocks")
 # What lies beside a packed weight.
 BESIDE = (".scales", ".qzeros", ".g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")
 MORE_BESIDE = (".weight_scale_2", ".weight_scale_inv", ".weight_global_scale", ".input_scale", ".input_global_scale")
@@ -52,6 +54,11 @@ def unpacked(tensors: Mapping[str, Tensor], schemes: Iterable[str]) -> dict[str,
         else:
             found[name] = tensor
     return found
+
+
+def packed_weight(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of a weight that came quantized; none where all are in float."""
+    return next((name for name in tensors if name.endswith(PACKED)), None)
 
 
 def _in_one(tensor: Tensor, bits: int) -> int:

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from pipeline.checkpoint.config_reader import ConfigError
+from pipeline.checkpoint.config_reader import ConfigError, ConfigReader
 from pipeline.checkpoint.layers import SMALLEST_GROUP, LayerTable, layer_table, stored_dtype
-from pipeline.checkpoint.packed import unpacked
+from pipeline.checkpoint.packed import packed_weight, unpacked
 from pipeline.checkpoint.prequantized import Prequantized, recognize
 from pipeline.checkpoint.shape import Shape, ShapeError, mixture_of_experts
 from pipeline.lanes import LANES, METHODS, Lane
@@ -86,8 +86,13 @@ class ChatPlanner:
         moe = mixture_of_experts(facts.config, facts.name)
         if moe:
             self.diagnostics.decide("mixture of experts", moe.experts or "yes", f"recognized by {moe.recognized_by}")
-        per_weight = facts.weight_bytes / shape.parameters if facts.weight_bytes else None
-        prequantized = self._recognize(facts, per_weight)
+        if ConfigReader(facts.config).flag("is_encoder_decoder", default=False):
+            found, next_step = f"an encoder with a decoder in {facts.ref}", "name a causal language model"
+            self.diagnostics.problem("CHAT_MODEL", "a decoder alone", found, next_step)
+        prequantized = self._recognize(facts, self._bytes_per_weight(facts, shape))
+        if prequantized is None and (name := packed_weight(facts.tensors)):
+            expected = f"quantization_config in the config.json of {facts.ref}, for weights that came quantized"
+            self.diagnostics.problem("CHAT_MODEL", expected, f"none, and {name}", "name the float model")
         tensors = unpacked(facts.tensors, prequantized.schemes) if prequantized else facts.tensors
         # The names in a TensorRT-LLM checkpoint are its own, and each rank has its share.
         table = layer_table(facts.config, {} if prequantized and prequantized.format == "trt-llm" else tensors)
@@ -136,6 +141,12 @@ class ChatPlanner:
             layers=table,
             thinking=thinking,
         )
+
+    def _bytes_per_weight(self, facts: SourceFacts, shape: Shape) -> float | None:
+        """Return the size of a weight: what its headers say, else by the shape; none where neither is known."""
+        if any(len(tensor.shape) > 1 for tensor in facts.tensors.values()):
+            return None if packed_weight(facts.tensors) else 2.0
+        return facts.weight_bytes / shape.parameters if facts.weight_bytes else None
 
     def _needed(self, facts: SourceFacts, found: Prequantized | None) -> SourceFacts:
         """Return the facts without what this lane does not fetch: a checkpoint for another engine."""

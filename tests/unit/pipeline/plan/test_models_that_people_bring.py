@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import settings as pipeline_settings
 from pipeline import source
+from pipeline.checkpoint.tensors import Tensor
 from pipeline.plan import BuildPlan, BuildRequest, planner
 from pipeline.problem import WrongRequestError
 from runtime.host.machine import Gpu, Machine
@@ -342,3 +343,34 @@ def test_calibration_reads_no_more_than_the_context(lane: str, method: str) -> N
     assert made.chat.calibration is not None
     assert made.chat.calibration.sequence_length == 1024
     assert any("the model was made for 1024 tokens" in decision.reason for decision in made.decisions)
+
+
+def with_tensors(facts: Any, *names: str) -> Any:
+    tensors = {name: Tensor("I32" if name.endswith("qweight") else "BF16", (512, 4096), 1) for name in names}
+    return replace(facts, tensors=tensors)
+
+
+def test_what_the_headers_say_goes_before_a_name() -> None:
+    layer = "model.layers.0.mlp.up_proj"
+    named = model(name="org/Model-AWQ", weights=5 * GIB)
+    in_float = with_tensors(named, f"{layer}.weight")
+    made = make(Row("float", lane="vllm", method="fp8", on=HOPPER, chat=in_float, tool=None))
+    assert made.chat is not None
+    assert made.chat.prequantized is None
+    packed = with_tensors(named, f"{layer}.qweight", f"{layer}.scales")
+    made = make(Row("packed", lane="vllm", on=HOPPER, chat=packed, tool=None))
+    assert made.chat is not None
+    assert made.chat.prequantized is not None
+
+
+def test_quantized_weights_of_which_no_config_speaks_are_told() -> None:
+    layer = "model.layers.0.mlp.up_proj"
+    silent = with_tensors(model(name="org/model", weights=5 * GIB), f"{layer}.qweight", f"{layer}.scales")
+    with pytest.raises(WrongRequestError, match=rf"for weights that came quantized, found none, and {layer}.qweight"):
+        make(Row("silent", lane="vllm", method="fp8", on=HOPPER, chat=silent, tool=None))
+
+
+def test_an_encoder_with_a_decoder_is_no_chat_model() -> None:
+    t5 = LLAMA_8B | {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
+    with pytest.raises(WrongRequestError, match="expected a decoder alone"):
+        make(Row("t5", lane="vllm", method="fp8", on=HOPPER, chat=model(t5), tool=None))
