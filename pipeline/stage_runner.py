@@ -19,6 +19,9 @@ from runtime.artifact import ArtifactError, hub, hub_client
 from runtime.engines import EngineOptions
 from runtime.host.machine import Machine
 
+# Of weights beyond this the hashing is told: it takes more than some seconds.
+TOLD_BYTES = 4 << 30
+
 Work = Callable[[Path], Mapping[str, Any]]
 
 
@@ -134,6 +137,8 @@ class StageRunner:
     def _fetch(self, name: str, facts: SourceFacts) -> FetchedModel:
         try:
             folder = source.fetch(facts, self.progress)
+            if facts.weight_bytes > TOLD_BYTES:
+                self.progress.step(f"{name}: hashing {facts.name} ({facts.weight_bytes / 2**30:.1f} GiB)")
             return FetchedModel(folder, source.content_hash(folder, facts.hashes))
         except hub.TokenError as error:
             raise StageError(name, f"expected {error.expected}, found {error.found}", error.variables) from error
