@@ -195,13 +195,14 @@ def prepared(
 def points(name: str, mode: Mode, calls: tuple[tuple[str, str], ...]) -> list[int]:
     """The numbers of the calls that are tried, from 1."""
     numbers = list(range(1, len(calls) + 1))
-    if ALL or len(numbers) <= SAMPLE:
+    wanted = max(1, SAMPLE // 2) if mode == "broken" else SAMPLE
+    if ALL or len(numbers) <= wanted:
         return numbers
     # Those at the artifact's own place are where most can be lost.
     near = [
         number for number, (kind, path) in enumerate(calls, 1) if kind in {"exchange", "rename"} and "cache" not in path
     ]
-    chosen = set(random.Random(f"{name} {mode}").sample(numbers, SAMPLE)) | set(near[-1:] if mode == "kill" else ())
+    chosen = set(random.Random(f"{name} {mode}").sample(numbers, wanted)) | set(near[-1:] if mode == "kill" else ())
     return sorted(chosen)
 
 
