@@ -1,7 +1,7 @@
 """`yap-pipeline`: turn a model into an artifact that is complete, checked and self-describing.
 
 Exit codes: 0 done; 64 the request is wrong, nothing was started; 65 a gate failed; 1 a stage failed, the finished ones
-are kept; 70 a fault of the pipeline; 130 interrupted. `exits` has them.
+are kept; 70 a fault of the pipeline; 130 interrupted. `arguments/exits.py` has them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,16 @@ import typer
 
 from pipeline import hints, progress
 from pipeline.arguments import options
+from pipeline.arguments.exits import (
+    FAILED_GATE,
+    FAILED_STAGE,
+    FAULT,
+    INTERRUPTED,
+    WRONG_REQUEST,
+    CommandGroup,
+    exit_codes,
+)
 from pipeline.arguments.option_objects import with_options
-from pipeline.exits import FAILED_GATE, FAILED_STAGE, FAULT, INTERRUPTED, WRONG_REQUEST, CommandGroup, exit_codes
 from pipeline.plan import prepare
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.publish import report

@@ -56,7 +56,7 @@ class Source(Entry):
     repo: str = Field(description="hub id, `embedded`, or the name of a local folder")
     revision: str | None = Field(default=None, description="commit on the hub; none for a local folder")
     content_sha256: str = Field(description="hash over the source's own files")
-    license: str | None = None
+    license: str | None = Field(default=None, description="as the model's card names it")
     license_name: str | None = Field(default=None, description="of a licence that is `other`")
     license_link: str | None = Field(default=None, description="to the text of that one")
     architecture: str | None = Field(default=None, description="`architectures[0]` of config.json")

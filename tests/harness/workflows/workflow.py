@@ -91,7 +91,7 @@ class Workflow:
         return {name: given.get(name, str(about.get("default", ""))) for name, about in declared.items()}
 
     def jobs(self, **contexts: Mapping[str, Any]) -> Iterator[Job]:
-        """Its jobs, one for each cell of a matrix; those whose condition does not hold are left out."""
+        """The jobs, one for each cell of a matrix; those whose condition does not hold are left out."""
         known = {"github": {}, "inputs": {}, "vars": {}, "secrets": {}, "needs": {}, "env": {}, **contexts}
         for name, job in self.document["jobs"].items():
             if "if" in job and not evaluate(job["if"], known):

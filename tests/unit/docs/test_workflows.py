@@ -3,7 +3,7 @@
 Stood in for, each by a script that is first in the PATH or lies where the step calls it:
 
 - `.venv/bin/python -m pipeline`: quantizers, compilers and engines, and a machine with a GPU
-  (`tests.harness.publishing_standins`); the hub is the one on loopback, and publishing is real;
+  (`tests.harness.workflows.publishing_standins`); the hub is the one on loopback, and publishing is real;
 - `make`: make itself, which prints what it would run (`-n`) and so checks the target and its variables;
 - `sudo`: notes its words;
 - `docker buildx bake`: itself with `--print`, which checks file, targets and variables; where there is no buildx, a
@@ -28,8 +28,8 @@ import yaml
 
 from pipeline.settings import PipelineSettings
 from runtime import artifact
-from tests.harness.publishing_standins import interpreter
 from tests.harness.workflows.expressions import evaluate, expand
+from tests.harness.workflows.publishing_standins import interpreter
 from tests.harness.workflows.workflow import FOLDER, Job, Step, Workflow
 from tests.hub import Account, Hub, Repository
 from tests.hub.models import publish
@@ -60,7 +60,7 @@ def hub(one_hub: Hub) -> Hub:
 def pipelines(one_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The address of what runs the pipeline's commands; its client of the hub is set to the hub when it starts."""
     address = tmp_path_factory.mktemp("pipelines") / "socket"
-    command = [sys.executable, "-m", "tests.harness.publishing_standins", str(address)]
+    command = [sys.executable, "-m", "tests.harness.workflows.publishing_standins", str(address)]
     environment = os.environ | one_hub.environment()
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

@@ -1,6 +1,6 @@
 """The pipeline on a machine with a GPU, with stand-ins for its heavy parts, against whatever hub the environment names.
 
-`python -m tests.harness.publishing_standins SOCKET` runs commands for the interpreters that `interpreter` writes:
+`python -m tests.harness.workflows.publishing_standins SOCKET` runs commands for what `interpreter` writes:
 quantizers, builders and engines are those of `pipeline_standins`; the machine has an H200 with both engines. Plans,
 stages, the artifact, the preconditions and the upload are the real ones.
 """

@@ -17,12 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import cli, exits
+from pipeline import cli
+from pipeline.arguments import exits
 from pipeline.plan import hardware, prepare
 from pipeline.problem import Problem, printable
 from tests.harness import pipeline_standins
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 PLAN = ("plan", "--cpu", "awq", "embedded")
 
 
