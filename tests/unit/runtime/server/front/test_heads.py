@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runtime.server.front.heads import END, FIELDS, HEAD_BYTES, LINE_BYTES, HeadRefused, check_partial, read_head
+from runtime.server.front.heads import END, FIELDS, HEAD_BYTES, ITEMS, LINE_BYTES, HeadRefused, check_partial, read_head
 
 BODIES = {b"/v1/chat": 1000}
 
@@ -53,6 +53,13 @@ LONG = b"a" * LINE_BYTES
         (head(b"Content-Length: \xd9\xa1"), 400),
         (head(b"X: a", b" Transfer-Encoding: chunked"), 400),
         (head(b"Content-Length : 1"), 400),
+        (head(b"Connection: Upgrade" + b",a" * ITEMS), 0),
+        (head(b"Connection: Upgrade" + b",a" * (ITEMS + 1)), 431),
+        (head(*[b"Sec-WebSocket-Protocol: a" + b",a" * (ITEMS // 2)] * 3), 431),
+        (head(b"sec-websocket-extensions: a" + b";a=1" * (ITEMS + 1)), 431),
+        (head(b"X-Forwarded-For: a" + b",a" * (ITEMS + 1)), 0),
+        (head(request=b"GET /ws?a" + b"&a" * ITEMS + b" HTTP/1.1"), 0),
+        (head(request=b"GET /ws?a" + b"&a" * (ITEMS + 1) + b" HTTP/1.1"), 414),
         (head(b"no colon"), 400),
         (head(b": nothing"), 400),
         (b"GET /ws HTTP/1.1\nHost: x\r\n\r\n", 400),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from contextlib import closing
 
 import httpx
@@ -71,6 +72,49 @@ async def test_what_is_too_much_is_refused_and_the_peer_sees_why(request_bytes: 
 
 def ask_ok(answer: bytes) -> bool:
     return answer.startswith(b"HTTP/1.1 200 ")
+
+
+HANDSHAKE = (
+    "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: {connection}\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{more}\r\n"
+)
+PLAIN = {"path": "/ws", "connection": "Upgrade", "more": ""}
+# Each fills a line with what some parser behind the front reads piece by piece.
+COSTLY = {
+    "a query": {"path": "/ws?" + "a=%41&" * 1300},
+    "a query of names": {"path": "/ws?" + "&".join(f"a{number}" for number in range(1100))},
+    "a path": {"path": "/" + "%41/" * 2000},
+    "connection": {"connection": "Upgrade" + ",a" * 4000},
+    "spaces": {"connection": "Upgrade" + " ,\t" * 2600},
+    "protocols": {"more": ("Sec-WebSocket-Protocol: a" + ",a" * 3900 + "\r\n") * 2},
+    "extensions": {"more": "Sec-WebSocket-Extensions: permessage-deflate" + ",permessage-deflate" * 400 + "\r\n"},
+    "parameters": {"more": "Sec-WebSocket-Extensions: a" + ";a=1" * 1900 + "\r\n"},
+    "an origin": {"more": "Origin: http://" + "a." * 4000 + "\r\n"},
+    "a bearer": {"more": "Authorization: Bearer" + " a" * 4000 + "\r\n"},
+    "a cookie": {"more": "Cookie: " + "a=b;" * 2000 + "\r\n"},
+    "fields": {"more": "".join(f"A{number}: {'x' * 140}\r\n" for number in range(90))},
+}
+
+
+async def test_no_head_costs_much_more_than_another() -> None:
+    def answered(text: bytes) -> bytes:
+        with closing(raw.connect(running.port)) as connection:
+            connection.sendall(text)
+            return bytes(connection.recv(4096))
+
+    async def seconds(**parts: str) -> float:
+        """CPU of this thread, which is the server's, at best."""
+        text, best = HANDSHAKE.format(**PLAIN | parts).encode(), float("inf")
+        for _ in range(6):
+            began = time.thread_time()
+            assert await asyncio.to_thread(answered, text)
+            best = min(best, time.thread_time() - began)
+        return best
+
+    async with serving() as running:
+        await seconds()
+        plain = await seconds()
+        assert {name for name, parts in COSTLY.items() if await seconds(**parts) > 5 * plain} == set()
 
 
 async def test_a_head_may_come_byte_by_byte_and_in_any_pieces() -> None:
