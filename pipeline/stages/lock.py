@@ -29,13 +29,17 @@ def locked(path: Path, waiting: Callable[[], None] | None) -> Iterator[None]:
 def folder_locked(folder: Path, waiting: Callable[[], None] | None) -> Iterator[None]:
     """Hold an exclusive lock on a folder: for whatever cache a run works with, and without a file that would stay.
 
-    A file system that locks files alone (NFS) leaves runs beside each other: each works in a folder of its own, and the
-    last one to finish is what stays.
+    A file system that locks files alone (NFS), and a folder that this user may enter and not read, leave runs beside
+    each other: each works in a folder of its own, and the last one to finish is what stays.
 
     Raises:
         BlockingIOError: another process holds it, and there was to be no waiting.
     """
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        yield
+        return
     try:
         try:
             _lock(handle, waiting)

@@ -259,6 +259,21 @@ def test_whoever_changes_an_artifact_holds_its_place(tmp_path: Path, stage: str)
         busy()
 
 
+def test_a_proof_can_be_written_where_the_folder_above_may_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refuse(path: Path, flags: int) -> int:
+        if Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, flags)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with held(tmp_path / "demo", "validate"):
+        (tmp_path / "written").write_text("")
+
+
 def test_a_refusal_while_an_artifact_is_held_is_one_line(tmp_path: Path) -> None:
     def fail() -> None:
         with held(tmp_path / "demo", "sign"):
