@@ -33,7 +33,7 @@ from runtime.artifact import (
     hashes,
 )
 from runtime.host import machine
-from tests.harness.golden import proof_of
+from tests.hub.golden import proof_of
 
 LIMITS = Limits(max_batch_size=256, max_input_len=5525, max_output_len=150, max_model_len=5808)
 

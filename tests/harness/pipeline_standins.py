@@ -33,7 +33,7 @@ from pipeline.quantize import QuantizeJob
 from pipeline.source import model_source
 from runtime.artifact import BuildMetadata, Calibration, Quantization, Validation
 from runtime.host.machine import Machine
-from tests.harness.golden import proof_of
+from tests.hub.golden import proof_of
 
 PARTS = ("source", "calibration", "quantize", "tool", "build", "reference", "validate", "install")
 

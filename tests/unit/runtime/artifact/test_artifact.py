@@ -29,7 +29,7 @@ from runtime.artifact import (
 from runtime.artifact.hashes import digest_of, hash_folder, sha256_of
 from runtime.cli import app
 from runtime.host.machine import Gpu, Machine
-from tests.harness.golden import CPU, FOLDERS, GIB, GOLDEN, HOPPER, MACHINES, copy, document, reseal
+from tests.hub.golden import CPU, FOLDERS, GIB, GOLDEN, HOPPER, MACHINES, copy, document, reseal
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -31,7 +31,7 @@ KNOWN = {
 }
 # Loaders of transformers that look for code in the folder, unless they are told not to; and those of one class, which
 # never do.
-OF_ONE_CLASS = {"PreTrainedTokenizerFast"}
+OF_ONE_CLASS = {"PreTrainedTokenizerFast", "GenerationConfig"}
 
 
 def name_of(node: ast.expr) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, FileEntry
 from runtime.artifact.files.paths import _inside, listing_problem, path_problem
-from tests.harness.golden import copy, document, reseal
+from tests.hub.golden import copy, document, reseal
 
 HASH = "0" * 64
 # What paths are made of by those who mean harm, beside letters.

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from runtime import artifact
 from runtime.artifact.files.references import reference_problem
 from runtime.cli import app
-from tests.harness.golden import copy, relist
+from tests.hub.golden import copy, relist
 
 LISTED = {"model-1.safetensors", "tool/model-1.safetensors"}
 

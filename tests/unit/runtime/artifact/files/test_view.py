@@ -24,7 +24,7 @@ from runtime import artifact
 from runtime.artifact import METADATA_NAME, ArtifactError, verify
 from runtime.artifact.files.view import PREFIX, ScratchError, View, remove_leftovers
 from runtime.cli import app
-from tests.harness.golden import GOLDEN, copy, document, relist, reseal
+from tests.hub.golden import GOLDEN, copy, document, relist, reseal
 
 # Longer than any check takes on a busy machine: what waits for a pipe waits for ever.
 NEVER_S = 60

@@ -15,8 +15,8 @@ from runtime import artifact, engines
 from runtime.artifact import ArtifactError, BuildMetadata
 from runtime.server import service
 from runtime.server.service import Phase, Service
-from tests.harness.golden import CPU, copy, relist
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
+from tests.hub.golden import CPU, copy, relist
 
 CACHED = "compile_cache/inductor_cache/ab/entry.py"
 
