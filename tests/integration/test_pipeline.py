@@ -56,6 +56,7 @@ def test_a_run_killed_while_quantizing_and_while_proving_ends_in_the_same_digest
         shutil.rmtree(cache / stage)
     command = [sys.executable, "-m", "pipeline", "run", "--cpu", "int8", "embedded", "embedded", "--out", str(out)]
     environment = os.environ | {"AWQ_CACHE_DIR": str(cache), "AWQ_NSAMPLES": "16", "AWQ_SEQLEN": "256"}
+    environment["CHAT_MAX_LEN"] = "1024"  # what a long prompt takes is measured elsewhere
 
     def run(until: str | None) -> str:
         """Run to the end, or kill -9 as soon as a line of progress holds `until`; returns the progress."""
