@@ -174,7 +174,7 @@ _QUANTITIES = frozenset("αβγδεζθικλμνξπρστυφχψ")
 _OPERATOR = re.compile(r"[<>=+*/%^|&≤≥≠×÷·](?:[\s=\d]|\Z)")
 # Letters, then what shows that they are no word: an address, a path, a call, an index, a power, a name of code.
 _CODE = re.compile(
-    r"µ|[^\W\d_]*(?:[²³¹⁰-₎]|:\d|[\w.+-]*@|[A-Z\\@=]|_+[^\W_]|:[:\\]|://|\.[a-z\d]|\[[^\s\]]|\((?!e?s\)|\s)|/(?![^\W\d_]+[.,;:!?…)]*\Z))|\w+:\w+@"
+    r"µ|μ[a-zA-Z]|[^\W\d_]*(?:[²³¹⁰-₎]|:\d|[\w.+-]*@|[A-Z\\@=]|_+[^\W_]|:[:\\]|://|\.[a-z\d]|\[[^\s\]]|\((?!e?s\)|\s)|/(?![^\W\d_]+[.,;:!?…)]*\Z))|\w+:\w+@"
 )
 
 

@@ -169,7 +169,8 @@ FIRST_WORDS = ["well", "well,", "and/or", "e.g.", "it's", "naïve", "приве�
 NO_FIRST_WORDS = [
     "i[0](x)", "i[0]", "~/x", "./x", "/usr/bin", "src/main.py", "c:\\Users", "__init__.py", "_private.py", "foo_bar",
     "example.com", "www.example.com/a", "https://example.com", "mailto:me@example.com", "me@example.com",
-    "_me@example.com", "iPhone", "fooBar", "f(x)", "std::move", "$x", "--flag", "@me", "#tag", "x=1", "a.b.c",
+    "_me@example.com", "iPhone", "fooBar", "f(x)", "std::move", "$x", "--flag", "@me", "#tag", "x=1", "a.b.c", "a < b",
+    "x = 5", "x²", "µm", "μm", "π", "$(pwd)", "localhost:80", "me+tag@example.com",
 ]  # fmt: skip
 
 
