@@ -123,7 +123,7 @@ def _make(given: options.RunOptions) -> tuple[Path, BuildMetadata]:
         except GateError as failed:
             hints.print_failures(failed.method, failed.failures)
             if not request.fallback or failed.classifier_alone:
-                hints.print_next_step(prepared, classifier=failed.classifier_alone)
+                hints.print_next_step(prepared, failed.gates)
                 raise typer.Exit(FAILED_GATE) from None
             typer.echo(f"trying {request.fallback[0]} instead", err=True)
             request = replace(request, method=request.fallback[0], fallback=request.fallback[1:])

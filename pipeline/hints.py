@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import typer
 
-from pipeline.lanes.gate_specs import OPTIONS, TOOL_ACCURACY
+from pipeline.lanes.gate_specs import (
+    CLASSIFIERS,
+    ITL,
+    KNOWN_PROMPTS,
+    LONG_PROMPT,
+    OPTIONS,
+    PERPLEXITY_RATIO,
+    REPLIES_END,
+    THROUGHPUT,
+    TOP1_AGREEMENT,
+    TTFT,
+)
 from pipeline.plan import CalibrationPlan
 from pipeline.plan.prepare import Prepared
 from pipeline.plan.tool_plan import POSITIVE_OPTION
 from pipeline.source import EMBEDDED
+from runtime.artifact import Gate
 
 
 def print_failures(method: str, failures: list[str]) -> None:
@@ -17,19 +31,42 @@ def print_failures(method: str, failures: list[str]) -> None:
         typer.echo(f"gate failed: {method}: {line}", err=True)
 
 
-def print_next_step(prepared: Prepared, *, classifier: bool) -> None:
-    """Print what to do after a failed gate."""
+# What quantizing decides; what the machine and its load decide; what the model itself decides.
+QUALITY = frozenset({PERPLEXITY_RATIO.name, TOP1_AGREEMENT.name, LONG_PROMPT.name})
+SPEED = frozenset({TTFT.name, ITL.name, THROUGHPUT.name})
+MODEL = frozenset({KNOWN_PROMPTS.name, REPLIES_END.name})
+
+
+def print_next_step(prepared: Prepared, gates: Iterable[Gate]) -> None:
+    """Print what can help against the gates that failed, and nothing that cannot."""
+    names = [gate.name.partition(":")[0] for gate in gates]
+    ways = list(dict.fromkeys(way for name in names for way in _ways(prepared, name)))
+    bounds = sorted({option.name for spec, option in OPTIONS.items() if spec.name in names})
+    if bounds:
+        ways.append(f"or set {' and '.join(bounds)} where that is good enough for you")
+    typer.echo(f"next: {', '.join(ways)}; see `yap-pipeline run --help`", err=True)
+
+
+def _ways(prepared: Prepared, name: str) -> list[str]:
     chat, tool = prepared.plan.chat, prepared.plan.tool
-    if classifier:
-        inverted = tool is not None and tool.source.kind != EMBEDDED
-        other = f", another label with {POSITIVE_OPTION}" if inverted else ""
-        ways = f"name another TOOL_MODEL{other}, or set {OPTIONS[TOOL_ACCURACY].name}"
-    elif chat is None or chat.prequantized:
-        ways = "choose another model, or set the bound"
-    else:
-        ways = ", ".join([*other_methods(prepared, chat.method), *more_samples(prepared, chat.calibration)])
-        ways = f"try {ways}, or set the bound" if ways else "choose another model, or set the bound"
-    typer.echo(f"next: {ways}; see `yap-pipeline run --help`", err=True)
+    if name in CLASSIFIERS:
+        own = tool is not None and tool.source.kind != EMBEDDED
+        return ["name another TOOL_MODEL", *([f"another label with {POSITIVE_OPTION}"] if own else [])]
+    quantized = chat is not None and not chat.prequantized and chat.method != "none"
+    if name in QUALITY and chat is not None and quantized:
+        return [
+            *(f"try {way}" for way in other_methods(prepared, chat.method)),
+            *more_samples(prepared, chat.calibration),
+        ]
+    if name in SPEED:
+        smaller = f"fewer bits than {chat.scheme}" if chat is not None and quantized else "a quantized method"
+        return ["let nothing else use this machine and run again", f"a smaller model, {smaller} or a faster GPU"]
+    if name in MODEL and chat is not None and quantized:
+        return [
+            "try the method `none`: where it fails too, the model or its chat template is what fails",
+            *(f"try {way}" for way in other_methods(prepared, chat.method)),
+        ]
+    return ["choose another model"]
 
 
 def other_methods(prepared: Prepared, method: str) -> list[str]:

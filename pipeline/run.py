@@ -19,7 +19,7 @@ from pipeline import source
 from pipeline.build import awq
 from pipeline.build.assemble import assemble
 from pipeline.lanes import STYLES
-from pipeline.lanes.gate_specs import TOOL_ACCURACY, TOOL_SILENCE
+from pipeline.lanes.gate_specs import CLASSIFIERS
 from pipeline.lanes.gates import describe_failure, failed_gates
 from pipeline.plan import BuildPlan, CalibrationPlan, ChatPlan
 from pipeline.plan.prepare import Prepared
@@ -70,10 +70,6 @@ def _offered(module: str, name: str) -> Callable[..., Any]:
 # By engine. The names stand in the lanes' records, so that a new lane changes nothing here.
 QUANTIZERS: dict[str, Quantizer] = {engine: _offered(name, "quantize") for engine, name in recipes.QUANTIZERS.items()}
 BUILDERS: dict[str, Builder] = {lane.engine: _offered(recipes.BUILDERS[lane.engine], lane.builder) for lane in STYLES}
-
-
-# Gates of the classifier alone.
-CLASSIFIERS = frozenset({TOOL_ACCURACY.name, TOOL_SILENCE.name})
 
 
 class GateError(Exception):

@@ -261,3 +261,5 @@ BY_NAME = {spec.name: spec for spec in SPECS}
 
 # Those whose bound can be asked for.
 OPTIONS = {spec: spec.option for spec in SPECS if spec.option}
+# Gates of the classifier alone.
+CLASSIFIERS = frozenset({TOOL_ACCURACY.name, TOOL_SILENCE.name})

@@ -48,8 +48,10 @@ def show_plan(plan: BuildPlan, console: Console) -> None:
 
 
 def print_whole(table: Table, rows: Sequence[tuple[str, ...]], console: Console) -> None:
-    """Print a table whose cells are broken at spaces alone, so that a path can be copied; where that needs it, wider
-    than the terminal."""
+    """Print a table whose cells are broken at spaces alone, so that a path can be copied.
+
+    Where that needs it, the table is wider than the terminal.
+    """
     for row in rows:
         table.add_row(*row)
     for column, cells in zip(table.columns, zip(*rows, strict=True), strict=True):

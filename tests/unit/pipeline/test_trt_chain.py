@@ -354,10 +354,12 @@ def test_an_engine_that_chooses_otherwise_than_the_float_model_fails_its_gate(
 
     monkeypatch.setattr(stand_in.TrtLLM, "token_after", lambda _, token: (token + 1 + token % 2) % 256)
     work = prepared(workplace, TRT_MAX_BATCH_SIZE="15", TRT_CALIB_SIZE="6")
-    with pytest.raises(GateError, match=r"top1_agreement is 0\.[3-7]"):
+    with pytest.raises(GateError, match=r"top1_agreement is 0\.[3-7]") as raised:
         Run(work, Silent()).validate()
-    hints.print_next_step(work, classifier=False)
-    assert "try `--fallback fp8`, more samples (TRT_CALIB_SIZE; there were 6), or set" in capsys.readouterr().err
+    hints.print_next_step(work, raised.value.gates)
+    told = capsys.readouterr().err
+    assert "try `--fallback fp8`, more samples (TRT_CALIB_SIZE; there were 6), " in told
+    assert "or set --min-top1 where that is good enough for you" in told
 
 
 def test_a_modelopt_folder_goes_to_the_pytorch_backend_as_it_is(workplace: Path) -> None:
