@@ -35,9 +35,9 @@ EXPERTS: Mapping[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size":
 LATENT: Mapping[str, Any] = {
     "num_key_value_heads": 4,
     "q_lora_rank": 64,
-    "kv_lora_rank": 64,
+    "kv_lora_rank": 512,
     "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 32,
+    "qk_rope_head_dim": 64,
     "v_head_dim": 32,
     "n_routed_experts": 4,
     "n_shared_experts": 1,
