@@ -37,6 +37,9 @@ test-unit: setup ## the tests that need neither engine nor network (minutes)
 test-writes: setup ## kill -9, a full disk and a broken one at every write of the pipeline; lists the points
 	@YAP_EVERY_WRITE=all $(RUN) -m pytest -rP tests/unit/pipeline/test_every_write.py
 
+test-models: setup ## every family of models by every method, and the table of docs/models.md (an hour or two)
+	@$(RUN) -m tests.harness.models.matrix --serve
+
 test-images: setup ## the images, built and run on a stand-in base; needs a Docker Engine
 	@$(RUN) -m pytest tests/images
 

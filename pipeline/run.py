@@ -294,6 +294,7 @@ class Run:
             "seed": seed,
             "tokenizer": tokenizer_hash(base.folder),
             "packages": tokenizing(),
+            "reach": calibration.reach(base.folder, plan.sequence_length),
             "code": recipe_of("calibration"),
         }
 

@@ -37,7 +37,7 @@ _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|score|output_projection
 _EXPERTS = re.compile(r"(?:^|\.)(?:\w*experts?|shared_mlp|input_linear|output_linear)(?=\.|$)")
 _ROUTER = re.compile(r"(?:^|\.)(?:\w*router\w*|gate|wg|gating|\w*expert_gate)(?=\.|$)")
 # Narrow matrices that set the pace of a recurrent layer: Mamba's, and those of gated delta networks.
-STEPS = re.compile(r"(?:^|\.)(?:dt_proj|x_proj|in_proj_ba|in_proj_a|in_proj_b)$")
+_STEP = re.compile(r"(?:^|\.)(?:dt_proj|x_proj|in_proj_ba|in_proj_a|in_proj_b)$")
 _ONE_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?|decoder_layers)\.\d+$")
 
 
@@ -67,9 +67,9 @@ class FloatRule:
             return TOWER
         if _EMBEDDING.search(module):
             return EMBEDDING
-        if not in_a_layer(module):
+        if not _LAYER.search(module + "."):
             return OUTSIDE
-        if STEPS.search(module):
+        if _STEP.search(module):
             return STEP
         return ROUTER if self._is_router(module, shape) else None
 
@@ -85,11 +85,6 @@ class FloatRule:
             return True
         # Where experts lie beside the attention, only a name tells a router from it.
         return shape[0] in {self.experts, 1} and "." not in rest and not _ONE_LAYER.search(home)
-
-
-def in_a_layer(module: str) -> bool:
-    """Tell whether a module lies in one of a decoder's layers."""
-    return _LAYER.search(module + ".") is not None
 
 
 def _parents(module: str) -> Iterable[str]:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.checkpoint.shape import Shape
 from pipeline.datasets import LEAST_TOKENS, Sample, identity_of, read_dataset, read_file, sample_of, training_file
 from pipeline.datasets.dataset import digest_of
 from pipeline.embedded.texts import heldout_texts
@@ -33,6 +34,7 @@ __all__ = [
     "calibrate",
     "digest_of",
     "identity_of",
+    "reach",
     "read_dataset",
     "read_file",
     "sample_of",
@@ -69,10 +71,12 @@ def calibrate(
     if len(rows) > plan.samples:
         random.Random(seed).shuffle(order)  # noqa: S311 - a choice of samples, not a secret
     chosen: list[list[int]] = []
-    encode = _encoder(model, plan.sequence_length)
+    length, vocabulary = reach(model, plan.sequence_length)
+    encode = _encoder(model, length)
     for index in order:
         try:
-            tokens = encode(rows[index])[: plan.sequence_length]
+            tokens = encode(rows[index])[:length]
+            _check_vocabulary(tokens, vocabulary)
         except ValueError as error:
             odd.append(StageError("calibration", str(error), f"row {index + 1} of {name}"))
             continue
@@ -100,9 +104,10 @@ def calibrate(
         dataset=name,
         digest=digest_of(chosen),
         samples=len(chosen),
-        sequence_length=plan.sequence_length,
+        sequence_length=length,
         tokens=sum(map(len, chosen)),
         held_out_share=round(seen, 6),
+        left_out=len(odd),
     )
 
 
@@ -121,6 +126,25 @@ def held_out_share(samples: Iterable[Sequence[int]], texts: Iterable[Sequence[in
 
 def _runs(tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
     return (tuple(tokens[at : at + RUN_TOKENS]) for at in range(len(tokens) - RUN_TOKENS + 1))
+
+
+def reach(model: Path, length: int) -> tuple[int, int | None]:
+    """Return the longest sample that the model has positions for, and how many tokens it knows where it says so."""
+    try:
+        shape = Shape.of(json.loads((model / "config.json").read_bytes()))
+    except (OSError, ValueError):
+        return length, None
+    return min(length, shape.context or length), shape.vocabulary
+
+
+def _check_vocabulary(tokens: Sequence[int], vocabulary: int | None) -> None:
+    """Check that the model has an embedding for every token: tokenizers know tokens that were added later.
+
+    Raises:
+        ValueError: it lacks one, for which the quantizer would end.
+    """
+    if vocabulary and (most := max(tokens, default=0)) >= vocabulary:
+        raise ValueError(f"expected tokens below {vocabulary}, which the model knows, found {most}")
 
 
 def _encoder(model: Path, length: int) -> Callable[[Sample], list[int]]:

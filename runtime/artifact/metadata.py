@@ -84,15 +84,17 @@ class Calibration(Entry):
     samples: int = Field(ge=1)
     sequence_length: int = Field(ge=1, description="tokens a sample at most")
     tokens: int = Field(ge=1, description="tokens in all samples together")
+    left_out: int = Field(default=0, ge=0, description="rows that could not be used, such as no conversation")
     held_out_share: float | None = Field(
         default=None, ge=0, le=1, description="part of the held-out texts that is among them; left out where not known"
     )
 
     @model_serializer(mode="wrap")
     def _without_the_unknown(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out a share that is not known, so that such metadata are written as they always were."""
+        """Leave out a share that is not known and a count of none, so that such metadata are written as they were."""
         fields: dict[str, object] = written(self)
-        return {name: value for name, value in fields.items() if value is not None or name != "held_out_share"}
+        untold = {"held_out_share": None, "left_out": 0}
+        return {name: value for name, value in fields.items() if name not in untold or value != untold[name]}
 
 
 class Quantization(Entry):

@@ -76,7 +76,7 @@ class Family:
 
     @property
     def slug(self) -> str:
-        """Its name for paths and test names."""
+        """Return its name for paths and test names."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.name.lower()).strip("-")
 
     def config(self) -> Any:

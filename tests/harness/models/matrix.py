@@ -3,9 +3,9 @@
     python -m tests.harness.models.matrix [--families SLUG…] [--methods METHOD…] [--serve] [--results FILE]
 
 A cell is what a user would see: the plan is made by the planner, the job by what the plan says, and the quantizer is
-the project's own, with what it reads back. TensorRT-LLM's methods go through ModelOpt as for its PyTorch backend, on the
-CPU. Results are kept in a file as they come, so that a run that was ended goes on. `--serve` also lets vLLM's CPU build
-answer a turn from what INT8 wrote, which it computes best.
+the project's own, with what it reads back. TensorRT-LLM's methods go through ModelOpt as for its PyTorch backend, on a
+CPU. Results are kept in a file as they come, so that a run that was ended goes on. `--serve` also lets vLLM's build for
+CPUs answer a turn from what INT8 wrote, which it computes best.
 """
 
 from __future__ import annotations
@@ -68,10 +68,9 @@ Results = dict[str, dict[str, str]]
 class Matrix:
     """Models and what became of them, in a folder; the quantizer's libraries are loaded once."""
 
-    def __init__(self, folder: Path, quantizers: Forks, engines: Forks | None = None) -> None:
+    def __init__(self, folder: Path, quantizers: Forks) -> None:
         self._folder = folder
         self._quantizers = quantizers
-        self._engines = engines
         self._samples = tiny.samples(folder / "samples.jsonl")
 
     def verdict(self, family: Family, column: str) -> str:
@@ -106,13 +105,12 @@ class Matrix:
             return f"fails: {_short(str(failed))}"
         return WORKS
 
-    def served(self, family: Family) -> str:
-        """Return whether vLLM's CPU build answers a turn from what INT8 wrote."""
-        assert self._engines
+    def served(self, family: Family, engines: Forks) -> str:
+        """Return whether vLLM's build for CPUs answers a turn from what INT8 wrote."""
         folder = self.output(family, SERVED_METHOD)
         if not folder.exists():
             return "nothing to serve"
-        code, log = self._engines.call("tests.harness.models.serving", str(folder))
+        code, log = engines.call("tests.harness.models.serving", str(folder))
         return ANSWERS if code == 0 else f"not loaded: {cause(log)}"
 
     def model(self, family: Family) -> Path:
@@ -180,7 +178,7 @@ def table(results: Results) -> str:
         return f"{kind} [{notes.setdefault(reason, len(notes) + 1)}]" if reason else kind
 
     columns = (*METHODS, SERVED)
-    heads = ["family", *COMPRESSED, *MODELOPT, "INT8 in vLLM's CPU build"]
+    heads = ["family", *COMPRESSED, *MODELOPT, "INT8, served on a CPU"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for family in FAMILIES:
         row = results.get(family.slug, {})
@@ -236,12 +234,11 @@ def run(families: Sequence[str], methods: Sequence[str], *, serve: bool, kept: P
             for column in methods:
                 if column not in results.get(slug, {}):
                     known(slug, column, matrix.verdict(BY_SLUG[slug], column))
-    if serve:
-        with Forks(ENGINE, *ENGINE_LIBRARIES) as forks:
-            matrix = Matrix(place, forks, forks)
-            for slug in families:
-                if SERVED not in results.get(slug, {}):
-                    known(slug, SERVED, matrix.served(BY_SLUG[slug]))
+        if serve:
+            with Forks(ENGINE, *ENGINE_LIBRARIES) as engines:
+                for slug in families:
+                    if SERVED not in results.get(slug, {}):
+                        known(slug, SERVED, matrix.served(BY_SLUG[slug], engines))
     return results
 
 

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from pipeline.checkpoint.float_layers import FloatRule
 from pipeline.checkpoint.layers import layer_table
-from pipeline.checkpoint.shape import Shape
 from pipeline.checkpoint.tensors import Tensor
 from tests.harness.models.families import FAMILIES, Family
 
@@ -24,7 +23,7 @@ def test_plan_and_worker_keep_the_same_layers_in_float(family: Family) -> None:
         model = auto.from_config(family.config())
     config = model.config.to_dict()
     tensors = {name: Tensor("BF16", tuple(value.shape), 0) for name, value in model.named_parameters()}
-    table = layer_table(Shape.of(config), tensors, str(config["model_type"]))
+    table = layer_table(config, tensors)
     assert table.from_headers
     planned = {layer.name for layer in table.linear}
     rule = FloatRule.of(config, (name for name, _ in model.named_modules()))

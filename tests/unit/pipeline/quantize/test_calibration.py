@@ -244,3 +244,41 @@ def test_only_a_line_feed_ends_a_row(tmp_path: Path, char: str) -> None:
     row = {"text": f"one{char}two"}
     (tmp_path / "t.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     assert read_file(tmp_path / "t.jsonl") == [row["text"]]
+
+
+STRICT = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{% if not m['content'] %}{{ raise_exception('empty') }}{% endif %}{{ m.role }} : {{ m.content }} {% endfor %}"
+)
+GOOD = {"messages": [{"role": "user", "content": "w1 w2 w3"}, {"role": "assistant", "content": "w4 w5 w6 w7"}]}
+ODD_ROWS = {
+    "a system message": {"messages": [{"role": "system", "content": "w8"}, *GOOD["messages"]]},
+    "an opening by the assistant": {"conversations": [{"from": "gpt", "value": "w1 w2 w3"}, *GOOD["messages"]]},
+    "two turns of the user": {"messages": [GOOD["messages"][0], *GOOD["messages"]]},
+    "nothing said": {"messages": [{"role": "user", "content": ""}, *GOOD["messages"]]},
+    "no conversation": {"messages": [{"role": "narrator", "content": "w1"}]},
+    "no row": {"number": 3},
+    "a line separator": {"text": "w1 w2 w3 w4\u2028w5 w6 w7 w8 w9"},
+    "a row longer than the context": {"text": " ".join(["w1"] * 90)},
+    "a token that was added later": {"text": "w1 w2 w3 w4 w5 w6 w7 w199"},
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS, ids=str)
+def test_one_odd_row_never_ends_a_run(odd: str, model: Path, tmp_path: Path) -> None:
+    strict = Path(shutil.copytree(model, tmp_path / "model"))
+    (strict / "chat_template.jinja").write_text(STRICT)
+    config = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    config |= {"vocab_size": len(WORDS) - 1, "max_position_embeddings": 40}
+    (strict / "config.json").write_text(json.dumps(config))
+    dataset = tmp_path / "rows.jsonl"
+    dataset.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in [GOOD, ODD_ROWS[odd], GOOD]))
+    made = run(strict, tmp_path / "out", dataset)
+    assert made.samples + made.left_out == 3
+    assert made.left_out == (odd in {"nothing said", "no conversation", "no row", "a token that was added later"})
+    assert made.sequence_length == 40
+    written = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert max(map(len, written)) <= 40
+    assert max(max(tokens) for tokens in written) < len(WORDS) - 1

@@ -1,0 +1,37 @@
+"""The table of docs/models.md tells of every family by every method, and nothing in it failed."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.harness.models import matrix
+from tests.harness.models.families import FAMILIES
+
+COLUMNS = (*matrix.METHODS, matrix.SERVED)
+TEXT = matrix.DOCUMENT.read_text(encoding="utf-8")
+
+
+def test_every_family_is_told_of_by_every_method() -> None:
+    results = matrix.read_table(TEXT)
+    assert set(results) == {family.slug for family in FAMILIES}
+    for family in FAMILIES:
+        assert tuple(results[family.slug]) == COLUMNS
+        kinds = {results[family.slug][column].partition(":")[0] for column in matrix.METHODS}
+        assert kinds <= {matrix.WORKS, "refused"}, family.name
+
+
+def test_the_table_is_as_a_run_writes_it() -> None:
+    section = TEXT.partition(matrix.BEGIN)[2].partition(matrix.END)[0].strip()
+    assert section == matrix.table(matrix.read_table(TEXT)).strip()
+
+
+reasons = st.from_regex(r"[A-Za-z0-9.,;' ]{1,40}", fullmatch=True).map(str.strip).filter(bool)
+verdicts = st.one_of(st.sampled_from([matrix.WORKS, matrix.ANSWERS]), reasons.map("refused: {}".format))
+
+
+@given(
+    st.fixed_dictionaries({family.slug: st.fixed_dictionaries(dict.fromkeys(COLUMNS, verdicts)) for family in FAMILIES})
+)
+def test_what_is_written_is_read_again(results: matrix.Results) -> None:
+    assert matrix.read_table(f"{matrix.BEGIN}\n{matrix.table(results)}{matrix.END}") == results
