@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 SCRIPTS := images/*.sh .ci/run .ci/docker tests/gpu/*.sh
 export PYTHON
 
-.PHONY: help setup setup-lane demo demo-publish demo-thinking test test-unit test-writes test-images lint format locks locks-check images images-size bench clean
+.PHONY: help setup setup-lane demo demo-publish demo-thinking test test-unit test-models test-writes test-images lint format locks locks-check images images-size bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

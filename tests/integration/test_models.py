@@ -1,4 +1,4 @@
-"""A sample of the table in docs/models.md, planned, quantized and served for real; `make test-models` does all of it."""
+"""A sample of the table in docs/models.md, planned, quantized and served for real; `make test-models` does it all."""
 
 from __future__ import annotations
 

@@ -30,8 +30,9 @@ reasons = st.from_regex(r"[A-Za-z0-9.,;' ]{1,40}", fullmatch=True).map(str.strip
 verdicts = st.one_of(st.sampled_from([matrix.WORKS, matrix.ANSWERS]), reasons.map("refused: {}".format))
 
 
-@given(
-    st.fixed_dictionaries({family.slug: st.fixed_dictionaries(dict.fromkeys(COLUMNS, verdicts)) for family in FAMILIES})
-)
+rows = st.fixed_dictionaries(dict.fromkeys(COLUMNS, verdicts))
+
+
+@given(st.fixed_dictionaries({family.slug: rows for family in FAMILIES}))
 def test_what_is_written_is_read_again(results: matrix.Results) -> None:
     assert matrix.read_table(f"{matrix.BEGIN}\n{matrix.table(results)}{matrix.END}") == results
