@@ -41,6 +41,8 @@ def main() -> None:
     """Serve the folder that the command line names."""
     vllm.EXERCISE_TIMEOUT_S = PATIENCE_S
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+    # Threads that wait for one another wait long where others use the cores too; so small a model needs one.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(min(os.sched_getaffinity(0))))
     print(f"answered {asyncio.run(answer(Path(sys.argv[1])))} tokens")
 
 
