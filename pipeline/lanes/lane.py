@@ -289,6 +289,10 @@ class Lane:
             return None
         return Refusal(f"llm-compressor cannot take apart the experts of {kind}", "use none, or choose another model")
 
+    def experts_refusal(self, method: str) -> Refusal | None:
+        """Return why a method is not for mixtures of experts here; none when it is."""
+        return None
+
     def bounds(self, method: str) -> tuple[Bounds, Bounds]:
         """Return what a method must reach here: for models under a billion parameters, and for the others."""
         return METHODS[method].small, METHODS[method].large
@@ -341,6 +345,13 @@ class TrtLane(Lane):
     def bounds(self, method: str) -> tuple[Bounds, Bounds]:
         """Return what a method must reach here: for models under a billion parameters, and for the others."""
         return STATIC_EIGHT_BIT if method == "fp8" else Lane.bounds(self, method)
+
+    def experts_refusal(self, method: str) -> Refusal | None:
+        """Return why a method is not for mixtures of experts here; none when it is."""
+        if self.compiles or method != "int4_awq":
+            return None
+        # It looks for a matrix an expert, under names of four families, when hours of calibration are over.
+        return Refusal("ModelOpt exports no AWQ of mixtures of experts", "use 8bit, or set TRT_BACKEND=engine")
 
     def known_incompatibility(self, config: Mapping[str, Any], method: str) -> Refusal | None:
         """Return why a model is known not to work with a method here; none when nothing is known."""

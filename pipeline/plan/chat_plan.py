@@ -105,7 +105,7 @@ class ChatPlanner:
             self._check_groups(table, group)
         elif method != "none":
             if table.conv1d and method:
-                found = f"transformers' Conv1D, which no quantizer here knows, in {facts.ref}"
+                found = f"in {facts.ref} transformers' Conv1D, which no quantizer here knows"
                 self.diagnostics.problem("CHAT_MODEL", "linear layers, to be quantized", found, "use none")
             group, symmetric, kept = self._grouping(method, table, moe)
             calibration = self._calibration(method, facts, shape.context)
@@ -113,7 +113,10 @@ class ChatPlanner:
             if self.lane and method and (unable := self.lane.quantizing_refusal(facts.config, method)):
                 expected = f"a model that {self.lane.name} can quantize by {method}"
                 self.diagnostics.problem("CHAT_MODEL", expected, f"{facts.ref}: {unable.reason}", unable.way_out)
-        if self.lane and method and (why := self.lane.known_incompatibility(facts.config, method)):
+        why = self.lane.known_incompatibility(facts.config, method) if self.lane and method else None
+        if self.lane and method and moe and not prequantized:
+            why = why or self.lane.experts_refusal(method)
+        if self.lane and why:
             found = f"{facts.config.get('model_type')} with {method}"
             self.diagnostics.problem(
                 "CHAT_MODEL", f"a combination known to work in the {self.lane.name} lane", found, str(why)

@@ -20,11 +20,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
 from pipeline import lanes
-from pipeline.plan import BuildRequest, ChatPlan
+from pipeline.plan import BuildRequest, ChatPlan, hardware
 from pipeline.plan.prepare import prepare
 from pipeline.problem import WrongRequestError
 from pipeline.progress import PlainProgress
@@ -57,10 +58,18 @@ QUANTIZER_LIBRARIES = (
     "llmcompressor.modifiers.transform.smoothquant",
     "modelopt.torch.quantization",
     "modelopt.torch.export",
+    "pipeline.quantize.loading",
+    "pipeline.quantize.smoothing",
+    "pipeline.quantize.trt_folder",
+    "pipeline.quantize.trt_checkpoint",
+    "pipeline.quantize.read_back",
+    "pipeline.lanes.lane",
 )
 ENGINE_LIBRARIES = ("vllm", "vllm.v1.engine.async_llm", "vllm.v1.worker.cpu_worker", "runtime.engines.vllm.engine")
 
-WORKS, ANSWERS = "works", "answers"
+packages_of, described = cache(hardware._packages_of), cache(machine.describe)
+
+WORKS, ANSWERS, NOT_TRIED = "works", "answers", "not tried"
 
 Results = dict[str, dict[str, str]]
 
@@ -131,6 +140,15 @@ def plan_of(model: Path, column: str) -> ChatPlan:
     Raises:
         WrongRequestError: the plan refuses it.
     """
+    # The machine and its environments stay the same, and asking them takes longer than planning.
+    with (
+        mock.patch("pipeline.plan.hardware._packages_of", packages_of),
+        mock.patch.object(machine, "describe", described if column in COMPRESSED else lambda: H200),
+    ):
+        return _plan(model, column)
+
+
+def _plan(model: Path, column: str) -> ChatPlan:
     environment = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "HF_HUB_OFFLINE"}}
     environment |= {"AWQ_CALIB_DATASET": "embedded", "QUANTIZE_PYTHON": str(QUANTIZER)}
     if column in COMPRESSED:
@@ -140,10 +158,7 @@ def plan_of(model: Path, column: str) -> ChatPlan:
         # int8_sq runs as a compiled engine alone; ModelOpt's recipe and its export are the same.
         every = replace(lanes.TRT_PYTORCH, methods=trt.FORMATS)
         environment |= {"TRT_BACKEND": "pytorch", "TRT_MAX_BATCH_SIZE": "1", "TRT_DTYPE": "bfloat16"}
-        with (
-            mock.patch("pipeline.lanes.lane.TRT_PYTORCH", every),
-            mock.patch.object(machine, "describe", return_value=H200),
-        ):
+        with mock.patch("pipeline.lanes.lane.TRT_PYTORCH", every):
             request = BuildRequest(chat=str(model), lanes=("trt",), method=column.removeprefix("trt "))
             made = prepare(request, model.parent / "cache", environment).plan.chat
     assert made
@@ -182,7 +197,7 @@ def table(results: Results) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for family in FAMILIES:
         row = results.get(family.slug, {})
-        lines.append(f"| {' | '.join([family.name, *(cell(row.get(column, 'not tried')) for column in columns)])} |")
+        lines.append(f"| {' | '.join([family.name, *(cell(row.get(column, NOT_TRIED)) for column in columns)])} |")
     lines += ["", *(f"{number}. {reason}" for reason, number in notes.items())]
     return "\n".join(lines).rstrip() + "\n"
 
