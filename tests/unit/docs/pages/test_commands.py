@@ -15,7 +15,7 @@ import pipeline.cli
 import runtime.cli
 from runtime import __version__
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PROGRAMS = {"yap-pipeline": pipeline.cli.app, "yap-runtime": runtime.cli.app}
 # `yap-pipeline run …`, `python -m pipeline run …`, across a line's end too.
 NAMED = re.compile(r"(yap-(?:pipeline|runtime)|python3? -m (?:pipeline|runtime))\s+([a-z][a-z-]*)")
