@@ -4,6 +4,9 @@ SHELL := /bin/sh
 PYTHON ?= python3
 RUN := .venv/bin/python
 SCRIPTS := images/*.sh .ci/run .ci/docker tests/gpu/*.sh
+# Engines in one worker, containers in another; the rest fills both.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 export PYTHON
 
 .PHONY: help setup setup-lane demo demo-publish demo-thinking test test-unit test-models test-writes test-images lint format locks locks-check images images-size bench clean
@@ -29,10 +32,10 @@ demo-thinking: setup ## a model that thinks: scripted, switched off, and with a 
 	@$(RUN) -m tests.demos.thinking
 
 test: setup ## everything that proves it
-	@$(RUN) -m pytest --durations=25
+	@$(RUN) -m pytest $(PARALLEL) --durations=25
 
 test-unit: setup ## the tests that need neither engine nor network (minutes)
-	@$(RUN) -m pytest -m "not engine and not docker and not network"
+	@$(RUN) -m pytest $(PARALLEL) -m "not engine and not docker and not network"
 
 test-writes: setup ## kill -9, a full disk and a broken one at every write of the pipeline; lists the points
 	@YAP_EVERY_WRITE=all $(RUN) -m pytest -rP tests/unit/pipeline/test_every_write.py

@@ -19,7 +19,7 @@ from tests.images.containers import outcome, running
 HERE = Path(__file__).parent
 # For the stand-in base and the registry: the packages debootstrap, docker-registry, dpkg-dev and gcc.
 TOOLS = ("debootstrap", "docker-registry", "dpkg-scanpackages", "gcc")
-SKIPPED = pytest.StashKey[str]()
+NOT_RUN = "image tests did NOT run: "
 
 
 def missing() -> str | None:
@@ -37,27 +37,27 @@ def missing() -> str | None:
     return None
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of this folder, and skip them where no engine answers."""
     ours = [item for item in items if item.path.is_relative_to(HERE)]
     if not ours:
         return
     reason = missing()
-    if reason and "not docker" not in config.getoption("markexpr"):
-        config.stash[SKIPPED] = f"{len(ours)} image tests did NOT run: {reason}"
     for item in ours:
         item.add_marker(pytest.mark.docker)
         # Building from nothing takes minutes, in whichever test comes first.
         item.add_marker(pytest.mark.timeout(2400))
         if reason:
-            item.add_marker(pytest.mark.skip(reason=reason))
+            item.add_marker(pytest.mark.skip(reason=NOT_RUN + reason))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say loudly what did not run."""
-    if message := config.stash.get(SKIPPED, None):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly what did not run, in whichever worker."""
+    reasons = [str(report.longrepr[2]) for report in terminalreporter.getreports("skipped")]
+    told = [reason.partition(NOT_RUN)[2] for reason in reasons if NOT_RUN in reason]
+    if told:
         terminalreporter.section("IMAGES NOT TESTED", sep="!", yellow=True, bold=True)
-        terminalreporter.line(message, yellow=True)
+        terminalreporter.line(f"{len(told)} {NOT_RUN}{told[0]}", yellow=True)
 
 
 @pytest.fixture(scope="session")
