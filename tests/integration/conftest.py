@@ -11,29 +11,31 @@ from pathlib import Path
 
 import pytest
 
-
-@pytest.fixture(scope="session")
-def chat_folder(pytestconfig: pytest.Config) -> Path:
-    """The embedded chat model as a Hugging Face folder; kept between runs, because writing it takes half a minute."""
-    from pipeline.embedded.chat import export_chat
-    from pipeline.progress import PlainProgress
-
-    folder = Path(pytestconfig.cache.mkdir("chat-model"))
-    whole = folder / "whole"
-    if not whole.exists():
-        export_chat(folder, PlainProgress())
-        whole.touch()
-    return folder
+from pipeline.progress import PlainProgress
+from pipeline.source.model_source import EMBEDDED, read_facts
+from pipeline.stage_runner import StageRunner
+from runtime.host.machine import describe
 
 
 @pytest.fixture(scope="session")
-def artifact_of(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def stages(pytestconfig: pytest.Config) -> StageRunner:
+    """The pipeline's finished stages, kept between runs: what one test makes, or a command, is there for the others."""
+    return StageRunner(Path(pytestconfig.cache.mkdir("stages")), describe(), PlainProgress())
+
+
+@pytest.fixture(scope="session")
+def chat_folder(stages: StageRunner) -> Path:
+    """The embedded chat model as a Hugging Face folder. Nobody may write there."""
+    return stages.chat_source(read_facts(EMBEDDED, "CHAT_MODEL")).folder
+
+
+@pytest.fixture(scope="session")
+def artifact_of(stages: StageRunner, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The embedded models as a proven artifact, by the command that a user types; one for each method a session.
 
-    Finished stages are kept between runs. Few and short samples: enough for the gates, and quick on two cores.
+    Few and short samples: enough for the gates, and quick on two cores.
     """
-    finished = Path(pytestconfig.cache.mkdir("stages"))
-    environment = os.environ | {"AWQ_CACHE_DIR": str(finished), "AWQ_NSAMPLES": "16", "AWQ_SEQLEN": "256"}
+    environment = os.environ | {"AWQ_CACHE_DIR": str(stages.cache), "AWQ_NSAMPLES": "16", "AWQ_SEQLEN": "256"}
 
     @cache
     def make(method: str) -> Path:

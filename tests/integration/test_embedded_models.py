@@ -18,10 +18,11 @@ from pipeline.embedded.tool import (
     fit,
     load_tokenizer,
     probabilities,
-    train_tool,
 )
 from pipeline.embedded.utterances import Utterance, training_utterances
 from pipeline.progress import PlainProgress
+from pipeline.source.model_source import EMBEDDED, read_facts
+from pipeline.stage_runner import StageRunner
 from runtime.artifact.hashes import hash_folder
 from runtime.deployment.classifier import ToolClassifier
 from tests.messages.tool import CASES
@@ -31,15 +32,15 @@ pytestmark = pytest.mark.engine
 Trained = tuple[Path, ToolEvaluation]
 
 
-@pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_chat(tmp_path_factory.mktemp("embedded") / "chat", PlainProgress())
+@pytest.fixture
+def chat(chat_folder: Path) -> Path:
+    return chat_folder
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    out = tmp_path_factory.mktemp("embedded") / "tool"
-    return out, train_tool(out, PlainProgress())
+@pytest.fixture(scope="session")
+def trained(stages: StageRunner) -> Trained:
+    model, evaluation = stages.tool_source(read_facts(EMBEDDED, "TOOL_MODEL"))
+    return model.folder, ToolEvaluation(**evaluation)
 
 
 def test_chat_folder_is_bfloat16_and_ends_its_turns(chat: Path) -> None:

@@ -27,6 +27,7 @@ from pipeline.plan.prepare import Prepared, prepare
 from pipeline.progress import PlainProgress
 from pipeline.quantize import QuantizeJob, trt
 from pipeline.run import Run
+from pipeline.stage_runner import StageRunner
 from pipeline.validate.validation import measure_reference, validate
 from runtime import engines
 from runtime.engines import EngineOptions
@@ -55,7 +56,7 @@ NO_HURRY = {gate_specs.TTFT: 1e9, gate_specs.ITL: 1e9, gate_specs.THROUGHPUT: 0.
 
 
 @pytest.fixture(scope="module")
-def prepared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory):
+def prepared(stages: StageRunner, tmp_path_factory: pytest.TempPathFactory):
     """A plan of the TensorRT-LLM lane for each format, to be carried out on this CPU."""
     with pytest.MonkeyPatch.context() as patch:
         # int8_sq runs as a compiled engine alone; ModelOpt's recipe and its export are the same.
@@ -68,7 +69,7 @@ def prepared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
 
         def make(method: str) -> Prepared:
             environment = os.environ | {
-                "AWQ_CACHE_DIR": str(pytestconfig.cache.mkdir("stages")),
+                "AWQ_CACHE_DIR": str(stages.cache),
                 "TRT_BACKEND": "pytorch",
                 "TRT_DTYPE": "bfloat16",
                 "TRT_MAX_BATCH_SIZE": "1",

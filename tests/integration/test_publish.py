@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.stage_runner import StageRunner
 from runtime import artifact
 from tests.client import Options, TurnRecord, connect
 from tests.harness.server import Server
@@ -54,7 +55,7 @@ async def ask(url: str, key: str) -> TurnRecord:
 
 
 async def test_a_published_artifact_is_pulled_by_name_and_answers(
-    artifact_of: Callable[[str], Path], pytestconfig: pytest.Config, tmp_path: Path
+    artifact_of: Callable[[str], Path], stages: StageRunner, tmp_path: Path
 ) -> None:
     made = artifact_of("int8")
     secret, public = key_pair(tmp_path)
@@ -62,7 +63,7 @@ async def test_a_published_artifact_is_pulled_by_name_and_answers(
     shutil.copytree(made, out)
     with Hub(accounts={TOKEN: Account("acme")}, part_size=32 << 20) as hub:
         hub.fail("PUT", "/parts/2$", status=0, after_bytes=10 << 20)
-        run_and_push(hub, Path(pytestconfig.cache.mkdir("stages")), out, secret)
+        run_and_push(hub, stages.cache, out, secret)
         repository = hub.repositories[REPO]
         assert len(repository.commits) == 2
         assert {path: repository.files[path] for path in contents(out)} == contents(out)
