@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 SCRIPTS := images/*.sh .ci/run .ci/docker tests/gpu/*.sh
 # Engines in one worker, containers in another; the rest fills both.
 WORKERS ?= 2
-PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n $(WORKERS) --no-loadscope-reorder
 export PYTHON
 
 .PHONY: help setup setup-lane demo demo-publish demo-thinking test test-unit test-models test-writes test-images lint format locks locks-check images images-size bench clean

@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-TESTS = Path(__file__).parent
-ENGINES = "engines"
-FIRST = (ENGINES, "images")
+ROOT = Path(__file__).parents[1]
+FIRST = ("engines", "images")
 
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say for `--dist loadgroup` which tests run one after the other, in one worker, and share what they made.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give the tests of one group to one worker, where they run one after the other and share what they made.
 
     Real engines would take the processor and the memory from each other; so would containers. Of all others, those of
-    one file share their fixtures.
+    one file share their fixtures. (The groups that pytest-xdist itself has do nothing with this pytest.)
     """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(ROOT / nodeid.partition("::")[0])
+
+    return Grouped(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give tests with engines time, and let the longest groups begin, so that no worker waits for them at the end."""
     for item in items:
-        group = _group(item)
-        item.add_marker(pytest.mark.xdist_group(group))
-        if group == ENGINES and item.get_closest_marker("timeout") is None:
+        if item.get_closest_marker("engine") and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(1200))  # artifacts are made in whichever test comes first
-    if config.getoption("loadgroup", False):
-        # The longest groups begin, so that no worker waits for them at the end.
-        items.sort(key=lambda item: FIRST.index(_group(item)) if _group(item) in FIRST else len(FIRST))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: FIRST.index(group) if (group := group_of(item.path)) in FIRST else len(FIRST))
 
 
-def _group(item: pytest.Item) -> str:
-    if item.get_closest_marker("engine"):
-        return ENGINES
-    return "images" if item.path.is_relative_to(TESTS / "images") else str(item.path.relative_to(TESTS))
+@cache
+def group_of(path: Path) -> str:
+    """Tell which tests share a worker with those of a file."""
+    if path.is_relative_to(ROOT / "tests/images"):
+        return "images"
+    return "engines" if "pytest.mark.engine" in path.read_text(encoding="utf-8") else str(path)
