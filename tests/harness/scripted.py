@@ -303,7 +303,7 @@ class Client:
         """Send one message."""
         await self.socket.send(json.dumps(message))
 
-    async def receive(self, timeout: float = 5.0) -> dict[str, Any]:
+    async def receive(self, timeout: float = 60.0) -> dict[str, Any]:
         """Receive one frame."""
         frame = json.loads(await asyncio.wait_for(self.socket.recv(), timeout))
         assert isinstance(frame, dict)
