@@ -27,7 +27,7 @@ from runtime.server.process import SHUTDOWN_TIMEOUT_S
 from tests.harness.scripted import KEY, Client, ScriptedEngine, serving
 from tests.harness.server import free_port
 
-HOST = Path(__file__).parents[2] / "deploy/host"
+HOST = Path(__file__).parents[3] / "deploy/host"
 NAME = "voice.example.com"
 UPSTREAM = "127.0.0.1:8000"
 
