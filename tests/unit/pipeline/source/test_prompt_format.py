@@ -11,6 +11,7 @@ from pipeline.plan import BuildRequest
 from pipeline.plan.prepare import Prepared, prepare
 from pipeline.problem import WrongRequestError
 from pipeline.source import read_facts, with_prompt_format
+from runtime.host.machine import Gpu
 from runtime.text.prompt import Budgets, PromptRenderer
 from tests.harness.models import tiny
 from tests.harness.templates import real
@@ -57,7 +58,7 @@ def test_a_budget_for_thought_that_leaves_no_room_for_a_reply_is_refused(tmp_pat
     environment["TRT_MAX_BATCH_SIZE"] = "4"
     request = BuildRequest(chat=str(folder), method="none")
     with pytest.raises(WrongRequestError) as caught:
-        prepare(request, folder / "cache", environment)
+        prepare(request, folder / "cache", environment, gpu=Gpu("H100", 90, 80 << 30, 80 << 30))
     told = [str(problem) for problem in caught.value.problems]
     assert any(line.startswith("THINKING_MAX_TOKENS: expected less than 512") for line in told), told
 
