@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +44,8 @@ __all__ = [
 SAMPLES_NAME = "samples.jsonl"
 # No token is longer on average over a sample; what lies behind would be cut off, and need not be tokenized.
 CHARACTERS_PER_TOKEN = 64
-# Two texts that share so many tokens in a row share them by no chance.
-RUN_TOKENS = 12
+# Two texts that share so many words in a row share them by no chance.
+RUN_WORDS = 8
 
 
 def calibrate(
@@ -95,7 +95,7 @@ def calibrate(
             plan.dataset,
             "choose another AWQ_CALIB_DATASET, such as embedded",
         )
-    seen = held_out_share(chosen, map(encode, heldout_texts()))
+    seen = held_out_share(map(load_tokenizer(model).decode, chosen), heldout_texts())
     if seen:
         progress.step(f"the calibration set holds {seen:.1%} of the held-out texts: what is measured on them flatters")
     lines = [json.dumps(tokens, separators=(",", ":")) for tokens in chosen]
@@ -111,21 +111,22 @@ def calibrate(
     )
 
 
-def held_out_share(samples: Iterable[Sequence[int]], texts: Iterable[Sequence[int]]) -> float:
-    """Return which part of the runs of tokens in the held-out texts stand in the samples too, 0 to 1.
+def held_out_share(samples: Iterable[str], texts: Iterable[str]) -> float:
+    """Return which part of the runs of words in the held-out texts stand in the samples too, 0 to 1.
 
-    >>> held_out_share([list(range(20))], [list(range(5, 18)), list(range(30, 43))])
-    0.5
+    >>> held_out_share(["So: a b c d e f g h, i"], ["A b c d e f g h."])
+    1.0
     """
     held_out = {run for text in texts for run in _runs(text)}
-    found: set[tuple[int, ...]] = set()
+    found: set[tuple[str, ...]] = set()
     for sample in samples:
         found.update(held_out.intersection(_runs(sample)))
     return len(found) / len(held_out) if held_out else 0.0
 
 
-def _runs(tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    return (tuple(tokens[at : at + RUN_TOKENS]) for at in range(len(tokens) - RUN_TOKENS + 1))
+def _runs(text: str) -> Iterator[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return (tuple(words[at : at + RUN_WORDS]) for at in range(len(words) - RUN_WORDS + 1))
 
 
 def reach(model: Path, length: int) -> tuple[int, int | None]:

@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.embedded.texts import calibration_texts, heldout_texts
 from pipeline.plan import CalibrationPlan
 from pipeline.quantize.calibration import (
     calibrate,
@@ -24,6 +25,7 @@ from pipeline.quantize.calibration import (
 )
 from pipeline.stages.stage import StageError
 from runtime.artifact import Calibration
+from tests.harness.models import tiny
 
 WORDS = ["<unk>", "user", "assistant", ":", *(f"w{number}" for number in range(200))]
 PYTHON = Path(sys.executable)
@@ -282,3 +284,22 @@ def test_one_odd_row_never_ends_a_run(odd: str, model: Path, tmp_path: Path) -> 
     written = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert max(map(len, written)) <= 40
     assert max(max(tokens) for tokens in written) < len(WORDS) - 1
+
+
+def test_how_much_of_the_held_out_text_calibration_saw_is_told(tmp_path: Path) -> None:
+    folder = tiny.tokenizer(tmp_path / "model")
+    file = tmp_path / "mine.jsonl"
+
+    def share(*rows: str) -> float:
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+        done = run(folder, tmp_path / "out", file, samples=500, length=4096)
+        assert done.held_out_share is not None
+        return done.held_out_share
+
+    held_out = heldout_texts()
+    assert share(*held_out) == 1
+    # In other surroundings, and in part.
+    assert 0 < share(f"Read this: {held_out[0]} Thank you for reading it to the end.") < 0.5
+    assert share(*calibration_texts()) == 0
+    embedded = run(folder, tmp_path / "out", "embedded", samples=500, length=4096)
+    assert embedded.held_out_share == 0
