@@ -195,7 +195,7 @@ def prepared(
 def points(name: str, mode: Mode, calls: tuple[tuple[str, str], ...]) -> list[int]:
     """The numbers of the calls that are tried, from 1."""
     numbers = list(range(1, len(calls) + 1))
-    wanted = max(1, SAMPLE // 2) if mode == "broken" else SAMPLE
+    wanted = SAMPLE if mode == "kill" else max(1, SAMPLE // 2)
     if ALL or len(numbers) <= wanted:
         return numbers
     # Those at the artifact's own place are where most can be lost.
