@@ -1,4 +1,4 @@
-"""Text fit to be spoken, as it streams: `markup.RULES` is the table of what goes.
+"""Text fit to be spoken, as it streams: `rules.RULES` is the table of what goes.
 
 A `Sanitizer` reads its input once, from left to right. At each mark it decides with what stands before and a bounded
 piece of what follows; when that piece has not arrived, the rest waits. What came out is never taken back, and since no
@@ -14,27 +14,27 @@ from collections.abc import Callable
 from functools import lru_cache
 from html.entities import html5
 
+from runtime.text.sanitizer.emoticons import EMOTICONS_BY_FIRST, reads_as_content
 from runtime.text.sanitizer.markup import (
     BLOCK_TAGS,
     BRACKETS,
     DROPPED,
-    EMOTICONS_BY_FIRST,
     ENTITY,
     LINK,
     REFERENCE,
-    RULES,
     TAG,
     UNENDED_LINK,
-    Rule,
-    begins_as_word,
     class_of,
+    reads_as_direction,
+)
+from runtime.text.sanitizer.names import (
+    begins_as_word,
     is_address,
     is_unspaced,
-    reads_as_content,
-    reads_as_direction,
     reads_as_reference,
     underlined_name,
 )
+from runtime.text.sanitizer.rules import RULES, Rule
 
 __all__ = ["RULES", "Rule", "Sanitizer", "sanitize"]
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from runtime.text.sanitizer.markup import DROPPED, EMOTICONS
+from runtime.text.sanitizer.emoticons import EMOTICONS
+from runtime.text.sanitizer.markup import DROPPED
 from runtime.text.sanitizer.sanitize import RULES, STAGE_LIMIT, Sanitizer, sanitize
 from tests.harness.costs.growth import assert_linear
 
