@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import re
-from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 from html.entities import html5
@@ -29,11 +28,11 @@ from runtime.text.sanitizer.markup import (
 )
 from runtime.text.sanitizer.names import (
     begins_as_word,
-    is_address,
     is_unspaced,
     reads_as_reference,
     underlined_name,
 )
+from runtime.text.sanitizer.output import MAY_GO, Output
 from runtime.text.sanitizer.rules import RULES, Rule
 
 __all__ = ["RULES", "Rule", "Sanitizer", "sanitize"]
@@ -46,24 +45,15 @@ FENCE_LIMIT = 40
 BLANK_LIMIT = 40
 # As many of one mark in a row draw something; which of its meanings they have is not waited for.
 RUN_LIMIT = 80
-# Longest row of brackets, with the spaces between them, of which it is still open whether anything stands in them.
-OPEN_LIMIT = 16
 # Longest piece without a space that is waited for, to see whether it is a word or a name.
 CHUNK_LIMIT = 64
-# What came out last is looked back at by so many characters.
-RECENT = 240
 
 UNDECIDED = -1
 LONG = -2
 
-_JOINER = "\u200d"
 _SPACES = frozenset(chr(code) for code in range(0x80, 0x3001) if chr(code).isspace())
-# Beyond, emoji are many and letters few: all are looked at one by one. Classes of many ranges are slow.
-_EMOJI_PLANES = "\U0001f000-\U0010ffff"
-_DROPPED = class_of(frozenset(char for char in DROPPED if char < "\U0001f000")) + _JOINER + _EMOJI_PLANES
-_MAY_GO = re.compile(f"[{_DROPPED}]")
 # No mark, no space, nothing that is dropped: letters and digits of ASCII, and nearly everything beyond ASCII.
-_UNMARKED = rf"\x00-&(-/:-@\[-`{{-\x7f¯•{class_of(_SPACES | {*BRACKETS} - {'(', '['})}{_DROPPED}"
+_UNMARKED = rf"\x00-&(-/:-@\[-`{{-\x7f¯•{class_of(_SPACES | {*BRACKETS} - {'(', '['})}{MAY_GO}"
 # Most tokens: a word, or what ends a sentence. Some letters may begin an emoticon.
 _PLAIN_TOKEN = re.compile(
     rf" ?(?![Xx]D|[XxToO]\Z)(?:[A-Za-z0-9'\"][A-Za-z0-9'\".,?!]*|[^{_UNMARKED}](?:[^{_UNMARKED}]|[.,?!\"])*)"
@@ -89,7 +79,6 @@ _ESCAPED = frozenset("*_`~#[]|>")
 _STAGE_BEGINS = DROPPED | set("\"'“‘(…¿¡«「（")
 _ENDS_SENTENCE = frozenset(".!?…:\"'”’)。！？｡：؟۔।॥።᙮»」』）】")
 _PART_OF_ADDRESS = frozenset("/=&?#%@")
-_CLOSING = frozenset(".;:…)")
 # Behind a mark that stands alone, and is meant: `press *, then #`.
 _BEHIND_LONE = frozenset(".,;:?!)]")
 
@@ -104,23 +93,15 @@ def sanitize(text: str) -> str:
     return sanitizer.feed(text) + sanitizer.finish()
 
 
-class Sanitizer:
+class Sanitizer(Output):
     """One reply, in chunks. The outputs of all `feed`s and `finish` together are `sanitize` of the whole."""
 
     __slots__ = (
-        "_begun",
-        "_blank",
         "_code",
         "_final",
         "_in_link_address",
-        "_last",
-        "_line_start",
         "_links",
-        "_open",
-        "_out",
         "_plain",
-        "_recent",
-        "_removed",
         "_row",
         "_skipped",
         "_starred",
@@ -129,25 +110,18 @@ class Sanitizer:
     )
 
     def __init__(self) -> None:
+        super().__init__()
         self._text = ""  # arrived, not decided
         self._final = False  # nothing more will arrive
-        self._out: list[str] = []  # decided, not returned yet
-        self._last = ""  # the last character that came out
-        self._blank = False  # there was space since
-        self._removed = False  # something was removed since
-        self._begun = False  # the first letter or digit is out
-        self._line_start = True  # nothing of the line came out
         self._plain = False  # a plain word comes out as it is; `_last` is the last of `_recent` then
         self._row = False  # in a table's row
         self._code = 0  # backticks that opened the code we are in
         # Where the texts of the links we are in end, where they do, and whether their address goes on there.
         self._links: list[tuple[int, int, bool]] = []
         self._in_link_address = False  # in an address that is too long to wait for its end
-        self._open = ""  # brackets that nothing was said in yet, with the space before them
         self._skipped = ""  # the mark of a long run that may go on
         self._underlined = False  # underscores were opened
         self._starred = False  # an asterisk was opened
-        self._recent: deque[str] = deque(maxlen=RECENT)  # what came out last, in pieces of a character or more
 
     def feed(self, text: str) -> str:
         """Take a chunk; return what is certain by now."""
@@ -251,8 +225,6 @@ class Sanitizer:
         self._begun = not begins_as_word("" if self._blank or self._removed else self._word(), chunk, following)
         return True
 
-    # What comes out
-
     def _space(self, space: str, after: int) -> int:
         self._blank = True
         if _NEWLINE.search(space):
@@ -262,102 +234,7 @@ class Sanitizer:
                 self._code = 0
         return after
 
-    def _emit(self, text: str, at: int, *, keep_space: bool = False) -> int:
-        """Let text without space or emoji come out. Returns where it ends in the input."""
-        self._line_start = False
-        self._write(text, keep_space=keep_space)
-        return at + len(text)
-
-    def _emit_run(self, text: str, at: int) -> int:
-        """Let text without space come out, up to and without its first emoji."""
-        self._line_start = False
-        if self._open and self._removed and text[0] == BRACKETS[self._open[-1]]:
-            self._close_hollow()
-            return at + 1
-        if text.isascii() and text.isprintable():
-            self._write(text)
-            return at + len(text)
-        for found in _MAY_GO.finditer(text):
-            # The joiner belongs to what stands before it: an emoji, or a letter of a script that needs it.
-            joins = found[0] == _JOINER and found.start() == 0 and self._removed
-            if found[0] not in DROPPED and not joins:
-                continue
-            if found.start():
-                self._write(text[: found.start()])
-            self._removed = True
-            return at + found.end()
-        self._write(text)
-        return at + len(text)
-
-    def _write(self, text: str, *, keep_space: bool = False) -> None:
-        if self._open:
-            if self._removed and text[0] == BRACKETS[self._open[-1]]:
-                self._close_hollow()
-                if len(text) > 1:
-                    self._write(text[1:], keep_space=keep_space)
-                return
-            self._keep_brackets()
-            self._blank = self._blank and not self._removed
-        if self._blank and self._last:
-            closes = text[0] in ",?!" or (self._removed and text[0] in _CLOSING)
-            if keep_space or not closes:
-                text = " " + text
-        self._blank = self._removed = False
-        self._last = text[-1]
-        if not self._begun:
-            text = self._capitalized(text)
-        self._out.append(text)
-        self._recent.append(text)
-
-    def _open_bracket(self, bracket: str, at: int) -> int:
-        """Keep a bracket until it is known whether anything stands in it."""
-        if len(self._open) >= OPEN_LIMIT:
-            self._keep_brackets()
-        if self._blank and self._last:
-            self._open += " "
-        self._open += bracket
-        self._blank = self._removed = self._line_start = False
-        self._last = bracket
-        return at + 1
-
-    def _keep_brackets(self) -> None:
-        """Let out the brackets that were opened."""
-        self._out.append(self._open)
-        self._recent.append(self._open)
-        self._open = ""
-
-    def _close_hollow(self) -> None:
-        """Nothing is left of what stood in the bracket that was opened last: it goes as well."""
-        outer = self._open[:-1]
-        self._open = outer.rstrip(" ")
-        self._blank = outer != self._open
-        self._removed = True
-        self._last = (self._open or self._said())[-1:]
-
-    def _said(self) -> str:
-        """What came out last."""
-        return "".join(self._recent)[-RECENT:]
-
-    def _capitalized(self, text: str) -> str:
-        for index, char in enumerate(text):
-            if char.isalnum():
-                self._begun = True
-                capital = char.title()  # where a script has no capitals for titles, its upper case is another script
-                return text[:index] + (capital if len(capital) == 1 else char) + text[index + 1 :]
-        return text
-
-    def _drop(self, after: int) -> int:
-        self._removed = True
-        self._line_start = False
-        return after
-
     # What stands around
-
-    def _after_blank(self) -> bool:
-        return self._blank or not self._last
-
-    def _after_word(self) -> bool:
-        return self._last.isalnum() and not self._blank and not self._removed
 
     def _run_end(self, text: str, at: int) -> int:
         """Where a run of one character ends, UNDECIDED when it may go on, or LONG."""
@@ -374,18 +251,6 @@ class Sanitizer:
             return UNDECIDED
         self._skipped = text[at]
         return self._drop(at + RUN_LIMIT)
-
-    def _word(self) -> str:
-        """What was said of the word that is being said."""
-        return (self._said() + self._open).rpartition(" ")[2]
-
-    def _in_address(self) -> bool:
-        """Whether the word that is being said is an address."""
-        return not self._blank and not self._removed and is_address(self._said().rpartition(" ")[2])
-
-    def _in_path(self) -> bool:
-        """Whether the word that is being said is a path, or an address."""
-        return not self._blank and not self._removed and ("/" in self._word() or self._in_address())
 
     # One method a mark
 
