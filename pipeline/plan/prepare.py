@@ -66,10 +66,10 @@ def prepare(
     needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
     here = hardware.describe(folder, values.quantize_python, needs)
     if gpu is not None:
-        here = hardware.elsewhere(gpu, loaded.settings.tensor_parallel_size or 1, here, needs)
+        here = hardware.elsewhere(gpu, loaded.settings.tensor_parallel_size, here, needs)
     found = disk_facts.read(request, values, None if wrong else folder)
     # Behind a link, what is to be made lies where it leads.
-    place = Path(os.path.realpath(request.out or disk_facts.ARTIFACTS))
+    place = Path(os.path.realpath(disk_facts.ARTIFACTS if request.out is None else request.out))
     if not paths.same_file_system(place, folder):
         found = replace(found, free_at_out=paths.free_bytes(place))
     if values.awq_calib_dataset:
