@@ -19,7 +19,7 @@ from pipeline.plan import BuildPlan, BuildRequest, planner
 from pipeline.problem import WrongRequestError
 from runtime.host.machine import Gpu, Machine
 from tests.harness.models import tiny
-from tests.unit.pipeline.plan.test_plan import CPU, GIB, HOPPER, LLAMA_8B, Row, hardware, make, model
+from tests.harness.plans import CPU, GIB, HOPPER, LLAMA_8B, Row, hardware, make, model
 
 EIGHT_GPUS = hardware(
     Machine(

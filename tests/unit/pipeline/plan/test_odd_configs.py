@@ -19,7 +19,7 @@ from pipeline.plan import BuildPlan, BuildRequest, planner
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.source.source_facts import SourceFacts
 from tests.harness.models import tiny
-from tests.unit.pipeline.plan.test_plan import CPU, HOPPER
+from tests.harness.plans import CPU, HOPPER
 
 # What stands in configs where something else should: every kind of JSON value, and the odd ones that were seen.
 ODD: tuple[Any, ...] = (
