@@ -79,9 +79,9 @@ class Moe(Entry):
 class Calibration(Entry):
     """The text that the quantizer looked at."""
 
-    dataset: str
+    dataset: str = Field(description="its name, or the file that was given")
     digest: str = Field(description="SHA-256 over the token ids of the samples, in order")
-    samples: int = Field(ge=1)
+    samples: int = Field(ge=1, description="texts that were read")
     sequence_length: int = Field(ge=1, description="tokens a sample at most")
     tokens: int = Field(ge=1, description="tokens in all samples together")
     left_out: int = Field(default=0, ge=0, description="rows that could not be used, such as no conversation")
