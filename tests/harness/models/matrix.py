@@ -174,7 +174,8 @@ def cause(log: str) -> str:
 
 
 def _reason(found: str, way_out: str | None) -> str:
-    return _short(f"{found}; {way_out}" if way_out else found)
+    # Of a combination that does not work, the way out tells why, for every family in the same words.
+    return _short(re.sub(r"^\w+ with \w+; ", "", f"{found}; {way_out}" if way_out else found))
 
 
 def _short(text: str) -> str:
