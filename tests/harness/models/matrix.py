@@ -167,6 +167,8 @@ def _plan(model: Path, column: str) -> ChatPlan:
 
 def cause(log: str) -> str:
     """Return the line of an engine's log that tells why it ended: the first exception that is not a consequence."""
+    if died := re.search(r"Worker proc \S+ died unexpectedly \((exit code: -?\d+)\)", log):
+        return f"vLLM's worker died, {died[1]}"
     found = re.findall(r"\b((?:[A-Z]\w*(?:Error|Exception)|AssertionError|NotImplementedError)\b:? ?[^\n]*)", log)
     consequences = ("EngineDeadError", "Engine core initialization failed", "cancelled", "Engine core proc")
     causes = [line for line in found if not any(word in line for word in consequences)]
