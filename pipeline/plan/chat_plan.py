@@ -105,7 +105,7 @@ class ChatPlanner:
             self._check_groups(table, group)
         elif method != "none":
             if table.conv1d and method:
-                found = f"in {facts.ref} transformers' Conv1D, which no quantizer here knows"
+                found = "transformers' Conv1D, which no quantizer here knows"
                 self.diagnostics.problem("CHAT_MODEL", "linear layers, to be quantized", found, "use none")
             group, symmetric, kept = self._grouping(method, table, moe)
             calibration = self._calibration(method, facts, shape.context)
