@@ -348,7 +348,9 @@ class Service:
             try:
                 keys = await asyncio.to_thread(self.settings.keys)
             except SettingsError as error:
-                log.error("keys_not_reloaded", problems=error.problems, next_step="the keys from before still hold")
+                # Without the variable's name: what stands behind one that speaks of keys is hidden from the log.
+                problems = [problem.partition(": ")[2] for problem in error.problems]
+                log.error("keys_not_reloaded", problems=problems, next_step="the keys from before still hold")
                 return
             logs.hide(key.secret for key in keys)
             gone = self.keyring.replace(keys)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
@@ -15,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as connect_blocking
 
 from runtime.host.ratelimit import SlidingWindow
+from runtime.host.redaction import Redactor
 from runtime.server.quotas import Seat, Seats, connections_for_each, share_for_each
 from runtime.turns.principal import Principal
 from tests.harness.scripted import Client, ScriptedEngine, serving
@@ -301,8 +303,14 @@ async def test_a_file_that_cannot_be_used_changes_nothing(tmp_path: Path, conten
             keys.unlink()
         else:
             keys.write_bytes(content.encode("utf-8", "surrogateescape"))
-        await reload(running)
+        with structlog.testing.capture_logs() as lines:
+            await reload(running)
         assert (await client.turn())[-1]["type"] == "done"
+    # Whoever changed the file reads in the log what is wrong with it, once the log has hidden what it hides.
+    (told,) = [line for line in lines if line["event"] == "keys_not_reloaded"]
+    shown = Redactor()(None, "error", told)
+    assert shown == told
+    assert all("expected" in problem for problem in told["problems"])
 
 
 def test_sighup_reads_the_keys_again_and_the_process_goes_on(tmp_path: Path) -> None:
