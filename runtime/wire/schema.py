@@ -191,11 +191,18 @@ def schema(grammar: Grammar | None = None) -> Schema:
             defs[f"server.{name}"]["description"] = component["description"].partition("\n")[0]
     for frame, kinds in ACKNOWLEDGED.items():
         defs[f"server.{frame.__name__}"]["properties"]["for"] = {"enum": kinds}
+    defs["server.Token"]["properties"]["text"]["minLength"] = 1
+    defs["server.Done"]["oneOf"] = [
+        {"required": ["usage"], "properties": {"usage": {"$ref": "#/$defs/server.Usage"}}},
+        *({"required": [name], "properties": {name: {"const": True}}} for name in ("cancelled", "failed")),
+    ]
     defs["server"] = {"anyOf": [{"$ref": f"#/$defs/server.{frame.__name__}"} for frame in SERVER_FRAMES]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Messages of /ws",
-        "description": "Text frames of JSON. Unknown fields are ignored by the server, and may appear in its frames.",
+        "description": "Text frames of JSON: `$defs/client` is what a client may send, `$defs/server` what it gets. "
+        "Of what the server reads in several forms, the plain one stands here. Unknown fields are ignored by the server, "
+        "and may appear in its frames.",
         "anyOf": [{"$ref": "#/$defs/client"}, {"$ref": "#/$defs/server"}],
         "$defs": defs,
     }

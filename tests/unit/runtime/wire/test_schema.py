@@ -116,6 +116,20 @@ def test_the_pages_examples_fit() -> None:
         (CLIENT if arrow == "→" else SERVER).validate(json.loads(text))
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {"type": "token", "text": ""},
+        {"type": "done"},
+        {"type": "done", "usage": None},
+        {"type": "done", "cancelled": False},
+        {"type": "done", "cancelled": True, "failed": True},
+    ],
+)
+def test_what_no_server_sends_does_not_fit(frame: dict[str, Any]) -> None:
+    assert not SERVER.is_valid(frame)
+
+
 async def test_what_a_server_sends_fits() -> None:
     """Each kind of frame, from a server that runs."""
     seen: set[str] = set()
