@@ -201,8 +201,8 @@ def schema(grammar: Grammar | None = None) -> Schema:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Messages of /ws",
         "description": "Text frames of JSON: `$defs/client` is what a client may send, `$defs/server` what it gets. "
-        "Of what the server reads in several forms, the plain one stands here. Unknown fields are ignored by the server, "
-        "and may appear in its frames.",
+        "Of what the server reads in several forms, the plain one stands here. Unknown fields are ignored by the "
+        "server, and may appear in its frames.",
         "anyOf": [{"$ref": "#/$defs/client"}, {"$ref": "#/$defs/server"}],
         "$defs": defs,
     }
