@@ -68,10 +68,13 @@ class Proxy:
         async with connect(url, additional_headers=headers, **options) as socket:
             yield Client(socket)
 
-    async def status(self, path: str) -> int:
-        """The status of a path."""
+    async def status(self, path: str, key: str = "") -> int:
+        """The status of a path; a key is shown in every header that may hold one."""
+        shown = {"X-API-Key": key, "Authorization": f"Bearer {key}", "Referer": f"https://{NAME}/?api_key={key}"}
         async with httpx.AsyncClient(verify=self.trusted, trust_env=False) as client:
-            request = client.build_request("GET", f"https://127.0.0.1:{self.port}{path}", headers={"Host": NAME})
+            request = client.build_request(
+                "GET", f"https://127.0.0.1:{self.port}{path}", headers={"Host": NAME, **(shown if key else {})}
+            )
             request.extensions["sni_hostname"] = NAME
             return (await client.send(request)).status_code
 
@@ -107,9 +110,10 @@ def caddy(folder: Path, port: int, upstream: int, paths: tuple[Path, Path]) -> l
     text = text.replace(UPSTREAM, f"127.0.0.1:{upstream}").replace(
         f"{NAME} {{", f"{NAME}:{port} {{\n\ttls {paths[0]} {paths[1]}\n"
     )
-    text = text.replace("\tlog {", f"\tlog {{\n\t\toutput file {folder / 'access.log'}\n")
+    assert text.count("\n{\n") == 1
+    text = text.replace("\n{\n", f"\n{{\n\tadmin off\n\tauto_https off\n\tstorage file_system {folder}\n")
     place = folder / "Caddyfile"
-    place.write_text(f"{{\n\tadmin off\n\tauto_https off\n\tstorage file_system {folder}\n}}\n{text}")
+    place.write_text(text)
     return ["caddy", "run", "--config", str(place), "--adapter", "caddyfile"]
 
 
@@ -162,6 +166,8 @@ async def test_a_conversation_by_wss(make: Callable[..., list[str]], tmp_path: P
             assert (await client.receive())["type"] == "pong"
         async with proxy.client("?api_key=wrong-secret") as client:
             assert (await client.receive())["error_code"] == "authentication_failed"
+        async with proxy.client("?API_KEY=wrong-secret") as client:
+            assert (await client.receive())["error_code"] == "authentication_failed"
         assert [await proxy.status(path) for path in ("/healthz", "/readyz", "/metrics", "/", "/ws/..%2fmetrics")] == [
             200,
             200,
@@ -173,6 +179,19 @@ async def test_a_conversation_by_wss(make: Callable[..., list[str]], tmp_path: P
     assert "/ws" in written
     assert KEY not in written
     assert "wrong-secret" not in written
+
+
+@pytest.mark.parametrize("make", [nginx, caddy])
+@pytest.mark.parametrize("query", [f"api_key={KEY}", f"API_KEY={KEY}", f"api%5Fkey={KEY}", f"x=%zz&api_key={KEY}"])
+async def test_no_key_is_logged_while_the_server_does_not_answer(
+    make: Callable[..., list[str]], query: str, tmp_path: Path
+) -> None:
+    """While it starts again its clients knock, and a proxy writes of each that nobody was there."""
+    async with in_front(make, tmp_path, free_port()) as proxy:
+        assert await proxy.status(f"/ws?{query}", KEY) == 502
+    written = logs(tmp_path)
+    assert "/ws" in written
+    assert KEY not in written
 
 
 def logs(folder: Path) -> str:
@@ -214,6 +233,6 @@ def test_systemd_reads_the_unit() -> None:
 
 def test_the_log_filter_of_caddy_names_the_servers_own_ways_to_show_a_key() -> None:
     text = (HOST / "Caddyfile").read_text("utf-8")
-    assert "replace api_key" in text
+    assert "request>uri regexp" in text
     assert "X-Api-Key delete" in text
     assert UPSTREAM.split(":")[1] == str(defaults.PORT)
