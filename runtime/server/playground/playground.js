@@ -241,7 +241,8 @@ function connect() {
 }
 
 function closed(event) {
-  const reason = REASONS[event.code] ?? (event.reason || "no answer");
+  const removed = event.reason === "key_removed"; // of all that closes with 1008, no wrong key
+  const reason = removed ? "the key was taken away" : (REASONS[event.code] ?? (event.reason || "no answer"));
   if (turn) {
     line("the connection ended during the reply", "note");
     finish();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from playwright.async_api import Page, expect
@@ -62,7 +63,7 @@ async def test_sampling_that_was_moved_is_sent_and_nothing_else() -> None:
     engine = ScriptedEngine(REPLY)
     async with serving(engine, playground=True) as running, page() as tab:
         await connect(tab, running)
-        await tab.get_by_text("Sampling").click()
+        await tab.locator("summary", has_text="Sampling").click()
         await tab.get_by_label("temperature").press("ArrowLeft")
         await say(tab, "hello")
         await expect(tab.locator("#conversation .reply")).to_have_count(1)
@@ -143,6 +144,37 @@ async def test_it_fits_a_phone(scheme: str) -> None:
         )
         light, dark = sum(numbers(ground)), sum(numbers(ink))
         assert light > dark if scheme == "light" else light < dark
+
+
+@pytest.mark.parametrize("width", [320, 375])
+async def test_what_a_screenshot_shows_can_be_read_while_it_is_typed(width: int) -> None:
+    classifier = ScriptedClassifier()
+    phone = {"viewport": {"width": width, "height": 640}, "has_touch": True, "is_mobile": True}
+    async with serving(classifier=classifier, playground=True) as running, page(**phone) as tab:
+        await connect(tab, running)
+        await say(tab, "look at this")
+        await expect(tab.locator("#followup")).to_be_visible()
+        box = await tab.locator("#analysis").bounding_box()
+        assert box is not None
+        assert box["width"] > width / 2
+        await tab.locator("summary", has_text="Sampling").click()
+        words, name = tab.locator("label.check span"), tab.locator("label.check code")
+        outer, inner = await words.bounding_box(), await name.bounding_box()
+        assert outer is not None
+        assert inner is not None
+        assert inner["x"] + inner["width"] <= outer["x"] + outer["width"] + 1
+        assert await tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_a_key_that_was_taken_away_is_called_so(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"acme: {KEY}\n")
+    async with serving(text_api_key=None, text_api_key_file=keys, playground=True) as running, page() as tab:
+        await connect(tab, running)
+        await expect(tab.locator("#state")).to_have_text(re.compile("^connected"))
+        keys.write_text("acme: another\n")
+        running.service.reload_keys()
+        await expect(tab.locator("#state")).to_have_text("closed: the key was taken away")
 
 
 def numbers(colour: str) -> list[int]:
