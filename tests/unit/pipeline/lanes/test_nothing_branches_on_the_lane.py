@@ -42,6 +42,7 @@ OTHER_MEANINGS = {
     ("runtime/host/machine.py", "cpu"): "a device of PyTorch",
     ("runtime/deployment/classifier.py", "cpu"): "a device of PyTorch",
     ("runtime/deployment/classifier.py", "cuda"): "a device of PyTorch",
+    ("runtime/deployment/classifier_facts.py", "cpu"): "a device of PyTorch",
 }
 
 

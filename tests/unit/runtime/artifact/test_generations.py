@@ -59,7 +59,7 @@ def test_a_source_is_left_alone_and_read_through_links(tmp_path: Path, monkeypat
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with readable(folder) as same:
         assert same == folder
-    monkeypatch.setattr(transformers, "__version__", "4.57.3")
+    monkeypatch.setattr("transformers.__version__", "4.57.3")
     with readable(folder) as links:
         assert json.loads((links / "config.json").read_bytes())["rope_theta"] == 500123.0
         assert (

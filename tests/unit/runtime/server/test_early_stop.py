@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -56,17 +57,22 @@ def catches(process: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.6, 1.2])
 def test_a_signal_at_any_time_from_the_start_on_exits_0(tmp_path: Path, delay: float) -> None:
+    # A hub that never answers: the artifact is still being looked for when the signal comes.
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        stopped_while_loading(tmp_path, delay, hub.getsockname()[1])
+
+
+def stopped_while_loading(tmp_path: Path, delay: float, hub: int) -> None:
     environment = {
-        **os.environ,
-        # A FIFO: whoever reads it waits, and so the artifact is still being looked at when the signal comes.
-        "ARTIFACT": str(tmp_path / "artifact"),
+        **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
+        "ARTIFACT": "hf:acme/model",
+        "ARTIFACT_CACHE_DIR": str(tmp_path / "cache"),
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub}",
         "TEXT_API_KEY": "k",
         "HOST": "127.0.0.1",
         "PORT": str(free_port()),
         "LOG_DIR": str(tmp_path),
     }
-    (tmp_path / "artifact").mkdir()
-    os.mkfifo(tmp_path / "artifact" / "build_metadata.json")
     with subprocess.Popen(
         [sys.executable, "-m", "runtime"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
