@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 
 from runtime.artifact import ArtifactError
 from runtime.artifact.generations import older_model, readable, write_for_older

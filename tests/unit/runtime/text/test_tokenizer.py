@@ -44,7 +44,7 @@ def test_what_the_older_one_saved_is_left_as_it_is(older: dict[str, object]) -> 
 def test_a_folder_without_a_fast_tokenizer_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr("transformers.__version__", version)
     for folder in saved.write_all(tmp_path):
         (folder / "tokenizer.json").unlink()
         with pytest.raises(ValueError, match=f"^{folder}: expected a .*tokenizer") as caught:
