@@ -7,6 +7,7 @@ library's own command, `model_signing verify key ARTIFACT --signature ARTIFACT/m
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from pipeline.problem import Problem
 from pipeline.stages.disk import fsync
 from pipeline.stages.install import held
 from runtime import artifact
-from runtime.artifact import BuildMetadata, hashes, signature
+from runtime.artifact import ArtifactError, BuildMetadata, hashes, signature
+from runtime.artifact.files.opening import opened, read_named
 from runtime.artifact.files.paths import BOOKKEEPING_FOLDERS, UNLISTED_NAMES
 
 CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
@@ -31,7 +33,7 @@ def key_problem(key: Path) -> Problem | None:
         return Problem("--sign-key", "model-signing to be installed", "none", "install the extra `sign`")
     expected = "an elliptic-curve private key (PEM, P-256, P-384 or P-521, without a password)"
     try:
-        private = load_pem_private_key(key.read_bytes(), None)
+        private = load_pem_private_key(read_named(key), None)
     except OSError as error:
         return Problem("--sign-key", expected, f"{key} ({error.strerror})", MAKE_ONE)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -57,6 +59,7 @@ def _sign(folder: Path, key: Path) -> BuildMetadata:
 
     metadata = artifact.read(folder)
     hashes.verify_files(folder, metadata)
+    _require_files(folder)
     # Those that may come later are named too, so that the library's own check passes when they are there.
     ignored = (UNLISTED_NAMES | BOOKKEEPING_FOLDERS) - {artifact.METADATA_NAME}
     config = hashing.Config().set_ignored_paths(paths=sorted(ignored))
@@ -71,3 +74,15 @@ def _sign(folder: Path, key: Path) -> BuildMetadata:
         partial.unlink(missing_ok=True)
     signature.check_subject(folder, metadata)
     return metadata
+
+
+def _require_files(folder: Path) -> None:
+    """Refuse what is no file among those that no list names; the library looks at them though it ignores them."""
+    for path in (folder / name for name in sorted(UNLISTED_NAMES)):
+        if not os.path.lexists(path):
+            continue
+        try:
+            with opened(path):
+                pass
+        except FileNotFoundError:
+            raise ArtifactError(f"{path}: expected a file, found a link to nothing; remove it") from None

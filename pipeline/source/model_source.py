@@ -88,6 +88,10 @@ def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:
         problem = Problem(role, f"to read {unreadable}", "that this user may not", remedy)
         return SourceFacts(ref, "folder", folder.name, path=folder, problems=(problem,))
     inside = [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*"), *folder.glob("additional_chat_templates/*.jinja")]
+    if waiting := [path for path in sorted(inside) if path.exists() and not (path.is_file() or path.is_dir())]:
+        # Whoever loads a model opens what has a name it knows, and would wait for a writer that never comes.
+        problem = Problem(role, "files", f"a pipe, a socket or a device at {waiting[0]}", "remove it")
+        return SourceFacts(ref, "folder", folder.name, path=folder, problems=(problem,))
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(inside) if path.is_file()}
     documents = read_documents(role, str(folder), sizes, READ_FIRST, lambda name: folder / name)
     problems = missing_files(role, str(folder), sizes, documents)

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.source.tool_labels import LabelsError, named_label
 from runtime.artifact import SCREENSHOT_TOOL, ToolLabel
+from runtime.artifact.files.opening import MAX_DOCUMENT_BYTES, read_named
 
 # With fewer of a kind, a classifier that decides by nothing passes too often: 10 and 10 give a deviation of 0.11.
 LEAST_OF_A_KIND = 10
@@ -120,7 +121,7 @@ def read_utterances(path: Path) -> UtteranceFile:
         UtterancesError: it cannot be read, or a line is no labelled utterance.
     """
     try:
-        content = path.expanduser().read_bytes()
+        content = read_named(path.expanduser(), MAX_DOCUMENT_BYTES)
         # Lines end at \n alone: a string may hold other ends of lines.
         lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

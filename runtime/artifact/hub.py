@@ -15,6 +15,7 @@ from typing import TypeVar
 from pydantic import SecretStr
 
 from runtime.artifact import hub_client
+from runtime.artifact.files.opening import read_named
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ def revealed(token: SecretStr | None) -> str | None:
 
 def _read(variable: str, path: Path) -> str:
     try:
-        text = path.read_text("utf-8").strip()
+        text = read_named(path).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise TokenError(variable, "a readable file", f"{path} ({reason})") from None

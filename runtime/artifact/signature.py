@@ -19,7 +19,7 @@ from typing import Any
 
 from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata
 from runtime.artifact import SIGNATURE_NAME as SIGNATURE_NAME
-from runtime.artifact.files.opening import read_document
+from runtime.artifact.files.opening import read_document, read_named
 from runtime.artifact.metadata import parse, same
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -78,7 +78,7 @@ def _public_key(path: Path) -> Any:  # noqa: ANN401 - cryptography is imported w
 
     expected = f"ARTIFACT_PUBLIC_KEY_FILE: expected a PEM file with an elliptic-curve public key, found {path}"
     try:
-        key = load_pem_public_key(path.read_bytes())
+        key = load_pem_public_key(read_named(path))
     except OSError as error:
         raise ArtifactError(f"{expected} ({error.strerror})") from None
     except (ValueError, UnsupportedAlgorithm):

@@ -14,7 +14,7 @@ from runtime.artifact.files.kinds import is_pickle, is_weights
 from runtime.artifact.files.paths import lies_in
 from runtime.artifact.hashes import Take
 from runtime.artifact.lanes import LONG_PROMPT_TOKENS, engine_of, lane_of
-from runtime.artifact.metadata import SCREENSHOT_TOOL, Relation
+from runtime.artifact.metadata import SCREENSHOT_TOOL, Gate, Relation
 from runtime.defaults import GPU_ALONE, MINIMUM_DRIVER
 from runtime.host.machine import Machine
 
@@ -66,6 +66,8 @@ def check_proven(folder: Path, public_key: Path | None = None, take: Take = hash
 def check_contents(metadata: BuildMetadata) -> None:
     """Refuse folders that hold none of the listed files or hold one another, and files that run when they are read."""
     chat, tool = metadata.chat, metadata.tool
+    if chat is None and tool is None:
+        raise ArtifactError("expected a chat model, a classifier or both, found neither; build the artifact again")
     named = {
         "tool.path": tool.path if tool else None,
         "chat.engine_path": chat.engine_path if chat else None,
@@ -116,6 +118,28 @@ def expected_gates(metadata: BuildMetadata) -> dict[str, Relation | None]:
     return expected
 
 
+# Figures that are a part of something, by the name before a tool's.
+PARTS = frozenset({"known_prompts", "replies_end", "top1_agreement", "tool_accuracy", "tool_silence"})
+
+
+def figure_problem(gate: Gate) -> str | None:
+    """What a gate's figure cannot be, whatever was measured; none where it can.
+
+    >>> from runtime.artifact.metadata import Gate
+    >>> figure_problem(Gate(name="known_prompts", value=7))
+    'at most 1'
+    """
+    if gate.name.partition(":")[0] in PARTS and gate.value > 1:
+        return "at most 1"
+    if gate.name in {"files_verified", "held_out_tokens"} and gate.value < 1:
+        return "at least 1: of nothing nothing was measured"
+    if gate.name == "perplexity" and gate.value < 1:
+        return "at least 1, that of a model that is sure and right everywhere"
+    if gate.name == "perplexity_ratio" and gate.value == 0:
+        return "more than 0"
+    return None
+
+
 def gate_problem(metadata: BuildMetadata) -> str | None:
     """What an artifact's gates lack to prove it: one that failed, or one that should be there; none where nothing."""
     validation = metadata.validation
@@ -129,6 +153,8 @@ def gate_problem(metadata: BuildMetadata) -> str | None:
                 else "must be a number from 0 on"
             )
             return f"expected an artifact that passed its gates, found {gate.name} = {gate.value:g} ({bound})"
+        if possible := figure_problem(gate):
+            return f"expected {gate.name} to be {possible}, found {gate.value:g}"
     for name, relation in expected_gates(metadata).items():
         found = [gate for gate in validation.gates if gate.name == name]
         if len(found) != 1:

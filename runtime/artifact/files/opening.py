@@ -7,6 +7,7 @@ that the bytes behind them are the ones that the metadata lists.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from runtime.artifact.files.paths import BOOKKEEPING_FOLDERS, UNLISTED_NAMES
 
 # What the metadata and a signature may weigh: hundreds of thousands of files.
 MAX_DOCUMENT_BYTES = 64 << 20
+# What a key or a token may weigh, with room for a chain of certificates or comments around it.
+MAX_SECRET_BYTES = 1 << 20
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -88,6 +91,22 @@ def read_document(path: Path, most: int = MAX_DOCUMENT_BYTES) -> bytes:
     if len(content) > most:
         raise ArtifactError(f"{path}: expected at most {most} bytes, found more; fetch or build the artifact again")
     return bytes(content)
+
+
+def read_named(path: Path, most: int = MAX_SECRET_BYTES) -> bytes:
+    """The bytes of a file that a variable or an option names: a key, a token, a table.
+
+    A pipe would be waited for, and be empty when it is read again; a device may have no end.
+
+    Raises:
+        OSError: it is not there, cannot be read, is no file, or is larger than such a file can be.
+    """
+    try:
+        return read_document(path, most)
+    except ArtifactError:
+        kind = KINDS.get(stat.S_IFMT(path.stat().st_mode))
+        why = f"{kind}, not a file" if kind else f"more than {most} bytes"
+        raise OSError(errno.EINVAL, why, str(path)) from None
 
 
 def paths_under(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pipeline.publish.sign import key_problem, sign
+from pipeline.source.utterance_file import UtterancesError, read_utterances
 from runtime import artifact
 from runtime.artifact import ArtifactError, hashes, signature, verify
+from runtime.artifact.files.opening import MAX_SECRET_BYTES
+from runtime.artifact.files.paths import UNLISTED_NAMES
+from runtime.artifact.hub import TokenError, token_of
 from runtime.cli import app
 from tests.hub.artifacts import CPU, cpu_artifact
 from tests.hub.client import key_pair
@@ -190,3 +195,38 @@ def test_a_damaged_artifact_is_not_signed(tmp_path: Path, keys: tuple[Path, Path
     with pytest.raises(ArtifactError, match=r"config\.json: expected"):
         sign(folder, keys[0])
     assert not (folder / "model.sig").exists()
+
+
+def test_files_that_people_name_are_not_waited_for_and_have_an_end(tmp_path: Path, signed: Path) -> None:
+    pipe, device, large = tmp_path / "pipe", Path("/dev/zero"), tmp_path / "large"
+    os.mkfifo(pipe)
+    large.write_bytes(b"x" * (MAX_SECRET_BYTES + 1))
+    for path, told in ((pipe, "a pipe, not a file"), (device, "a device, not a file"), (large, "more than")):
+        assert told in str(key_problem(path))
+        with pytest.raises(ArtifactError, match=told):
+            verify.check_proven(signed, path)
+        with pytest.raises(TokenError, match=told):
+            token_of({"HF_TOKEN_FILE": str(path)})
+        if path != large:
+            with pytest.raises(UtterancesError, match=told):
+                read_utterances(path)
+
+
+@pytest.mark.parametrize("name", sorted(UNLISTED_NAMES - {artifact.METADATA_NAME}))
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing", "folder", "link to a folder"])
+def test_what_is_no_file_beside_the_listed_ones_is_told_in_one_line_and_stays(
+    tmp_path: Path, keys: tuple[Path, Path], name: str, kind: str
+) -> None:
+    folder = cpu_artifact(tmp_path / "artifact")
+    strange = folder / name
+    if kind == "pipe":
+        os.mkfifo(strange)
+    elif kind == "folder":
+        strange.mkdir()
+        (strange / "thesis").write_text("irreplaceable")
+    else:
+        strange.symlink_to("/nowhere" if kind == "link to nothing" else tmp_path)
+    with pytest.raises(ArtifactError) as caught:
+        sign(folder, keys[0])
+    assert name in str(caught.value)
+    assert os.path.lexists(strange)

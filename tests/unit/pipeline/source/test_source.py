@@ -351,3 +351,15 @@ def test_out_of_reach_a_cached_model_is_taken(folder: Path, monkeypatch: pytest.
     facts = read_facts("org/model", "CHAT_MODEL")
     assert facts.problems == ()
     assert (facts.kind, facts.name, facts.path, facts.revision) == ("hub", "org/model", folder, folder.name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json", "README.md", "x"])
+def test_a_pipe_among_a_models_files_is_named_and_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    [problem] = read_facts(str(folder), "CHAT_MODEL").problems
+    assert f"a pipe, a socket or a device at {folder / name}" in str(problem)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    [problem] = read_facts(str(folder), "CHAT_MODEL").problems
+    assert str(folder / name) in str(problem)

@@ -250,6 +250,40 @@ def test_a_gate_that_is_not_there_or_says_nothing_is_no_proof(name: str, gate: s
             assert gate in told(mine.model_copy(update={"threshold": bound}), *others)
 
 
+# What no measurement can find, whatever bound it is held to.
+IMPOSSIBLE = {
+    "files_verified": (0.0,),
+    "known_prompts": (7.0,),
+    "replies_end": (1.01,),
+    "top1_agreement": (100.0,),
+    "tool_accuracy": (2.0,),
+    "tool_silence": (2.0,),
+    "held_out_tokens": (0.0, 0.5),
+    "perplexity": (0.0, 0.9),
+    "perplexity_ratio": (0.0,),
+}
+
+
+@pytest.mark.parametrize(("name", "gate"), EXPECTED)
+def test_a_figure_that_cannot_be_is_no_proof(name: str, gate: str) -> None:
+    metadata = proven(name)
+    relation = verify.expected_gates(metadata)[gate]
+    for value in IMPOSSIBLE.get(gate.partition(":")[0], ()):
+        bound = None if relation is None else {"<=": 9.0, ">=": 0.0}[relation]
+        wrong = Gate(name=gate, value=value, relation=relation, threshold=bound)
+        assert gate in refused(metadata.model_copy(update={"validation": proof_of(metadata, wrong)}))
+
+
+def test_figures_that_are_parts_are_known_to_the_server() -> None:
+    assert {spec.name for spec in SPECS if spec.most == 1.0} == verify.PARTS
+
+
+def test_an_artifact_of_nothing_is_refused() -> None:
+    nothing = proven("tool-only").model_copy(update={"tool": None, "chat": None})
+    with pytest.raises(ArtifactError, match="found neither"):
+        verify.check_contents(nothing)
+
+
 def test_a_tool_that_is_said_to_be_unmeasured_must_have_been_silent() -> None:
     metadata = proven("tool-only")
     assert metadata.tool is not None
