@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -311,6 +311,7 @@ def listed_by_a_stranger(folder: Path, planted: Iterable[str]) -> None:
     own=st.lists(OWN, max_size=1),
     lists=st.booleans(),
 )
+@example(planted=[(".cache/", "x", "dangling")], replaced=[], own=[(METADATA_NAME, "golden")], lists=True)
 def test_whatever_lies_there_either_all_that_is_loaded_was_listed_or_it_is_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory,
     planted: list[tuple[str, str, str]],
@@ -335,6 +336,9 @@ def test_whatever_lies_there_either_all_that_is_loaded_was_listed_or_it_is_refus
     for name, kind in own:
         (folder / name).unlink(missing_ok=True)
         KINDS[kind](folder / name)
+        if (name, kind) == (METADATA_NAME, "golden"):
+            # The metadata that are read now are these, and list nothing that was planted.
+            recorded = {entry["path"]: entry["sha256"] for entry in document(GOLDEN / "cpu-int8")["files"]}
 
     def load() -> None:
         with opened(folder) as view:
