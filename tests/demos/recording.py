@@ -6,6 +6,7 @@ The server is the one that users run, on a proven artifact; what it says and how
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from pathlib import Path
 
@@ -62,11 +63,13 @@ def main() -> None:
     console = Console(record=True, width=92, force_terminal=True)
     with Server(artifact, api_key=KEY) as server:
         server.wait_ready()
-        console.print(Text(f"$ ARTIFACT={artifact} TEXT_API_KEY=… yap-runtime", "dim"))
+        console.print(Text(f"$ ARTIFACT=artifacts/{artifact.name} TEXT_API_KEY=… yap-runtime", "dim"))
         console.print()
         asyncio.run(record(server, console))
     picture.parent.mkdir(parents=True, exist_ok=True)
-    console.save_svg(str(picture), title="Yap Text Inference")
+    drawn = console.export_svg(title="Yap Text Inference")
+    # The reader's own monospaced font does: a picture fetches nothing.
+    picture.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL), "utf-8")
 
 
 if __name__ == "__main__":
