@@ -304,6 +304,9 @@ NO_INT4_SM = frozenset({120, 121})
 # Model types for which TensorRT-LLM 1.2 compiles no engine.
 NOT_COMPILED = frozenset({"gpt_oss", "qwen3_next", "llama4", "llama4_text", "deepseek_v3", "deepseek_v32", "mistral3"})
 PYTORCH_WAY_OUT = "set TRT_BACKEND=pytorch"
+# Model types that ModelOpt 0.47 fails on for the PyTorch backend, after calibration or in it (docs/models.md).
+EXPERTS_IN_ONE_TENSOR = frozenset({"gpt_oss", "llama4", "llama4_text"})
+NOT_CALIBRATED = frozenset({"qwen2_5_vl", "qwen2_5_vl_text"})
 
 
 class TrtLane(Lane):
@@ -360,6 +363,10 @@ class TrtLane(Lane):
             if kind == "mixtral" and method == "int4_awq":
                 reason = "TensorRT-LLM's PyTorch backend lists no AWQ for Mixtral"
                 return Refusal(reason, "use 8bit, or set TRT_BACKEND=engine")
+            if kind in EXPERTS_IN_ONE_TENSOR and method == "int8_sq":
+                return Refusal("ModelOpt exports no INT8 of experts that lie in one tensor", "use fp8")
+            if kind in NOT_CALIBRATED:
+                return Refusal(f"ModelOpt does not get through {kind}'s rotary embedding", "build it for another lane")
             return None
         if kind in NOT_COMPILED:
             return Refusal(f"TensorRT-LLM 1.2 compiles no engine for {kind}", PYTORCH_WAY_OUT)
