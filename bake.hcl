@@ -77,9 +77,9 @@ variable "BASE_DEVEL" {
     condition     = length(regexall("^[a-z0-9][A-Za-z0-9._/:-]*:[A-Za-z0-9_.-]+(@sha256:[0-9a-f]{64})?$", BASE_DEVEL)) == 1
     error_message = "BASE_DEVEL: expected NAME:TAG@sha256:DIGEST, or NAME:TAG of a local image."
   }
-  # As far as the name of the image tells its CUDA.
+  # As far as the name of the image tells its CUDA; a version that is none is told by its own check alone.
   validation {
-    condition     = length(regexall("cuda[^:/]*:[0-9]+[.][0-9]+", BASE_DEVEL)) == 0 || length(regexall("cuda[^:/]*:${CUDA_VERSION}([.-]|@|$)", BASE_DEVEL)) == 1
+    condition     = length(regexall("^13[.]", CUDA_VERSION)) == 0 || length(regexall("cuda[^:/]*:[0-9]+[.][0-9]+", BASE_DEVEL)) == 0 || length(regexall("cuda[^:/]*:${CUDA_VERSION}([.-]|@|$)", BASE_DEVEL)) == 1
     error_message = "BASE_DEVEL: expected an image of CUDA_VERSION; set BASE_DEVEL and BASE_RUNTIME to its tags and digests, and CUDA_VERSION with them."
   }
 }
@@ -91,9 +91,9 @@ variable "BASE_RUNTIME" {
     condition     = length(regexall("^[a-z0-9][A-Za-z0-9._/:-]*:[A-Za-z0-9_.-]+(@sha256:[0-9a-f]{64})?$", BASE_RUNTIME)) == 1
     error_message = "BASE_RUNTIME: expected NAME:TAG@sha256:DIGEST, or NAME:TAG of a local image."
   }
-  # As far as the name of the image tells its CUDA.
+  # As far as the name of the image tells its CUDA; a version that is none is told by its own check alone.
   validation {
-    condition     = length(regexall("cuda[^:/]*:[0-9]+[.][0-9]+", BASE_RUNTIME)) == 0 || length(regexall("cuda[^:/]*:${CUDA_VERSION}([.-]|@|$)", BASE_RUNTIME)) == 1
+    condition     = length(regexall("^13[.]", CUDA_VERSION)) == 0 || length(regexall("cuda[^:/]*:[0-9]+[.][0-9]+", BASE_RUNTIME)) == 0 || length(regexall("cuda[^:/]*:${CUDA_VERSION}([.-]|@|$)", BASE_RUNTIME)) == 1
     error_message = "BASE_RUNTIME: expected an image of CUDA_VERSION; set BASE_DEVEL and BASE_RUNTIME to its tags and digests, and CUDA_VERSION with them."
   }
 }

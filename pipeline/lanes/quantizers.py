@@ -10,7 +10,9 @@ from collections.abc import Mapping
 
 # Of what the record was made.
 RECORDED = {"llmcompressor": "0.14.0.1", "transformers": "5.17.0"}
-WHOLE_EXPERTS = frozenset({"aria", "aria_text", "jetmoe", "longcat_flash", "step3p7"})
+WHOLE_EXPERTS = frozenset(
+    {"aria", "aria_text", "inkling_mm_model", "inkling_text", "jetmoe", "longcat_flash", "step3p7"}
+)
 
 
 def whole_experts(config: Mapping[str, object]) -> str | None:
