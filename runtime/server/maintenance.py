@@ -10,7 +10,7 @@ import structlog
 from runtime.deployment.metrics import Metrics
 from runtime.engines import Engine
 from runtime.host.supervision import repeat
-from runtime.turns.session import SessionStore
+from runtime.turns.registry import SessionRegistry
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ class CacheResetter:
         await repeat("cache_reset", self.maybe_reset, self._interval)
 
 
-async def expire_sessions(sessions: SessionStore) -> None:
+async def expire_sessions(sessions: SessionRegistry) -> None:
     """Drop idle sessions for ever, every half a minute."""
 
     async def expire() -> None:

@@ -50,7 +50,8 @@ from runtime.server.quotas import Seats, connections_for_each, share_for_each
 from runtime.text.prompt import PromptRenderer
 from runtime.text.replies.channels import PLAIN, ReplyFormat
 from runtime.text.thought import THINKS, WAY_OUT
-from runtime.turns.session import Session, SessionStore
+from runtime.turns.registry import SessionRegistry
+from runtime.turns.session import Session
 from runtime.turns.turn import Stop
 from runtime.wire import frames
 from runtime.wire.decoder import Decoder
@@ -127,7 +128,7 @@ class Service:
         self.connections: set[Connection] = set()
         self.credentials: dict[Connection, Credential] = {}
         self.deployment: Deployment | None = None
-        self.sessions: SessionStore | None = None
+        self.sessions: SessionRegistry | None = None
         self.tracer: Tracer | None = None  # none where nobody asked for traces
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._drain_deadline = 0.0  # loop time at which draining ends
@@ -298,7 +299,7 @@ class Service:
         )
         sampling = settings.sampling(serving.chat.max_out) if serving.chat is not None else Sampling()
         self.decoder = Decoder(settings.grammar(sampling.max_tokens))
-        self.sessions = SessionStore(
+        self.sessions = SessionRegistry(
             lambda session_id: self._new_session(session_id, sampling),
             idle_ttl=settings.session_idle_ttl_seconds,
             maximum=settings.max_sessions,

@@ -1,27 +1,25 @@
 """The message handler: does what a client's messages ask, in their order. Messages come in, frames go to the outbox.
 
-`cancel` acts at once. Everything else is done one after the other by a worker that exists only while there is work:
-it waits for tokenizing and for old turns to end, so that the reader never has to. Turns and prefills run beside it.
+`cancel` and `heard` act at once. Everything else goes through the work queue. Turns and prefills run beside it.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import structlog
 
 from runtime.deployment.models import Chat, Deployment
-from runtime.host import eager_tasks
 from runtime.turns.heard import heard_chars
 from runtime.turns.outbox import Outbox
 from runtime.turns.principal import Principal
-from runtime.turns.session import Session, SessionQuotaError, SessionStore
+from runtime.turns.registry import SessionQuotaError, SessionRegistry
+from runtime.turns.session import Session
+from runtime.turns.session_hold import SessionHold, end_turn
 from runtime.turns.turn import Stop, Turn, TurnRequest
 from runtime.turns.warming import Prefix, Warming
+from runtime.turns.work_queue import QueuedMessage, WorkQueue
 from runtime.wire import frames, messages
 from runtime.wire.frames import RequestId
 from runtime.wire.messages import Rejected
@@ -32,24 +30,6 @@ log = structlog.get_logger(__name__)
 # What a client is told of something that a server which goes away does not do.
 GOES_AWAY = "The server goes away: reconnect, and send this again."
 
-# Messages that wait for the worker. The rate limit bounds them too, where it is not switched off.
-BACKLOG = 64
-
-
-@dataclass(frozen=True, slots=True)
-class QueuedMessage:
-    """One message that waits for the worker.
-
-    Attributes:
-        run: does what the message asks.
-        message: the message itself, for an error.
-        turn: the turn that the message begins, if any.
-    """
-
-    run: Callable[[], Awaitable[None]]
-    message: messages.Inbound
-    turn: Turn | None = None
-
 
 class MessageHandler:
     """Handles one connection's messages: holds its session, its turn, and the messages that wait."""
@@ -59,48 +39,41 @@ class MessageHandler:
         principal: Principal,
         outbox: Outbox,
         deployment: Deployment,
-        sessions: SessionStore,
+        sessions: SessionRegistry,
         traceparent: str | None = None,
     ) -> None:
         self._traceparent = traceparent  # of the handshake; a message's own wins
         self._principal = principal  # whose key the client has; sessions belong to it
         self._outbox = outbox  # takes every answer
         self._deployment = deployment  # shared by all connections
-        self._sessions = sessions  # shared by all connections
-        self._session: Session | None = None  # the one of the last `start`
+        self._hold = SessionHold(principal, sessions, self)  # its session
         self._turn: Turn | None = None  # the one that began last
         self._turn_session: Session | None = None  # where that was
-        self._queue: deque[QueuedMessage] = deque()  # what waits for the worker
-        self._current: QueuedMessage | None = None  # what the worker is at
-        self._worker: asyncio.Future[None] | None = None  # none while nothing waits
-        self._worked_at = 0.0  # loop time at which the worker was last done
+        self._queue = WorkQueue(self._failed, self._finish)  # what waits
         self._draining = False  # nothing new is begun
         self._warming = Warming(outbox, deployment, principal)  # prefills, beside the worker
 
     @property
     def busy(self) -> bool:
         """Whether anything that the client asked for is not done: a turn, a prefill, a message that waits."""
-        return bool(self._current or self._queue or self._warming.tasks or self._open_turns())
+        return bool(self._queue.entries or self._warming.tasks or self._open_turns())
 
     @property
     def idle_since(self) -> float:
         """Loop time at which the last of it was done."""
         turn_ended = self._turn.ended_at if self._turn is not None else 0.0
-        return max(turn_ended, self._warming.ended_at, self._worked_at)
+        return max(turn_ended, self._warming.ended_at, self._queue.worked_at)
 
     def submit(self, message: messages.Inbound) -> None:
         """Take a message that is no `cancel`; its answers come through the outbox."""
         if self._deployment.chat is None and not isinstance(message, messages.Start):
             self._error("chat_not_deployed", "This server has no chat model.", message)
             return
-        if len(self._queue) >= BACKLOG:
+        if self._queue.full:
             self.refuse_turn(message)
             self._error("message_rate_limited", "Too many messages wait; try again in 1 s.", message, retry_in=1)
             return
-        self._queue.append(self._queued(message))
-        if self._worker is None:
-            worker = eager_tasks.start(self._run_queue())
-            self._worker = None if worker.done() else worker
+        self._queue.put(self._queued(message))
 
     def cancel(self, request_id: RequestId | None) -> None:
         """Stop what runs and what is about to; answered with `done`, also when that is nothing."""
@@ -124,8 +97,8 @@ class MessageHandler:
             self._error("chat_not_deployed", "This server has no chat model.", message)
             return
         named = message.session_id is not None
-        session = self._active(message.session_id) if named else self._turn_session
-        if session is None or not self._may_use(session):
+        session = self._hold.active(message.session_id) if named else self._turn_session
+        if session is None or not self._hold.may_use(session):
             self._no_session(message)
             return
         turn = session.turn if session.turn is not None and not session.turn.ended else None
@@ -169,26 +142,18 @@ class MessageHandler:
         while True:
             if turns := self._open_turns():
                 await turns[-1].wait()
-            elif self._worker is not None and not self._worker.done():
-                await asyncio.wait((self._worker,))
-            else:
+            elif not await self._queue.wait():
                 return
 
     async def close(self, why: Stop) -> None:
         """Stop everything and wait until the engine holds nothing of it; give the session back."""
-        if self._session is not None:
-            self._sessions.release(self._session, self)
+        self._hold.release()
         self._refuse_rest(why)
         self.stop(why)
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.wait((self._worker,))
+        await self._queue.stop()
         await self._warming.close()
         if self._turn is not None:
             await self._turn.wait()
-        for entry in self._queue:
-            if entry.turn is not None:
-                entry.turn.refuse()
         self._queue.clear()
         await self.wait_until_idle()
 
@@ -201,16 +166,15 @@ class MessageHandler:
         else:
             return
         self._warming.refuse(code, text)
-        for entry in (self._current, *self._queue):
-            if entry is not None and (entry.turn is None or not entry.turn.begun):
+        for entry in self._queue.entries:
+            if entry.turn is None or not entry.turn.begun:
                 self._error(code, text, entry.message)
 
     def _open_turns(self) -> list[Turn]:
-        entries = (self._current, *self._queue)
-        turns = [self._turn, *(entry.turn for entry in entries if entry is not None)]
+        turns = [self._turn, *(entry.turn for entry in self._queue.entries)]
         return [turn for turn in dict.fromkeys(turns) if turn is not None and not turn.ended]
 
-    # The worker
+    # What the queue asks
 
     def _queued(self, message: messages.Inbound) -> QueuedMessage:
         request_id = message.request_id
@@ -235,27 +199,16 @@ class MessageHandler:
             self._deployment.chat.engine.wake()
         return turn
 
-    async def _run_queue(self) -> None:
-        try:
-            while self._queue:
-                self._current = self._queue.popleft()
-                await self._process(self._current)
-        finally:
-            self._current = self._worker = None
-            self._worked_at = asyncio.get_running_loop().time()
+    def _failed(self, entry: QueuedMessage, error: Exception) -> None:
+        log.error("message_failed", error=type(error).__name__, exc_info=error)
+        self._error("internal_error", "The server could not handle this message.", entry.message)
 
-    async def _process(self, entry: QueuedMessage) -> None:
-        try:
-            await entry.run()
-        except Exception as error:
-            log.exception("message_failed", error=type(error).__name__)
-            self._error("internal_error", "The server could not handle this message.", entry.message)
-        finally:
-            if entry.turn is not None and not entry.turn.begun:
-                # A cancel that this turn answers stopped the running one as well: that one's `done` comes first.
-                if entry.turn.cancelled and self._turn is not None:
-                    await self._turn.wait()
-                entry.turn.refuse()
+    async def _finish(self, entry: QueuedMessage) -> None:
+        if entry.turn is not None and not entry.turn.begun:
+            # A cancel that this turn answers stopped the running one as well: that one's `done` comes first.
+            if entry.turn.cancelled and self._turn is not None:
+                await self._turn.wait()
+            entry.turn.refuse()
 
     # Turns
 
@@ -265,7 +218,7 @@ class MessageHandler:
         elif await self._start_too_long(self._deployment.chat, start):
             return
         try:
-            session = self._sessions.open(self._principal, start.session_id, self)
+            session = self._hold.open(start.session_id)
         except SessionQuotaError:
             text = "This key has as many sessions as it may have, and all of them are in use."
             self._error("session_quota_exceeded", text, start)
@@ -295,23 +248,24 @@ class MessageHandler:
     async def _start_too_long(self, chat: Chat, start: messages.Start) -> bool:
         persona = start.persona
         if persona is None:
-            known = self._sessions.find(self._principal, start.session_id)
+            known = self._hold.find(start.session_id)
             persona = known.persona if known is not None else ""
         return await self._too_long(chat, persona, start.runtime_text, start)
 
     async def _follow_up(self, followup: messages.Followup, turn: Turn) -> None:
-        session = self._active(followup.session_id)
+        session = self._hold.active(followup.session_id)
         if session is None:
             self._no_session(followup)
             return
         async with session.lock:
-            if not self._may_use(session):  # another connection took it while this one waited
+            if not self._hold.may_use(session):  # another connection took it while this one waited
                 self._no_session(followup)
                 return
-            if self._owned() is None:
+            if self._hold.owned() is None:
                 await self._acquire_session(session)
             else:
-                await self._end_turns(session)
+                await self._end_own_turn()
+                await end_turn(session)
             sampling, sanitize = session.sampling_with(followup.sampling)
             request = TurnRequest(
                 persona=session.persona,
@@ -331,17 +285,13 @@ class MessageHandler:
 
     async def _acquire_session(self, session: Session) -> None:
         """Become the session's owner. This connection's turn and the session's, if any, end first."""
-        await self._end_turns(session)
-        if self._session is not None and self._session is not session:
-            self._sessions.release(self._session, self)
-        session.owner = self
-        self._session = session
+        await self._end_own_turn()
+        await self._hold.take(session)
 
-    async def _end_turns(self, session: Session) -> None:
-        for old in (self._turn, session.turn):
-            if old is not None and not old.ended:
-                old.stop(Stop.BARGE_IN)
-                await old.wait()
+    async def _end_own_turn(self) -> None:
+        if self._turn is not None and not self._turn.ended:
+            self._turn.stop(Stop.BARGE_IN)
+            await self._turn.wait()
 
     def _begin(self, turn: Turn, session: Session, request: TurnRequest) -> None:
         self._turn, self._turn_session = turn, session
@@ -368,7 +318,7 @@ class MessageHandler:
     # Between turns
 
     async def _set_persona(self, update: messages.ChatPrompt) -> None:
-        session, chat = self._active(update.session_id), self._deployment.chat
+        session, chat = self._hold.active(update.session_id), self._deployment.chat
         if session is None or chat is None:
             self._no_session(update)
         elif session.has_persona(update):
@@ -401,7 +351,7 @@ class MessageHandler:
         if persona is None:
             # Only read, so it does not matter who owns it.
             named = warm.session_id is not None
-            session = self._sessions.find(self._principal, warm.session_id or "") if named else self._owned()
+            session = self._hold.find(warm.session_id or "") if named else self._hold.owned()
             if session is None and named:
                 self._no_session(warm)
                 return
@@ -418,22 +368,6 @@ class MessageHandler:
             self._warming.begin(chat, prefix)
 
     # Shared
-
-    def _active(self, session_id: str | None) -> Session | None:
-        """The session that a message means, where this connection may use it: the one that it names, else its own."""
-        if session_id is None:
-            return self._owned()
-        session = self._sessions.find(self._principal, session_id)
-        return session if session is not None and self._may_use(session) else None
-
-    def _owned(self) -> Session | None:
-        """The session of this connection's last `start`, unless another connection has taken it over."""
-        session = self._session
-        return session if session is not None and session.owner is self else None
-
-    def _may_use(self, session: Session) -> bool:
-        """Whether no other connection owns the session: only a `start` takes one over."""
-        return session.owner is None or session.owner is self
 
     async def _too_long(self, chat: Chat, persona: str, runtime_text: str, message: messages.Inbound) -> bool:
         excess = await chat.persona_excess(persona, runtime_text, self._principal.cache_salt)

@@ -16,7 +16,8 @@ from runtime.server import maintenance, service
 from runtime.server.connection import Connection
 from runtime.server.service import Phase
 from runtime.turns.message_handler import MessageHandler
-from runtime.turns.session import Session, SessionStore
+from runtime.turns.registry import SessionRegistry
+from runtime.turns.session import Session
 from runtime.wire import frames
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, serving
 from tests.harness.waiting import all_gone, eventually
@@ -93,7 +94,7 @@ def failing(times: int, then: Callable[..., Any]) -> Callable[..., Any]:
 
 async def test_expiry_of_sessions_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     expired: list[int] = []
-    monkeypatch.setattr(SessionStore, "expire", failing(2, lambda store: expired.append(1)))
+    monkeypatch.setattr(SessionRegistry, "expire", failing(2, lambda store: expired.append(1)))
     async with serving():
         await eventually(lambda: len(expired) > 2)
 
@@ -191,7 +192,7 @@ async def test_a_message_that_fails_is_answered_and_the_worker_goes_on(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     classifier = ScriptedClassifier()
-    monkeypatch.setattr(SessionStore, "open", failing(1, SessionStore.open))
+    monkeypatch.setattr(SessionRegistry, "open", failing(1, SessionRegistry.open))
     async with serving(classifier=classifier) as running, running.client() as client:
         await client.send(type="start", session_id="s", user_utterance="one")
         assert (await client.receive())["error_code"] == "internal_error"

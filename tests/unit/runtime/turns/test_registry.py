@@ -15,17 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from runtime.engines import Sampling
 from runtime.host.ratelimit import SlidingWindow
 from runtime.text.prompt import Message
+from runtime.turns.history import HISTORY_MAX_BYTES, HISTORY_MAX_MESSAGES, History, message_size
 from runtime.turns.principal import Principal
-from runtime.turns.session import (
-    HISTORY_MAX_BYTES,
-    HISTORY_MAX_MESSAGES,
-    SESSION_OVERHEAD_BYTES,
-    History,
-    Session,
-    SessionQuotaError,
-    SessionStore,
-    message_size,
-)
+from runtime.turns.registry import SessionQuotaError, SessionRegistry
+from runtime.turns.session import SESSION_OVERHEAD_BYTES, Session
 from runtime.turns.turn import Turn
 from runtime.wire.messages import ChatPrompt, Start
 from tests.harness.scripted import serving
@@ -44,8 +37,10 @@ def session_of(session_id: str) -> Session:
     return Session(session_id, Sampling(), ("", ""), SlidingWindow(4, 60))
 
 
-def store(clock: Callable[[], float], *, ttl: float = 10, maximum: int = 3, max_bytes: int = 1 << 30) -> SessionStore:
-    return SessionStore(session_of, idle_ttl=ttl, maximum=maximum, max_bytes=max_bytes, clock=clock)
+def store(
+    clock: Callable[[], float], *, ttl: float = 10, maximum: int = 3, max_bytes: int = 1 << 30
+) -> SessionRegistry:
+    return SessionRegistry(session_of, idle_ttl=ttl, maximum=maximum, max_bytes=max_bytes, clock=clock)
 
 
 def start(persona: str, history: tuple[Message, ...]) -> Start:

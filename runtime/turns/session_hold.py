@@ -1,0 +1,73 @@
+"""Which session a connection has, and which ones it may use."""
+
+from __future__ import annotations
+
+from runtime.turns.principal import Principal
+from runtime.turns.registry import SessionRegistry
+from runtime.turns.session import Session
+from runtime.turns.turn import Stop
+
+
+class SessionHold:
+    """One connection's hold on sessions: its own is that of its last `start`, until another connection takes it over.
+
+    Args:
+        principal: whose key the client has; sessions belong to it.
+        sessions: shared by all connections.
+        owner: who sessions are told has them.
+    """
+
+    def __init__(self, principal: Principal, sessions: SessionRegistry, owner: object) -> None:
+        self._principal = principal
+        self._sessions = sessions
+        self._owner = owner
+        self._session: Session | None = None  # the one of the last `start`
+
+    def open(self, session_id: str) -> Session:
+        """Find a session, or make it.
+
+        Raises:
+            SessionQuotaError: there is no room for it.
+        """
+        return self._sessions.open(self._principal, session_id, self._owner)
+
+    def find(self, session_id: str) -> Session | None:
+        """Find a session that is kept, whoever owns it."""
+        return self._sessions.find(self._principal, session_id)
+
+    def active(self, session_id: str | None) -> Session | None:
+        """The session that a message means, where this connection may use it: the one that it names, else its own."""
+        if session_id is None:
+            return self.owned()
+        session = self.find(session_id)
+        return session if session is not None and self.may_use(session) else None
+
+    def owned(self) -> Session | None:
+        """The session of this connection's last `start`, unless another connection has taken it over."""
+        session = self._session
+        return session if session is not None and session.owner is self._owner else None
+
+    def may_use(self, session: Session) -> bool:
+        """Whether no other connection owns the session: only a `start` takes one over."""
+        return session.owner is None or session.owner is self._owner
+
+    async def take(self, session: Session) -> None:
+        """Become the session's owner, when its turn has ended, if any."""
+        await end_turn(session)
+        if self._session is not None and self._session is not session:
+            self._sessions.release(self._session, self._owner)
+        session.owner = self._owner
+        self._session = session
+
+    def release(self) -> None:
+        """Give the session back."""
+        if self._session is not None:
+            self._sessions.release(self._session, self._owner)
+
+
+async def end_turn(session: Session) -> None:
+    """Interrupt a session's turn, if any, and wait until it has ended."""
+    turn = session.turn
+    if turn is not None and not turn.ended:
+        turn.stop(Stop.BARGE_IN)
+        await turn.wait()
