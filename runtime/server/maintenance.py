@@ -10,7 +10,7 @@ import structlog
 from runtime.deployment.metrics import Metrics
 from runtime.engines import Engine
 from runtime.host.supervision import repeat
-from runtime.turns.registry import SessionRegistry
+from runtime.turns.sessions.registry import SessionRegistry
 
 log = structlog.get_logger(__name__)
 

@@ -50,8 +50,8 @@ from runtime.server.quotas import Seats, connections_for_each, share_for_each
 from runtime.text.prompt import PromptRenderer
 from runtime.text.replies.channels import PLAIN, ReplyFormat
 from runtime.text.thought import THINKS, WAY_OUT
-from runtime.turns.registry import SessionRegistry
-from runtime.turns.session import Session
+from runtime.turns.sessions.registry import SessionRegistry
+from runtime.turns.sessions.session import Session
 from runtime.turns.turn import Stop
 from runtime.wire import frames
 from runtime.wire.decoder import Decoder

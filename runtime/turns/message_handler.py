@@ -11,12 +11,12 @@ from datetime import datetime, timezone
 import structlog
 
 from runtime.deployment.models import Chat, Deployment
-from runtime.turns.heard import heard_chars
 from runtime.turns.outbox import Outbox
 from runtime.turns.principal import Principal
-from runtime.turns.registry import SessionQuotaError, SessionRegistry
-from runtime.turns.session import Session
-from runtime.turns.session_hold import SessionHold, end_turn
+from runtime.turns.sessions.heard import heard_chars
+from runtime.turns.sessions.hold import SessionHold, end_turn
+from runtime.turns.sessions.registry import SessionQuotaError, SessionRegistry
+from runtime.turns.sessions.session import Session
 from runtime.turns.turn import Stop, Turn, TurnRequest
 from runtime.turns.warming import Prefix, Warming
 from runtime.turns.work_queue import QueuedMessage, WorkQueue

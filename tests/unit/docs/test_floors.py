@@ -22,7 +22,7 @@ FORBIDDEN = {
     ("runtime/wire/fields.py", "from runtime.host import eager_tasks"): "runtime.wire -> asyncio",
     ("runtime/wire/decoder.py", "import socket"): "runtime.wire -> socket",
     ("runtime/turns/turn.py", "import starlette"): "runtime.turns -> starlette",
-    ("runtime/turns/session.py", "import websockets"): "runtime.turns -> websockets",
+    ("runtime/turns/sessions/session.py", "import websockets"): "runtime.turns -> websockets",
     ("runtime/deployment/models.py", "import vllm"): "runtime.deployment -> vllm",
     ("runtime/engines/vllm/engine.py", "import tensorrt_llm"): "runtime.engines.vllm -> tensorrt_llm",
     ("runtime/engines/trt/engine.py", "from runtime.engines.vllm import seams"): (

@@ -16,8 +16,8 @@ from runtime.server import maintenance, service
 from runtime.server.connection import Connection
 from runtime.server.service import Phase
 from runtime.turns.message_handler import MessageHandler
-from runtime.turns.registry import SessionRegistry
-from runtime.turns.session import Session
+from runtime.turns.sessions.registry import SessionRegistry
+from runtime.turns.sessions.session import Session
 from runtime.wire import frames
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, serving
 from tests.harness.waiting import all_gone, eventually

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.engines import Delta, Sampling
-from runtime.turns.heard import heard_chars
+from runtime.turns.sessions.heard import heard_chars
 from runtime.wire.messages import Heard, Rejected
 from tests.harness.scripted import Client, Running, ScriptedClassifier, ScriptedEngine, Words, serving
 from tests.harness.waiting import eventually

@@ -15,10 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from runtime.engines import Sampling
 from runtime.host.ratelimit import SlidingWindow
 from runtime.text.prompt import Message
-from runtime.turns.history import HISTORY_MAX_BYTES, HISTORY_MAX_MESSAGES, History, message_size
 from runtime.turns.principal import Principal
-from runtime.turns.registry import SessionQuotaError, SessionRegistry
-from runtime.turns.session import SESSION_OVERHEAD_BYTES, Session
+from runtime.turns.sessions.history import HISTORY_MAX_BYTES, HISTORY_MAX_MESSAGES, History, message_size
+from runtime.turns.sessions.registry import SessionQuotaError, SessionRegistry
+from runtime.turns.sessions.session import SESSION_OVERHEAD_BYTES, Session
 from runtime.turns.turn import Turn
 from runtime.wire.messages import ChatPrompt, Start
 from tests.harness.scripted import serving

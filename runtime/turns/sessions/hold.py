@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from runtime.turns.principal import Principal
-from runtime.turns.registry import SessionRegistry
-from runtime.turns.session import Session
+from runtime.turns.sessions.registry import SessionRegistry
+from runtime.turns.sessions.session import Session
 from runtime.turns.turn import Stop
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from runtime import defaults
 from runtime.turns.principal import Principal
-from runtime.turns.session import SESSION_OVERHEAD_BYTES, Session
+from runtime.turns.sessions.session import SESSION_OVERHEAD_BYTES, Session
 
 
 class SessionQuotaError(Exception):

@@ -14,8 +14,8 @@ from typing import Any
 from runtime.engines import Sampling
 from runtime.host.ratelimit import SlidingWindow
 from runtime.text.prompt import Message
-from runtime.turns.heard import LastReply
-from runtime.turns.history import History
+from runtime.turns.sessions.heard import LastReply
+from runtime.turns.sessions.history import History
 from runtime.turns.turn import Turn
 from runtime.wire.messages import ChatPrompt, SamplingChange, Start
 
