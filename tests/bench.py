@@ -11,12 +11,13 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from client import ClientError, Options, connect, parser, positive, read_options, whole
 from client.chart import check_drawing, check_output, draw
 from client.command import run
 from client.load import PERCENTILES, Ask, Bounds, Outcome, arrivals, figures, good_turns, read_asks
 from messages.conversation import TURNS
 from prompts.detailed import prompt_for
+
+from client import ClientError, Options, connect, parser, positive, read_options, whole
 
 
 class Progress:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import uuid
 
-from client import connect, parser, read_options
 from client.command import run
 from messages.conversation import TURNS
 from prompts.detailed import prompt_for
+
+from client import connect, parser, read_options
 
 
 async def main() -> bool:

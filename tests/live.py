@@ -10,9 +10,10 @@ import sys
 import threading
 import uuid
 
-from client import Ack, Client, Options, Token, ToolCall, TurnRecord, connect, parser, read_options
 from client.command import run
 from prompts.detailed import DEFAULT, PERSONAS, style_of
+
+from client import Ack, Client, Options, Token, ToolCall, TurnRecord, connect, parser, read_options
 
 HELP = "/persona [KEY]  show or switch personas    /cancel  stop the reply    /stop  leave"
 # A server closes what is silent for 150 s; people think for longer.

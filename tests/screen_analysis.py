@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import uuid
 
-from client import connect, parser, read_options
 from client.command import run
 from prompts.detailed import prompt_for
+
+from client import connect, parser, read_options
 
 REQUEST = "Can you take a look at my screen and tell me what you think?"
 ANALYSIS = (

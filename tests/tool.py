@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import Client, ClientError, Options, ToolCall, TurnRecord, connect, parser, positive, read_options, whole
 from client.command import run
 from client.statistics import percentile
 from messages.tool import CASES, ToolCase, read_cases
+
+from client import Client, ClientError, Options, ToolCall, TurnRecord, connect, parser, positive, read_options, whole
 
 NO_DECISION = "expected a toolcall, found none; is a tool model deployed?"
 

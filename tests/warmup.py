@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import uuid
 
-from client import Client, TurnRecord, connect, parser, read_options
 from client.command import run
 from prompts.detailed import prompt_for
+
+from client import Client, TurnRecord, connect, parser, read_options
 
 
 async def one_turn(client: Client, label: str, fields: dict) -> bool:

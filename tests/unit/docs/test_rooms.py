@@ -17,7 +17,7 @@ NAMELESS = {"utils", "util", "common", "base", "helpers", "helper", "misc", "lib
 # Beside what an import can ask for: pytest loads these itself.
 NOT_COUNTED = {"__init__", "conftest"}
 # What has tests of its own and is no room: the documents, the clients, the benchmarks.
-BESIDE_THE_HOUSE = {"deploy", "docs", "clients", "benchmarks"}
+BESIDE_THE_HOUSE = {"deploy", "docs", "client", "clients", "benchmarks"}
 
 
 @pytest.mark.parametrize("folder", [folder for top in (*HOUSES, "tests") for folder in folders(top)], ids=name_of)

@@ -1,0 +1,473 @@
+"""The dialogue: what is said over a client's socket, without a socket.
+
+Texts that the server sent go in, texts for the server come out, and events come to the turns that they belong to. Who
+reads and writes the socket tells of its beginning and its end.
+
+    said ──► waits ──► sent ──► acknowledged ──► done
+               ▲         │            │
+               └─refused─┘            └── connection lost ──► interrupted
+                (draining)
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from itertools import count
+
+import msgspec
+
+from yap_client import events
+from yap_client.errors import (
+    AuthenticationError,
+    CapacityError,
+    ClosedError,
+    RateLimitError,
+    RefusedError,
+    ServerGoneError,
+    YapError,
+)
+from yap_client.events import Ack, Done, Draining, Error, Frame, Interrupted, Pong, Token, Unknown
+from yap_client.exchanges import Ask, Exchange, Request, TurnState, nothing
+from yap_client.session import Session, Value
+
+TOO_BIG = 1009
+# What may be sent again so often, where one connection after the other is lost.
+MOST_ATTEMPTS = 5
+REFUSALS: Mapping[str, type[YapError]] = {
+    "authentication_failed": AuthenticationError,
+    "server_at_capacity": CapacityError,
+    "connection_quota_exceeded": CapacityError,
+}
+# A turn's own errors; others that carry its id answer a `heard` about it.
+FAILURES = frozenset({"generation_failed", "generation_timeout", "internal_error"})
+
+
+class Dialogue:
+    """One client's conversation with whatever server it is connected to.
+
+    Attributes:
+        session: what is said, and what the server has been told.
+        outgoing: texts that are to be sent, in their order.
+        flush: called when there are any.
+        welcomed: called when the server has taken the client.
+        proven: whether the server has done anything for the client on this connection.
+        refusal: why the server will not have this connection; none where it will.
+        draining: whether the server goes away.
+        closed: whether the client has ended it.
+        dead: why nothing can be said any more; none while something can.
+        current: the turn that was said last.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.outgoing: deque[str] = deque()
+        self.flush: Callable[[], None] = nothing
+        self.welcomed: Callable[[], None] = nothing
+        self.proven = False
+        self.refusal: YapError | None = None
+        self.draining = False
+        self.closed = False
+        self.dead: YapError | None = None
+        self.current: TurnState | None = None
+        self._last: TurnState | None = None  # the one that a server has begun last, which `heard` may cut
+        self._connected = False
+        self._greeted = False  # whether the server has taken the client
+        self._asking: Request | None = None  # whether the server knows the session
+        self._unsure = False  # whether the history may lack what was said
+        self._waiting: list[Exchange] = []  # what was not sent yet
+        self._open: dict[str, Exchange] = {}  # what was sent and is not over
+        self._heards: dict[str, deque[Request]] = {}  # by the turn that they are about
+        self._cancels: dict[str, TurnState] = {}  # by their own ids
+        self._nonce = uuid.uuid4().hex[:6]  # another client of the same session has other ids
+        self._numbers = count(1)
+
+    # What the client wants
+
+    def say(self, type_: str, fields: dict[str, Value], utterance: str) -> TurnState:
+        """Begin a turn. The one that runs is over for the listener from now on."""
+        number = next(self._numbers)
+        state = TurnState(number, f"{self._nonce}-{number}", type_, fields, utterance)
+        old, self.current = self.current, state
+        if old is not None and not old.over:
+            old.silence(Ask.BARGE_IN)
+            if self.draining:
+                self._cancel_open()  # the server would refuse the new turn, and go on with the old one
+        self._submit(state)
+        return state
+
+    def cancel(self, state: TurnState) -> None:
+        """End a turn, if it is the one that was said last and is not over."""
+        if state.over or state.asked is not None or state is not self.current:
+            return
+        state.silence(Ask.CANCEL)
+        if state in self._waiting:
+            self._waiting.remove(state)
+            state.end(Done(request_id=state.id, cancelled=True))
+        else:
+            self._send_cancel(state)
+
+    def request(self, type_: str, fields: dict[str, Value]) -> Request:
+        """Ask for something that has one answer; it is asked again where the connection is lost before that."""
+        number = next(self._numbers)
+        request = Request(number, f"{self._nonce}-{number}", type_, fields)
+        self._submit(request)
+        return request
+
+    def heard(self, state: TurnState, fields: dict[str, Value]) -> Request:
+        """Say how much of a reply was heard. A turn that no server has begun has no reply."""
+        request = Request(next(self._numbers), state.id, "heard", {"session_id": self.session.key, **fields})
+        if state is not self._last and not state.acknowledged:
+            request.fail(RefusedError("no_such_reply", "nothing of this turn has come"))
+        else:
+            self._submit(request)
+        return request
+
+    def end(self) -> None:
+        """Leave: what runs ends, and nothing is sent any more."""
+        if not self.closed:
+            self.closed = True
+            for turn in self._open.values():
+                if isinstance(turn, TurnState):
+                    turn.silence(Ask.CANCEL)
+            if self._connected:
+                self._send("end", f"{self._nonce}-end", {})
+            self.give_up(ClosedError("the client is closed"), for_good=True)
+
+    def give_up(self, error: YapError, *, for_good: bool) -> None:
+        """Tell everything that waits that there is no server, and for good also what comes later."""
+        if for_good and self.dead is None:
+            self.dead = error
+        waiting, self._waiting = self._waiting, []
+        for exchange in waiting:
+            exchange.fail(error)
+
+    # What the socket tells
+
+    def connected(self) -> None:
+        """A socket is open: greet the server, and ask whether it knows the session."""
+        self._connected, self._greeted = True, False
+        self.proven = self.draining = False
+        self.refusal = None
+        self._send("ping", f"{self._nonce}-hello", {})
+        if self.session.begun and self._last is not None:
+            last = self._last
+            # More than was received has never been heard. Nothing of a turn that was cut: then even one is too many,
+            # unless the server has said more than arrived.
+            chars = 1 if last.cut and not last.said else len(last.said) if last.heard is None else last.heard
+            self._ask("heard", last.id, {"session_id": self.session.key, "chars": chars}, self._told_of_reply)
+
+    def received(self, text: str | bytes) -> None:
+        """Take a text of the server's.
+
+        Raises:
+            ProtocolError: it is no frame.
+        """
+        frame = events.decode(text)
+        id_ = frame.request_id
+        if isinstance(frame, Ack) and frame.to == "heard":
+            self._answer_heard(str(id_), frame)
+            return
+        exchange = self._open.get(id_) if isinstance(id_, str) else None
+        if isinstance(exchange, TurnState):
+            self._on_turn(exchange, frame)
+        elif isinstance(exchange, Request):
+            self._on_request(exchange, frame)
+        elif isinstance(id_, str) and id_ in self._cancels:
+            self._on_cancel(self._cancels.pop(id_), frame)
+        elif isinstance(id_, str) and id_ in self._heards:
+            self._answer_heard(id_, frame)
+        elif isinstance(frame, Pong):
+            if not self._greeted:
+                self._greeted = True
+                self.welcomed()
+                self._pump()
+        elif isinstance(frame, Draining):
+            self.draining = True
+            if any(isinstance(each, TurnState) and each.asked is None for each in self._waiting):
+                self._cancel_open()
+        elif isinstance(frame, Error) and id_ is None and frame.error_code in REFUSALS:
+            self.refusal = REFUSALS[frame.error_code](f"{frame.error_code}: {frame.message}")
+
+    def lost(self, reason: str, code: int | None = None) -> None:
+        """The socket is closed: turns that were on it are cut, and what can be asked again is."""
+        if not self._connected:
+            return
+        self._connected = self._greeted = self.draining = False
+        opened = list(self._open.values())
+        heards = [each for group in self._heards.values() for each in group if each is not self._asking]
+        self._open.clear()
+        self._heards.clear()
+        self._cancels.clear()
+        self.outgoing.clear()
+        self._asking = None
+        for exchange in (*opened, *heards):
+            if code == TOO_BIG and not (isinstance(exchange, TurnState) and exchange.acknowledged):
+                exchange.fail(RefusedError("message_too_big", "the server takes no message of this size"))
+            elif isinstance(exchange, TurnState):
+                self._cut(exchange, reason)
+            elif exchange.attempts < MOST_ATTEMPTS and not self.closed:
+                self._wait_again(exchange)
+            elif self.closed:
+                exchange.fail(ClosedError("the client is closed"))
+            else:
+                exchange.fail(ServerGoneError(f"lost the connection before the answer: {reason}"))
+
+    # Sending
+
+    def _submit(self, exchange: Exchange) -> None:
+        if self.dead is not None:
+            exchange.fail(self.dead)
+        else:
+            self._waiting.append(exchange)
+            self._pump()
+
+    def _wait_again(self, exchange: Exchange) -> None:
+        self._waiting.append(exchange)
+        self._waiting.sort(key=lambda each: each.number)
+
+    def _pump(self) -> None:
+        """Send what waits, in its order, as far as the server can take it."""
+        while self._waiting and self._greeted and self._asking is None and not (self.draining or self._blocked()):
+            exchange = self._waiting.pop(0)
+            exchange.sent = True
+            exchange.attempts += 1
+            if isinstance(exchange, TurnState):
+                self._send_turn(exchange)
+            elif exchange.type == "heard" and isinstance(exchange, Request):
+                self._heards.setdefault(exchange.id, deque()).append(exchange)
+                self._send(exchange.type, exchange.id, exchange.fields)
+            elif exchange.type == "chat_prompt" and isinstance(exchange, Request) and not self.session.begun:
+                exchange.complete(None)  # there is no session yet: the next turn carries it
+            else:
+                self._open[exchange.id] = exchange
+                self._send(exchange.type, exchange.id, exchange.fields)
+
+    def _blocked(self) -> bool:
+        """Whether the next message must not overtake a history: if that turn is refused, the next one carries it."""
+        return any(
+            isinstance(each, TurnState) and "history" in each.carried and not each.acknowledged
+            for each in self._open.values()
+        )
+
+    def _send_turn(self, turn: TurnState) -> None:
+        session = self.session
+        turn.version = session.version
+        self._open[turn.id] = turn
+        if turn.type == "followup" and session.begun and not session.history_due and not turn.as_start:
+            turn.carried = {}
+            self._send("followup", turn.id, {"session_id": session.key, **turn.fields})
+            return
+        turn.carried = session.due()
+        fields = dict(turn.fields)
+        if turn.type == "followup":
+            # Only a start can bring a server to know the session.
+            turn.as_start = True
+            fields["user_utterance"] = turn.utterance
+            fields.pop("analysis_text", None)
+        sampling = {**_object(turn.carried.get("sampling")), **_object(fields.pop("sampling", None))}
+        self._send("start", turn.id, {"session_id": session.key, **turn.carried, **fields, **_some(sampling=sampling)})
+
+    def _send_cancel(self, turn: TurnState) -> None:
+        id_ = f"{self._nonce}-{next(self._numbers)}"
+        self._cancels[id_] = turn
+        self._send("cancel", id_, {})
+
+    def _cancel_open(self) -> None:
+        """End on the server what is over for the listener, where no new turn does that."""
+        for turn in self._open.values():
+            if isinstance(turn, TurnState) and turn.asked is Ask.BARGE_IN and turn not in self._cancels.values():
+                self._unsure = self._unsure or not turn.said  # a cancel before the first word forgets the utterance
+                self._send_cancel(turn)
+
+    def _send(self, type_: str, id_: str, fields: dict[str, Value]) -> None:
+        self.outgoing.append(msgspec.json.encode({"type": type_, "request_id": id_, **fields}).decode())
+        self.flush()
+
+    # Whether the server knows the session
+
+    def _ask(self, type_: str, id_: str, fields: dict[str, Value], told: Callable[[], None]) -> None:
+        """Ask the server something before anything else is said to it."""
+        self._asking = asked = Request(0, id_, type_, fields)
+
+        def answered() -> None:
+            if self._asking is asked:
+                told()
+                if self._asking is asked:
+                    self._asking = None
+                self._pump()
+
+        asked.wake = answered
+        if type_ == "heard":
+            self._heards.setdefault(id_, deque()).append(asked)
+        else:
+            self._open[id_] = asked
+        self._send(type_, id_, fields)
+
+    def _told_of_reply(self) -> None:
+        """Learn from the answer about the last reply whether the server has what was said."""
+        error, last = self._asking and self._asking.error, self._last
+        code = error.code if isinstance(error, RefusedError) else None
+        if last is None or code in ("no_active_session", "unknown_message_type", "chat_not_deployed"):
+            if self.session.transcript.complete:
+                self.session.forgotten()
+            else:
+                self._ask_session()
+            return
+        nothing_came = last.cut and not last.said
+        # Another server may know the session and not its last reply, and has then what was acknowledged.
+        refused_rightly = nothing_came or (code == "no_such_reply" and not last.cut)
+        agree = not nothing_came if code is None else refused_rightly
+        if self.session.transcript.complete:
+            self.session.history_due = self.session.history_due or not agree or self._unsure
+        elif code is None and nothing_came:
+            self._wait_again(Request(0, last.id, "heard", {"session_id": self.session.key, "chars": 0}))
+        self._unsure = False
+        self.proven = True
+
+    def _ask_session(self) -> None:
+        """Ask whether the session is kept, whoever owns it; a history that somebody else began is not overwritten."""
+        fields: dict[str, Value] = {"session_id": self.session.key, "history": []}
+        self._ask("warm_history", f"{self._nonce}-{next(self._numbers)}", fields, self._told_of_session)
+
+    def _told_of_session(self) -> None:
+        error = self._asking and self._asking.error
+        if isinstance(error, RefusedError) and error.code == "no_active_session":
+            self.session.forgotten()
+
+    # Receiving
+
+    def _on_turn(self, turn: TurnState, frame: Frame) -> None:
+        if isinstance(frame, Token):
+            turn.said += frame.text
+            turn.put(frame)
+        elif isinstance(frame, Ack):
+            turn.acknowledged = self.session.begun = self.proven = True
+            self._last = turn
+            self.session.told(turn.carried, turn.version)
+            turn.put(frame)
+            self._pump()
+        elif isinstance(frame, Done):
+            self._end(turn, frame)
+        elif isinstance(frame, Error):
+            if not turn.acknowledged:
+                self._refused(turn, frame)
+            elif turn.id in self._heards and frame.error_code not in FAILURES:
+                self._answer_heard(turn.id, frame)
+            else:
+                turn.put(frame)
+        elif isinstance(frame, (events.ToolCall, events.Final, Unknown)):
+            turn.put(frame)
+
+    def _on_request(self, request: Request, frame: Frame) -> None:
+        del self._open[request.id]
+        if not (isinstance(frame, Error) or (isinstance(frame, Ack) and not frame.ok)):
+            if request.type == "chat_prompt":
+                self.session.told(request.fields, self.session.version)
+            self.proven = True
+            request.complete(frame)
+        elif frame.error_code == "draining" and request is not self._asking:
+            self.draining = True
+            self._wait_again(request)
+        elif frame.error_code == "no_active_session" and request.type == "chat_prompt":
+            request.complete(None)  # the next turn carries it
+            self._ask_session()
+        else:
+            request.undo()
+            request.fail(events.refusal(frame))
+
+    def _on_cancel(self, turn: TurnState, frame: Frame) -> None:
+        # Above the limit of cancels the turn's own `done` comes all the same.
+        if isinstance(frame, Done) and not turn.over:
+            self._end(turn, msgspec.structs.replace(frame, request_id=turn.id))
+
+    def _answer_heard(self, turn_id: str, frame: Frame) -> None:
+        group = self._heards.get(turn_id)
+        if not group:
+            return
+        request = group.popleft()
+        if not group:
+            del self._heards[turn_id]
+        if isinstance(frame, Error):
+            request.fail(events.refusal(frame))
+            return
+        last = self._last
+        if last is not None and last.id == turn_id and isinstance(frame, Ack) and frame.chars is not None:
+            last.heard = frame.chars
+            if last.over:
+                self.session.transcript.cut(frame.chars)
+        request.complete(frame)
+
+    def _refused(self, turn: TurnState, frame: Error) -> None:
+        """The server has not begun a turn."""
+        del self._open[turn.id]
+        if not frame.error_code.endswith("_rate_limited"):
+            self._cancel_open()  # the refused turn has not ended the one before
+        if frame.error_code == "draining":
+            self.draining = True
+            self._retry_turn(turn)
+        elif frame.error_code == "no_active_session" and turn.type == "followup" and not turn.as_start:
+            turn.as_start = True
+            self._retry_turn(turn)
+            self._ask_session()
+        elif turn.asked is Ask.CANCEL:
+            turn.end(Done(request_id=turn.id, cancelled=True))
+        else:
+            refused = events.refusal(frame)
+            if not isinstance(refused, RateLimitError):
+                turn.undo()
+            turn.fail(refused)
+        self._pump()
+
+    def _retry_turn(self, turn: TurnState) -> None:
+        if turn.asked is Ask.CANCEL:
+            turn.end(Done(request_id=turn.id, cancelled=True))
+        elif turn.attempts >= MOST_ATTEMPTS:
+            turn.fail(ServerGoneError("every server that was reached is about to go away"))
+        else:
+            self._wait_again(turn)
+
+    def _end(self, turn: TurnState, done: Done) -> None:
+        """A turn has ended on the server: keep of it what the server does."""
+        del self._open[turn.id]
+        transcript = self.session.transcript
+        unasked = done.cancelled and turn.asked is None
+        cut = unasked and self.draining  # the server's time was over
+        if unasked and not cut:
+            transcript.complete = False  # another client has taken the session over
+        kept = not done.failed and (not done.cancelled or bool(turn.said) or turn.asked is Ask.BARGE_IN)
+        self._keep(turn, kept=kept)
+        if cut:
+            turn.end(Interrupted(request_id=turn.id, said=turn.said, begun=turn.acknowledged, reason="draining"))
+        else:
+            turn.end(done)
+        self._pump()
+
+    def _cut(self, turn: TurnState, reason: str) -> None:
+        """A turn's connection was lost: keep of it what a server does that notices."""
+        turn.cut = True
+        self._last = turn
+        self._unsure = self._unsure or (turn.asked is Ask.BARGE_IN and not turn.said)
+        if not self.session.begun and self.session.transcript.complete:
+            self.session.history_due = True  # a server may have begun it all the same
+        self._keep(turn, kept=bool(turn.said) or turn.asked is Ask.BARGE_IN)
+        if turn.asked is None:
+            turn.end(Interrupted(request_id=turn.id, said=turn.said, begun=turn.acknowledged, reason=reason))
+        else:
+            turn.end(Done(request_id=turn.id, cancelled=True))
+
+    def _keep(self, turn: TurnState, *, kept: bool) -> None:
+        if kept and turn.version == self.session.version:
+            self.session.transcript.add(turn.utterance, turn.said, turn.heard)
+        else:
+            self.session.transcript.skip()
+
+
+def _object(value: Value) -> dict[str, Value]:
+    return value if isinstance(value, dict) else {}
+
+
+def _some(**fields: dict[str, Value]) -> dict[str, Value]:
+    """Those of the fields that hold anything."""
+    return {name: value for name, value in fields.items() if value}

@@ -1,0 +1,145 @@
+"""A session as its client sees it: what the server shall know, and what it has been told.
+
+A message carries what differs, and nothing else: persona and history go once, and again when the server has forgotten.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
+from typing import Literal, TypedDict
+
+import msgspec
+
+from yap_client.transcript import Message, Transcript
+
+# What a message holds: texts, numbers, and lists and objects of them.
+Value = str | int | float | bool | None | list["Value"] | dict[str, "Value"]
+
+HistoryItem = Message | Mapping[str, str]
+
+
+class Sampling(TypedDict, total=False):
+    """How replies are drawn; what is left out is as the session has it, and at first as the server has it."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    max_tokens: int
+    stop: list[str]
+    seed: int
+    sanitize_output: bool
+
+
+class Facts(TypedDict, total=False):
+    """What a session keeps beside its history; what is left out, or none, stays as it is.
+
+    Attributes:
+        persona: the system prompt.
+        gender: `woman`, `man`, `female` or `male`.
+        style: the persona's style: letters, at most 20.
+        user_identity: `woman`, `man` or `non-binary`.
+        check_screen_prefix: precedes the utterance after a decision for a screenshot.
+        screen_checked_prefix: precedes the analysis of a followup.
+    """
+
+    persona: str | None
+    gender: Literal["woman", "man", "female", "male"] | str | None
+    style: str | None
+    user_identity: Literal["woman", "man", "non-binary"] | str | None
+    check_screen_prefix: str | None
+    screen_checked_prefix: str | None
+
+
+# The names on the wire.
+WIRE = {"persona": "persona_text", "style": "persona_style"}
+
+
+def read_messages(history: Iterable[HistoryItem]) -> list[Message]:
+    """Read a history of messages or of mappings with `role` and `content`.
+
+    >>> read_messages([{"role": "user", "content": "Hello."}])
+    [Message(role='user', content='Hello.')]
+    """
+    return [each if isinstance(each, Message) else msgspec.convert(each, Message) for each in history]
+
+
+class Session:
+    """What a conversation's messages are made of.
+
+    Attributes:
+        key: its name; at the handshake too, where routers see it.
+        transcript: what was said.
+        history_due: whether the next turn has to carry the history.
+        version: how often the history was replaced; what belongs to an older one is not added.
+        begun: whether any turn was acknowledged, so that a server may know the session.
+    """
+
+    def __init__(
+        self, key: str | None, facts: Facts, sampling: Sampling | None, history: Iterable[HistoryItem] | None
+    ) -> None:
+        self.key = key or f"yap-{uuid.uuid4().hex}"
+        # A session of a name that nobody else has is empty; one that was named may have been talked in before.
+        self.transcript = Transcript(read_messages(history or ()), complete=key is None or history is not None)
+        self.history_due = history is not None
+        self.version = 0
+        self.begun = False
+        self._wanted: dict[str, Value] = {}
+        self._told: dict[str, Value] = {}
+        self._changes = count(1)
+        self._change = 0  # the last one
+        self.want(facts, sampling)
+
+    def want(self, facts: Facts, sampling: Sampling | None = None) -> Callable[[], None]:
+        """Change what the server shall know; it is told with the next turn. Returns what takes it back."""
+        before, version = dict(self._wanted), next(self._changes)
+        self._change = version
+        for name, value in facts.items():
+            if value is not None:
+                self._wanted[WIRE.get(name, name)] = str(value)
+        if sampling:
+            known = self._wanted.get("sampling")
+            changed: dict[str, Value] = {**known} if isinstance(known, dict) else {}
+            changed.update(msgspec.to_builtins(sampling))
+            self._wanted["sampling"] = changed
+
+        def undo() -> None:
+            if self._change == version:
+                self._wanted = before
+
+        return undo
+
+    def wanted(self, name: str) -> str:
+        """A text that the server shall know, by its name on the wire; empty where there is none."""
+        value = self._wanted.get(name)
+        return value if isinstance(value, str) else ""
+
+    def replace_history(self, history: Iterable[HistoryItem]) -> None:
+        """Begin anew with another history, from the next turn on."""
+        self.transcript.replace(read_messages(history))
+        self.history_due = True
+        self.version += 1
+
+    def due(self) -> dict[str, Value]:
+        """The fields that the server has not been told, as the next turn carries them."""
+        fields = {name: value for name, value in self._wanted.items() if self._told.get(name) != value}
+        if self.history_due:
+            fields["history"] = msgspec.to_builtins(list(self.transcript.newest()))
+        return fields
+
+    def told(self, fields: Mapping[str, Value], version: int) -> None:
+        """Take note of what a message carried that the server has acted upon."""
+        self._told.update((name, value) for name, value in fields.items() if name in self._wanted)
+        if "history" in fields and version == self.version:
+            self.history_due = False
+
+    def forgotten(self) -> None:
+        """Take note that the server does not know the session: it is told everything again."""
+        self._told.clear()
+        self.begun = False
+        self.history_due = bool(self.transcript.messages) or self.history_due
