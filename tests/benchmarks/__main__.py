@@ -1,7 +1,7 @@
 """`make bench`: every benchmark that fits a machine without a GPU, in one run.
 
 python -m tests.benchmarks            all sections
-python -m tests.benchmarks engine     one of them: gateway, prompts, starts, front, engine, shadow
+python -m tests.benchmarks engine     one of them: gateway, prompts, starts, front, engine, shadow, scale
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tests.benchmarks.front import front_section
 from tests.benchmarks.gateway import gateway_section
 from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.prompts import prompt_section
+from tests.benchmarks.scale import scale_section
 from tests.benchmarks.starts import starts_section
 from tests.benchmarks.work import Figures, Sample, figures
 from tests.client.statistics import percentile
@@ -106,6 +107,7 @@ def main() -> None:
         "front": front_section,
         "engine": engine_section,
         "shadow": shadow_section,
+        "scale": scale_section,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(sections)} (default: all)")
@@ -114,7 +116,8 @@ def main() -> None:
     if unknown := set(arguments.sections) - set(sections):
         parser.error(f"expected {', '.join(sections)}, found {', '.join(sorted(unknown))}")
     wanted = arguments.sections or list(sections)
-    folder = arguments.artifact if wanted == ["gateway"] else artifact(arguments.artifact)
+    without = {"gateway", "scale"}  # these need no model
+    folder = arguments.artifact if without.issuperset(wanted) else artifact(arguments.artifact)
     for name in wanted:
         sections[name](folder)
 

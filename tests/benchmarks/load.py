@@ -42,6 +42,7 @@ class Target:
         words: length of the system prompt in words.
         max_tokens: length of a reply (the runtime's is its `CHAT_MAX_OUT`).
         ignore_eos: whether replies always have the full length.
+        keyed: whether each stream names its session at the handshake, for a router.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Target:
     words: int = 200
     max_tokens: int = 150
     ignore_eos: bool = False
+    keyed: bool = False
 
 
 async def _yap_stream(target: Target, own: Listener, ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
@@ -60,8 +62,9 @@ async def _yap_stream(target: Target, own: Listener, ready: asyncio.Event, go: a
         item = work(seed, target.words, persona)
         message = {"type": "start", "session_id": f"load-{seed}", "chat_prompt": item.persona, "history": []}
         messages.append(json.dumps({**message, "user_utterance": item.utterance, "sampling": SAMPLING}))
+    headers = {"X-API-Key": target.key} | ({"X-Session-Id": f"load-{own.number}"} if target.keyed else {})
     async with websockets.connect(
-        target.url, additional_headers={"X-API-Key": target.key}, compression=None, max_size=2**22, open_timeout=60
+        target.url, additional_headers=headers, compression=None, max_size=2**22, open_timeout=60
     ) as socket:
         ready.set()
         await go.wait()

@@ -1,0 +1,1 @@
+"""Several servers behind a router, each in a process of its own; what dies, drains and comes back is real."""
