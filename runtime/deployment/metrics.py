@@ -112,6 +112,7 @@ class Metrics:
     Attributes:
         principals: gives the principals' figures when they are read.
         engines_own: gives the engine's own metrics when they are read.
+        load: what the engine's scheduler held when it was last asked.
 
     Args:
         idle_code: the close code of an idle connection, which is counted by itself.
@@ -146,6 +147,10 @@ class Metrics:
         self.open_files = Gauge("yap_open_files_max", "Limit of open files", registry=registry)
         self.connections = Gauge("yap_connections_active", "Admitted connections", registry=registry)
         self.connections_max = Gauge("yap_connections_max", "Connection slots", registry=registry)
+        self.slots_free = Gauge(
+            "yap_slots_free", "Connections that would be taken now; 0 while the server is not ready", registry=registry
+        )
+        self.ready = Gauge("yap_ready", "Whether new conversations belong here, as /readyz says", registry=registry)
         self.sessions = Gauge("yap_sessions", "Sessions that are kept", registry=registry)
         self.session_bytes = Gauge("yap_session_bytes", "Memory of all sessions' texts", registry=registry)
         self.principals: Callable[[], Iterable[PrincipalFigures]] = lambda: ()
@@ -171,6 +176,7 @@ class Metrics:
         ):
             for value in values:
                 metric.labels(value)
+        self.load = Load(0, 0, 0.0)
         self._prompt_tokens = 0  # of all turns so far, for the hit ratio
         self._cached_tokens = 0  # those of them that came out of the prefix cache
 
@@ -224,6 +230,7 @@ class Metrics:
         """Note the engine's health and what its scheduler holds."""
         self._engine_up.set(int(up))
         if load is not None:
+            self.load = load
             self._engine_requests.labels("running").set(load.running)
             self._engine_requests.labels("waiting").set(load.waiting)
             self._kv_usage.set(load.cache_usage)

@@ -26,8 +26,6 @@ from runtime.turns.outbox import Outbox
 from runtime.wire import frames
 from runtime.wire.frames import Frame
 
-DEGRADED = "the classifier does not answer; decisions are no until it does"
-
 
 def create_app(service: Service) -> Starlette:
     """Make the application around a service. Its lifespan starts loading and, at the end, stops what was started."""
@@ -45,18 +43,8 @@ def create_app(service: Service) -> Starlette:
         return JSONResponse({"status": "live"})
 
     async def readyz(request: Request) -> Response:
-        if service.phase is Phase.READY and not service.degraded:
-            return JSONResponse({"status": "ready"})
-        if service.phase is Phase.READY:
-            # Turns go on without decisions, unless these are all that is served.
-            alone = service.deployment is not None and service.deployment.chat is None
-            answer = {
-                "status": "degraded" if alone else "ready",
-                "degraded": list(service.degraded),
-                "reason": DEGRADED,
-            }
-            return JSONResponse(answer, status_code=503 if alone else 200)
-        return JSONResponse({"status": service.phase.value, "reason": service.reason}, status_code=503)
+        found = service.readiness()
+        return JSONResponse(found.answer(), status_code=200 if found.ready else 503)
 
     async def metrics(request: Request) -> Response:
         return Response(await page.read(), media_type="text/plain; version=0.0.4; charset=utf-8")

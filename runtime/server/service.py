@@ -47,6 +47,7 @@ from runtime.server.connection import Connection, ConnectionLimits
 from runtime.server.front.sockets import Sockets
 from runtime.server.maintenance import CacheResetter, expire_sessions
 from runtime.server.quotas import Seats, connections_for_each, share_for_each
+from runtime.server.readiness import Readiness, readiness
 from runtime.text.prompt import PromptRenderer
 from runtime.text.replies.channels import PLAIN, ReplyFormat
 from runtime.text.thought import THINKS, WAY_OUT
@@ -143,6 +144,8 @@ class Service:
         self.metrics.open_files.set_function(descriptors.limit)
         self.metrics.unadmitted.set_function(lambda: self.sockets.unadmitted)
         self.metrics.connections.set_function(lambda: self.admission.held)
+        self.metrics.ready.set_function(lambda: self.readiness().ready)
+        self.metrics.slots_free.set_function(lambda: self.readiness().slots_free)
         self.metrics.sessions.set_function(self._sessions_kept)
         self.metrics.session_bytes.set_function(lambda: self.sessions.bytes if self.sessions is not None else 0)
         self.metrics.principals = self._principal_figures
@@ -310,6 +313,19 @@ class Service:
         self.metrics.engine(up=True)
         self.phase, self.reason = Phase.READY, ""
         log.info("ready")
+
+    def readiness(self) -> Readiness:
+        """What `/readyz` answers now."""
+        return readiness(
+            self.phase.value,
+            self.reason,
+            self.degraded,
+            chat=self.deployment is None or self.deployment.chat is not None,
+            held=self.admission.held,
+            slots=self.admission.limit,
+            sessions=self._sessions_kept(),
+            load=self.metrics.load,
+        )
 
     @property
     def degraded(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What a router before several servers costs, and what it does to sockets: HAProxy, Envoy, and none.
 
-The servers' engines are tables, so that frames are all that there is to do. A frame is one token: a text message of about
-33 bytes in a segment of its own, where the engine's steps are as far apart as here.
+The servers' engines are tables, so that frames are all that there is to do. A frame is one token: a text message of
+about 33 bytes, in a segment of its own where the engine's steps are as far apart as here.
 """
 
 from __future__ import annotations
@@ -177,12 +177,14 @@ def reloads(kind: type[Router], listeners: int = LISTENERS) -> None:
         return sum(one.cut is not None for one in everybody), took
 
     variables = {"SCRIPT_REPLY_SECONDS": "1", "WS_MAX_MESSAGES_PER_WINDOW": "0", "MAX_CONCURRENT_CONNECTIONS": "1000"}
-    with servers(3, "tests.harness.scripted_process", **variables) as three:
-        with kind([s.port for s in three[:2]]) as router:
-            router.wait_up()
-            cut, took = asyncio.run(main(router, three[2].port))
+    with (
+        servers(3, "tests.harness.scripted_process", **variables) as three,
+        kind([one.port for one in three[:2]]) as router,
+    ):
+        router.wait_up()
+        cut, took = asyncio.run(main(router, three[2].port))
     print(
-        f"scale: {kind.name:8} a server is added: {cut} of {listeners} sockets were cut; it was used after {took:.1f} s",
+        f"scale: {kind.name:8} a server is added: {cut} of {listeners} sockets were cut; in use after {took:.1f} s",
         flush=True,
     )
 

@@ -102,7 +102,7 @@ def typed(kind: str, **fields: Any) -> dict[str, Any]:
 
 
 def connection_manager() -> dict[str, Any]:
-    """Return what happens to a request: header before query before cookie, sockets upgraded, no time limit but silence."""
+    """Return what happens to a request: header before query before cookie, sockets upgraded, no end but silence."""
     keys = [
         {"header": {"header_name": "x-session-id"}, "terminal": True},
         {"query_parameter": {"name": "session"}, "terminal": True},
@@ -116,14 +116,7 @@ def connection_manager() -> dict[str, Any]:
         "retry_policy": {
             "retry_on": "connect-failure,refused-stream",
             "num_retries": 3,
-            "retry_host_predicate": [
-                {
-                    "name": "previous_hosts",
-                    "typed_config": {
-                        "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
-                    },
-                }
-            ],
+            "retry_host_predicate": [typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")],
             "host_selection_retry_max_attempts": 5,
         },
     }
