@@ -158,7 +158,7 @@ def cluster(endpoints: str) -> dict[str, Any]:
         },
         "health_checks": [
             {
-                "timeout": "2s",
+                "timeout": "5s",
                 "interval": "0.5s",
                 "no_traffic_interval": "0.5s",
                 "unhealthy_threshold": 2,
