@@ -1,8 +1,8 @@
 """Reads the JSON documents that come with a model, whatever they hold: one typed, tolerant reader for all.
 
-Numbers may come as texts or as whole floats, one number as a list with one for each layer, sections as null. What says
-nothing is as good as absent; what cannot be understood is a `ConfigError`, which tells the key, what was expected and
-what is there. Nothing else is raised.
+Numbers may come as texts or as whole floats, infinite ones as transformers 5 writes them, one number as a list with one
+for each layer, sections as null. What says nothing is as good as absent; what cannot be understood is a `ConfigError`,
+which tells the key, what was expected and what is there. Nothing else is raised.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from runtime.artifact.generations import plain_float
 
 # Configs take kilobytes; a table of 100,000 labels, or a tokenizer's added tokens, take megabytes.
 MOST_BYTES = 64 << 20
@@ -67,7 +69,7 @@ def parse_object(data: bytes) -> dict[str, object]:
         # What loads the model refuses it too.
         raise ConfigError("", "UTF-8 without a byte order mark", "one; save it without")
     try:
-        document: object = json.loads(text)
+        document: object = json.loads(text, object_hook=plain_float)
     except RecursionError:
         raise ConfigError("", "a JSON object", "one that is nested too deeply") from None
     except ValueError as error:

@@ -6,7 +6,7 @@ The layers themselves are in `layers`, from the weights' headers; what the weigh
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,9 @@ GLOBAL_KEY_VALUE_KEY = "num_global_key_value_heads"
 GLOBAL_HEAD_SIZE_KEY = "global_head_dim"
 # Written "ernie-4.5", it stands for the family, whose larger models are mixtures; the dense ones are `ernie4_5`.
 MOE_MODEL_TYPES = re.compile(r"moe|mixtral|deepseek_v[23]|ernie_4_5|dbrx|gpt_oss")
+
+# A part of the names that the families give to the weights of experts, and of what chooses among them.
+EXPERT_WEIGHT = re.compile(r"expert|moe|router|\binput_linear\b", re.IGNORECASE)
 
 # `Qwen3-30B-A3B`: 30 billion parameters, 3 billion of them active.
 MOE_NAME = re.compile(r"-a\d+(?:\.\d+)?b(?![a-z0-9])", re.IGNORECASE)
@@ -150,12 +153,20 @@ class Shape:
         return 2 * 2 * self.layers * self.key_value
 
 
-def mixture_of_experts(config: Mapping[str, Any], name: str) -> Moe | None:
+def mixture_of_experts(config: Mapping[str, Any], name: str, weights: Collection[str] = ()) -> Moe | None:
     """Recognize a mixture of experts by its config's counts, then by its model type, then by its name.
+
+    Args:
+        config: its `config.json`.
+        name: what it is called.
+        weights: what it holds, where that is known. Configs count experts that no layer has: transformers 5 saves the
+            defaults of a family with every model of it.
 
     Raises:
         ConfigError: a count is there that cannot be understood.
     """
+    if weights and not any(EXPERT_WEIGHT.search(weight) for weight in weights):
+        return None
     text = text_config(config)
     experts, active = _expert_count(text), text.number(*EXPERTS_PER_TOKEN_KEYS, least=0)
     if experts:

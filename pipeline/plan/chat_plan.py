@@ -83,7 +83,7 @@ class ChatPlanner:
             found, next_step = f"{architecture} in {facts.ref}", "a classifier comes second"
             self.diagnostics.problem("CHAT_MODEL", "a causal language model", found, next_step)
         self._check_thought(facts)
-        moe = mixture_of_experts(facts.config, facts.name)
+        moe = mixture_of_experts(facts.config, facts.name, facts.tensors)
         if moe:
             self.diagnostics.decide("mixture of experts", moe.experts or "yes", f"recognized by {moe.recognized_by}")
         if ConfigReader(facts.config).flag("is_encoder_decoder", default=False):

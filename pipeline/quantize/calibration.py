@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.checkpoint.config_reader import read_object
 from pipeline.checkpoint.shape import Shape
 from pipeline.datasets import LEAST_TOKENS, Sample, identity_of, read_dataset, read_file, sample_of, training_file
 from pipeline.datasets.dataset import digest_of
@@ -132,8 +133,8 @@ def _runs(text: str) -> Iterator[tuple[str, ...]]:
 def reach(model: Path, length: int) -> tuple[int, int | None]:
     """Return the longest sample that the model has positions for, and how many tokens it knows where it says so."""
     try:
-        shape = Shape.of(json.loads((model / "config.json").read_bytes()))
-    except (OSError, ValueError):
+        shape = Shape.of(read_object(model / "config.json"))
+    except ValueError:
         return length, None
     return min(length, shape.context or length), shape.vocabulary
 

@@ -7,13 +7,13 @@ generation config, which is copied from the source in the end and may be invalid
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checkpoint.config_reader import architectures, read_object
 from pipeline.checkpoint.float_layers import FloatRule
 from pipeline.quantize.job import QuantizeJob
 from pipeline.quantize.trt_source import link_files
@@ -60,15 +60,15 @@ def class_of(folder: Path) -> Any:  # noqa: ANN401 - a class of transformers'
     """
     import transformers
 
-    architectures = json.loads((folder / "config.json").read_bytes()).get("architectures") or []
-    for name in architectures:
+    named = architectures(read_object(folder / "config.json"))
+    for name in named:
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return transformers.AutoModelForCausalLM
-    found = f"{', '.join(architectures) or 'no architecture'} ({config.model_type})"
+    found = f"{', '.join(named) or 'no architecture'} ({config.model_type})"
     what = f"expected an architecture that transformers {transformers.__version__} has, found {found}"
     raise StageError("quantize", what, folder, "choose another model")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.config_reader import ConfigError
+from pipeline.checkpoint.config_reader import ConfigError, read_object
 from pipeline.checkpoint.float_layers import FloatRule
 from pipeline.checkpoint.tensors import HeaderError, Tensor, tensors_in
 from pipeline.quantize.job import QuantizeJob
@@ -101,7 +101,7 @@ def check(job: QuantizeJob, written: Written, expected: WeightFormat) -> None:
         )
     if written.format != expected:
         raise StageError("quantize", f"expected {expected}, found {written.format}", job.out, OTHER_LIBRARY)
-    config = json.loads((job.model / "config.json").read_bytes())
+    config = read_object(job.model / "config.json")
     rule = FloatRule.of(config, [*written.rounded, *written.kept])
 
     def stays(name: str, shape: Sequence[int]) -> bool:

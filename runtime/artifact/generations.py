@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,21 @@ OTHER_NAMES = {
     "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
     "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
 }
+
+
+# How 5 writes the numbers that JSON has no words for: an object with this one key.
+FLOAT_KEY = "__float__"
+FLOATS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def plain_float(part: dict[str, object]) -> object:
+    """What an object of a `config.json` says: a number where 5 wrote one so, else itself; `json.loads`' `object_hook`.
+
+    >>> plain_float({"__float__": "-Infinity"}), plain_float({"__float__": "1.5"})
+    (-inf, {'__float__': '1.5'})
+    """
+    tag = part.get(FLOAT_KEY) if len(part) == 1 else None
+    return FLOATS.get(tag, part) if isinstance(tag, str) else part
 
 
 def installed_is_older() -> bool:
@@ -77,7 +93,7 @@ def older_model(config: Mapping[str, object]) -> dict[str, object]:
         ArtifactError: 4 has no words for how its layers rotate.
     """
     told = {
-        name: older_model(part) if name.endswith("_config") and isinstance(part, Mapping) else part
+        name: older_model(part) if name.endswith("_config") and isinstance(part, Mapping) else _plain(part)
         for name, part in config.items()
     }
     rope = told.pop(ROPE, None)
@@ -94,6 +110,12 @@ def older_model(config: Mapping[str, object]) -> dict[str, object]:
         found |= {name: value for name, value in scaling.items() if name == "original_max_position_embeddings"}
         scaling = {"type": "longrope", **{name: scaling.get(name) for name in ("short_factor", "long_factor")}}
     return told | found | {"rope_scaling": scaling}
+
+
+def _plain(part: object) -> object:
+    if isinstance(part, list):
+        return [_plain(value) for value in part]
+    return plain_float({name: _plain(value) for name, value in part.items()}) if isinstance(part, dict) else part
 
 
 def _per_layer(rope: Mapping[str, object], family: str) -> dict[str, object]:

@@ -23,9 +23,13 @@ SAMPLE = (
     ("jamba", "gptq"),  # recurrent layers with narrow matrices, and a router that is a linear layer
     ("gpt-oss", "fp8"),  # experts in one tensor, transposed and interleaved
     ("gpt-2", "fp8"),  # no linear layer at all
+    ("nemotron-h", "gptq"),  # a config with numbers that JSON has no words for, which counts experts that it lacks
     ("llama", "trt int4_awq"),
     ("qwen-3-moe", "trt fp8"),
 )
+
+# Its first kernel uses the CPU's matrix unit, where there is one.
+SERVED = "llama"
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +46,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[matrix.Matrix]:
 @pytest.mark.parametrize(("family", "column"), SAMPLE, ids=lambda part: part.replace(" ", "-"))
 def test_the_table_tells_the_truth(family: str, column: str, models: matrix.Matrix, table: matrix.Results) -> None:
     assert models.verdict(BY_SLUG[family], column) == table[family][column]
+
+
+def test_what_is_said_to_answer_does(models: matrix.Matrix, table: matrix.Results) -> None:
+    family = BY_SLUG[SERVED]
+    assert models.verdict(family, matrix.SERVED_METHOD) == matrix.WORKS
+    with matrix.engines() as forks:
+        assert models.served(family, forks) == table[SERVED][matrix.SERVED] == matrix.ANSWERS

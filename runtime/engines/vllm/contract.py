@@ -259,6 +259,12 @@ SEAMS = (
         upstream="vllm-project/vllm#53193",
     ),
     Seam(
+        "matrix unit",
+        "worker",
+        ("vllm.engine.arg_utils:AsyncEngineArgs(worker_extension_cls=_)",),
+        "on a CPU with AMX, a worker whose first kernel uses it is ended by Linux (SIGILL)",
+    ),
+    Seam(
         "cache format",
         "server",
         (),
@@ -294,7 +300,7 @@ def engine_arguments(arguments: dict[str, Any], extension: str) -> AsyncEngineAr
     """vLLM's engine arguments; `extension` names a class to add to its workers."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    if seams.holds("cache key"):
+    if seams.holds("cache key") or seams.holds("matrix unit"):
         arguments = arguments | {"worker_extension_cls": extension}
     return AsyncEngineArgs(**arguments)
 
@@ -563,6 +569,18 @@ def nothing_to_schedule(core: Core) -> Iterator[None]:
 def model_key(worker: Any) -> str:  # noqa: ANN401 - vLLM is untyped to us
     """What a worker counts of the model into the key of its compile cache."""
     return str(worker.vllm_config.model_config.compute_hash())
+
+
+def ask_for_matrix_unit() -> bool:
+    """Ask Linux for the CPU's matrix unit (AMX), and return whether this process may use it.
+
+    Linux ends a process that uses it unasked. vLLM's attention for CPUs does so wherever the CPU has the unit, unless
+    a matrix product in bfloat16 or a compiled kernel came before, whose libraries ask.
+    """
+    import torch
+
+    ask = getattr(torch.cpu, "_init_amx", None)
+    return bool(ask and ask())
 
 
 def key_model_as_at(place: str) -> None:

@@ -69,7 +69,7 @@ ENGINE_LIBRARIES = ("vllm", "vllm.v1.engine.async_llm", "vllm.v1.worker.cpu_work
 
 packages_of, described = cache(hardware._packages_of), cache(machine.describe)
 
-WORKS, ANSWERS, NOT_TRIED = "works", "answers", "not tried"
+WORKS, ANSWERS, NOTHING, NOT_TRIED = "works", "answers", "nothing to serve", "not tried"
 
 Results = dict[str, dict[str, str]]
 
@@ -117,8 +117,8 @@ class Matrix:
     def served(self, family: Family, engines: Forks) -> str:
         """Return whether vLLM's build for CPUs answers a turn from what INT8 wrote."""
         folder = self.output(family, SERVED_METHOD)
-        if not folder.exists():
-            return "nothing to serve"
+        if not folder.exists() and self.verdict(family, SERVED_METHOD) != WORKS:
+            return NOTHING
         code, log = engines.call("tests.harness.models.serving", str(folder))
         return ANSWERS if code == 0 else f"not loaded: {cause(log)}"
 
@@ -235,6 +235,13 @@ def quantizers() -> Iterator[Forks]:
         yield forks
 
 
+@contextmanager
+def engines() -> Iterator[Forks]:
+    """The engine's environment, with vLLM loaded."""
+    with Forks(ENGINE, *ENGINE_LIBRARIES) as forks:
+        yield forks
+
+
 def run(families: Sequence[str], methods: Sequence[str], *, serve: bool, kept: Path) -> Results:
     """Fill the cells that are not known yet; the results are kept as they come."""
     results: Results = json.loads(kept.read_text()) if kept.exists() else {}
@@ -253,10 +260,10 @@ def run(families: Sequence[str], methods: Sequence[str], *, serve: bool, kept: P
                 if column not in results.get(slug, {}):
                     known(slug, column, matrix.verdict(BY_SLUG[slug], column))
         if serve:
-            with Forks(ENGINE, *ENGINE_LIBRARIES) as engines:
+            with engines() as loaded:
                 for slug in families:
                     if SERVED not in results.get(slug, {}):
-                        known(slug, SERVED, matrix.served(BY_SLUG[slug], engines))
+                        known(slug, SERVED, matrix.served(BY_SLUG[slug], loaded))
     return results
 
 

@@ -1,9 +1,12 @@
-"""A compile cache is found wherever the artifact lies."""
+"""A compile cache is found wherever the artifact lies, and a CPU's matrix unit is asked for before it is used."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,32 @@ from runtime.engines.vllm.arguments import engine_arguments, prepare_environment
 pytestmark = pytest.mark.engine
 
 OPTIONS = EngineOptions(max_model_len=2048, max_num_seqs=16)
+
+
+# <asm/prctl.h>: asks which units this process may use; 18 is the number of AMX's tiles.
+ARCH_PRCTL, ARCH_GET_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1022, 18
+
+
+def may_use_matrix_unit() -> bool:
+    """Whether Linux lets this process use AMX."""
+    permitted = ctypes.c_ulong()
+    ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_GET_XCOMP_PERM, ctypes.byref(permitted))
+    return bool(permitted.value >> XFEATURE_XTILEDATA & 1)
+
+
+@pytest.mark.skipif(" amx_tile" not in Path("/proc/cpuinfo").read_text(), reason="a CPU without AMX")
+def test_a_worker_may_use_the_matrix_unit() -> None:
+    """vLLM's attention uses it unasked, and Linux ends the worker for it, where nothing else has asked before."""
+    module = "tests.integration.vllm.test_vllm_worker"
+    script = f"from {module} import may_use_matrix_unit as may; before = may(); import runtime.engines.vllm.worker"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}; print(before, may())"],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[-2:] == ["False", "True"]
 
 
 def key(folder: Path, options: EngineOptions = OPTIONS) -> str:

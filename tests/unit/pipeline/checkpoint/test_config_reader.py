@@ -22,6 +22,7 @@ from pipeline.checkpoint.config_reader import (
     shown,
     text_config,
 )
+from runtime.artifact.generations import older_model
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 ANYTHING = st.recursive(
@@ -164,3 +165,36 @@ def test_any_value_is_read_or_is_an_error_on_one_printable_line(value: Any) -> N
 def test_a_number_survives_every_spelling(number: int, spelled: type) -> None:
     document = json.loads(json.dumps({"n": spelled(number)}))
     assert ConfigReader(document).number("n") == number
+
+
+def encoded(value: Any) -> Any:
+    """A value as transformers 5 writes it: JSON has no words for some numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, list):
+        return [encoded(entry) for entry in value]
+    return {name: encoded(entry) for name, entry in value.items()} if isinstance(value, dict) else value
+
+
+@given(st.dictionaries(st.text(), ANYTHING, max_size=4))
+def test_numbers_that_json_has_no_words_for_are_read_as_transformers_5_writes_them(config: dict[str, Any]) -> None:
+    config.pop("rope_parameters", None)
+    written = encoded(config)
+    assert repr(parse_object(json.dumps(written).encode())) == repr(config)
+    assert repr(older_model(written)) == repr(config)
+    assert repr(older_model(config)) == repr(config)
+
+
+def test_it_is_how_the_installed_transformers_writes_them() -> None:
+    transformers = pytest.importorskip("transformers", minversion="5")
+    values = {"a": [0.0, math.inf], "b": {"c": -math.inf, "d": [math.nan, 1]}}
+    assert encoded(values) == transformers.PreTrainedConfig._encode_special_floats(values)
+
+
+@pytest.mark.parametrize(
+    "part", [{"__float__": "1.5"}, {"__float__": 1}, {"__float__": []}, {"__float__": "NaN", "a": 1}]
+)
+def test_what_only_looks_like_such_a_number_is_left_as_it_is(part: dict[str, Any]) -> None:
+    config = {"limit": part, "listed": [part]}
+    assert parse_object(json.dumps(config).encode()) == config
+    assert older_model(config) == config

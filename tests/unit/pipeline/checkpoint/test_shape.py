@@ -44,3 +44,25 @@ def test_a_mixture_of_experts_is_recognized(config: dict[str, Any], name: str, e
 )
 def test_a_dense_model_is_none(config: dict[str, Any], name: str) -> None:
     assert mixture_of_experts(config, name) is None
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        "model.layers.1.mlp.experts.0.up_proj.weight",
+        "model.layers.0.block_sparse_moe.experts.7.w1.weight",
+        "model.layers.0.block_sparse_moe.input_linear.weight",
+        "model.layers.0.mlp.input_linear.weight",
+        "model.layers.3.mlp.experts.gate_up_proj_blocks",
+        "transformer.blocks.0.ffn.experts.mlp.w1",
+        "backbone.layers.1.mixer.experts.0.up_proj.weight",
+    ],
+)
+def test_weights_of_experts_are_known_by_every_familys_names(weight: str) -> None:
+    assert mixture_of_experts({"num_experts": 8}, "x", ["lm_head.weight", weight]) is not None
+
+
+@pytest.mark.parametrize("config", [{"n_routed_experts": 8}, {"model_type": "deepseek_v3"}, {}])
+def test_a_model_that_holds_no_experts_is_dense_whatever_its_config_counts(config: dict[str, Any]) -> None:
+    weights = ["backbone.layers.0.mixer.up_proj.weight", "lm_head.weight", "model.layers.0.mlp.gate_proj.weight"]
+    assert mixture_of_experts(config, "dense-30B-A3B", weights) is None
