@@ -40,9 +40,12 @@ async def answer(folder: Path) -> int:
 
 def main() -> None:
     """Serve the folder that the command line names."""
+    from vllm.model_executor.models import registry
+
     vllm.EXERCISE_TIMEOUT_S = PATIENCE_S
     # vLLM's processes would import it anew, one after the other, which takes most of the time.
     multiprocessing.get_context = lambda method=None: multiprocessing.context.ForkContext()
+    registry._run_in_subprocess = lambda look: look()
     # Threads that wait for one another wait long where others use the cores too; so small a model needs one.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(min(os.sched_getaffinity(0))))
     print(f"answered {asyncio.run(answer(Path(sys.argv[1])))} tokens")
