@@ -22,6 +22,9 @@ from runtime.text.replies.speech import Speech
 
 T = TypeVar("T")
 
+# Characters of a token that few texts have on average.
+LONG_TOKEN = 16
+
 
 class PromptParts(TypedDict):
     """What a prompt is made of."""
@@ -105,6 +108,38 @@ class Chat:
         cache_salt: str | None = None,
     ) -> list[int]:
         """Token ids of a turn's prompt. What has another salt shares no cache with it, so that no time tells of it."""
+        return (await self._prompt(persona, runtime_text, history, utterance, cache_salt)).token_ids
+
+    async def history_fits(
+        self, persona: str, runtime_text: str, history: Sequence[Message], cache_salt: str | None = None
+    ) -> bool:
+        """Whether a turn's prompt holds the whole history. The persona must be within its budget."""
+        prompt = await self._prompt(persona, runtime_text, history, "", cache_salt)
+        return prompt.history_kept == len(history)
+
+    async def utterance_budget(self, utterance: str, cache_salt: str | None = None) -> int | None:
+        """The budget of utterances in tokens, where this one is over it; none where it fits."""
+        budget = self._budgets.utterance
+        # A token is at least one byte, so short texts need no counting; and of most long ones the beginning tells.
+        if len(utterance.encode()) <= budget:
+            return None
+
+        def over() -> bool:
+            beginning = utterance[: budget * LONG_TOKEN]
+            return self._renderer.count(beginning) > budget or (
+                len(beginning) < len(utterance) and self._renderer.count(utterance) > budget
+            )
+
+        return budget if await self._in_thread(over, cache_salt) else None
+
+    async def _prompt(
+        self,
+        persona: str,
+        runtime_text: str,
+        history: Sequence[Message],
+        utterance: str,
+        cache_salt: str | None,
+    ) -> Prompt:
         # Most turns are quick. When many begin at once, handing each to a thread and back costs more than rendering it,
         # and the threads wait for the loop, which holds the interpreter.
         parts: PromptParts = {
@@ -117,7 +152,7 @@ class Chat:
             prompt = self._renderer.render_inline(**parts)
         if prompt is None:
             prompt = await self._in_thread(lambda: self._renderer.render(**parts), cache_salt)
-        return prompt.token_ids
+        return prompt
 
     async def reply(
         self, prompt: Sequence[int], sampling: Sampling, speech: Speech, cache_salt: str | None = None

@@ -141,6 +141,18 @@ class RuntimeSettings(BaseSettings):
         "serve a page at `/` to try the server with; its own address must be in WS_ALLOWED_ORIGINS when that is set",
     )
 
+    # OpenAI's API
+    openai_api: bool = var(True, "serve OpenAI's chat completions under `/v1` beside the WebSocket")
+    served_model_names: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = var(
+        (), "names of the model under `/v1`, comma separated, the first one listed; the model's own on the hub"
+    )
+    http_max_requests_per_window: int | None = var(
+        None,
+        "requests under `/v1` of one key's holder and WS_MESSAGE_WINDOW_SECONDS; WS_MAX_MESSAGES_PER_WINDOW, as one "
+        "connection has; 0: no limit",
+        ge=0,
+    )
+
     # Connections
     max_concurrent_connections: int = var(defaults.CONNECTIONS, "connection slots", ge=1)
     max_connections_per_key: int | None = var(
@@ -163,7 +175,9 @@ class RuntimeSettings(BaseSettings):
         defaults.IDLE_TIMEOUT_S, "silence after which a connection is closed", unit="s", gt=0
     )
     ws_close_idle_code: int = var(defaults.IDLE_CLOSE_CODE, "close code of an idle connection", ge=3000, le=4999)
-    ws_max_message_bytes: int = var(defaults.MESSAGE_BYTES, "largest inbound frame", unit="bytes", ge=1024)
+    ws_max_message_bytes: int = var(
+        defaults.MESSAGE_BYTES, "largest inbound frame, and largest body of a request", unit="bytes", ge=1024
+    )
     ws_cancel_sentinel: Annotated[str, _STRIPPED] = var(
         defaults.CANCEL_SENTINEL, "raw text frame that means `cancel`; spaces around it do not count", min_length=1
     )
@@ -382,6 +396,10 @@ class RuntimeSettings(BaseSettings):
             SettingsError: as `keys`.
         """
         return tuple(key.secret for key in self.keys())
+
+    def requests_per_window(self) -> int:
+        """Requests over HTTP that one key's holder may make in a window; 0 where any number."""
+        return defaults.first_set(self.http_max_requests_per_window, default=self.ws_max_messages_per_window)
 
     def bounds(self) -> dict[str, Bound]:
         """The sampling parameters' ranges."""

@@ -1,4 +1,4 @@
-"""The ASGI application: `/ws`, `/healthz`, `/readyz`, `/metrics`, and the page at `/` where it is wanted."""
+"""The ASGI application: `/ws`, `/v1`, `/healthz`, `/readyz`, `/metrics`, and the page at `/` where it is wanted."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from runtime.server.auth import Credential, origin_allowed
 from runtime.server.connection import Connection
 from runtime.server.front.sockets import Socket, socket_of
 from runtime.server.metrics_page import MetricsPage
+from runtime.server.openai.door import PREFIX, OpenAiDoor
 from runtime.server.playground import pages
 from runtime.server.quotas import Seat
 from runtime.server.service import Phase, Service
@@ -57,6 +58,7 @@ def create_app(service: Service) -> Starlette:
             WebSocketRoute("/ws", WebSocketEndpoint(service)),
             Route("/ws", upgrade_required),
             WebSocketRoute("/{path:path}", no_such_socket),
+            *((Route(f"{PREFIX}/{{path:path}}", OpenAiDoor(service)),) if service.settings.openai_api else ()),
             *(pages.routes() if service.settings.playground else ()),
         ],
         lifespan=lifespan,

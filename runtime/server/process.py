@@ -37,8 +37,10 @@ from runtime.host import logs
 from runtime.host.descriptors import BACKLOG, raise_limit, share
 from runtime.server.app import create_app
 from runtime.server.front.config import Front, FrontError, check_uvicorn
+from runtime.server.front.heads import Bodies
 from runtime.server.front.http import serve_behind
 from runtime.server.front.log_throttle import install as throttle_log
+from runtime.server.openai.door import PREFIX
 from runtime.server.service import Phase, Service
 
 EX_TERMINATED = 128 + signal.SIGTERM
@@ -137,11 +139,16 @@ def bind(host: str, port: int, backlog: int = BACKLOG) -> socket.socket:
 def web_config(service: Service, backlog: int = BACKLOG) -> uvicorn.Config:
     """Make uvicorn's configuration for the application."""
     return serve_behind(
-        Front(service.sockets),
+        Front(service.sockets, _bodies(service)),
         create_app(service),
         max_message_bytes=service.settings.ws_max_message_bytes,
         backlog=backlog,
     )
+
+
+def _bodies(service: Service) -> Bodies:
+    """Paths that take a body, each with its largest one."""
+    return {f"{PREFIX}/".encode(): service.settings.ws_max_message_bytes} if service.settings.openai_api else {}
 
 
 async def _serve(settings: RuntimeSettings, listener: socket.socket, backlog: int) -> int:

@@ -47,10 +47,11 @@ class Windows:
 
 @dataclass(slots=True)
 class _Held:
-    """What one principal has: its connections, and their windows."""
+    """What one principal has: its connections, and their windows; and one window for all of its requests over HTTP."""
 
     messages: Windows
     cancels: Windows
+    requests: SlidingWindow
     seats: int = 0
 
 
@@ -88,6 +89,7 @@ class Seats:
         most: how many each principal may have now; none for as many as there are slots.
         messages: makes a window for messages.
         cancels: makes a window for cancels.
+        requests: makes a window for a principal's requests over HTTP.
     """
 
     def __init__(
@@ -95,10 +97,12 @@ class Seats:
         most: Callable[[], int | None],
         messages: Callable[[], SlidingWindow],
         cancels: Callable[[], SlidingWindow],
+        requests: Callable[[], SlidingWindow] = lambda: SlidingWindow(0, 1.0),
     ) -> None:
         self._most = most
         self._messages = messages
         self._cancels = cancels
+        self._requests = requests
         self._held: dict[Principal, _Held] = {}
 
     def taken(self, principal: Principal) -> int:
@@ -108,15 +112,24 @@ class Seats:
 
     def take(self, principal: Principal) -> Seat | None:
         """A seat, or None when the principal has all that it may have."""
-        held = self._held.get(principal)
-        if held is None:
-            held = self._held[principal] = _Held(Windows(self._messages), Windows(self._cancels))
+        held = self._of(principal)
         most = self._most()
         if most is not None and held.seats >= most:
             principal.refused += 1
             return None
         held.seats += 1
         return Seat(held)
+
+    def request(self, principal: Principal) -> int:
+        """Count a request over HTTP and return 0, or the whole seconds after which it may come again."""
+        return self._of(principal).requests.take()
+
+    def _of(self, principal: Principal) -> _Held:
+        held = self._held.get(principal)
+        if held is None:
+            made = _Held(Windows(self._messages), Windows(self._cancels), self._requests())
+            held = self._held[principal] = made
+        return held
 
     def forget(self, principal: Principal) -> None:
         """Drop what is kept of a principal that is gone; seats that it still has are left as usual."""

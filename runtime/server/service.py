@@ -14,15 +14,18 @@ import contextlib
 import enum
 import gc
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
 from runtime import __version__, artifact, defaults, engines
-from runtime.artifact import ArtifactError, BuildMetadata, ToolModel, verify
+from runtime.artifact import SCREENSHOT_TOOL, ArtifactError, BuildMetadata, ToolModel, verify
 from runtime.artifact.files.view import View
 from runtime.artifact.metadata import same
 from runtime.artifact.repository import named_on_hub
@@ -43,7 +46,7 @@ from runtime.host.supervision import Background, attempt, contained, repeat
 from runtime.host.timeouts import within
 from runtime.server.admission import Admission
 from runtime.server.auth import Credential, Keyring
-from runtime.server.connection import Connection, ConnectionLimits
+from runtime.server.connection import ConnectionLimits
 from runtime.server.front.sockets import Sockets
 from runtime.server.maintenance import CacheResetter, expire_sessions
 from runtime.server.quotas import Seats, connections_for_each, share_for_each
@@ -56,6 +59,7 @@ from runtime.turns.sessions.session import Session
 from runtime.turns.turn import Stop
 from runtime.wire import frames
 from runtime.wire.decoder import Decoder
+from runtime.wire.openai.request import RequestReader
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +75,8 @@ PROBE_LEAST_S, PROBE_MOST_S = 0.25, 5.0
 # Time that clients have to take note of the engine's death; the whole exit must fit into 5 s.
 CLOSE_GRACE_S = 1.5
 TOKENIZER_THREADS = 2
+# What a model is called of which nothing is known.
+UNNAMED = "chat"
 
 
 class Phase(enum.Enum):
@@ -80,6 +86,37 @@ class Phase(enum.Enum):
     READY = "ready"
     DRAINING = "draining"
     DEAD = "dead"
+
+
+class Admitted(Protocol):
+    """A connection, or a request over HTTP, that holds a slot.
+
+    Attributes:
+        closed: set when it has ended.
+    """
+
+    closed: asyncio.Event
+
+    def close(self, code: int, reason: str, last: frames.Frame | None = None, why: Stop = Stop.DISCONNECT) -> None:
+        """End what runs, say so, and end it: the close code and reason of a WebSocket, and its last frame."""
+
+    def drain(self, seconds: float) -> None:
+        """End it when nothing of it runs, after `seconds` at the latest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is served, as clients name it.
+
+    Attributes:
+        names: of the model; the first is the one that is told.
+        fingerprint: changes with what is served; none where nothing is known of it.
+        since: seconds since 1970.
+    """
+
+    names: tuple[str, ...]
+    fingerprint: str | None = None
+    since: int = field(default_factory=lambda: int(time.time()))
 
 
 class Service:
@@ -93,11 +130,14 @@ class Service:
         keyring: who may connect.
         admission: how many may.
         sockets: all that are open, and who has to go.
+        sampling: how replies are drawn where nobody says otherwise.
         decoder: shared by all connections.
+        requests: reads those of OpenAI's clients.
         limits: those of each connection.
         seats: what each principal has of them.
-        connections: those that are open.
+        connections: those that are open, and requests over HTTP that hold a slot.
         credentials: the keys that they came with.
+        served: what it is called; a stand-in before it is loaded.
         deployment: what is served; none before it is loaded.
         sessions: what is kept between turns; none before the models are loaded.
         tracer: takes what is known of turns that ended; none where nobody asked for traces.
@@ -116,7 +156,10 @@ class Service:
             settings.handshake_deadline_s,
             self.metrics.socket_dropped,
         )
+        self.served = Served(settings.served_model_names or (UNNAMED,))
+        self.sampling = Sampling()
         self.decoder = Decoder(settings.grammar())
+        self.requests = RequestReader(settings.grammar(), self.served.names, ())
         self.limits = ConnectionLimits(
             idle_timeout=settings.ws_idle_timeout_s,
             idle_code=settings.ws_close_idle_code,
@@ -125,9 +168,10 @@ class Service:
             self.connections_for_each,
             lambda: SlidingWindow(settings.ws_max_messages_per_window, settings.ws_message_window_seconds),
             lambda: SlidingWindow(settings.ws_max_cancels_per_window, settings.ws_cancel_window_seconds),
+            lambda: SlidingWindow(settings.requests_per_window(), settings.ws_message_window_seconds),
         )
-        self.connections: set[Connection] = set()
-        self.credentials: dict[Connection, Credential] = {}
+        self.connections: set[Admitted] = set()
+        self.credentials: dict[Admitted, Credential] = {}
         self.deployment: Deployment | None = None
         self.sessions: SessionRegistry | None = None
         self.tracer: Tracer | None = None  # none where nobody asked for traces
@@ -216,6 +260,10 @@ class Service:
         freeze_heap()
         served = _served(metadata)
         self.tracer = await asyncio.to_thread(traces.tracer, model=served["chat"] or served["tool"])
+        self.served = Served(
+            settings.served_model_names or tuple(name for name in (served["chat"] or served["tool"],) if name),
+            f"fp_{served['digest']}",
+        )
         self.metrics.serves({"version": __version__, "lane": metadata.lane}, served)
         log.info("loaded", mode=serving.mode, lane=metadata.lane, **served)
         self.open(chat, self._classifier, serving)
@@ -300,8 +348,13 @@ class Service:
             log_turns=settings.log_turns,
             warmed=resetter.warmed if resetter is not None else lambda: None,
         )
-        sampling = settings.sampling(serving.chat.max_out) if serving.chat is not None else Sampling()
-        self.decoder = Decoder(settings.grammar(sampling.max_tokens))
+        if serving.chat is not None:
+            self.sampling = settings.sampling(serving.chat.max_out)
+        sampling = self.sampling
+        grammar = settings.grammar(sampling.max_tokens)
+        self.decoder = Decoder(grammar)
+        tools = [tool.name for tool in serving.tool.tools] or [SCREENSHOT_TOOL] if serving.tool is not None else []
+        self.requests = RequestReader(grammar, self.served.names, tools if classifier is not None else ())
         self.sessions = SessionRegistry(
             lambda session_id: self._new_session(session_id, sampling),
             idle_ttl=settings.session_idle_ttl_seconds,
@@ -385,7 +438,7 @@ class Service:
             "keys_reloaded", keys=len(keys), principals=len(self.keyring.principals), gone=len(gone), closed=len(closed)
         )
 
-    def close_removed(self, connection: Connection) -> None:
+    def close_removed(self, connection: Admitted) -> None:
         """Close a connection whose key is not accepted any more."""
         last = frames.Error(error_code="authentication_failed", message="The API key was taken away.")
         connection.close(frames.CLOSE_POLICY, "key_removed", last)

@@ -70,6 +70,8 @@ class TurnRequest:
         decide: whether the classifier is asked.
         conversation: the session's id, for traces.
         traceparent: the client's span, for traces; none where it named none.
+        tools: those whose call is the whole answer, and no others are told; none where every call is told beside a
+            reply.
         ended: called once at the end; told whether the history keeps the turn, which a failed one never is, nor one
             that a cancel ended before its first word. Whoever barged in goes on speaking: their first words are kept.
     """
@@ -85,6 +87,7 @@ class TurnRequest:
     ended: Callable[[bool], None]
     conversation: str = ""
     traceparent: str | None = None
+    tools: frozenset[str] | None = None
 
     def prefixed(self) -> str:
         """The utterance behind its prefix."""
@@ -201,7 +204,8 @@ class Turn:
         chat, classifier = self._deployment.chat, self._deployment.classifier
         if chat is None:
             if classifier is not None:
-                self._send_decision(await self._decide(classifier, request, alone=True))
+                calls = await self._decide(classifier, request, alone=True)
+                self._send_decision(_offered(calls, request.tools))
         elif classifier is not None and request.decide:
             await self._decide_and_generate(chat, classifier, request)
         else:
@@ -226,8 +230,10 @@ class Turn:
             await asyncio.wait((decision, reply), return_when=asyncio.FIRST_COMPLETED)
             if not decision.done():
                 await reply
-            calls = await decision
+            calls = _offered(await decision, request.tools)
             self._send_decision(calls)
+            if calls and request.tools is not None:
+                return
             if not any(call["name"] == SCREENSHOT_TOOL for call in calls):
                 speech.release()
                 await reply
@@ -420,6 +426,10 @@ def _calls(decision: Decision) -> ToolCalls:
     if not decision.take_screenshot:
         return ()
     return ({"name": SCREENSHOT_TOOL, "probability": round(decision.probability, 4)},)
+
+
+def _offered(calls: ToolCalls, tools: frozenset[str] | None) -> ToolCalls:
+    return calls if tools is None else tuple(call for call in calls if call["name"] in tools)
 
 
 async def _cancel_and_wait(*helpers: asyncio.Future[Any]) -> None:

@@ -6,13 +6,13 @@ everything that the one answering frame needs. There is no third way: any text g
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
 
 from runtime.wire.fields import Fields, shown
+from runtime.wire.json_text import read_json
 from runtime.wire.messages import (
     GENDERS,
     IDENTITIES,
@@ -34,18 +34,12 @@ from runtime.wire.messages import (
     WarmPersona,
 )
 
-# An escape of JSON, a pair of surrogates as one. Alone, half of a pair is no character.
-_ESCAPE = re.compile(
-    r"\\(?:u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]|([dD][89a-fA-F]))[0-9a-fA-F]{2}|.)", re.DOTALL
-)
-
 
 class Decoder:
     """Turns text frames into messages."""
 
     def __init__(self, grammar: Grammar | None = None) -> None:
         self._grammar = grammar or Grammar()
-        self._json = msgspec.json.Decoder()
         self._readers: dict[str, Callable[[Fields], Inbound]] = {
             "start": self._start,
             "followup": self._followup,
@@ -94,23 +88,12 @@ class Decoder:
 
     def _object(self, text: str) -> dict[str, object]:
         try:
-            raw = self._parsed(text)
+            raw = read_json(text)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             raise _not_an_object("no JSON") from None
         if not isinstance(raw, dict):
             raise _not_an_object(shown(raw))
         return raw
-
-    def _parsed(self, text: str) -> object:
-        try:
-            return self._json.decode(text)
-        except msgspec.DecodeError:
-            # A client that cuts its text between the halves of an emoji sends half of one. One character is lost then,
-            # and not the message.
-            whole = _ESCAPE.sub(lambda found: r"\ufffd" if found[1] else found[0], text)
-            if whole == text:
-                raise
-            return self._json.decode(whole)
 
     def _kind(self, fields: Fields) -> str:
         kind = fields.get("type")

@@ -27,7 +27,7 @@ END = b"\r\n\r\n"
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _DIGITS = re.compile(rb"[0-9]{1,15}")
 
-# Paths that take a body, each with its largest one in bytes.
+# Paths that take a body, each with its largest one in bytes; one that ends with a slash is all below it.
 Bodies = Mapping[bytes, int]
 
 
@@ -105,7 +105,14 @@ def read_head(held: bytes | bytearray, bodies: Bodies) -> Head:
 
 def _largest_body(request: bytes, bodies: Bodies) -> int:
     words = request.split(b" ")
-    return bodies.get(words[1].partition(b"?")[0], 0) if len(words) == 3 else 0
+    if len(words) != 3:
+        return 0
+    path = words[1].partition(b"?")[0]
+    return max((size for known, size in bodies.items() if _covers(known, path)), default=0)
+
+
+def _covers(known: bytes, path: bytes) -> bool:
+    return path.startswith(known) if known.endswith(b"/") else path == known
 
 
 def _too_long(*, first_line: bool) -> HTTPStatus:

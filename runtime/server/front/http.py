@@ -79,9 +79,12 @@ class HttpFront(H11Protocol):
         self._check_bounds()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The peer has nothing more to say; whether it still waits for an answer."""
-        self._ended = True
-        return self._answering and not self._refused
+        """The peer has nothing more to say; whether it still waits for an answer.
+
+        Who hangs up looks the same as who has said all. What holds a slot is not made for nobody: there it has hung up.
+        """
+        self._ended = self.socket.ended = True
+        return self._answering and not self._refused and not self.socket.admitted
 
     @property
     def _answering(self) -> bool:

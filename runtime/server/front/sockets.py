@@ -44,15 +44,24 @@ class Peer(Protocol):
 
 
 class Socket:
-    """One TCP connection. Made without a registry, for tests of what stands on it, it is in nobody's way."""
+    """One TCP connection. Made without a registry, for tests of what stands on it, it is in nobody's way.
 
-    __slots__ = ("_sockets", "_transport", "admitted", "leaving_since", "peer", "since")
+    Attributes:
+        peer: the protocol on it; none before it is known, and at the end.
+        admitted: whether it holds a slot.
+        ended: whether no more comes from the peer.
+        since: when its deadline began.
+        leaving_since: when its end was first seen to have begun.
+    """
+
+    __slots__ = ("_sockets", "_transport", "admitted", "ended", "leaving_since", "peer", "since")
 
     def __init__(self, sockets: Sockets | None = None, transport: asyncio.Transport | None = None) -> None:
-        self._sockets = sockets
-        self._transport = transport
+        self._sockets = sockets  # the registry
+        self._transport = transport  # none in tests alone
         self.peer: Peer | None = None
         self.admitted = False
+        self.ended = False
         self.since = 0.0
         self.leaving_since: float | None = None
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from sys import getsizeof
-from typing import Any
 
 from runtime.engines import Sampling
 from runtime.host.ratelimit import SlidingWindow
 from runtime.text.prompt import Message
+from runtime.turns.sampling import changed
 from runtime.turns.sessions.heard import LastReply
 from runtime.turns.sessions.history import History
 from runtime.turns.turn import Turn
@@ -102,10 +101,7 @@ class Session:
 
     def sampling_with(self, change: SamplingChange) -> tuple[Sampling, bool]:
         """The session's sampling and sanitizing with a message's changes."""
-        named: dict[str, Any] = {k: int(value) if k == "top_k" else value for k, value in change.values.items()}
-        extra = {"max_tokens": change.max_tokens, "stop": change.stop, "seed": change.seed}
-        named |= {name: value for name, value in extra.items() if value is not None}
-        sampling = replace(self.sampling, **named) if named else self.sampling
+        sampling = changed(self.sampling, change)
         return sampling, self.sanitize if change.sanitize is None else change.sanitize
 
     def has_persona(self, update: ChatPrompt) -> bool:

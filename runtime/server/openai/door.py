@@ -1,0 +1,185 @@
+"""Answers every request under `/v1`: who may ask, what there is, and who is admitted to a turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from starlette.types import Receive, Scope, Send
+
+from runtime.server.auth import Credential, origin_allowed
+from runtime.server.front.sockets import Socket, socket_of
+from runtime.server.openai.completion import Completion
+from runtime.server.openai.exchange import ClientGoneError, Exchange, Header
+from runtime.server.openai.prompts import check_budgets, turn_request
+from runtime.server.service import Phase, Service
+from runtime.turns.outbox import Outbox
+from runtime.turns.turn import Turn, TurnRequest
+from runtime.wire.openai import answers
+from runtime.wire.openai.answers import Chunks, Heading
+from runtime.wire.openai.errors import ApiError
+from runtime.wire.openai.request import ChatRequest
+
+PREFIX = "/v1"
+COMPLETIONS, MODELS = f"{PREFIX}/chat/completions", f"{PREFIX}/models"
+
+# Seconds after which a client may come again. What drains or is full may be well in a moment; a model loads for longer.
+SOON, LATER = 1, 5
+
+
+class OpenAiDoor:
+    """The ASGI application under `/v1`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        exchange = Exchange(scope, receive, send)
+        try:
+            try:
+                await self._answer(exchange, socket_of(scope))
+            except ApiError as error:
+                await exchange.refuse(error, _allow(exchange) if error.status == 405 else ())
+        except (OSError, ClientGoneError):
+            return  # the client left
+
+    async def _answer(self, exchange: Exchange, socket: Socket) -> None:
+        if not origin_allowed(exchange.origin, self._service.settings.ws_allowed_origins):
+            raise ApiError(403, "This origin may not connect.", code="origin_not_allowed")
+        exchange.allow_origin()
+        if exchange.method == "OPTIONS":
+            return await exchange.answer(b"", 204, _preflight(exchange.headers))
+        if exchange.path == COMPLETIONS:
+            self._expect(exchange, "POST")
+            return await self._complete(exchange, self._identify(exchange), socket)
+        if exchange.path == MODELS or exchange.path.startswith(f"{MODELS}/"):
+            self._expect(exchange, "GET")
+            self._identify(exchange)
+            return await self._tell_models(exchange)
+        message = f"No such path: {exchange.method} {quote(exchange.path)[:200]}. There are {COMPLETIONS} and {MODELS}."
+        raise ApiError(404, message, code="unknown_url")
+
+    def _expect(self, exchange: Exchange, method: str) -> None:
+        if exchange.method != method:
+            raise ApiError(405, f"Expected {method} on this path.", code="method_not_allowed")
+
+    def _identify(self, exchange: Exchange) -> Credential:
+        credential = self._service.keyring.identify(exchange.headers, {})
+        if credential is None:
+            text = "The API key is missing or wrong: send it as `Authorization: Bearer …` or as `X-API-Key: …`."
+            raise ApiError(401, text, code="invalid_api_key")
+        phase = self._service.phase
+        if phase is Phase.DRAINING:
+            raise ApiError(503, "The server goes away; send this again.", code="draining", retry_after=SOON)
+        if phase is not Phase.READY:
+            raise ApiError(503, f"Not ready: {self._service.reason}.", code=phase.value, retry_after=LATER)
+        return credential
+
+    async def _tell_models(self, exchange: Exchange) -> None:
+        served = self._service.served
+        if exchange.path == MODELS:
+            return await exchange.answer(answers.models(served.names, served.since))
+        name = exchange.path[len(MODELS) + 1 :]
+        if name not in served.names:
+            raise ApiError(404, "No such model.", code="model_not_found", param="model")
+        return await exchange.answer(answers.model(name, served.since))
+
+    async def _complete(self, exchange: Exchange, credential: Credential, socket: Socket) -> None:
+        service = self._service
+        body = await exchange.body()
+        if retry := service.seats.request(credential.principal):
+            text = f"Too many requests of this key; try again in {retry} s."
+            raise ApiError(429, text, code="rate_limit_exceeded", retry_after=retry)
+        deployment = service.deployment
+        if deployment is None:
+            raise RuntimeError("a request was taken before anything was loaded")
+        request = service.requests.read(body)
+        if deployment.chat is None and not request.tools:
+            raise ApiError(400, "This server has no chat model: it decides on tools alone.", code="chat_not_deployed")
+        turn = turn_request(
+            request, service.sampling, service.settings.screen_checked_prefix, exchange.headers.get("traceparent")
+        )
+        if deployment.chat is not None:
+            salt = credential.principal.cache_salt
+            await check_budgets(deployment.chat, turn, salt, whole_history=request.whole_history)
+        await self._admit(exchange, credential, socket, request, turn)
+
+    async def _admit(
+        self, exchange: Exchange, credential: Credential, socket: Socket, request: ChatRequest, turn: TurnRequest
+    ) -> None:
+        service = self._service
+        seat = service.seats.take(credential.principal)
+        if seat is None:  # before it waits for a slot: who waits stands in others' way too
+            text = "This key has as many connections and requests at once as it may have; try again later."
+            raise ApiError(429, text, code="connection_quota_exceeded", retry_after=SOON)
+        try:
+            slot = await service.admission.acquire()
+            if slot is None:
+                raise ApiError(429, "Server is at capacity.", code="server_at_capacity", retry_after=SOON)
+            try:
+                if socket.closing or socket.ended:  # who hung up meanwhile waits for nothing
+                    socket.abort()
+                    raise ClientGoneError
+                socket.admit()
+                await self._run(exchange, credential, socket, request, turn)
+            finally:
+                slot.release()
+                socket.slot_released()
+        finally:
+            seat.leave()
+
+    async def _run(
+        self, exchange: Exchange, credential: Credential, socket: Socket, request: ChatRequest, turn: TurnRequest
+    ) -> None:
+        service = self._service
+        if service.deployment is None:
+            raise RuntimeError("a request was admitted before anything was loaded")
+        outbox = Outbox()
+        heading = Heading(_completion_id(exchange), int(time.time()), request.model, service.served.fingerprint)
+        if service.deployment.chat is not None:
+            service.deployment.chat.engine.wake()
+        completion = Completion(
+            exchange,
+            Turn(None, outbox, service.deployment, credential.principal),
+            outbox,
+            heading,
+            one_call=request.one_call,
+            abort=socket.abort,
+            patience=service.settings.ws_idle_timeout_s,
+        )
+        service.connections.add(completion)
+        service.credentials[completion] = credential
+        try:
+            if not service.keyring.holds(credential):  # since the client began to wait for its slot
+                service.close_removed(completion)
+            if service.phase is Phase.DRAINING:
+                completion.end("draining")
+            elif service.phase is Phase.DEAD:
+                completion.end("engine_died")
+            chunks = Chunks(heading, include_usage=request.include_usage) if request.stream else None
+            await completion.serve(turn, chunks=chunks)
+        finally:
+            service.connections.discard(completion)
+            service.credentials.pop(completion, None)
+
+
+def _completion_id(exchange: Exchange) -> str:
+    return exchange.request_id.replace("req_", "chatcmpl-")
+
+
+def _allow(exchange: Exchange) -> tuple[Header, ...]:
+    return ((b"allow", b"POST, OPTIONS" if exchange.path == COMPLETIONS else b"GET, OPTIONS"),)
+
+
+def _preflight(headers: Mapping[str, str]) -> tuple[Header, ...]:
+    """What a browser asks before its script may send a key."""
+    asked = headers.get("access-control-request-headers", "")
+    # Clients have headers of their own, whose names change with every version: whatever is asked for may be sent.
+    names = ", ".join(name for part in asked.split(",") if (name := part.strip()) and name.replace("-", "").isalnum())
+    return (
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-headers", (names or "authorization, content-type").encode("ascii", "ignore")),
+        (b"access-control-max-age", b"600"),
+    )

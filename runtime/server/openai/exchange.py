@@ -1,0 +1,102 @@
+"""One request over HTTP and its answer, as far as every path under `/v1` has them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from starlette.types import Receive, Scope, Send
+
+from runtime.wire.openai.errors import ApiError
+
+Header = tuple[bytes, bytes]
+
+JSON, EVENTS = b"application/json", b"text/event-stream; charset=utf-8"
+# What a browser's script may see beside the body.
+EXPOSED = b"x-request-id, retry-after"
+
+
+class ClientGoneError(Exception):
+    """The client hung up before its request was read."""
+
+
+class Exchange:
+    """A request and its answer.
+
+    Attributes:
+        request_id: told in every answer.
+        method: of the request.
+        path: of the request, decoded.
+        headers: of the request, names in small letters.
+        status: of the answer; 0 before it has begun.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive = receive  # ASGI
+        self._send = send  # ASGI
+        self.request_id = f"req_{secrets.token_hex(12)}"
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers = {
+            name.decode("latin-1").lower(): value.decode("utf-8", "surrogateescape") for name, value in scope["headers"]
+        }
+        self.status = 0
+        self._allowed_origin: bytes | None = None  # whose script may read the answer
+
+    @property
+    def origin(self) -> str | None:
+        """The browser's origin, where it is one."""
+        return self.headers.get("origin")
+
+    def allow_origin(self) -> None:
+        """Let the browser's script read the answer."""
+        if self.origin is not None:
+            self._allowed_origin = self.origin.encode("utf-8", "surrogateescape")
+
+    async def body(self) -> bytes:
+        """The whole body. Its size was bounded when the head was read.
+
+        Raises:
+            ClientGoneError: it will not come.
+        """
+        pieces = []
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            pieces.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                return b"".join(pieces)
+
+    async def gone(self) -> None:
+        """Wait until the client has hung up, or has its whole answer."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def begin(self, status: int, kind: bytes, extra: Sequence[Header] = ()) -> None:
+        """Send the head of an answer."""
+        self.status = status
+        headers = [(b"content-type", kind), (b"x-request-id", self.request_id.encode()), *extra]
+        if self._allowed_origin is not None:
+            headers.append((b"access-control-allow-origin", self._allowed_origin))
+            headers.append((b"access-control-expose-headers", EXPOSED))
+        headers.append((b"vary", b"origin"))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def piece(self, body: bytes, *, last: bool = False) -> None:
+        """Send a piece of the body. Waits while the client does not read."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+
+    async def answer(self, body: bytes, status: int = 200, extra: Sequence[Header] = (), kind: bytes = JSON) -> None:
+        """Send a whole answer."""
+        await self.begin(status, kind, [(b"content-length", str(len(body)).encode()), *extra])
+        await self.piece(body, last=True)
+
+    async def refuse(self, error: ApiError, extra: Sequence[Header] = ()) -> None:
+        """Answer with an error."""
+        headers = list(extra)
+        if error.retry_after is not None:
+            headers.append((b"retry-after", str(error.retry_after).encode()))
+        if error.once:
+            headers.append((b"x-should-retry", b"false"))
+        await self.answer(error.body(), error.status, headers)
