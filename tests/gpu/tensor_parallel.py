@@ -245,14 +245,14 @@ def compare(results: dict[str, dict], parallel: int, told: set[str]) -> None:
     if one and many and "streams" not in told:
         told.add("streams")
         for load in many:
-            ours, theirs = many[load], one.get(load)
-            if theirs:
-                print(
-                    f"== {load}: {parallel} GPUs {ours['tokens_per_s']:.0f} tok/s, TTFT {ours['ttft_p50'] * 1e3:.1f} ms, "
-                    f"ITL {ours['itl_p50'] * 1e3:.2f} ms; one {theirs['tokens_per_s']:.0f} tok/s, "
-                    f"{theirs['ttft_p50'] * 1e3:.1f} ms, {theirs['itl_p50'] * 1e3:.2f} ms",
-                    flush=True,
-                )
+            if load in one:
+                sides = f"{parallel} GPUs {_words(many[load])}; one {_words(one[load])}"
+                print(f"== {load}: {sides}", flush=True)
+
+
+def _words(figures: dict[str, float]) -> str:
+    ttft, itl = figures["ttft_p50"] * 1e3, figures["itl_p50"] * 1e3
+    return f"{figures['tokens_per_s']:.0f} tok/s, TTFT {ttft:.1f} ms, ITL {itl:.2f} ms"
 
 
 def main() -> None:
