@@ -30,6 +30,9 @@ END_SENTINEL = "__END__"
 # Sessions: how many, and the memory of their texts.
 SESSIONS = 10_000
 SESSION_BYTES = 1_073_741_824
+# The session store: the longest wait for it, and what it keeps of one session: four times what the prompt shows of it.
+STORE_TIMEOUT_S = 0.25
+STORED_SESSION_BYTES = 65_536
 
 # Rate limits: so many in so many seconds.
 MESSAGES, MESSAGE_WINDOW_S = 25, 60.0

@@ -25,6 +25,7 @@ DECISIONS = ("yes", "no", "timeout", "failed", "skipped")
 TOKEN_KINDS = ("prompt", "cached", "completion")
 DROP_REASONS = ("deadline", "too_many", "unread", "flood", "malformed")
 ENGINE_STATES = ("running", "waiting")
+STORE_OPERATIONS = ("read", "write", "failure", "conflict")
 
 # What a close code is counted as: the registered ones as themselves, since a client may send any other.
 _CLOSE_CODES = frozenset(range(1000, 1016))
@@ -104,12 +105,50 @@ def _class_of(code: int) -> str:
     return {3: "3xxx", 4: "4xxx"}.get(code // 1000, "other")
 
 
+class StoreMetrics:
+    """What is told of the session store.
+
+    Attributes:
+        up: whether it answers; 1 where there is none.
+        lag: seconds since the oldest change that is not written.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.up = Gauge("yap_session_store_up", "Whether the session store answers", registry=registry)
+        self.up.set(1)
+        self.lag = Gauge(
+            "yap_session_store_lag_seconds", "Age of the oldest change that is not in the store", registry=registry
+        )
+        self._operations = Counter(
+            "yap_session_store_operations", "What was asked of the session store", ["kind"], registry=registry
+        )
+        for kind in STORE_OPERATIONS:
+            self._operations.labels(kind)
+
+    def read(self) -> None:
+        """Count a session that was taken, or looked at."""
+        self._operations.labels("read").inc()
+
+    def written(self) -> None:
+        """Count a session, or a turn, that was written."""
+        self._operations.labels("write").inc()
+
+    def failed(self) -> None:
+        """Count what the store did not do, and what lay in it and was refused."""
+        self._operations.labels("failure").inc()
+
+    def lost(self) -> None:
+        """Count a session that another server has taken over."""
+        self._operations.labels("conflict").inc()
+
+
 class Metrics:
     """The server's own registry, so that several servers can live in one process.
 
     Every label has a closed set of values: none comes from a client.
 
     Attributes:
+        session_store: what is told of the session store.
         principals: gives the principals' figures when they are read.
         engines_own: gives the engine's own metrics when they are read.
         load: what the engine's scheduler held when it was last asked.
@@ -153,6 +192,7 @@ class Metrics:
         self.ready = Gauge("yap_ready", "Whether new conversations belong here, as /readyz says", registry=registry)
         self.sessions = Gauge("yap_sessions", "Sessions that are kept", registry=registry)
         self.session_bytes = Gauge("yap_session_bytes", "Memory of all sessions' texts", registry=registry)
+        self.session_store = StoreMetrics(registry)
         self.principals: Callable[[], Iterable[PrincipalFigures]] = lambda: ()
         registry.register(_PrincipalCollector(lambda: self.principals()))
         self.engines_own: Callable[[], Iterable[Metric]] = lambda: ()

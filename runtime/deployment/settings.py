@@ -16,7 +16,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from runtime import defaults
 from runtime.artifact import ArtifactError, LaneName
 from runtime.artifact.repository import Reference, named_on_hub
+from runtime.deployment import session_store
 from runtime.deployment.keys import ApiKey, KeysError, from_file, from_variable
+from runtime.deployment.session_store import StoreSettings, StoreSettingsError
 from runtime.engines import Sampling
 from runtime.host import variables
 from runtime.wire.messages import DEFAULT_BOUNDS, MAX_PREFIX_CHARS, Bound, Grammar
@@ -222,6 +224,29 @@ class RuntimeSettings(BaseSettings):
         ge=1_048_576,
     )
 
+    session_store: Annotated[str, _STRIPPED] = var(
+        session_store.MEMORY,
+        "where sessions are kept for other servers: `memory` for nowhere, or `valkey://[user@]host[:6379][/0]`, "
+        "`rediss://…` for TLS",
+    )
+    session_store_password_file: Path | None = var(None, "file with the password of that server's user")
+    session_store_ca_file: Path | None = var(
+        None, "certificates (PEM) that its certificate must come from, for `rediss://`; the system's"
+    )
+    session_store_key_file: Path | None = var(
+        None,
+        "file with keys that encrypt what is written there, a line each: 32 bytes in hexadecimal or base64; the first "
+        "encrypts, all decrypt",
+    )
+    session_store_timeout_s: float = var(defaults.STORE_TIMEOUT_S, "longest wait for the store", unit="s", gt=0, le=10)
+    session_store_max_bytes: int = var(
+        defaults.STORED_SESSION_BYTES,
+        "what it keeps of one session; beyond it the oldest of the history go",
+        unit="bytes",
+        ge=4096,
+        le=16_777_216,
+    )
+
     # Prompt and reply
     chat_prompt_max_tokens: int | None = open_var(
         defaults.PERSONA_TOKENS, "persona budget; {} or what the artifact allows", unit="tokens", ge=1
@@ -328,10 +353,7 @@ class RuntimeSettings(BaseSettings):
     trt_kv_enable_block_reuse: bool = var(
         defaults.KV_BLOCK_REUSE, "TensorRT-LLM: keep prompts' KV cache for prompts that begin alike"
     )
-    tensor_parallel_size: int | None = var(None, "GPUs that share every layer of the chat model; the artifact's", ge=1)
-    pipeline_parallel_size: int | None = var(
-        None, "vLLM: stages of the chat model's layers, each on TENSOR_PARALLEL_SIZE GPUs; the artifact's", ge=1
-    )
+    tensor_parallel_size: int | None = var(None, "GPUs that share the chat model; the artifact's", ge=1)
     kv_dtype: str = var(defaults.KV_DTYPE, "type of the KV cache, such as `fp8`; `auto`: the model's own")
     vllm_attention_backend: str | None = var(None, "vLLM's attention kernel, such as `FLASH_ATTN`; vLLM's own choice")
     enforce_eager: bool | None = var(None, "vLLM without compiled graphs; on a CPU yes, on a GPU no")
@@ -404,6 +426,22 @@ class RuntimeSettings(BaseSettings):
         """Requests over HTTP that one key's holder may make in a window; 0 where any number."""
         return defaults.first_set(self.http_max_requests_per_window, default=self.ws_max_messages_per_window)
 
+    def store(self) -> StoreSettings | None:
+        """Where sessions are kept beyond this process; none where they are not.
+
+        Raises:
+            SettingsError: the address is none, or a file cannot be read.
+        """
+        try:
+            return session_store.gather(
+                self.session_store,
+                password_file=self.session_store_password_file,
+                key_file=self.session_store_key_file,
+                ca_file=self.session_store_ca_file,
+            )
+        except StoreSettingsError as error:
+            raise SettingsError(list(error.problems)) from None
+
     def bounds(self) -> dict[str, Bound]:
         """The sampling parameters' ranges."""
         return {
@@ -459,6 +497,10 @@ def _contradictions(settings: RuntimeSettings) -> list[str]:
         problems.append(f"ARTIFACT_PUBLIC_KEY_FILE: expected a file with a public key, found {public_key}")
     try:
         settings.api_keys()
+    except SettingsError as error:
+        problems += error.problems
+    try:
+        settings.store()
     except SettingsError as error:
         problems += error.problems
     for name, bound in settings.bounds().items():

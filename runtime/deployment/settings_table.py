@@ -58,9 +58,11 @@ def _is_secret(info: FieldInfo) -> bool:
 def show() -> None:
     """Print the variables as a table for people."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("variable", "default", "unit", "meaning")
     for name, info in RuntimeSettings.model_fields.items():
-        table.add_row(name.upper(), _default(info).strip("`"), _unit(info), info.description)
+        row = (name.upper(), _default(info).strip("`"), _unit(info), info.description or "")
+        table.add_row(*(escape(cell) for cell in row))  # what stands in brackets is no markup
     Console().print(table)

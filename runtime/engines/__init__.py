@@ -23,10 +23,8 @@ from runtime.engines.interface import (
     Sampling,
     TokenScore,
     create,
-    finds_cache,
     for_model,
     preload,
-    sharing_of,
 )
 
 __all__ = [
@@ -40,8 +38,6 @@ __all__ = [
     "Sampling",
     "TokenScore",
     "create",
-    "finds_cache",
     "for_model",
     "preload",
-    "sharing_of",
 ]

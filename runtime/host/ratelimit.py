@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class SlidingWindow:
@@ -32,6 +32,18 @@ class SlidingWindow:
     def used(self) -> int:
         """Events that still count."""
         return self._drop_old(self._clock())
+
+    def ages(self) -> tuple[float, ...]:
+        """Seconds since each event that still counts, the oldest first."""
+        now = self._clock()
+        self._drop_old(now)
+        return tuple(now - event for event in self._events or ())
+
+    def restore(self, ages: Iterable[float]) -> None:
+        """Count events that were counted elsewhere, so many seconds ago, and no others."""
+        now = self._clock()
+        events = sorted(now - min(max(0.0, age), self._seconds) for age in ages)
+        self._events = deque(events[-self._limit :]) if self._limit > 0 and events else None
 
     def wait(self) -> int:
         """Seconds until an event would be allowed, rounded up; 0 when it would be now."""

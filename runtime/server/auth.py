@@ -90,8 +90,10 @@ class Keyring:
 
     def _new(self, identity: str | bytes) -> Principal:
         name = identity if isinstance(identity, str) else f"{UNNAMED}{next(self._numbers)}"
+        # Where a key has no name its digest says whose it is: the same on every server, in whatever order keys stand.
+        stable = b"name:" + identity.encode() if isinstance(identity, str) else b"key:" + identity
         # Drawn anew: a name that was taken away and is given again does not find what the former holder left.
-        return Principal(name, secrets.token_hex(16) if self._separate_caches else None)
+        return Principal(name, secrets.token_hex(16) if self._separate_caches else None, stable)
 
 
 def origin_allowed(origin: str | None, allowed: Sequence[str]) -> bool:

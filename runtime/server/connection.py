@@ -14,8 +14,9 @@ from runtime.host.supervision import attempt, watch
 from runtime.host.timeouts import within
 from runtime.server.front.sockets import CLOSE_DEADLINE_S
 from runtime.server.quotas import Seat
-from runtime.turns.message_handler import GOES_AWAY, MessageHandler
+from runtime.turns.message_handler import MessageHandler
 from runtime.turns.outbox import Close, Outbox
+from runtime.turns.refusing import GOES_AWAY
 from runtime.turns.turn import Stop
 from runtime.wire import frames, messages
 from runtime.wire.decoder import Decoder
@@ -122,6 +123,7 @@ class Connection:
         self._abort_timer = self._loop.call_later(CLOSE_DEADLINE_S, self._abort_reader)
         try:
             await self._handler.close(why)
+            await self._handler.saved()  # whoever comes back elsewhere finds all of it there
         finally:
             if last is not None:
                 self._outbox.put(last)

@@ -59,6 +59,16 @@ class CacheResetter:
         await repeat("cache_reset", self.maybe_reset, self._interval)
 
 
+async def refresh_sessions(sessions: SessionRegistry, ttl: float) -> None:
+    """Have sessions that a connection keeps written again for ever, so that the store does not let them go before."""
+
+    async def refresh() -> None:
+        for session in list(sessions.owned()):
+            session.resized()
+
+    await repeat("session_refresh", refresh, ttl / 3)
+
+
 async def expire_sessions(sessions: SessionRegistry) -> None:
     """Drop idle sessions for ever, every half a minute."""
 

@@ -110,7 +110,9 @@ def _secrets(settings: RuntimeSettings) -> list[SecretStr]:
         token = hub.token_of(os.environ)
     except hub.TokenError:
         token = None  # told where a token is needed
-    return [*settings.api_keys(), *([token] if token else [])]
+    store = settings.store()
+    password = [SecretStr(store.password)] if store is not None and store.password is not None else []
+    return [*settings.api_keys(), *password, *([token] if token else [])]
 
 
 def _unadmitted(settings: RuntimeSettings) -> int:

@@ -48,14 +48,17 @@ from runtime.server.admission import Admission
 from runtime.server.auth import Credential, Keyring
 from runtime.server.connection import ConnectionLimits
 from runtime.server.front.sockets import Sockets
-from runtime.server.maintenance import CacheResetter, expire_sessions
+from runtime.server.maintenance import CacheResetter, expire_sessions, refresh_sessions
 from runtime.server.quotas import Seats, connections_for_each, share_for_each
 from runtime.server.readiness import Readiness, readiness
 from runtime.text.prompt import PromptRenderer
 from runtime.text.replies.channels import PLAIN, ReplyFormat
 from runtime.text.thought import THINKS, WAY_OUT
+from runtime.turns.sessions.keeper import SessionKeeper
 from runtime.turns.sessions.registry import SessionRegistry
 from runtime.turns.sessions.session import Session
+from runtime.turns.stores.interface import Store
+from runtime.turns.stores.sealing import Sealer
 from runtime.turns.turn import Stop
 from runtime.wire import frames
 from runtime.wire.decoder import Decoder
@@ -140,6 +143,7 @@ class Service:
         served: what it is called; a stand-in before it is loaded.
         deployment: what is served; none before it is loaded.
         sessions: what is kept between turns; none before the models are loaded.
+        store: where sessions are kept beyond this process; none where they are not.
         tracer: takes what is known of turns that ended; none where nobody asked for traces.
         ended: the engine's death, or a failure to load, raises here; a finished drain is a result.
     """
@@ -175,6 +179,8 @@ class Service:
         self.deployment: Deployment | None = None
         self.sessions: SessionRegistry | None = None
         self.tracer: Tracer | None = None  # none where nobody asked for traces
+        self.store: Store | None = None
+        self._keeper: SessionKeeper | None = None  # keeps sessions beyond this process
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._drain_deadline = 0.0  # loop time at which draining ends
         self._engine: Engine | None = None  # to be shut down
@@ -241,7 +247,6 @@ class Service:
                 gpu_fraction=fraction,
                 public_key=settings.artifact_public_key_file,
                 take=view.take,
-                sharing=engines.sharing_of(serving.chat.options) if serving.chat else verify.AS_BUILT,
             ),
             importing,
         )
@@ -276,12 +281,6 @@ class Service:
                 "compile_cache_left_out",
                 reason="it is code, and the artifact's signature was not checked; the engine compiles anew",
                 remedy="set ARTIFACT_PUBLIC_KEY_FILE, or ARTIFACT_TRUST=unsigned for an artifact that you made",
-            )
-        elif (built := view.metadata.chat) and not engines.finds_cache(built, chat.options):
-            log.warning(
-                "compile_cache_left_out",
-                reason=f"it was compiled for {built.limits.gpus} GPU(s) that share the model; the engine compiles anew",
-                remedy="unset TENSOR_PARALLEL_SIZE and PIPELINE_PARALLEL_SIZE, or build the artifact with them",
             )
         try:
             renderer = await asyncio.to_thread(PromptRenderer, view.folder, chat.budgets, chat.thinking > 0)
@@ -323,10 +322,7 @@ class Service:
 
         self.reason = "fetching the artifact"
         cache = settings.artifact_cache_dir or cache_folder(os.environ)
-        sharing = verify.Sharing(settings.tensor_parallel_size, settings.pipeline_parallel_size)
-        fetcher = Fetcher(
-            cache, here, lambda line: log.info("fetch", what=line), settings.artifact_public_key_file, sharing
-        )
+        fetcher = Fetcher(cache, here, lambda line: log.info("fetch", what=line), settings.artifact_public_key_file)
         return fetcher.fetch(name)
 
     def open(self, chat: Chat | None, classifier: Classifier | None, serving: ServingPlan) -> None:
@@ -365,14 +361,21 @@ class Service:
         self.decoder = Decoder(grammar)
         tools = [tool.name for tool in serving.tool.tools] or [SCREENSHOT_TOOL] if serving.tool is not None else []
         self.requests = RequestReader(grammar, self.served.names, tools if classifier is not None else ())
+        self._keeper = self._keep_sessions()
         self.sessions = SessionRegistry(
             lambda session_id: self._new_session(session_id, sampling),
             idle_ttl=settings.session_idle_ttl_seconds,
             maximum=settings.max_sessions,
             max_bytes=settings.max_session_bytes,
+            keeper=self._keeper,
         )
         self._share_sessions()
         self._background.spawn("session_expiry", expire_sessions(self.sessions))
+        if self._keeper is not None:
+            self._background.spawn("session_store", self._keeper.run())
+            self._background.spawn(
+                "session_refresh", refresh_sessions(self.sessions, settings.session_idle_ttl_seconds)
+            )
         self.metrics.engine(up=True)
         self.phase, self.reason = Phase.READY, ""
         log.info("ready")
@@ -388,6 +391,31 @@ class Service:
             slots=self.admission.limit,
             sessions=self._sessions_kept(),
             load=self.metrics.load,
+        )
+
+    def _keep_sessions(self) -> SessionKeeper | None:
+        """What keeps sessions beyond this process; none where nobody asked for it."""
+        settings = self.settings
+        where = settings.store()
+        if self.store is None and where is not None:
+            from runtime.turns.stores.valkey_store import ValkeyStore
+
+            self.store = ValkeyStore(
+                where.address,
+                password=where.password,
+                ca_file=where.ca_file,
+                ttl=settings.session_idle_ttl_seconds,
+                timeout=settings.session_store_timeout_s,
+            )
+            log.info("session_store", address=str(where.address), encrypted=bool(where.keys))
+        if self.store is None:
+            return None
+        return SessionKeeper(
+            self.store,
+            Sealer(where.keys if where is not None else ()),
+            self.metrics.session_store,
+            bounds=settings.bounds(),
+            max_bytes=settings.session_store_max_bytes,
         )
 
     @property
@@ -539,7 +567,11 @@ class Service:
 
     async def close(self) -> None:
         """Stop everything that was started."""
+        if self._keeper is not None:
+            await self._keeper.close()
         await self._background.cancel()
+        if self._keeper is not None:
+            await self._keeper.stop()
         try:
             if self._engine is not None:
                 await self._engine.shutdown()

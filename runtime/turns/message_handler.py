@@ -11,24 +11,26 @@ from datetime import datetime, timezone
 import structlog
 
 from runtime.deployment.models import Chat, Deployment
+from runtime.turns.between_turns import BetweenTurns
 from runtime.turns.outbox import Outbox
 from runtime.turns.principal import Principal
+from runtime.turns.refusing import GOES_AWAY, Refusing
 from runtime.turns.sessions.heard import heard_chars
 from runtime.turns.sessions.hold import SessionHold, end_turn
 from runtime.turns.sessions.registry import SessionQuotaError, SessionRegistry
 from runtime.turns.sessions.session import Session
 from runtime.turns.turn import Stop, Turn, TurnRequest
-from runtime.turns.warming import Prefix, Warming
+from runtime.turns.warming import Warming
 from runtime.turns.work_queue import QueuedMessage, WorkQueue
 from runtime.wire import frames, messages
 from runtime.wire.frames import RequestId
 from runtime.wire.messages import Rejected
-from runtime.wire.refusals import refusal, rejection
+from runtime.wire.refusals import rejection
 
 log = structlog.get_logger(__name__)
 
-# What a client is told of something that a server which goes away does not do.
-GOES_AWAY = "The server goes away: reconnect, and send this again."
+# How often a `start` looks again for a session that another server has just taken over.
+ATTEMPTS = 3
 
 
 class MessageHandler:
@@ -52,6 +54,9 @@ class MessageHandler:
         self._queue = WorkQueue(self._failed, self._finish)  # what waits
         self._draining = False  # nothing new is begun
         self._warming = Warming(outbox, deployment, principal)  # prefills, beside the worker
+        self._refusing = Refusing(principal, outbox)  # answers what is not done
+        # Does what begins no turn.
+        self._between = BetweenTurns(outbox, deployment, self._hold, self._warming, self._refusing)
 
     @property
     def busy(self) -> bool:
@@ -67,11 +72,11 @@ class MessageHandler:
     def submit(self, message: messages.Inbound) -> None:
         """Take a message that is no `cancel`; its answers come through the outbox."""
         if self._deployment.chat is None and not isinstance(message, messages.Start):
-            self._error("chat_not_deployed", "This server has no chat model.", message)
+            self._refusing.refuse(message, "chat_not_deployed", "This server has no chat model.")
             return
         if self._queue.full:
             self.refuse_turn(message)
-            self._error("message_rate_limited", "Too many messages wait; try again in 1 s.", message, retry_in=1)
+            self._refusing.refuse(message, "message_rate_limited", "Too many messages wait; try again in 1 s.", 1)
             return
         self._queue.put(self._queued(message))
 
@@ -94,18 +99,34 @@ class MessageHandler:
     def apply_heard(self, message: messages.Heard) -> None:
         """Cut a reply in the history to what was heard of it. At once, since a turn that waits would be too late."""
         if self._deployment.chat is None:
-            self._error("chat_not_deployed", "This server has no chat model.", message)
+            self._refusing.refuse(message, "chat_not_deployed", "This server has no chat model.")
             return
-        named = message.session_id is not None
-        session = self._hold.active(message.session_id) if named else self._turn_session
-        if session is None or not self._hold.may_use(session):
-            self._no_session(message)
+        if message.session_id is None:
+            self._cut(self._turn_session, message)
+        elif not self._hold.elsewhere(message.session_id):
+            self._cut(self._hold.active(message.session_id), message)
+        elif self._queue.full:
+            self._refusing.refuse(message, "message_rate_limited", "Too many messages wait; try again in 1 s.", 1)
+        else:
+            self._queue.put(QueuedMessage(lambda: self._cut_elsewhere(message), message))
+
+    async def _cut_elsewhere(self, message: messages.Heard) -> None:
+        """Cut a reply that another server may have said."""
+        session = self._hold.active(message.session_id) or await self._hold.fetch(message.session_id)
+        if session is not None:
+            async with session.lock:
+                await self._hold.load(session)
+        self._cut(session, message)
+
+    def _cut(self, session: Session | None, message: messages.Heard) -> None:
+        if session is None or session.lost or not self._hold.may_use(session):
+            self._refusing.no_session(message)
             return
         turn = session.turn if session.turn is not None and not session.turn.ended else None
         reply = turn or session.last_reply
         if reply is None or message.request_id not in (None, reply.request_id):
             text = "No such reply can be cut: it is not this session's last, or the next turn has begun."
-            self._error("no_such_reply", text, message)
+            self._refusing.refuse(message, "no_such_reply", text)
             return
         try:
             chars = heard_chars(message, reply.said)
@@ -134,7 +155,7 @@ class MessageHandler:
 
     def drain(self) -> None:
         """End the prefills, which are for turns that will not come. What was asked for before goes on."""
-        self._draining = True
+        self._draining = self._between.draining = True
         self._warming.refuse("draining", GOES_AWAY)
 
     async def wait_until_idle(self) -> None:
@@ -144,6 +165,10 @@ class MessageHandler:
                 await turns[-1].wait()
             elif not await self._queue.wait():
                 return
+
+    async def saved(self) -> None:
+        """Wait, not for long, until what has changed in this connection's session is in the store, if there is one."""
+        await self._hold.saved()
 
     async def close(self, why: Stop) -> None:
         """Stop everything and wait until the engine holds nothing of it; give the session back."""
@@ -168,7 +193,7 @@ class MessageHandler:
         self._warming.refuse(code, text)
         for entry in self._queue.entries:
             if entry.turn is None or not entry.turn.begun:
-                self._error(code, text, entry.message)
+                self._refusing.refuse(entry.message, code, text)
 
     def _open_turns(self) -> list[Turn]:
         turns = [self._turn, *(entry.turn for entry in self._queue.entries)]
@@ -186,11 +211,11 @@ class MessageHandler:
                 turn = self._new_turn(request_id)
                 return QueuedMessage(lambda: self._follow_up(message, turn), message, turn)
             case messages.ChatPrompt():
-                return QueuedMessage(lambda: self._set_persona(message), message)
+                return QueuedMessage(lambda: self._between.set_persona(message), message)
             case messages.WarmPersona():
-                return QueuedMessage(lambda: self._warm_persona(message), message)
+                return QueuedMessage(lambda: self._between.warm_persona(message), message)
             case messages.WarmHistory():
-                return QueuedMessage(lambda: self._warm_history(message), message)
+                return QueuedMessage(lambda: self._between.warm_history(message), message)
         raise TypeError(f"nothing to do for {type(message).__name__}")
 
     def _new_turn(self, request_id: RequestId | None) -> Turn:
@@ -201,7 +226,7 @@ class MessageHandler:
 
     def _failed(self, entry: QueuedMessage, error: Exception) -> None:
         log.error("message_failed", error=type(error).__name__, exc_info=error)
-        self._error("internal_error", "The server could not handle this message.", entry.message)
+        self._refusing.refuse(entry.message, "internal_error", "The server could not handle this message.")
 
     async def _finish(self, entry: QueuedMessage) -> None:
         if entry.turn is not None and not entry.turn.begun:
@@ -213,59 +238,77 @@ class MessageHandler:
     # Turns
 
     async def _start(self, start: messages.Start, turn: Turn) -> None:
-        if self._deployment.chat is None:
+        chat = self._deployment.chat
+        if chat is None:
             start = replace(start, persona=None)
-        elif await self._start_too_long(self._deployment.chat, start):
+        elif await self._start_too_long(chat, start):
             return
-        try:
-            session = self._hold.open(start.session_id)
-        except SessionQuotaError:
-            text = "This key has as many sessions as it may have, and all of them are in use."
-            self._error("session_quota_exceeded", text, start)
-            return
-        async with session.lock:
-            await self._acquire_session(session)
-            session.apply(start)
-            self._acknowledge("start", session, start)
-            self._begin(
-                turn,
-                session,
-                TurnRequest(
-                    persona=session.persona,
-                    runtime_text=session.runtime_text,
-                    history=session.history.messages(),
-                    utterance=start.utterance,
-                    prefix=session.check_screen_prefix,
-                    sampling=session.sampling,
-                    sanitize=session.sanitize,
-                    decide=True,
-                    ended=lambda kept: session.remember(turn, start.utterance, kept=kept),
-                    conversation=session.session_id,
-                    traceparent=start.traceparent or self._traceparent,
-                ),
-            )
+        for _ in range(ATTEMPTS):
+            try:
+                session = self._hold.open(start.session_id)
+            except SessionQuotaError:
+                text = "This key has as many sessions as it may have, and all of them are in use."
+                self._refusing.refuse(start, "session_quota_exceeded", text)
+                return
+            async with session.lock:
+                news = await self._hold.load(session, start.utterance)
+                if news and chat is not None and await self._persona_too_long(chat, session, start):
+                    return
+                await self._acquire_session(session)
+                if session.lost:  # to another server, while this one waited
+                    continue
+                session.apply(start)
+                self._acknowledge("start", session, start)
+                self._begin(turn, session, self._request_of(start, session, turn))
+                return
+        raise RuntimeError("other servers take the session over again and again")
+
+    async def _persona_too_long(self, chat: Chat, session: Session, start: messages.Start) -> bool:
+        """Whether the persona that another server wrote leaves no room here."""
+        if start.persona is not None:
+            return False
+        return await self._refusing.too_long(chat, session.persona, start.runtime_text, start)
+
+    def _request_of(self, start: messages.Start, session: Session, turn: Turn) -> TurnRequest:
+        return TurnRequest(
+            persona=session.persona,
+            runtime_text=session.runtime_text,
+            history=session.history.messages(),
+            utterance=start.utterance,
+            prefix=session.check_screen_prefix,
+            sampling=session.sampling,
+            sanitize=session.sanitize,
+            decide=True,
+            ended=lambda kept: session.remember(turn, start.utterance, kept=kept),
+            conversation=session.session_id,
+            traceparent=start.traceparent or self._traceparent,
+        )
 
     async def _start_too_long(self, chat: Chat, start: messages.Start) -> bool:
         persona = start.persona
         if persona is None:
             known = self._hold.find(start.session_id)
             persona = known.persona if known is not None else ""
-        return await self._too_long(chat, persona, start.runtime_text, start)
+        return await self._refusing.too_long(chat, persona, start.runtime_text, start)
 
     async def _follow_up(self, followup: messages.Followup, turn: Turn) -> None:
-        session = self._hold.active(followup.session_id)
+        session = self._hold.active(followup.session_id) or await self._hold.fetch(followup.session_id)
         if session is None:
-            self._no_session(followup)
+            self._refusing.no_session(followup)
             return
         async with session.lock:
+            await self._hold.load(session)
             if not self._hold.may_use(session):  # another connection took it while this one waited
-                self._no_session(followup)
+                self._refusing.no_session(followup)
                 return
             if self._hold.owned() is None:
                 await self._acquire_session(session)
             else:
                 await self._end_own_turn()
                 await end_turn(session)
+            if session.lost:
+                self._refusing.no_session(followup)
+                return
             sampling, sanitize = session.sampling_with(followup.sampling)
             request = TurnRequest(
                 persona=session.persona,
@@ -295,7 +338,7 @@ class MessageHandler:
 
     def _begin(self, turn: Turn, session: Session, request: TurnRequest) -> None:
         self._turn, self._turn_session = turn, session
-        session.begin(turn)
+        session.begin(turn, request.utterance if request.decide else request.prefixed())
         turn.when_ended(lambda: session.forget(turn))
         turn.begin(request)
 
@@ -314,73 +357,3 @@ class MessageHandler:
                 request_id=message.request_id,
             )
         )
-
-    # Between turns
-
-    async def _set_persona(self, update: messages.ChatPrompt) -> None:
-        session, chat = self._hold.active(update.session_id), self._deployment.chat
-        if session is None or chat is None:
-            self._no_session(update)
-        elif session.has_persona(update):
-            self._answer_chat_prompt(update, 204, "no change")
-        elif retry := session.updates.wait():
-            text = f"Too many persona updates; try again in {retry} s."
-            self._error("chat_prompt_rate_limited", text, update, retry_in=retry)
-        elif not await self._too_long(chat, update.persona, session.runtime_text, update):
-            session.updates.take()
-            session.set_persona(update)
-            self._answer_chat_prompt(update, 200, "updated")
-
-    def _answer_chat_prompt(self, update: messages.ChatPrompt, code: int, message: str) -> None:
-        self._outbox.put(
-            frames.ChatPromptAck(
-                to="chat_prompt",
-                ok=True,
-                code=code,
-                message=message,
-                warning=list(update.warnings),
-                request_id=update.request_id,
-            )
-        )
-
-    async def _warm_persona(self, warm: messages.WarmPersona) -> None:
-        await self._warm(Prefix("persona_static", warm.request_id, warm.persona, warnings=warm.warnings), warm)
-
-    async def _warm_history(self, warm: messages.WarmHistory) -> None:
-        persona = warm.persona
-        if persona is None:
-            # Only read, so it does not matter who owns it.
-            named = warm.session_id is not None
-            session = self._hold.find(warm.session_id or "") if named else self._hold.owned()
-            if session is None and named:
-                self._no_session(warm)
-                return
-            persona = session.persona if session is not None else ""
-        prefix = Prefix("history", warm.request_id, persona, warm.runtime_text, warm.history, warm.warnings)
-        await self._warm(prefix, warm)
-
-    async def _warm(self, prefix: Prefix, message: messages.Inbound) -> None:
-        chat = self._deployment.chat
-        if self._draining:
-            self._error("draining", GOES_AWAY, message)
-            return
-        if chat is not None and not await self._too_long(chat, prefix.persona, prefix.runtime_text, message):
-            self._warming.begin(chat, prefix)
-
-    # Shared
-
-    async def _too_long(self, chat: Chat, persona: str, runtime_text: str, message: messages.Inbound) -> bool:
-        excess = await chat.persona_excess(persona, runtime_text, self._principal.cache_salt)
-        if excess is not None:
-            self._error("chat_prompt_too_long", str(excess), message)
-        return excess is not None
-
-    def _no_session(self, message: messages.Inbound) -> None:
-        text = (
-            "This connection has no such session: send `start` first, or name a `session_id` that is still kept and "
-            "that no other connection has."
-        )
-        self._error("no_active_session", text, message)
-
-    def _error(self, code: str, text: str, message: messages.Inbound, retry_in: int | None = None) -> None:
-        self._outbox.put(refusal(message, code, text, retry_in))

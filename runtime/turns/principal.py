@@ -13,6 +13,7 @@ class Principal:
 
     Attributes:
         name: for metrics and the log; says nothing of its keys.
+        identity: the same on every server with the same keys, and no key; empty where nobody has told: then the name.
         cache_salt: keeps its prompts apart from others' in the engine's prefix cache; none shares one cache.
         turns: that ended.
         prompt_tokens: of all turns.
@@ -23,11 +24,15 @@ class Principal:
 
     name: str
     cache_salt: str | None = None
+    identity: bytes = b""
     turns: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     refused: int = 0
+
+    def __post_init__(self) -> None:
+        self.identity = self.identity or b"name:" + self.name.encode("utf-8", "surrogatepass")
 
     def count(self, usage: Usage) -> None:
         """Count a turn that ended."""

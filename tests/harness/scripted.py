@@ -25,6 +25,7 @@ from runtime.server.process import Server, bind, web_config
 from runtime.server.service import Service
 from runtime.text.prompt import Budgets, Message, PersonaTooLongError, Prompt
 from runtime.text.replies.channels import PLAIN, ReplyFormat
+from runtime.turns.stores.interface import Store
 
 KEY = "test-key"
 REPLY = ("Sure", " thing", ", here", " it is.")
@@ -343,6 +344,7 @@ async def serving(
     opened: bool = True,
     listens_on: int = 0,
     tracer: Tracer | None = None,
+    store: Store | None = None,
     **values: Any,
 ) -> AsyncIterator[Running]:
     """Run a server on a loopback port (0: a free one) over scripted parts; `chat=False` makes it tool-only."""
@@ -350,6 +352,7 @@ async def serving(
     chosen = settings(**values)
     service = Service(chosen)
     service.tracer = tracer
+    service.store = store
     pool = ThreadPoolExecutor(2)
     renderer = renderer or ScriptedRenderer()
     budgets = renderer.budgets if isinstance(renderer, ScriptedRenderer) else Budgets()

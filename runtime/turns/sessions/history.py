@@ -21,11 +21,12 @@ MESSAGE_OVERHEAD_BYTES = 72
 class History:
     """The conversation so far, oldest first, bounded by dropping the oldest. Appending takes constant time."""
 
-    __slots__ = ("_messages", "_size")
+    __slots__ = ("_dropped", "_messages", "_size")
 
     def __init__(self, messages: Iterable[Message] = ()) -> None:
         self._messages: deque[Message] = deque()
         self._size = 0
+        self._dropped = 0  # messages that went because they were oldest
         self.extend(messages)
 
     @property
@@ -38,8 +39,25 @@ class History:
         for message in messages:
             self._messages.append(message)
             self._size += message_size(message)
+        self._trim()
+
+    @property
+    def end(self) -> int:
+        """The place behind the last message: places count what was dropped too, so that they stay where they are."""
+        return self._dropped + len(self._messages)
+
+    def insert(self, place: int, messages: Iterable[Message]) -> None:
+        """Put messages before the one at a place, or before the oldest where that one has been dropped."""
+        index = max(0, min(place - self._dropped, len(self._messages)))
+        for offset, message in enumerate(messages):
+            self._messages.insert(index + offset, message)
+            self._size += message_size(message)
+        self._trim()
+
+    def _trim(self) -> None:
         while self._size > HISTORY_MAX_BYTES or len(self._messages) > HISTORY_MAX_MESSAGES:
             self._size -= message_size(self._messages.popleft())
+            self._dropped += 1
 
     def remove(self, message: Message) -> None:
         """Take back a message that was appended last, unless it has been dropped."""

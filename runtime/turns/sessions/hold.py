@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from runtime.turns.principal import Principal
-from runtime.turns.sessions.registry import SessionRegistry
+from runtime.turns.sessions.registry import SessionQuotaError, SessionRegistry
 from runtime.turns.sessions.session import Session
+from runtime.turns.stores.record import Record
 from runtime.turns.turn import Stop
 
 
@@ -22,6 +23,11 @@ class SessionHold:
         self._sessions = sessions
         self._owner = owner
         self._session: Session | None = None  # the one of the last `start`
+
+    @property
+    def shared(self) -> bool:
+        """Whether other servers may have this principal's sessions."""
+        return self._sessions.keeper is not None
 
     def open(self, session_id: str) -> Session:
         """Find a session, or make it.
@@ -51,11 +57,54 @@ class SessionHold:
         """Whether no other connection owns the session: only a `start` takes one over."""
         return session.owner is None or session.owner is self._owner
 
+    async def load(self, session: Session, words: str | None = None) -> bool:
+        """See what other servers have written of a session; true where that is news. Nothing where it is ours already.
+
+        Args:
+            session: its lock is held.
+            words: what the user says now.
+        """
+        keeper, lease = self._sessions.keeper, session.lease
+        if keeper is None or lease is None or (session.owner is self._owner and lease.epoch):
+            return False
+        return await keeper.take(session, words)
+
+    async def fetch(self, session_id: str | None) -> Session | None:
+        """A session that this server does not know, from the store; none where that does not know it either."""
+        keeper = self._sessions.keeper
+        if keeper is None or session_id is None or self.find(session_id) is not None:
+            return None
+        if await self.look(session_id) is None:
+            return None
+        try:
+            return self.open(session_id)
+        except SessionQuotaError:
+            return None
+
+    async def look(self, session_id: str) -> Record | None:
+        """What the store has of a session; none where there is no store."""
+        keeper = self._sessions.keeper
+        return await keeper.look(self._principal, session_id) if keeper is not None else None
+
+    def elsewhere(self, session_id: str) -> bool:
+        """Whether other servers may know more of a session than this one."""
+        if self._sessions.keeper is None:
+            return False
+        session = self.find(session_id)
+        return session is None or session.owner is None
+
+    async def saved(self) -> None:
+        """Wait, not for long, until what has changed in this connection's session is in the store."""
+        if self._sessions.keeper is not None and self._session is not None:
+            await self._sessions.keeper.saved(self._session)
+
     async def take(self, session: Session) -> None:
-        """Become the session's owner, when its turn has ended, if any."""
+        """Become the session's owner, when its turn has ended, if any; not where another server has it now."""
         await end_turn(session)
         if self._session is not None and self._session is not session:
             self._sessions.release(self._session, self._owner)
+        if session.lost:
+            return
         session.owner = self._owner
         self._session = session
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from runtime import defaults
 from runtime.turns.principal import Principal
+from runtime.turns.sessions.keeper import SessionKeeper
 from runtime.turns.sessions.session import SESSION_OVERHEAD_BYTES, Session
 
 
@@ -41,6 +42,7 @@ class SessionRegistry:
         maximum: sessions of all principals.
         max_bytes: memory of all sessions.
         clock: seconds.
+        keeper: keeps them beyond this process; none where nobody does.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class SessionRegistry:
         maximum: int,
         max_bytes: int = defaults.SESSION_BYTES,
         clock: Callable[[], float] = time.monotonic,
+        keeper: SessionKeeper | None = None,
     ) -> None:
         self._create = create
         self._idle_ttl = idle_ttl
@@ -58,6 +61,9 @@ class SessionRegistry:
         self._max_bytes = max_bytes
         self._most, self._most_bytes = maximum, max_bytes  # of one principal
         self._clock = clock
+        self.keeper = keeper
+        if keeper is not None:
+            keeper.lost = self.lose
         self._accounts: dict[Principal, _Account] = {}  # none without a session
         self._count = 0  # of all accounts
         self._bytes = 0  # of all accounts
@@ -114,6 +120,8 @@ class SessionRegistry:
         account = self._accounts.setdefault(principal, _Account())
         session = self._create(session_id)
         session.last_used = self._clock()
+        if self.keeper is not None:
+            self.keeper.attach(principal, session)
         account.sessions[session_id] = session
         self._count += 1
         self._measure(account, session)
@@ -140,6 +148,19 @@ class SessionRegistry:
         account = self._accounts.get(principal)
         for session_id in list(account.sessions) if account is not None else ():
             self._drop(principal, self._accounts[principal], session_id)
+        if self.keeper is not None:
+            self.keeper.forget(principal)
+
+    def lose(self, session: Session) -> None:
+        """Drop a session that another server has; whoever asks for it next gets what the store has of it."""
+        for principal, account in list(self._accounts.items()):
+            if account.sessions.get(session.session_id) is session:
+                self._drop(principal, account, session.session_id)
+
+    def owned(self) -> Iterator[Session]:
+        """Sessions that a connection has."""
+        for account in self._accounts.values():
+            yield from (session for session in account.sessions.values() if session.owner is not None)
 
     def _expired(self, session: Session) -> bool:
         return session.owner is None and self._clock() - session.last_used > self._idle_ttl
@@ -177,14 +198,16 @@ class SessionRegistry:
     def _drop_oldest(self, principal: Principal, account: _Account, owner: object | None) -> bool:
         for session_id, session in account.sessions.items():
             if session.owner is None or session.owner is owner:
-                self._drop(principal, account, session_id)
+                self._drop(principal, account, session_id, everywhere=True)
                 return True
         return False
 
-    def _drop(self, principal: Principal, account: _Account, session_id: str) -> None:
+    def _drop(self, principal: Principal, account: _Account, session_id: str, *, everywhere: bool = False) -> None:
         session = account.sessions.pop(session_id, None)
         if session is not None:
             session.resized = _unbound
+            if self.keeper is not None:
+                self.keeper.dropped(session, everywhere=everywhere)
             size = account.sizes.pop(session_id)
             account.bytes -= size
             self._bytes -= size
@@ -195,6 +218,8 @@ class SessionRegistry:
     def _resized(self, principal: Principal, session: Session) -> None:
         """Count a session's bytes anew; when they are too many, others of its principal's go."""
         self._measure(self._accounts[principal], session)
+        if self.keeper is not None:
+            self.keeper.changed(session)
         self._shrink(principal)
 
     def _measure(self, account: _Account, session: Session) -> None:

@@ -15,6 +15,7 @@ from runtime.text.prompt import Message
 from runtime.turns.sampling import changed
 from runtime.turns.sessions.heard import LastReply
 from runtime.turns.sessions.history import History
+from runtime.turns.sessions.lease import Lease
 from runtime.turns.turn import Turn
 from runtime.wire.messages import ChatPrompt, SamplingChange, Start
 
@@ -41,6 +42,8 @@ class Session:
         owner: the message handler whose connection has it; none between connections.
         turn: the one that runs; none between turns.
         last_reply: what `heard` may still cut; none before a turn has ended, and once the next one has begun.
+        reply: what the history has of it; its last message.
+        lease: what its server knows of it in the store; none where sessions are kept in memory alone.
         lock: held from stopping the old turn to starting the new one, so that two connections cannot interleave.
         last_used: the registry's time of the last touch.
         resized: called when its texts have changed; the registry counts their bytes.
@@ -61,7 +64,8 @@ class Session:
         self.owner: object | None = None
         self.turn: Turn | None = None
         self.last_reply: LastReply | None = None
-        self._reply: Message | None = None  # what the history has of it
+        self.reply: Message | None = None
+        self.lease: Lease | None = None
         self.lock = asyncio.Lock()
         self.last_used = 0.0
         self.resized: Callable[[], None] = _nothing
@@ -82,12 +86,19 @@ class Session:
         )
         return SESSION_OVERHEAD_BYTES + self.history.size + sum(getsizeof(text) for text in texts if text)
 
+    @property
+    def lost(self) -> bool:
+        """Whether another server has taken it over."""
+        return self.lease is not None and self.lease.lost
+
     def apply(self, start: Start) -> None:
         """Take over what a `start` says; what it leaves out stays, but for `runtime_text`, which is the turn's own."""
         if start.persona is not None:
             self.persona = start.persona
         if start.history is not None:
             self.history = History(start.history)
+            if self.lease is not None:
+                self.lease.replace_history()
         self.gender = start.gender or self.gender
         self.personality = start.personality or self.personality
         self.user_identity = start.user_identity or self.user_identity
@@ -97,7 +108,7 @@ class Session:
             self.check_screen_prefix = start.check_screen_prefix
         if start.screen_checked_prefix is not None:
             self.screen_checked_prefix = start.screen_checked_prefix
-        self.resized()
+        self._changed()
 
     def sampling_with(self, change: SamplingChange) -> tuple[Sampling, bool]:
         """The session's sampling and sanitizing with a message's changes."""
@@ -117,35 +128,46 @@ class Session:
         self.persona = update.persona
         self.gender = update.gender or self.gender
         self.personality = update.personality or self.personality
-        self.resized()
+        self._changed()
 
     def forget(self, turn: Turn) -> None:
         """Let go of a turn that has ended: sessions are kept for long, and a turn holds its connection's queue."""
         if self.turn is turn:
             self.turn = None
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: Turn, utterance: str = "") -> None:
         """Let a turn run; nothing that was said before can be cut any more."""
-        self.turn, self.last_reply, self._reply = turn, None, None
-        self.resized()
+        self.turn, self.last_reply, self.reply = turn, None, None
+        if self.lease is not None:
+            self.lease.begin(utterance)
+        self._changed()
 
     def remember(self, turn: Turn, utterance: str, *, kept: bool) -> None:
         """Take over an ended turn: where it is kept, the user's words and the reply, each where there is any."""
         self.last_reply = LastReply(turn.request_id, turn.said, kept)
         if kept and utterance.strip():
             self.history.extend((Message("user", utterance),))
+        if self.lease is not None:
+            self.lease.end(utterance, kept=kept)
         self.cut(len(turn.said) if turn.heard is None else turn.heard)
 
     def cut(self, chars: int) -> None:
         """Keep so many characters of the last reply: the others were not heard."""
         last = self.last_reply
         if last is not None and last.kept:
-            if self._reply is not None:
-                self.history.remove(self._reply)
+            if self.reply is not None:
+                self.history.remove(self.reply)
             heard = Message("assistant", last.said[:chars])
-            self._reply = heard if heard.content.strip() else None
-            if self._reply is not None:
-                self.history.extend((self._reply,))
+            self.reply = heard if heard.content.strip() else None
+            if self.reply is not None:
+                self.history.extend((self.reply,))
+            if self.lease is not None:
+                self.lease.hear(self.reply.content if self.reply is not None else "")
+        self._changed()
+
+    def _changed(self) -> None:
+        if self.lease is not None:
+            self.lease.touched = True
         self.resized()
 
 

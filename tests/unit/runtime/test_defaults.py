@@ -29,7 +29,7 @@ from runtime.host import logs
 from runtime.server import process as server
 from runtime.server.connection import ConnectionLimits
 from runtime.text.prompt import Budgets
-from runtime.turns import session
+from runtime.turns.sessions import history
 from runtime.wire import frames
 from runtime.wire.messages import DEFAULT_BOUNDS, MAX_IDENTIFIER_CHARS, MAX_PREFIX_CHARS, MAX_STYLE_CHARS, Grammar
 from tests.harness.scripted import settings
@@ -126,8 +126,8 @@ def test_the_pages_other_figures_are_the_codes() -> None:
     assert f"(13 needs {defaults.MINIMUM_DRIVER})" in operations
     assert f"the driver ({defaults.MINIMUM_DRIVER} or\nnewer)" in images
     assert f"-p {defaults.PORT}:{defaults.PORT}" in images
-    assert f"at most {session.HISTORY_MAX_BYTES} bytes (of the server's memory" in protocol
-    assert f"and {session.HISTORY_MAX_MESSAGES} messages of history" in " ".join(protocol.split())
+    assert f"at most {history.HISTORY_MAX_BYTES} bytes (of the server's memory" in protocol
+    assert f"and {history.HISTORY_MAX_MESSAGES} messages of history" in " ".join(protocol.split())
     assert protocol.count(f"at most {MAX_PREFIX_CHARS} characters; kept") == 2
     assert f"letters, at most {MAX_STYLE_CHARS}; kept" in protocol
     assert f"a string of at most {MAX_IDENTIFIER_CHARS} characters" in protocol
@@ -195,7 +195,7 @@ def test_both_programs_mean_the_same_by_a_variable(name: str) -> None:
 
 def test_what_must_agree_agrees() -> None:
     assert Reference("acme/model").revision == push.BRANCH
-    assert session.HISTORY_MAX_BYTES == defaults.MESSAGE_BYTES
+    assert history.HISTORY_MAX_BYTES == defaults.MESSAGE_BYTES
     assert logs.ROTATE_BYTES == defaults.LOG_MEGABYTES << 20
     assert (METADATA_NAME, SIGNATURE_NAME, CARD_NAME, TOOL_FOLDER) == (
         "build_metadata.json", "model.sig", "README.md", "tool",

@@ -1,0 +1,105 @@
+"""A session's lease: what its server knows of the session in the store, and what the store does not know yet."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+
+from runtime.engines import Sampling
+from runtime.turns.stores.record import TURN_IDS, StoredTurn
+
+
+def turn_id() -> str:
+    """A name for a turn that no other has, and that sorts by the time of its making."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(5)}"
+
+
+class Lease:
+    """What one session has of the store.
+
+    Attributes:
+        place: the session's name there.
+        default: its sampling before anybody has asked for another.
+        epoch: under which it may be written; 0 where it never was taken.
+        gone: whether it is kept here no more, and so not written.
+        lost: whether another server has taken it over. Then it is written no more.
+        takes: how many are asking for it now.
+        touched: whether a client has changed it here. Until then there is nothing to write.
+        replaced: whether a client has given it its history, since it was taken.
+        seam: where in the history begins what was said here.
+        open: the turn that runs.
+        ended: turns that have ended and that the store has not confirmed.
+        ids: of the last turns that the history has, or that were sent again.
+        cut: id of a turn that another server did not end, and whose utterance the history has.
+        merged: ids of turns that lay beside the session in the store and that the history has now.
+        too_long: whether it was told that it does not fit.
+    """
+
+    __slots__ = (
+        "cut",
+        "default",
+        "ended",
+        "epoch",
+        "gone",
+        "ids",
+        "lost",
+        "merged",
+        "open",
+        "place",
+        "replaced",
+        "seam",
+        "takes",
+        "too_long",
+        "touched",
+    )
+
+    def __init__(self, place: str, default: Sampling) -> None:
+        self.place = place
+        self.default = default
+        self.epoch = 0
+        self.lost = False
+        self.gone = False
+        self.takes = 0
+        self.touched = False
+        self.replaced = False
+        self.seam = 0
+        self.open: StoredTurn | None = None
+        self.ended: list[StoredTurn] = []
+        self.ids: deque[str] = deque(maxlen=TURN_IDS)
+        self.cut: str | None = None
+        self.merged: list[str] = []
+        self.too_long = False
+
+    def begin(self, utterance: str, make_id: Callable[[], str] = turn_id) -> None:
+        """Note that a turn runs."""
+        self.touched = True
+        self.open = StoredTurn(make_id(), utterance)
+
+    def end(self, utterance: str, *, kept: bool) -> None:
+        """Note that it has ended, and whether the history has it."""
+        running, self.open = self.open, None
+        if kept:
+            turn = StoredTurn(running.id if running is not None else turn_id(), utterance)
+            self.ended.append(turn)
+            del self.ended[:-TURN_IDS]
+            self.ids.append(turn.id)
+
+    def hear(self, said: str) -> None:
+        """Note what the history has of the last turn's reply."""
+        if self.ended:
+            last = self.ended[-1]
+            if self.ids and self.ids[-1] == last.id:
+                self.ended[-1] = StoredTurn(last.id, last.utterance, said)
+
+    def replace_history(self) -> None:
+        """Note that a client has said itself what was said before: nothing of that is to be brought again."""
+        self.touched = self.replaced = True
+        self.ended.clear()
+        self.cut = None
+
+    def confirm(self, ended: set[str], merged: set[str]) -> None:
+        """Note what the store has."""
+        self.ended = [turn for turn in self.ended if turn.id not in ended]
+        self.merged = [name for name in self.merged if name not in merged]

@@ -1,0 +1,160 @@
+"""A session as the store keeps it, and back: written whole, restored whole, or put behind what was said here since."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+
+from runtime.engines import Sampling
+from runtime.text.prompt import Message
+from runtime.turns.sessions.heard import LastReply
+from runtime.turns.sessions.history import History
+from runtime.turns.sessions.lease import Lease
+from runtime.turns.sessions.session import Session
+from runtime.turns.stores.record import VERSION, Record, StoredReply, StoredSampling, StoredTurn, pack, unpack
+from runtime.wire.messages import Bound
+
+Clock = Callable[[], float]
+
+
+def record_of(session: Session, lease: Lease, wall: Clock = time.time) -> Record:
+    """A session as a record."""
+    last = session.last_reply
+    reply = None
+    if last is not None:
+        reply = StoredReply(last.request_id, last.said, last.kept, session.reply is not None)
+    now = wall()
+    return Record(
+        version=VERSION,
+        persona=session.persona,
+        gender=session.gender,
+        personality=session.personality,
+        user_identity=session.user_identity,
+        runtime_text=session.runtime_text,
+        history=pack(session.history.messages()),
+        sampling=StoredSampling(*(getattr(session.sampling, name) for name in StoredSampling.__struct_fields__)),
+        sanitize=session.sanitize,
+        prefixes=(session.check_screen_prefix, session.screen_checked_prefix),
+        turns=tuple(lease.ids),
+        open=lease.open,
+        reply=reply,
+        updates=tuple(now - age for age in session.updates.ages()),
+    )
+
+
+def restore(session: Session, record: Record, bounds: Mapping[str, Bound], wall: Clock = time.time) -> None:
+    """Make a session what a record says; turns that the store has not confirmed come behind it."""
+    lease = _lease_of(session)
+    session.persona = record.persona
+    session.gender, session.personality, session.user_identity = (
+        record.gender,
+        record.personality,
+        record.user_identity,
+    )
+    session.runtime_text = record.runtime_text
+    session.history = History(unpack(record.history))
+    session.sampling = sampling_of(record.sampling, lease.default, bounds)
+    session.sanitize = record.sanitize
+    session.check_screen_prefix, session.screen_checked_prefix = record.prefixes
+    session.updates.restore(max(0.0, wall() - when) for when in record.updates)
+    session.last_reply = session.reply = None
+    if record.reply is not None and session.turn is None:
+        session.last_reply = LastReply(record.reply.request_id, record.reply.said, record.reply.kept)
+        messages = session.history.messages()
+        if record.reply.shown and messages and messages[-1].role == "assistant":
+            session.reply = messages[-1]
+    lease.ids.clear()
+    lease.ids.extend(record.turns)
+    lease.seam = session.history.end
+    lease.replaced = False
+    lease.cut = None
+    # What was never written and is not in there: it was said here.
+    lease.ended = [turn for turn in lease.ended if turn.id not in record.turns]
+    for turn in lease.ended:
+        session.history.extend(said_in(turn))
+        session.last_reply = session.reply = None
+    lease.ids.extend(turn.id for turn in lease.ended)
+
+
+def put_behind(session: Session, record: Record, bounds: Mapping[str, Bound]) -> None:
+    """Put what was said here, while the store did not answer, behind what a record says.
+
+    What the client has said of persona, sampling and the rest counts; what it has not is the record's.
+    """
+    lease = _lease_of(session)
+    session.persona = session.persona or record.persona
+    session.gender = session.gender or record.gender
+    session.personality = session.personality or record.personality
+    session.user_identity = session.user_identity or record.user_identity
+    if session.sampling == lease.default:
+        session.sampling = sampling_of(record.sampling, lease.default, bounds)
+    if not lease.replaced:
+        before = unpack(record.history)
+        here = session.history.messages()
+        session.history = History((*before, *here))
+        lease.seam = session.history.end - len(here)
+    own = list(lease.ids)
+    lease.ids.clear()
+    lease.ids.extend((*record.turns, *own))
+
+
+def settle(session: Session, turn: StoredTurn, words: str | None) -> None:
+    """Take over the user's words of a turn that another server did not end: whoever goes on has said them.
+
+    Not where the same words are what begins now: then the turn was sent again.
+    """
+    lease = _lease_of(session)
+    if turn.id in lease.ids:
+        return
+    lease.ids.append(turn.id)
+    if lease.replaced or (words is not None and words.strip() == turn.utterance.strip()):
+        return
+    lease.cut = turn.id
+    _insert(session, lease, [message for message in said_in(turn) if message.role == "user"])
+    session.last_reply = session.reply = None
+
+
+def merge(session: Session, turn: StoredTurn) -> None:
+    """Take over a turn that a server left which had lost the session: before what was said here, and once."""
+    lease = _lease_of(session)
+    lease.merged.append(turn.id)
+    if turn.id == lease.cut:  # its utterance is there
+        lease.cut = None
+        _insert(session, lease, [message for message in said_in(turn) if message.role == "assistant"])
+    elif turn.id not in lease.ids:
+        lease.ids.append(turn.id)
+        if not lease.replaced:
+            _insert(session, lease, said_in(turn))
+
+
+def sampling_of(stored: StoredSampling | None, default: Sampling, bounds: Mapping[str, Bound]) -> Sampling:
+    """Sampling as this server allows it: what is outside its bounds has the server's default."""
+    if stored is None:
+        return default
+    values = {field.name: getattr(stored, field.name, getattr(default, field.name)) for field in fields(Sampling)}
+    for name, bound in bounds.items():
+        value = values[name]
+        if not (math.isfinite(value) and bound.low <= value <= bound.high):
+            values[name] = getattr(default, name)
+    if not 1 <= values["max_tokens"] <= default.max_tokens:
+        values["max_tokens"] = default.max_tokens
+    return Sampling(**values)
+
+
+def said_in(turn: StoredTurn) -> list[Message]:
+    """A turn as messages."""
+    parts = (("user", turn.utterance), ("assistant", turn.said))
+    return [Message(role, content) for role, content in parts if content.strip()]
+
+
+def _insert(session: Session, lease: Lease, messages: list[Message]) -> None:
+    session.history.insert(lease.seam, messages)
+    lease.seam += len(messages)
+
+
+def _lease_of(session: Session) -> Lease:
+    if session.lease is None:
+        raise RuntimeError("a session without a lease has nothing in the store")
+    return session.lease

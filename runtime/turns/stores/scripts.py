@@ -1,0 +1,90 @@
+"""What the Valkey server does in one step: Lua, so that nothing comes between a look and a write.
+
+A session is a hash: `e` the epoch of whoever has taken it last, `v` the value, `w` the epoch under which that was
+written, and `l:<id>` for each turn that was left beside it. What is no hash, or has an epoch that is none, is not ours.
+"""
+
+from __future__ import annotations
+
+# In doubles, as Lua has them, whole numbers are exact up to 9e15: milliseconds for 285,000 years.
+_COMMON = """
+local key = KEYS[1]
+local foreign = 0
+local kind = redis.call('TYPE', key)['ok']
+if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', key); foreign = 1 end
+local function epoch()
+    local found = redis.call('HGET', key, 'e')
+    local number = tonumber(found or '0')
+    if number == nil or number ~= number or number < 0 or number > 9e15 then return 0 end
+    return math.floor(number)
+end
+local function left()
+    local found = {}
+    local all = redis.call('HGETALL', key)
+    for i = 1, #all, 2 do
+        if string.sub(all[i], 1, 2) == 'l:' then
+            found[#found + 1] = string.sub(all[i], 3)
+            found[#found + 1] = all[i + 1]
+        end
+    end
+    return found
+end
+"""
+
+# ARGV: milliseconds to live. Returns foreign, epoch, value, epoch of the value, turns.
+TAKE = (
+    _COMMON
+    + """
+local time = redis.call('TIME')
+local mine = math.max(epoch() + 1, time[1] * 1000 + math.floor(time[2] / 1000))
+redis.call('HSET', key, 'e', string.format('%.0f', mine))
+redis.call('PEXPIRE', key, ARGV[1])
+return {foreign, string.format('%.0f', mine), redis.call('HGET', key, 'v'), redis.call('HGET', key, 'w'), left()}
+"""
+)
+
+# Returns value, epoch of the value, turns, epoch.
+LOOK = """
+if redis.call('TYPE', KEYS[1])['ok'] ~= 'hash' then return {false, false, {}, false} end
+local key = KEYS[1]
+local found = {}
+local all = redis.call('HGETALL', key)
+for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 2) == 'l:' then
+        found[#found + 1] = string.sub(all[i], 3)
+        found[#found + 1] = all[i + 1]
+    end
+end
+return {redis.call('HGET', key, 'v'), redis.call('HGET', key, 'w'), found, redis.call('HGET', key, 'e')}
+"""
+
+# ARGV: milliseconds to live, epoch, whether there is a value, value, ids of merged turns. Returns accepted, turns.
+WRITE = (
+    _COMMON
+    + """
+if epoch() > tonumber(ARGV[2]) then return {0} end
+if ARGV[3] == '1' then
+    redis.call('HSET', key, 'e', ARGV[2], 'w', ARGV[2], 'v', ARGV[4])
+else
+    redis.call('DEL', key)
+    redis.call('HSET', key, 'e', ARGV[2])
+end
+for i = 5, #ARGV do redis.call('HDEL', key, 'l:' .. ARGV[i]) end
+redis.call('PEXPIRE', key, ARGV[1])
+if redis.call('HLEN', key) > 3 then return {1, left()} end
+return {1}
+"""
+)
+
+# ARGV: milliseconds to live, id, value, most turns. Returns accepted.
+LEAVE = (
+    _COMMON
+    + """
+if redis.call('HLEN', key) >= tonumber(ARGV[4]) + 3 then return {0} end
+redis.call('HSETNX', key, 'l:' .. ARGV[2], ARGV[3])
+redis.call('PEXPIRE', key, ARGV[1])
+return {1}
+"""
+)
+
+ALL = (TAKE, LOOK, WRITE, LEAVE)

@@ -1,0 +1,1 @@
+"""Session stores for tests: one in this process, and a real one."""
