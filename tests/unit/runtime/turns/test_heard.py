@@ -248,6 +248,7 @@ async def test_a_barge_in_above_the_limit_and_a_takeover_keep_the_words_too() ->
         async with running.client() as second, running.client() as third:
             await second.send(type="start", session_id="s1", user_utterance="two")
             await second.until("ack")
+            await eventually(lambda: len(engine.prompts) == 2)
             engine.stall = None
             await third.turn(user_utterance="three")
         assert " ".join(engine.prompts[-1]).strip() == "[user] one [user] two [user] three"
