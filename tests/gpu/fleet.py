@@ -1,0 +1,291 @@
+#!/usr/bin/env python3
+"""Measures a server a GPU behind the router of `deploy/compose/`, beside the same servers without it.
+
+    python3 tests/gpu/fleet.py ARTIFACT [--streams 64 256] [--only router kill]
+
+Needs as many GPUs as it shall have servers, `haproxy` on the path, and cores: a quarter of them for the load, two for
+the router, the rest shared by the servers.
+
+`router`: so many streams for each server, straight to the servers and through the router in turns; every stream names
+its session at the handshake, so that the router hashes it. `kill`: clients (`yap_client`) converse through the router,
+one server is killed with -9, and what the others' listeners and its own notice is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[2] / "client")]
+
+from tests.benchmarks.load import Target, run_load, split_cpus
+from tests.benchmarks.work import Figures, Sample, figures
+from tests.client.statistics import percentile
+from tests.harness.fleet.haproxy import HAProxy
+from tests.harness.fleet.processes import cpu_seconds
+from tests.harness.server import Server
+
+WORDS, REPLY = 200, 150
+VARIABLES = {
+    "MAX_CONCURRENT_CONNECTIONS": "2200",
+    "WS_MAX_MESSAGES_PER_WINDOW": "0",
+    "CHAT_MAX_OUT": str(REPLY),
+    "DEPLOY_MODE": "chat",
+    "MAX_SESSIONS": "20000",
+}
+
+
+class Plain(HAProxy):
+    """HAProxy without its master process, which only reloads need."""
+
+    def command(self) -> list[str]:
+        """Return the command of compose.yaml, less `-W`."""
+        return [word for word in super().command() if word != "-W"]
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Which CPUs the load, the router and each server have."""
+
+    load: tuple[int, ...]
+    router: set[int]
+    servers: list[set[int]]
+
+    @classmethod
+    def shared_by(cls, number: int) -> Cores:
+        """Share this process's CPUs."""
+        serving, load = split_cpus(os.sched_getaffinity(0))
+        rest = sorted(serving)
+        router, rest = (rest[-2:], rest[:-2]) if len(rest) > 2 * number + 2 else (rest, rest)
+        each = max(1, len(rest) // number)
+        shares = [set(rest[each * index : each * (index + 1)]) or set(rest) for index in range(number)]
+        return cls(tuple(sorted(load)), set(router), shares)
+
+
+@contextmanager
+def pinned(cpus: set[int]) -> Iterator[None]:
+    """Let what is started inside have these CPUs."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def number_of_gpus() -> int:
+    """Return how many GPUs this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return len(visible.split(","))
+    return len(subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=True).stdout.splitlines())
+
+
+@dataclass(frozen=True)
+class Way:
+    """Straight to the servers, or through the router; each with personas of its own, so that none finds the other's.
+
+    Attributes:
+        name: for the output.
+        router: none for straight.
+        servers: all of them.
+        cores: what the load has.
+    """
+
+    name: str
+    router: HAProxy | None
+    servers: list[Server]
+    cores: Cores
+
+    def load(self, streams: int, rounds: int, number: int, spread: float) -> list[Sample]:
+        """Let `streams` listeners for each server have `rounds` turns; no two numbers ask the same questions."""
+        persona = (1 if self.router is None else 3) * 10_000_000 + streams * 10_000
+        seed = persona + 1_000_000 * (number + 1)
+        if self.router is not None:
+            target = self._target(self.router.url)
+            cpus = self.cores.load
+            return run_load(target, streams * len(self.servers), rounds, len(cpus) or 4, seed, persona, spread, cpus)
+        with ThreadPoolExecutor(len(self.servers)) as pool:
+            shares = [
+                pool.submit(self._one, index, streams, rounds, seed + index * 100_000, persona + index * 1000, spread)
+                for index in range(len(self.servers))
+            ]
+            return [sample for share in shares for sample in share.result()]
+
+    def _target(self, url: str) -> Target:
+        key = self.servers[0].api_key
+        return Target("yap", url, key, words=WORDS, max_tokens=REPLY, keyed=self.router is not None)
+
+    def _one(self, index: int, streams: int, rounds: int, seed: int, persona: int, spread: float) -> list[Sample]:
+        each = len(self.cores.load) // len(self.servers)
+        cpus = self.cores.load[each * index : each * (index + 1)]
+        target = self._target(self.servers[index].url)
+        samples = run_load(target, streams, rounds, each or 2, seed, persona, spread, cpus)
+        return [replace(sample, stream=sample.stream + index * streams) for sample in samples]
+
+
+def compare(
+    servers: list[Server], router: HAProxy, streams: int, cores: Cores, passes: int
+) -> dict[str, list[Figures]]:
+    """Measure both ways in turns."""
+    ways = [Way("straight", None, servers, cores), Way("routed", router, servers, cores)]
+    found: dict[str, list[Figures]] = {way.name: [] for way in ways}
+    rounds, spread = (6, 1.3) if streams < 128 else (4, 2.5)
+    for way in ways:
+        way.load(streams, 1, 0, 0.5)
+    pids = [server.process.pid for server in servers if server.process is not None]
+    for number in range(1, passes + 1):
+        for way in ways:
+            before = sum(cpu_seconds(pid) for pid in pids), router.cpu_seconds()
+            samples = way.load(streams, rounds, number, spread)
+            tokens = sum(sample.tokens for sample in samples)
+            cost = (sum(cpu_seconds(pid) for pid in pids) - before[0]) / tokens * 1e6
+            share = (router.cpu_seconds() - before[1]) / tokens * 1e6
+            one = figures(streams * len(servers), samples, steady=True)
+            found[way.name].append(one)
+            line = one.line(f"{way.name}, pass {number}")
+            print(f"{line}  CPU a token: servers {cost:.1f}, router {share:.1f} µs", flush=True)
+    rate = {name: median(one.tokens_per_s for one in ones) for name, ones in found.items()}
+    ttft = {name: median(one.ttft_p50 for one in ones) for name, ones in found.items()}
+    print(
+        f"{len(servers)} servers, {streams} streams each: the router leaves {rate['routed'] / rate['straight']:.3f} × "
+        f"the tokens, TTFT p50 {(ttft['routed'] - ttft['straight']) * 1000:+.2f} ms",
+        flush=True,
+    )
+    return found
+
+
+@dataclass
+class Listener:
+    """A client that converses, and when it heard each token."""
+
+    number: int
+    heard: list[float] = field(default_factory=list)
+    asked: list[float] = field(default_factory=list)
+    interrupted: list[float] = field(default_factory=list)
+
+    async def talk(self, url: str, key: str, until: asyncio.Event) -> None:
+        """Have one turn after another."""
+        from yap_client import Interrupted, Token, connect
+
+        persona = f"{self.number} " + "You are a patient companion. " * 40
+        async with connect(url, key, session=f"listener-{self.number}", persona=persona) as talk:
+            turn = 0
+            while not until.is_set():
+                turn += 1
+                self.asked.append(time.perf_counter())
+                async for event in talk.say(f"Tell me long story {turn} about the sea."):
+                    if isinstance(event, Token):
+                        self.heard.append(time.perf_counter())
+                    elif isinstance(event, Interrupted):
+                        self.interrupted.append(time.perf_counter())
+
+
+def gaps(listener: Listener, begin: float, end: float) -> list[float]:
+    """Return the times between tokens that came within a span, where no question was asked between them."""
+    inside = [at for at in listener.heard if begin <= at < end]
+    asked = listener.asked
+    return [later - sooner for sooner, later in pairwise(inside) if not any(sooner < at <= later for at in asked)]
+
+
+def kill(servers: list[Server], router: HAProxy, listeners: int, cores: Cores) -> dict[str, float]:
+    """Kill the first server with -9 while everybody listens."""
+
+    async def main() -> tuple[list[Listener], float]:
+        everybody = [Listener(number) for number in range(listeners * len(servers))]
+        until = asyncio.Event()
+        tasks = [asyncio.create_task(one.talk(router.url, servers[0].api_key, until)) for one in everybody]
+        await asyncio.sleep(8)
+        assert servers[0].process is not None
+        killed = time.perf_counter()
+        os.kill(servers[0].process.pid, signal.SIGKILL)
+        await asyncio.sleep(8)
+        until.set()
+        done, late = await asyncio.wait(tasks, timeout=30)
+        for task in late:
+            task.cancel()
+        for task in done:
+            if error := task.exception():
+                print(f"a listener failed: {type(error).__name__}: {error}", flush=True)
+        return everybody, killed
+
+    with pinned(set(cores.load) or os.sched_getaffinity(0)):
+        everybody, killed = asyncio.run(main())
+    cut = [one for one in everybody if any(at >= killed for at in one.interrupted)]
+    others = [one for one in everybody if one not in cut]
+    back = [next((at for at in one.heard if at > one.interrupted[0]), None) for one in cut]
+    waits = sorted(at - killed for at in back if at is not None)
+    before = sorted(gap for one in others for gap in gaps(one, killed - 4, killed))
+    after = sorted(gap for one in others for gap in gaps(one, killed, killed + 4))
+    result = {
+        "cut": float(len(cut)),
+        "back": float(len(waits)),
+        "back_p50_s": percentile(waits, 50) if waits else -1.0,
+        "back_max_s": waits[-1] if waits else -1.0,
+        "others_gap_p99_before_ms": percentile(before, 99) * 1000,
+        "others_gap_p99_after_ms": percentile(after, 99) * 1000,
+        "others_gap_max_after_ms": after[-1] * 1000,
+    }
+    print(
+        f"a server of {len(servers)} is killed: {len(cut)} of {len(everybody)} listeners were cut, {len(waits)} heard "
+        f"their next reply after p50 {result['back_p50_s']:.2f}, at most {result['back_max_s']:.2f} s; between the "
+        f"others' tokens p99 {result['others_gap_p99_before_ms']:.1f} ms before, "
+        f"{result['others_gap_p99_after_ms']:.1f} ms after (at most {result['others_gap_max_after_ms']:.1f})",
+        flush=True,
+    )
+    return result
+
+
+def main() -> None:
+    """Start the servers and the router, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--streams", type=int, nargs="+", default=[64, 256], help="for each server")
+    parser.add_argument("--servers", type=int, help="default: one for each GPU")
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--listeners", type=int, default=32, help="for each server, where one is killed")
+    parser.add_argument("--only", nargs="+", choices=["router", "kill"], default=["router", "kill"])
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    number = arguments.servers or number_of_gpus()
+    cores = Cores.shared_by(number)
+    print(f"CPUs: load {list(cores.load)}, router {sorted(cores.router)}, servers {[sorted(s) for s in cores.servers]}")
+    results: dict[str, object] = {}
+    with ExitStack() as stack:
+        servers = []
+        for index in range(number):
+            with pinned(cores.servers[index]):
+                server = Server(arguments.artifact, **VARIABLES, CUDA_VISIBLE_DEVICES=str(index))
+                servers.append(stack.enter_context(server))
+        ready = [server.wait_ready(400) for server in servers]
+        print(f"{number} servers: ready after {', '.join(f'{took:.0f}' for took in ready)} s", flush=True)
+        with pinned(cores.router):
+            router = stack.enter_context(Plain([server.port for server in servers]))
+        router.wait_up()
+        if "router" in arguments.only:
+            for streams in arguments.streams:
+                found = compare(servers, router, streams, cores, arguments.passes)
+                results[str(streams)] = {way: [asdict(one) for one in ones] for way, ones in found.items()}
+                if arguments.json:
+                    arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+        if "kill" in arguments.only:
+            results["kill"] = kill(servers, router, arguments.listeners, cores)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
