@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from pipeline.plan import BuildPlan
     from pipeline.progress import Progress
 
-# Bookkeeping of the compilers that names this machine, changes from start to start, and that no start needs.
-NOT_KEPT = ("*.lock", "*.tmp", "*.partial", "*.log", ".*")
+# Bookkeeping of the compilers that names this machine, changes from start to start, and that no start needs; and which
+# GPUs of this machine reach one another's memory, which another's may not.
+NOT_KEPT = ("*.lock", "*.tmp", "*.partial", "*.log", ".*", "gpu_p2p_access_cache_for_*.json")
 
 
 def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Progress) -> None:

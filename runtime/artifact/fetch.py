@@ -66,6 +66,7 @@ class Fetcher:
         machine: decides which engine is taken, and whether the artifact is of use here.
         public_key: when given, an artifact without a fitting signature is refused before its weights are downloaded.
         report: told in one line what happens.
+        sharing: how many GPUs shall share the chat model.
         environment: variables that may hold the token.
     """
 
@@ -73,6 +74,7 @@ class Fetcher:
     machine: Machine
     report: hub.Report
     public_key: Path | None = None
+    sharing: verify.Sharing = verify.AS_BUILT
     # Not shown: a token may stand in it.
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
 
@@ -212,7 +214,7 @@ class Fetcher:
         if self.public_key is not None:
             signature.verify(staging, metadata, self.public_key)
         verify.check_validation(metadata)
-        verify.check_machine(metadata, self.machine)
+        verify.check_machine(metadata, self.machine, self.sharing)
 
     def _download(self, source: RepositoryReader, metadata: BuildMetadata, staging: Path) -> None:
         blobs = Blobs(self.cache / "blobs")

@@ -118,7 +118,21 @@ class Limits(Entry):
     max_input_len: int = Field(ge=1)
     max_output_len: int = Field(ge=1)
     max_model_len: int = Field(ge=1, description="context: input + output + what the chat template adds")
-    tensor_parallel_size: int = Field(default=1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that share every layer")
+    pipeline_parallel_size: int = Field(
+        default=1, ge=1, description="stages of layers, one after another, each on GPUs of its own; left out where one"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_one_stage(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out that there is one stage, so that the others are written as they always were."""
+        fields: dict[str, object] = written(self)
+        return {name: value for name, value in fields.items() if name != "pipeline_parallel_size" or value != 1}
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that hold the model together."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
 class ChatModel(Entry):

@@ -6,17 +6,44 @@ memory. Each refusal is one line that says what was expected, what was found, an
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import artifact
-from runtime.artifact import ArtifactError, BuildMetadata, hashes, signature
+from runtime.artifact import ArtifactError, BuildMetadata, Limits, hashes, signature
 from runtime.artifact.files.kinds import is_pickle, is_weights
 from runtime.artifact.files.paths import lies_in
 from runtime.artifact.hashes import Take
 from runtime.artifact.lanes import LONG_PROMPT_TOKENS, engine_of, lane_of
 from runtime.artifact.metadata import SCREENSHOT_TOOL, Gate, Relation
-from runtime.defaults import GPU_ALONE, MINIMUM_DRIVER
-from runtime.host.machine import Machine
+from runtime.defaults import GPU_ALONE, MINIMUM_DRIVER, first_set
+from runtime.host.machine import Gpu, Machine
+
+# Of one kind of GPU, no two that work have less in common than this part of their memory: a driver may take some.
+ALIKE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How many GPUs shall share the model, where the operator says so; none leaves the artifact's number.
+
+    Attributes:
+        tensor: GPUs that share every layer.
+        pipeline: stages of layers.
+    """
+
+    tensor: int | None = None
+    pipeline: int | None = None
+
+    def of(self, limits: Limits) -> Limits:
+        """An artifact's limits with these numbers in place of its own."""
+        tensor = first_set(self.tensor, default=limits.tensor_parallel_size)
+        stages = first_set(self.pipeline, default=limits.pipeline_parallel_size)
+        return limits.model_copy(update={"tensor_parallel_size": tensor, "pipeline_parallel_size": stages})
+
+
+AS_BUILT = Sharing()
 
 
 def check_artifact(
@@ -27,6 +54,7 @@ def check_artifact(
     gpu_fraction: float = GPU_ALONE,
     public_key: Path | None = None,
     take: Take = hashes.sha256_of_open,
+    sharing: Sharing = AS_BUILT,
 ) -> BuildMetadata:
     """Run every check and return the metadata of an artifact that may be loaded.
 
@@ -37,14 +65,15 @@ def check_artifact(
         gpu_fraction: part of the GPU's memory that the chat engine may use.
         public_key: when given, an artifact that was not signed with its private key is refused.
         take: reads each file; a `View`'s keeps what it read.
+        sharing: how many GPUs shall share the model.
 
     Raises:
         ArtifactError: the first check that failed.
     """
     metadata = check_proven(folder, public_key, take)
-    check_machine(metadata, machine)
+    check_machine(metadata, machine, sharing)
     check_limits(metadata, batch_size)
-    check_memory(metadata, machine, gpu_fraction)
+    check_memory(metadata, machine, gpu_fraction, sharing)
     return metadata
 
 
@@ -81,12 +110,27 @@ def check_contents(metadata: BuildMetadata) -> None:
         for other, inner in folders.items():
             if field != other and f"{inner}/".startswith(f"{path}/"):
                 raise ArtifactError(f"{other}: expected a folder apart from {field}, found {inner} in {path}; {again}")
+    if chat is not None and engine_of(metadata).compiled:
+        _check_ranks(metadata, chat.engine_path, chat.limits.gpus)
     cache = folders.get("chat.compile_cache")
     for entry in metadata.files:
         if is_pickle(entry.path) and not (cache and lies_in(entry.path, cache)):
             raise ArtifactError(
                 f"{entry.path}: expected weights in safetensors, found a file that runs code when it is read; {again}"
             )
+
+
+def _check_ranks(metadata: BuildMetadata, engine: str | None, gpus: int) -> None:
+    """Refuse a compiled engine that has not one file for each GPU."""
+    folder = f"{engine}/" if engine else ""
+    named = {entry.path for entry in metadata.files if re.fullmatch(re.escape(folder) + r"rank\d+\.engine", entry.path)}
+    wanted = {f"{folder}rank{rank}.engine" for rank in range(gpus)}
+    if named != wanted:
+        odd = sorted(named ^ wanted)[0]
+        raise ArtifactError(
+            f"expected rank0.engine to rank{gpus - 1}.engine for {gpus} GPUs, "
+            f"found {'none' if odd in wanted else 'also'} {odd}; build the artifact again"
+        )
 
 
 def expected_gates(metadata: BuildMetadata) -> dict[str, Relation | None]:
@@ -176,20 +220,51 @@ def check_validation(metadata: BuildMetadata) -> None:
         raise ArtifactError("the files changed after validation; run `yap-pipeline validate` again")
 
 
-def check_machine(metadata: BuildMetadata, machine: Machine) -> None:
-    """Compare GPU architecture, driver, CUDA and engine version with those that the artifact was proven on."""
+def check_machine(metadata: BuildMetadata, machine: Machine, sharing: Sharing = AS_BUILT) -> None:
+    """Compare GPU architecture, driver, CUDA and engine version with those that the artifact was proven on.
+
+    Where several GPUs share the model, there must be as many here, and all alike.
+    """
     built, engine = metadata.platform, engine_of(metadata)
     remedy = engine.remedy
     if metadata.chat is not None and built.sm != machine.sm:
         expected = f"GPU architecture sm{built.sm} ({built.gpu_name})" if built.sm else "a machine without a GPU"
         found = f"sm{machine.sm} ({machine.gpus[0].name})" if machine.gpus else "no GPU"
         raise ArtifactError(f"expected {expected}, found {found}; {remedy}")
+    if metadata.chat is not None and machine.gpus:
+        _check_gpus(sharing.of(metadata.chat.limits), machine.gpus)
     if machine.gpus:
         check_driver(machine)
         if engine.compiled and _major(built.cuda) != _major(machine.torch_cuda):
             raise ArtifactError(f"expected CUDA {built.cuda}, found {machine.torch_cuda}; {remedy}")
     if metadata.chat is not None:
         _check_engine_version(metadata, machine, remedy)
+
+
+def _check_gpus(limits: Limits, gpus: tuple[Gpu, ...]) -> None:
+    """Refuse fewer GPUs than share the model, and those that are not alike."""
+    if len(gpus) < limits.gpus:
+        raise ArtifactError(
+            f"expected {_shared_by(limits)}, found {len(gpus)}; give the server as many of this host's, or set "
+            "TENSOR_PARALLEL_SIZE lower"
+        )
+    first = gpus[0]
+    for number, gpu in enumerate(gpus[: limits.gpus]):
+        same = gpu.memory_bytes >= ALIKE * first.memory_bytes and first.memory_bytes >= ALIKE * gpu.memory_bytes
+        if (gpu.name, gpu.sm) != (first.name, first.sm) or not same:
+            raise ArtifactError(
+                f"expected {_shared_by(limits)} that are alike, found {_described(first)} and, as GPU {number}, "
+                f"{_described(gpu)}; choose others with CUDA_VISIBLE_DEVICES"
+            )
+
+
+def _shared_by(limits: Limits) -> str:
+    stages = f" × PIPELINE_PARALLEL_SIZE {limits.pipeline_parallel_size}" if limits.pipeline_parallel_size > 1 else ""
+    return f"{limits.gpus} GPUs (TENSOR_PARALLEL_SIZE {limits.tensor_parallel_size}{stages})"
+
+
+def _described(gpu: Gpu) -> str:
+    return f"{gpu.name} (sm{gpu.sm}, {gpu.memory_bytes / 2**30:.0f} GiB)"
 
 
 def check_driver(machine: Machine) -> None:
@@ -229,24 +304,34 @@ def check_limits(metadata: BuildMetadata, batch_size: int | None) -> None:
         )
 
 
-def check_memory(metadata: BuildMetadata, machine: Machine, gpu_fraction: float) -> None:
-    """Refuse weights that cannot fit into the memory the engine may use."""
+def check_memory(metadata: BuildMetadata, machine: Machine, gpu_fraction: float, sharing: Sharing = AS_BUILT) -> None:
+    """Refuse weights that cannot fit into the memory the engine may use, on each of the GPUs that share them."""
     tool = metadata.tool.path + "/" if metadata.tool else None
     weights = sum(
         entry.size for entry in metadata.files if is_weights(entry.path) and not (tool and entry.path.startswith(tool))
     )
     if metadata.chat is None or not weights:
         return
-    parallel = metadata.chat.limits.tensor_parallel_size
-    if machine.gpus:
-        if len(machine.gpus) < parallel:
-            raise ArtifactError(f"expected {parallel} GPUs (tensor parallel), found {len(machine.gpus)}")
-        room, where = int(machine.gpus[0].memory_bytes * gpu_fraction), f"{gpu_fraction:.0%} of the GPU's memory"
-    else:
-        room, where = machine.memory_bytes, "this machine's memory"
-    if room and weights // parallel >= room:
+    if not machine.gpus:
+        _check_room(weights, machine.memory_bytes, "this machine's memory")
+        return
+    limits = sharing.of(metadata.chat.limits)
+    gpus = machine.gpus[: limits.gpus]
+    for number, gpu in enumerate(gpus):
+        which = f"GPU {number}'s" if len(gpus) > 1 else "the GPU's"
+        room, share = int(gpu.memory_bytes * gpu_fraction), weights // limits.gpus
+        _check_room(share, room, f"{gpu_fraction:.0%} of {which} memory")
+        if gpu.free_bytes <= share:
+            raise ArtifactError(
+                f"expected room for {share / 2**30:.1f} GiB of weights, found {gpu.free_bytes / 2**30:.1f} GiB of "
+                f"{which} memory free; end what else uses it"
+            )
+
+
+def _check_room(weights: int, room: int, where: str) -> None:
+    if room and weights >= room:
         raise ArtifactError(
-            f"expected room for {weights / parallel / 2**30:.1f} GiB of weights, "
+            f"expected room for {weights / 2**30:.1f} GiB of weights, "
             f"found {room / 2**30:.1f} GiB ({where}); use a larger GPU, more GPUs or a smaller format"
         )
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from runtime import defaults
 from runtime.artifact import BuildMetadata, ChatModel
-from runtime.artifact.lanes import ServedLane, lane_of
+from runtime.artifact.lanes import ServedLane, engine_of, lane_of
 from runtime.defaults import first_set
 from runtime.deployment.classifier import Tool, tools_of
 from runtime.deployment.settings import RuntimeSettings, SettingsError
@@ -91,6 +91,7 @@ def plan(settings: RuntimeSettings, metadata: BuildMetadata) -> ServingPlan:
     chat = tool = None
     if mode in ("chat", "both") and metadata.chat is not None:
         chat = _chat(settings, metadata.chat, lane, mode, problems)
+        _check_sharing(settings, metadata, metadata.chat, problems)
     if mode in ("tool", "both") and metadata.tool is not None:
         window = metadata.tool.max_tokens
         asked = settings.tool_history_tokens
@@ -152,6 +153,7 @@ def _chat(settings: RuntimeSettings, chat: ChatModel, lane: ServedLane, mode: Mo
         max_num_batched_tokens=settings.max_num_batched_tokens_chat,
         max_model_len=max(limits.max_model_len, max_in + max_out + thinking) if longer else None,
         tensor_parallel_size=settings.tensor_parallel_size,
+        pipeline_parallel_size=settings.pipeline_parallel_size,
         kv_cache_dtype=settings.kv_dtype,
         attention_backend=settings.vllm_attention_backend,
         enforce_eager=settings.enforce_eager,
@@ -161,6 +163,16 @@ def _chat(settings: RuntimeSettings, chat: ChatModel, lane: ServedLane, mode: Mo
         kv_block_reuse=settings.trt_kv_enable_block_reuse,
     )
     return ChatServing(budgets, max_out, options, thinking)
+
+
+def _check_sharing(settings: RuntimeSettings, metadata: BuildMetadata, chat: ChatModel, problems: list[str]) -> None:
+    """Refuse another number of GPUs where the engine was made for one number."""
+    tensor, stages = settings.tensor_parallel_size, settings.pipeline_parallel_size
+    baked = chat.limits.tensor_parallel_size
+    if engine_of(metadata).compiled and tensor is not None and tensor != baked:
+        problems.append(f"TENSOR_PARALLEL_SIZE: expected {baked} (compiled into the engine), found {tensor}; unset it")
+    if metadata.lane == "trt" and stages is not None and stages > 1:
+        problems.append(f"PIPELINE_PARALLEL_SIZE: expected 1 in the trt lane, found {stages}; unset it")
 
 
 def _batch_size(settings: RuntimeSettings, lane: ServedLane) -> int | None:

@@ -353,7 +353,10 @@ class RuntimeSettings(BaseSettings):
     trt_kv_enable_block_reuse: bool = var(
         defaults.KV_BLOCK_REUSE, "TensorRT-LLM: keep prompts' KV cache for prompts that begin alike"
     )
-    tensor_parallel_size: int | None = var(None, "GPUs that share the chat model; the artifact's", ge=1)
+    tensor_parallel_size: int | None = var(None, "GPUs that share every layer of the chat model; the artifact's", ge=1)
+    pipeline_parallel_size: int | None = var(
+        None, "vLLM: stages of the chat model's layers, each on TENSOR_PARALLEL_SIZE GPUs; the artifact's", ge=1
+    )
     kv_dtype: str = var(defaults.KV_DTYPE, "type of the KV cache, such as `fp8`; `auto`: the model's own")
     vllm_attention_backend: str | None = var(None, "vLLM's attention kernel, such as `FLASH_ATTN`; vLLM's own choice")
     enforce_eager: bool | None = var(None, "vLLM without compiled graphs; on a CPU yes, on a GPU no")

@@ -23,8 +23,10 @@ from runtime.engines.interface import (
     Sampling,
     TokenScore,
     create,
+    finds_cache,
     for_model,
     preload,
+    sharing_of,
 )
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "Sampling",
     "TokenScore",
     "create",
+    "finds_cache",
     "for_model",
     "preload",
+    "sharing_of",
 ]

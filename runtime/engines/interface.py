@@ -17,6 +17,7 @@ from prometheus_client.core import Metric
 
 from runtime import defaults
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits
+from runtime.artifact.verify import Sharing
 from runtime.defaults import first_set
 
 
@@ -47,7 +48,8 @@ class EngineOptions:
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens in one step of the scheduler.
         max_model_len: context in tokens, prompt and reply together.
-        tensor_parallel_size: GPUs that share the model.
+        tensor_parallel_size: GPUs that share every layer.
+        pipeline_parallel_size: stages of layers, one after another, each on so many GPUs of its own; vLLM's alone.
         dtype: TensorRT-LLM's PyTorch backend: type of what is not quantized; `auto` is the model's own.
         kv_cache_dtype: `auto` is the model's own; `fp8` halves the cache on GPUs that have it.
         attention_backend: the engine's name of an attention kernel, such as `FLASH_ATTN`.
@@ -64,6 +66,7 @@ class EngineOptions:
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
     tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
     dtype: str = "auto"
     kv_cache_dtype: str = defaults.KV_DTYPE
     attention_backend: str | None = None
@@ -227,7 +230,8 @@ class Loader:
 def _vllm_of_artifact(folder: Path, chat: ChatModel, options: EngineOptions) -> Engine:
     from runtime.engines.vllm.engine import VllmEngine
 
-    return VllmEngine(folder, options, compile_cache=folder / chat.compile_cache if chat.compile_cache else None)
+    cache = folder / chat.compile_cache if chat.compile_cache and finds_cache(chat, options) else None
+    return VllmEngine(folder, options, compile_cache=cache)
 
 
 def _vllm_of_folder(folder: Path, options: EngineOptions) -> Engine:
@@ -293,12 +297,24 @@ def preload(metadata: BuildMetadata, options: EngineOptions) -> None:
         loader.preload(_limited(options, metadata.chat.limits))
 
 
+def sharing_of(options: EngineOptions) -> Sharing:
+    """How many GPUs the options want to share the model."""
+    return Sharing(options.tensor_parallel_size, options.pipeline_parallel_size)
+
+
+def finds_cache(chat: ChatModel, options: EngineOptions) -> bool:
+    """Whether the engine would find what the artifact's compile cache has, if anything: it is for as many GPUs."""
+    return chat.compile_cache is None or sharing_of(options).of(chat.limits) == chat.limits
+
+
 def _limited(options: EngineOptions, limits: Limits) -> EngineOptions:
+    shared = sharing_of(options).of(limits)
     return replace(
         options,
         max_num_seqs=first_set(options.max_num_seqs, default=limits.max_batch_size),
         max_model_len=first_set(options.max_model_len, default=limits.max_model_len),
-        tensor_parallel_size=first_set(options.tensor_parallel_size, default=limits.tensor_parallel_size),
+        tensor_parallel_size=shared.tensor_parallel_size,
+        pipeline_parallel_size=shared.pipeline_parallel_size,
     )
 
 

@@ -247,6 +247,7 @@ class Service:
                 gpu_fraction=fraction,
                 public_key=settings.artifact_public_key_file,
                 take=view.take,
+                sharing=engines.sharing_of(serving.chat.options) if serving.chat else verify.AS_BUILT,
             ),
             importing,
         )
@@ -281,6 +282,12 @@ class Service:
                 "compile_cache_left_out",
                 reason="it is code, and the artifact's signature was not checked; the engine compiles anew",
                 remedy="set ARTIFACT_PUBLIC_KEY_FILE, or ARTIFACT_TRUST=unsigned for an artifact that you made",
+            )
+        elif (built := view.metadata.chat) and not engines.finds_cache(built, chat.options):
+            log.warning(
+                "compile_cache_left_out",
+                reason=f"it was compiled for {built.limits.gpus} GPU(s) that share the model; the engine compiles anew",
+                remedy="unset TENSOR_PARALLEL_SIZE and PIPELINE_PARALLEL_SIZE, or build the artifact with them",
             )
         try:
             renderer = await asyncio.to_thread(PromptRenderer, view.folder, chat.budgets, chat.thinking > 0)
@@ -322,7 +329,10 @@ class Service:
 
         self.reason = "fetching the artifact"
         cache = settings.artifact_cache_dir or cache_folder(os.environ)
-        fetcher = Fetcher(cache, here, lambda line: log.info("fetch", what=line), settings.artifact_public_key_file)
+        sharing = verify.Sharing(settings.tensor_parallel_size, settings.pipeline_parallel_size)
+        fetcher = Fetcher(
+            cache, here, lambda line: log.info("fetch", what=line), settings.artifact_public_key_file, sharing
+        )
         return fetcher.fetch(name)
 
     def open(self, chat: Chat | None, classifier: Classifier | None, serving: ServingPlan) -> None:

@@ -9,6 +9,7 @@ import os
 import queue
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,6 +19,9 @@ from urllib.parse import urlsplit
 import websockets
 
 from tests.benchmarks.work import SAMPLING, Sample, turns, work
+
+# Sockets that a process of listeners opens at once: more would wait for each other longer than a server lets them.
+OPENING = 32
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ class Target:
     keyed: bool = False
 
 
-async def _yap_stream(target: Target, own: Listener, ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
+async def _yap_stream(
+    target: Target, own: Listener, opening: asyncio.Semaphore, ready: asyncio.Event, go: asyncio.Event
+) -> list[Sample]:
     samples = []
     messages = []  # made ahead, so that a turn begins as soon as the last one ends
     for seed, persona in own.turns:
@@ -63,9 +69,13 @@ async def _yap_stream(target: Target, own: Listener, ready: asyncio.Event, go: a
         message = {"type": "start", "session_id": f"load-{seed}", "chat_prompt": item.persona, "history": []}
         messages.append(json.dumps({**message, "user_utterance": item.utterance, "sampling": SAMPLING}))
     headers = {"X-API-Key": target.key} | ({"X-Session-Id": f"load-{own.number}"} if target.keyed else {})
-    async with websockets.connect(
-        target.url, additional_headers=headers, compression=None, max_size=2**22, open_timeout=60
-    ) as socket:
+    async with AsyncExitStack() as stack:
+        async with opening:
+            socket = await stack.enter_async_context(
+                websockets.connect(
+                    target.url, additional_headers=headers, compression=None, max_size=2**22, open_timeout=60
+                )
+            )
         ready.set()
         await go.wait()
         await asyncio.sleep(own.delay)
@@ -92,7 +102,9 @@ async def _yap_stream(target: Target, own: Listener, ready: asyncio.Event, go: a
     return samples
 
 
-async def _openai_stream(target: Target, own: Listener, ready: asyncio.Event, go: asyncio.Event) -> list[Sample]:
+async def _openai_stream(
+    target: Target, own: Listener, opening: asyncio.Semaphore, ready: asyncio.Event, go: asyncio.Event
+) -> list[Sample]:
     address = urlsplit(target.url)
     samples = []
     bodies = []
@@ -181,9 +193,10 @@ def _worker(target: Target, share: list[Listener], cpus: set[int], awake: bool, 
 
     async def main() -> list[Sample]:
         go = asyncio.Event()
+        opening = asyncio.Semaphore(OPENING)
         ready = [asyncio.Event() for _ in share]
         tasks = [
-            asyncio.create_task(STREAMS[target.kind](target, own, event, go))
+            asyncio.create_task(STREAMS[target.kind](target, own, opening, event, go))
             for own, event in zip(share, ready, strict=True)
         ]
         waiting = asyncio.gather(*(event.wait() for event in ready))

@@ -29,8 +29,8 @@ from tests.harness.server import Server
 
 SOCKETS = 1000
 # Seconds between a stream's tokens, so that the sockets' frames together are what two cores can do, and flat out.
-PACES = (0.1, 0.0)
-TOKENS = 150
+PACES = (0.2, 0.0)
+TOKENS = 75
 LISTENERS = 120
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes an artifact of a model folder for measuring, in place: compiled ahead as `build` does, and not validated.
 
-    python3 tests/gpu/make_artifact.py FOLDER [--tool FOLDER]
+    python3 tests/gpu/make_artifact.py FOLDER [--tool FOLDER] [--parallel GPUS]
 
 A model with random weights has the speed of a real one and passes no gate of quality, so the pipeline would refuse
 it, and rightly. The metadata says `unproven` where figures would be; nothing made here is fit to be published.
@@ -43,10 +43,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tool", type=Path, help="a sequence classifier to serve beside it")
     parser.add_argument("--tool-tokens", type=int, default=512, help="the classifier's window")
+    parser.add_argument("--parallel", type=int, default=1, metavar="GPUS", help="GPUs that share the model")
     arguments = parser.parse_args()
     folder = arguments.folder
+    limits = LIMITS.model_copy(update={"tensor_parallel_size": arguments.parallel})
     began = time.monotonic()
-    compile_ahead(folder, SimpleNamespace(chat=SimpleNamespace(limits=LIMITS)))
+    compile_ahead(folder, SimpleNamespace(chat=SimpleNamespace(limits=limits)))
     print(f"compiled ahead in {time.monotonic() - began:.1f} s, the engine's whole start", flush=True)
     source = Source(repo="unproven", content_sha256="0" * 64)
     tool = None
@@ -54,26 +56,26 @@ def main() -> None:
         shutil.copytree(arguments.tool, folder / "tool")
         tool = ToolModel(source=source, max_tokens=arguments.tool_tokens)
     here = machine.describe()
-    gpu = here.gpus[0]
+    gpu = here.gpus[0] if here.gpus else None  # none where the scripts themselves are tried out
     files = tuple(hashes.hash_folder(folder))
     digest = hashes.digest_of(files)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     metadata = BuildMetadata(
-        lane="vllm",
+        lane="vllm" if gpu else "cpu",
         engine="vllm",
         created_at=now,
         chat=ChatModel(
             source=source,
             quantization=Quantization(method="none", scheme="BF16"),
-            limits=LIMITS,
+            limits=limits,
             dtype="bfloat16",
             compile_cache=COMPILE_CACHE,
         ),
         tool=tool,
         platform=Platform(
-            gpu_name=gpu.name,
-            gpu_count=1,
-            sm=gpu.sm,
+            gpu_name=gpu.name if gpu else None,
+            gpu_count=arguments.parallel if gpu else 0,
+            sm=gpu.sm if gpu else None,
             driver=here.driver,
             cuda=here.torch_cuda,
             python=here.python,

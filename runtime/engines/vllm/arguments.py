@@ -63,7 +63,8 @@ def prepare_environment(options: EngineOptions) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cores = sorted(os.sched_getaffinity(0))
-    workers = min(first_set(options.tensor_parallel_size, default=1), len(cores))
+    ranks = first_set(options.tensor_parallel_size, default=1) * first_set(options.pipeline_parallel_size, default=1)
+    workers = min(ranks, len(cores))
     share = len(cores) // workers
     groups = [cores[index * share : (index + 1) * share] for index in range(workers)]
     binding = "|".join(",".join(str(core) for core in group) for group in groups)
@@ -85,6 +86,7 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
         "served_model_name": "chat",
         "gpu_memory_utilization": options.gpu_fraction,
         "tensor_parallel_size": first_set(options.tensor_parallel_size, default=1),
+        "pipeline_parallel_size": first_set(options.pipeline_parallel_size, default=1),
         "kv_cache_dtype": options.kv_cache_dtype,
         "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
         "enable_prefix_caching": True,

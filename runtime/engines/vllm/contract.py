@@ -69,8 +69,9 @@ SEAMS = (
             f"{LLM}.shutdown()",
             f"{LLM}.errored",
             "vllm.engine.arg_utils:AsyncEngineArgs(model=_, served_model_name=_, gpu_memory_utilization=_, "
-            "tensor_parallel_size=_, kv_cache_dtype=_, enforce_eager=_, enable_prefix_caching=_, disable_log_stats=_, "
-            "max_num_seqs=_, max_num_batched_tokens=_, max_model_len=_, attention_backend=_, kv_cache_memory_bytes=_)",
+            "tensor_parallel_size=_, pipeline_parallel_size=_, kv_cache_dtype=_, enforce_eager=_, "
+            "enable_prefix_caching=_, disable_log_stats=_, max_num_seqs=_, max_num_batched_tokens=_, max_model_len=_, "
+            "attention_backend=_, kv_cache_memory_bytes=_)",
             "vllm.engine.arg_utils:AsyncEngineArgs.create_engine_config(_)",
             "vllm.usage.usage_lib:UsageContext.ENGINE_CONTEXT",
             "vllm.v1.executor.abstract:Executor.get_class(_)",
@@ -241,6 +242,17 @@ SEAMS = (
             f"vllm.v1.worker.gpu.async_utils:AsyncOutput.{EVENTS[0]}",
             f"vllm.v1.worker.gpu_model_runner:AsyncGPUModelRunnerOutput.{EVENTS[1]}",
         ),
+    ),
+    Seam(
+        "end of ranks",
+        "engine",
+        (
+            "vllm.v1.executor.multiproc_executor:MultiprocExecutor._ensure_worker_termination(_)",
+            "vllm.v1.executor.multiproc_executor:MultiprocExecutor.is_failed",
+            "vllm.v1.executor.multiproc_executor:MultiprocExecutor.shutdown()",
+        ),
+        "when one of several GPUs' processes dies, turns wait up to 9 s for the others to end; at a shutdown some may "
+        "outlive the engine",
     ),
     Seam(
         "cache key",
@@ -551,6 +563,11 @@ def arrival(core: Core) -> Callable[[], bool] | None:
             "first token", f"expected a batch whose tokens come with one of {EVENTS}, found another ({error!r})"
         )
         return None
+
+
+def lost_a_rank(executor: Any) -> bool:  # noqa: ANN401 - vLLM is untyped to us
+    """Whether one of an executor's processes died, which vLLM notices before it ends the others."""
+    return bool(executor.is_failed)
 
 
 @contextmanager

@@ -8,6 +8,11 @@ An engine that begins from silence prepares its second step before it looks whet
 the GPU busy later on, but a short prompt's first step can be over by then, and its token waits for the preparation. So
 the first step's result is taken first, where it is about to be there. docs/performance.md has the figures.
 
+With several GPUs, steps are prepared in processes of their own, and the engine's passes on what is scheduled: it looks
+for a step's tokens at once, so that there is no wait to shorten. Their end is another matter. When one has died, vLLM
+lets the others finish what they do, which they cannot: they wait for the dead one in every layer. And at a shutdown it
+waits for them as long as the engine's process is given itself, which is then killed without having seen them end.
+
 The module must be imported inside the engine process, whether that was forked or spawned, and before its `EngineCore`
 is made: the subclasses of vLLM's executors defined here bring it along (`contract.executors`).
 """
@@ -15,8 +20,9 @@ is made: the subclasses of vLLM's executors defined here bring it along (`contra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from runtime.engines.vllm import contract
@@ -27,12 +33,16 @@ METHOD = "scheduler_load"
 # About as long as preparing a step takes: waiting longer would delay the second token for nothing.
 FIRST_TOKEN_WAIT_S = 0.002
 
+# What the ranks have to end by themselves at a shutdown, and what a killed one takes to be gone. Together less than the
+# 5 s after which vLLM kills the engine's process, which waits for them.
+RANKS_END_S = 3.0
+KILLED_S = 1.0
+
 
 def first_token_first(step: Step) -> Step:
     """The engine's step, which tells a lone new batch's tokens before it prepares the next batch.
 
-    Elsewhere it does what it did. Where a step's tokens cannot be seen to arrive (several GPUs, a CPU), that is
-    everywhere.
+    Elsewhere it does what it did. Where a step's tokens do not come from one GPU (several, a CPU), that is everywhere.
     """
 
     @wraps(step)
@@ -60,6 +70,19 @@ def _soon(arrived: Callable[[], bool]) -> bool:
     return here
 
 
+def end_ranks(processes: Sequence[BaseProcess], patience: float) -> None:
+    """Wait until processes that were told to end have ended, and kill those that have not by then."""
+    until = time.monotonic() + patience
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+    left = [process for process in processes if process.is_alive()]
+    for process in left:
+        process.kill()
+    until = time.monotonic() + KILLED_S
+    for process in left:
+        process.join(max(0.0, until - time.monotonic()))
+
+
 if contract.seams.holds("load"):
     contract.answer(METHOD, contract.scheduler_figures)
 if contract.seams.holds("first token"):
@@ -74,6 +97,12 @@ class ObservedUniProcExecutor(UniProcExecutor):  # type: ignore[misc, valid-type
 
 class ObservedMultiprocExecutor(MultiprocExecutor):  # type: ignore[misc, valid-type]
     """vLLM's executor for several workers, defined here so that the engine process imports this module."""
+
+    if contract.seams.holds("end of ranks"):
+
+        def _ensure_worker_termination(self, processes: Sequence[BaseProcess]) -> None:
+            # They have been told: their pipes from this process are closed.
+            end_ranks(processes, 0.0 if contract.lost_a_rank(self) else RANKS_END_S)
 
 
 OBSERVED = {UniProcExecutor: ObservedUniProcExecutor, MultiprocExecutor: ObservedMultiprocExecutor}

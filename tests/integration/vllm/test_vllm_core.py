@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -163,3 +166,43 @@ def test_a_failure_on_the_gpu_is_raised_and_the_scheduler_has_its_own_mind_again
     with pytest.raises(RuntimeError, match="CUDA error"):
         run(core, 1)
     assert core.scheduler.has_requests()
+
+
+def _stubborn(ready: Any) -> None:
+    """A rank that waits for another in a layer, deaf to everything but SIGKILL."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.set()
+    time.sleep(60)
+
+
+def _willing(ready: Any) -> None:
+    ready.set()
+
+
+@pytest.mark.parametrize(("patience", "kinds"), [(0.0, "ss"), (0.2, "s"), (30.0, "ww"), (1.0, "ws"), (0.0, "")])
+def test_ranks_that_do_not_end_are_killed_when_their_time_is_over(module: Any, patience: float, kinds: str) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = [context.Event() for _ in kinds]
+    targets = {"s": _stubborn, "w": _willing}
+    processes = [context.Process(target=targets[kind], args=(event,)) for kind, event in zip(kinds, ready, strict=True)]
+    for process in processes:
+        process.start()
+    assert all(event.wait(30) for event in ready)
+    module.end_ranks(processes, patience)
+    assert not [process for process in processes if process.is_alive()]
+    if "s" in kinds:
+        assert processes[kinds.index("s")].exitcode == -signal.SIGKILL
+    if patience and "w" in kinds:
+        assert processes[kinds.index("w")].exitcode == 0
+
+
+@pytest.mark.parametrize(("lost", "patience"), [(True, 0.0), (False, 3.0)])
+def test_after_a_rank_s_death_the_others_are_not_waited_for(
+    module: Any, lost: bool, patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[list[Any], float]] = []
+    monkeypatch.setattr(module, "end_ranks", lambda processes, seconds: told.append((processes, seconds)))
+    executor = object.__new__(module.ObservedMultiprocExecutor)
+    executor.is_failed = lost
+    executor._ensure_worker_termination(["a rank"])
+    assert told == [(["a rank"], patience)]

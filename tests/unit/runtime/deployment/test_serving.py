@@ -177,3 +177,25 @@ def test_thought_has_its_room_beside_the_reply() -> None:
     assert problems(metadata(), thinking_max_tokens=512) == [
         "CHAT_MAX_OUT + THINKING_MAX_TOKENS: expected at most 512 (the artifact's limit), found 513"
     ]
+
+
+@pytest.mark.parametrize(
+    ("lane", "asked", "told"),
+    [
+        ("trt", {"tensor_parallel_size": 4}, "TENSOR_PARALLEL_SIZE: expected 2 (compiled into the engine), found 4"),
+        ("trt", {"tensor_parallel_size": 1}, "TENSOR_PARALLEL_SIZE: expected 2 (compiled into the engine), found 1"),
+        ("trt", {"pipeline_parallel_size": 2}, "PIPELINE_PARALLEL_SIZE: expected 1 in the trt lane, found 2"),
+        ("trt", {"tensor_parallel_size": 2, "pipeline_parallel_size": 1}, None),
+        ("vllm", {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}, None),
+    ],
+)
+def test_what_was_compiled_for_a_number_of_gpus_is_served_on_as_many(
+    lane: str, asked: dict[str, int], told: str | None
+) -> None:
+    artifact = metadata(lane=lane, tensor_parallel_size=2, tool=False)
+    if told is not None:
+        assert problems(artifact, **asked) == [f"{told}; unset it"]
+        return
+    chat = planned(artifact, **asked).chat
+    assert chat is not None
+    assert chat.options.tensor_parallel_size == asked["tensor_parallel_size"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits, Platform, Quantization, Source
-from runtime.engines import EngineOptions, create
+from runtime.engines import EngineOptions, create, finds_cache
 from runtime.engines.vllm.arguments import prepare_environment
 from runtime.engines.vllm.engine import VllmEngine
 
@@ -32,6 +32,25 @@ def test_limits_left_open_are_those_of_the_artifact():
     assert engine._options.max_num_seqs == 3
     assert engine._options.max_model_len == 700
     assert engine._options.tensor_parallel_size == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({}, True),
+        ({"tensor_parallel_size": 1}, True),
+        ({"tensor_parallel_size": 2}, False),
+        ({"pipeline_parallel_size": 2}, False),
+    ],
+)
+def test_a_compile_cache_is_for_as_many_gpus_as_it_was_filled_by(asked: dict[str, int], found: bool) -> None:
+    artifact = metadata()
+    chat = artifact.chat.model_copy(update={"compile_cache": "compile_cache"})
+    options = EngineOptions(**asked)
+    engine = create(Path("there"), artifact.model_copy(update={"chat": chat}), options)
+    assert engine._compile_cache == (Path("there/compile_cache") if found else None)
+    assert finds_cache(chat, options) == found
+    assert finds_cache(artifact.chat, options)
 
 
 def test_an_unknown_engine_and_a_missing_chat_model_are_refused():
