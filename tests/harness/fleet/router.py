@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tests.harness.fleet.processes import cpu_seconds, resident_kib
+from tests.harness.fleet.processes import cpu_seconds, family, resident_kib
 from tests.harness.server import free_port
 
 
@@ -72,6 +73,13 @@ class Router:
                     self.process.wait()
         finally:
             self._temporary.cleanup()
+
+    def kill(self) -> None:
+        """End it at once with all that it is made of, as a host does that loses its power."""
+        assert self.process is not None
+        for pid in family(self.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
     def status(self, path: str) -> int:
         """Return the HTTP status of a path; 0 while nobody listens."""
