@@ -117,7 +117,8 @@ import asyncio, sys
 async def answer(reader, writer):
     head = await reader.readuntil(b"\\r\\n\\r\\n")
     if b"upgrade" in head.lower():
-        writer.write(b"HTTP/1.1 101 Switching Protocols\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n\\r\\n")
+        fields = b"Upgrade: websocket\\r\\nConnection: Upgrade\\r\\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        writer.write(b"HTTP/1.1 101 Switching Protocols\\r\\n" + fields + b"\\r\\n\\r\\n")
         await reader.read()
     else:
         writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")

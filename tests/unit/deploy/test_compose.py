@@ -19,7 +19,6 @@ from runtime.server.process import SHUTDOWN_TIMEOUT_S
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 FILES = ("compose.yaml", "compose.tensor-parallel.yaml")
-STORE = {"SESSION_STORE", "SESSION_STORE_PASSWORD_FILE"}
 VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::?([-?])([^}]*))?\}")
 
 
@@ -104,7 +103,7 @@ def test_a_runtime_has_the_time_that_it_needs_to_leave() -> None:
 
 
 def test_variables_are_the_servers_own_and_secrets_are_files_that_the_service_has() -> None:
-    known = {name.upper() for name in RuntimeSettings.model_fields} | STORE
+    known = {name.upper() for name in RuntimeSettings.model_fields}
     for name, service in compose()["services"].items():
         environment = service.get("environment", {})
         if name.startswith("runtime-"):

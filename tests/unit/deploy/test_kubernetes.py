@@ -25,7 +25,6 @@ FOLDER = ROOT / "deploy/kubernetes"
 OVERLAYS = ("one-gpu", "tensor-parallel")
 VERSIONS = ("1.30", "1.34")
 FIELDS = yaml.safe_load((ROOT / "tests/data/kubernetes/fields.yaml").read_text("utf-8"))
-STORE = {"SESSION_STORE", "SESSION_STORE_PASSWORD_FILE"}
 Manifest = dict[str, Any]
 
 
@@ -203,7 +202,7 @@ def test_the_pod_runs_as_the_image_does_and_nothing_more() -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_variables_are_the_servers_own_and_what_they_name_is_mounted(overlay: str) -> None:
     variables = literals("base", f"overlays/{overlay}")
-    known = {name.upper() for name in RuntimeSettings.model_fields} | STORE
+    known = {name.upper() for name in RuntimeSettings.model_fields}
     assert variables.keys() <= known
     mounts = {mount["mountPath"] for mount in container(base("Deployment"))["volumeMounts"] if mount.get("readOnly")}
     for name, value in variables.items():
