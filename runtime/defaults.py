@@ -14,6 +14,7 @@ T = TypeVar("T")
 # Where
 HOST = "0.0.0.0"  # noqa: S104 - a server in a container listens everywhere
 PORT = 8000
+ADMIN_HOST = "127.0.0.1"
 
 # Connections. Times in seconds.
 CONNECTIONS = 64

@@ -6,6 +6,7 @@ from this class by `python -m pipeline.generated_docs`.
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -129,6 +130,14 @@ class RuntimeSettings(BaseSettings):
     # Where
     host: Annotated[str, _STRIPPED, AfterValidator(_resolvable)] = var(defaults.HOST, "address to listen on")
     port: int = var(defaults.PORT, "port to listen on", ge=1, le=65535)
+
+    admin_port: int | None = var(
+        None, "port for `POST /drain`, which does what SIGTERM does; none where it is not set", ge=1, le=65535
+    )
+    admin_host: Annotated[str, _STRIPPED, AfterValidator(_resolvable)] = var(
+        defaults.ADMIN_HOST, "address of that port; beyond this machine only with a token"
+    )
+    admin_token_file: Path | None = var(None, "file with the token that it asks for, on one line")
 
     # Who
     text_api_key: SecretStr | None = var(None, "API keys, comma separated; required, here or in a file")
@@ -429,6 +438,23 @@ class RuntimeSettings(BaseSettings):
         """Requests over HTTP that one key's holder may make in a window; 0 where any number."""
         return defaults.first_set(self.http_max_requests_per_window, default=self.ws_max_messages_per_window)
 
+    def admin_token(self) -> SecretStr | None:
+        """The token that the admin port asks for; none where it asks for none.
+
+        Raises:
+            SettingsError: the file cannot be read, or holds none.
+        """
+        file = self.admin_token_file
+        if file is None:
+            return None
+        try:
+            return SecretStr(session_store.read_password(file.read_bytes()))
+        except OSError as error:
+            problem = f"expected a readable file, found {file} ({error.strerror})"
+        except ValueError:
+            problem = f"expected a file with a token on one line, found something else in {file}"
+        raise SettingsError([f"ADMIN_TOKEN_FILE: {problem}"])
+
     def store(self) -> StoreSettings | None:
         """Where sessions are kept beyond this process; none where they are not.
 
@@ -463,6 +489,14 @@ class RuntimeSettings(BaseSettings):
     def sampling(self, max_tokens: int) -> Sampling:
         """The server's default sampling."""
         return Sampling(**{name: getattr(self, f"chat_{name}") for name in DEFAULT_BOUNDS}, max_tokens=max_tokens)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def load() -> RuntimeSettings:
@@ -502,10 +536,19 @@ def _contradictions(settings: RuntimeSettings) -> list[str]:
         settings.api_keys()
     except SettingsError as error:
         problems += error.problems
-    try:
-        settings.store()
-    except SettingsError as error:
-        problems += error.problems
+    for read in (settings.store, settings.admin_token):
+        try:
+            read()
+        except SettingsError as error:
+            problems += error.problems
+    if settings.admin_port is not None:
+        if settings.admin_token_file is None and not is_loopback(settings.admin_host):
+            problems.append(
+                f"ADMIN_HOST: expected this machine's own address, or ADMIN_TOKEN_FILE beside it, "
+                f"found {settings.admin_host}"
+            )
+        if settings.admin_port == settings.port:
+            problems.append(f"ADMIN_PORT: expected another port than PORT, found {settings.admin_port}")
     for name, bound in settings.bounds().items():
         variable, default = f"CHAT_{name.upper()}", getattr(settings, f"chat_{name}")
         if bound.low > bound.high:

@@ -22,6 +22,7 @@ from runtime.server.openai.door import PREFIX, OpenAiDoor
 from runtime.server.playground import pages
 from runtime.server.quotas import Seat
 from runtime.server.service import Phase, Service
+from runtime.server.session_key import SessionKeyError, session_key
 from runtime.turns.message_handler import MessageHandler
 from runtime.turns.outbox import Outbox
 from runtime.wire import frames
@@ -105,6 +106,17 @@ class WebSocketEndpoint:
         if credential is None:
             refusal = frames.Error(error_code="authentication_failed", message="The API key is missing or wrong.")
             return await self._refuse(send, socket, refusal, frames.CLOSE_POLICY, "authentication_failed")
+        try:
+            session_key(headers, query)  # for routers; what a client says in its messages is served whatever it is
+        except SessionKeyError as error:
+            refusal = frames.Error(
+                error_code="invalid_session",
+                message=str(error),
+                field=error.field,
+                expected=error.expected,
+                found=error.found,
+            )
+            return await self._refuse(send, socket, refusal, frames.CLOSE_POLICY, "invalid_session")
         if service.phase is Phase.DRAINING:
             return await self._refuse(send, socket, service.draining(), frames.CLOSE_GOING_AWAY, "draining")
         if service.phase is not Phase.READY:

@@ -35,11 +35,13 @@ from runtime.deployment.traces import TracesError
 from runtime.engines import EngineDeadError, EngineOptionError, EngineVersionError
 from runtime.host import logs
 from runtime.host.descriptors import BACKLOG, raise_limit, share
+from runtime.server.admin import DEADLINE_S, SOCKETS, create_admin_app
 from runtime.server.app import create_app
 from runtime.server.front.config import Front, FrontError, check_uvicorn
 from runtime.server.front.heads import Bodies
 from runtime.server.front.http import serve_behind
 from runtime.server.front.log_throttle import install as throttle_log
+from runtime.server.front.sockets import Sockets
 from runtime.server.openai.door import PREFIX
 from runtime.server.service import Phase, Service
 
@@ -47,6 +49,8 @@ EX_TERMINATED = 128 + signal.SIGTERM
 
 # Seconds from the last turn's end to the process's. vLLM gives its own processes 5 to end before it kills them.
 SHUTDOWN_TIMEOUT_S = 20.0
+# Time in which an answer gets out.
+ANSWER_S = 0.2
 # An engine that died may hang when it is stopped; nobody waits for that.
 DEAD_SHUTDOWN_TIMEOUT_S = 2.0
 
@@ -96,23 +100,33 @@ def run(settings: RuntimeSettings) -> int:
             os.EX_UNAVAILABLE,
             f"PORT: expected a free port, found {settings.host}:{settings.port} ({error.strerror}); set HOST or PORT",
         )
+    admin: socket.socket | None = None
+    if settings.admin_port is not None:
+        try:
+            admin = bind(settings.admin_host, settings.admin_port)
+        except (UnicodeError, OSError) as error:
+            where = f"{settings.admin_host}:{settings.admin_port}"
+            return _report(
+                os.EX_UNAVAILABLE, f"ADMIN_PORT: expected a free port, found {where} ({type(error).__name__})"
+            )
     import uvloop
 
     log.info("open_files", limit=files.limit, before=files.before, unadmitted=shares.unadmitted, backlog=shares.backlog)
     settings = settings.model_copy(update={"max_unadmitted_sockets": shares.unadmitted})
-    with listener:
-        return uvloop.run(_serve(settings, listener, shares.backlog))
+    with listener, admin or contextlib.nullcontext():
+        return uvloop.run(_serve(settings, listener, shares.backlog, admin))
 
 
 def _secrets(settings: RuntimeSettings) -> list[SecretStr]:
     """All that this process knows and must not tell."""
     try:
-        token = hub.token_of(os.environ)
+        hub_token = hub.token_of(os.environ)
     except hub.TokenError:
-        token = None  # told where a token is needed
+        hub_token = None  # told where a token is needed
     store = settings.store()
     password = [SecretStr(store.password)] if store is not None and store.password is not None else []
-    return [*settings.api_keys(), *password, *([token] if token else [])]
+    admin = [token] if (token := settings.admin_token()) is not None else []
+    return [*settings.api_keys(), *password, *admin, *([hub_token] if hub_token else [])]
 
 
 def _unadmitted(settings: RuntimeSettings) -> int:
@@ -153,15 +167,32 @@ def _bodies(service: Service) -> Bodies:
     return {f"{PREFIX}/".encode(): service.settings.ws_max_message_bytes} if service.settings.openai_api else {}
 
 
-async def _serve(settings: RuntimeSettings, listener: socket.socket, backlog: int) -> int:
+def admin_config(service: Service) -> uvicorn.Config:
+    """Make uvicorn's configuration for the admin port."""
+    app = create_admin_app(lambda: leave(service), service.settings.admin_token())
+    return serve_behind(
+        Front(Sockets(SOCKETS, DEADLINE_S, service.metrics.socket_dropped)),
+        app,
+        max_message_bytes=1024,
+        backlog=SOCKETS,
+    )
+
+
+async def _serve(
+    settings: RuntimeSettings, listener: socket.socket, backlog: int, admin_listener: socket.socket | None = None
+) -> int:
     service = Service(settings)
     server = Server(web_config(service, backlog))
+    admin = Server(admin_config(service)) if admin_listener is not None else None
     throttle_log()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, service)
     loop.add_signal_handler(signal.SIGHUP, service.reload_keys)
     serving = loop.create_task(server.serve([listener]))
+    administering = None
+    if admin is not None and admin_listener is not None:
+        administering = loop.create_task(admin.serve([admin_listener]))
     try:
         await asyncio.wait((service.ended, serving), return_when=asyncio.FIRST_COMPLETED)
         status = _status(service)
@@ -171,6 +202,9 @@ async def _serve(settings: RuntimeSettings, listener: socket.socket, backlog: in
         server.should_exit = True
     exit_within(DEAD_SHUTDOWN_TIMEOUT_S if status == os.EX_SOFTWARE else SHUTDOWN_TIMEOUT_S, status)
     await serving
+    if admin is not None and administering is not None:
+        admin.should_exit = True  # last: who had the server leave may ask how far it is
+        await administering
     return status
 
 
@@ -191,6 +225,18 @@ def _status(service: Service) -> int:
     # Nobody has been connected yet, so there is nobody whom its text could quote.
     log.error("loading_failed", reason=str(error), exc_info=error)
     return _report(os.EX_SOFTWARE, f"loading failed: {type(error).__name__}: {error}".splitlines()[0])
+
+
+def leave(service: Service) -> dict[str, object]:
+    """Have a server leave as SIGTERM does, once, and say where it stands."""
+    if service.phase is Phase.READY:
+        service.drain()
+    elif service.phase is Phase.LOADING:
+        # Soon, so that whoever asked is answered.
+        asyncio.get_running_loop().call_later(ANSWER_S, _on_signal, service)
+        return {"status": service.phase.value, "deadline_s": 0}
+    left = service.draining().deadline_s if service.phase is Phase.DRAINING else 0
+    return {"status": service.phase.value, "deadline_s": left, "connections": len(service.connections)}
 
 
 def _on_signal(service: Service) -> None:
