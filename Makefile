@@ -14,9 +14,10 @@ export PYTHON
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## make both environments from the locks (fast when nothing changed)
+setup: ## make the environments from the locks (fast when nothing changed)
 	@images/install.sh .venv cpu dev embedded .
 	@images/install.sh .venv-quantize cpu-quantize
+	@images/install.sh .venv-frameworks frameworks
 
 setup-lane: ## the environments of LANE alone (vllm or trt), on a machine that builds for it
 	@images/install.sh .venv $(LANE) embedded .
@@ -75,4 +76,4 @@ bench: setup ## engine alone against the runtime over WebSocket; gateway cost; o
 	@$(RUN) -m tests.benchmarks
 
 clean: ## remove environments and caches; artifacts stay
-	rm -rf .venv .venv-quantize .venv-tools .cache
+	rm -rf .venv .venv-quantize .venv-frameworks .venv-tools .cache

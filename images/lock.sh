@@ -37,6 +37,8 @@ rm -f "$pins"
 cpu cpu-quantize
 cpu tool
 compile build "$locks/build.in"
+compile frameworks --override "$locks/frameworks.overrides" --extra livekit --extra pipecat \
+    "$locks/frameworks.in" client/pyproject.toml
 compile vllm -c "$locks/vllm.constraints" --extra vllm pyproject.toml
 compile vllm-quantize --extra vllm-quantize pyproject.toml
 compile trt --override "$locks/trt.overrides" \

@@ -20,7 +20,7 @@ from yap_client.errors import AuthenticationError, CapacityError, ProtocolError,
 from yap_client.events import Ack, Frame, Warmed
 from yap_client.exchanges import Request
 from yap_client.session import Facts, HistoryItem, Sampling, Session, Value, read_messages
-from yap_client.transcript import Message
+from yap_client.transcript import Message, Transcript
 from yap_client.turn import Turn, came_within
 
 if TYPE_CHECKING:
@@ -80,6 +80,11 @@ class Talk:
     def history(self) -> tuple[Message, ...]:
         """What was said so far, as the session's history has it."""
         return self._session.transcript.messages
+
+    @property
+    def transcript(self) -> Transcript:
+        """What was said so far, and whether that is all that the session's history has."""
+        return self._session.transcript
 
     @property
     def current(self) -> str | None:

@@ -44,6 +44,11 @@ class Transcript:
         """The messages, oldest first."""
         return tuple(self._messages)
 
+    @property
+    def reply(self) -> str:
+        """The last reply as far as it was heard, where it can still be cut; empty where it cannot."""
+        return self._messages[-1].content if self._held else ""
+
     def replace(self, messages: Iterable[Message]) -> None:
         """Begin anew with other messages."""
         self._messages = deque(messages, MOST_MESSAGES)

@@ -1,0 +1,102 @@
+"""Several conversations with one server, for frameworks that may ask for several replies at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from yap_client.errors import AuthenticationError, ClosedError, ProtocolError
+from yap_client.frameworks.context import Context
+from yap_client.frameworks.conversation import Conversation
+from yap_client.session import Sampling
+from yap_client.talk import Talk
+from yap_client.turn import came_within
+
+# A reply that is given up while the next one is asked for takes a few steps of the loop to end. To wait for it is
+# cheaper than another connection.
+GRACE_S = 0.05
+# After these a talk does not come back.
+FATAL = (AuthenticationError, ProtocolError, ClosedError)
+
+
+class Conversations:
+    """Conversations that are lent to one reply each. Connections are opened when they are needed, and kept.
+
+    Args:
+        connect: makes a talk that was not entered yet.
+        prefix: as for `Conversation`.
+        most: so many at once.
+    """
+
+    def __init__(self, connect: Callable[[], Talk], *, prefix: str = "", most: int = 4) -> None:
+        self._connect = connect
+        self._prefix = prefix
+        self._most = most
+        self._slots: asyncio.Semaphore | None = None  # made in the loop that uses it
+        self._idle: list[Conversation] = []  # the one that was used last is the last
+        self._lent = 0
+        self._given = asyncio.Event()  # set when one comes back
+        self._closed = False
+
+    async def open(self) -> None:
+        """Have a connection before it is needed."""
+        async with self._slot():
+            if not self._idle and not self._lent:
+                await self._give(await self._open())
+
+    @asynccontextmanager
+    async def lease(self, context: Context, sampling: Sampling) -> AsyncIterator[Conversation]:
+        """Lend a conversation for one reply: the one that has what was said before, where there is such a one."""
+        async with self._slot():
+            if not self._idle and self._lent:
+                self._given.clear()
+                await came_within(GRACE_S, self._given)
+            conversation = await self._take(context, sampling)
+            self._lent += 1
+            usable = True
+            try:
+                yield conversation
+            except FATAL:
+                usable = False
+                raise
+            finally:
+                self._lent -= 1
+                if usable:
+                    await self._give(conversation)
+                else:
+                    await conversation.talk.close()
+
+    async def close(self) -> None:
+        """Leave the server."""
+        self._closed = True
+        idle, self._idle = self._idle, []
+        for conversation in idle:
+            await conversation.talk.close()
+
+    def _slot(self) -> asyncio.Semaphore:
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(self._most)
+        return self._slots
+
+    async def _take(self, context: Context, sampling: Sampling) -> Conversation:
+        able = [each for each in self._idle if each.can_draw(sampling)]
+        fitting = [each for each in able if each.fits(context)]
+        for found in (*reversed(fitting), *able):
+            self._idle.remove(found)
+            return found
+        if self._lent + len(self._idle) >= self._most:
+            await self._idle.pop(0).talk.close()
+        return await self._open()
+
+    async def _open(self) -> Conversation:
+        if self._closed:
+            raise ClosedError("the client is closed")
+        return Conversation(await self._connect().__aenter__(), self._prefix)
+
+    async def _give(self, conversation: Conversation) -> None:
+        if self._closed:
+            await conversation.talk.close()
+        else:
+            self._idle.append(conversation)
+            self._given.set()

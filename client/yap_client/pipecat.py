@@ -1,0 +1,318 @@
+"""A Pipecat LLM service: `pip install yap-client[pipecat]`.
+
+    llm = YapLLMService(
+        url="ws://127.0.0.1:8000/ws",
+        api_key="…",
+        settings=YapLLMService.Settings(system_instruction="You are Mia."),
+    )
+
+It takes the place of any other LLM service in a pipeline. The server keeps the conversation, so that a turn costs one
+short message. An interruption becomes a `cancel`; every frame of the server's names its turn, so that nothing has to be
+drained before the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, cast
+from uuid import uuid4
+
+from loguru import logger
+from pipecat.adapters.llm.base_llm_adapter import LLMContextConversionError
+from pipecat.frames.frames import (
+    ErrorFrame,
+    Frame,
+    FunctionCallFromLLM,
+    LLMContextFrame,
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
+)
+from pipecat.metrics.metrics import LLMTokenUsage
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.frame_processor import FrameDirection
+from pipecat.services.llm_service import WebsocketLLMService
+from pipecat.services.settings import LLMSettings
+from pipecat.utils.errors import ErrorCategory
+from pipecat.utils.tracing.service_decorators import traced_llm
+from pipecat.utils.types import NOT_GIVEN, NotGiven, is_given
+
+from yap_client.errors import (
+    AuthenticationError,
+    ProtocolError,
+    RateLimitError,
+    RefusedError,
+    ServerGoneError,
+    YapError,
+)
+from yap_client.events import Done, Error, Interrupted, Token, ToolCall, Usage
+from yap_client.frameworks.context import Context
+from yap_client.frameworks.conversation import Conversation
+from yap_client.frameworks.pipecat_context import YapLLMAdapter
+from yap_client.session import Sampling
+from yap_client.talk import Talk, connect
+
+# What Pipecat writes where a call has no result of its own.
+UNFINISHED = frozenset({"IN_PROGRESS", "CANCELLED"})
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "max_tokens",
+    "stop",
+    "seed",
+    "sanitize_output",
+)
+
+
+@dataclass
+class YapLLMSettings(LLMSettings):
+    """Settings that can be changed while a pipeline runs. What is not given is as the server has it.
+
+    Parameters:
+        min_p: sampling.
+        repetition_penalty: sampling.
+        stop: texts that end a reply, at most four.
+        sanitize_output: whether replies are made fit to be spoken; the server does it unless told otherwise.
+    """
+
+    min_p: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    repetition_penalty: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    stop: list[str] | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    sanitize_output: bool | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+
+
+class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
+    """A service whose server keeps the conversation.
+
+    Event handlers are those of every WebSocket LLM service, `on_connection_error` among them.
+
+    Args:
+        url: the server's WebSocket, such as `wss://example.com/ws`.
+        api_key: one of its keys.
+        session: the session's name there; none for a new one.
+        screen_checked_prefix: precedes the result of a tool in the prompt; the server has one of its own.
+        settings: what can be changed while the pipeline runs.
+        connect_options: further arguments of `yap_client.connect`.
+        kwargs: arguments of Pipecat's own.
+    """
+
+    Settings = YapLLMSettings
+    _settings: YapLLMSettings
+    adapter_class = YapLLMAdapter
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        api_key: str | None = None,
+        session: str | None = None,
+        screen_checked_prefix: str = "",
+        settings: YapLLMSettings | None = None,
+        connect_options: Mapping[str, Any] | None = None,
+        **kwargs: Any,  # noqa: ANN401 - whatever Pipecat's own classes take
+    ) -> None:
+        store = self.Settings(
+            **dict.fromkeys(("model", "system_instruction", *SAMPLING)),
+            filter_incomplete_user_turns=False,
+            user_turn_completion_config=None,
+        )
+        if settings is not None:
+            store.apply_update(settings)
+        super().__init__(settings=store, **kwargs)
+        self._url, self._api_key, self._session = url, api_key, session
+        self._prefix = screen_checked_prefix
+        self._connect_options = dict(connect_options or {})
+        self._conversation: Conversation | None = None
+        self._unknown_tools: set[str] = set()
+
+    def can_generate_metrics(self) -> bool:
+        """It can."""
+        return True
+
+    # The connection: the client comes back by itself, and sends again what a server does not know.
+
+    def _talk(self, session: str | None) -> Talk:
+        return connect(self._url, self._api_key, session=session, **self._connect_options)
+
+    async def _connect_websocket(self) -> None:
+        if self._conversation is not None:
+            return
+        try:
+            self._conversation = Conversation(await self._talk(self._session).__aenter__(), self._prefix)
+        except YapError as error:
+            await self._report_error(ErrorFrame(f"Error connecting: {error}", exception=error))
+
+    async def _disconnect_websocket(self) -> None:
+        conversation, self._conversation = self._conversation, None
+        await self.stop_all_metrics()
+        if conversation is not None:
+            await conversation.talk.close()
+
+    async def _verify_connection(self) -> bool:
+        return self._conversation is not None
+
+    async def _ensure_connected(self) -> None:
+        if self._conversation is None and not await self._try_reconnect(report_error=self._report_error):
+            raise ServerGoneError(f"{self} has no connection")
+
+    async def cleanup(self) -> None:
+        """Release what it holds, also where the pipeline ends in another way."""
+        await super().cleanup()
+        await self._disconnect()
+
+    # Replies
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Answer contexts; pass on everything else."""
+        await super().process_frame(frame, direction)
+        if not isinstance(frame, LLMContextFrame):
+            await self.push_frame(frame, direction)
+            return
+        try:
+            await self.push_frame(LLMFullResponseStartFrame())
+            await self.start_processing_metrics()
+            await self._process_context(frame.context)
+        except LLMContextConversionError as error:
+            await self.push_error(error_msg=str(error), exception=error, category=ErrorCategory.APPLICATION)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the pipeline goes on
+            if isinstance(error, RefusedError) and error.code == "generation_timeout":
+                await self._call_event_handler("on_completion_timeout")
+            await self.push_error(error_msg=f"Error during completion: {error}", exception=error)
+        finally:
+            await self.stop_processing_metrics()
+            await self.push_frame(LLMFullResponseEndFrame())
+
+    @traced_llm
+    async def _process_context(self, context: LLMContext) -> None:
+        await self._ensure_connected()
+        conversation = self._conversation
+        if conversation is None:
+            raise ServerGoneError(f"{self} was disconnected")
+        self._log_llm_response(context)
+        params = await self.get_llm_adapter().get_llm_invocation_params(
+            context, system_instruction=_given(self._settings.system_instruction)
+        )
+        await self.start_ttfb_metrics()
+        failure: Error | None = None
+        # Left early by an interruption, this ends the turn on the server.
+        async with aclosing(conversation.reply(params["context"], self._sampling())) as events:
+            async for event in events:
+                if isinstance(event, Token):
+                    await self.stop_ttfb_metrics()
+                    await self._push_llm_text(event.text)
+                elif isinstance(event, ToolCall):
+                    await self._call_tools(event, context, params["tools"])
+                elif isinstance(event, Error):
+                    failure = event
+                elif isinstance(event, Interrupted):
+                    raise ServerGoneError(f"the connection was lost: {event.reason}")
+                elif isinstance(event, Done):
+                    await self._end(event, failure)
+
+    async def _call_tools(self, decision: ToolCall, context: LLMContext, advertised: frozenset[str]) -> None:
+        """Run what the decision asks for, beside the reply that follows it."""
+        calls = []
+        for name in decision.tools:
+            if name in advertised or name in self._functions:
+                calls.append(FunctionCallFromLLM(name, f"call_{uuid4().hex}", {}, context))
+            elif name not in self._unknown_tools:
+                self._unknown_tools.add(name)
+                logger.debug(f"{self}: the server asks for {name}, which the context does not offer")
+        if calls:
+            await self.stop_ttfb_metrics()
+            await self.stop_ttfat_metrics()
+            for call in calls:
+                if self._conversation is not None:
+                    self._conversation.asked(call.tool_call_id)
+            await self.run_function_calls(calls)
+
+    async def _end(self, done: Done, failure: Error | None) -> None:
+        if done.usage is not None:
+            await self.start_llm_usage_metrics(_usage(done.usage))
+        elif done.failed:
+            code = failure.error_code if failure is not None else "generation_failed"
+            raise RefusedError(code, failure.message if failure is not None else "the turn failed")
+        elif done.cancelled:
+            logger.warning(f"{self}: another client has taken the session over")
+
+    async def run_inference(
+        self,
+        context: LLMContext,
+        max_tokens: int | None = None,
+        system_instruction: str | None = None,
+        response_schema: dict[str, Any] | None = None,
+    ) -> str | None:
+        """Answer a context outside of the pipeline's conversation, in a session and on a connection of its own.
+
+        A reply is at most as long as the server makes it: where `max_tokens` is more than that, it does not count.
+        """
+        self._check_response_schema(response_schema)
+        params = await self.get_llm_adapter().get_llm_invocation_params(
+            context, system_instruction=system_instruction or _given(self._settings.system_instruction)
+        )
+        sampling = self._sampling()
+        async with self._talk(None) as talk:
+            if max_tokens is not None:
+                try:
+                    return await self._whole(talk, params["context"], {**sampling, "max_tokens": max_tokens})
+                except RefusedError as error:
+                    if error.field != "max_tokens":
+                        raise
+            return await self._whole(talk, params["context"], sampling)
+
+    async def _whole(self, talk: Talk, context: Context, sampling: Sampling) -> str:
+        texts: list[str] = []
+        failure: Error | None = None
+        async for event in Conversation(talk, self._prefix).reply(context, sampling):
+            if isinstance(event, Token):
+                texts.append(event.text)
+            elif isinstance(event, Error):
+                failure = event
+            elif isinstance(event, Interrupted):
+                raise ServerGoneError(f"the connection was lost: {event.reason}")
+            elif isinstance(event, Done):
+                await self._end(event, failure)
+        return "".join(texts)
+
+    def _sampling(self) -> Sampling:
+        given = {name: _given(getattr(self._settings, name)) for name in SAMPLING}
+        given.update((name, value) for name, value in self._settings.extra.items() if name in SAMPLING)
+        return cast("Sampling", {name: value for name, value in given.items() if value is not None})
+
+    def _classify_error(self, exception: Exception) -> ErrorCategory | None:
+        return _category(exception)
+
+
+def _category(error: Exception) -> ErrorCategory | None:
+    """Why something was not done, in Pipecat's words. What is permanent there ends the use of a service."""
+    if isinstance(error, AuthenticationError):
+        return ErrorCategory.AUTHENTICATION
+    if isinstance(error, RateLimitError):
+        return ErrorCategory.RATE_LIMIT
+    if isinstance(error, RefusedError):
+        if error.code in ("generation_failed", "generation_timeout", "internal_error", "draining"):
+            return ErrorCategory.SERVER
+        return ErrorCategory.QUOTA if error.code.endswith("_quota_exceeded") else ErrorCategory.INVALID_REQUEST
+    if isinstance(error, ProtocolError):
+        return ErrorCategory.INVALID_REQUEST
+    return ErrorCategory.CONNECTIVITY if isinstance(error, YapError) else None
+
+
+def _usage(usage: Usage) -> LLMTokenUsage:
+    return LLMTokenUsage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        cache_read_input_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.thinking_tokens,
+    )
+
+
+def _given(value: Any) -> Any:  # noqa: ANN401 - of whatever type a setting is
+    return value if is_given(value) else None

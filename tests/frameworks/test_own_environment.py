@@ -1,0 +1,31 @@
+"""Starts the tests of this folder in the frameworks' environment, each file in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PYTHON = ROOT / ".venv-frameworks/bin/python"
+FILES = sorted(path.name for path in HERE.glob("test_*.py") if path != Path(__file__))
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("file", FILES)
+def test_it_holds_inside_the_framework(file: str) -> None:
+    if not PYTHON.exists():
+        pytest.skip("the frameworks are not installed: images/install.sh .venv-frameworks frameworks")
+    found = subprocess.run(
+        [PYTHON, "-m", "pytest", "-c", HERE / "pytest.ini", "-q", HERE / file],
+        cwd=ROOT,
+        env={**os.environ, "YAP_SERVER_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    no_tests = 5  # a framework that has no version for this Python
+    assert found.returncode in (0, no_tests), found.stdout[-8000:] + found.stderr[-2000:]
