@@ -29,6 +29,7 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
     "vllm-quantize": ("vllm-quantize.txt",),
     "cpu-quantize": ("cpu-quantize.txt",),
     "dev": ("cpu.txt", "dev.txt"),
+    "frameworks": ("frameworks.txt",),
 }
 TORCH = {"cpu": "TORCH_CPU", "cpu-quantize": "TORCH_CPU", "tool": "TORCH_CPU", "dev": "TORCH_CPU", "trt": "TORCH_TRT"}
 
