@@ -166,8 +166,33 @@ def driver() -> Iterator[str]:
         yield f"driver: expected NVIDIA {MINIMUM_DRIVER} or newer, found {text.value.decode()}; update it on the host"
 
 
+def sharing() -> int:
+    """The GPUs that the environment asks for; 1 where it leaves that to the artifact, or is no number."""
+    asked = 1
+    for name in ("TENSOR_PARALLEL_SIZE", "PIPELINE_PARALLEL_SIZE"):
+        value = os.environ.get(name, "").strip()
+        asked *= int(value) if value.isdecimal() else 1
+    return asked
+
+
+def gpus(needed: int) -> Iterator[str]:
+    """Whether the container sees as many GPUs as shall share the model."""
+    library, _ = load(["libnvidia-ml.so.1"])
+    if library is None or library.nvmlInit_v2() != 0:
+        return  # told by `driver`
+    count = ctypes.c_uint()
+    library.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    library.nvmlShutdown()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = count.value if visible is None else min(count.value, len([part for part in visible.split(",") if part]))
+    if found < needed:
+        asked = "TENSOR_PARALLEL_SIZE × PIPELINE_PARALLEL_SIZE"
+        yield f"{asked}: expected {needed} GPUs, found {found}; run the container with as many, such as --gpus all"
+
+
 def shared_memory() -> Iterator[str]:
-    """Room for vLLM's queues between processes, which the cpu lane always has; Docker gives 64 MiB unless told."""
+    """Room for the queues between an engine's processes, which the cpu lane always has, and others where several GPUs
+    share the model; Docker gives 64 MiB unless told."""
     place = "/dev/shm"  # noqa: S108 - named, not written
     free = os.statvfs(place)
     mib = free.f_bavail * free.f_frsize >> 20
@@ -192,7 +217,10 @@ def problems(lane: str, *, start: bool) -> Iterator[str]:
             yield from driver()
         if lane == "vllm":
             yield from temporary_folder()
-        if lane == "cpu":
+        needed = sharing()
+        if lane in USES_CUDA and needed > 1:
+            yield from gpus(needed)
+        if lane == "cpu" or (lane in USES_CUDA and needed > 1):
             yield from shared_memory()
         return
     yield from compiler()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import settings, source
@@ -33,7 +34,9 @@ from pipeline.stages.stage import StageError
 from pipeline.validate.validation import candidate_of, validate
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel
+from runtime.artifact.verify import unlike
 from runtime.deployment.classifier import is_multi_label
+from runtime.host.machine import Gpu
 
 QUANTIZERS = frozenset({"llmcompressor", "nvidia-modelopt"})
 
@@ -74,6 +77,8 @@ def revalidate(
     if lane.on_gpu and not here.machine.gpus:
         expected = f"a GPU, for the {lane.name} lane"
         raise WrongRequestError([Problem("ARTIFACT", expected, "none", "run it where it will serve")])
+    if lane.on_gpu and metadata.chat is not None and (few := _too_few(metadata.chat, here.machine.gpus)):
+        raise WrongRequestError([few])
     runner = StageRunner(where, here.machine, progress)
     chat = metadata.chat
     scores: Path | None = None
@@ -92,7 +97,7 @@ def revalidate(
             )
         facts = source.read_facts(str(model.folder), "CHAT_MODEL")
         parameters = layer_table(facts.config, facts.tensors).parameters
-        scores = runner.reference(model, lane, context=chat.limits.max_model_len, dtype=chat.dtype)
+        scores = runner.reference(model, lane, chat.limits, dtype=chat.dtype)
     candidate = candidate_of(metadata, compared=compared, parameters=parameters, utterances=utterances)
     thresholds = {**default_thresholds(candidate), **bounds}
     if unbounded := missing_bounds(thresholds, candidate):
@@ -122,6 +127,16 @@ def revalidate(
             raise StageError("validate", "the artifact changed while it was measured", folder, again)
         proven.write(folder)
     return proven
+
+
+def _too_few(chat: ChatModel, gpus: Sequence[Gpu]) -> Problem | None:
+    """Say that the GPUs here cannot share the model as they will; none where they can."""
+    needed, next_step = chat.limits.gpus, "run it where it will serve"
+    if len(gpus) < needed:
+        return Problem("ARTIFACT", f"{needed} GPUs, which share the model", str(len(gpus)), next_step)
+    if odd := unlike(gpus[:needed]):
+        return Problem("ARTIFACT", f"{needed} GPUs that are alike", odd, "choose others with CUDA_VISIBLE_DEVICES")
+    return None
 
 
 def _with_thought(metadata: BuildMetadata, values: PipelineSettings, progress: Progress) -> BuildMetadata:

@@ -229,8 +229,7 @@ class Run:
         reference: Path | None = None
         if chat and not chat.prequantized:
             base = self.runner.chat_source(chat.source)
-            context = chat.limits.max_model_len
-            reference = self.runner.reference(base, self.plan.lane, context=context, dtype=chat.dtype)
+            reference = self.runner.reference(base, self.plan.lane, chat.limits, dtype=chat.dtype)
 
         utterances = self.plan.tool.utterances if self.plan.tool else NO_UTTERANCES
 

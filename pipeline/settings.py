@@ -84,7 +84,12 @@ class PipelineSettings(BaseModel):
         description="JSONL file of labelled utterances (`text`, `label` or `labels`) to measure the classifier's tools "
         "on, unless `--tool-utterances` is given; none means the embedded ones, which know the screenshot alone",
     )
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one model; baked in")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share every layer of one model; baked in")
+    pipeline_parallel_size: int = Field(
+        1,
+        ge=1,
+        description="vLLM: stages of one model's layers, each on `TENSOR_PARALLEL_SIZE` GPUs of one host; baked in",
+    )
     hf_push_repo_id: Word | None = Field(
         None, description="repository that `--push-quant` and `push` publish to, such as `acme/llama-8b-awq`"
     )

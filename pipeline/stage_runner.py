@@ -15,7 +15,7 @@ from pipeline.source import SourceFacts
 from pipeline.stages.disk import refusal_text
 from pipeline.stages.recipes import recipe_of
 from pipeline.stages.stage import Stage, StageCache, StageError, StageResult
-from runtime.artifact import ArtifactError, hub, hub_client
+from runtime.artifact import ArtifactError, Limits, hub, hub_client
 from runtime.engines import EngineOptions
 from runtime.host.machine import Machine
 
@@ -104,15 +104,23 @@ class StageRunner:
         done = self.stage("tool", inputs, self._train_tool)
         return self.model(done.output), done.result
 
-    def reference(self, model: FetchedModel, lane: Lane, *, context: int, dtype: str) -> Path:
+    def reference(self, model: FetchedModel, lane: Lane, limits: Limits, *, dtype: str) -> Path:
         """Score held-out text with the float model, and return the file of scores.
 
-        The model computes in `dtype`, as the artifact does: float32 and bfloat16 alone do not always agree.
+        The model computes in `dtype`, as the artifact does: float32 and bfloat16 alone do not always agree. It is
+        shared by as many GPUs, since one may be too small for it.
         """
         engine, dtype = lane.engine, lane.reference_dtype(dtype)
         from pipeline.validate.validation import measure_reference
 
-        options = EngineOptions(max_model_len=context, enforce_eager=lane.eager or None, dtype=dtype)
+        context = limits.max_model_len
+        options = EngineOptions(
+            max_model_len=context,
+            tensor_parallel_size=limits.tensor_parallel_size,
+            pipeline_parallel_size=limits.pipeline_parallel_size,
+            enforce_eager=lane.eager or None,
+            dtype=dtype,
+        )
         inputs = {
             "content": model.content,
             "code": recipe_of("reference", engine),
@@ -122,6 +130,8 @@ class StageRunner:
             "dtype": dtype,
             "packages": tokenizing(),
         }
+        if limits.gpus > 1:
+            inputs["shared"] = [limits.tensor_parallel_size, limits.pipeline_parallel_size]
 
         def work(out: Path) -> Mapping[str, Any]:
             measure_reference(model.folder, out / "scores.json", options=options, engine=engine, progress=self.progress)

@@ -72,6 +72,8 @@ TENSORRT_LLM = "1.2.1"
 # CUDA 13 needs at least this driver branch: NVIDIA's CUDA 13.0 release notes, table of minimum driver versions.
 CUDA = "13.0"
 MINIMUM_DRIVER = 580
+# What the queues between an engine's processes need of /dev/shm. Docker gives 64 MiB unless told.
+MINIMUM_SHM_MIB = 256
 
 # The log file
 LOG_NAME = "server.log"

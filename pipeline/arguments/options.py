@@ -84,7 +84,8 @@ GpuName = Annotated[
     typer.Option(
         "--gpu",
         metavar="NAME",
-        help=f"Plan for a GPU that is not here: {', '.join(gpus.GPUS)}. TENSOR_PARALLEL_SIZE says how many.",
+        help=f"Plan for a GPU that is not here: {', '.join(gpus.GPUS)}. TENSOR_PARALLEL_SIZE "
+        "(times PIPELINE_PARALLEL_SIZE) says how many.",
     ),
 ]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of the artifact.")]

@@ -56,6 +56,7 @@ def compile_ahead(out: Path, plan: BuildPlan) -> None:
         max_num_seqs=limits.max_batch_size,
         max_model_len=limits.max_model_len,
         tensor_parallel_size=limits.tensor_parallel_size,
+        pipeline_parallel_size=limits.pipeline_parallel_size,
         enforce_eager=False,
     )
     engine = VllmEngine(out, options)

@@ -16,7 +16,7 @@ from pipeline.lanes.lane import SMALL_MODEL
 from pipeline.plan import SEED, BuildRequest, CalibrationPlan, ChatPlan
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.disk_facts import DiskFacts, PathEntry
-from pipeline.plan.grouping import check_parallel, kept_patterns, odd_layers, odd_patterns
+from pipeline.plan.grouping import check_sharing, kept_patterns, odd_layers, odd_patterns
 from pipeline.settings import PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
 from runtime.artifact import Limits, Moe
@@ -313,11 +313,9 @@ class ChatPlanner:
             max_output_len=longest_out,
             max_model_len=length,
             tensor_parallel_size=settings.tensor_parallel_size,
+            pipeline_parallel_size=settings.pipeline_parallel_size,
         )
 
     def _check_parallel(self, shape: Shape, table: LayerTable) -> None:
-        parallel, gpus = self.settings.tensor_parallel_size, len(self.machine.gpus)
-        if parallel > max(1, gpus):
-            self.diagnostics.problem("TENSOR_PARALLEL_SIZE", f"at most {max(1, gpus)}, the GPUs here", str(parallel))
-        else:
-            check_parallel(shape, table, parallel, self.diagnostics)
+        tensor, stages = self.settings.tensor_parallel_size, self.settings.pipeline_parallel_size
+        check_sharing(shape, table, (tensor, stages), self.machine.gpus, self.lane, self.diagnostics)

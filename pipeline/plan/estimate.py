@@ -39,7 +39,11 @@ class BuildSize:
         prequantized: whether the source comes quantized.
         on_gpu: whether it is quantized and validated on a GPU.
         cache_bytes: the KV cache of one sequence.
-        parallel: GPUs that share the model.
+        parallel: GPUs that share every layer.
+        stages: stages of layers.
+        stage_share: part of the layers that the fullest stage has.
+        outside_bytes: what is no layer's, the embedding and the head: a stage may have it whole.
+        cache_share: part of a layer's KV cache that each of the GPUs has which share the layer.
     """
 
     parameters: int = 0
@@ -55,6 +59,36 @@ class BuildSize:
     on_gpu: bool = False
     cache_bytes: int = 0
     parallel: int = 1
+    stages: int = 1
+    stage_share: float = 1.0
+    outside_bytes: int = 0
+    cache_share: float = 1.0
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that hold the model together."""
+        return self.parallel * self.stages
+
+    @property
+    def gpu_weight_bytes(self) -> int:
+        """The weights on the fullest GPU."""
+        return self._on_a_gpu(self.quantized_bytes)
+
+    @property
+    def gpu_float_bytes(self) -> int:
+        """The float model's weights on the fullest GPU, while it is measured."""
+        return self._on_a_gpu(self.float_bytes)
+
+    @property
+    def gpu_cache_bytes(self) -> int:
+        """The KV cache of one sequence on the fullest GPU."""
+        return int(self.cache_bytes * self.stage_share * self.cache_share)
+
+    def _on_a_gpu(self, whole: int) -> int:
+        if self.stages == 1:
+            return whole // self.parallel
+        outside = min(self.outside_bytes, whole)
+        return int(((whole - outside) * self.stage_share + outside) / self.parallel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +124,8 @@ def estimate(size: BuildSize, *, cores: int) -> Estimate:
     quantizing = 0 if size.prequantized else size.float_bytes
     validating = size.quantized_bytes + size.cache_bytes + (0 if size.prequantized else size.float_bytes)
     memory = PROCESS_BYTES + (size.float_bytes if size.on_gpu else max(quantizing, validating))
-    gpu = (size.quantized_bytes + size.cache_bytes) // size.parallel + PROCESS_BYTES if size.on_gpu else 0
+    served = size.gpu_weight_bytes if size.prequantized else max(size.gpu_weight_bytes, size.gpu_float_bytes)
+    gpu = served + size.gpu_cache_bytes + PROCESS_BYTES if size.on_gpu else 0
     return Estimate(
         disk,
         memory,
@@ -109,11 +144,13 @@ class ServingMemory:
         weight_bytes: the chat model, on all GPUs together.
         cache_bytes: what is left for the KV cache.
         conversation_bytes: the KV cache of one conversation at full length.
+        gpu_weight_bytes: the weights on the fullest GPU.
     """
 
     weight_bytes: int
     cache_bytes: int
     conversation_bytes: int
+    gpu_weight_bytes: int = 0
 
     @property
     def conversations(self) -> int:
@@ -132,8 +169,15 @@ def serving_memory(size: BuildSize, *, gpu_bytes: int, beside_tool: bool) -> Ser
     if not size.on_gpu:
         return ServingMemory(size.quantized_bytes, int(defaults.CPU_KV_CACHE_GIB * 2**30), size.cache_bytes)
     fraction = defaults.GPU_CHAT_BESIDE_TOOL if beside_tool else defaults.GPU_ALONE
-    usable = int(gpu_bytes * fraction) - PROCESS_BYTES
-    return ServingMemory(size.quantized_bytes, max(0, usable * size.parallel - size.quantized_bytes), size.cache_bytes)
+    room = max(0, int(gpu_bytes * fraction) - PROCESS_BYTES - size.gpu_weight_bytes)
+    # The fullest GPU says how many fit; what that is on all of them together is what a conversation takes there.
+    each = size.gpu_cache_bytes
+    return ServingMemory(
+        size.quantized_bytes,
+        room * size.gpus,
+        each * size.gpus,
+        size.gpu_weight_bytes,
+    )
 
 
 def _seconds(size: BuildSize, cores: int) -> float:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pipeline.checkpoint.float_layers import HEAD, OUTSIDE, ROUTER, STEP, TOWER
 from pipeline.checkpoint.layers import LayerTable, LinearLayer
 from pipeline.checkpoint.shape import Shape
+from pipeline.checkpoint.sharing import shares, unshared
+from pipeline.lanes import Lane
 from pipeline.plan.diagnostics import Diagnostics
+from runtime.artifact.verify import unlike
+from runtime.host.machine import Gpu
 
 HEADS = ("re:.*lm_head",)
 MOE_GATES = (r"re:.*mlp\.gate$", r"re:.*block_sparse_moe\.gate$", r"re:.*shared_expert_gate$", r"re:.*router.*")
@@ -54,29 +58,45 @@ def odd_patterns(odd: Iterable[LinearLayer], size: int, diagnostics: Diagnostics
     return patterns
 
 
-def check_parallel(shape: Shape, table: LayerTable, parallel: int, diagnostics: Diagnostics) -> None:
-    """Check that several GPUs can share the model."""
-    if expected := unshared(shape, table, parallel):
+def check_sharing(
+    shape: Shape,
+    table: LayerTable,
+    asked: tuple[int, int],
+    gpus: Sequence[Gpu],
+    lane: Lane | None,
+    diagnostics: Diagnostics,
+) -> None:
+    """Check that the GPUs here can share a model, and say what each gets.
+
+    Args:
+        asked: GPUs that share every layer, and stages of layers.
+        gpus: those that are here.
+        lane: none where no lane can be used.
+    """
+    tensor, stages = asked
+    most = max(1, len(gpus))
+    if stages > 1 and lane is not None and lane.name == "trt":
+        diagnostics.problem("PIPELINE_PARALLEL_SIZE", "1 in the trt lane", str(stages), "use the vllm lane")
+    elif stages > shape.layers:
+        expected = f"at most {shape.layers}, the model's layers"
+        diagnostics.problem("PIPELINE_PARALLEL_SIZE", expected, str(stages))
+    if tensor > most:
+        diagnostics.problem("TENSOR_PARALLEL_SIZE", f"at most {most}, the GPUs here", str(tensor))
+        return
+    if tensor * stages > most:
+        expected = f"at most {most // tensor}, for the {most} GPUs here" if gpus else "1 without a GPU"
+        shared = f"{stages}, each on {tensor}" if tensor > 1 else str(stages)
+        diagnostics.problem("PIPELINE_PARALLEL_SIZE", expected, shared)
+    elif odd := unlike(gpus[: tensor * stages]):
+        where = "TENSOR_PARALLEL_SIZE" if tensor > 1 else "PIPELINE_PARALLEL_SIZE"
+        expected = f"{tensor * stages} GPUs that are alike"
+        diagnostics.problem(where, expected, odd, "choose others with CUDA_VISIBLE_DEVICES")
+    if divisor := unshared(shape, table, tensor):
         fitting = [str(size) for size in (1, 2, 4, 8) if unshared(shape, table, size) is None]
         next_step = f"set it to {' or '.join(fitting)}" if fitting else "choose another model"
-        diagnostics.problem("TENSOR_PARALLEL_SIZE", expected, str(parallel), next_step)
-
-
-def unshared(shape: Shape, table: LayerTable, parallel: int) -> str | None:
-    """Return what the number of GPUs that share the model would have to be; none where it is that.
-
-    vLLM and TensorRT-LLM ask the same: every GPU gets as many attention heads, and as many heads of keys and values or,
-    where there are fewer than GPUs, one that as many others have too. One compressed vector for all heads (DeepSeek's)
-    is on every GPU. A layer whose inputs are cut must have as many for each.
-    """
-    for heads in (*shape.heads, *shape.other_heads):
-        if heads % parallel:
-            return f"a divisor of the model's {heads} heads"
-    for heads in shape.key_value_heads:
-        if heads % parallel and parallel % heads:
-            return f"a divisor or a multiple of the model's {heads} heads of keys and values"
-    cut = next((layer for layer in table.linear if layer.inputs_on(parallel) is None), None)
-    return f"a divisor of the {cut.inputs} inputs of {cut.name}" if cut else None
+        diagnostics.problem("TENSOR_PARALLEL_SIZE", divisor, str(tensor), next_step)
+    elif tensor * stages > 1:
+        diagnostics.decide("GPUs a model", tensor * stages, "; ".join(shares(shape, tensor, stages)))
 
 
 def _pattern(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline import lanes
 from pipeline.checkpoint.shape import Shape
+from pipeline.checkpoint.sharing import cache_share, layers_a_stage
 from pipeline.lanes import CPU, LANES, METHODS, VLLM, Lane, lane_of
 from pipeline.lanes.gate_specs import OPTIONS, Candidate
 from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds, planned_text
@@ -82,7 +83,7 @@ def make_plan(
     _decide_memory(size, chat_plan, tool_plan, hardware, diagnostics)
     attempts = Attempts(request, lambda other: make_plan(other, settings, chat, tool, hardware, earlier, disk))
     attempts.make(methods)
-    _resources(cost, attempts.kept_bytes, hardware, lane, disk, diagnostics)
+    _resources(cost, attempts.kept_bytes, size.gpus, hardware, lane, disk, diagnostics)
     problems = diagnostics.distinct_problems(earlier)
     problems += attempts.problems_beside(problems)
     if problems or lane is None:
@@ -231,6 +232,10 @@ def _build_size(chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None)
         on_gpu=lane.on_gpu,
         cache_bytes=shape.cache_bytes_per_token * chat.limits.max_model_len,
         parallel=chat.limits.tensor_parallel_size,
+        stages=chat.limits.pipeline_parallel_size,
+        stage_share=layers_a_stage(shape.layers, chat.limits.pipeline_parallel_size) / shape.layers,
+        outside_bytes=shape.embedding_parameters * 2,
+        cache_share=cache_share(shape, chat.limits.tensor_parallel_size),
     )
 
 
@@ -242,10 +247,11 @@ def _decide_memory(
     if chat is None or not size.cache_bytes or (size.on_gpu and not gpus):
         return
     found = serving_memory(size, gpu_bytes=gpus[0].memory_bytes if gpus else 0, beside_tool=tool is not None)
-    where = f"{len(gpus[: size.parallel])} × {gpus[0].name}" if size.on_gpu else "main memory"
+    where = f"{len(gpus[: size.gpus])} × {gpus[0].name}" if size.on_gpu else "main memory"
+    shared = f" ({found.gpu_weight_bytes / gib:.1f} GiB on the fullest GPU)" if size.gpus > 1 else ""
     diagnostics.decide(
         "memory",
-        f"{found.weight_bytes / gib:.1f} GiB of weights and {found.cache_bytes / gib:.1f} GiB of KV cache: "
+        f"{found.weight_bytes / gib:.1f} GiB of weights{shared} and {found.cache_bytes / gib:.1f} GiB of KV cache: "
         f"about {found.conversations} conversations of {chat.limits.max_model_len} tokens at once",
         f"{where}, {found.conversation_bytes / gib:.2f} GiB a conversation at full length; more where they are shorter "
         "or begin alike",
@@ -261,7 +267,13 @@ def _stored_bytes(chat: ChatPlan, rounded: int, in_float: int) -> int:
 
 
 def _resources(
-    cost: Estimate, kept: int, hardware: Hardware, lane: Lane | None, disk: DiskFacts, diagnostics: Diagnostics
+    cost: Estimate,
+    kept: int,
+    gpus: int,
+    hardware: Hardware,
+    lane: Lane | None,
+    disk: DiskFacts,
+    diagnostics: Diagnostics,
 ) -> None:
     machine, gib = hardware.machine, 2**30
     if cost.disk_bytes + kept > hardware.free_disk:
@@ -275,9 +287,13 @@ def _resources(
         found, next_step = f"{machine.memory_bytes / gib:.1f} GiB", "use a larger machine or a smaller model"
         diagnostics.problem("memory", f"{cost.memory_bytes / gib:.1f} GiB", found, next_step)
     if lane and lane.on_gpu and machine.gpus:
-        gpu = machine.gpus[0]
+        # The one with the least room; `check_sharing` tells of those that are not alike.
+        gpu = min(machine.gpus[:gpus], key=lambda gpu: gpu.free_bytes)
         if cost.gpu_bytes > gpu.memory_bytes:
-            found, next_step = f"{gpu.memory_bytes / gib:.1f} GiB on {gpu.name}", "use a larger GPU or a smaller model"
+            found, next_step = (
+                f"{gpu.memory_bytes / gib:.1f} GiB on {gpu.name}",
+                "use a larger GPU, several by TENSOR_PARALLEL_SIZE, or a smaller model",
+            )
             diagnostics.problem("GPU memory", f"{cost.gpu_bytes / gib:.1f} GiB", found, next_step)
         elif cost.gpu_bytes > gpu.free_bytes:
             found, next_step = f"{gpu.free_bytes / gib:.1f} GiB free on {gpu.name}", "end what else uses it"

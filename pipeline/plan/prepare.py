@@ -66,7 +66,8 @@ def prepare(
     needs = lanes.lane_of(lane, loaded.settings.trt_backend).quantizer
     here = hardware.describe(folder, values.quantize_python, needs)
     if gpu is not None:
-        here = hardware.elsewhere(gpu, loaded.settings.tensor_parallel_size, here, needs)
+        count = loaded.settings.tensor_parallel_size * loaded.settings.pipeline_parallel_size
+        here = hardware.elsewhere(gpu, count, here, needs)
     found = disk_facts.read(request, values, None if wrong else folder)
     # Behind a link, what is to be made lies where it leads.
     place = Path(os.path.realpath(disk_facts.ARTIFACTS if request.out is None else request.out))

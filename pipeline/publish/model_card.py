@@ -198,7 +198,7 @@ def _limits(metadata: BuildMetadata) -> str:
         ("prompt", f"{limits.max_input_len} tokens"),
         ("reply", f"{limits.max_output_len} tokens"),
         ("context", f"{limits.max_model_len} tokens"),
-        ("GPUs a model", f"{limits.tensor_parallel_size}"),
+        ("GPUs a model", f"{limits.gpus}"),
     ]
     return "## Limits baked in\n\n" + _table(("", ""), rows)
 
@@ -232,7 +232,7 @@ def _serving(metadata: BuildMetadata, repo: str) -> str:
     image = f"runtime-{metadata.lane}" if metadata.chat else "runtime-tool"
     options = ["--gpus all"] if lane.on_gpu and metadata.chat else []
     # The engine's processes share memory where there are several GPUs or none; Docker's 64 MiB are too little.
-    if metadata.chat and (not lane.on_gpu or metadata.chat.limits.tensor_parallel_size > 1):
+    if metadata.chat and (not lane.on_gpu or metadata.chat.limits.gpus > 1):
         options.append("--shm-size 1g")
     flags = "".join(f"{option} " for option in options)
     text = (

@@ -195,7 +195,7 @@ def _chat_facts(chat: ChatModel) -> Iterable[tuple[str, str]]:
     yield (
         "limits",
         f"{limits.max_batch_size} sequences; {limits.max_input_len} tokens in, {limits.max_output_len} out, "
-        f"{limits.max_model_len} in all; {limits.tensor_parallel_size} GPU(s) a model",
+        f"{limits.max_model_len} in all; {limits.gpus} GPU(s) a model",
     )
 
 

@@ -7,6 +7,7 @@ memory. Each refusal is one line that says what was expected, what was found, an
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from runtime.artifact.files.paths import lies_in
 from runtime.artifact.hashes import Take
 from runtime.artifact.lanes import LONG_PROMPT_TOKENS, engine_of, lane_of
 from runtime.artifact.metadata import SCREENSHOT_TOOL, Gate, Relation
-from runtime.defaults import GPU_ALONE, MINIMUM_DRIVER, first_set
+from runtime.defaults import GPU_ALONE, MINIMUM_DRIVER, MINIMUM_SHM_MIB, first_set
 from runtime.host.machine import Gpu, Machine
 
 # Of one kind of GPU, no two that work have less in common than this part of their memory: a driver may take some.
@@ -248,14 +249,23 @@ def _check_gpus(limits: Limits, gpus: tuple[Gpu, ...]) -> None:
             f"expected {_shared_by(limits)}, found {len(gpus)}; give the server as many of this host's, or set "
             "TENSOR_PARALLEL_SIZE lower"
         )
-    first = gpus[0]
-    for number, gpu in enumerate(gpus[: limits.gpus]):
+    if odd := unlike(gpus[: limits.gpus]):
+        raise ArtifactError(
+            f"expected {_shared_by(limits)} that are alike, found {odd}; choose others with CUDA_VISIBLE_DEVICES"
+        )
+
+
+def unlike(gpus: Sequence[Gpu]) -> str | None:
+    """What GPUs are that cannot share a model, because one is of another kind than the first; none where all are alike.
+
+    The others would wait for the slowest, the KV cache would be the smallest's, and kernels are compiled for one kind.
+    """
+    for number, gpu in enumerate(gpus):
+        first = gpus[0]
         same = gpu.memory_bytes >= ALIKE * first.memory_bytes and first.memory_bytes >= ALIKE * gpu.memory_bytes
         if (gpu.name, gpu.sm) != (first.name, first.sm) or not same:
-            raise ArtifactError(
-                f"expected {_shared_by(limits)} that are alike, found {_described(first)} and, as GPU {number}, "
-                f"{_described(gpu)}; choose others with CUDA_VISIBLE_DEVICES"
-            )
+            return f"{_described(first)} and, as GPU {number}, {_described(gpu)}"
+    return None
 
 
 def _shared_by(limits: Limits) -> str:
@@ -317,6 +327,11 @@ def check_memory(metadata: BuildMetadata, machine: Machine, gpu_fraction: float,
         return
     limits = sharing.of(metadata.chat.limits)
     gpus = machine.gpus[: limits.gpus]
+    if len(gpus) > 1 and 0 < machine.shared_bytes < MINIMUM_SHM_MIB << 20:
+        raise ArtifactError(
+            f"expected {MINIMUM_SHM_MIB} MiB of shared memory (/dev/shm) for {len(gpus)} GPUs' processes, "
+            f"found {machine.shared_bytes >> 20}; run the container with --shm-size 1g"
+        )
     for number, gpu in enumerate(gpus):
         which = f"GPU {number}'s" if len(gpus) > 1 else "the GPU's"
         room, share = int(gpu.memory_bytes * gpu_fraction), weights // limits.gpus

@@ -20,6 +20,8 @@ RELEVANT_PACKAGES = (
     "tensorrt",
 )
 
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -50,6 +52,7 @@ class Machine:
         python: version of Python.
         processor: architecture, such as x86_64.
         memory_bytes: the host's memory.
+        shared_bytes: what is free of the memory that processes share (`/dev/shm`); 0 where that is not known.
         packages: versions of the `RELEVANT_PACKAGES` that are installed.
     """
 
@@ -60,6 +63,7 @@ class Machine:
     python: str = field(default_factory=host.python_version)
     processor: str = field(default_factory=host.machine)
     memory_bytes: int = 0
+    shared_bytes: int = 0
     packages: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -98,8 +102,17 @@ def describe() -> Machine:
         driver_cuda=driver_cuda,
         torch_cuda=_cuda_of_torch(packages.get("torch")) if gpus else None,
         memory_bytes=memory,
+        shared_bytes=_free_shared_memory(),
         packages=packages,
     )
+
+
+def _free_shared_memory() -> int:
+    try:
+        free = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return 0
+    return free.f_bavail * free.f_frsize
 
 
 def _nvml_facts() -> tuple[tuple[Gpu, ...], str | None, str | None]:

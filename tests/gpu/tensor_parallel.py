@@ -42,6 +42,7 @@ from tests.benchmarks.load import split_cpus
 from tests.benchmarks.work import work
 from tests.client import ClientError, Options, Token, TurnRecord, connect
 from tests.gpu import cold_start, streams
+from tests.harness.processes import descendants
 from tests.harness.server import Server
 
 # How much longer a start on several GPUs may take than on one.
@@ -119,19 +120,6 @@ def streams_step(folder: Path, count: int, wanted: list[streams.Load]) -> dict[s
     return {name: asdict(figures) for name, figures in found.items()}
 
 
-def family(pid: int) -> dict[int, str]:
-    """Return the processes that a process started, and those that these started, by their names."""
-    parents: dict[int, tuple[int, str]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            before, _, after = stat.read_text().rpartition(") ")
-            parents[int(stat.parent.name)] = int(after.split()[1]), before.partition("(")[2]
-    found: dict[int, str] = {}
-    while new := {p: name for p, (up, name) in parents.items() if p not in found and (up == pid or up in found)}:
-        found |= new
-    return found
-
-
 def death_step(folder: Path) -> dict[str, object]:
     """Kill one rank while a turn runs, and measure what a listener and a supervisor notice."""
 
@@ -153,7 +141,7 @@ def death_step(folder: Path) -> dict[str, object]:
     with Server(folder, DEPLOY_MODE="chat") as server:
         print(f"ready after {server.wait_ready(300):.1f} s", flush=True)
         assert server.process is not None
-        processes = family(server.process.pid)
+        processes = descendants(server.process.pid)
         ranks = [pid for pid, name in processes.items() if "Worker" in name]
         print("processes:", ", ".join(f"{name} ({pid})" for pid, name in processes.items()), flush=True)
         turn_s, told = asyncio.run(cut(server, ranks[-1]))

@@ -6,7 +6,8 @@ import hashlib
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -93,3 +94,65 @@ def test_tritons_helper_is_left_to_a_compiler(
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "gcc").touch(mode=0o755)
     assert list(stack.triton()) == []
+
+
+class Nvml:
+    """As much of NVIDIA's management library as the preflight asks, with so many GPUs."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlShutdown(self) -> int:
+        return 0
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = self.count
+        return 0
+
+    def nvmlSystemGetDriverVersion(self, text: Any, length: int) -> int:
+        text.value = b"580.65.06"
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("here", "environment", "found"),
+    [
+        (1, {}, None),
+        (2, {"TENSOR_PARALLEL_SIZE": "2"}, None),
+        (1, {"TENSOR_PARALLEL_SIZE": "2"}, "expected 2 GPUs, found 1"),
+        (3, {"TENSOR_PARALLEL_SIZE": "2", "PIPELINE_PARALLEL_SIZE": "2"}, "expected 4 GPUs, found 3"),
+        (8, {"TENSOR_PARALLEL_SIZE": "2", "CUDA_VISIBLE_DEVICES": "5"}, "expected 2 GPUs, found 1"),
+        (8, {"TENSOR_PARALLEL_SIZE": "2", "CUDA_VISIBLE_DEVICES": "5,6"}, None),
+        (8, {"TENSOR_PARALLEL_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}, "expected 2 GPUs, found 0"),
+        (1, {"TENSOR_PARALLEL_SIZE": "many"}, None),  # the settings tell
+        (1, {"TENSOR_PARALLEL_SIZE": " "}, None),
+    ],
+)
+@pytest.mark.parametrize("shared_mib", [64, 1024])
+def test_a_container_with_fewer_gpus_or_less_shared_memory_than_it_is_told_to_use_says_so(
+    stack: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    here: int,
+    environment: dict[str, str],
+    found: str | None,
+    shared_mib: int,
+) -> None:
+    for name in ("TENSOR_PARALLEL_SIZE", "PIPELINE_PARALLEL_SIZE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(stack, "load", lambda places: (Nvml(here), ""))
+    for other in ("cuda_runtime", "torch_cuda", "temporary_folder"):
+        monkeypatch.setattr(stack, other, lambda *_: iter(()))
+    free = SimpleNamespace(f_bavail=shared_mib, f_frsize=1 << 20)
+    monkeypatch.setattr(stack.os, "statvfs", lambda place: free)
+    lines = list(stack.problems("vllm", start=True))
+    several = environment.get("TENSOR_PARALLEL_SIZE", "") == "2"
+    expected = [found] if found else []
+    if several and shared_mib == 64:
+        expected.append("/dev/shm: expected 256 MiB or more, found 64")
+    assert len(lines) == len(expected)
+    assert all(part in line for part, line in zip(expected, lines, strict=True))

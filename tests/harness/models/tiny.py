@@ -16,6 +16,17 @@ def llama(folder: Path) -> Path:
     return _save(LlamaForCausalLM, LlamaConfig(**_shape(), tie_word_embeddings=True), folder)
 
 
+def wide_llama(folder: Path) -> Path:
+    """Write a Llama whose heads are 32 wide, the least that vLLM's attention on a CPU has, and which is sure of itself.
+
+    Its weights are large: two engines that compute it differ by less than its choices do.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = _shape() | {"hidden_size": 128}
+    return _save(LlamaForCausalLM, LlamaConfig(**shape, tie_word_embeddings=False, initializer_range=0.2), folder)
+
+
 def mixtral(folder: Path) -> Path:
     """Write a Mixtral of the same size, with four experts of which two are used."""
     from transformers import MixtralConfig, MixtralForCausalLM

@@ -221,6 +221,7 @@ def images_stack() -> ModuleType:
 
 def test_the_stack_check_means_the_same(images_stack: ModuleType) -> None:
     assert images_stack.MINIMUM_DRIVER == defaults.MINIMUM_DRIVER
+    assert images_stack.MINIMUM_SHM_MIB == defaults.MINIMUM_SHM_MIB
     assert ".".join(map(str, images_stack.CUDA)) == defaults.CUDA
     assert {name: lane.packages[0] for name, lane in SERVED_LANES.items()} == images_stack.ENGINES
     assert {name for name, lane in SERVED_LANES.items() if lane.on_gpu} == images_stack.USES_CUDA

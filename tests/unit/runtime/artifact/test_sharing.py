@@ -124,6 +124,18 @@ def test_what_is_taken_has_room_for_its_share_on_each_of_as_many_gpus_that_are_a
     assert taken == fits
 
 
+@pytest.mark.parametrize(
+    ("gpus", "mib", "fits"), [(2, 64, False), (2, 255, False), (2, 256, True), (2, 0, True), (1, 64, True)]
+)
+def test_several_gpus_processes_need_memory_that_they_share(gpus: int, mib: int, fits: bool) -> None:
+    here = replace(machine(*[H200] * gpus), shared_bytes=mib << 20)
+    if fits:
+        check(shared_by(gpus), here)
+        return
+    with pytest.raises(ArtifactError, match=r"expected 256 MiB of shared memory .* for 2 GPUs' processes, found \d+;"):
+        check(shared_by(gpus), here)
+
+
 def test_one_stage_is_written_as_it_always_was() -> None:
     limits = Limits(max_batch_size=1, max_input_len=1, max_output_len=1, max_model_len=3, tensor_parallel_size=2)
     assert "pipeline_parallel_size" not in limits.model_dump()
