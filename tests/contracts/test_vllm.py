@@ -40,6 +40,12 @@ def test_each_release_has_what_each_seam_needs(release: str, seam: Seam, need: s
     assert unmet(read_need(need), RECORDING[release]) is None
 
 
+@pytest.mark.parametrize("release", RECORDED)
+@pytest.mark.parametrize("need", api.SEVERAL_HOSTS)
+def test_each_release_has_what_the_page_on_scaling_says_of_several_hosts(release: str, need: str) -> None:
+    assert unmet(read_need(need), RECORDING[release]) is None
+
+
 def test_the_recording_is_of_these_releases_and_these_needs() -> None:
     assert tuple(RECORDING) == RECORDED
     for release in RECORDED:

@@ -81,12 +81,17 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
     if known is not None and options.kv_cache_dtype not in known:
         raise EngineOptionError(f"KV_DTYPE: expected one of {', '.join(known)}, found {options.kv_cache_dtype!r}")
     on_cpu = contract.on_cpu()
+    tensor = first_set(options.tensor_parallel_size, default=1)
+    stages = first_set(options.pipeline_parallel_size, default=1)
     arguments: dict[str, Any] = {
         "model": str(folder),
         "served_model_name": "chat",
         "gpu_memory_utilization": options.gpu_fraction,
-        "tensor_parallel_size": first_set(options.tensor_parallel_size, default=1),
-        "pipeline_parallel_size": first_set(options.pipeline_parallel_size, default=1),
+        "tensor_parallel_size": tensor,
+        "pipeline_parallel_size": stages,
+        # Processes of this host: the checked files are handed over by what this process holds open. vLLM would take
+        # Ray's where it finds itself in Ray's hands, or too few GPUs.
+        "distributed_executor_backend": "mp" if tensor * stages > 1 else None,
         "kv_cache_dtype": options.kv_cache_dtype,
         "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
         "enable_prefix_caching": True,

@@ -217,7 +217,8 @@ async def test_every_option_reaches_vllm(chat_folder):
         max_num_seqs=3,
         max_num_batched_tokens=777,
         max_model_len=700,
-        tensor_parallel_size=1,
+        tensor_parallel_size=2,
+        pipeline_parallel_size=3,
         kv_cache_dtype="fp8",
         attention_backend="flash_attn",
         enforce_eager=True,
@@ -228,11 +229,15 @@ async def test_every_option_reaches_vllm(chat_folder):
     assert arguments.max_num_seqs == 3
     assert arguments.max_num_batched_tokens == 777
     assert arguments.max_model_len == 700
+    assert (arguments.tensor_parallel_size, arguments.pipeline_parallel_size) == (2, 3)
+    assert arguments.distributed_executor_backend == "mp"
     assert arguments.kv_cache_dtype == "fp8"
     assert arguments.attention_backend.name == "FLASH_ATTN"
     assert arguments.enforce_eager is True
     assert arguments.kv_cache_memory_bytes == 2**29
-    assert engine_arguments(chat_folder, EngineOptions(enforce_eager=False)).enforce_eager is False
+    alone = engine_arguments(chat_folder, EngineOptions(enforce_eager=False))
+    assert alone.enforce_eager is False
+    assert alone.distributed_executor_backend is None
 
 
 @pytest.mark.parametrize("options", [EngineOptions(kv_cache_dtype="fp3"), EngineOptions(attention_backend="MAGIC")])

@@ -75,7 +75,9 @@ async def test_a_reply_comes_and_the_scheduler_s_own_figures_are_known(engine: V
     assert seams.holds("first token")
     assert seams.holds("end of ranks")
     assert await engine.load() == Load(running=0, waiting=0, cache_usage=0.0)
-    assert await engine.warm(PROMPT) > 0
+    longer = PROMPT * 6
+    await engine.warm(longer)
+    assert await engine.warm(longer) == engine.reusable(len(longer)) > 0
 
 
 async def test_leaving_early_leaves_the_scheduler_empty(engine: VllmEngine) -> None:

@@ -190,7 +190,7 @@ def test_both_programs_mean_the_same_by_a_variable(name: str) -> None:
     stated = [value for value in default_of(name.upper()) if value is not None]
     # The server leaves lane and GPUs to the artifact, which the pipeline decides.
     assert len(set(stated)) == 1
-    assert len(stated) == (1 if name in {"inference_engine", "tensor_parallel_size"} else 2)
+    assert len(stated) == (1 if name in {"inference_engine", "tensor_parallel_size", "pipeline_parallel_size"} else 2)
 
 
 def test_what_must_agree_agrees() -> None:
