@@ -24,6 +24,8 @@ OUTCOMES = ("done", "cancelled", "failed", "timeout")
 DECISIONS = ("yes", "no", "timeout", "failed", "skipped")
 TOKEN_KINDS = ("prompt", "cached", "completion")
 DROP_REASONS = ("deadline", "too_many", "unread", "flood", "malformed")
+# Of HTTP, as the door for OpenAI's clients answers.
+STATUSES = ("200", "400", "401", "403", "404", "405", "429", "499", "500", "503", "504")
 ENGINE_STATES = ("running", "waiting")
 STORE_OPERATIONS = ("read", "write", "failure", "conflict")
 
@@ -182,6 +184,9 @@ class Metrics:
         self._dropped = Counter(
             "yap_sockets_dropped", "Sockets that were dropped, by reason", ["reason"], registry=registry
         )
+        self._requests = Counter(
+            "yap_http_requests", "Requests under /v1, by status; 499: the client hung up", ["status"], registry=registry
+        )
         self.unadmitted = Gauge("yap_sockets_unadmitted", "Open sockets that hold no slot", registry=registry)
         self.open_files = Gauge("yap_open_files_max", "Limit of open files", registry=registry)
         self.connections = Gauge("yap_connections_active", "Admitted connections", registry=registry)
@@ -212,6 +217,7 @@ class Metrics:
             (self._tokens, TOKEN_KINDS),
             (self._dropped, DROP_REASONS),
             (self._engine_requests, ENGINE_STATES),
+            (self._requests, STATUSES),
             (self._closed, (str(code) for code in (*_USUAL_CODES, idle_code))),
         ):
             for value in values:
@@ -257,6 +263,10 @@ class Metrics:
     def connection_closed(self, code: int) -> None:
         """Count a connection's end."""
         self._closed.labels(str(code) if code in self._close_codes else _class_of(code)).inc()
+
+    def request_ended(self, status: int) -> None:
+        """Count a request under `/v1`."""
+        self._requests.labels(str(status)).inc()
 
     def socket_dropped(self, reason: str) -> None:
         """Count a socket that was dropped."""

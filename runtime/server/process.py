@@ -22,6 +22,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from http import HTTPStatus
 
 import structlog
 import uvicorn
@@ -38,11 +39,11 @@ from runtime.host.descriptors import BACKLOG, raise_limit, share
 from runtime.server.admin import DEADLINE_S, SOCKETS, create_admin_app
 from runtime.server.app import create_app
 from runtime.server.front.config import Front, FrontError, check_uvicorn
-from runtime.server.front.heads import Bodies
+from runtime.server.front.heads import Bodies, refusal
 from runtime.server.front.http import serve_behind
 from runtime.server.front.log_throttle import install as throttle_log
 from runtime.server.front.sockets import Sockets
-from runtime.server.openai.door import PREFIX
+from runtime.server.openai.door import PREFIX, refused_head
 from runtime.server.service import Phase, Service
 
 EX_TERMINATED = 128 + signal.SIGTERM
@@ -155,7 +156,7 @@ def bind(host: str, port: int, backlog: int = BACKLOG) -> socket.socket:
 def web_config(service: Service, backlog: int = BACKLOG) -> uvicorn.Config:
     """Make uvicorn's configuration for the application."""
     return serve_behind(
-        Front(service.sockets, _bodies(service)),
+        Front(service.sockets, _bodies(service), explain=_explain),
         create_app(service),
         max_message_bytes=service.settings.ws_max_message_bytes,
         backlog=backlog,
@@ -165,6 +166,13 @@ def web_config(service: Service, backlog: int = BACKLOG) -> uvicorn.Config:
 def _bodies(service: Service) -> Bodies:
     """Paths that take a body, each with its largest one."""
     return {f"{PREFIX}/".encode(): service.settings.ws_max_message_bytes} if service.settings.openai_api else {}
+
+
+def _explain(path: bytes, status: HTTPStatus) -> bytes:
+    """What is answered to a head that is refused, in the words of the door that it was for."""
+    if not path.startswith(f"{PREFIX}/".encode()):
+        return refusal(status)
+    return refusal(status, refused_head(status).body(), "application/json")
 
 
 def admin_config(service: Service) -> uvicorn.Config:

@@ -170,6 +170,8 @@ def front_section(folder: Path) -> None:
         with instant(REPLY, INSTANT_MODEL=str(folder), INSTANT_ENGINE="vllm") as server:
             server.wait_ready()
             whole = cost(server, REPLY, STREAMS, 3)
+            http = cost(server, REPLY, STREAMS, 3, "openai")
             server.stop()
         most = 1e6 / whole
         print(f"front: the server adds {whole - vllm:.1f} µs; one process makes {most:,.0f} tokens a second at most")
+        print(f"front: a token over HTTP costs {http / whole:.2f} × one over the WebSocket")

@@ -8,6 +8,7 @@ import re
 import time
 from pathlib import Path
 
+from runtime.server.service import UNNAMED
 from tests.benchmarks.load import Target, run_load
 from tests.client import Client, Options, Token, TurnRecord, connect
 from tests.client.statistics import percentile
@@ -44,9 +45,13 @@ def resident_kib(server: Server) -> int:
     return int(found.group(1))
 
 
-def cost(server: Server, tokens: int, connections: int, rounds: int) -> float:
-    """Measure the server's CPU in microseconds per token; prints the run's line."""
-    target = Target("yap", server.url, server.api_key, words=10)
+def cost(server: Server, tokens: int, connections: int, rounds: int, door: str = "yap") -> float:
+    """Measure the server's CPU in microseconds per token through one of its doors; prints the run's line."""
+    targets = {
+        "yap": Target("yap", server.url, server.api_key, words=10),
+        "openai": Target("openai", server.http, server.api_key, model=UNNAMED, words=10, max_tokens=tokens),
+    }
+    target = targets[door]
     before, began = cpu_seconds(server), time.perf_counter()
     samples = run_load(target, connections, rounds, 1, first_seed=connections * 100_000 + tokens)
     used, elapsed = cpu_seconds(server) - before, time.perf_counter() - began
@@ -55,7 +60,7 @@ def cost(server: Server, tokens: int, connections: int, rounds: int) -> float:
     frames = sum(sample.frames for sample in samples) / total
     assert total == tokens * connections * rounds, f"expected whole replies, found {total} tokens"
     print(
-        f"gateway: {connections:5} connections, replies of {tokens:5}: {total / span:10.0f} tok/s  "
+        f"gateway: {door:6} {connections:5} connections, replies of {tokens:5}: {total / span:10.0f} tok/s  "
         f"{used / total * 1e6:6.1f} µs server CPU per token  {frames:.2f} frames per token  ({elapsed:.0f} s)",
         flush=True,
     )
@@ -130,12 +135,14 @@ def gateway_section(folder: Path) -> None:
         for connections in CONNECTIONS:
             cost(server, SHORT, connections, max(2, 512 // connections))
         short = cost(server, SHORT, 64, 60)
+        http = cost(server, SHORT, 64, 60, "openai")
         server.stop()
     with instant(LONG) as server:
         server.wait_ready()
         long = cost(server, LONG, 64, 2)
         server.stop()
     print(f"gateway: a token of a {LONG}-token reply costs {long / short:.3f} × one of a {SHORT}-token reply")
+    print(f"gateway: a token over HTTP costs {http / short:.3f} × one over the WebSocket")
     with instant(LONG, pause=0.005) as server:
         server.wait_ready()
         interruptions(server)

@@ -131,7 +131,7 @@ async def _openai_stream(
         reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=2**20)
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            f"Authorization: Bearer {target.key}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         writer.write(head.encode() + body)
         first, tokens, frames, ended = 0.0, 0, 0, started

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from runtime.server.front.heads import Bodies
+from runtime.server.front.heads import Bodies, refusal
 from runtime.server.front.sockets import Sockets
 from runtime.server.front.throttle import LoopThrottle
 
@@ -31,6 +33,7 @@ class Front:
 
     sockets: Sockets
     bodies: Bodies = field(default_factory=dict)
+    explain: Callable[[bytes, HTTPStatus], bytes] = lambda path, status: refusal(status)  # the answer to a refused head
     heads: LoopThrottle = field(default_factory=lambda: LoopThrottle(HEADS_AT_ONCE))
     slices: LoopThrottle = field(default_factory=lambda: LoopThrottle(SLICES_AT_ONCE))
 

@@ -98,16 +98,12 @@ def read_head(held: bytes | bytearray, bodies: Bodies) -> Head:
             switches = b"upgrade" in [token.strip().lower() for token in value.split(b",")]
     if items > ITEMS:
         raise HeadRefused(_too_long(first_line=False))
-    if body > _largest_body(request, bodies):
+    if body > _largest_body(path_of(head), bodies):
         raise HeadRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     return Head(size, body, upgrade and switches)
 
 
-def _largest_body(request: bytes, bodies: Bodies) -> int:
-    words = request.split(b" ")
-    if len(words) != 3:
-        return 0
-    path = words[1].partition(b"?")[0]
+def _largest_body(path: bytes, bodies: Bodies) -> int:
     return max((size for known, size in bodies.items() if _covers(known, path)), default=0)
 
 
@@ -119,8 +115,15 @@ def _too_long(*, first_line: bool) -> HTTPStatus:
     return HTTPStatus.REQUEST_URI_TOO_LONG if first_line else HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
-def refusal(status: HTTPStatus) -> bytes:
-    """A whole answer that says no more than its status."""
-    text = status.phrase
-    fields = f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(text)}\r\nconnection: close"
-    return f"HTTP/1.1 {status.value} {text}\r\n{fields}\r\n\r\n{text}".encode()
+def path_of(held: bytes | bytearray) -> bytes:
+    """The path that a head asks for, without its query; empty where that has not come yet, or is none."""
+    line, end, _ = bytes(held[:LINE_BYTES]).partition(b"\r\n")
+    words = line.split(b" ")
+    return words[1].partition(b"?")[0] if end and len(words) == 3 else b""
+
+
+def refusal(status: HTTPStatus, body: bytes | None = None, kind: str = "text/plain; charset=utf-8") -> bytes:
+    """A whole answer, which by itself says no more than its status."""
+    text = status.phrase.encode() if body is None else body
+    fields = f"content-type: {kind}\r\ncontent-length: {len(text)}\r\nconnection: close"
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{fields}\r\n\r\n".encode() + text

@@ -12,12 +12,13 @@ from http import HTTPStatus
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from runtime.server.front.config import Front, FrontConfig
-from runtime.server.front.heads import END, HEAD_BYTES, HeadRefused, check_partial, read_head, refusal
+from runtime.server.front.heads import END, HEAD_BYTES, HeadRefused, check_partial, path_of, read_head
+from runtime.server.front.sockets import socket_of
 from runtime.server.front.websocket import WebSocketFront
 
 # What a refused peer was still sending is read and thrown away up to here, so that it gets to see the answer.
@@ -91,6 +92,16 @@ class HttpFront(H11Protocol):
         """Whether a request waits for its turn, or for its answer."""
         return self._queued or (self.cycle is not None and not self.cycle.response_complete)
 
+    async def send_piece(self, data: bytes) -> None:
+        """Send a piece of an answer that is chunked, and has begun, as h11 would write it.
+
+        h11 keeps no count of what it writes in chunks, so it need not know; it costs more than all else for a token.
+        """
+        if self.flow.write_paused and not self.cycle.disconnected:
+            await self.flow.drain()
+        if data and not self.cycle.disconnected:  # an empty chunk would be the last one
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
     def on_response_complete(self) -> None:
         """Go on after an answer was sent: what came meanwhile is next."""
         super().on_response_complete()
@@ -110,7 +121,7 @@ class HttpFront(H11Protocol):
             error.__traceback__ = (
                 None  # h11 raises it from a frame that holds it: a cycle with the whole connection in it
             )
-        self._refuse(HTTPStatus.BAD_REQUEST)
+        self._refuse(HTTPStatus.BAD_REQUEST, self._head)
 
     def handle_websocket_upgrade(self, event: object) -> None:
         """Hand over the head that was read, should h11 see a handshake where we did not."""
@@ -133,7 +144,7 @@ class HttpFront(H11Protocol):
         try:
             check_partial(self._held)
         except HeadRefused as refused:
-            self._refuse(refused.status)
+            self._refuse(refused.status, self._held)
 
     def _read_head(self) -> None:
         self._queued, self._searched = False, 0
@@ -142,7 +153,7 @@ class HttpFront(H11Protocol):
         try:
             head = read_head(self._held, self._front.bodies)
         except HeadRefused as refused:
-            self._refuse(refused.status)
+            self._refuse(refused.status, self._held)
             return
         self._head = bytes(self._held[: head.size])
         del self._held[: head.size]
@@ -173,9 +184,9 @@ class HttpFront(H11Protocol):
             protocol.data_received(bytes(self._held))
             self._held.clear()
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def _refuse(self, status: HTTPStatus, head: bytes | bytearray) -> None:
         self._front.sockets.count("malformed")
-        self.transport.write(refusal(status))
+        self.transport.write(self._front.explain(path_of(head), status))
         self._close_slowly()
 
     def _close_slowly(self) -> None:
@@ -186,6 +197,12 @@ class HttpFront(H11Protocol):
             self.transport.write_eof()
         else:
             self.transport.close()
+
+
+def chunks_of(scope: Scope) -> HttpFront | None:
+    """The connection that a request came on, where its answer can be sent in chunks."""
+    peer = socket_of(scope).peer
+    return peer if isinstance(peer, HttpFront) and scope["http_version"] == "1.1" else None
 
 
 def serve_behind(front: Front, app: ASGIApp, *, max_message_bytes: int, backlog: int) -> FrontConfig:

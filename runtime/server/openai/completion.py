@@ -33,7 +33,6 @@ class Completion:
 
     Attributes:
         closed: set when its answer was sent, or nobody waits for it any more.
-        error: what it was answered with instead of a reply.
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class Completion:
         self._draining: asyncio.TimerHandle | None = None  # ends the turn, once the server drains
         self._last_call: asyncio.TimerHandle | None = None  # ends the socket, once the turn has ended
         self.closed = asyncio.Event()
-        self.error: ApiError | None = None
 
     async def serve(self, request: TurnRequest, *, chunks: Chunks | None) -> None:
         """Run the turn and answer: with `chunks` as a stream. The engine holds nothing of it when this returns."""
@@ -194,7 +192,6 @@ class Completion:
         return ApiError(504 if timeout else 500, frame.message, code=frame.error_code, once=timeout)
 
     async def _refuse(self, error: ApiError | None) -> None:
-        self.error = error
         if error is not None:
             await self._exchange.refuse(error)
 
@@ -202,7 +199,7 @@ class Completion:
         """Say what was said, then why nothing follows; as a status where nothing was said."""
         if not begun:
             return await self._refuse(error)
-        self.error = error
+        self._exchange.error = error
         if error is not None:
             event = b"data: " + error.body() + b"\n\n"
             await self._exchange.piece(b"".join([*pieces, event]), last=True)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
+from http import HTTPStatus
 from urllib.parse import quote
 
+import structlog
 from starlette.types import Receive, Scope, Send
 
+from runtime.host.supervision import attempt
 from runtime.server.auth import Credential, origin_allowed
 from runtime.server.front.sockets import Socket, socket_of
 from runtime.server.openai.completion import Completion
@@ -26,6 +30,23 @@ COMPLETIONS, MODELS = f"{PREFIX}/chat/completions", f"{PREFIX}/models"
 
 # Seconds after which a client may come again. What drains or is full may be well in a moment; a model loads for longer.
 SOON, LATER = 1, 5
+# What nginx calls it that the client hung up before its answer began.
+CLIENT_GONE = 499
+
+log = structlog.get_logger(__name__)
+
+
+# What of a head may have been refused, beside that it cannot be read.
+_HEADS = {
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ("The body is larger than WS_MAX_MESSAGE_BYTES.", "request_too_large"),
+    HTTPStatus.LENGTH_REQUIRED: ("Expected a Content-Length: bodies in chunks are not read.", "length_required"),
+}
+
+
+def refused_head(status: HTTPStatus) -> ApiError:
+    """The error of a request that was refused when its head was read."""
+    message, code = _HEADS.get(status, (f"{status.phrase}.", "invalid_http"))
+    return ApiError(status.value, message, code=code)
 
 
 class OpenAiDoor:
@@ -36,14 +57,44 @@ class OpenAiDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        exchange = Exchange(scope, receive, send)
+        exchange, socket = Exchange(scope, receive, send), socket_of(scope)
+        began = time.perf_counter()
         try:
-            try:
-                await self._answer(exchange, socket_of(scope))
-            except ApiError as error:
-                await exchange.refuse(error, _allow(exchange) if error.status == 405 else ())
+            await self._answer_or_refuse(exchange, socket)
         except (OSError, ClientGoneError):
-            return  # the client left
+            pass  # the client left
+        except Exception as error:
+            log.exception("request_failed", error=type(error).__name__)
+            if exchange.status:
+                socket.abort()  # in the middle of an answer nothing else tells that it ends here
+                await exchange.gone()
+            else:
+                await exchange.refuse(ApiError(500, "The server could not handle this request.", code="internal_error"))
+        finally:
+            attempt("request_end", partial(self._note, exchange, time.perf_counter() - began))
+
+    async def _answer_or_refuse(self, exchange: Exchange, socket: Socket) -> None:
+        try:
+            await self._answer(exchange, socket)
+        except ApiError as error:
+            await exchange.refuse(error, _allow(exchange) if error.status == 405 else ())
+
+    def _note(self, exchange: Exchange, seconds: float) -> None:
+        """Count a request that was answered, and tell of it where turns are told of."""
+        status = exchange.status or CLIENT_GONE
+        if exchange.method == "OPTIONS":
+            return
+        self._service.metrics.request_ended(status)
+        if self._service.settings.log_turns:
+            log.info(
+                "request",
+                path=exchange.path if exchange.path in (COMPLETIONS, MODELS) else "other",
+                status=status,
+                error=exchange.error.code if exchange.error is not None else None,
+                key=exchange.holder,
+                request_id=exchange.request_id,
+                duration_ms=round(seconds * 1000, 1),
+            )
 
     async def _answer(self, exchange: Exchange, socket: Socket) -> None:
         if not origin_allowed(exchange.origin, self._service.settings.ws_allowed_origins):
@@ -70,6 +121,7 @@ class OpenAiDoor:
         if credential is None:
             text = "The API key is missing or wrong: send it as `Authorization: Bearer …` or as `X-API-Key: …`."
             raise ApiError(401, text, code="invalid_api_key")
+        exchange.holder = credential.principal.name
         phase = self._service.phase
         if phase is Phase.DRAINING:
             raise ApiError(503, "The server goes away; send this again.", code="draining", retry_after=SOON)
@@ -98,9 +150,7 @@ class OpenAiDoor:
         request = service.requests.read(body)
         if deployment.chat is None and not request.tools:
             raise ApiError(400, "This server has no chat model: it decides on tools alone.", code="chat_not_deployed")
-        turn = turn_request(
-            request, service.sampling, service.settings.screen_checked_prefix, exchange.headers.get("traceparent")
-        )
+        turn = turn_request(request, service.sampling, service.settings.screen_checked_prefix, exchange.headers)
         if deployment.chat is not None:
             salt = credential.principal.cache_salt
             await check_budgets(deployment.chat, turn, salt, whole_history=request.whole_history)
@@ -121,6 +171,7 @@ class OpenAiDoor:
             try:
                 if socket.closing or socket.ended:  # who hung up meanwhile waits for nothing
                     socket.abort()
+                    await exchange.gone()
                     raise ClientGoneError
                 socket.admit()
                 await self._run(exchange, credential, socket, request, turn)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from starlette.types import Receive, Scope, Send
 
+from runtime.server.front.http import chunks_of
 from runtime.wire.openai.errors import ApiError
 
 Header = tuple[bytes, bytes]
@@ -29,11 +30,14 @@ class Exchange:
         path: of the request, decoded.
         headers: of the request, names in small letters.
         status: of the answer; 0 before it has begun.
+        error: what was told instead of an answer, or in its middle.
+        holder: the name of the key's holder; empty before the key is known.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive  # ASGI
         self._send = send  # ASGI
+        self._chunks = chunks_of(scope)  # the shorter way for pieces, where there is one
         self.request_id = f"req_{secrets.token_hex(12)}"
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -41,6 +45,8 @@ class Exchange:
             name.decode("latin-1").lower(): value.decode("utf-8", "surrogateescape") for name, value in scope["headers"]
         }
         self.status = 0
+        self.error: ApiError | None = None
+        self.holder = ""
         self._allowed_origin: bytes | None = None  # whose script may read the answer
 
     @property
@@ -85,7 +91,10 @@ class Exchange:
 
     async def piece(self, body: bytes, *, last: bool = False) -> None:
         """Send a piece of the body. Waits while the client does not read."""
-        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+        if last or self._chunks is None:
+            await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+        else:
+            await self._chunks.send_piece(body)
 
     async def answer(self, body: bytes, status: int = 200, extra: Sequence[Header] = (), kind: bytes = JSON) -> None:
         """Send a whole answer."""
@@ -94,6 +103,7 @@ class Exchange:
 
     async def refuse(self, error: ApiError, extra: Sequence[Header] = ()) -> None:
         """Answer with an error."""
+        self.error = error
         headers = list(extra)
         if error.retry_after is not None:
             headers.append((b"retry-after", str(error.retry_after).encode()))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from runtime.artifact import SCREENSHOT_TOOL
 from runtime.deployment.models import Chat
 from runtime.engines import Sampling
 from runtime.text.prompt import Message
 from runtime.turns.sampling import changed
 from runtime.turns.turn import TurnRequest
+from runtime.wire.messages import MAX_IDENTIFIER_CHARS
 from runtime.wire.openai.errors import ApiError
 from runtime.wire.openai.messages import Said
 from runtime.wire.openai.request import ChatRequest
@@ -16,7 +19,7 @@ TOO_LONG = "context_length_exceeded"
 
 
 def turn_request(
-    request: ChatRequest, sampling: Sampling, screen_checked_prefix: str, traceparent: str | None
+    request: ChatRequest, sampling: Sampling, screen_checked_prefix: str, headers: Mapping[str, str]
 ) -> TurnRequest:
     """The turn that answers a request.
 
@@ -39,7 +42,9 @@ def turn_request(
         sanitize=bool(request.sampling.sanitize),
         decide=last.role == "user" and bool(request.tools),
         ended=_forget,
-        traceparent=traceparent,
+        # For traces alone: a gateway in front of several servers may go by it.
+        conversation=headers.get("x-session-id", "")[:MAX_IDENTIFIER_CHARS],
+        traceparent=headers.get("traceparent"),
         tools=request.tools,
     )
 

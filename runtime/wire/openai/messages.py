@@ -146,7 +146,7 @@ def _calls(path: str, message: dict[str, object]) -> dict[str, str]:
             raise invalid_type(at, "an object", call)
         function = call.get("function")
         if call.get("type", "function") != "function" or not isinstance(function, dict):
-            raise invalid(f"{at}.type", f"{at}: expected a call of a function; no other kind of tool is supported")
+            raise invalid(f"{at}.type", f"{at}.type: expected a call of a function; no other kind of tool is supported")
         number, name = call.get("id"), function.get("name")
         if not isinstance(number, str):
             raise invalid_type(f"{at}.id", "a string", number)
