@@ -158,8 +158,8 @@ async def test_a_model_has_the_names_that_the_operator_gives_it() -> None:
 
 
 async def test_while_the_server_loads_it_says_when_to_come_again() -> None:
-    async with serving(opened=False) as running, browser(running) as http:
-        running.service.phase = Phase.LOADING  # whatever became of the artifact that there is none of
+    async with serving() as running, browser(running) as http:
+        running.service.phase = Phase.LOADING
         for answer in (await http.get("/v1/models"), await http.post(PATH, json=BODY)):
             assert (answer.status_code, error_of(answer)["code"]) == (503, "loading")
             assert int(answer.headers["retry-after"]) >= 1
