@@ -223,7 +223,16 @@ def test_another_uvicorn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_overridden_is_there() -> None:
-    own = {"leaving", "take_over", "__init__", "__module__", "__doc__", "__static_attributes__", "__firstlineno__"}
+    own = {
+        "leaving",
+        "take_over",
+        "send_piece",
+        "__init__",
+        "__module__",
+        "__doc__",
+        "__static_attributes__",
+        "__firstlineno__",
+    }
     for ours, theirs in ((HttpFront, H11Protocol), (WebSocketFront, WebSocketsSansIOProtocol)):
         public = {name for name in vars(ours) if not name.startswith("_")} - own
         assert public <= set(dir(theirs)), public - set(dir(theirs))
