@@ -39,6 +39,8 @@ from yap_client.events import (
     Warmed,
 )
 from yap_client.session import Facts, Sampling
+from yap_client.sync import SyncTalk, SyncTurn
+from yap_client.sync import connect as connect_sync
 from yap_client.talk import Talk, connect
 from yap_client.transcript import Message
 from yap_client.turn import Turn
@@ -64,6 +66,8 @@ __all__ = [
     "RefusedError",
     "Sampling",
     "ServerGoneError",
+    "SyncTalk",
+    "SyncTurn",
     "Talk",
     "Token",
     "Tool",
@@ -75,4 +79,5 @@ __all__ = [
     "Warmed",
     "YapError",
     "connect",
+    "connect_sync",
 ]

@@ -75,7 +75,6 @@ class Dialogue:
         self._connected = False
         self._greeted = False  # whether the server has taken the client
         self._asking: Request | None = None  # whether the server knows the session
-        self._unsure = False  # whether the history may lack what was said
         self._waiting: list[Exchange] = []  # what was not sent yet
         self._open: dict[str, Exchange] = {}  # what was sent and is not over
         self._heards: dict[str, deque[Request]] = {}  # by the turn that they are about
@@ -272,13 +271,15 @@ class Dialogue:
     def _send_cancel(self, turn: TurnState) -> None:
         id_ = f"{self._nonce}-{next(self._numbers)}"
         self._cancels[id_] = turn
+        for each in self._open.values():
+            if isinstance(each, TurnState):
+                each.doubtful = True
         self._send("cancel", id_, {})
 
     def _cancel_open(self) -> None:
         """End on the server what is over for the listener, where no new turn does that."""
         for turn in self._open.values():
             if isinstance(turn, TurnState) and turn.asked is Ask.BARGE_IN and turn not in self._cancels.values():
-                self._unsure = self._unsure or not turn.said  # a cancel before the first word forgets the utterance
                 self._send_cancel(turn)
 
     def _send(self, type_: str, id_: str, fields: dict[str, Value]) -> None:
@@ -320,10 +321,9 @@ class Dialogue:
         refused_rightly = nothing_came or (code == "no_such_reply" and not last.cut)
         agree = not nothing_came if code is None else refused_rightly
         if self.session.transcript.complete:
-            self.session.history_due = self.session.history_due or not agree or self._unsure
+            self.session.history_due = self.session.history_due or not agree
         elif code is None and nothing_came:
             self._wait_again(Request(0, last.id, "heard", {"session_id": self.session.key, "chars": 0}))
-        self._unsure = False
         self.proven = True
 
     def _ask_session(self) -> None:
@@ -379,7 +379,7 @@ class Dialogue:
 
     def _on_cancel(self, turn: TurnState, frame: Frame) -> None:
         # Above the limit of cancels the turn's own `done` comes all the same.
-        if isinstance(frame, Done) and not turn.over:
+        if isinstance(frame, Done) and turn.id in self._open:
             self._end(turn, msgspec.structs.replace(frame, request_id=turn.id))
 
     def _answer_heard(self, turn_id: str, frame: Frame) -> None:
@@ -438,6 +438,8 @@ class Dialogue:
             transcript.complete = False  # another client has taken the session over
         kept = not done.failed and (not done.cancelled or bool(turn.said) or turn.asked is Ask.BARGE_IN)
         self._keep(turn, kept=kept)
+        if turn.doubtful and turn.asked is Ask.BARGE_IN and not turn.said:
+            self._doubt()  # a cancel before the first word forgets the utterance, and who barges in has said it
         if cut:
             turn.end(Interrupted(request_id=turn.id, said=turn.said, begun=turn.acknowledged, reason="draining"))
         else:
@@ -448,14 +450,17 @@ class Dialogue:
         """A turn's connection was lost: keep of it what a server does that notices."""
         turn.cut = True
         self._last = turn
-        self._unsure = self._unsure or (turn.asked is Ask.BARGE_IN and not turn.said)
-        if not self.session.begun and self.session.transcript.complete:
-            self.session.history_due = True  # a server may have begun it all the same
+        if not self.session.begun or (turn.asked is Ask.BARGE_IN and not turn.said):
+            self._doubt()  # a server may have begun it, or not
         self._keep(turn, kept=bool(turn.said) or turn.asked is Ask.BARGE_IN)
         if turn.asked is None:
             turn.end(Interrupted(request_id=turn.id, said=turn.said, begun=turn.acknowledged, reason=reason))
         else:
             turn.end(Done(request_id=turn.id, cancelled=True))
+
+    def _doubt(self) -> None:
+        """Let the next turn carry the history: what the server keeps of a turn is not sure."""
+        self.session.history_due = self.session.history_due or self.session.transcript.complete
 
     def _keep(self, turn: TurnState, *, kept: bool) -> None:
         if kept and turn.version == self.session.version:

@@ -82,6 +82,7 @@ class TurnState(Exchange):
         carried: fields of the session that its message carried.
         version: of the session's history when it was sent.
         as_start: whether it is a followup that is sent as a start, since the server does not know the session.
+        doubtful: whether a cancel was sent that may have ended it.
         cut: whether its connection was lost before its end.
     """
 
@@ -96,6 +97,7 @@ class TurnState(Exchange):
         self.carried: dict[str, Value] = {}
         self.version = 0
         self.as_start = False
+        self.doubtful = False
         self.cut = False
 
     def silence(self, why: Ask) -> None:

@@ -1,0 +1,289 @@
+"""The dialogue against a model of the server, in every order: losses, drains, takeovers, refusals, late frames."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from yap_client.dialogue import Dialogue
+from yap_client.errors import RefusedError, ServerGoneError
+from yap_client.events import Done, Interrupted, Token, TurnEvent
+from yap_client.exchanges import Request, TurnState
+from yap_client.session import Session
+
+from tests.harness.client.model_server import ModelConnection, ModelServer
+
+few = st.integers(0, 6)
+
+
+class Listener:
+    """Who takes a turn's events, and knows when it was interrupted."""
+
+    def __init__(self, state: TurnState, utterance: str, persona: int) -> None:
+        self.state = state
+        self.utterance = utterance
+        self.persona = persona
+        self.events: list[TurnEvent] = []
+        self.interrupted_at: int | None = None
+
+    def listen(self) -> None:
+        self.events.extend(self.state.events)
+        self.state.events.clear()
+
+    def interrupt(self) -> None:
+        if self.interrupted_at is None and not self.state.over:
+            self.interrupted_at = len(self.events)
+
+    def check(self) -> None:
+        ends = [event for event in self.events if isinstance(event, (Done, Interrupted))]
+        assert len(ends) <= 1
+        assert ends == self.events[-1:] or not ends
+        assert all(event.request_id == self.state.id for event in self.events)
+        if self.interrupted_at is not None:
+            assert self.events[self.interrupted_at :] == ends, "nothing of a turn is heard after its interruption"
+        said = "".join(event.text for event in self.events if isinstance(event, Token))
+        assert self.state.said.startswith(said)
+
+
+class Conversation(RuleBasedStateMachine):
+    """One client, and servers that come and go."""
+
+    @initialize(shared=st.booleans(), replies=st.booleans(), history=st.booleans())
+    def begin(self, shared: bool, replies: bool, history: bool) -> None:
+        self.shared, self.replies = shared, replies  # whether there is a session store, and what it keeps
+        past = [{"role": "user", "content": "before"}] if history else None
+        self.session = Session("s1" if history else None, {"persona": "P0"}, None, past)
+        self.dialogue = Dialogue(self.session)
+        self.server = ModelServer()
+        self.connection: ModelConnection | None = None
+        self.ghosts: list[ModelConnection] = []  # connections whose loss the server has not noticed
+        self.lost: set[str] = set()  # the client's texts that no server got
+        self.listeners: list[Listener] = []
+        self.requests: list[Request] = []
+        self.personas = self.numbers = 0
+
+    # The client's wishes
+
+    @rule(follows=st.booleans(), new_persona=st.booleans(), heard=st.none() | few, rounds=few)
+    def say(self, follows: bool, new_persona: bool, heard: int | None, rounds: int) -> None:
+        current = self.dialogue.current
+        if heard is not None and current is not None:
+            chars = min(heard, len(current.said))
+            self.requests.append(self.dialogue.heard(current, {"chars": chars}))
+        self.numbers += 1
+        utterance = f"u{self.numbers}"
+        if self.listeners:
+            self.listeners[-1].listen()
+            self.listeners[-1].interrupt()
+        if follows:
+            state = self.dialogue.say("followup", {"analysis_text": utterance}, utterance)
+        else:
+            if new_persona:
+                self.personas += 1
+                self.session.want({"persona": f"P{self.personas}"})
+            state = self.dialogue.say("start", {"user_utterance": utterance}, utterance)
+        self.listeners.append(Listener(state, utterance, 0 if follows else self.personas))
+        if self.connection is not None:
+            self.flow(rounds)
+
+    @precondition(lambda self: self.listeners)
+    @rule()
+    def cancel(self) -> None:
+        self.listeners[-1].listen()
+        self.listeners[-1].interrupt()
+        self.dialogue.cancel(self.listeners[-1].state)
+
+    @rule()
+    def ask_for_a_sign_of_life(self) -> None:
+        self.requests.append(self.dialogue.request("ping", {}))
+
+    @rule()
+    def warm(self) -> None:
+        self.requests.append(self.dialogue.request("warm_persona", {"persona_text": "P"}))
+
+    @precondition(lambda self: self.session.begun)
+    @rule()
+    def set_persona(self) -> None:
+        self.personas += 1
+        self.session.want({"persona": f"P{self.personas}"})
+        fields = {"session_id": self.session.key, "persona_text": f"P{self.personas}"}
+        self.requests.append(self.dialogue.request("chat_prompt", fields))
+
+    @precondition(lambda self: self.listeners)
+    @rule()
+    def listen(self) -> None:
+        self.listeners[-1].listen()
+
+    # The network
+
+    @precondition(lambda self: self.connection is None)
+    @rule(other=st.booleans(), rounds=few)
+    def connect(self, other: bool, rounds: int) -> None:
+        if other:
+            self.another_server()
+        self.connection = self.server.connect()
+        self.dialogue.connected()
+        self.flow(rounds)
+
+    @precondition(lambda self: self.connection is not None)
+    @rule(count=few)
+    def deliver_to_server(self, count: int) -> None:
+        assert self.connection is not None
+        while count and self.dialogue.outgoing and not self.connection.closed:
+            self.connection.receive(self.dialogue.outgoing.popleft())
+            count -= 1
+
+    @precondition(lambda self: self.connection is not None)
+    @rule(count=few)
+    def deliver_to_client(self, count: int) -> None:
+        assert self.connection is not None
+        while count and self.connection.outbox:
+            self.receive(self.connection.outbox.popleft())
+            count -= 1
+
+    @precondition(lambda self: self.connection is not None)
+    @rule(rounds=st.integers(1, 12))
+    def flow(self, rounds: int) -> None:
+        """Let everything take its way, for a while."""
+        for _ in range(rounds):
+            self.deliver_to_server(100)
+            self.work(1)
+            self.deliver_to_client(100)
+
+    @precondition(lambda self: self.connection is not None)
+    @rule(arrives=few, noticed=st.booleans())
+    def lose(self, arrives: int, noticed: bool) -> None:
+        assert self.connection is not None
+        self.deliver_to_client(arrives)
+        if noticed:
+            self.connection.end()
+        else:
+            self.ghosts.append(self.connection)
+        self.connection = None
+        self.dialogue.lost("the socket was cut", 1006)
+
+    @precondition(lambda self: self.ghosts)
+    @rule()
+    def notice(self) -> None:
+        self.ghosts.pop().end()
+
+    # The server
+
+    @precondition(lambda self: self.connection is not None)
+    @rule(count=few)
+    def work(self, count: int) -> None:
+        assert self.connection is not None
+        for _ in range(count):
+            self.connection.work()
+
+    @precondition(lambda self: self.ghosts)
+    @rule()
+    def work_for_nobody(self) -> None:
+        self.ghosts[-1].work()
+
+    @precondition(lambda self: self.connection is not None)
+    @rule()
+    def fail(self) -> None:
+        assert self.connection is not None
+        self.connection.fail()
+
+    @rule(code=st.sampled_from(["message_rate_limited", "invalid_user_utterance"]))
+    def refuse(self, code: str) -> None:
+        if len(self.server.refuses) < 2:
+            self.server.refuses.append(code)
+
+    @precondition(lambda self: not self.server.draining)
+    @rule()
+    def drain(self) -> None:
+        self.server.draining = True
+        if self.connection is not None:
+            self.connection.drain()
+
+    @precondition(lambda self: self.connection is not None and self.server.draining)
+    @rule(waits=st.booleans())
+    def leave(self, waits: bool) -> None:
+        """The server has gone: when its turn had ended, or because its time was over."""
+        assert self.connection is not None
+        while waits and self.connection._running() is not None:
+            self.connection.speak()
+        self.connection.end()
+        while self.connection.outbox:
+            self.receive(self.connection.outbox.popleft())
+        self.connection = None
+        self.dialogue.lost("1001 draining", 1001)
+        self.another_server()
+
+    @precondition(lambda self: self.connection is not None and self.listeners)
+    @rule(data=st.data())
+    def send_a_late_frame(self, data: st.DataObject) -> None:
+        assert self.connection is not None
+        over = [listener.state.id for listener in self.listeners if listener.state.over]
+        if over:
+            id_ = data.draw(st.sampled_from(over))
+            late = data.draw(st.sampled_from(["token", "done"]))
+            frame = {"token": {"text": "late"}, "done": {"cancelled": True}}[late]
+            self.connection.outbox.append(json.dumps({"type": late, "request_id": id_, **frame}))
+
+    def another_server(self) -> None:
+        for ghost in self.ghosts:
+            ghost.end()
+        self.ghosts.clear()
+        self.server = ModelServer(self.server.stored(replies=self.replies) if self.shared else {})
+
+    def receive(self, text: str) -> None:
+        frame = json.loads(text)
+        begun = frame["type"] == "ack" and frame["for"] in ("start", "followup")
+        state = self.dialogue._open.get(frame.get("request_id")) if begun else None
+        self.dialogue.received(text)
+        if isinstance(state, TurnState):
+            listener = next(each for each in self.listeners if each.state is state)
+            # Of an utterance that was sent twice the server began two turns, of which the first was never told.
+            _, persona, history, _ = [each for each in self.server.begun if each[3] == listener.utterance][-1]
+            if self.session.version == state.version:
+                said = [(message.role, message.content) for message in self.session.transcript.messages]
+                assert history == said, "the server has what was said, whole and once"
+            assert int(persona[1:]) >= listener.persona, "the server has the persona that was chosen"
+
+    @invariant()
+    def every_turn_is_sound(self) -> None:
+        for listener in getattr(self, "listeners", ()):
+            listener.check()
+
+    def teardown(self) -> None:
+        """In the end a server is there: every turn has its one end, every request its answer."""
+        if not hasattr(self, "dialogue"):
+            return
+        self.server.refuses.clear()
+        for _ in range(200):
+            if self.connection is None:
+                if self.server.draining:
+                    self.another_server()
+                self.connect(other=False, rounds=0)
+            if self.server.draining:
+                self.leave(waits=True)
+                continue
+            before = (len(self.dialogue.outgoing), len(self.connection.outbox), len(self.connection.waiting))
+            self.deliver_to_server(100)
+            for _ in range(20):
+                self.connection.work()
+            self.deliver_to_client(100)
+            if before == (0, 0, 0) and not self.dialogue._open and not self.dialogue._waiting:
+                break
+        for listener in self.listeners:
+            listener.listen()
+            listener.check()
+            state = listener.state
+            assert state.over
+            ended = [event for event in listener.events if isinstance(event, (Done, Interrupted))]
+            assert len(ended) == (state.error is None)
+            assert isinstance(state.error, (RefusedError, ServerGoneError, type(None)))
+        for request in self.requests:
+            assert request.over
+        utterances = [message.content for message in self.session.transcript.messages if message.role == "user"]
+        assert len(utterances) == len(set(utterances)), "nothing was said twice"
+
+
+Conversation.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+test_every_order_of_events = Conversation.TestCase

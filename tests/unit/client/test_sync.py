@@ -1,0 +1,115 @@
+"""The client for scripts without asyncio, in a thread and in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from yap_client import AuthenticationError, ClosedError, Done, RefusedError, Token, connect_sync
+
+from tests.harness.scripted import KEY, REPLY, ScriptedClassifier, ScriptedEngine, serving
+from tests.harness.waiting import all_gone, eventually
+
+CLIENT = Path(__file__).parents[3] / "client"
+LONG = ["word "] * 500
+SAID = "".join(REPLY)
+
+INTERRUPTED = """
+import sys
+from yap_client.sync import connect
+
+with connect(sys.argv[1], sys.argv[2]) as talk:
+    try:
+        for event in talk.say("one"):
+            print(type(event).__name__, flush=True)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        sys.stdin.readline()
+    print(talk.say("two").reply(), flush=True)
+"""
+
+
+async def test_a_script_converses() -> None:
+    def converse(url: str) -> tuple[list[str], int, str, float]:
+        with connect_sync(url, KEY, persona="You are Mia.", session="s1") as talk:
+            talk.warm()
+            kinds = [type(event).__name__ for event in talk.say("look")]
+            answer = talk.heard("Sure")
+            assert talk.set_persona("You are Ann.") is not None
+            reply = talk.followup("a cat").reply()
+            assert talk.history[1].content == "Sure"
+            assert answer is not None
+            return kinds, answer.chars or 0, reply, talk.ping()
+
+    async with serving(classifier=ScriptedClassifier()) as running:
+        kinds, chars, reply, seconds = await asyncio.to_thread(converse, running.url)
+        await all_gone(running)
+    assert kinds == ["Ack", "ToolCall", *["Token"] * 4, "Final", "Done"]
+    assert (chars, reply) == (4, SAID)
+    assert seconds >= 0
+    assert not [thread for thread in threading.enumerate() if thread.name == "yap-client"]
+
+
+async def test_who_leaves_the_loop_or_says_the_next_thing_ends_the_turn_on_the_server() -> None:
+    engine = ScriptedEngine(reply=LONG, pause=0.005)
+
+    def converse(url: str) -> tuple[list[object], str]:
+        with connect_sync(url, KEY) as talk:
+            for event in talk.say("one"):
+                if isinstance(event, Token):
+                    break
+            old = talk.say("two")
+            for event in old:
+                if isinstance(event, Token):
+                    engine.reply = REPLY
+                    new = talk.say("three")
+            return [old.ended], new.reply()
+
+    async with serving(engine) as running:
+        ends, reply = await asyncio.to_thread(converse, running.url)
+        await all_gone(running)
+        assert engine.aborts == 2
+    (end,) = ends
+    assert isinstance(end, Done)
+    assert end.cancelled
+    assert reply == SAID
+
+
+async def test_errors_reach_the_script_and_no_thread_stays() -> None:
+    def refused(url: str) -> None:
+        with pytest.raises(AuthenticationError), connect_sync(url, "wrong"):
+            pass
+        with connect_sync(url, KEY) as talk, pytest.raises(RefusedError):
+            talk.say("one", sampling={"top_p": 7}).reply()
+        with pytest.raises(ClosedError):
+            talk.say("two")
+
+    async with serving() as running:
+        await asyncio.to_thread(refused, running.url)
+    assert not [thread for thread in threading.enumerate() if thread.name == "yap-client"]
+
+
+async def test_ctrl_c_ends_the_turn_on_the_server_and_the_script_goes_on() -> None:
+    engine = ScriptedEngine(reply=LONG, pause=0.01)
+    async with serving(engine) as running:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", "-c", INTERRUPTED, running.url, KEY),
+            cwd=CLIENT,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        while await asyncio.wait_for(process.stdout.readline(), 30) != b"Token\n":
+            pass
+        process.send_signal(signal.SIGINT)
+        while await asyncio.wait_for(process.stdout.readline(), 30) != b"stopped\n":
+            pass
+        await eventually(lambda: not engine.held)
+        engine.reply = REPLY
+        out, error = await asyncio.wait_for(process.communicate(b"\n"), 30)
+    assert (out.decode(), error.decode(), process.returncode) == (f"{SAID}\n", "", 0)
