@@ -72,6 +72,7 @@ class Dialogue:
         self.dead: YapError | None = None
         self.current: TurnState | None = None
         self._last: TurnState | None = None  # the one that a server has begun last, which `heard` may cut
+        self._unheard_of: TurnState | None = None  # one that was cut and may have begun, or not
         self._connected = False
         self._greeted = False  # whether the server has taken the client
         self._asking: Request | None = None  # whether the server knows the session
@@ -150,12 +151,9 @@ class Dialogue:
         self.proven = self.draining = False
         self.refusal = None
         self._send("ping", f"{self._nonce}-hello", {})
-        if self.session.begun and self._last is not None:
-            last = self._last
-            # More than was received has never been heard. Nothing of a turn that was cut: then even one is too many,
-            # unless the server has said more than arrived.
-            chars = 1 if last.cut and not last.said else len(last.said) if last.heard is None else last.heard
-            self._ask("heard", last.id, {"session_id": self.session.key, "chars": chars}, self._told_of_reply)
+        last = self._unheard_of or self._last
+        if self.session.begun and last is not None:
+            self._ask_reply(last)
 
     def received(self, text: str | bytes) -> None:
         """Take a text of the server's.
@@ -175,7 +173,7 @@ class Dialogue:
             self._on_request(exchange, frame)
         elif isinstance(id_, str) and id_ in self._cancels:
             self._on_cancel(self._cancels.pop(id_), frame)
-        elif isinstance(id_, str) and id_ in self._heards:
+        elif isinstance(id_, str) and id_ in self._heards and isinstance(frame, Error):
             self._answer_heard(id_, frame)
         elif isinstance(frame, Pong):
             if not self._greeted:
@@ -237,18 +235,23 @@ class Dialogue:
             elif exchange.type == "heard" and isinstance(exchange, Request):
                 self._heards.setdefault(exchange.id, deque()).append(exchange)
                 self._send(exchange.type, exchange.id, exchange.fields)
-            elif exchange.type == "chat_prompt" and isinstance(exchange, Request) and not self.session.begun:
-                exchange.complete(None)  # there is no session yet: the next turn carries it
+            elif isinstance(exchange, Request) and exchange.type == "chat_prompt" and self._outdated(exchange):
+                exchange.complete(None)  # the next turn carries what is wanted
             else:
                 self._open[exchange.id] = exchange
                 self._send(exchange.type, exchange.id, exchange.fields)
 
     def _blocked(self) -> bool:
-        """Whether the next message must not overtake a history: if that turn is refused, the next one carries it."""
-        return any(
-            isinstance(each, TurnState) and "history" in each.carried and not each.acknowledged
-            for each in self._open.values()
-        )
+        """Whether it depends on an answer what the next message has to carry."""
+        if self._heards and self.session.history_due:
+            return True  # how much of the last reply the history has is about to be told
+        turns = [each for each in self._open.values() if isinstance(each, TurnState)]
+        return any(("history" in each.carried and not each.acknowledged) or _in_doubt(each) for each in turns)
+
+    def _outdated(self, request: Request) -> bool:
+        """Whether there is no session whose persona could be set, or another one is wanted by now."""
+        session = self.session
+        return not session.begun or session.wanted("persona_text") != request.fields["persona_text"]
 
     def _send_turn(self, turn: TurnState) -> None:
         session = self.session
@@ -306,11 +309,23 @@ class Dialogue:
             self._open[id_] = asked
         self._send(type_, id_, fields)
 
-    def _told_of_reply(self) -> None:
-        """Learn from the answer about the last reply whether the server has what was said."""
-        error, last = self._asking and self._asking.error, self._last
+    def _ask_reply(self, last: TurnState) -> None:
+        """Ask about the last reply, by saying how much of it came: more than that has never been heard."""
+        # Nothing of a turn that was cut: then even one is too many, unless the server has said more than arrived.
+        chars = 1 if last.cut and not last.said else len(last.said) if last.heard is None else last.heard
+        fields: dict[str, Value] = {"session_id": self.session.key, "chars": chars}
+        self._ask("heard", last.id, fields, lambda: self._told_of_reply(last))
+
+    def _told_of_reply(self, last: TurnState) -> None:
+        """Learn from the answer whether the server has what was said."""
+        error = self._asking and self._asking.error
         code = error.code if isinstance(error, RefusedError) else None
-        if last is None or code in ("no_active_session", "unknown_message_type", "chat_not_deployed"):
+        if last is self._unheard_of:
+            self._unheard_of = None
+            if code == "no_such_reply" and self._last is not None:
+                self._ask_reply(self._last)  # it never began
+                return
+        if code in ("no_active_session", "unknown_message_type", "chat_not_deployed"):
             if self.session.transcript.complete:
                 self.session.forgotten()
             else:
@@ -344,7 +359,7 @@ class Dialogue:
             turn.put(frame)
         elif isinstance(frame, Ack):
             turn.acknowledged = self.session.begun = self.proven = True
-            self._last = turn
+            self._last, self._unheard_of = turn, None
             self.session.told(turn.carried, turn.version)
             turn.put(frame)
             self._pump()
@@ -389,20 +404,21 @@ class Dialogue:
         request = group.popleft()
         if not group:
             del self._heards[turn_id]
+        last = self._last
         if isinstance(frame, Error):
             request.fail(events.refusal(frame))
-            return
-        last = self._last
-        if last is not None and last.id == turn_id and isinstance(frame, Ack) and frame.chars is not None:
+        elif last is not None and last.id == turn_id and isinstance(frame, Ack) and frame.chars is not None:
             last.heard = frame.chars
             if last.over:
                 self.session.transcript.cut(frame.chars)
         request.complete(frame)
+        self._pump()
 
     def _refused(self, turn: TurnState, frame: Error) -> None:
         """The server has not begun a turn."""
         del self._open[turn.id]
-        if not frame.error_code.endswith("_rate_limited"):
+        later = any(isinstance(each, TurnState) and each.number > turn.number for each in self._open.values())
+        if not (later or frame.error_code.endswith("_rate_limited")):
             self._cancel_open()  # the refused turn has not ended the one before
         if frame.error_code == "draining":
             self.draining = True
@@ -438,8 +454,8 @@ class Dialogue:
             transcript.complete = False  # another client has taken the session over
         kept = not done.failed and (not done.cancelled or bool(turn.said) or turn.asked is Ask.BARGE_IN)
         self._keep(turn, kept=kept)
-        if turn.doubtful and turn.asked is Ask.BARGE_IN and not turn.said:
-            self._doubt()  # a cancel before the first word forgets the utterance, and who barges in has said it
+        if _in_doubt(turn):
+            self._doubt()
         if cut:
             turn.end(Interrupted(request_id=turn.id, said=turn.said, begun=turn.acknowledged, reason="draining"))
         else:
@@ -449,7 +465,8 @@ class Dialogue:
     def _cut(self, turn: TurnState, reason: str) -> None:
         """A turn's connection was lost: keep of it what a server does that notices."""
         turn.cut = True
-        self._last = turn
+        if not turn.acknowledged:
+            self._unheard_of = turn
         if not self.session.begun or (turn.asked is Ask.BARGE_IN and not turn.said):
             self._doubt()  # a server may have begun it, or not
         self._keep(turn, kept=bool(turn.said) or turn.asked is Ask.BARGE_IN)
@@ -465,8 +482,13 @@ class Dialogue:
     def _keep(self, turn: TurnState, *, kept: bool) -> None:
         if kept and turn.version == self.session.version:
             self.session.transcript.add(turn.utterance, turn.said, turn.heard)
-        else:
+        elif turn.acknowledged:
             self.session.transcript.skip()
+
+
+def _in_doubt(turn: TurnState) -> bool:
+    """Whether the history keeps a turn's utterance: a cancel before the first word forgets it, a barge-in does not."""
+    return turn.doubtful and turn.asked is Ask.BARGE_IN and not turn.said
 
 
 def _object(value: Value) -> dict[str, Value]:

@@ -142,4 +142,5 @@ class Session:
         """Take note that the server does not know the session: it is told everything again."""
         self._told.clear()
         self.begun = False
-        self.history_due = bool(self.transcript.messages) or self.history_due
+        # Also when nothing was said: it may be a server where a connection that was lost still has the session.
+        self.history_due = self.history_due or self.transcript.complete or bool(self.transcript.messages)

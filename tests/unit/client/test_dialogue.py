@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from yap_client.dialogue import Dialogue
@@ -16,6 +16,8 @@ from yap_client.session import Session
 from tests.harness.client.model_server import ModelConnection, ModelServer
 
 few = st.integers(0, 6)
+# Of so many steps the smallest case takes minutes to find: `Phase.shrink` is for who has them.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
 class Listener:
@@ -241,7 +243,7 @@ class Conversation(RuleBasedStateMachine):
             listener = next(each for each in self.listeners if each.state is state)
             # Of an utterance that was sent twice the server began two turns, of which the first was never told.
             _, persona, history, _ = [each for each in self.server.begun if each[3] == listener.utterance][-1]
-            if self.session.version == state.version:
+            if self.session.version == state.version and state.asked is None:
                 said = [(message.role, message.content) for message in self.session.transcript.messages]
                 assert history == said, "the server has what was said, whole and once"
             assert int(persona[1:]) >= listener.persona, "the server has the persona that was chosen"
@@ -285,5 +287,7 @@ class Conversation(RuleBasedStateMachine):
         assert len(utterances) == len(set(utterances)), "nothing was said twice"
 
 
-Conversation.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Conversation.TestCase.settings = settings(
+    max_examples=80, stateful_step_count=40, deadline=None, phases=PHASES, report_multiple_bugs=False
+)
 test_every_order_of_events = Conversation.TestCase
