@@ -61,12 +61,25 @@ def steps(parallel: int) -> list[str]:
     return [*pairs, f"death-{parallel}", f"without-{parallel}"]
 
 
-def visible(count: int) -> dict[str, str]:
+def visible(count: int, work: Path) -> dict[str, str]:
     """Return the variables that show the first `count` of the GPUs here, and no compiler for them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     gpus = [name for name in named if name] or [str(number) for number in range(count)]
-    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "nvcc").exists()]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[:count]), "PATH": os.pathsep.join(folders)}
+    folders = [without_nvcc(Path(folder), work) for folder in os.environ["PATH"].split(os.pathsep)]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[:count]), "PATH": os.pathsep.join(map(str, folders))}
+
+
+def without_nvcc(folder: Path, work: Path) -> Path:
+    """Return a folder of programs, or one of links to all of them but `nvcc` where that is among them."""
+    if not (folder / "nvcc").exists():
+        return folder
+    links = work / f"path{str(folder).replace('/', '-')}"
+    if not links.exists():
+        links.mkdir(parents=True)
+        for program in folder.iterdir():
+            if program.name != "nvcc":
+                (links / program.name).symlink_to(program)
+    return links
 
 
 def lay_out(model: Path, to: Path) -> None:
@@ -174,7 +187,7 @@ def run(step: str, arguments: argparse.Namespace) -> str:
     """Run one step in a process group of its own, and say how it ended."""
     limit = LIMITS[step.partition("-")[0]]
     command = [sys.executable, __file__, *sys.argv[1:], "--inside", step]
-    environment = os.environ | visible(int(step.rpartition("-")[2])) | {"PYTHONUNBUFFERED": "1"}
+    environment = os.environ | visible(int(step.rpartition("-")[2]), arguments.work) | {"PYTHONUNBUFFERED": "1"}
     began = time.monotonic()
     with (arguments.logs / f"{step}.log").open("wb") as log:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True)
@@ -200,7 +213,15 @@ async def _copy(child: subprocess.Popen[bytes], log: object, step: str, limit: f
             os.write(log.fileno(), line)
             print(f"[{step}] {line.decode(errors='replace').rstrip()}", flush=True)
 
-    await asyncio.wait_for(copy(), limit)
+    copying, until = asyncio.ensure_future(copy()), time.monotonic() + limit
+    while not copying.done() and child.poll() is None:
+        if time.monotonic() > until:
+            copying.cancel()
+            raise asyncio.TimeoutError
+        await asyncio.wait((copying,), timeout=0.5)
+    # What a process that outlived it holds open is not waited for.
+    await asyncio.wait((copying,), timeout=5)
+    copying.cancel()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -270,6 +291,8 @@ def main() -> None:
         for command in (["nvidia-smi"], ["nvidia-smi", "topo", "-m"], ["lscpu"]):
             with suppress(OSError):
                 subprocess.run(command, stdout=log, stderr=log, timeout=60, check=False)
+    nvcc = shutil.which("nvcc", path=visible(1, arguments.work)["PATH"])
+    print(f"nvcc: {nvcc or 'not found, as in the images'}", flush=True)
     results: dict[str, dict] = {}
     told: set[str] = set()
     failed = []
