@@ -191,8 +191,7 @@ def gpus(needed: int) -> Iterator[str]:
 
 
 def shared_memory() -> Iterator[str]:
-    """Room for the queues between an engine's processes, which the cpu lane always has, and others where several GPUs
-    share the model; Docker gives 64 MiB unless told."""
+    """Room for the queues between an engine's processes; Docker gives 64 MiB unless told."""
     place = "/dev/shm"  # noqa: S108 - named, not written
     free = os.statvfs(place)
     mib = free.f_bavail * free.f_frsize >> 20
