@@ -9,7 +9,7 @@ WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --no-loadscope-reorder
 export PYTHON
 
-.PHONY: help setup setup-lane demo demo-publish demo-thinking test test-unit test-models test-writes test-images lint format locks locks-check images images-size bench clean
+.PHONY: help setup setup-lane demo demo-publish demo-thinking demo-scale test test-unit test-models test-writes test-images lint format locks locks-check images images-size bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo-publish: setup ## sign and push to a hub on loopback over a failing link, t
 
 demo-thinking: setup ## a model that thinks: scripted, switched off, and with a budget; only speech is heard
 	@$(RUN) -m tests.demos.thinking
+
+demo-scale: setup ## servers behind a router, a store, Prometheus: one killed, one drained; every listener goes on
+	@$(RUN) -m tests.demos.scale
 
 test: setup ## everything that proves it
 	@$(RUN) -m pytest $(PARALLEL) --durations=25
