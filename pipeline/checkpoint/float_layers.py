@@ -15,12 +15,13 @@ from typing import Any
 
 from pipeline.checkpoint.shape import expert_count
 
-HEAD, EMBEDDING, TOWER, ROUTER, STEP, OUTSIDE = (
+HEAD, EMBEDDING, TOWER, ROUTER, STEP, MIXER, OUTSIDE = (
     "head",
     "embedding",
     "tower of another sense",
     "router of experts",
     "step of a recurrent layer",
+    "recurrent layer that engines compute in float",
     "outside the decoder's layers",
 )
 
@@ -38,6 +39,8 @@ _EXPERTS = re.compile(r"(?:^|\.)(?:\w*experts?|shared_mlp|input_linear|output_li
 _ROUTER = re.compile(r"(?:^|\.)(?:\w*router\w*|gate|wg|gating|\w*expert_gate)(?=\.|$)")
 # Narrow matrices that set the pace of a recurrent layer: Mamba's, and those of gated delta networks.
 _STEP = re.compile(r"(?:^|\.)(?:dt_proj|x_proj|in_proj_ba|in_proj_a|in_proj_b)$")
+# What only a mixer of Mamba's first kind has; vLLM rounds no part of such a one, whatever it is told.
+_FIRST_MAMBA = re.compile(r"^(.+)\.x_proj(?:\.|$)")
 _ONE_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?|decoder_layers)\.\d+$")
 
 
@@ -48,16 +51,20 @@ class FloatRule:
     Attributes:
         experts: how many each layer has; 0 for a dense model.
         homes: paths that hold experts, and their routers with them.
+        mixers: paths of recurrent layers that stay in float whole.
     """
 
     experts: int
     homes: frozenset[str]
+    mixers: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, config: Mapping[str, Any], names: Iterable[str]) -> FloatRule:
         """Read the rule off a config and the names of a model's modules or tensors."""
-        homes = {name[: match.start()] for name in names if (match := _EXPERTS.search(name)) and _LAYER.search(name)}
-        return cls(expert_count(config), frozenset(homes))
+        inside = [name for name in names if _LAYER.search(name)]
+        homes = {name[: match.start()] for name in inside if (match := _EXPERTS.search(name))}
+        mixers = {match[1] for name in inside if (match := _FIRST_MAMBA.search(name))}
+        return cls(expert_count(config), frozenset(homes), frozenset(mixers))
 
     def why(self, module: str, shape: Sequence[int]) -> str | None:
         """Return why a module with a weight of this shape stays in float; none for one that is quantized."""
@@ -71,6 +78,8 @@ class FloatRule:
             return OUTSIDE
         if _STEP.search(module):
             return STEP
+        if module.rpartition(".")[0] in self.mixers:
+            return MIXER
         return ROUTER if self._is_router(module, shape) else None
 
     def _is_router(self, module: str, shape: Sequence[int]) -> bool:

@@ -5,6 +5,7 @@ A lane is one entry of `LANES` here, one module in `quantize/`, one in `build/` 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -280,6 +281,23 @@ class Lane:
         """Return why a model is known not to work with a method here; none when nothing is known."""
         return None
 
+    def unserved(self, config: Mapping[str, Any], method: str) -> str | None:
+        """Return why its engine, as it is installed here, does not load a model; none when nothing is known.
+
+        The artifact may be served elsewhere, so this refuses nothing.
+        """
+        if self.on_gpu:
+            return None
+        kind = str(config.get("model_type", ""))
+        seeing = any(config.get(key) for key in VISION_KEYS) or kind.startswith(LOADED_AS_SEEING)
+        if seeing and importlib.util.find_spec("torchvision") is None:
+            return f"vLLM loads {kind} through torchvision, of which PyTorch's build for CPUs is not installed here"
+        if kind in FIRST_MAMBA:
+            return f"vLLM has no kernel for CPUs of the recurrent layers of {kind}"
+        if kind in INT8_EXPERTS_ON_GPUS and method == "int8":
+            return f"vLLM has no INT8 kernel for CPUs that chooses among experts as {kind} does"
+        return None
+
     def quantizing_refusal(self, config: Mapping[str, Any], method: str) -> Refusal | None:
         """Return why its quantizer cannot quantize a model; none when nothing is known."""
         kind = (
@@ -297,6 +315,14 @@ class Lane:
         """Return what a method must reach here: for models under a billion parameters, and for the others."""
         return METHODS[method].small, METHODS[method].large
 
+
+# Where configs describe what sees; and model types whose text alone vLLM loads by the code for those that see.
+VISION_KEYS = ("vision_config", "vision_tower_config", "visual", "img_processor", "mm_vision_tower")
+LOADED_AS_SEEING = ("qwen3_5",)
+# Model types that have recurrent layers of Mamba's first kind.
+FIRST_MAMBA = frozenset({"jamba", "mamba", "falcon_mamba"})
+# Model types whose experts are chosen, or activated, as vLLM's INT8 kernel for CPUs cannot (docs/models.md).
+INT8_EXPERTS_ON_GPUS = frozenset({"deepseek_v3", "deepseek_v32", "glm4_moe", "gpt_oss"})
 
 # TensorRT-LLM lists no weight-only INT4 kernels for the desktop Blackwell, and no INT8 from Blackwell on
 # (its support matrix, release 1.2).

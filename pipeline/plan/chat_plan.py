@@ -121,6 +121,8 @@ class ChatPlanner:
             self.diagnostics.problem(
                 "CHAT_MODEL", f"a combination known to work in the {self.lane.name} lane", found, str(why)
             )
+        if self.lane and method and (unserved := self.lane.unserved(facts.config, method)):
+            self.diagnostics.decide("served on this machine", "no", unserved)
         limits = self._limits(shape)
         thinking = self.settings.thinking_max_tokens
         if limits and 0 < limits.max_output_len <= thinking:

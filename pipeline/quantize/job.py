@@ -13,10 +13,12 @@ import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from pipeline.checkpoint.config_reader import architectures, read_object
 from pipeline.stages.stage import StageError
 
+CONFIG = "config.json"
 # Files of the source that the quantizer writes anew, or that hold the float weights.
-NOT_COPIED = frozenset({"config.json", "README.md", "recipe.yaml"})
+NOT_COPIED = frozenset({CONFIG, "README.md", "recipe.yaml"})
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pth", ".pt", ".h5")
 
 # What a model is loaded with beside its weights.
@@ -126,7 +128,11 @@ def samples_of(job: QuantizeJob) -> list[list[int]]:
 
 
 def copy_auxiliary_files(model: Path, out: Path) -> None:
-    """Copy tokenizer, chat template, generation config and licence beside the quantized weights, byte for byte."""
+    """Put beside the quantized weights what a quantizer does not write: all other files, and the class's own name.
+
+    Tokenizer, chat template, generation config and licence are copied byte for byte.
+    """
+    _keep_class_name(model, out)
     for path in sorted(model.iterdir()):
         if path.is_file() and path.name not in NOT_COPIED and not path.name.startswith("."):
             if path.name.endswith(WEIGHT_SUFFIXES):
@@ -136,3 +142,16 @@ def copy_auxiliary_files(model: Path, out: Path) -> None:
                 shutil.copyfile(path, out / path.name)
     if (templates := model / "additional_chat_templates").is_dir():
         shutil.copytree(templates, out / templates.name, dirs_exist_ok=True)
+
+
+def _keep_class_name(model: Path, out: Path) -> None:
+    """Spell the model's class as its source does.
+
+    Transformers writes its own spelling, which an engine may not know: `PhimoeForCausalLM` for `PhiMoEForCausalLM`.
+    """
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        config = json.loads((out / CONFIG).read_bytes())
+        told, written = architectures(read_object(model / CONFIG)), architectures(config)
+        if told != written and [*map(str.casefold, told)] == [*map(str.casefold, written)]:
+            config["architectures"] = [*told]
+            (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

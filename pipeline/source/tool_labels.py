@@ -23,6 +23,19 @@ NEGATIONS = frozenset(
         *("sem", "niet", "geen", "bez", "nie", "ikke", "inte", "нет", "не", "без"),
     )
 )
+# Words that may turn a name into its opposite, or tell of something else: with them a yes is none that is certain.
+DOUBTS = frozenset(
+    (
+        *("stop", "end", "ended", "close", "closed", "cancel", "cancelled", "canceled", "abort", "quit", "finish"),
+        *("hide", "hidden", "block", "blocked", "prevent", "forbid", "forbidden", "prohibit", "prohibited", "banned"),
+        *("remove", "removed", "delete", "deleted", "drop", "dismiss", "decline", "declined", "hardly", "rarely"),
+        *("barely", "maybe", "perhaps", "possibly", "sometimes", "invalid", "impossible", "inactive", "incorrect"),
+        *("inapplicable", "wrong", "fail", "failed", "failure", "fake", "bad", "broken", "null", "void"),
+    )
+)
+OTHER_SCREEN = re.compile(
+    r"(silk|sun|wind|smoke|touch)screens?|screen(saver|time|play|writer|printing|ing|ings|ed|er)s?"
+)
 NEGATING_PREFIX = re.compile(
     r"(non|not|no|anti|off|de)(?=screen|yes|positive|true)|un(?!der|til|i)(?=...)|dis(?=able|allow)"
 )
@@ -79,7 +92,8 @@ def meaning_of(label: str) -> Meaning:
     words = re.findall(r"[^\W_]+", CASE_CHANGE.sub(" ", re.sub(r"['’`]", "", label)).lower())
     affirmative = any("screen" in word or word in AFFIRMATIVE or _untrue(word) for word in words)
     negations = sum(_negates(word) for word in words) + len(MARK_OF_NEGATION.findall(label))
-    if negations > 1 and affirmative:
+    doubtful = any(word in DOUBTS or OTHER_SCREEN.fullmatch(word) for word in words)
+    if affirmative and (negations > 1 or (doubtful and not negations)):
         return Meaning.UNCLEAR
     if negations:
         return Meaning.NO

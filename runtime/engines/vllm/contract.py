@@ -55,6 +55,7 @@ TEXT = "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer"
 CORE = "vllm.v1.engine.core:EngineCore"
 SCHEDULER = "vllm.v1.core.sched.interface:SchedulerInterface"
 MODEL = "vllm.config.model:ModelConfig"
+INT8_ON_CPU = "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel"
 
 
 SEAMS = (
@@ -275,6 +276,13 @@ SEAMS = (
         "worker",
         ("vllm.engine.arg_utils:AsyncEngineArgs(worker_extension_cls=_)",),
         "on a CPU with AMX, a worker whose first kernel uses it is ended by Linux (SIGILL)",
+    ),
+    Seam(
+        "rows of INT8",
+        "worker",
+        (),
+        "on a CPU with AMX, no INT8 model is computed whose layers vLLM has from transformers",
+        met=(f"{INT8_ON_CPU}._apply_weights_sgl(_, _, _)",),
     ),
     Seam(
         "cache format",
@@ -598,6 +606,26 @@ def ask_for_matrix_unit() -> bool:
 
     ask = getattr(torch.cpu, "_init_amx", None)
     return bool(ask and ask())
+
+
+def flatten_rows() -> None:
+    """Let vLLM's INT8 product for CPUs with AMX take a batch of sequences, as its other products do.
+
+    Models whose layers vLLM has from transformers give it three dimensions, and the kernel takes two.
+    """
+    try:
+        from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel as Kernel
+
+        own = Kernel._apply_weights_sgl
+    except (ImportError, AttributeError) as error:
+        seams.give_up("rows of INT8", repr(error))
+        return
+
+    def apply(kernel: Any, layer: Any, x: Any, bias: Any = None) -> Any:  # noqa: ANN401 - vLLM is untyped to us
+        rows = own(kernel, layer, x.reshape(-1, x.shape[-1]), bias)
+        return rows.reshape(*x.shape[:-1], rows.shape[-1])
+
+    Kernel._apply_weights_sgl = apply
 
 
 def key_model_as_at(place: str) -> None:

@@ -1,8 +1,9 @@
 """What this project changes in vLLM's workers, the processes that run the model.
 
-They ask for the CPU's matrix unit before they use it, and find a compile cache where the artifact has it: vLLM counts
-the model's folder into the key of its compile cache, so a cache that was filled where an artifact was built would never
-be found where it is served. vLLM imports the module in every worker, because `Worker` is named in its engine arguments.
+On a CPU they ask for its matrix unit before they use it, and multiply INT8 matrices in any shape. And they find a
+compile cache where the artifact has it: vLLM counts the model's folder into the key of its compile cache, so a cache
+that was filled where an artifact was built would never be found where it is served. vLLM imports the module in every
+worker, because `Worker` is named in its engine arguments.
 """
 
 from __future__ import annotations
@@ -23,5 +24,6 @@ class Worker:
 
 if contract.seams.holds("cache key"):
     contract.key_model_as_at(PLACEHOLDER_MODEL)
-if contract.seams.holds("matrix unit") and contract.on_cpu():
+if contract.on_cpu():
     contract.ask_for_matrix_unit()
+    contract.flatten_rows()

@@ -6,6 +6,7 @@ families (names of modules, norms, experts, towers) is as in the real ones.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,14 @@ SHAPE: Mapping[str, Any] = {
 }
 # The smallest that vLLM's attention on a CPU computes.
 HEAD: Mapping[str, Any] = {"head_dim": 32}
+# Gated delta networks beside attention; their heads are as wide as the real ones, which is all that kernels take.
+DELTA: Mapping[str, Any] = {
+    "linear_num_value_heads": 2,
+    "linear_num_key_heads": 1,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 EXPERTS: Mapping[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 128}
 # Latent attention: DeepSeek's queries, keys and values go through narrow matrices.
 LATENT: Mapping[str, Any] = {
@@ -67,12 +76,14 @@ class Family:
         model_type: as config.json has it.
         settings: of the language model, over `SHAPE`.
         outer: of the whole, where the language model is one part of it; none for a plain language model.
+        architecture: the class as published models name it, where transformers spells it otherwise.
     """
 
     name: str
     model_type: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     outer: Mapping[str, Any] | None = None
+    architecture: str | None = None
 
     @property
     def slug(self) -> str:
@@ -99,6 +110,9 @@ class Family:
         model = auto.from_config(config).to(torch.bfloat16)
         model.generation_config.eos_token_id = None
         model.save_pretrained(folder)
+        if self.architecture:
+            told = json.loads((folder / "config.json").read_bytes())
+            (folder / "config.json").write_text(json.dumps(told | {"architectures": [self.architecture]}, indent=2))
         tiny.tokenizer(folder)
         return folder
 
@@ -118,11 +132,7 @@ FAMILIES: tuple[Family, ...] = (
             **EXPERTS,
             "num_experts": 4,
             "shared_expert_intermediate_size": 128,
-            "linear_num_value_heads": 4,
-            "linear_num_key_heads": 2,
-            "linear_key_head_dim": 32,
-            "linear_value_head_dim": 32,
-            "layer_types": ["linear_attention", "full_attention"],
+            **DELTA,
         },
     ),
     Family(
@@ -130,11 +140,7 @@ FAMILIES: tuple[Family, ...] = (
         "qwen3_5_text",
         {
             **HEAD,
-            "linear_num_value_heads": 4,
-            "linear_num_key_heads": 2,
-            "linear_key_head_dim": 32,
-            "linear_value_head_dim": 32,
-            "layer_types": ["linear_attention", "full_attention"],
+            **DELTA,
         },
     ),
     Family(
@@ -145,17 +151,13 @@ FAMILIES: tuple[Family, ...] = (
             **EXPERTS,
             "num_experts": 4,
             "shared_expert_intermediate_size": 128,
-            "linear_num_value_heads": 4,
-            "linear_num_key_heads": 2,
-            "linear_key_head_dim": 32,
-            "linear_value_head_dim": 32,
-            "layer_types": ["linear_attention", "full_attention"],
+            **DELTA,
         },
     ),
     Family("Mixtral", "mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     Family("GPT-OSS", "gpt_oss", {**HEAD, "num_local_experts": 4, "num_experts_per_tok": 2}),
     Family("DeepSeek V2", "deepseek_v2", {**EXPERTS, **LATENT}),
-    Family("DeepSeek V3", "deepseek_v3", {**EXPERTS, **LATENT}),
+    Family("DeepSeek V3", "deepseek_v3", {**EXPERTS, **LATENT, "topk_method": "noaux_tc"}),
     Family("GLM-4", "glm4", HEAD),
     Family(
         "GLM-4 MoE",
@@ -237,7 +239,12 @@ FAMILIES: tuple[Family, ...] = (
         },
     ),
     Family("OLMoE", "olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
-    Family("Phi-3.5 MoE", "phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    Family(
+        "Phi-3.5 MoE",
+        "phimoe",
+        {"num_local_experts": 4, "num_experts_per_tok": 2},
+        architecture="PhiMoEForCausalLM",
+    ),
     Family(
         "Llama 4, vision",
         "llama4",

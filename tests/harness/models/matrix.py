@@ -169,10 +169,12 @@ def cause(log: str) -> str:
     """Return the line of an engine's log that tells why it ended: the first exception that is not a consequence."""
     if died := re.search(r"Worker proc \S+ died unexpectedly \((exit code: -?\d+)\)", log):
         return f"vLLM's worker died, {died[1]}"
-    found = re.findall(r"\b((?:[A-Z]\w*(?:Error|Exception)|AssertionError|NotImplementedError)\b:? ?[^\n]*)", log)
+    # Not the line of the source that raises it.
+    found = re.findall(r"\b([A-Z]\w*(?:Error|Exception)(?:: [^\n]*|$))", log, re.MULTILINE)
     consequences = ("EngineDeadError", "Engine core initialization failed", "cancelled", "Engine core proc")
     causes = [line for line in found if not any(word in line for word in consequences)]
-    return _short(causes[0] if causes else tail(log))
+    # What follows in brackets are its figures.
+    return _short(causes[0].partition(" (")[0] if causes else tail(log))
 
 
 def _reason(found: str, way_out: str | None) -> str:

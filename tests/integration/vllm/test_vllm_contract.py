@@ -32,6 +32,32 @@ async def test_the_installed_vllm_is_as_recorded() -> None:
     assert api.from_tree(Path(vllm.__file__).parents[1]) == api.load()[vllm.__version__]
 
 
+async def test_int8_products_on_a_cpu_take_a_batch_of_sequences(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+    from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel as Kernel
+
+    weight = torch.randn(5, 4)
+
+    def product(kernel: object, layer: object, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        assert x.dim() == 2
+        return torch.nn.functional.linear(x, weight, bias)
+
+    monkeypatch.setattr(Kernel, "_apply_weights_sgl", product)
+    contract.flatten_rows()
+    for shape in ((3, 4), (1, 3, 4), (2, 3, 4)):
+        x, bias = torch.randn(shape), torch.randn(5)
+        expected = torch.nn.functional.linear(x, weight, bias)
+        assert torch.allclose(Kernel._apply_weights_sgl(None, None, x, bias), expected)
+
+    monkeypatch.setattr(contract.seams, "_wrong", {})
+    monkeypatch.setattr(contract.seams, "_warned", set())
+    monkeypatch.delattr(Kernel, "_apply_weights_sgl")
+    contract.flatten_rows()
+    assert "rows of INT8" in caplog.text
+
+
 async def said(engine: VllmEngine) -> list[Delta]:
     deltas: list[Delta] = []
     await engine.generate(PROMPT, GREEDY, deltas.append)

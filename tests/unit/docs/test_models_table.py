@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import lanes
 from tests.harness.models import matrix
-from tests.harness.models.families import FAMILIES
+from tests.harness.models.families import FAMILIES, Family
 
 COLUMNS = (*matrix.METHODS, matrix.SERVED)
 TEXT = matrix.DOCUMENT.read_text(encoding="utf-8")
@@ -19,6 +21,19 @@ def test_every_family_is_told_of_by_every_method() -> None:
         assert tuple(results[family.slug]) == COLUMNS
         kinds = {results[family.slug][column].partition(":")[0] for column in matrix.METHODS}
         assert kinds <= {matrix.WORKS, "refused"}, family.name
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.slug)
+def test_what_a_cpu_does_not_serve_is_told_by_the_plan(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    served = matrix.read_table(TEXT)[family.slug][matrix.SERVED]
+    config = {"model_type": family.model_type, **(family.outer or {})}
+    told = lanes.CPU.unserved(config, matrix.SERVED_METHOD)
+    assert lanes.VLLM.unserved(config, matrix.SERVED_METHOD) is None
+    if served.startswith("not loaded"):
+        assert told, served
+    else:
+        assert told is None
 
 
 def test_the_table_is_as_a_run_writes_it() -> None:

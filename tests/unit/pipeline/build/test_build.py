@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,27 @@ def test_chat_templates_in_a_folder_of_their_own_travel(model: Path, tmp_path: P
         out.mkdir()
         copy(model, out)
         assert (out / "additional_chat_templates/chat.jinja").read_text() == "template"
+
+
+@pytest.mark.parametrize(
+    ("told", "written", "kept"),
+    [
+        (["PhiMoEForCausalLM"], ["PhimoeForCausalLM"], ["PhiMoEForCausalLM"]),
+        ("PhiMoEForCausalLM", ["PhimoeForCausalLM"], ["PhiMoEForCausalLM"]),
+        (["LlamaForCausalLM"], ["LlamaForCausalLM"], ["LlamaForCausalLM"]),
+        (["Another"], ["LlamaForCausalLM"], ["LlamaForCausalLM"]),  # loaded by a class that is not its own
+        (None, ["LlamaForCausalLM"], ["LlamaForCausalLM"]),
+        ([5], ["LlamaForCausalLM"], ["LlamaForCausalLM"]),
+        (["A", "B"], None, None),
+    ],
+)
+def test_the_class_is_spelt_as_the_source_spells_it(
+    tmp_path: Path, told: object, written: object, kept: object
+) -> None:
+    """Engines know models by that name, in that case; transformers has one of its own for some."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    for folder, names in ((source, told), (out, written)):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"architectures": names, "limit": float("inf")}))
+    copy_auxiliary_files(source, out)
+    assert json.loads((out / "config.json").read_bytes()) == {"architectures": kept, "limit": float("inf")}

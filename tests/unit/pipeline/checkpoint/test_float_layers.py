@@ -47,6 +47,20 @@ def test_a_layer_is_told_by_its_place(name: str, reason: str | None) -> None:
     assert rule(name).why(name, (64, 64)) == reason
 
 
+@pytest.mark.parametrize("place", ["model.layers.0.mamba", "backbone.layers.3.mixer", "model.layers.7.mamba"])
+def test_a_mixer_of_mambas_first_kind_stays_in_float_whole(place: str) -> None:
+    """vLLM computes it in float, and ends where it finds it rounded; it rounds those of the second kind."""
+    parts = [f"{place}.{part}" for part in ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")]
+    beside = f"{place.rpartition('.')[0]}.feed_forward.up_proj"
+    for names in (parts, [f"{part}.weight" for part in parts]):
+        first = rule(*names, beside)
+        assert first.why(f"{place}.in_proj", (64, 64)) == first.why(f"{place}.out_proj", (64, 64)) == float_layers.MIXER
+        assert first.why(f"{place}.x_proj", (64, 64)) == float_layers.STEP
+        assert first.why(beside, (64, 64)) is None
+    second = rule(*(part for part in parts if "x_proj" not in part))
+    assert second.why(f"{place}.in_proj", (64, 64)) is None
+
+
 @pytest.mark.parametrize(
     ("router", "experts"),
     [

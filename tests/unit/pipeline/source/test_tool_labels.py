@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.source.tool_labels import (
+    DOUBTS,
     NEGATIONS,
     LabelsError,
     Meaning,
@@ -71,9 +72,22 @@ def test_any_negation_turns_any_yes(yes, negation, gap, before, change) -> None:
     assert positive_label([label, label]) is None
 
 
+@given(
+    doubt=st.sampled_from(sorted(DOUBTS)),
+    yes=st.sampled_from(AFFIRMED),
+    gap=st.sampled_from(["_", "-", " ", ".", "/"]),
+    before=st.booleans(),
+)
+def test_a_yes_that_is_in_doubt_is_left_to_the_user(doubt: str, yes: str, gap: str, before: bool) -> None:
+    label = doubt + gap + yes if before else yes + gap + doubt
+    assert meaning_of(label) is Meaning.UNCLEAR
+    assert positive_label([label, "chat"]) is positive_label([label, yes]) is None
+
+
 @pytest.mark.parametrize(
     "labels",
     [
+        *(("sunscreen", "chat"), ("touchscreen", "screenshot"), ("screenplay", "chat"), ("screensaver", "no")),
         *(("LABEL_0", "LABEL_1"), ("0", "1"), ("a", "b"), ("no_screenshot", "not_screen"), ("no", "none"), ("only",)),
         *(("screenshot", "screen"), ("yes", "screen"), ("screen_0", "screen_1"), ("not_unscreened", "screen")),
         *(("no nothing on screen", "screenshot"), ("no_screenshot",), ("chat", "vision")),
