@@ -32,6 +32,7 @@ from pipecat.processors.aggregators.llm_response_universal import (
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import LLMService
+from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.turns.user_start import ExternalUserTurnStartStrategy
 from pipecat.turns.user_stop import ExternalUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
@@ -240,3 +241,5 @@ async def conversing(
         if not running.done():
             await worker.cancel()
             await asyncio.wait_for(running, 30)
+        if isinstance(llm, OpenAILLMService):
+            await llm._client.close()  # it does not do it itself

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import tempfile
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -89,6 +91,20 @@ class ScriptedProcess:
     def state(self) -> State:
         """Ask what the engine holds."""
         return State(**self._ask("state"))
+
+    async def settled(self) -> State:
+        """Ask once the engine holds nothing: the server learns a moment later that a client has hung up."""
+        state = self.state()
+        while state.held:
+            await asyncio.sleep(0.01)
+            state = self.state()
+        return state
+
+    def model(self) -> str:
+        """The name under which it serves its model."""
+        asked = urllib.request.Request(f"{self.http}/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+        with urllib.request.urlopen(asked) as answer:
+            return json.load(answer)["data"][0]["id"]
 
     def drop(self) -> None:
         """Cut every connection."""

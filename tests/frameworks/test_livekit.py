@@ -5,47 +5,26 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from livekit.agents import (
     Agent,
-    AgentSession,
     APIConnectionError,
     APIConnectOptions,
     APIStatusError,
     RunContext,
     function_tool,
-    llm,
 )
 from livekit.agents.llm import ChatContext, ImageContent
 from livekit.agents.metrics import LLMMetrics
-from livekit.agents.voice import io
 from yap_client import Backoff
 from yap_client.livekit import LLM
 
+from tests.frameworks.livekit_session import conversing
 from tests.frameworks.scripted_process import KEY, ScriptedProcess
 
 PERSONA = "You are Mia."
 ONCE = APIConnectOptions(max_retry=0, timeout=10)
-
-
-class Text(io.TextOutput):
-    """Keeps what the session has to say, with the turn that it was said in."""
-
-    def __init__(self) -> None:
-        super().__init__(label="text", next_in_chain=None)
-        self.turn = -1
-        self.said: list[tuple[int, str]] = []
-        self.came = asyncio.Event()
-
-    async def capture_text(self, text: str) -> None:
-        self.said.append((self.turn, text))
-        self.came.set()
-
-    def flush(self) -> None:
-        pass
 
 
 def whole(word: str) -> str:
@@ -54,18 +33,6 @@ def whole(word: str) -> str:
 
 def make(scripted: ScriptedProcess, **values) -> LLM:
     return LLM(**{"url": scripted.url, "api_key": KEY, "connect_options": {"backoff": Backoff(first=0.01)}, **values})
-
-
-@asynccontextmanager
-async def conversing(model: llm.LLM, agent: Agent | None = None) -> AsyncIterator[tuple[AgentSession, Text]]:
-    """Run an agent of text in, text out."""
-    text = Text()
-    async with AgentSession(llm=model) as session:
-        session.output.transcription = text
-        session.output.set_transcription_enabled(True)
-        await session.start(agent or Agent(instructions=PERSONA))
-        yield session, text
-    await model.aclose()
 
 
 def context(*said: tuple[str, str], persona: str = PERSONA) -> ChatContext:
@@ -78,7 +45,7 @@ def context(*said: tuple[str, str], persona: str = PERSONA) -> ChatContext:
 
 
 async def test_persona_goes_once_and_history_never(scripted: ScriptedProcess) -> None:
-    async with conversing(make(scripted)) as (session, text):
+    async with conversing(make(scripted), Agent(instructions=PERSONA)) as (session, text):
         for word in ("one", "two", "three"):
             await session.generate_reply(user_input=f"{word} is said")
         assert "".join(part for _, part in text.said) == whole("one") + whole("two") + whole("three")
@@ -110,19 +77,12 @@ async def test_usage_and_the_time_to_the_first_token_reach_the_metrics(scripted:
 
 async def test_nothing_of_a_turn_follows_its_interruption_in_200_turns(scripted: ScriptedProcess) -> None:
     draw = random.Random(19)
-    async with conversing(make(scripted)) as (session, text):
+    async with conversing(make(scripted), Agent(instructions=PERSONA)) as (session, text):
         for turn in range(200):
             text.turn = turn
-            before = len(text.said)
             handle = session.generate_reply(user_input=f"t{turn} is said")
             pieces = draw.choice((0, 0, 1, 2, 5, 99))
-            while len(text.said) - before < pieces and not handle.done():
-                text.came.clear()
-                waiting = asyncio.ensure_future(text.came.wait())
-                await asyncio.wait(
-                    {waiting, asyncio.ensure_future(handle.wait_for_playout())}, return_when="FIRST_COMPLETED"
-                )
-                waiting.cancel()
+            await text.until(pieces, handle)
             if not pieces:
                 await asyncio.sleep(draw.choice((0, 0, 0.002, 0.005)))
             handle.interrupt()
@@ -229,7 +189,7 @@ async def test_replies_at_once_have_conversations_of_their_own(scripted: Scripte
 
 
 async def test_instructions_go_where_they_belong(scripted: ScriptedProcess) -> None:
-    async with conversing(make(scripted)) as (session, _):
+    async with conversing(make(scripted), Agent(instructions=PERSONA)) as (session, _):
         await session.generate_reply(instructions="Greet the user.")
         await session.generate_reply(user_input="one is said")
     state = scripted.state()

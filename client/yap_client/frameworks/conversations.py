@@ -37,18 +37,26 @@ class Conversations:
         self._idle: list[Conversation] = []  # the one that was used last is the last
         self._lent = 0
         self._given = asyncio.Event()  # set when one comes back
+        self._warming: asyncio.Event | None = None  # set when the one that is opened ahead is there, or will not be
         self._closed = False
 
     async def open(self) -> None:
         """Have a connection before it is needed."""
-        async with self._slot():
-            if not self._idle and not self._lent:
-                await self._give(await self._open())
+        if self._idle or self._lent or self._warming is not None:
+            return
+        self._warming = asyncio.Event()
+        try:
+            await self._give(await self._open())
+        finally:
+            self._warming.set()
+            self._warming = None
 
     @asynccontextmanager
     async def lease(self, context: Context, sampling: Sampling) -> AsyncIterator[Conversation]:
         """Lend a conversation for one reply: the one that has what was said before, where there is such a one."""
         async with self._slot():
+            if not self._idle and self._warming is not None:
+                await self._warming.wait()
             if not self._idle and self._lent:
                 self._given.clear()
                 await came_within(GRACE_S, self._given)
