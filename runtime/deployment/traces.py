@@ -65,6 +65,7 @@ class TurnFacts:
         tools: that were asked for.
         usage: of the turn.
         times: of its parts.
+        stream: whether the reply was sent as it came.
     """
 
     traceparent: str | None
@@ -74,6 +75,7 @@ class TurnFacts:
     tools: tuple[str, ...]
     usage: Usage
     times: TurnTimes
+    stream: bool = True
 
 
 class Tracer(Protocol):
@@ -145,16 +147,17 @@ class SpanMaker:
         attributes: dict[str, AttributeValue] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "yap",
-            "gen_ai.conversation.id": facts.conversation,
             "gen_ai.request.model": self._model,
             "gen_ai.response.model": self._model,
             "gen_ai.usage.input_tokens": usage.prompt_tokens,
             "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
             "gen_ai.usage.output_tokens": usage.completion_tokens,
-            "gen_ai.request.stream": True,
+            "gen_ai.request.stream": facts.stream,
             "yap.outcome": facts.outcome,
             "yap.key": facts.key,
         }
+        if facts.conversation:
+            attributes["gen_ai.conversation.id"] = facts.conversation
         if facts.outcome == "done":
             attributes["gen_ai.response.finish_reasons"] = [usage.finish_reason]
         if usage.ttft_ms is not None:

@@ -72,6 +72,7 @@ class TurnRequest:
         traceparent: the client's span, for traces; none where it named none.
         tools: those whose call is the whole answer, and no others are told; none where every call is told beside a
             reply.
+        stream: whether the client gets the reply as it comes, for traces.
         ended: called once at the end; told whether the history keeps the turn, which a failed one never is, nor one
             that a cancel ended before its first word. Whoever barged in goes on speaking: their first words are kept.
     """
@@ -88,6 +89,7 @@ class TurnRequest:
     conversation: str = ""
     traceparent: str | None = None
     tools: frozenset[str] | None = None
+    stream: bool = True
 
     def prefixed(self) -> str:
         """The utterance behind its prefix."""
@@ -369,7 +371,14 @@ class Turn:
         times = TurnTimes(self._received, self._decided_from, self._decided, self._asked, self._first_token, ended)
         tracer.turn(
             TurnFacts(
-                request.traceparent, request.conversation, self._principal.name, outcome, self._tools, usage, times
+                request.traceparent,
+                request.conversation,
+                self._principal.name,
+                outcome,
+                self._tools,
+                usage,
+                times,
+                request.stream,
             )
         )
 

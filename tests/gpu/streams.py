@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Compares the engine alone, our runtime and vLLM's OpenAI server: the same work, one run, one machine.
 
-    python3 tests/gpu/streams.py ARTIFACT [--streams 1 64 256] [--only vllm alone runtime openai] [--profile DIR]
+    python3 tests/gpu/streams.py ARTIFACT [--streams 1 64 256] [--only vllm alone runtime http openai] [--profile DIR]
 
-`vllm` is the engine alone as vLLM ships it, `alone` the same with what the runtime adds to its workers.
+`vllm` is the engine alone as vLLM ships it, `alone` the same with what the runtime adds to its workers. `runtime` is
+met over its WebSocket, `http` is the same server over HTTP, as `openai`, vLLM's own, is.
 
 Every stream has a persona of its own of about 450 tokens, which the engine has in its prefix cache as in a conversation
 that goes on, and asks something new each time; replies are 150 tokens, sampled as our clients ask for. With `--cold` no
@@ -32,6 +33,7 @@ import tempfile
 import time
 import urllib.request
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -231,9 +233,15 @@ def measure(target: Target, load: Load, generator: LoadGenerator, plan: Plan) ->
 
 
 def runtime(
-    folder: Path, wanted: list[Load], generator: LoadGenerator, plan: Plan, profiles: Path | None, **env: str
+    folder: Path,
+    wanted: list[Load],
+    generator: LoadGenerator,
+    plan: Plan,
+    profiles: Path | None,
+    name: str = "runtime",
+    **env: str,
 ) -> dict[str, Figures]:
-    """Measure our server, with the sanitizer on."""
+    """Measure our server: `runtime` over the WebSocket with the sanitizer on, `http` as OpenAI's clients meet it."""
     found = {}
     variables = {
         "MAX_CONCURRENT_CONNECTIONS": "1100",
@@ -241,13 +249,16 @@ def runtime(
         "CHAT_MAX_OUT": str(REPLY),
         "DEPLOY_MODE": "chat",
         "MAX_SESSIONS": "20000",
+        "SERVED_MODEL_NAMES": "chat",
     }
     with Server(folder, **(variables | env)) as server:
-        print(f"runtime: ready after {server.wait_ready(400):.0f} s", flush=True)
+        print(f"{name}: ready after {server.wait_ready(400):.0f} s", flush=True)
         assert server.process is not None
-        target = Target("yap", server.url, server.api_key, words=WORDS, max_tokens=REPLY)
+        door, url = ("openai", server.http) if name == "http" else ("yap", server.url)
+        target = Target(door, url, server.api_key, model="chat", words=WORDS, max_tokens=REPLY)
         generator.run(target, 3, 1, 1)
-        socket_price(target)
+        if door == "yap":
+            socket_price(target)
         for load in wanted:
             warm(target, load, generator, plan)
             before = cpu_seconds(server.process.pid)
@@ -256,17 +267,18 @@ def runtime(
             found[load.name] = load.figures(samples)
             frames = sum(sample.frames for sample in samples) / sum(sample.tokens for sample in samples)
             inside = median(sample.server_ttft for sample in samples) * 1000
-            more = f"{cpu(used, samples)}, {frames:.2f} frames/token, TTFT p50 in the server {inside:.1f} ms"
-            print_figures("runtime", load, found[load.name], samples, more)
+            more = f"{cpu(used, samples)}, {frames:.2f} frames/token"
+            more += f", TTFT p50 in the server {inside:.1f} ms" if door == "yap" else ""
+            print_figures(name, load, found[load.name], samples, more)
         if profiles:
-            raw = profiles / "runtime.raw"
+            raw = profiles / f"{name}.raw"
             watch = profile(server.process.pid, raw)
             most = wanted[-1]
             generator.run(target, most.streams, 8, plan.seed(most) + 4_000_000, plan.persona(most))
             watch.wait(60)
             hot_lines(raw)
             shutil.copy(server.log, profiles / "server.log")
-        print(f"runtime exited {server.stop()}", flush=True)
+        print(f"{name} exited {server.stop()}", flush=True)
     return found
 
 
@@ -312,7 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256])
-    parser.add_argument("--only", nargs="+", choices=["vllm", "alone", "runtime", "openai"])
+    parser.add_argument("--only", nargs="+", choices=["vllm", "alone", "runtime", "http", "openai"])
     parser.add_argument("--cold", action="store_true", help="no two prompts share anything")
     parser.add_argument("--processes", type=int, default=8, help="processes that the load comes from")
     parser.add_argument("--listeners-cpus", type=int, metavar="N", help="CPUs for the load alone; default: a quarter")
@@ -321,7 +333,7 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started here is ended here
     limits = json.loads((arguments.artifact / "build_metadata.json").read_text())["chat"]["limits"]
-    contenders = arguments.only or ["vllm", "alone", "runtime", "openai"]
+    contenders = arguments.only or ["vllm", "alone", "runtime", "http", "openai"]
     results: dict[str, dict[str, Figures]] = {}
     folder, wanted = arguments.artifact, loads(arguments.streams)
     serving, listening = split_cpus(os.sched_getaffinity(0), arguments.listeners_cpus)
@@ -333,23 +345,24 @@ def main() -> None:
         plan = Plan(number, arguments.cold)
         if name in ("vllm", "alone"):
             results[name] = alone(folder, limits, wanted, plan, as_vllm_ships=name == "vllm")
-        elif name == "runtime":
-            results[name] = runtime(folder, wanted, generator, plan, arguments.profile)
+        elif name in ("runtime", "http"):
+            results[name] = runtime(folder, wanted, generator, plan, arguments.profile, name)
         else:
             results[name] = openai(folder, limits, wanted, generator, plan)
-    for load in wanted:
+    for load, door in product(wanted, ("runtime", "http")):
         parts = []
         for name, other in (
             ("alone", "the engine alone"),
             ("vllm", "the engine as vLLM ships it"),
             ("openai", "vLLM's server"),
         ):
-            if name in results and "runtime" in results:
-                ours, theirs = results["runtime"][load.name], results[name][load.name]
+            if name in results and door in results:
+                ours, theirs = results[door][load.name], results[name][load.name]
                 gap = (ours.ttft_p50 - theirs.ttft_p50) * 1000
                 parts.append(f"{ours.tokens_per_s / theirs.tokens_per_s:.3f} × {other} (TTFT p50 {gap:+.1f} ms)")
         if parts:
-            print(f"streams {load.name}: the runtime makes {', '.join(parts)}")
+            which = "the runtime" if door == "runtime" else "its door for OpenAI's clients"
+            print(f"streams {load.name}: {which} makes {', '.join(parts)}")
     if arguments.json:
         plain = {name: {load: asdict(f) for load, f in found.items()} for name, found in results.items()}
         arguments.json.write_text(json.dumps(plain, indent=2) + "\n")

@@ -15,8 +15,10 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 
 from tests.client import Ack, Client, ClientError, Done, Final, Options, Token, ToolCall, TurnRecord, Warmed, connect
 from tests.harness.server import Server
@@ -119,6 +121,37 @@ async def test_a_followup_continues_without_a_decision(server: Server) -> None:
     assert turn.ok
     assert turn.tool is None
     assert turn.text.strip()
+
+
+async def test_openais_client_meets_the_same_model_tools_and_cache(server: Server) -> None:
+    look: Any = [{"role": "system", "content": PERSONA}, {"role": "user", "content": "Please look at this drawing."}]
+    tools: Any = [{"type": "function", "function": {"name": "take_screenshot"}}]
+    async with AsyncOpenAI(base_url=f"{server.http}/v1", api_key=server.api_key, max_retries=0) as client:
+        (model,) = [one.id async for one in client.models.list()]
+        ask = client.chat.completions.create
+        decided = await ask(model=model, messages=look, tools=tools)
+        (call,) = decided.choices[0].message.tool_calls or ()
+        seen = {"role": "tool", "tool_call_id": call.id, "content": "A child's drawing of a red house beside a pond."}
+        answer = await ask(model=model, messages=[*look, decided.choices[0].message, seen], tools=tools, max_tokens=20)
+        assert (answer.choices[0].message.content or "").strip()
+        assert answer.choices[0].finish_reason in {"stop", "length"}
+        stream = await ask(
+            model=model, messages=look, max_tokens=20, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]).strip()
+        usage = chunks[-1].usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        # The persona lies in the cache of the key, from the request before.
+        assert (usage.prompt_tokens_details.cached_tokens or 0) > usage.prompt_tokens / 2
+        assert usage.completion_tokens <= 20
+        broken = await ask(model=model, messages=[{"role": "user", "content": STORY}], stream=True)
+        async for chunk in broken:
+            if chunk.choices[0].delta.content:
+                break
+        await broken.close()
+        assert await settled(server) == (0, 0)
 
 
 async def test_after_done_cancelled_the_scheduler_holds_nothing(server: Server) -> None:

@@ -10,7 +10,7 @@ from runtime.engines import Sampling
 from runtime.text.prompt import Message
 from runtime.turns.sampling import changed
 from runtime.turns.turn import TurnRequest
-from runtime.wire.messages import MAX_IDENTIFIER_CHARS
+from runtime.wire.messages import MAX_HISTORY_MESSAGES, MAX_IDENTIFIER_CHARS
 from runtime.wire.openai.errors import ApiError
 from runtime.wire.openai.messages import Said
 from runtime.wire.openai.request import ChatRequest
@@ -27,7 +27,8 @@ def turn_request(
     After an assistant's, or none, the model speaks first.
     """
     conversation = request.conversation
-    history = list(conversation.said)
+    # Far above any budget: what lies before these could not be seen by a model.
+    history = list(conversation.said if request.whole_history else conversation.said[-MAX_HISTORY_MESSAGES:])
     last = history.pop() if history and history[-1].role != "assistant" else Said("user", "")
     return TurnRequest(
         persona=conversation.system,
@@ -46,6 +47,7 @@ def turn_request(
         conversation=headers.get("x-session-id", "")[:MAX_IDENTIFIER_CHARS],
         traceparent=headers.get("traceparent"),
         tools=request.tools,
+        stream=request.stream,
     )
 
 

@@ -61,6 +61,9 @@ def read_messages(value: object) -> Conversation:
     said: list[Said] = []
     called: dict[str, str] = {}  # tools by the id of their call
     for index, message in enumerate(value):
+        if (plain := _plain(message)) is not None:
+            said.append(plain)
+            continue
         path = f"messages[{index}]"
         if not isinstance(message, dict):
             raise invalid_type(path, "an object", message)
@@ -79,6 +82,15 @@ def read_messages(value: object) -> Conversation:
             if text := _reply(path, message):
                 said.append(Said("assistant", text))
     return Conversation("\n\n".join(system), "\n\n".join(later), tuple(said))
+
+
+def _plain(message: object) -> Said | None:
+    """A message as nearly all of a long conversation are; none where there is more to look at."""
+    if isinstance(message, dict) and len(message) == 2:
+        role, text = message.get("role"), message.get("content")
+        if isinstance(text, str) and text and (role == "user" or role == "assistant"):
+            return Said(role, text)
+    return None
 
 
 def _wrong_role(path: str, role: object) -> ApiError:
