@@ -20,6 +20,8 @@ from tests.harness.fleet.haproxy import INSTALLED, HAProxy
 from tests.harness.fleet.servers import fleet
 from tests.harness.scripted import KEY, serving
 from tests.harness.server import Server, free_port
+from tests.harness.stores.session_store import MISSING, VALKEY, valkey
+from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="no haproxy here: install Debian's `haproxy`")
 LISTENERS = 8
@@ -178,3 +180,55 @@ async def test_a_host_that_is_silent_loses_its_sockets_though_it_says_no_end() -
             await server.wait()
     finally:
         await asyncio.to_thread(run, ["ip", "netns", "del", name])
+
+
+@pytest.mark.skipif(VALKEY is None, reason=MISSING)
+async def test_what_was_said_is_known_to_the_next_server_by_the_store_alone() -> None:
+    """These clients keep nothing: persona and history come to the next server out of Valkey, or not at all."""
+    with valkey() as store:
+        async with fleet(2, session_store=store.url) as two:
+            async with two.client("k") as client:
+                await client.turn(user_utterance="remember-me", persona_text="kind-persona")
+                served = two.held().index(1)
+            two.servers[served].service.drain()
+            await asyncio.wait_for(asyncio.shield(two.servers[served].service.ended), 60)
+            await two.up(1 - served)
+            other = two.servers[1 - served].engine
+            async with two.client("k") as client:
+                await client.turn(user_utterance="and-now")
+            (prompt,) = other.prompts
+            assert prompt.count("kind-persona") == 1
+            assert prompt.count("remember-me") == 1
+            assert prompt.count("Server") == 1, "the reply that was heard"
+
+
+@pytest.mark.skipif(VALKEY is None, reason=MISSING)
+async def test_the_store_dies_and_nobody_notices() -> None:
+    with valkey() as store:
+        async with fleet(2, session_store=store.url, session_store_timeout_s=0.2) as two, two.client("k") as client:
+            await client.turn(user_utterance="before")
+            store.kill()
+            for number in range(3):
+                frames = await client.turn(user_utterance=f"without-{number}")
+                assert not any(frame["type"] == "error" for frame in frames)
+            await eventually(
+                lambda: b"yap_session_store_up 0.0" in two.servers[two.held().index(1)].service.metrics.render()
+            )
+            store.start()
+            await eventually(
+                lambda: b"yap_session_store_up 1.0" in two.servers[two.held().index(1)].service.metrics.render()
+            )
+            served = two.held().index(1)
+            two.servers[served].service.drain()
+            await asyncio.wait_for(asyncio.shield(two.servers[served].service.ended), 60)
+            await two.up(1 - served)
+            async with two.client("k") as moved:
+                await moved.turn(user_utterance="after")
+            (prompt,) = two.servers[1 - served].engine.prompts
+            assert [word for word in prompt if word in {"before", "without-0", "without-1", "without-2", "after"}] == [
+                "before",
+                "without-0",
+                "without-1",
+                "without-2",
+                "after",
+            ]

@@ -137,6 +137,7 @@ async def test_what_is_inside_stays_inside() -> None:
                 "/healthz",
                 "/readyz",
                 "/ws",
+                "/v1/models",
                 "/metrics",
                 "/",
                 "/drain",
@@ -145,7 +146,9 @@ async def test_what_is_inside_stays_inside() -> None:
                 "//metrics",
             )
         }
-        assert found == {"/healthz": 200, "/readyz": 200, "/ws": 426} | dict.fromkeys(list(found)[3:], 404)
+        assert found == {"/healthz": 200, "/readyz": 200, "/ws": 426, "/v1/models": 401} | dict.fromkeys(
+            list(found)[4:], 404
+        )
         assert "slots" not in router.get("/readyz")[1]
         up = samples(router.get("/metrics", inside=True)[1], "haproxy_backend_active_servers")
         assert up['proxy="runtimes"'] == 1
