@@ -190,6 +190,11 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
 
     @traced_llm
     async def _process_context(self, context: LLMContext) -> None:
+        sampling = self._sampling()
+        if self._conversation is not None and not self._conversation.can_draw(sampling):
+            self._session = None  # another session begins, and is sent the conversation
+            await self._disconnect_websocket()
+            await self._connect_websocket()
         await self._ensure_connected()
         conversation = self._conversation
         if conversation is None:
@@ -201,7 +206,7 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
         await self.start_ttfb_metrics()
         failure: Error | None = None
         # Left early by an interruption, this ends the turn on the server.
-        async with aclosing(conversation.reply(params["context"], self._sampling())) as events:
+        async with aclosing(conversation.reply(params["context"], sampling)) as events:
             async for event in events:
                 if isinstance(event, Token):
                     await self.stop_ttfb_metrics()

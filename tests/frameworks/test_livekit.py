@@ -20,6 +20,7 @@ from livekit.agents.metrics import LLMMetrics
 from yap_client import Backoff
 from yap_client.livekit import LLM
 
+from tests.frameworks import readme
 from tests.frameworks.livekit_session import conversing
 from tests.frameworks.scripted_process import KEY, ScriptedProcess
 
@@ -264,3 +265,7 @@ async def test_warming_opens_the_connection(scripted: ScriptedProcess) -> None:
         await stream.collect()
     assert scripted.state().connections == 1
     await model.aclose()
+
+
+def test_the_example_in_the_readme_prints_a_reply(scripted: ScriptedProcess) -> None:
+    assert readme.run("LiveKit", scripted).startswith("Hello!-0 Hello!-1")

@@ -26,6 +26,7 @@ from pipecat.utils.errors import ErrorCategory
 from yap_client import Backoff
 from yap_client.pipecat import YapLLMService
 
+from tests.frameworks import readme
 from tests.frameworks.pipecat_pipeline import Speaker, conversing, spoken
 from tests.frameworks.scripted_process import KEY, ScriptedProcess
 
@@ -253,11 +254,13 @@ async def test_what_the_application_changes_reaches_the_server(scripted: Scripte
             LLMUpdateSettingsFrame(delta=YapLLMService.Settings(system_instruction="You are Max.", top_k=5))
         )
         await talk.ask("three is said")
+        await talk.worker.queue_frame(LLMUpdateSettingsFrame(delta=YapLLMService.Settings(top_k=None)))
         talk.context.add_message({"role": "developer", "content": "say hello"})
         await talk.worker.queue_frame(LLMRunFrame())
         await talk.until(ended)
     state = scripted.state()
-    assert state.starts == ["persona", "history", "persona", ""]
+    # What was set of the sampling cannot be taken back in a session: the last one is another.
+    assert state.starts == ["persona", "history", "persona", "persona history"]
     assert state.prompts[1] == f"[system] {PERSONA} [user] hello [assistant] Well met. [user] two is said"
     assert state.prompts[2].startswith("[system] You are Max. [user] hello")
     assert state.prompts[3].endswith("[user] say hello")
@@ -287,3 +290,7 @@ async def test_an_inference_beside_the_conversation_does_not_touch_it(scripted: 
     state = scripted.state()
     assert state.prompts[1] == "[system] Sum up. [user] aside please"
     assert [each for each in state.prompts if "aside" not in each] == llm.asked
+
+
+def test_the_example_in_the_readme_prints_a_reply(scripted: ScriptedProcess) -> None:
+    assert readme.run("Pipecat", scripted).startswith("Hello!-0 Hello!-1")
