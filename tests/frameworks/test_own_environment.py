@@ -19,6 +19,8 @@ PYTHON = ROOT / ".venv-frameworks/bin/python"
 def test_it_holds_inside(framework: str) -> None:
     if not PYTHON.exists():
         pytest.skip("the frameworks are not installed: images/install.sh .venv-frameworks frameworks")
+    if not list(PYTHON.parents[1].glob(f"lib/python*/site-packages/{framework}")):
+        pytest.skip(f"{framework} has no version for this Python")
     found = subprocess.run(
         [PYTHON, "-m", "pytest", "-c", HERE / "pytest.ini", "-q", *sorted(HERE.glob(f"test_{framework}*.py"))],
         cwd=ROOT,
@@ -26,5 +28,4 @@ def test_it_holds_inside(framework: str) -> None:
         capture_output=True,
         text=True,
     )
-    no_tests = 5  # a framework that has no version for this Python
-    assert found.returncode in (0, no_tests), found.stdout[-8000:] + found.stderr[-2000:]
+    assert found.returncode == 0, found.stdout[-8000:] + found.stderr[-2000:]
