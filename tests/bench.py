@@ -7,17 +7,16 @@ import asyncio
 import json
 import sys
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from client import Options, TurnRecord, connect, parser, positive, read_options, whole
 from client.chart import check_drawing, check_output, draw
 from client.command import run
 from client.load import PERCENTILES, Ask, Bounds, Outcome, arrivals, figures, good_turns, read_asks
 from messages.conversation import TURNS
 from prompts.detailed import prompt_for
-
-from client import ClientError, Options, connect, parser, positive, read_options, whole
+from yap_client import Sampling, YapError
 
 
 class Progress:
@@ -43,18 +42,18 @@ class Progress:
 async def one_client(options: Options, ask: Ask, repeats: int, timeout: float) -> list[Outcome]:
     """One connection's turns."""
     tags = ("first", "second") if repeats == 2 else ("",)
-    fields = options.start_fields(f"bench-{uuid.uuid4().hex[:12]}", prompt_for(options.gender, options.personality))
-    if ask.max_tokens is not None:
-        fields["sampling"] = {**fields.get("sampling", {}), "max_tokens": ask.max_tokens}
+    persona = prompt_for(options.gender, options.personality)
+    sampling: Sampling = {} if ask.max_tokens is None else {"max_tokens": ask.max_tokens}
     outcomes: list[Outcome] = []
     try:
-        async with connect(options) as client:
+        async with connect(options, persona=persona, sampling=sampling) as talk:
             for tag in tags:
-                turn = await asyncio.wait_for(client.start(**fields, history=[], user_utterance=ask.utterance), timeout)
+                record = TurnRecord(talk.say(ask.utterance, history=[]))
+                turn = await asyncio.wait_for(record.whole(), timeout)
                 outcomes.append(Outcome(tag, turn, turn.problem))
     except asyncio.TimeoutError:
         outcomes.append(Outcome(tags[len(outcomes)], None, f"no end within {timeout:g} s"))
-    except ClientError as error:
+    except YapError as error:
         outcomes.append(Outcome(tags[min(len(outcomes), len(tags) - 1)], None, str(error)))
     return outcomes
 

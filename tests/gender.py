@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from itertools import cycle, islice
 
+from client import parser, read_options, whole
 from client.command import run
 from client.switching import switch_personas
 from messages.conversation import TURNS
 from prompts.detailed import PERSONAS, style_of
-
-from client import parser, read_options, whole
 
 
 async def main() -> bool:

@@ -8,16 +8,15 @@ import contextlib
 import signal
 import sys
 import threading
-import uuid
 
+from client import Options, TurnRecord, connect, parser, read_options
 from client.command import run
 from prompts.detailed import DEFAULT, PERSONAS, style_of
-
-from client import Ack, Client, Options, Token, ToolCall, TurnRecord, connect, parser, read_options
+from yap_client import Backoff, Interrupted, RefusedError, Talk, Token, ToolCall
 
 HELP = "/persona [KEY]  show or switch personas    /cancel  stop the reply    /stop  leave"
-# A server closes what is silent for 150 s; people think for longer.
-KEEP_ALIVE_S = 50
+# A server that is started again is back by then.
+PATIENCE = Backoff(within=300)
 
 Lines = asyncio.Queue  # of str, and None where standard input ends
 
@@ -41,14 +40,10 @@ def read_terminal(lines: Lines) -> None:
 class Conversation:
     """One session: what is typed goes in, what is said comes out."""
 
-    def __init__(self, client: Client, options: Options, persona: str, lines: Lines) -> None:
-        self.client = client
+    def __init__(self, talk: Talk, options: Options, lines: Lines) -> None:
+        self.talk = talk
         self.lines = lines
         self.has_chat = options.chat_prompt
-        gender, prompt = PERSONAS[persona]
-        self.fields = options.start_fields(f"live-{uuid.uuid4().hex[:8]}", prompt)
-        self.fields["gender"] = options.gender or gender
-        self.fields["personality"] = style_of(persona)
 
     async def run(self, opener: str | None) -> bool:
         """Until `/stop` or the end of input; whether everything went well."""
@@ -73,15 +68,9 @@ class Conversation:
 
     async def speak(self, utterance: str) -> bool:
         """One turn. `/cancel`, Ctrl-C and a typed `/stop` end it; anything else, and what a file says, waits."""
-        turn = TurnRecord()
+        turn = TurnRecord(self.talk.say(utterance))
         typed = sys.stdin.isatty()
         later: list[str | None] = []
-        await self.client.send("start", **self.fields, user_utterance=utterance)
-        # The session keeps the persona; sending it again would undo a /persona.
-        for name in ("chat_prompt", "gender", "personality"):
-            self.fields.pop(name, None)
-        cancel = asyncio.Event()
-        asked: list[bool] = []
 
         async def watch() -> None:
             while True:
@@ -89,32 +78,26 @@ class Conversation:
                 if line != "/cancel":
                     later.append(line)
                 if line == "/cancel" or (line == "/stop" and typed):
-                    cancel.set()
-
-        async def stop() -> None:
-            await cancel.wait()
-            asked.append(True)
-            await self.client.send("cancel")
+                    turn.turn.cancel()
 
         loop = asyncio.get_running_loop()
-        helpers = [loop.create_task(watch()), loop.create_task(stop())]
-        loop.add_signal_handler(signal.SIGINT, cancel.set)
+        watcher = loop.create_task(watch())
+        loop.add_signal_handler(signal.SIGINT, turn.turn.cancel)
         try:
-            async for frame in self.client.frames(turn):
-                if isinstance(frame, ToolCall) and frame.wanted:
+            async for event in turn:
+                if isinstance(event, ToolCall) and event.screenshot:
                     print("[wants to see your screen]")
-                elif isinstance(frame, Token):
-                    print(frame.text, end="", flush=True)
-            if asked and turn.done and not turn.done.cancelled:
-                await self.client.until("done")  # the cancel crossed the turn's own end
+                elif isinstance(event, Token):
+                    print(event.text, end="", flush=True)
         finally:
             loop.remove_signal_handler(signal.SIGINT)
-            for helper in helpers:
-                helper.cancel()
+            watcher.cancel()
         print("\n" * bool(turn.text), end="")
-        if turn.problem:
+        if isinstance(turn.ended, Interrupted):
+            print(f"[interrupted: {turn.problem}; connecting again]")
+        elif turn.problem:
             print(f"[failed: {turn.problem}]")
-        elif turn.done and turn.done.cancelled:
+        elif turn.cancelled:
             print("[cancelled]")
         else:
             print(f"[{turn.summary()}]")
@@ -131,23 +114,13 @@ class Conversation:
             print("[there is no system prompt to replace]")
             return False
         gender, prompt = PERSONAS[key]
-        persona = {"gender": gender, "persona_style": style_of(key)}
-        if "chat_prompt" in self.fields:  # nothing was said yet, so there is no session to change
-            self.fields.update(chat_prompt=prompt, gender=gender, personality=style_of(key))
-            print(f"[{key}]")
-            return True
-        await self.client.send("chat_prompt", persona_text=prompt, **persona)
-        ack = await self.client.until("ack")
-        assert isinstance(ack, Ack)
-        print(f"[{key}: {ack.raw.get('message', '')}]")
-        return ack.ok
-
-
-async def keep_alive(client: Client) -> None:
-    """A sign of life now and then."""
-    while True:
-        await asyncio.sleep(KEEP_ALIVE_S)
-        await client.send("pong")
+        try:
+            answer = await self.talk.set_persona(prompt, gender=gender, style=style_of(key))
+        except RefusedError as refused:
+            print(f"[{key}: {refused.message}]")
+            return False
+        print(f"[{key}: {answer.message}]" if answer is not None else f"[{key}]")
+        return True
 
 
 async def main() -> bool:
@@ -158,17 +131,12 @@ async def main() -> bool:
     arguments = arguments_parser.parse_args()
     options = read_options(arguments)
     lines: Lines = asyncio.Queue()
-    async with connect(options) as client:
-        await client.ping()
+    gender, prompt = PERSONAS[arguments.persona]
+    style = style_of(arguments.persona)
+    async with connect(options, persona=prompt, gender=gender, style=style, backoff=PATIENCE) as talk:
         print(f"connected to {options.url} as {arguments.persona}\n{HELP}")
         read_terminal(lines)
-        alive = asyncio.create_task(keep_alive(client))
-        try:
-            ok = await Conversation(client, options, arguments.persona, lines).run(arguments.opener)
-        finally:
-            alive.cancel()
-        await client.end()
-    return ok
+        return await Conversation(talk, options, lines).run(arguments.opener)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import uuid
-
+from client import TurnRecord, connect, parser, read_options
 from client.command import run
 from prompts.detailed import prompt_for
-
-from client import connect, parser, read_options
 
 REQUEST = "Can you take a look at my screen and tell me what you think?"
 ANALYSIS = (
@@ -24,19 +21,17 @@ async def main() -> bool:
     arguments = arguments_parser.parse_args()
     options = read_options(arguments)
     persona = prompt_for(options.gender, options.personality)
-    fields = options.start_fields(f"screen-{uuid.uuid4().hex[:8]}", persona)
-    async with connect(options) as client:
-        asked = await client.start(**fields, user_utterance=arguments.utterance)
+    async with connect(options, persona=persona) as talk:
+        asked = await TurnRecord(talk.say(arguments.utterance)).whole()
         status = asked.tool.status if asked.tool else "absent"
         print(f"user       {arguments.utterance}\ntoolcall   {status}\nassistant  {asked.text}\n{asked.report()}")
         ok = asked.ok and status == "yes"
         if status != "yes":
             print("failed: expected the decision yes; is a tool model deployed?")
         if asked.ok and options.chat_prompt:
-            answered = await client.followup(analysis_text=arguments.analysis)
+            answered = await TurnRecord(talk.followup(arguments.analysis)).whole()
             print(f"analysis   {arguments.analysis}\nassistant  {answered.text}\n{answered.report()}")
             ok = ok and answered.ok and answered.tool is None
-        await client.end()
     return ok
 
 

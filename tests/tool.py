@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from client import Options, TurnRecord, connect, parser, positive, read_options, whole
 from client.command import run
 from client.statistics import percentile
 from messages.tool import CASES, ToolCase, read_cases
-
-from client import Client, ClientError, Options, ToolCall, TurnRecord, connect, parser, positive, read_options, whole
+from yap_client import Talk, ToolCall, YapError
 
 NO_DECISION = "expected a toolcall, found none; is a tool model deployed?"
 
@@ -69,31 +68,27 @@ class ToolScore:
         return f"accuracy {self.accuracy:.3f}  precision {self.precision:.3f}  recall {self.recall:.3f}"
 
 
-async def decide(client: Client, fields: dict, earlier: list[dict], utterance: str) -> tuple[frozenset[str], float]:
+async def decide(talk: Talk, earlier: list[dict], utterance: str) -> tuple[frozenset[str], float]:
     """The tools that are asked for after one utterance, and how long the decision took."""
-    turn = TurnRecord()
+    turn = TurnRecord(talk.say(utterance, history=earlier))
     seconds = 0.0
-    await client.send("start", **fields, history=earlier, user_utterance=utterance)
-    async for frame in client.frames(turn):
-        if isinstance(frame, ToolCall):
+    async for event in turn:
+        if isinstance(event, ToolCall):
             seconds = turn.clock() - turn.started
-            await client.send("cancel")  # only the decision is of interest: spare the server the reply
+            turn.turn.cancel()  # only the decision is of interest: spare the server the reply
     if turn.tool is None:
-        raise ClientError(f"{turn.error.code}: {turn.error.message}" if turn.error else NO_DECISION)
-    if turn.done and not turn.done.cancelled:
-        await client.until("done")  # the cancel crossed the turn's own end
+        raise YapError(turn.problem if turn.problem and not turn.cancelled else NO_DECISION)
     return frozenset(turn.tool.tools) if turn.tool.status == "yes" else frozenset(), seconds
 
 
 async def replay(options: Options, case: ToolCase, max_steps: int, timeout: float) -> list[CaseResult]:
     """The decisions on one case, in a session of its own."""
     results = []
-    async with connect(options) as client:
-        fields = options.start_fields(f"tool-{uuid.uuid4().hex[:8]}")
+    async with connect(options) as talk:
         earlier: list[dict] = []
         for step in case.turns[:max_steps]:
             if step.tools is not None:
-                found, seconds = await asyncio.wait_for(decide(client, fields, earlier, step.text), timeout)
+                found, seconds = await asyncio.wait_for(decide(talk, earlier, step.text), timeout)
                 results.append(CaseResult(case, step.text, step.tools, found, seconds))
             earlier.append({"role": "user", "content": step.text})
     return results
@@ -152,7 +147,7 @@ async def main() -> bool:
                 return await replay(options, case, arguments.max_steps, arguments.timeout)
             except asyncio.TimeoutError:
                 failures[f"no decision within {arguments.timeout:g} s"] += 1
-            except ClientError as error:
+            except YapError as error:
                 failures[str(error)] += 1
             return []
 

@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-import uuid
-
+from client import TurnRecord, connect, parser, plain, read_options
 from client.command import run
 from prompts.detailed import prompt_for
+from yap_client import Talk
 
-from client import Client, TurnRecord, connect, parser, read_options
 
-
-async def one_turn(client: Client, label: str, fields: dict) -> bool:
-    turn = TurnRecord()
-    await client.send("start", **fields)
-    async for frame in client.frames(turn):
+async def one_turn(talk: Talk, label: str, utterance: str) -> bool:
+    # An empty history makes the second turn the same work as the first.
+    turn = TurnRecord(talk.say(utterance, history=[]))
+    async for event in turn:
         elapsed = (turn.clock() - turn.started) * 1000
-        print(f"{label}{elapsed:8.1f} ms  {frame.raw}")
+        print(f"{label}{elapsed:8.1f} ms  {plain(event)}")
     print(turn.report(label))
     return turn.ok
 
@@ -30,14 +28,9 @@ async def main() -> bool:
     arguments = arguments_parser.parse_args()
     options = read_options(arguments)
     persona = prompt_for(options.gender, options.personality)
-    fields = options.start_fields(f"warmup-{uuid.uuid4().hex[:8]}", persona)
-    fields["user_utterance"] = arguments.utterance
-    # An empty history makes the second turn the same work as the first.
-    fields["history"] = []
     labels = ["first  ", "second "] if arguments.double_ttfb else [""]
-    async with connect(options) as client:
-        results = [await one_turn(client, label, fields) for label in labels]
-        await client.end()
+    async with connect(options, persona=persona) as talk:
+        results = [await one_turn(talk, label, arguments.utterance) for label in labels]
     return all(results)
 
 

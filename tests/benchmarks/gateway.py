@@ -10,9 +10,10 @@ from pathlib import Path
 
 from runtime.server.service import UNNAMED
 from tests.benchmarks.load import Target, run_load
-from tests.client import Client, Options, Token, TurnRecord, connect
+from tests.client import Options, TurnRecord, connect
 from tests.client.statistics import percentile
 from tests.harness.server import Server
+from yap_client import Talk
 
 CONNECTIONS = (1, 64, 256, 1000)
 SHORT, LONG = 150, 4000
@@ -88,14 +89,9 @@ def idle_memory(server: Server, connections: int = 1000) -> None:
     print(f"gateway: {(after - before) / connections:.1f} KiB per idle connection at {connections}", flush=True)
 
 
-async def speaking(client: Client, number: int) -> TurnRecord:
+async def speaking(talk: Talk, number: int) -> TurnRecord:
     """Begin a turn, and wait for its first token."""
-    turn = TurnRecord()
-    await client.send("start", session_id="s", user_utterance=f"Tell me more, {number}.", history=[])
-    async for frame in client.frames(turn):
-        if isinstance(frame, Token):
-            break
-    return turn
+    return await TurnRecord(talk.say(f"Tell me more, {number}.", history=[])).first_token()
 
 
 def interruptions(server: Server, rounds: int = 200) -> None:
@@ -103,21 +99,17 @@ def interruptions(server: Server, rounds: int = 200) -> None:
 
     async def main() -> tuple[list[float], list[float]]:
         cancels, barge_ins = [], []
-        async with connect(Options(url=server.url, api_key=server.api_key)) as client:
+        async with connect(Options(url=server.url, api_key=server.api_key)) as talk:
             for number in range(rounds):
-                await speaking(client, number)
+                await speaking(talk, number)
                 began = time.perf_counter()
-                await client.send("cancel")
-                await client.until("done")
+                await talk.cancel()
                 cancels.append(time.perf_counter() - began)
-                await speaking(client, number)
+                await speaking(talk, number)
                 began = time.perf_counter()
-                await client.send("start", session_id="s", user_utterance="Wait.", history=[])
-                await client.until("done")
-                await client.until("token")
+                await TurnRecord(talk.say("Wait.", history=[])).first_token()
                 barge_ins.append(time.perf_counter() - began)
-                await client.send("cancel")
-                await client.until("done")
+                await talk.cancel()
         return sorted(cancels), sorted(barge_ins)
 
     for name, times in zip(("cancel → done", "new start → first new token"), asyncio.run(main()), strict=True):

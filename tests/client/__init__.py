@@ -1,42 +1,26 @@
-"""A client of the wire protocol, written from docs/protocol.md alone: it imports nothing of the server.
+"""What the commands in `tests/` share: options, the times of a turn, load, charts. The client itself is `client/`.
 
-Three nouns. `Options` is what the commands in `tests/` share on their command line. A `Client` is one WebSocket with
-typed frames. A `TurnRecord` follows one reply from the sent `start` to its `done`, with the times that a listener sees.
+`Options` are on every command line, `connect` makes a `yap_client.Talk` of them, and a `TurnRecord` follows one turn to
+its end, with the times that a listener sees.
 """
 
+import sys
+from pathlib import Path
+
+# The commands run from a checkout, where nothing is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "client"))
+
 try:
-    import websockets as _  # noqa: F401
+    import yap_client as _  # noqa: F401
 except ModuleNotFoundError as missing:
-    if missing.name != "websockets":
+    if missing.name not in ("msgspec", "websockets"):
         raise
     raise SystemExit(
-        "error: expected the package `websockets`, found none; `pip install websockets`, or use the project's own "
-        "environment: `make setup`, then `.venv/bin/python` in the place of `python3`"
+        f"error: expected the package `{missing.name}`, found none; `pip install websockets msgspec`, or use the "
+        "project's own environment: `make setup`, then `.venv/bin/python` in the place of `python3`"
     ) from None
 
-from .connection import Client, ClientError, connect
-from .frames import Ack, Done, Error, Final, Frame, Token, ToolCall, Unknown, Warmed, parse
-from .options import Options, parser, positive, read_options, whole
-from .turn import TurnRecord
+from .options import Options, connect, parser, positive, read_options, whole
+from .turn import TurnRecord, plain, told
 
-__all__ = [
-    "Ack",
-    "Client",
-    "ClientError",
-    "Done",
-    "Error",
-    "Final",
-    "Frame",
-    "Options",
-    "Token",
-    "ToolCall",
-    "TurnRecord",
-    "Unknown",
-    "Warmed",
-    "connect",
-    "parse",
-    "parser",
-    "positive",
-    "read_options",
-    "whole",
-]
+__all__ = ["Options", "TurnRecord", "connect", "parser", "plain", "positive", "read_options", "told", "whole"]

@@ -6,25 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .connection import ClientError
+from yap_client import YapError
+
 from .load import Bounds
 from .turn import TurnRecord
+
+
+class OutputError(YapError):
+    """A file cannot be written."""
 
 
 def check_output(*paths: Path | None) -> None:
     """Make sure that files can be written at the end, before anything is begun.
 
     Raises:
-        ClientError: a folder is missing, a name is taken by a folder, or nothing may be written there.
+        OutputError: a folder is missing, a name is taken by a folder, or nothing may be written there.
     """
     for path in filter(None, paths):
         if path.is_dir():
-            raise ClientError(f"{path}: expected a file's name, found a folder")
+            raise OutputError(f"{path}: expected a file's name, found a folder")
         existed = path.exists()
         try:
             path.open("ab").close()
         except OSError as error:
-            raise ClientError(f"{path}: expected a place that can be written, found: {error.strerror}") from None
+            raise OutputError(f"{path}: expected a place that can be written, found: {error.strerror}") from None
         if not existed:
             path.unlink()
 
@@ -33,7 +38,7 @@ def check_drawing(path: Path | None) -> None:
     """Make sure that a drawing can be made.
 
     Raises:
-        ClientError: matplotlib is not installed, or it cannot write this kind of file.
+        OutputError: matplotlib is not installed, or it cannot write this kind of file.
     """
     if path is None:
         return
@@ -43,7 +48,7 @@ def check_drawing(path: Path | None) -> None:
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError:
-        raise ClientError(
+        raise OutputError(
             "--plot: expected matplotlib, found none; `pip install matplotlib`, or leave --plot out"
         ) from None
     figure = pyplot.figure()
@@ -51,7 +56,7 @@ def check_drawing(path: Path | None) -> None:
     pyplot.close(figure)
     ending = path.suffix.lstrip(".").lower()
     if ending not in known:
-        raise ClientError(f"--plot: expected a name that ends in one of {', '.join(sorted(known))}, found {path.name}")
+        raise OutputError(f"--plot: expected a name that ends in one of {', '.join(sorted(known))}, found {path.name}")
 
 
 def draw(path: Path, title: str, turns: Sequence[TurnRecord], began: float, bounds: Bounds) -> None:

@@ -6,14 +6,14 @@ import asyncio
 import sys
 from collections.abc import Coroutine
 
-from .connection import ClientError
+from yap_client import YapError
 
 
 def run(main: Coroutine[None, None, bool]) -> None:
     """Run a command to its end and exit: 0 when it returned true, 1 when anything failed, 130 when interrupted."""
     try:
         ok = asyncio.run(main)
-    except ClientError as error:
+    except YapError as error:
         print(f"error: {error}", file=sys.stderr)
         ok = False
     except KeyboardInterrupt:

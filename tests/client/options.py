@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+import yap_client
+from yap_client import Backoff, Facts, Sampling, Talk
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -30,18 +36,39 @@ class Options:
     chat_prompt: bool = True
     gender: str | None = None
     personality: str = "wholesome"
-    sampling: dict[str, float] = field(default_factory=dict)
+    sampling: Sampling = field(default_factory=Sampling)
 
-    def start_fields(self, session_id: str, persona_text: str | None = None) -> dict[str, Any]:
-        """Return the fields that every `start` of this run carries."""
-        fields: dict[str, Any] = {"session_id": session_id, "personality": self.personality}
-        if self.gender:
-            fields["gender"] = self.gender
-        if self.chat_prompt and persona_text:
-            fields["chat_prompt"] = persona_text
-        if self.sampling:
-            fields["sampling"] = self.sampling
-        return fields
+
+def connect(
+    options: Options,
+    *,
+    session: str | None = None,
+    sampling: Sampling | None = None,
+    backoff: Backoff | None = None,
+    **facts: Unpack[Facts],
+) -> Talk:
+    """Make a client of a run's options; a connection that is lost is a failure, unless there is a `backoff`.
+
+    Args:
+        session: the session's name; none for a new one.
+        sampling: more of it than the options say.
+        facts: what the session keeps; persona and gender as far as the options have nothing to say of them.
+    """
+    known: Facts = {"style": options.personality, **facts}
+    if not options.chat_prompt:
+        known["persona"] = None
+    if options.gender:
+        known["gender"] = options.gender
+    return yap_client.connect(
+        options.url,
+        options.api_key,
+        session=session,
+        sampling={**options.sampling, **(sampling or {})},
+        backoff=backoff,
+        silence=options.recv_timeout,
+        open_timeout=options.recv_timeout,
+        **known,
+    )
 
 
 def websocket_url(server: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Sequence
 
-from .connection import Client, connect
-from .frames import Ack
-from .options import Options
+from yap_client import RateLimitError, RefusedError, Talk
+
+from .options import Options, connect
+from .turn import TurnRecord
 
 LIMITED = 429
 
@@ -25,48 +25,44 @@ async def switch_personas(
         utterances: what the user says, repeated as needed.
         delay: seconds between turns.
     """
-    session = {"session_id": f"switch-{uuid.uuid4().hex[:8]}"}
-    if options.sampling:
-        session["sampling"] = options.sampling
     ok = True
-    async with connect(options) as client:
+    async with connect(options) as talk:
         for number, (gender, style, prompt) in enumerate(steps):
-            fields = dict(session)
             if number and delay:
                 print(f"    waiting {delay:g} s, as a listener would (--delay)", flush=True)
                 await asyncio.sleep(delay)
-            if number and options.chat_prompt:
-                ok = await set_persona(client, gender, style, prompt) and ok
-            else:
-                fields.update(gender=gender, personality=style)
-                if options.chat_prompt:
-                    fields["chat_prompt"] = prompt
             utterance = utterances[number % len(utterances)]
-            turn = await client.start(**fields, user_utterance=utterance)
+            if number and options.chat_prompt:
+                ok = await set_persona(talk, gender, style, prompt) and ok
+                record = TurnRecord(talk.say(utterance))
+            else:
+                persona = prompt if options.chat_prompt else None
+                record = TurnRecord(talk.say(utterance, gender=gender, style=style, persona=persona))
+            turn = await record.whole()
             print(f"{number + 1:2}  user       {utterance}")
             print(f"    {gender} {style:10}  {turn.text}")
             print(turn.report("    "))
             ok = ok and turn.ok
-        await client.end()
     return ok
 
 
-async def set_persona(client: Client, gender: str, style: str, prompt: str) -> bool:
-    """Replace the session's persona and print the answer; waits as long as the server's limit for updates says.
-
-    Raises:
-        ClientError: the server takes no persona at all.
-    """
+async def set_persona(talk: Talk, gender: str, style: str, prompt: str) -> bool:
+    """Replace the session's persona and print the answer; waits as long as the server's limit for updates says."""
     while True:
-        await client.send("chat_prompt", persona_text=prompt, gender=gender, persona_style=style)
-        answer = await client.until("ack")
-        assert isinstance(answer, Ack)
-        print(f"    switch to {gender} {style}: {answer.code} {answer.raw.get('message', '')}", flush=True)
-        if answer.code != LIMITED:
-            return answer.ok
-        wait = answer.raw.get("retry_in", 1)
-        print(
-            f"    waiting {wait} s: the server takes so many new personas a minute (CHAT_PROMPT_UPDATE_MAX_PER_WINDOW)",
-            flush=True,
-        )
-        await asyncio.sleep(wait)
+        try:
+            answer = await talk.set_persona(prompt, gender=gender, style=style)
+        except RateLimitError as limited:
+            print(f"    switch to {gender} {style}: {LIMITED} {limited.message}", flush=True)
+            print(
+                f"    waiting {limited.retry_in:g} s: the server takes so many new personas a minute "
+                "(CHAT_PROMPT_UPDATE_MAX_PER_WINDOW)",
+                flush=True,
+            )
+            await asyncio.sleep(limited.retry_in)
+        except RefusedError as refused:
+            print(f"    switch to {gender} {style}: {refused}", flush=True)
+            return False
+        else:
+            said = f"{answer.code} {answer.message}" if answer is not None else "with the next turn"
+            print(f"    switch to {gender} {style}: {said}", flush=True)
+            return True

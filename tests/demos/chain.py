@@ -20,12 +20,13 @@ from pathlib import Path
 from pipeline.lanes.gates import bound_text
 from pipeline.publish.report import measured
 from runtime import artifact
-from tests.client import Client, ClientError, Options, Token, ToolCall, TurnRecord, connect
+from tests.client import Options, TurnRecord, connect, plain, told
 from tests.harness.server import Server
+from yap_client import Sampling, Talk, Token, ToolCall, YapError
 
 # What a model of 135 million parameters can carry: a short persona, plain questions, and no loops.
 PERSONA = "You are a helpful assistant. Answer in one short sentence."
-CALM = {"temperature": 0, "repetition_penalty": 1.15, "max_tokens": 60}
+CALM: Sampling = {"temperature": 0, "repetition_penalty": 1.15, "max_tokens": 60}
 MOST_IN_A_ROW = 5
 # A line of the pipeline's progress; and how many of the last lines help where it failed.
 STEP = re.compile(r"\[ *[\d.]+ s\] (.*)")
@@ -76,19 +77,18 @@ def show_gates(folder: Path) -> None:
         print(f"  {gate.name:18} {measured(gate):16} {bound_text(gate):10} {'pass' if gate.relation else ''}".rstrip())
 
 
-async def speak(client: Client, fields: dict, utterance: str, expected: str) -> bool:
+async def speak(talk: Talk, utterance: str, expected: str) -> bool:
     """One streamed turn, printed as it comes."""
     print(f"user       {utterance}")
-    turn = TurnRecord()
-    await client.send("start", **fields, user_utterance=utterance)
-    async for frame in client.frames(turn):
-        if isinstance(frame, ToolCall):
-            print(f"toolcall   {frame.told}\nassistant  ", end="", flush=True)
-        elif isinstance(frame, Token):
-            print(frame.text, end="", flush=True)
+    turn = TurnRecord(talk.say(utterance))
+    async for event in turn:
+        if isinstance(event, ToolCall):
+            print(f"toolcall   {told(event)}\nassistant  ", end="", flush=True)
+        elif isinstance(event, Token):
+            print(event.text, end="", flush=True)
     print(f"\n           {turn.summary()}")
-    if turn.error:
-        print(f"           {turn.error.code}: {turn.error.message}")
+    if turn.problem:
+        print(f"           {turn.problem}")
     decided = turn.tool.status if turn.tool else "absent"
     if decided != expected:
         print(f"           expected the decision {expected}, found {decided}")
@@ -111,21 +111,17 @@ def stutters(text: str) -> bool:
 async def converse(options: Options) -> bool:
     """Three turns with a decision each, then an interruption and a cancel."""
     ok = True
-    fields = options.start_fields("demo", PERSONA)
-    fields["sampling"] = CALM
-    async with connect(options) as client:
+    async with connect(options, persona=PERSONA, sampling=CALM) as talk:
         for utterance, expected in SCRIPT:
-            ok = await speak(client, fields, utterance, expected) and ok
-            fields.pop("chat_prompt", None)
+            ok = await speak(talk, utterance, expected) and ok
         print("user       Tell me a long story about a lighthouse.   (interrupted)")
-        await client.send("start", **fields, user_utterance="Tell me a long story about a lighthouse.")
-        await client.until("token")
+        turn = await TurnRecord(talk.say("Tell me a long story about a lighthouse.")).first_token()
         began = time.perf_counter()
-        await client.send("cancel", request_id="stop")
-        done = await client.until("done")
-        print(f"cancelled  {(time.perf_counter() - began) * 1000:.0f} ms after the client said so: {done.raw}")
-        ok = ok and bool(done.raw.get("cancelled"))
-        await client.end()
+        await talk.cancel()
+        waited = time.perf_counter() - began
+        await turn.whole()
+        print(f"cancelled  {waited * 1000:.0f} ms after the client said so: {plain(turn.events[-1])}")
+        ok = ok and turn.cancelled
     return ok
 
 
@@ -153,7 +149,7 @@ def main() -> None:
         heading("talk: a streamed conversation with a tool decision")
         try:
             ok = asyncio.run(converse(Options(url=server.url, api_key=key)))
-        except ClientError as error:
+        except YapError as error:
             print(f"demo: {error}\n{server.log_tail()}")
             ok = False
         status = server.stop()

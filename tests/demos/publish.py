@@ -15,12 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.client import Client, ClientError, Options, connect
+from tests.client import Options, connect
 from tests.demos.chain import CALM, PERSONA, SCRIPT, heading, speak
 from tests.harness.server import Server
 from tests.hub import Account, Hub
 from tests.hub.artifacts import contents
 from tests.hub.client import key_pair
+from yap_client import YapError
 
 REPO = "acme/smollm2-135m-int8"
 TOKEN = "hf_demo"
@@ -45,14 +46,9 @@ def show_repository(hub: Hub) -> None:
 async def talk(options: Options) -> bool:
     """The demo's two turns."""
     ok = True
-    fields = options.start_fields("publish", PERSONA)
-    fields["sampling"] = CALM
-    client: Client
-    async with connect(options) as client:
+    async with connect(options, persona=PERSONA, sampling=CALM) as talk:
         for utterance, expected in SCRIPT:
-            ok = await speak(client, fields, utterance, expected) and ok
-            fields.pop("chat_prompt", None)
-        await client.end()
+            ok = await speak(talk, utterance, expected) and ok
     return ok
 
 
@@ -110,7 +106,7 @@ def main() -> None:
             print(f"$ ARTIFACT={name} ARTIFACT_PUBLIC_KEY_FILE=… python -m runtime\nready after {waited:.0f} s")
             try:
                 results["answered"] = asyncio.run(talk(Options(url=server.url, api_key=server.api_key)))
-            except ClientError as error:
+            except YapError as error:
                 print(f"demo: {error}\n{server.log_tail()}")
                 results["answered"] = False
             results["drained"] = server.stop() == 0

@@ -13,9 +13,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from tests.client import Client, Options, Token, ToolCall, TurnRecord, connect
+from tests.client import Options, TurnRecord, connect, told
 from tests.demos.chain import CALM, PERSONA, SCRIPT
 from tests.harness.server import Server
+from yap_client import Talk, Token, ToolCall
 
 PICTURE = Path(__file__).parents[2] / "docs/pictures/conversation.svg"
 KEY = "recording"
@@ -27,19 +28,18 @@ def said(who: str, words: str, style: str) -> Text:
     return Text.assemble((f"{who:>10}  ", "dim"), (words, style))
 
 
-async def turn(client: Client, console: Console, fields: dict, utterance: str, *, interrupts: bool = False) -> None:
+async def turn(talk: Talk, console: Console, utterance: str, *, interrupts: bool = False) -> None:
     """Hold one turn and print it."""
     console.print(said("you", utterance, "bold"))
-    record, words, decision = TurnRecord(), "", ""
-    await client.send("start", **fields, user_utterance=utterance)
-    async for frame in client.frames(record):
-        if isinstance(frame, ToolCall):
-            decision = frame.told
-        elif isinstance(frame, Token):
-            words += frame.text
+    record, words, decision = TurnRecord(talk.say(utterance)), "", ""
+    async for event in record:
+        if isinstance(event, ToolCall):
+            decision = told(event)
+        elif isinstance(event, Token):
+            words += event.text
             if interrupts and len(words.split()) >= WORDS_BEFORE_CANCEL:
                 interrupts = False
-                await client.send("cancel")
+                record.turn.cancel()
                 words += " ✂"
     console.print(said("assistant", words.strip(), "cyan"))
     ttft = f"first token {record.ttft * 1000:.0f} ms" if record.ttft is not None else "nothing was said"
@@ -49,12 +49,10 @@ async def turn(client: Client, console: Console, fields: dict, utterance: str, *
 
 async def record(server: Server, console: Console) -> None:
     """The demo's turns, and one that is interrupted."""
-    fields = Options(url=server.url).start_fields("recording", PERSONA) | {"sampling": CALM}
-    async with connect(Options(url=server.url, api_key=KEY)) as client:
+    async with connect(Options(url=server.url, api_key=KEY), persona=PERSONA, sampling=CALM) as talk:
         for utterance, _ in SCRIPT:
-            await turn(client, console, fields, utterance)
-        await turn(client, console, fields, "Tell me a long story about a lighthouse.", interrupts=True)
-        await client.end()
+            await turn(talk, console, utterance)
+        await turn(talk, console, "Tell me a long story about a lighthouse.", interrupts=True)
 
 
 def main() -> None:

@@ -26,8 +26,6 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "client"))  # also where the client was not installed
 
-from yap_client import Ack, Backoff, Done, Final, Interrupted, Sampling, Talk, Token, connect
-
 from runtime import artifact
 from runtime.text.prompt import Budgets, Message, PromptRenderer
 from tests.demos.chain import heading, pipeline
@@ -35,6 +33,7 @@ from tests.harness.fleet.haproxy import HAProxy
 from tests.harness.fleet.router import samples
 from tests.harness.server import Server, free_port
 from tests.harness.stores.session_store import Valkey
+from yap_client import Ack, Backoff, Done, Final, Interrupted, Sampling, Talk, Token, connect
 
 # What is run, and the Debian package that has it.
 PROGRAMS = {"haproxy": "haproxy", "valkey-server": "valkey-server", "prometheus": "prometheus"}

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from pipeline.embedded.chat import export_chat
 from pipeline.progress import PlainProgress
-from tests.client import ClientError, Options, Token, TurnRecord, connect
+from tests.client import Options, TurnRecord, connect
 from tests.demos.chain import heading
 from tests.harness.scripted import KEY, ScriptedEngine, serving
 from tests.harness.server import Server
+from yap_client import Token, YapError
 
 CHAT = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 BEGINS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
@@ -42,19 +43,15 @@ UNHEARD = ("think>", "They ask")
 
 async def speak(options: Options, utterance: str, *, thinks: bool) -> bool:
     """One turn, printed as it comes; whether only speech was said, and thought was counted where there was some."""
-    fields = options.start_fields("thinking", "You are Anna. Answer in one short sentence.")
-    fields["sampling"] = {"temperature": 0}
-    turn = TurnRecord()
+    persona = "You are Anna. Answer in one short sentence."
     print(f"user       {utterance}\nassistant  ", end="", flush=True)
-    async with connect(options) as client:
-        await client.send("start", **fields, user_utterance=utterance)
-        async for frame in client.frames(turn):
-            if isinstance(frame, Token):
-                print(frame.text, end="", flush=True)
-        await client.end()
-    usage = turn.done.usage if turn.done else {}
-    thought = usage.get("thinking_tokens", 0)
-    print(f"\n           {usage.get('completion_tokens')} tokens, {thought} of them unheard thought")
+    async with connect(options, persona=persona, sampling={"temperature": 0}) as talk:
+        turn = TurnRecord(talk.say(utterance))
+        async for event in turn:
+            if isinstance(event, Token):
+                print(event.text, end="", flush=True)
+    thought = turn.usage.thinking_tokens
+    print(f"\n           {turn.usage.completion_tokens} tokens, {thought} of them unheard thought")
     heard = [part for part in UNHEARD if part in turn.text]
     if heard:
         print(f"           expected speech alone, found {heard}")
@@ -97,7 +94,7 @@ def served(artifact: Path, *, thinks: bool) -> bool:
                 asyncio.run(speak(options, f"What is the capital of France?{words}", thinks=thinks))
                 for words in ("", " /think")
             ]
-        except ClientError as error:
+        except YapError as error:
             print(f"demo: {error}\n{server.log_tail()}")
             return False
         return server.stop() == 0 and all(said)

@@ -17,12 +17,12 @@ from livekit.agents import (
 )
 from livekit.agents.llm import ChatContext, ImageContent
 from livekit.agents.metrics import LLMMetrics
-from yap_client import Backoff
-from yap_client.livekit import LLM
 
 from tests.frameworks import readme
 from tests.frameworks.livekit_session import conversing
 from tests.frameworks.scripted_process import KEY, ScriptedProcess
+from yap_client import Backoff
+from yap_client.livekit import LLM
 
 PERSONA = "You are Mia."
 ONCE = APIConnectOptions(max_retry=0, timeout=10)

@@ -23,12 +23,12 @@ from pipecat.metrics.metrics import LLMUsageMetricsData, TTFBMetricsData
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.services.llm_service import FunctionCallParams
 from pipecat.utils.errors import ErrorCategory
-from yap_client import Backoff
-from yap_client.pipecat import YapLLMService
 
 from tests.frameworks import readme
 from tests.frameworks.pipecat_pipeline import Speaker, conversing, spoken
 from tests.frameworks.scripted_process import KEY, ScriptedProcess
+from yap_client import Backoff
+from yap_client.pipecat import YapLLMService
 
 PERSONA = "You are Mia."
 WORD = re.compile(r"[Tt](\d+)-\d+")

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.work import figures, work
-from tests.client import Client, ClientError, Options, Token, TurnRecord, connect
+from tests.client import Options, TurnRecord, connect
 from tests.client.statistics import percentile
 from tests.harness.server import Server
+from yap_client import Talk, Token, Usage, YapError
 
 MANY = {
     "WS_MAX_MESSAGES_PER_WINDOW": "0",
@@ -86,36 +87,17 @@ def shadow(both: Server, alone: dict[int, float]) -> None:
         )
 
 
-async def interrupted(client: Client, number: int, source: random.Random) -> float:
+async def interrupted(talk: Talk, number: int, source: random.Random) -> float:
     """Measure one barge-in: the time from the new `start` to the first token of the new turn."""
     first, second = work(20_000_000 + number * 2, WORDS), work(20_000_001 + number * 2, WORDS)
-    turn = TurnRecord()
-    await client.send(
-        "start", session_id=f"barge-{number}", chat_prompt=first.persona, history=[], user_utterance=first.utterance
-    )
-    enough = source.randint(5, 40)
-    async for frame in client.frames(turn):
-        if isinstance(frame, Token):
-            enough -= 1
-            if not enough:
-                break
+    old = TurnRecord(talk.say(first.utterance, persona=first.persona, history=[]))
+    for _ in range(source.randint(5, 40)):
+        if old.ended is None:
+            await old.first_token()
     began = time.perf_counter()
-    await client.send(
-        "start", session_id=f"barge-{number}", chat_prompt=second.persona, history=[], user_utterance=second.utterance
-    )
-    if not turn.done:
-        async for _ in client.frames(turn):
-            pass
-    fresh = TurnRecord()
-    async for frame in client.frames(fresh):
-        if isinstance(frame, Token):
-            waited = time.perf_counter() - began
-            break
-    else:
-        raise ClientError(f"no token after barge-in: {fresh.error}")
-    await client.send("cancel")
-    while not (await client.until("done")).cancelled:
-        pass
+    await TurnRecord(talk.say(second.utterance, persona=second.persona, history=[])).first_token()
+    waited = time.perf_counter() - began
+    await talk.cancel()
     return waited
 
 
@@ -125,9 +107,9 @@ def barge_in(server: Server, streams: int = 64, rounds: int = 4) -> None:
 
     async def one(number: int) -> None:
         source = random.Random(number)
-        async with connect(Options(url=server.url, api_key=server.api_key)) as client:
+        async with connect(Options(url=server.url, api_key=server.api_key)) as talk:
             for turn in range(rounds):
-                waits.append(await interrupted(client, number * rounds + turn, source))
+                waits.append(await interrupted(talk, number * rounds + turn, source))
 
     async def everyone() -> None:
         await asyncio.gather(*(one(number) for number in range(streams)))
@@ -145,8 +127,8 @@ def prefix(server: Server, rounds: int = 8) -> None:
 
     async def measure() -> None:
         times: dict[bool, list[float]] = {False: [], True: []}
-        usage: dict[bool, dict] = {}
-        async with connect(Options(url=server.url, api_key=server.api_key)) as client:
+        usage: dict[bool, Usage] = {}
+        async with connect(Options(url=server.url, api_key=server.api_key)) as talk:
             for number in range(rounds * 2):
                 warm = bool(number % 2)
                 text = work(30_000_000 + number, 780).persona
@@ -155,18 +137,16 @@ def prefix(server: Server, rounds: int = 8) -> None:
                     for turn in range(12)
                     for role in ("user", "assistant")
                 ][:11]
-                common = {"persona_text": text, "history": history}
                 if warm:
-                    await client.send("warm_history", **common)
-                    await client.until("warmed")
-                turn = await client.start(session_id=f"prefix-{number}", user_utterance="And then?", **common)
-                if turn.ttft is None or not turn.done:
-                    raise ClientError(f"no token: {turn.error}")
+                    await talk.warm(persona=text, history=history)
+                turn = await TurnRecord(talk.say("And then?", persona=text, history=history)).whole()
+                if turn.ttft is None:
+                    raise YapError(f"no token: {turn.problem}")
                 times[warm].append(turn.ttft)
-                usage[warm] = turn.done.usage
+                usage[warm] = turn.usage
         for warm in (False, True):
             label = "with warm_history" if warm else "cold"
-            counts = f"{usage[warm]['cached_tokens']} of {usage[warm]['prompt_tokens']} prompt tokens cached"
+            counts = f"{usage[warm].cached_tokens} of {usage[warm].prompt_tokens} prompt tokens cached"
             print(line(f"prefix, {label}: TTFT", times[warm]), counts)
         ratio = percentile(sorted(times[False]), 50) / percentile(sorted(times[True]), 50)
         print(f"prefix: the first token comes {ratio:.1f} × sooner after warm_history", flush=True)
@@ -195,38 +175,35 @@ def soak(server: Server, clients: int = 256, seconds: float = 120) -> bool:
         source = random.Random(number * 4 + quarter)
         serial = quarter * 1000
         while time.monotonic() < until:
-            async with connect(options) as client:
+            # Three sessions in turn: what sessions remember must not grow all the time.
+            session = f"soak-{number}-{serial % 3}"
+            async with connect(options, session=session) as talk:
                 for turn_number in range(source.randint(1, 6)):
                     serial += 1
                     item = work(50_000_000 + number * 10_000 + serial, source.randint(10, 120))
-                    turn = TurnRecord()
-                    fields = {"session_id": f"soak-{number}-{serial % 3}", "chat_prompt": item.persona}
-                    if not turn_number:  # a new conversation: what sessions remember must not grow all the time
-                        fields["history"] = []
-                    await client.send("start", **fields, user_utterance=item.utterance)
+                    history = None if turn_number else []
+                    turn = TurnRecord(talk.say(item.utterance, persona=item.persona, history=history))
                     act = source.choice(["finish", "finish", "cancel", "barge", "leave"])
                     stop_at = source.randint(1, 60)
                     seen = 0
-                    async for frame in client.frames(turn):
-                        seen += isinstance(frame, Token)
-                        if act != "finish" and seen >= stop_at:
-                            break
+                    while turn.ended is None and (act == "finish" or seen < stop_at):
+                        event = await turn.turn.__anext__()
+                        turn.add(event)
+                        seen += isinstance(event, Token)
                     if turn.error:
                         counts["errors"] += 1
-                    if turn.done:
+                    if turn.ended is not None:
                         counts["turns"] += 1
                     elif act == "cancel":
-                        await client.send("cancel")
-                        await client.until("done")
+                        await talk.cancel()
                         counts["cancels"] += 1
                     elif act == "barge":
-                        await client.send("start", **fields, user_utterance="Wait.")
-                        await client.until("done")
-                        await client.until("done")
+                        await TurnRecord(talk.say("Wait.")).whole()
                         counts["barge-ins"] += 1
                     else:
                         counts["hang-ups"] += 1
-                        client.socket.transport.abort()
+                        if talk._socket is not None:
+                            talk._socket.transport.abort()
                         break
 
     async def everyone(quarter: int) -> None:

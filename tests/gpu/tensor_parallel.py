@@ -40,10 +40,11 @@ from runtime.artifact.metadata import METADATA_NAME
 from runtime.host import machine
 from tests.benchmarks.load import split_cpus
 from tests.benchmarks.work import work
-from tests.client import ClientError, Options, Token, TurnRecord, connect
+from tests.client import Options, TurnRecord, connect
 from tests.gpu import cold_start, streams
 from tests.harness.processes import descendants
 from tests.harness.server import Server
+from yap_client import Token, YapError
 
 # How much longer a start on several GPUs may take than on one.
 MOST_START = 1.3
@@ -137,19 +138,18 @@ def death_step(folder: Path) -> dict[str, object]:
     """Kill one rank while a turn runs, and measure what a listener and a supervisor notice."""
 
     async def cut(server: Server, victim: int) -> tuple[float, str]:
-        async with connect(Options(url=server.url, api_key=server.api_key, recv_timeout=120)) as client:
-            turn, item = TurnRecord(), work(60_000_000, 200)
-            fields = {"session_id": "cut", "chat_prompt": item.persona, "user_utterance": item.utterance}
-            await client.send("start", **fields, sampling={"max_tokens": 150})
+        async with connect(Options(url=server.url, api_key=server.api_key, recv_timeout=120)) as talk:
+            item = work(60_000_000, 200)
+            turn = TurnRecord(talk.say(item.utterance, persona=item.persona, sampling={"max_tokens": 150}))
             killed = 0.0
             try:
-                async for frame in client.frames(turn):
-                    if isinstance(frame, Token) and not killed:
+                async for event in turn:
+                    if isinstance(event, Token) and not killed:
                         killed = time.monotonic()
                         os.kill(victim, signal.SIGKILL)
-            except ClientError as error:
+            except YapError as error:
                 return time.monotonic() - killed, str(error)
-            return time.monotonic() - killed, str(turn.error or "the turn had ended before")
+            return time.monotonic() - killed, turn.problem or "the turn had ended before"
 
     with Server(folder, DEPLOY_MODE="chat") as server:
         print(f"ready after {server.wait_ready(300):.1f} s", flush=True)

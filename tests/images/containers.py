@@ -64,10 +64,5 @@ def outcome(container: Container, timeout: float = 120) -> tuple[int, str]:
 async def speak(url: str, utterance: str) -> TurnRecord:
     """One turn from outside the container."""
     options = Options(url=url, api_key="test-key", sampling={"temperature": 0.0})
-    async with connect(options) as client:
-        turn = TurnRecord()
-        await client.send("start", **options.start_fields("s1", "You are kind."), user_utterance=utterance)
-        async for _ in client.frames(turn):
-            pass
-        await client.end()
-    return turn
+    async with connect(options, persona="You are kind.") as talk:
+        return await TurnRecord(talk.say(utterance)).whole()

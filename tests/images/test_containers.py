@@ -15,24 +15,23 @@ from docker.models.containers import Container
 
 from runtime.artifact import hashes
 from runtime.artifact import metadata as artifacts
-from tests.client import Options, Token, TurnRecord, connect
+from tests.client import Options, TurnRecord, connect
 from tests.harness.server import free_port
 from tests.hub import Hub, Repository
 from tests.hub.artifacts import contents
 from tests.hub.store import Stored, is_lfs
 from tests.images import bake
 from tests.images.containers import KEY, SECURE, address, mounted, outcome, running, speak, wait_healthy
+from yap_client import Token
 
 
 async def speak_while_stopping(url: str, container: Container) -> TurnRecord:
     """One turn, and `docker stop` at its first token."""
     options = Options(url=url, api_key="test-key", sampling={"temperature": 0.0})
     stopping = None
-    async with connect(options) as client:
-        turn = TurnRecord()
-        fields = options.start_fields("s2", "You tell long stories.")
-        await client.send("start", **fields, user_utterance="Tell me a story about a lighthouse.")
-        async for frame in client.frames(turn):
+    async with connect(options, persona="You tell long stories.") as talk:
+        turn = TurnRecord(talk.say("Tell me a story about a lighthouse."))
+        async for frame in turn:
             if stopping is None and isinstance(frame, Token):
                 stopping = asyncio.create_task(asyncio.to_thread(container.stop, timeout=60))
     assert stopping is not None

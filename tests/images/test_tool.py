@@ -7,11 +7,11 @@ from pathlib import Path
 import docker
 import pytest
 
-from tests.client import Options, connect
-from tests.client.frames import Ack, Done, ToolCall
+from tests.client import Options, TurnRecord, connect
 from tests.harness.models.classifiers import checkpoint
 from tests.images import bake
 from tests.images.containers import KEY, SECURE, address, mounted, outcome, running, wait_healthy
+from yap_client import Ack, Done, ToolCall
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,9 @@ async def test_it_decides_and_says_nothing(
     options = {**SECURE, "shm_size": "64m", "network": network, "volumes": mounted(classifier), "environment": KEY}
     with running(engine, image, **options) as container:
         wait_healthy(container)
-        async with connect(Options(url=f"ws://{address(container)}:8000/ws", api_key="test-key")) as client:
-            turn = await client.start(session_id="s", user_utterance="Can you look at my screen?", gender="woman")
-            await client.end()
-    assert [type(frame) for frame in turn.frames] == [Ack, ToolCall, Done]
+        async with connect(Options(url=f"ws://{address(container)}:8000/ws", api_key="test-key")) as talk:
+            turn = await TurnRecord(talk.say("Can you look at my screen?", gender="woman")).whole()
+    assert [type(frame) for frame in turn.events] == [Ack, ToolCall, Done]
 
 
 def test_a_model_that_the_containers_user_may_not_read_is_named(

@@ -42,16 +42,9 @@ def run_and_push(hub: Hub, stages: Path, out: Path, key: Path) -> None:
 
 async def ask(url: str, key: str) -> TurnRecord:
     """One turn."""
-    turn = TurnRecord()
-    options = Options(url=url, api_key=key)
-    async with connect(options) as client:
-        fields = options.start_fields("publish", "You are a helpful assistant.")
-        fields["sampling"] = {"temperature": 0}
-        await client.send("start", **fields, user_utterance="What is the capital of France?")
-        async for _ in client.frames(turn):
-            pass
-        await client.end()
-    return turn
+    options = Options(url=url, api_key=key, sampling={"temperature": 0})
+    async with connect(options, persona="You are a helpful assistant.") as talk:
+        return await TurnRecord(talk.say("What is the capital of France?")).whole()
 
 
 async def test_a_published_artifact_is_pulled_by_name_and_answers(

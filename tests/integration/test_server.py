@@ -19,11 +19,14 @@ from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
+from websockets.asyncio.client import connect as open_socket
 
-from tests.client import Ack, Client, ClientError, Done, Final, Options, Token, ToolCall, TurnRecord, Warmed, connect
+from tests.client import Options, TurnRecord, connect
+from tests.harness.scripted import Client
 from tests.harness.server import Server
 from tests.messages.conversation import TURNS
 from tests.prompts.detailed import PERSONAS
+from yap_client import Ack, Done, Final, RefusedError, Sampling, Talk, Token, ToolCall
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="function")]
 
@@ -66,58 +69,47 @@ async def settled(server: Server) -> tuple[float, float]:
     return tuple(gauge(server, f'yap_engine_requests{{state="{state}"}}') for state in ("running", "waiting"))
 
 
-async def begin(client: Client, session: str, utterance: str, **fields: object) -> TurnRecord:
-    turn = TurnRecord()
-    await client.send("start", session_id=session, user_utterance=utterance, **fields)
-    return turn
-
-
-async def first_token(client: Client, turn: TurnRecord) -> None:
-    async for frame in client.frames(turn):
-        if isinstance(frame, Token):
-            return
-    raise AssertionError(f"the turn ended without a token: {turn.frames}")
+async def whole(talk: Talk, utterance: str, **facts: str) -> TurnRecord:
+    """One turn, from its beginning to its end."""
+    return await TurnRecord(talk.say(utterance, **facts)).whole()
 
 
 async def test_a_turn_streams_in_the_contract_s_order_and_its_tokens_are_the_final_text(server: Server) -> None:
-    async with connect(options(server)) as client:
-        turn = await client.start(
-            session_id="order", persona_text=PERSONA, user_utterance=TURNS[0], history=[], request_id="r1"
-        )
-    kinds = [type(frame) for frame in turn.frames]
+    async with connect(options(server), persona=PERSONA) as talk:
+        turn = await whole(talk, TURNS[0])
+    kinds = [type(event) for event in turn.events]
     assert kinds[:2] == [Ack, ToolCall]
     assert kinds[-2:] == [Final, Done]
     assert set(kinds[2:-2]) == {Token}
     assert len(kinds) > 6, "the reply did not stream"
     assert turn.text == turn.final
     assert turn.text.strip()
-    assert {frame.request_id for frame in turn.frames} == {"r1"}
-    usage = turn.done.usage
-    assert usage["finish_reason"] in ("stop", "length")
-    assert 0 < usage["completion_tokens"] <= 150
-    assert usage["prompt_tokens"] > 50
-    assert usage["ttft_ms"] <= usage["duration_ms"]
+    assert {event.request_id for event in turn.events} == {turn.turn.request_id}
+    usage = turn.usage
+    assert usage.finish_reason in ("stop", "length")
+    assert 0 < usage.completion_tokens <= 150
+    assert usage.prompt_tokens > 50
+    assert usage.ttft_ms is not None
+    assert usage.ttft_ms <= usage.duration_ms
 
 
 async def test_the_classifier_asks_for_a_screenshot_and_the_reply_still_streams(server: Server) -> None:
-    async with connect(options(server)) as client:
-        looked = await client.start(
-            session_id="look", user_utterance="Can you look at my screen and tell me what you see?"
-        )
-        chatted = await client.start(session_id="look", user_utterance="I slept badly and it rains all day.")
+    async with connect(options(server)) as talk:
+        looked = await whole(talk, "Can you look at my screen and tell me what you see?")
+        chatted = await whole(talk, "I slept badly and it rains all day.")
     assert looked.tool.status == "yes"
-    (called,) = looked.tool.raw["raw"]
-    assert called["name"] == "take_screenshot"
-    assert called["probability"] > 0.5
+    (called,) = looked.tool.raw
+    assert called.name == "take_screenshot"
+    assert called.probability > 0.5
     assert chatted.tool.status == "no"
     assert looked.ok
     assert looked.text.strip()
 
 
 async def test_a_followup_continues_without_a_decision(server: Server) -> None:
-    async with connect(options(server)) as client:
-        await client.start(session_id="followup", user_utterance="Please look at this drawing.")
-        turn = await client.followup(analysis_text="A child's drawing of a red house beside a pond.")
+    async with connect(options(server)) as talk:
+        await whole(talk, "Please look at this drawing.")
+        turn = await TurnRecord(talk.followup("A child's drawing of a red house beside a pond.")).whole()
     assert turn.ok
     assert turn.tool is None
     assert turn.text.strip()
@@ -155,126 +147,112 @@ async def test_openais_client_meets_the_same_model_tools_and_cache(server: Serve
 
 
 async def test_after_done_cancelled_the_scheduler_holds_nothing(server: Server) -> None:
-    async with connect(options(server)) as client:
-        turn = await begin(client, "cancel", STORY)
-        await first_token(client, turn)
-        await client.send("cancel")
-        done = await client.until("done")
-        assert done.cancelled
+    async with connect(options(server)) as talk:
+        turn = await TurnRecord(talk.say(STORY)).first_token()
+        await talk.cancel()
+        assert (await turn.whole()).cancelled
         assert await settled(server) == (0, 0)
 
 
 async def test_a_disconnect_aborts_the_turn_in_the_engine(server: Server) -> None:
-    async with connect(options(server)) as client:
-        turn = await begin(client, "leave", STORY)
-        await first_token(client, turn)
+    async with connect(options(server)) as talk:
+        await TurnRecord(talk.say(STORY)).first_token()
     assert await settled(server) == (0, 0)
     assert gauge(server, "yap_connections_active") == 0
 
 
 async def test_a_barge_in_ends_the_old_turn_before_the_new_one_is_acknowledged(server: Server) -> None:
-    async with connect(options(server)) as client:
-        old = await begin(client, "barge", STORY, request_id="old")
-        await first_token(client, old)
-        new = await begin(client, "barge", "Wait, what is the capital of France?", request_id="new")
-        async for _ in client.frames(old):
-            pass
-        assert old.done.cancelled
-        async for _ in client.frames(new):
-            pass
-    assert {frame.request_id for frame in old.frames} == {"old"}
-    assert {frame.request_id for frame in new.frames} == {"new"}
-    assert isinstance(new.frames[0], Ack)
+    async with connect(options(server)) as talk:
+        old = await TurnRecord(talk.say(STORY)).first_token()
+        new = TurnRecord(talk.say("Wait, what is the capital of France?"))
+        await old.whole()
+        assert old.cancelled
+        await new.whole()
+    assert {event.request_id for event in old.events} == {old.turn.request_id}
+    assert {event.request_id for event in new.events} == {new.turn.request_id}
+    assert isinstance(new.events[0], Ack)
     assert new.ok
     assert await settled(server) == (0, 0)
 
 
 async def test_repeated_cancels_are_each_answered_and_leave_nothing(server: Server) -> None:
-    async with connect(options(server)) as client:
-        await client.send("cancel", request_id=0)
-        assert (await client.until("done")).cancelled
-        await begin(client, "cancels", STORY)
+    """With messages of its own: a client sends one cancel for a turn."""
+    async with open_socket(server.url, additional_headers={"X-API-Key": server.api_key}) as socket:
+        client = Client(socket)
+        await client.send(type="cancel", request_id=0)
+        assert (await client.receive())["cancelled"]
+        await client.send(type="start", session_id="cancels", user_utterance=STORY)
         for number in (1, 2, 3):
-            await client.send("cancel", request_id=number)
-        answered = [(await client.until("done")).request_id for _ in range(3)]
+            await client.send(type="cancel", request_id=number)
+        answered = [(await client.until("done"))[-1]["request_id"] for _ in range(3)]
         assert answered == [1, 2, 3]
-        again = await client.start(session_id="cancels", user_utterance="Are you still there?")
-        assert again.ok
+        again = await client.turn(session_id="cancels", user_utterance="Are you still there?")
+        assert "usage" in again[-1]
     assert await settled(server) == (0, 0)
 
 
 async def test_cancels_during_warming_and_followups_behave(server: Server) -> None:
-    async with connect(options(server)) as client:
-        await client.start(session_id="warm-cancel", persona_text=PERSONA, user_utterance="Hello.")
-        await client.send("warm_persona", persona_text=PERSONA + " You also like chess.")
-        await client.send("cancel")
-        kinds = {(await client.recv()).type for _ in range(2)}
-        assert kinds == {"done", "warmed"}
-        turn = TurnRecord()
-        await client.send("followup", analysis_text="A very long essay about lighthouses is on the screen.")
-        await first_token(client, turn)
-        await client.send("cancel")
-        assert (await client.until("done")).cancelled
+    async with connect(options(server), persona=PERSONA) as talk:
+        await whole(talk, "Hello.")
+        warming = asyncio.create_task(talk.warm(persona=PERSONA + " You also like chess."))
+        turn = TurnRecord(talk.followup("A very long essay about lighthouses is on the screen."))
+        await turn.first_token()
+        await talk.cancel()
+        assert (await turn.whole()).cancelled
+        assert (await warming).segment == "persona_static"
     assert await settled(server) == (0, 0)
 
 
 async def test_eight_clients_at_once_each_get_their_own_reply(server: Server) -> None:
     async def one(number: int) -> TurnRecord:
-        async with connect(options(server)) as client:
-            utterance = f"My name is Number{number}. {TURNS[number]}"
-            return await client.start(session_id=f"crowd-{number}", user_utterance=utterance)
+        async with connect(options(server)) as talk:
+            return await whole(talk, f"My name is Number{number}. {TURNS[number]}")
 
     turns = await asyncio.gather(*(one(number) for number in range(8)))
-    assert all(turn.ok and turn.text.strip() for turn in turns), [turn.error for turn in turns]
+    assert all(turn.ok and turn.text.strip() for turn in turns), [turn.problem for turn in turns]
     assert await settled(server) == (0, 0)
 
 
 async def test_a_warmed_history_is_found_in_the_cache_by_the_start_that_matches(server: Server) -> None:
     history = [{"role": role, "content": f"{text} {text}"} for text in TURNS[:6] for role in ("user", "assistant")]
-    common = {
-        "persona_text": PERSONA + " You collect stamps.",
-        "runtime_text": "It is Sunday evening.",
-        "history": history,
-    }
-    async with connect(options(server)) as client:
-        await client.send("warm_history", **common)
-        warmed = await client.until("warmed")
-        assert isinstance(warmed, Warmed)
+    now = "It is Sunday evening."
+    async with connect(options(server), persona=PERSONA + " You collect stamps.") as talk:
+        talk.set_history(history)
+        warmed = await talk.warm(runtime_text=now)
         assert warmed.segment == "history"
-        turn = await client.start(session_id="warmed", user_utterance="And what do you think?", **common)
-    usage = turn.done.usage
+        turn = await TurnRecord(talk.say("And what do you think?", runtime_text=now)).whole()
+    usage = turn.usage
     assert warmed.tokens > 0
-    assert usage["cached_tokens"] >= warmed.tokens, (usage, warmed.tokens)
-    assert usage["cached_tokens"] > 0.6 * usage["prompt_tokens"], usage
+    assert usage.cached_tokens >= warmed.tokens, (usage, warmed.tokens)
+    assert usage.cached_tokens > 0.6 * usage.prompt_tokens, usage
 
 
 async def test_a_seed_repeats_a_reply_and_stop_and_max_tokens_end_it(server: Server) -> None:
-    drawn = {"temperature": 1.0, "seed": 11, "max_tokens": 12, "sanitize_output": False}
-    async with connect(options(server)) as client:
+    drawn: Sampling = {"temperature": 1.0, "seed": 11, "max_tokens": 12, "sanitize_output": False}
 
-        async def reply(session: str, **sampling: object) -> TurnRecord:
-            said = "Tell me a story about stamps."
-            return await client.start(session_id=session, user_utterance=said, sampling={**drawn, **sampling})
+    async def reply(sampling: Sampling) -> TurnRecord:
+        async with connect(options(server), sampling={**drawn, **sampling}) as talk:
+            return await whole(talk, "Tell me a story about stamps.")
 
-        first = await reply("seed")  # fills the cache, so that the others are computed alike
-        first, second, other = [await reply(f"seed{number}", seed=11 + number // 2) for number in range(3)]
-        assert first.text == second.text != other.text
-        assert first.done.usage["completion_tokens"] == 12
-        assert first.done.usage["finish_reason"] == "length"
-        stop = first.text[len(first.text) // 2 :][:3]
-        stopped = await reply("stopped", stop=["never said", stop])
+    first = await reply({})  # fills the cache, so that the others are computed alike
+    first, second, other = [await reply({"seed": 11 + number // 2}) for number in range(3)]
+    assert first.text == second.text != other.text
+    assert first.usage.completion_tokens == 12
+    assert first.usage.finish_reason == "length"
+    stop = first.text[len(first.text) // 2 :][:3]
+    stopped = await reply({"stop": ["never said", stop]})
     assert stopped.text == first.text[: first.text.index(stop)]
-    assert stopped.done.usage["finish_reason"] == "stop"
+    assert stopped.usage.finish_reason == "stop"
     assert await settled(server) == (0, 0)
 
 
 async def test_a_conversation_grows_and_reuses_its_own_prefix(server: Server) -> None:
-    async with connect(options(server)) as client:
+    async with connect(options(server), persona=PERSONA) as talk:
         shares = []
         for utterance in TURNS[:5]:
-            turn = await client.start(session_id="grows", persona_text=PERSONA, user_utterance=utterance)
+            turn = await whole(talk, utterance)
             assert turn.ok
-            shares.append(turn.done.usage["cached_tokens"] / turn.done.usage["prompt_tokens"])
+            shares.append(turn.usage.cached_tokens / turn.usage.prompt_tokens)
     assert shares[-1] > 0.5, shares
 
 
@@ -310,13 +288,12 @@ async def test_the_commands_do_what_they_say(server: Server, command: str) -> No
 async def test_a_classifier_alone_decides_and_says_nothing(served_artifact: Path) -> None:
     with Server(served_artifact, **SHARE, DEPLOY_MODE="tool") as alone:
         alone.wait_ready()
-        async with connect(options(alone)) as client:
-            looked = await client.start(session_id="s", user_utterance="Can you look at my screen?", gender="woman")
-            chatted = await client.start(session_id="s", user_utterance="I slept badly and it rains all day.")
-            await client.send("warm_persona", persona_text=PERSONA)
-            with pytest.raises(ClientError, match="chat_not_deployed"):
-                await client.until("warmed")
-        assert [type(frame) for frame in looked.frames] == [Ack, ToolCall, Done]
+        async with connect(options(alone)) as talk:
+            looked = await whole(talk, "Can you look at my screen?", gender="woman")
+            chatted = await whole(talk, "I slept badly and it rains all day.")
+            with pytest.raises(RefusedError, match="chat_not_deployed"):
+                await talk.warm(persona=PERSONA)
+        assert [type(event) for event in looked.events] == [Ack, ToolCall, Done]
         assert (looked.tool.status, chatted.tool.status) == ("yes", "no")
         assert alone.stop() == 0
 
@@ -338,16 +315,15 @@ async def test_a_chat_model_alone_speaks_at_once_and_its_engine_s_death_is_told_
 ) -> None:
     with Server(served_artifact, **SHARE, DEPLOY_MODE="chat") as alone:
         alone.wait_ready()
-        async with connect(options(alone)) as client:
-            turn = await client.start(session_id="s", user_utterance="Can you look at my screen?")
+        async with connect(options(alone)) as talk:
+            turn = await whole(talk, "Can you look at my screen?")
             assert turn.ok
             assert turn.tool is None
-            turn = await begin(client, "s", STORY)
-            await first_token(client, turn)
+            turn = await TurnRecord(talk.say(STORY)).first_token()
             os.kill(engine_process(alone), signal.SIGKILL)
-            async for _ in client.frames(turn):
-                pass
-        assert turn.error.code == "generation_failed"
-        assert turn.done.failed
+            await turn.whole()
+        assert turn.error.error_code == "generation_failed"
+        assert isinstance(turn.ended, Done)
+        assert turn.ended.failed
         assert alone.process.wait(5) == 70
         assert "the engine died" in alone.log_tail()

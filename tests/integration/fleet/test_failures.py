@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from yap_client import Backoff, Done, Final, Interrupted, Talk, connect
 
 from tests.harness.fleet.haproxy import INSTALLED, HAProxy
 from tests.harness.fleet.servers import fleet
@@ -22,6 +21,7 @@ from tests.harness.scripted import KEY, serving
 from tests.harness.server import Server, free_port
 from tests.harness.stores.session_store import MISSING, VALKEY, valkey
 from tests.harness.waiting import eventually
+from yap_client import Backoff, Done, Final, Interrupted, Talk, connect
 
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="no haproxy here: install Debian's `haproxy`")
 LISTENERS = 8

@@ -7,13 +7,13 @@ import json
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.harness.client.model_server import ModelConnection, ModelServer
 from yap_client.dialogue import Dialogue
 from yap_client.errors import RefusedError, ServerGoneError
 from yap_client.events import Done, Interrupted, Token, TurnEvent
 from yap_client.exchanges import Request, TurnState
 from yap_client.session import Session
-
-from tests.harness.client.model_server import ModelConnection, ModelServer
 
 few = st.integers(0, 6)
 # Of so many steps the smallest case takes minutes to find: `Phase.shrink` is for who has them.

@@ -9,10 +9,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from yap_client import AuthenticationError, ClosedError, Done, RefusedError, Token, connect_sync
 
 from tests.harness.scripted import KEY, REPLY, ScriptedClassifier, ScriptedEngine, serving
 from tests.harness.waiting import all_gone, eventually
+from yap_client import AuthenticationError, ClosedError, Done, RefusedError, Token, connect_sync
 
 CLIENT = Path(__file__).parents[3] / "client"
 LONG = ["word "] * 500

@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+
+from tests.harness.scripted import KEY, REPLY, Running, ScriptedClassifier, ScriptedEngine, serving
+from tests.harness.waiting import all_gone, eventually
 from yap_client import (
     Ack,
     AuthenticationError,
@@ -27,9 +30,6 @@ from yap_client import (
     TurnEvent,
     connect,
 )
-
-from tests.harness.scripted import KEY, REPLY, Running, ScriptedClassifier, ScriptedEngine, serving
-from tests.harness.waiting import all_gone, eventually
 
 LONG = ["word "] * 500
 SAID = "".join(REPLY)

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ import pytest
 import structlog
 
 from runtime.text.prompt import Message, Prompt
-from tests.client import ToolCall, parse
+from tests.client import told as told_of
 from tests.client.load import read_asks
 from tests.client.options import websocket_url
 from tests.harness.scripted import KEY, REPLY, Running, ScriptedClassifier, ScriptedEngine, ScriptedRenderer, serving
 from tests.harness.server import free_port
 from tests.messages.tool import CASES
+from yap_client import ToolCall
+from yap_client.events import decode
 
 TESTS = Path(__file__).resolve().parents[2]
 COMMANDS = ("warmup", "bench", "live", "conversation", "personality", "gender", "screen_analysis", "tool")
@@ -285,7 +287,7 @@ async def test_silence_ends_at_the_receive_timeout() -> None:
     async with serving(ScriptedEngine(gate=asyncio.Event())) as running:
         ran = await run("warmup", **at(running), RECV_TIMEOUT_SEC="0.3")
     assert ran.status == 1
-    assert ran.err == "error: expected a frame within 0.3 s, got none\n"
+    assert ran.err == "error: expected an event within 0.3 s, got none\n"
 
 
 async def test_a_server_without_a_slot_is_told_in_one_line() -> None:
@@ -337,9 +339,9 @@ async def test_a_server_that_goes_away_is_told_with_its_close_code() -> None:
     ],
 )
 def test_a_client_looks_only_where_the_screenshot_is_among_the_tools(raw: list, wanted: bool, told: str) -> None:
-    frame = parse(json.dumps({"type": "toolcall", "status": "yes" if raw else "no", "raw": raw}))
+    frame = decode(json.dumps({"type": "toolcall", "status": "yes" if raw else "no", "raw": raw}))
     assert isinstance(frame, ToolCall)
-    assert (frame.wanted, frame.told) == (wanted, told)
+    assert (frame.screenshot, told_of(frame)) == (wanted, told)
     assert list(frame.tools) == [call["name"] for call in raw]
 
 
@@ -458,13 +460,16 @@ async def test_bench_looks_at_its_output_before_the_load(tmp_path: Path, option:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_missing_package_is_told_in_one_line(command: str, tmp_path: Path) -> None:
-    (tmp_path / "websockets.py").write_text("raise ModuleNotFoundError('No module', name='websockets')")
+@pytest.mark.parametrize("package", ["websockets", "msgspec"])
+def test_a_missing_package_is_told_in_one_line(command: str, package: str, tmp_path: Path) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module', name='{package}')")
     script = Path(__file__).parents[2] / f"{command}.py"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     answer = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
     assert answer.returncode == 1
-    assert answer.stderr.startswith("error: expected the package `websockets`, found none; `pip install websockets`")
+    assert answer.stderr.startswith(
+        f"error: expected the package `{package}`, found none; `pip install websockets msgspec`"
+    )
     assert answer.stderr.count("\n") == 1
 
 
@@ -526,7 +531,7 @@ async def test_live_cancels_what_is_being_said_and_goes_on(way: str) -> None:
 
 
 async def test_live_outlives_the_servers_idle_time() -> None:
-    code = "import live; live.KEEP_ALIVE_S = 0.1; live.run(live.main())"
+    code = "import live; from yap_client import talk; talk.KEEP_ALIVE_S = 0.1; live.run(live.main())"
     async with serving(ws_idle_timeout_s=0.6) as running, started("-c", code, **at(running)) as process:
         await heard(process, "> ")
         await asyncio.sleep(1.2)
@@ -535,14 +540,20 @@ async def test_live_outlives_the_servers_idle_time() -> None:
     assert "".join(REPLY) in out.decode()
 
 
-async def test_live_tells_that_the_server_left() -> None:
-    async with serving() as running, started("live.py", **at(running)) as process:
-        await heard(process, "> ")
-        running.service.drain()
-        await asyncio.sleep(0.3)
-        _, err = await asyncio.wait_for(process.communicate(b"hello\n"), 10)
-    assert process.returncode == 1
-    assert err.decode() == "error: the server closed the connection: 1001 draining\n"
+async def test_live_goes_on_with_the_server_that_comes_after() -> None:
+    async with AsyncExitStack() as stack:
+        async with serving() as running:
+            process = await stack.enter_async_context(started("live.py", "hello", **at(running)))
+            await heard(process, "tokens")
+        assert process.stdin is not None
+        async with serving(listens_on=running.port) as after:
+            process.stdin.write(b"and you?\n")
+            await heard(process, "tokens")
+            prompt = " ".join(after.engine.prompts[-1])
+            _, err = await asyncio.wait_for(process.communicate(b"/stop\n"), 10)
+    assert process.returncode == 0, err
+    assert prompt.startswith("[system] You are Anna")
+    assert prompt.endswith(f"[user] hello [assistant] {''.join(REPLY)} [user] and you?")
 
 
 class Forgetful(ScriptedRenderer):

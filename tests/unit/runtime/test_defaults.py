@@ -327,9 +327,9 @@ def test_the_clients_mean_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     # A client that gives up before the server does would not hear of a timeout.
     assert chosen.recv_timeout == options.Options("").recv_timeout >= defaults.GENERATION_TIMEOUT_S
     assert set(options.SAMPLING) <= DEFAULT_BOUNDS.keys()
-    live = (ROOT / "tests" / "live.py").read_text("utf-8")
-    assert f"closes what is silent for {defaults.IDLE_TIMEOUT_S:g} s" in live
-    keep_alive = re.search(r"^KEEP_ALIVE_S = (\d+)", live, re.MULTILINE)
+    talk = (ROOT / "client/yap_client/talk.py").read_text("utf-8")
+    assert f"closes what is silent for {defaults.IDLE_TIMEOUT_S:g} s" in talk
+    keep_alive = re.search(r"^KEEP_ALIVE_S = (\d+)", talk, re.MULTILINE)
     assert keep_alive is not None
     assert 2 * int(keep_alive[1]) < defaults.IDLE_TIMEOUT_S
 
