@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from yap_client.frameworks.context import Comparison, Context, Item, Plan, ToolResult, in_order
 from yap_client.transcript import Message, Transcript
 
