@@ -136,6 +136,30 @@ def rows() -> dict[str, list[Panel]]:
                 query(f"sum by (status) (rate(yap_tool_decisions_total{OF}[$__rate_interval]))", "{{status}}"),
             ),
         ],
+        "Many that are one": [
+            lines("Ready", "Whether new conversations belong there", "none", query(f"yap_ready{OF}")),
+            lines("Connections of each", "Slots that are held", "short", query(f"yap_connections_active{OF}")),
+            lines(
+                "Session store",
+                "Sessions that were read and written, failures, and takeovers by another server",
+                "reqps",
+                query(f"sum by (kind) (rate(yap_session_store_operations_total{OF}[$__rate_interval]))", "{{kind}}"),
+            ),
+            lines(
+                "Store answers",
+                "0: sessions do not leave their server",
+                "none",
+                query(f"yap_session_store_up{OF}"),
+                width=12,
+            ),
+            lines(
+                "Store behind",
+                "Age of the oldest change that is not in it",
+                "s",
+                query(f"yap_session_store_lag_seconds{OF}"),
+                width=12,
+            ),
+        ],
         "Who is connected": [
             lines(
                 "Slots",
@@ -143,6 +167,7 @@ def rows() -> dict[str, list[Panel]]:
                 "short",
                 query(f"sum(yap_connections_active{OF})", "held"),
                 query(f"sum(yap_connections_max{OF})", "all"),
+                query(f"sum(yap_slots_free{OF})", "free, of servers that are ready"),
             ),
             lines(
                 "Closed connections",
