@@ -20,6 +20,9 @@ from runtime.wire.openai import answers
 from runtime.wire.openai.answers import Chunks, Heading, ToolCall
 from runtime.wire.openai.errors import ApiError
 
+# Of a stream: not to be kept, nor held back by a proxy (nginx's own word for it).
+STREAMED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
 # Why the server ended a turn, as the client is told.
 _ENDED = {
     "draining": (503, "The server goes away; send this again.", "draining", 1),
@@ -164,7 +167,7 @@ class Completion:
                 pieces.append(chunks.end(_reason(done.usage, called=called), done.usage))
             if not begun and pieces:
                 begun = True
-                await self._exchange.begin(200, EVENTS, [(b"cache-control", b"no-cache")])
+                await self._exchange.begin(200, EVENTS, STREAMED)
                 pieces.insert(0, chunks.role(calls=called))
             if pieces:
                 await piece(b"".join(pieces), last=done is not None)

@@ -68,6 +68,22 @@ class Proxy:
         async with connect(url, additional_headers=headers, **options) as socket:
             yield Client(socket)
 
+    @asynccontextmanager
+    async def https(self, key: str) -> AsyncIterator[httpx.AsyncClient]:
+        """Connect as a client of HTTP outside does."""
+
+        async def name(request: httpx.Request) -> None:
+            request.extensions["sni_hostname"] = NAME
+
+        async with httpx.AsyncClient(
+            verify=self.trusted,
+            trust_env=False,
+            base_url=f"https://127.0.0.1:{self.port}",
+            headers={"Host": NAME, "Authorization": f"Bearer {key}"},
+            event_hooks={"request": [name]},
+        ) as client:
+            yield client
+
     async def status(self, path: str, key: str = "") -> int:
         """The status of a path; a key is shown in every header that may hold one."""
         shown = {"X-API-Key": key, "Authorization": f"Bearer {key}", "Referer": f"https://{NAME}/?api_key={key}"}
@@ -179,6 +195,37 @@ async def test_a_conversation_by_wss(make: Callable[..., list[str]], tmp_path: P
     assert "/ws" in written
     assert KEY not in written
     assert "wrong-secret" not in written
+
+
+@pytest.mark.parametrize("make", [nginx, caddy])
+async def test_openais_clients_by_https(make: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Each piece of a stream comes through at once, and so does the client's hanging up; no key is logged."""
+    engine = ScriptedEngine()
+    body = {"model": "chat", "stream": True, "messages": [{"role": "user", "content": "hello"}]}
+
+    async with (
+        serving(engine) as running,
+        in_front(make, tmp_path, running.port) as proxy,
+        proxy.https(KEY) as client,
+    ):
+        assert (await client.get("/v1/models")).json()["data"][0]["id"] == "chat"
+        whole = await client.post("/v1/chat/completions", json={**body, "stream": False})
+        assert whole.json()["choices"][0]["message"]["content"] == "Sure thing, here it is."
+        large = await client.post("/v1/chat/completions", json={**body, "user": "x" * 300_000})
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
+        engine.reply, engine.pause = ["Sure", *[" thing"] * 1000], 0.05
+        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.aiter_lines()
+            assert "role" in await lines.__anext__()
+            assert engine.held
+        for _ in range(1000):
+            if not engine.held:
+                break
+            await asyncio.sleep(0.01)
+        assert (engine.aborts, len(engine.held)) == (1, 0)
+    written = logs(tmp_path)
+    assert "/v1/chat/completions" in written
+    assert KEY not in written
 
 
 @pytest.mark.parametrize("make", [nginx, caddy])

@@ -94,6 +94,21 @@ async def test_a_body_that_does_not_come_ends_the_connection_and_holds_nothing()
     assert running.engine.prompts == []
 
 
+async def test_a_body_that_drips_has_the_same_time_as_one_that_does_not_come() -> None:
+    async def drip(writer: asyncio.StreamWriter, body: bytes) -> None:
+        for byte in body:
+            writer.write(bytes((byte,)))
+            await asyncio.sleep(0.05)
+
+    async with serving(handshake_deadline_s=0.2) as running, connection(running) as (reader, writer):
+        dripping = asyncio.ensure_future(drip(writer, request({**BODY, "user": "x" * 1000})))
+        try:
+            assert await reader.read() == b""
+        finally:
+            dripping.cancel()
+    assert running.engine.prompts == []
+
+
 async def test_who_has_no_key_is_answered_before_the_body_came() -> None:
     async with serving() as running, connection(running) as (reader, writer):
         writer.write(request(BODY, **{"X-API-Key": "wrong"})[:-5])

@@ -313,6 +313,22 @@ async def test_a_failure_of_the_engine_tells_nothing_of_it(stream: bool, words: 
     assert isinstance(failed.value, openai.InternalServerError) == (not (stream and words))
 
 
+async def test_a_fault_of_ours_is_an_error_of_theirs_shape_and_told_in_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with serving() as running, browser(running) as http:
+
+        def fail(body: bytes) -> None:
+            raise ZeroDivisionError("secret")
+
+        running.service.requests.read = fail  # type: ignore[assignment, method-assign]
+        answer = await http.post(PATH, json=BODY)
+        await all_back(running)
+    assert (answer.status_code, error_of(answer)["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+    assert "request_failed" in capsys.readouterr().out
+
+
 async def test_a_reply_that_takes_too_long_is_not_asked_for_again() -> None:
     engine = ScriptedEngine(gate=asyncio.Event())
     async with serving(engine, gen_timeout_s=0.05) as running, api(running, max_retries=5) as client:
