@@ -77,7 +77,7 @@ def revalidate(
     if lane.on_gpu and not here.machine.gpus:
         expected = f"a GPU, for the {lane.name} lane"
         raise WrongRequestError([Problem("ARTIFACT", expected, "none", "run it where it will serve")])
-    if lane.on_gpu and metadata.chat is not None and (few := _too_few(metadata.chat, here.machine.gpus)):
+    if lane.on_gpu and metadata.chat is not None and (few := too_few(metadata.chat, here.machine.gpus)):
         raise WrongRequestError([few])
     runner = StageRunner(where, here.machine, progress)
     chat = metadata.chat
@@ -129,7 +129,7 @@ def revalidate(
     return proven
 
 
-def _too_few(chat: ChatModel, gpus: Sequence[Gpu]) -> Problem | None:
+def too_few(chat: ChatModel, gpus: Sequence[Gpu]) -> Problem | None:
     """Say that the GPUs here cannot share the model as they will; none where they can."""
     needed, next_step = chat.limits.gpus, "run it where it will serve"
     if len(gpus) < needed:

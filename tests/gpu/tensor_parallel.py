@@ -164,8 +164,10 @@ def death_step(folder: Path) -> dict[str, object]:
         with suppress(subprocess.TimeoutExpired):
             status = server.process.wait(60)
         exit_s = turn_s + time.monotonic() - began
-        left = [pid for pid in processes if Path(f"/proc/{pid}").exists()]
-        print(f"server exited {status} after {exit_s:.2f} s; processes left: {left or 'none'}", flush=True)
+        until = time.monotonic() + 10
+        while (left := [pid for pid in processes if Path(f"/proc/{pid}").exists()]) and time.monotonic() < until:
+            time.sleep(0.2)
+        print(f"server exited {status} after {exit_s:.2f} s; 10 s later left: {left or 'none'}", flush=True)
         print(server.log_tail(8), file=sys.stderr)
     return {"turn_s": turn_s, "exit_s": exit_s, "status": status, "left": len(left), "told": told}
 

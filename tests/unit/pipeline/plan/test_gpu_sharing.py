@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.checkpoint.sharing import layers_a_stage
+from pipeline.lanes import VLLM
 from pipeline.plan import BuildPlan
 from pipeline.plan.estimate import BuildSize, estimate, serving_memory
 from pipeline.problem import WrongRequestError
+from pipeline.revalidate import too_few
+from pipeline.stage_runner import FetchedModel, StageRunner
+from pipeline.validate import validation
+from runtime import artifact
+from runtime.artifact import Limits
+from runtime.engines import EngineOptions
 from runtime.host.machine import Gpu, Machine
 from tests.harness.plans import GIB, LLAMA_8B, Row, hardware, make, model
+from tests.hub.golden import GOLDEN
 
 H100 = Gpu("H100", 90, 80 * GIB, 80 * GIB)
 SMALL = Gpu("H100", 90, 40 * GIB, 40 * GIB)
@@ -27,6 +38,12 @@ LLAMA_70B = LLAMA_8B | {
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
 }
+
+
+class Silent:
+    def step(self, message: str) -> None: ...
+
+    def advance(self, fraction: float) -> None: ...
 
 
 def planned(
@@ -167,3 +184,56 @@ def test_all_gpus_together_hold_the_whole_model(size: BuildSize, layers: int, st
     assert estimate(staged, cores=1).gpu_bytes <= estimate(replace(size, parallel=1), cores=1).gpu_bytes
     found = serving_memory(staged, gpu_bytes=80 * GIB, beside_tool=False)
     assert found.cache_bytes + staged.gpu_weight_bytes * staged.gpus <= 80 * GIB * staged.gpus or not found.cache_bytes
+
+
+@pytest.mark.parametrize(
+    ("tensor", "stages", "gpus", "told"),
+    [
+        (2, 1, [H100], "ARTIFACT: expected 2 GPUs, which share the model, found 1; run it where it will serve"),
+        (2, 2, [H100] * 3, "ARTIFACT: expected 4 GPUs, which share the model, found 3; run it where it will serve"),
+        (2, 1, [H100, L4], "ARTIFACT: expected 2 GPUs that are alike, found H100 (sm90, 80 GiB) and, as GPU 1, L4"),
+        (2, 1, [H100, H100, L4], None),
+        (1, 1, [H100, L4], None),
+    ],
+)
+def test_an_artifact_is_proven_on_as_many_gpus_as_will_serve_it(
+    tensor: int, stages: int, gpus: list[Gpu], told: str | None
+) -> None:
+    chat = artifact.read(GOLDEN / "vllm-fp8").chat
+    assert chat is not None
+    sizes = {"tensor_parallel_size": tensor, "pipeline_parallel_size": stages}
+    shared = chat.model_copy(update={"limits": chat.limits.model_copy(update=sizes)})
+    problem = too_few(shared, gpus)
+    assert problem is None if told is None else str(problem).startswith(told)
+
+
+@pytest.mark.parametrize(("tensor", "stages"), [(1, 1), (4, 1), (2, 2)])
+def test_the_float_model_is_measured_by_as_many_gpus_and_again_by_another_number(
+    tensor: int, stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[EngineOptions, dict[str, Any]]] = []
+    runner = StageRunner(tmp_path, Machine(gpus=(H100,)), Silent())
+
+    def stage(name: str, inputs: dict[str, Any], work: Callable[[Path], object]) -> Any:
+        work(tmp_path)
+        seen[-1] = (seen[-1][0], inputs)
+        return SimpleNamespace(output=tmp_path)
+
+    def measure(folder: Path, out: Path, *, options: EngineOptions, **_: object) -> None:
+        seen.append((options, {}))
+
+    monkeypatch.setattr(runner, "stage", stage)
+    monkeypatch.setattr(validation, "measure_reference", measure)
+    limits = Limits(
+        max_batch_size=1,
+        max_input_len=8,
+        max_output_len=8,
+        max_model_len=64,
+        tensor_parallel_size=tensor,
+        pipeline_parallel_size=stages,
+    )
+    runner.reference(FetchedModel(tmp_path, "content"), VLLM, limits, dtype="bfloat16")
+    ((options, inputs),) = seen
+    assert (options.tensor_parallel_size, options.pipeline_parallel_size) == (tensor, stages)
+    assert options.max_model_len == 64
+    assert inputs.get("shared") == (None if tensor * stages == 1 else [tensor, stages])

@@ -185,6 +185,8 @@ def test_thought_has_its_room_beside_the_reply() -> None:
         ("trt", {"tensor_parallel_size": 4}, "TENSOR_PARALLEL_SIZE: expected 2 (compiled into the engine), found 4"),
         ("trt", {"tensor_parallel_size": 1}, "TENSOR_PARALLEL_SIZE: expected 2 (compiled into the engine), found 1"),
         ("trt", {"pipeline_parallel_size": 2}, "PIPELINE_PARALLEL_SIZE: expected 1 in the trt lane, found 2"),
+        ("cpu", {"pipeline_parallel_size": 3}, "PIPELINE_PARALLEL_SIZE: expected 1 in the cpu lane, found 3"),
+        ("cpu", {"tensor_parallel_size": 4}, None),
         ("trt", {"tensor_parallel_size": 2, "pipeline_parallel_size": 1}, None),
         ("vllm", {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}, None),
     ],

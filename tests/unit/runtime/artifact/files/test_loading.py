@@ -139,6 +139,23 @@ async def test_a_compile_cache_without_a_signature_is_left_out_and_told(
     assert ("compile_cache_left_out" in events) is not trusted
 
 
+@pytest.mark.parametrize(("gpus", "left_out"), [(None, False), (1, False), (2, True)])
+async def test_a_compile_cache_for_another_number_of_gpus_is_told(
+    loading: Loading, tmp_path: Path, gpus: int | None, left_out: bool
+) -> None:
+    folder = copy("cpu-int8", tmp_path / "a")
+    (folder / CACHED).parent.mkdir(parents=True)
+    (folder / CACHED).write_text("1/0")
+    relist(folder, compile_cache="compile_cache")
+    with structlog.testing.capture_logs() as told:
+        served = await load(folder, artifact_trust="unsigned", tensor_parallel_size=gpus)
+    assert served.phase is Phase.READY
+    reasons = [entry["reason"] for entry in told if entry["event"] == "compile_cache_left_out"]
+    assert reasons == (
+        ["it was compiled for 1 GPU(s) that share the model; the engine compiles anew"] if left_out else []
+    )
+
+
 async def test_a_refusal_of_a_loader_names_the_artifact_and_not_the_view(
     loading: Loading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
