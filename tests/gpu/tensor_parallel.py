@@ -42,8 +42,7 @@ from tests.benchmarks.load import split_cpus
 from tests.benchmarks.work import work
 from tests.client import Options, TurnRecord, connect
 from tests.gpu import cold_start, streams
-from tests.harness.processes import descendants
-from tests.harness.server import Server
+from tests.harness.server import Server, descendants
 from yap_client import Token, YapError
 
 # How much longer a start on several GPUs may take than on one.

@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +21,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Return the processes that a process started, and those that these started, by their names; no dead ones."""
+    parents: dict[int, tuple[int, str]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            before, _, after = stat.read_text().rpartition(") ")
+            state, parent = after.split()[:2]
+            if state != "Z":
+                parents[int(stat.parent.name)] = int(parent), before.partition("(")[2]
+    found: dict[int, str] = {}
+    while new := {p: name for p, (up, name) in parents.items() if p not in found and (up == pid or up in found)}:
+        found |= new
+    return found
 
 
 class Server:

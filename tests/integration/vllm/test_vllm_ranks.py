@@ -18,7 +18,7 @@ from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Samplin
 from runtime.engines.vllm.contract import seams
 from runtime.engines.vllm.engine import VllmEngine
 from tests.harness.models import tiny
-from tests.harness.processes import descendants
+from tests.harness.server import descendants
 from tests.harness.streaming import deltas
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]

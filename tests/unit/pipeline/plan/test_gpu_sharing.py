@@ -212,17 +212,17 @@ def test_the_float_model_is_measured_by_as_many_gpus_and_again_by_another_number
     tensor: int, stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[EngineOptions, dict[str, Any]]] = []
-    runner = StageRunner(tmp_path, Machine(gpus=(H100,)), Silent())
 
-    def stage(name: str, inputs: dict[str, Any], work: Callable[[Path], object]) -> Any:
-        work(tmp_path)
-        seen[-1] = (seen[-1][0], inputs)
-        return SimpleNamespace(output=tmp_path)
+    class Runner(StageRunner):
+        def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], object]) -> Any:
+            work(tmp_path)
+            seen[-1] = (seen[-1][0], inputs)
+            return SimpleNamespace(output=tmp_path)
 
     def measure(folder: Path, out: Path, *, options: EngineOptions, **_: object) -> None:
         seen.append((options, {}))
 
-    monkeypatch.setattr(runner, "stage", stage)
+    runner = Runner(tmp_path, Machine(gpus=(H100,)), Silent())
     monkeypatch.setattr(validation, "measure_reference", measure)
     limits = Limits(
         max_batch_size=1,
