@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ def main() -> None:
     parser.add_argument("--tag", default="dev")
     parser.add_argument("--budget", type=Path, default=Path(__file__).parent / "budget.txt")
     arguments = parser.parse_args()
-    client = docker.from_env()
+    try:
+        client = docker.from_env()
+    except docker.errors.DockerException as error:
+        sys.exit(f"sizes: expected a Docker Engine, found none: {error}")
     over = []
     for name, budget in budgets(arguments.budget).items():
         try:
@@ -54,4 +58,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would fail again when the interpreter ends
+        sys.exit(f"sizes: {error}")

@@ -6,11 +6,13 @@ between them; `protocol.schema.json` that of every message over the WebSocket.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 from pipeline.settings import PipelineSettings
 from runtime.artifact import BuildMetadata
+from runtime.command import ending
 from runtime.deployment import settings_table
 from runtime.wire import schema as messages_schema
 
@@ -68,9 +70,12 @@ def pages() -> dict[str, str]:
 
 def main() -> None:
     """Write every generated page."""
+    program, does = "python -m pipeline.generated_docs", "Write what is generated of docs/."
+    argparse.ArgumentParser(prog=program, description=does).parse_args()
     for name, content in pages().items():
         (DOCS / name).write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    with ending("yap-generated-docs", prefix="error: ", part="generator"):
+        main()

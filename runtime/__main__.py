@@ -22,8 +22,10 @@ def main() -> None:
     if _serves(sys.argv[1:]):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _leave)
-    from runtime import cli
-
+    try:
+        from runtime import cli
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     cli.main()
 
 

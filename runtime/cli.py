@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from runtime import __version__
 from runtime.artifact import ArtifactError, verify
 from runtime.artifact.lanes import lane_problem
+from runtime.command import CommandGroup, drop_unwritten, ending
 from runtime.deployment import settings as environment
 from runtime.deployment import settings_table, unknown_variables
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 
 app = typer.Typer(
+    cls=CommandGroup,
+    pretty_exceptions_enable=False,
     add_completion=False,
     help="Serve an artifact over WebSocket. Everything is set by environment variables: ARTIFACT names the folder, "
     "TEXT_API_KEY the keys. `yap-runtime settings` lists them all.",
@@ -47,7 +51,11 @@ def serve() -> None:
     chosen = load()
     from runtime.server import process as server
 
-    raise typer.Exit(server.run(chosen))
+    try:
+        status = server.run(chosen)
+    finally:
+        drop_unwritten()
+    raise typer.Exit(status)
 
 
 def load() -> RuntimeSettings:
@@ -55,10 +63,15 @@ def load() -> RuntimeSettings:
     try:
         return environment.load()
     except SettingsError as error:
-        for problem in error.problems:
-            print(f"yap-runtime: {problem}", file=sys.stderr)
-        warn()  # one of them may be what is missing
-        raise typer.Exit(os.EX_USAGE) from None
+        refuse(error.problems)
+
+
+def refuse(problems: Sequence[str]) -> NoReturn:
+    """Tell all that is wrong with the settings, and exit."""
+    for problem in problems:
+        print(f"yap-runtime: {problem}", file=sys.stderr)
+    warn()  # one of them may be what is missing
+    raise typer.Exit(os.EX_USAGE) from None
 
 
 def warn() -> None:
@@ -104,7 +117,10 @@ def settings(
         load()
         warn()
     elif as_json:
-        print(settings_table.as_json(load()))
+        found = environment.look()
+        print(settings_table.as_json(found.settings, found.wrong))
+        if found.problems:
+            refuse(found.problems)
     elif markdown:
         print(settings_table.markdown(), end="")
     else:
@@ -113,4 +129,5 @@ def settings(
 
 def main() -> None:
     """The console script."""
-    app(prog_name="yap-runtime")
+    with ending("yap-runtime", prefix="yap-runtime: ", part="runtime"):
+        app(prog_name="yap-runtime")

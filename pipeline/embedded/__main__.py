@@ -12,6 +12,9 @@ from pipeline import progress
 from pipeline.embedded.chat import export_chat
 from pipeline.embedded.packages import EmbeddedModelError
 from pipeline.embedded.tool import train_tool
+from runtime.command import ending
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 
 class EmbeddedModel(str, Enum):
@@ -21,6 +24,7 @@ class EmbeddedModel(str, Enum):
     tool = "tool"
 
 
+@app.command()
 def write(
     model: Annotated[EmbeddedModel, typer.Argument()], out: Annotated[Path, typer.Argument(help="folder to write")]
 ) -> None:
@@ -37,4 +41,5 @@ def write(
 
 
 if __name__ == "__main__":
-    typer.run(write)
+    with ending("yap-embedded", prefix="error: ", part="export"):
+        app(prog_name="python -m pipeline.embedded")

@@ -19,7 +19,7 @@ from runtime.engines.trt.folders import CheckpointFolder, EngineFolder
 ARTIFACTS = Path("artifacts")
 
 # Stands for every name in there that nothing has yet.
-NEW_ARTIFACT = ARTIFACTS / "…"
+NEW_ARTIFACT = ARTIFACTS / ".new"
 
 
 class PathEntry(Enum):

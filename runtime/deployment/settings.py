@@ -7,6 +7,7 @@ from this class by `python -m pipeline.generated_docs`.
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -505,7 +506,31 @@ def load() -> RuntimeSettings:
     Raises:
         SettingsError: everything that is wrong.
     """
+    read = look()
+    if read.problems:
+        raise SettingsError(list(read.problems))
+    return read.settings
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the process's environment says.
+
+    Attributes:
+        settings: with defaults in place of what is wrong by itself.
+        wrong: the fields that are.
+        problems: everything that is wrong, one line each.
+    """
+
+    settings: RuntimeSettings
+    wrong: frozenset[str]
+    problems: tuple[str, ...]
+
+
+def look() -> Environment:
+    """Read the process's environment, whatever is wrong with it."""
     problems = []
+    wrong: set[str] = set()
     try:
         settings = RuntimeSettings()
     except ValidationError as error:
@@ -515,9 +540,7 @@ def load() -> RuntimeSettings:
         wrong = {str(entry["loc"][0]) for entry in error.errors() if entry["loc"]} & fields.keys()
         settings = RuntimeSettings(**{name: fields[name].default for name in wrong})
     problems += _contradictions(settings)
-    if problems:
-        raise SettingsError(problems)
-    return settings
+    return Environment(settings, frozenset(wrong), tuple(problems))
 
 
 def _contradictions(settings: RuntimeSettings) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic.fields import FieldInfo
@@ -32,12 +33,17 @@ def _unit(info: FieldInfo) -> str:
     return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
 
 
-def as_json(settings: RuntimeSettings) -> str:
-    """Every variable as JSON, with the value that holds; of a secret whether it is set."""
+def as_json(settings: RuntimeSettings, wrong: Collection[str] = ()) -> str:
+    """Every variable as JSON, with the value that holds; of a secret whether it is set.
+
+    Args:
+        settings: what holds.
+        wrong: names of fields whose variables are wrong, so that no value does.
+    """
     values = settings.model_dump(mode="json")
     found = {
         name.upper(): {
-            "value": bool(getattr(settings, name)) if _is_secret(info) else values[name],
+            "value": None if name in wrong else bool(getattr(settings, name)) if _is_secret(info) else values[name],
             "default": _plain(info.default),
             "unit": _unit(info) or None,
             "meaning": info.description,

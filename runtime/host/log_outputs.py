@@ -74,7 +74,7 @@ class Output(logging.Handler):
         now = time.monotonic()
         if now - self._told_at >= AGAIN_S:
             self._told_at = now
-            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+            reason = getattr(error, "strerror", None) or type(error).__name__
             self.tell(event, output=self.name or "", reason=reason)
 
 

@@ -30,6 +30,7 @@ from pydantic import SecretStr
 
 from runtime import __version__, defaults
 from runtime.artifact import ArtifactError, hub
+from runtime.command import OutputError
 from runtime.deployment import unknown_variables
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.deployment.traces import TracesError
@@ -292,7 +293,7 @@ def exit_now(status: int) -> None:
 
 
 def _report(status: int, text: str) -> int:
-    with contextlib.suppress(OSError):  # the status counts, also where it cannot be explained
+    with contextlib.suppress(OSError, OutputError):  # the status counts, also where it cannot be explained
         for line in text.splitlines():
             print(f"yap-runtime: {line}", file=sys.stderr, flush=True)
     return status

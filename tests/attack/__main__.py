@@ -27,6 +27,7 @@ from pathlib import Path
 from tests.attack.attack import Clock, Target
 from tests.attack.clients import attacks
 from tests.attack.observer import Noticed, Observer, listener_of, metric, percentile, resident, series
+from tests.client.ending import ending
 from tests.harness.server import Server
 
 # With the start of the servers, a minute.
@@ -241,4 +242,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with ending():
+        raise SystemExit(main())

@@ -21,6 +21,7 @@ from tests.benchmarks.prompts import prompt_section
 from tests.benchmarks.scale import scale_section
 from tests.benchmarks.starts import starts_section
 from tests.benchmarks.work import Figures, Sample, figures
+from tests.client.ending import ending
 from tests.client.statistics import percentile
 from tests.harness.server import Server
 
@@ -123,4 +124,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

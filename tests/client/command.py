@@ -8,14 +8,15 @@ from collections.abc import Coroutine
 
 from yap_client import YapError
 
+from .ending import ending
+
 
 def run(main: Coroutine[None, None, bool]) -> None:
     """Run a command to its end and exit: 0 when it returned true, 1 when anything failed, 130 when interrupted."""
-    try:
-        ok = asyncio.run(main)
-    except YapError as error:
-        print(f"error: {error}", file=sys.stderr)
-        ok = False
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0 if ok else 1)
+    with ending():
+        try:
+            ok = asyncio.run(main)
+        except YapError as error:
+            print(f"error: {error}", file=sys.stderr)
+            ok = False
+        sys.exit(0 if ok else 1)

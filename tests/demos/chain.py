@@ -21,6 +21,7 @@ from pipeline.lanes.gates import bound_text
 from pipeline.publish.report import measured
 from runtime import artifact
 from tests.client import Options, TurnRecord, connect, plain, told
+from tests.client.ending import ending
 from tests.harness.server import Server
 from yap_client import Sampling, Talk, Token, ToolCall, YapError
 
@@ -50,7 +51,7 @@ def pipeline(log: Path, *arguments: str) -> None:
     shown = [f"{name}={value}" for name, value in SHORT.items() if name not in os.environ]
     print("$ " + " ".join([*shown, "yap-pipeline", *arguments]), flush=True)
     began = time.monotonic()
-    with log.open("a", encoding="utf-8") as file:
+    with log.open("a", encoding="utf-8", buffering=1) as file:
         file.write(f"\n$ {' '.join(arguments)}\n")
         child = subprocess.Popen(
             command, env=SHORT | os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -160,4 +161,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

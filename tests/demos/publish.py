@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from tests.client import Options, connect
+from tests.client.ending import ending
 from tests.demos.chain import CALM, PERSONA, SCRIPT, heading, speak
 from tests.harness.server import Server
 from tests.hub import Account, Hub
@@ -118,4 +119,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tests.client import Options, TurnRecord, connect, told
+from tests.client.ending import ending
 from tests.demos.chain import CALM, PERSONA, SCRIPT
 from tests.harness.server import Server
 from yap_client import Talk, Token, ToolCall
@@ -71,4 +72,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from playwright.async_api import expect
 
+from tests.client.ending import ending
 from tests.harness.browser import page
 from tests.harness.scripted import KEY, ScriptedClassifier, ScriptedEngine, serving
 
@@ -45,4 +46,5 @@ async def draw(picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(draw(Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE))
+    with ending():
+        asyncio.run(draw(Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE))

@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline.embedded.chat import export_chat
 from pipeline.progress import PlainProgress
 from tests.client import Options, TurnRecord, connect
+from tests.client.ending import ending
 from tests.demos.chain import heading
 from tests.harness.scripted import KEY, ScriptedEngine, serving
 from tests.harness.server import Server
@@ -122,4 +123,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

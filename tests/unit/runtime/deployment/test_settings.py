@@ -183,3 +183,15 @@ def test_settings_as_json_hold_every_variable_and_no_secret() -> None:
     assert found["PORT"]["default"] == defaults.PORT
     assert found["TEXT_API_KEY"]["value"] is True
     assert "s3cret" not in json.dumps(found)
+
+
+def test_settings_as_json_are_whole_where_some_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ARTIFACT", "TEXT_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PORT", "many")
+    ran = CliRunner().invoke(app, ["settings", "--json"])
+    found = json.loads(ran.stdout)
+    assert set(found) == {name.upper() for name in RuntimeSettings.model_fields}
+    assert (found["PORT"]["value"], found["HOST"]["value"]) == (None, "0.0.0.0")  # noqa: S104
+    assert ran.exit_code == 64
+    assert [line.split(": ")[1] for line in ran.stderr.splitlines()] == ["PORT", "ARTIFACT", "TEXT_API_KEY"]
