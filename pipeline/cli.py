@@ -1,7 +1,7 @@
 """`yap-pipeline`: turn a model into an artifact that is complete, checked and self-describing.
 
 Exit codes: 0 done; 64 the request is wrong, nothing was started; 65 a gate failed; 1 a stage failed, the finished ones
-are kept; 70 a fault of the pipeline; 130 interrupted. `arguments/exits.py` has them.
+are kept; 70 a fault of the pipeline; 74 nothing can be written; 130 interrupted. `arguments/exits.py` has them all.
 """
 
 from __future__ import annotations
