@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
+from runtime.engines import EngineOptionError
 from runtime.engines.vllm.seams import Seam, Seams
 
 if TYPE_CHECKING:
@@ -394,13 +395,32 @@ def start(
     """An engine, loaded; `executors` says which class takes the place of vLLM's executor.
 
     vLLM's own statistics stay off unless they are wanted, because they cost time for every token.
+
+    Raises:
+        EngineOptionError: so many GPUs cannot share the model.
     """
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.executor import Executor
 
-    config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    try:
+        config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    except ValueError as error:
+        shared = arguments.tensor_parallel_size, arguments.pipeline_parallel_size
+        if shared == (1, 1):
+            raise
+        raise EngineOptionError(
+            f"TENSOR_PARALLEL_SIZE, PIPELINE_PARALLEL_SIZE: expected numbers by which vLLM can share the model, "
+            f"found {shared[0]} and {shared[1]}; {_reason(error)}"
+        ) from error
     executor = executors(Executor.get_class(config))
     return llm_class()(config, executor, log_stats=statistics, log_requests=False)
+
+
+def _reason(error: ValueError) -> str:
+    """What vLLM's check of a configuration says, in one line; pydantic wraps it in others."""
+    told: list[Any] = getattr(error, "errors", list)()
+    text = str(told[0]["msg"]).removeprefix("Value error, ") if told else str(error)
+    return " ".join(text.split()).rstrip(".")
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling
+from runtime.engines import Delta, EngineDeadError, EngineOptionError, EngineOptions, Load, Sampling
 from runtime.engines.vllm.contract import seams
 from runtime.engines.vllm.engine import VllmEngine
 from tests.harness.models import tiny
@@ -93,6 +93,17 @@ async def test_every_rank_counts_the_same_into_its_compile_cache_s_key(engine: V
     keys = await engine._llm.collective_rpc("model_key")
     assert len(keys) == RANKS
     assert len(set(keys)) == 1
+
+
+@pytest.mark.parametrize("tensor", [3, 8])
+async def test_a_number_that_does_not_divide_the_heads_is_refused_in_one_line(model: Path, tensor: int) -> None:
+    engine = VllmEngine(model, EngineOptions(max_model_len=256, tensor_parallel_size=tensor))
+    with pytest.raises(EngineOptionError) as caught:
+        await engine.start()
+    assert str(caught.value) == (
+        "TENSOR_PARALLEL_SIZE, PIPELINE_PARALLEL_SIZE: expected numbers by which vLLM can share the model, found "
+        f"{tensor} and 1; Total number of attention heads (4) must be divisible by tensor parallel size ({tensor})"
+    )
 
 
 async def test_a_rank_s_death_ends_the_turn_the_others_and_the_engine(engine: VllmEngine) -> None:
