@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import time
 
 import pytest
 from livekit.agents import (
@@ -15,12 +16,14 @@ from livekit.agents import (
     RunContext,
     function_tool,
 )
-from livekit.agents.llm import ChatContext, ImageContent
+from livekit.agents.llm import ChatContext, FallbackAdapter, ImageContent
 from livekit.agents.metrics import LLMMetrics
+from livekit.agents.voice.audio_recognition import _EndOfTurnInfo, _EndOfTurnMetrics, _PreemptiveGenerationInfo
 
 from tests.frameworks import readme
 from tests.frameworks.livekit_session import conversing
 from tests.frameworks.scripted_process import KEY, ScriptedProcess
+from tests.harness.waiting import eventually
 from yap_client import Backoff
 from yap_client.livekit import LLM
 
@@ -165,11 +168,43 @@ async def test_many_cancelled_duplicates_are_cheap_and_leave_nothing(scripted: S
         async with model.chat(chat_ctx=context(*said)) as stream:
             said.append(("assistant", (await stream.collect()).text))
         assert said[-1] == ("assistant", whole(f"w{turn}"))
-    state = scripted.state()
-    expected = " ".join(f"[{role}] {content}" for role, content in said[:-1])
-    assert state.prompts[-1] == f"[system] {PERSONA} {expected}"
+        state = scripted.state()
+        expected = " ".join(f"[{role}] {content}" for role, content in said[:-1])
+        assert state.prompts[-1] == f"[system] {PERSONA} {expected}"
     assert state.connections == 1
     assert state.held == 0
+    await model.aclose()
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.02, 0.2])
+async def test_preemptive_generation_of_a_session(scripted: ScriptedProcess, wait: float) -> None:
+    """A reply to each transcript, and the last one is taken where the transcript has not changed."""
+    async with conversing(make(scripted), Agent(instructions=PERSONA)) as (session, text):
+        activity = session._activity
+        assert activity is not None
+        for turn in range(3):
+            for heard in (f"w{turn} and", f"w{turn} and so", f"w{turn} and so on"):
+                activity.on_preemptive_generation(_PreemptiveGenerationInfo(heard, 1.0, time.time()))
+                await asyncio.sleep(wait)
+            spoken = len(text.said)
+            metrics = _EndOfTurnMetrics(None, None, None, None)
+            assert activity.on_end_of_turn(_EndOfTurnInfo(False, f"w{turn} and so on", 1.0, metrics))
+            await eventually(lambda: "".join(part for _, part in text.said[spoken:]) == whole(f"w{turn}"))  # noqa: B023
+            await eventually(lambda: session.agent_state == "listening")
+    said = " ".join(f"[user] w{n} and so on [assistant] {whole(f'w{n}')}" for n in range(2))
+    state = scripted.state()
+    assert state.prompts[-1] == f"[system] {PERSONA} {said} [user] w2 and so on"
+    assert state.held == 0
+    assert len(state.prompts) <= 9
+
+
+async def test_a_stream_that_is_closed_ends_the_turn_in_the_engine(scripted: ScriptedProcess) -> None:
+    model = make(scripted)
+    aborts = scripted.state().aborts
+    async with model.chat(chat_ctx=context(("user", "long is said"))) as stream:
+        await anext(stream)
+        assert scripted.state().held == 1
+    assert (await scripted.settled()).aborts == aborts + 1
     await model.aclose()
 
 
@@ -269,3 +304,25 @@ async def test_warming_opens_the_connection(scripted: ScriptedProcess) -> None:
 
 def test_the_example_in_the_readme_prints_a_reply(scripted: ScriptedProcess) -> None:
     assert readme.run("LiveKit", scripted).startswith("Hello!-0 Hello!-1")
+
+
+async def test_the_server_learns_what_was_heard(scripted: ScriptedProcess) -> None:
+    model = make(scripted)
+    said = [("user", "one is said")]
+    async with model.chat(chat_ctx=context(*said)) as stream:
+        await stream.collect()
+    said += [("assistant", "One-0 one-1"), ("user", "two is said")]
+    async with model.chat(chat_ctx=context(*said)) as stream:
+        await stream.collect()
+    await model.aclose()
+    state = scripted.state()
+    assert state.starts == ["persona", ""]
+    assert state.prompts[1] == f"[system] {PERSONA} [user] one is said [assistant] One-0 one-1 [user] two is said"
+
+
+async def test_the_frameworks_fallback_takes_over_from_a_server_that_is_gone(scripted: ScriptedProcess) -> None:
+    gone, there = make(scripted, url="ws://127.0.0.1:9/ws"), make(scripted)
+    async with FallbackAdapter([gone, there]).chat(chat_ctx=context(("user", "one is said"))) as stream:
+        assert (await stream.collect()).text == whole("one")
+    await gone.aclose()
+    await there.aclose()

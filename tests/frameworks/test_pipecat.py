@@ -135,6 +135,16 @@ async def test_nothing_of_a_turn_follows_its_interruption_in_200_turns(scripted:
     assert sum("persona" in each for each in state.starts) == 1
 
 
+async def test_an_interruption_ends_the_turn_in_the_engine(scripted: ScriptedProcess) -> None:
+    async with conversing(Service(scripted)) as talk:
+        aborts = scripted.state().aborts
+        await talk.speak("long is said")
+        await talk.until(lambda frames: len(spoken(frames)) > 50)
+        assert scripted.state().held == 1
+        await talk.worker.queue_frame(InterruptionFrame())
+        assert (await scripted.settled()).aborts == aborts + 1
+
+
 async def test_the_server_learns_what_was_heard(scripted: ScriptedProcess) -> None:
     llm = Service(scripted)
     speaker = Speaker(3)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from tests.harness.scripted import Running
+if TYPE_CHECKING:
+    from tests.harness.scripted import Running  # not where the frameworks are: the runtime is not there
 
 TIMEOUT_S = 30.0
 
