@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.checkpoint.config_reader import ConfigError
+from pipeline.checkpoint.tensors import Tensor
 from pipeline.plan import BuildRequest, ToolPlan
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.source import SourceFacts
@@ -35,6 +36,11 @@ TABLE_OPTION = "--tool-label"
 UTTERANCES_OPTION, UTTERANCES_VARIABLE = "--tool-utterances", "TOOL_UTTERANCES"
 # Fewer than the model's own marks and a few words.
 SHORTEST_WINDOW = 8
+# The matrix of a classifier's last layer, as transformers' classes name it.
+HEADS = (
+    *("score.weight", "score.out_proj.weight", "classifier.weight", "classifier.out_proj.weight"),
+    *("classification_head.out_proj.weight", "logits_proj.weight", "sequence_summary.summary.weight"),
+)
 TOOL_NAME = re.compile(r"[\w.:-]{1,64}")
 
 
@@ -137,6 +143,12 @@ def _labels(
         expected = "labels numbered from 0, one table of them"
         diagnostics.problem("TOOL_MODEL", expected, str(error), "correct id2label in its config.json")
         return 0, ()
+    outputs = _outputs(facts.tensors)
+    if outputs not in (None, len(labels)):
+        expected = f"a label for each of the {outputs} outputs of {facts.ref}"
+        next_step = "correct id2label in its config.json: the model cannot be loaded so"
+        diagnostics.problem("TOOL_MODEL", expected, f"{len(labels)} labels", next_step)
+        return 0, ()
     if asked is not None and table:
         diagnostics.problem(TABLE_OPTION, f"one of {TABLE_OPTION} and {POSITIVE_OPTION}", "both", "keep one")
         return 0, ()
@@ -167,6 +179,12 @@ def _labels(
         diagnostics.problem("TOOL_MODEL", expected, told(labels), f"say which it is with {POSITIVE_OPTION}")
         return 0, ()
     return _one(labels, positive, "the one label that says yes", diagnostics), ()
+
+
+def _outputs(tensors: Mapping[str, Tensor]) -> int | None:
+    """Return how many outputs a classifier's head has; none where the weights do not plainly tell."""
+    rows = [tensors[name].shape[0] for name in HEADS if name in tensors and len(tensors[name].shape) == 2]
+    return rows[0] if len(rows) == 1 else None
 
 
 def _one(labels: Sequence[str], positive: int, reason: str, diagnostics: Diagnostics) -> int:

@@ -14,7 +14,7 @@ import pytest
 from pipeline import settings as pipeline_settings
 from pipeline import source
 from pipeline.checkpoint.tensors import Tensor
-from pipeline.plan import BuildPlan, BuildRequest, planner
+from pipeline.plan import BuildPlan, BuildRequest, planner, tool_plan
 from pipeline.problem import WrongRequestError
 from runtime.host.machine import Gpu, Machine
 from tests.harness.models import tiny
@@ -372,3 +372,23 @@ def test_an_encoder_with_a_decoder_is_no_chat_model() -> None:
     t5 = LLAMA_8B | {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
     with pytest.raises(WrongRequestError, match="expected a decoder alone"):
         make(Row("t5", lane="vllm", method="fp8", on=HOPPER, chat=model(t5), tool=None))
+
+
+@pytest.mark.parametrize("head", tool_plan.HEADS)
+@pytest.mark.parametrize(("outputs", "stated"), [(2, 2), (3, 2), (1, 2), (2, 3)])
+def test_a_classifier_has_a_label_for_each_output(head: str, outputs: int, stated: int) -> None:
+    """Transformers loads no head of another size; most of all none of a config that names no labels."""
+    names = ("chat", "take_screenshot", "play_music")[:stated]
+    config = {"architectures": ["BertForSequenceClassification"], "id2label": dict(enumerate(names))}
+    layers = {"encoder.layer.0.self_attn.out_proj.weight": Tensor("F32", (32, 32), 4096)}
+    weights = {**layers, head: Tensor("F32", (outputs, 32), 128)}
+    facts = source.SourceFacts("org/tool", "hub", "org/tool", config=config, tensors=weights)
+    request = BuildRequest(tool="org/tool", lanes=("cpu",))
+    values = pipeline_settings.load({}).settings
+    told = f"TOOL_MODEL: expected a label for each of the {outputs} outputs of org/tool, found {stated} labels"
+    try:
+        planner.make_plan(request, values, None, facts, CPU)
+        assert outputs == stated
+    except WrongRequestError as error:
+        problems = [str(problem) for problem in error.problems]
+        assert any(problem.startswith(told) for problem in problems) is (outputs != stated), problems
