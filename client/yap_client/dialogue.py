@@ -23,6 +23,7 @@ from yap_client.errors import (
     AuthenticationError,
     CapacityError,
     ClosedError,
+    ProtocolError,
     RateLimitError,
     RefusedError,
     ServerGoneError,
@@ -39,6 +40,7 @@ REFUSALS: Mapping[str, type[YapError]] = {
     "authentication_failed": AuthenticationError,
     "server_at_capacity": CapacityError,
     "connection_quota_exceeded": CapacityError,
+    "invalid_session": ProtocolError,
 }
 # A turn's own errors; others that carry its id answer a `heard` about it.
 FAILURES = frozenset({"generation_failed", "generation_timeout", "internal_error"})
@@ -73,7 +75,7 @@ class Dialogue:
         self.current: TurnState | None = None
         self._last: TurnState | None = None  # the one that a server has begun last, which `heard` may cut
         self._unheard_of: TurnState | None = None  # one that was cut and may have begun, or not
-        self._connected = False
+        self._connected = False  # whether there is a socket
         self._greeted = False  # whether the server has taken the client
         self._asking: Request | None = None  # whether the server knows the session
         self._waiting: list[Exchange] = []  # what was not sent yet
@@ -81,7 +83,7 @@ class Dialogue:
         self._heards: dict[str, deque[Request]] = {}  # by the turn that they are about
         self._cancels: dict[str, TurnState] = {}  # by their own ids
         self._nonce = uuid.uuid4().hex[:6]  # another client of the same session has other ids
-        self._numbers = count(1)
+        self._numbers = count(1)  # of everything that is said
 
     # What the client wants
 

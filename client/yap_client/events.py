@@ -244,7 +244,7 @@ def decode(text: str | bytes) -> Frame:
     """Decode a server's frame from its JSON text.
 
     >>> decode('{"type":"token","text":"Sure,","request_id":"t1","new":1}')
-    Token(request_id='t1', text='Sure,')
+    Token(text='Sure,', request_id='t1')
 
     Raises:
         ProtocolError: it is none.

@@ -126,13 +126,13 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
             store.apply_update(settings)
         super().__init__(settings=store, **kwargs)
         self._url, self._api_key, self._session = url, api_key, session
-        self._prefix = screen_checked_prefix
+        self._prefix = screen_checked_prefix  # precedes what was seen
         self._connect_options = dict(connect_options or {})
-        self._conversation: Conversation | None = None
-        self._unknown_tools: set[str] = set()
+        self._conversation: Conversation | None = None  # none while there is no connection
+        self._unknown_tools: set[str] = set()  # that were told of
 
     def can_generate_metrics(self) -> bool:
-        """It can."""
+        """Say that it does."""
         return True
 
     # The connection: the client comes back by itself, and sends again what a server does not know.

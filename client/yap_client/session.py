@@ -21,7 +21,16 @@ HistoryItem = Message | Mapping[str, str]
 
 
 class Sampling(TypedDict, total=False):
-    """How replies are drawn; what is left out is as the session has it, and at first as the server has it."""
+    """How replies are drawn; what is left out is as the session has it, and at first as the server has it.
+
+    Attributes:
+        temperature, top_p, top_k, min_p: which tokens are drawn, and how boldly.
+        repetition_penalty, presence_penalty, frequency_penalty: against saying things twice.
+        max_tokens: bounds the reply.
+        stop: texts that end the reply.
+        seed: makes it repeatable.
+        sanitize_output: whether it is made fit to be spoken.
+    """
 
     temperature: float
     top_p: float
@@ -89,9 +98,9 @@ class Session:
         self.history_due = history is not None
         self.version = 0
         self.begun = False
-        self._wanted: dict[str, Value] = {}
-        self._told: dict[str, Value] = {}
-        self._changes = count(1)
+        self._wanted: dict[str, Value] = {}  # what the server shall know
+        self._told: dict[str, Value] = {}  # what it has been told
+        self._changes = count(1)  # of what is wanted
         self._change = 0  # the last one
         self.want(facts, sampling)
 

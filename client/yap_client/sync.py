@@ -1,4 +1,4 @@
-"""The same client for scripts without asyncio: a loop in a thread of its own, and plain iterators.
+"""A client for scripts without asyncio: a loop in a thread of its own, and plain iterators.
 
     with connect("ws://127.0.0.1:8000/ws", key) as talk:
         for event in talk.say("Hello!"):

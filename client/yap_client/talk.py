@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import re
 from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import msgspec
 from websockets.asyncio.client import ClientConnection
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 SESSION_HEADER = "X-Session-Id"
+# What goes through every proxy as it is.
+PLAIN = re.compile(r"[!-~](?:[ -~]{0,254}[!-~])?")
 # The server closes what is silent for 150 s; people think for longer.
 KEEP_ALIVE_S = 50.0
 # A connection that lasted as long was a good one: the next loss is a new misfortune.
@@ -35,6 +38,15 @@ CLOSE_TIMEOUT_S = 2.0
 MOST_FRAME_BYTES = 2**22
 # Statuses of a handshake that say that a later one may succeed.
 PASSING = frozenset({408, 425, 429})
+
+
+def routing_key(session: str) -> str:
+    """The session's name as a router sees it: itself where a header can hold it, else its hash.
+
+    >>> routing_key("caller-42"), routing_key("Ä")
+    ('caller-42', '2fe5ca1c1a3d50bd92f1d3cf6da34ceddabe02022b2a0183ab0b805ada6f787a')
+    """
+    return session if PLAIN.fullmatch(session) else hashlib.sha256(session.encode()).hexdigest()
 
 
 class Talk:
@@ -54,22 +66,23 @@ class Talk:
         silence: float | None,
         open_timeout: float,
     ) -> None:
-        self._url = url
-        self._headers = {SESSION_HEADER: quote(session.key, safe="!#$&'()*+,/:;=?@[]~ ").strip()}
+        self._url = url  # may hold a key
+        # Of each handshake.
+        self._headers = {SESSION_HEADER: routing_key(session.key)}
         if key:
             self._headers["X-API-Key"] = key
-        self._session = session
-        self._backoff = backoff
-        self._silence = silence
-        self._open_timeout = open_timeout
-        self._dialogue = Dialogue(session)
+        self._session = session  # what is said, and what the server has been told
+        self._backoff = backoff  # none never connects again
+        self._silence = silence  # seconds
+        self._open_timeout = open_timeout  # seconds
+        self._dialogue = Dialogue(session)  # the protocol
         self._dialogue.flush = self._flush
         self._dialogue.welcomed = self._welcomed
         self._outgoing = asyncio.Event()  # set while the dialogue has texts to be sent
         self._retry = asyncio.Event()  # set when something is said while nobody tries to connect any more
-        self._socket: ClientConnection | None = None
+        self._socket: ClientConnection | None = None  # none between connections
         self._entered: asyncio.Future[None] | None = None  # done when a server took the client for the first time
-        self._runner: asyncio.Task[None] | None = None
+        self._runner: asyncio.Task[None] | None = None  # connects, and connects again
 
     @property
     def session(self) -> str:

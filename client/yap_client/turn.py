@@ -47,12 +47,12 @@ class Turn:
     """
 
     def __init__(self, dialogue: Dialogue, state: TurnState, silence: float | None) -> None:
-        self._dialogue = dialogue
-        self._state = state
+        self._dialogue = dialogue  # that it is a part of
+        self._state = state  # what has come
         self._silence = silence  # seconds without an event after which the server counts as gone
-        self._came = asyncio.Event()
+        self._came = asyncio.Event()  # set when anything has
         state.wake = self._came.set
-        self._raised = False
+        self._raised = False  # whether its error was told
         self.text = ""
         self.ended: Done | Interrupted | None = None
 

@@ -25,7 +25,7 @@ class Conversation:
     def __init__(self, talk: Talk, prefix: str = "") -> None:
         self.talk = talk
         self._prefix = prefix
-        self._comparison = Comparison(prefix)
+        self._comparison = Comparison(prefix)  # of contexts with what was said
         self._turn: Turn | None = None  # the last one
         self._utterance = ""  # what it answers
         self._started = Context()  # what the last start was about

@@ -35,10 +35,10 @@ class Conversations:
         self._most = most
         self._slots: asyncio.Semaphore | None = None  # made in the loop that uses it
         self._idle: list[Conversation] = []  # the one that was used last is the last
-        self._lent = 0
+        self._lent = 0  # conversations that are in use
         self._given = asyncio.Event()  # set when one comes back
         self._warming: asyncio.Event | None = None  # set when the one that is opened ahead is there, or will not be
-        self._closed = False
+        self._closed = False  # whether no more are lent
 
     async def open(self) -> None:
         """Have a connection before it is needed."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-PACKAGES = ["runtime", "pipeline", "images"]
+PACKAGES = ["runtime", "pipeline", "images", "client/yap_client"]
 # What tests start and speak to: what needs no docstring has none, but one that is there stands alone.
 TEST_ROOMS = ["tests/harness", "tests/client", "tests/hub", "tests/benchmarks", "tests/gpu"]
 CLASSES_DOCUMENTED = [*PACKAGES, "tests/client", "tests/hub"]
