@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from typing import Any
 
 import structlog
@@ -26,6 +24,7 @@ from runtime.server.service import Service
 from runtime.text.sanitizer.sanitize import sanitize
 from tests.harness.scripted import KEY, ScriptedClassifier, ScriptedEngine, ScriptedRenderer
 from tests.harness.scripted import settings as server_settings
+from tests.harness.stores.inline import InlineExecutor
 
 SLOTS = 3
 REPLY = ("well", " **now**", " look", " at", " 3.5", " :) ", "it", " is", " done")
@@ -35,18 +34,6 @@ UTTERANCES = st.sampled_from(["hello", "look here", ""])
 
 
 HEARD_ERRORS = ("no_such_reply", "chars_out_of_range")
-
-
-class InlineExecutor(Executor):
-    """Runs what it is given at once: no thread decides the order of events."""
-
-    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(work(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 class Peer:
