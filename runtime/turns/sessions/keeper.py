@@ -402,8 +402,8 @@ class SessionKeeper:
         found = taken.found
         before, lease.epoch = lease.epoch, taken.epoch
         news = False
-        # What was written under our own last epoch is what we wrote: nobody has had the session since.
-        theirs = self._read(lease.place, found) if not before or found.written != before else None
+        # What was not written under a later epoch than our last is what we wrote, or knew when we took the session.
+        theirs = self._read(lease.place, found) if not before or found.written > before else None
         if theirs is not None:
             news = True
             if not before and lease.touched:

@@ -226,14 +226,12 @@ class World(RuleBasedStateMachine):
     def cancel(self, which: int) -> None:
         if peer := self.pick(which):
             peer.say(type="cancel")
-            if peer.open is not None:
-                peer.open.forgotten = True  # before its first word it leaves nothing
+            for turn in peer.turns.values():  # before its first word it leaves nothing
+                turn.forgotten = turn.forgotten or not turn.end
 
     @rule(which=WHICH, steps=st.integers(0, 20))
     def disconnect(self, which: int, steps: int) -> None:
         if peer := self.pick(which):
-            if peer.open is not None:
-                peer.open.forgotten = True
             for turn in peer.turns.values():
                 turn.forgotten = turn.forgotten or not turn.end
             peer.leave()
