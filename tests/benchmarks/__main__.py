@@ -1,7 +1,7 @@
 """`make bench`: every benchmark that fits a machine without a GPU, in one run.
 
 python -m tests.benchmarks            all sections
-python -m tests.benchmarks engine     one of them: gateway, prompts, starts, front, engine, shadow, scale
+python -m tests.benchmarks engine     one of them: gateway, prompts, starts, store, front, engine, shadow, scale
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.prompts import prompt_section
 from tests.benchmarks.scale import scale_section
 from tests.benchmarks.starts import starts_section
+from tests.benchmarks.store import store_section
 from tests.benchmarks.work import Figures, Sample, figures
 from tests.client.ending import ending
 from tests.client.statistics import percentile
@@ -105,6 +106,7 @@ def main() -> None:
         "gateway": gateway_section,
         "prompts": prompt_section,
         "starts": starts_section,
+        "store": store_section,
         "front": front_section,
         "engine": engine_section,
         "shadow": shadow_section,

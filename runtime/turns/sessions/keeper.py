@@ -32,10 +32,10 @@ from runtime.wire.messages import Bound
 
 log = structlog.get_logger(__name__)
 
-# What a turn changes when it begins is written with what it changes at its end, where that comes as soon.
-LAZY_S = 0.2
-# Between two rounds: under load that makes many writes one request, which costs half.
-PACE_S = 0.01
+# That a turn has begun is written with its end, where that comes as soon; what its message has changed is not.
+LAZY_S = 2.0
+# Between two rounds: under load that makes many writes one request, which costs a third.
+PACE_S = 0.05
 # Sessions in one round.
 BATCH = 64
 # Between attempts while the store does not answer.
@@ -85,6 +85,7 @@ class SessionKeeper:
         self._urgent: set[Session] = set()  # somebody waits for these
         self._gone: list[Write] = []  # sessions that are to be removed
         self._wake = asyncio.Event()  # something may be due
+        self._hurry = asyncio.Event()  # somebody waits for the next round
         self._round_over = asyncio.Event()  # replaced when it is set
         self._timer: asyncio.TimerHandle | None = None  # for what is not due yet
         self._background = Background()  # what nobody awaits
@@ -105,7 +106,9 @@ class SessionKeeper:
         if lease is None or lease.gone or not lease.touched:
             return
         self._changed.setdefault(session, self._loop.time())
-        if lease.open is None or lease.lost:
+        if session.owner is None:  # its client is gone, perhaps to another server
+            self._hurry.set()
+        if lease.open is None or lease.news or lease.lost:
             self._wake.set()
         elif self._timer is None:
             self._timer = self._loop.call_later(LAZY_S, self._timer_rang)
@@ -178,6 +181,7 @@ class SessionKeeper:
             while self.up and (session in self._changed or session in self._writing):
                 self._urgent.add(session)
                 self._wake.set()
+                self._hurry.set()
                 await self._round_over.wait()
 
         try:
@@ -203,6 +207,7 @@ class SessionKeeper:
             else:
                 await asyncio.sleep(min(LONGEST_WAIT_S, self._first_wait * 2.0 ** min(failures, 16)))
             self._wake.clear()
+            self._hurry.clear()
             try:
                 await self._round()
             except StoreError as error:
@@ -214,7 +219,15 @@ class SessionKeeper:
                 await asyncio.sleep(min(LONGEST_WAIT_S, self._first_wait * 2.0 ** min(failures, 16)))
             else:
                 failures = 0
-            await asyncio.sleep(self._pace)
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Let changes gather for the next round, unless one of them is waited for."""
+        timer = self._loop.call_later(self._pace, self._hurry.set)
+        try:
+            await self._hurry.wait()
+        finally:
+            timer.cancel()
 
     async def close(self) -> None:
         """Write what has changed, within reason, and let go of the store."""
@@ -223,6 +236,7 @@ class SessionKeeper:
             while self.up and (self._changed or self._writing or self._gone):
                 self._urgent.update(self._changed)
                 self._wake.set()
+                self._hurry.set()
                 await self._round_over.wait()
 
         try:
@@ -265,6 +279,7 @@ class SessionKeeper:
             self._gone[:0] = gone
             for session, since in self._writing.items():
                 if session.lease is not None and not session.lease.gone:
+                    session.lease.news = True
                     self._changed[session] = since
             raise
         finally:
@@ -278,7 +293,7 @@ class SessionKeeper:
             lease = session.lease
             if lease is None or lease.takes:  # whoever takes it wakes us
                 continue
-            if lease.open is None or lease.lost or session in self._urgent or now - since >= LAZY_S:
+            if lease.open is None or lease.news or lease.lost or session in self._urgent or now - since >= LAZY_S:
                 due.append(session)
                 if len(due) == BATCH:
                     self._wake.set()
@@ -350,6 +365,7 @@ class SessionKeeper:
 
     def _whole(self, session: Session, lease: Lease) -> Write:
         merged = tuple(lease.merged)
+        lease.news = False
         try:
             value = record.encode(stored.record_of(session, lease), self._max_bytes)
         except RecordError as error:

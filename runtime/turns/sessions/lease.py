@@ -27,6 +27,7 @@ class Lease:
         lost: whether another server has taken it over. Then it is written no more.
         takes: how many are asking for it now.
         touched: whether a client has changed it here. Until then there is nothing to write.
+        news: whether more than that a turn has begun is not written.
         replaced: whether a client has given it its history, since it was taken.
         seam: where in the history begins what was said here.
         open: the turn that runs.
@@ -46,6 +47,7 @@ class Lease:
         "ids",
         "lost",
         "merged",
+        "news",
         "open",
         "place",
         "replaced",
@@ -63,6 +65,7 @@ class Lease:
         self.gone = False
         self.takes = 0
         self.touched = False
+        self.news = False
         self.replaced = False
         self.seam = 0
         self.open: StoredTurn | None = None

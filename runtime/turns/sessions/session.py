@@ -93,6 +93,7 @@ class Session:
 
     def apply(self, start: Start) -> None:
         """Take over what a `start` says; what it leaves out stays, but for `runtime_text`, which is the turn's own."""
+        before = self._kept()
         if start.persona is not None:
             self.persona = start.persona
         if start.history is not None:
@@ -108,7 +109,7 @@ class Session:
             self.check_screen_prefix = start.check_screen_prefix
         if start.screen_checked_prefix is not None:
             self.screen_checked_prefix = start.screen_checked_prefix
-        self._changed()
+        self._changed(news=start.history is not None or self._kept() != before)
 
     def sampling_with(self, change: SamplingChange) -> tuple[Sampling, bool]:
         """The session's sampling and sanitizing with a message's changes."""
@@ -140,7 +141,7 @@ class Session:
         self.turn, self.last_reply, self.reply = turn, None, None
         if self.lease is not None:
             self.lease.begin(utterance)
-        self._changed()
+        self._changed(news=False)
 
     def remember(self, turn: Turn, utterance: str, *, kept: bool) -> None:
         """Take over an ended turn: where it is kept, the user's words and the reply, each where there is any."""
@@ -165,9 +166,24 @@ class Session:
                 self.lease.hear(self.reply.content if self.reply is not None else "")
         self._changed()
 
-    def _changed(self) -> None:
+    def _kept(self) -> tuple[object, ...]:
+        """What stays from one `start` to the next, but for the history."""
+        return (
+            self.persona,
+            self.gender,
+            self.personality,
+            self.user_identity,
+            self.sampling,
+            self.sanitize,
+            self.check_screen_prefix,
+            self.screen_checked_prefix,
+        )
+
+    def _changed(self, *, news: bool = True) -> None:
+        """Have others note a change; `news` is worth to be written by itself."""
         if self.lease is not None:
             self.lease.touched = True
+            self.lease.news = self.lease.news or news
         self.resized()
 
 

@@ -60,6 +60,8 @@ async def test_a_client_that_moves_has_lost_nothing(server: Valkey) -> None:
         async with one.client() as client:
             before = (await client.turn(session_id="m", user_utterance="remember 42", **first))[0]
             await client.turn(session_id="m", user_utterance="and 43")
+        await eventually(lambda: not one.service.connections)
+        await settled(one)
         async with other.client() as client:
             ack = (await client.turn(session_id="m", user_utterance="what was it"))[0]
         await settled(other)
@@ -363,10 +365,12 @@ async def test_what_does_not_fit_is_not_kept_and_nothing_old_is() -> None:
             assert " 39 " in said
             assert " 0 " not in said, "the oldest went"
         async with one.client() as client:
-            await client.turn(session_id="s", persona_text="y" * 6000)
+            await client.turn(session_id="big", user_utterance="small")
+            await settled(one)
+            await client.turn(session_id="big", persona_text="y" * 6000)
         await settled(one)
         async with other.client() as client:
-            await client.turn(session_id="s", user_utterance="z")
+            await client.turn(session_id="big", user_utterance="z")
             assert prompt(other) == "[user] z"
 
 

@@ -1,0 +1,129 @@
+"""What the session store costs: server CPU a token, writes a second, the first token's time; and a takeover's time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+import urllib.request
+from pathlib import Path
+
+import websockets
+
+from tests.benchmarks.gateway import cpu_seconds, instant
+from tests.client.statistics import percentile
+from tests.harness.server import Server
+from tests.harness.stores.session_store import MISSING, VALKEY, valkey
+
+STREAMS, TURNS, TOKENS, PAUSE = 128, 5, 150, 0.01
+ROUNDS = 3
+TAKEOVERS = 200
+PERSONA = "You are Mia. " + "You like the sea and long walks along it. " * 40
+
+
+async def converse(server: Server, stream: int, turns: int) -> list[float]:
+    """Have a conversation that grows; return the server's own times to the first token, in ms, but the first turn's."""
+    headers = {"X-API-Key": server.api_key}
+    times = []
+    async with websockets.connect(server.url, additional_headers=headers, compression=None) as socket:
+        for number in range(turns):
+            message = {"type": "start", "session_id": f"s{stream}", "user_utterance": f"Tell me more about {number}."}
+            await socket.send(json.dumps(message if number else {**message, "persona_text": PERSONA}))
+            while not (frame := str(await socket.recv())).startswith('{"type":"done"'):
+                pass
+            if number:
+                times.append(json.loads(frame)["usage"]["ttft_ms"])
+    return times
+
+
+def measure(server: Server, round_: int) -> tuple[float, list[float], float]:
+    """Return µs of server CPU a token, the times to the first token, and seconds of it all."""
+
+    async def main() -> list[list[float]]:
+        streams = (converse(server, round_ * STREAMS + stream, TURNS) for stream in range(STREAMS))
+        return await asyncio.gather(*streams)
+
+    before, began = cpu_seconds(server), time.perf_counter()
+    times = asyncio.run(main())
+    took = time.perf_counter() - began
+    used = cpu_seconds(server) - before
+    return used / (STREAMS * TURNS * TOKENS) * 1e6, sorted(time for found in times for time in found), took
+
+
+def written(server: Server) -> float:
+    """Return how many sessions a server has written."""
+    with urllib.request.urlopen(f"{server.http}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found = re.search(r'yap_session_store_operations_total\{kind="write"\} (\S+)', text)
+    assert found
+    return float(found[1])
+
+
+async def take_over(one: Server, other: Server, stream: int) -> tuple[float, float]:
+    """Speak on one server, then on the other; return the times to the first token of the last turns on each, in ms."""
+    first = await converse(one, stream, 3)
+    await asyncio.sleep(0.05)
+    headers = {"X-API-Key": other.api_key}
+    async with websockets.connect(other.url, additional_headers=headers, compression=None) as socket:
+        await socket.send(json.dumps({"type": "start", "session_id": f"s{stream}", "user_utterance": "And then?"}))
+        while not (frame := str(await socket.recv())).startswith('{"type":"done"'):
+            pass
+    return first[-1], json.loads(frame)["usage"]["ttft_ms"]
+
+
+def store_section(folder: Path) -> None:
+    """Measure servers with a store and without, that take turns, and what a takeover adds; no artifact is needed."""
+    print(f"\nstore: {STREAMS} conversations of {TURNS} turns, {TOKENS} tokens a reply, {PAUSE * 1000:g} ms apart")
+    if VALKEY is None:
+        print(f"store: not measured: {MISSING}")
+        return
+    with valkey() as store:
+        key = store.folder / "key"
+        key.write_text("5a" * 32)
+        kinds = {
+            "memory": {},
+            "valkey": {"SESSION_STORE": store.url},
+            "valkey, encrypted": {"SESSION_STORE": store.url, "SESSION_STORE_KEY_FILE": str(key)},
+        }
+        costs: dict[str, list[float]] = {name: [] for name in kinds}
+        for round_ in range(ROUNDS):
+            for name, variables in kinds.items():
+                with instant(TOKENS, PAUSE, **variables) as server:
+                    server.wait_ready()
+                    measure_few(server)
+                    cost, times, took = measure(server, round_)
+                    costs[name].append(cost)
+                    ttft = f"p50 {percentile(times, 50):5.1f} ms p99 {percentile(times, 99):5.1f} ms"
+                    writes = f"{written(server) / took:6.1f} writes/s"
+                    print(f"store: {name:18} {cost:6.2f} µs server CPU per token  TTFT {ttft}  {writes}", flush=True)
+                    server.stop()
+        base = sorted(costs["memory"])[ROUNDS // 2]
+        for name in list(kinds)[1:]:
+            added = sorted(costs[name])[ROUNDS // 2] - base
+            print(
+                f"store: {name}: {added:+.2f} µs per token, {added * TOKENS:+.0f} µs a turn, "
+                f"{added / base:+.1%} of the gateway alone"
+            )
+        variables = {"SESSION_STORE": store.url}
+        with instant(3, 0.0, **variables) as one, instant(3, 0.0, **variables) as other:
+            one.wait_ready()
+            other.wait_ready()
+
+            async def main() -> list[tuple[float, float]]:
+                return [await take_over(one, other, 10_000 + number) for number in range(TAKEOVERS)]
+
+            pairs = asyncio.run(main())
+            known, taken = (sorted(values) for values in zip(*pairs, strict=True))
+            for name, values in (("a known session", known), ("one that is taken over", taken)):
+                cells = "  ".join(f"p{p} {percentile(values, p):.2f} ms" for p in (50, 99))
+                print(f"store: first token of {name}: {cells}")
+
+
+def measure_few(server: Server) -> None:
+    """Let a server warm up."""
+
+    async def main() -> None:
+        await asyncio.gather(*(converse(server, 1_000_000 + stream, 1) for stream in range(8)))
+
+    asyncio.run(main())
