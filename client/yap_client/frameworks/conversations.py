@@ -33,9 +33,9 @@ class Conversations:
         self._connect = connect
         self._prefix = prefix
         self._most = most
-        self._slots: asyncio.Semaphore | None = None  # made in the loop that uses it
+        self._slots = asyncio.Semaphore(most)
         self._idle: list[Conversation] = []  # the one that was used last is the last
-        self._lent = 0  # conversations that are in use
+        self._lent = 0  # conversations that are in use, or on their way
         self._given = asyncio.Event()  # set when one comes back
         self._warming: asyncio.Event | None = None  # set when the one that is opened ahead is there, or will not be
         self._closed = False  # whether no more are lent
@@ -54,14 +54,13 @@ class Conversations:
     @asynccontextmanager
     async def lease(self, context: Context, sampling: Sampling) -> AsyncIterator[Conversation]:
         """Lend a conversation for one reply: the one that has what was said before, where there is such a one."""
-        async with self._slot():
-            if not self._idle and self._warming is not None:
-                await self._warming.wait()
-            if not self._idle and self._lent:
-                self._given.clear()
-                await came_within(GRACE_S, self._given)
-            conversation = await self._take(context, sampling)
+        async with self._slots:
             self._lent += 1
+            try:
+                conversation = await self._take(context, sampling)
+            except BaseException:
+                self._lent -= 1
+                raise
             usable = True
             try:
                 yield conversation
@@ -82,18 +81,19 @@ class Conversations:
         for conversation in idle:
             await conversation.talk.close()
 
-    def _slot(self) -> asyncio.Semaphore:
-        if self._slots is None:
-            self._slots = asyncio.Semaphore(self._most)
-        return self._slots
-
     async def _take(self, context: Context, sampling: Sampling) -> Conversation:
+        if not self._idle and self._warming is not None:
+            await self._warming.wait()
+        if not self._idle and self._lent > 1:
+            self._given.clear()
+            await came_within(GRACE_S, self._given)
         able = [each for each in self._idle if each.can_draw(sampling)]
         fitting = [each for each in able if each.fits(context)]
-        for found in (*reversed(fitting), *able):
+        if able:
+            found = fitting[-1] if fitting else able[0]
             self._idle.remove(found)
             return found
-        if self._lent + len(self._idle) >= self._most:
+        if self._idle and self._lent + len(self._idle) > self._most:
             await self._idle.pop(0).talk.close()
         return await self._open()
 
