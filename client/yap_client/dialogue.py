@@ -54,6 +54,7 @@ class Dialogue:
         outgoing: texts that are to be sent, in their order.
         flush: called when there are any.
         welcomed: called when the server has taken the client.
+        greeted: whether it has, on this connection.
         proven: whether the server has done anything for the client on this connection.
         refusal: why the server will not have this connection; none where it will.
         draining: whether the server goes away.
@@ -76,7 +77,7 @@ class Dialogue:
         self._last: TurnState | None = None  # the one that a server has begun last, which `heard` may cut
         self._unheard_of: TurnState | None = None  # one that was cut and may have begun, or not
         self._connected = False  # whether there is a socket
-        self._greeted = False  # whether the server has taken the client
+        self.greeted = False
         self._asking: Request | None = None  # whether the server knows the session
         self._waiting: list[Exchange] = []  # what was not sent yet
         self._open: dict[str, Exchange] = {}  # what was sent and is not over
@@ -149,7 +150,7 @@ class Dialogue:
 
     def connected(self) -> None:
         """A socket is open: greet the server, and ask whether it knows the session."""
-        self._connected, self._greeted = True, False
+        self._connected, self.greeted = True, False
         self.proven = self.draining = False
         self.refusal = None
         self._send("ping", f"{self._nonce}-hello", {})
@@ -178,8 +179,8 @@ class Dialogue:
         elif isinstance(id_, str) and id_ in self._heards and isinstance(frame, Error):
             self._answer_heard(id_, frame)
         elif isinstance(frame, Pong):
-            if not self._greeted:
-                self._greeted = True
+            if not self.greeted:
+                self.greeted = True
                 self.welcomed()
                 self._pump()
         elif isinstance(frame, Draining):
@@ -193,7 +194,7 @@ class Dialogue:
         """The socket is closed: turns that were on it are cut, and what can be asked again is."""
         if not self._connected:
             return
-        self._connected = self._greeted = self.draining = False
+        self._connected = self.greeted = self.draining = False
         opened = list(self._open.values())
         heards = [each for group in self._heards.values() for each in group if each is not self._asking]
         self._open.clear()
@@ -228,7 +229,7 @@ class Dialogue:
 
     def _pump(self) -> None:
         """Send what waits, in its order, as far as the server can take it."""
-        while self._waiting and self._greeted and self._asking is None and not (self.draining or self._blocked()):
+        while self._waiting and self.greeted and self._asking is None and not (self.draining or self._blocked()):
             exchange = self._waiting.pop(0)
             exchange.sent = True
             exchange.attempts += 1

@@ -324,6 +324,7 @@ class Talk:
                 return
             if dialogue.proven or (self._lasted and clock() - began >= LASTING_S):
                 attempt, since = 0, clock()
+            dialogue.proven = False
             hopeless = backoff is None or isinstance(error, (AuthenticationError, ProtocolError))
             # Whoever begins wants to know at once that there is no server; a full one may have a place soon.
             hopeless = hopeless or not (entered.done() or isinstance(error, CapacityError))
@@ -367,7 +368,9 @@ class Talk:
             why = str(wrong) or f"no answer within {self._open_timeout:g} s"
             return ServerGoneError(f"cannot reach {shown}: {why}")
         self._socket, self._lasted = socket, True
-        writer = asyncio.get_running_loop().create_task(self._write(socket))
+        loop = asyncio.get_running_loop()
+        writer = loop.create_task(self._write(socket))
+        patience = loop.call_later(self._open_timeout, self._give_up_on, socket)
         wrong_frame: ProtocolError | None = None
         try:
             self._dialogue.connected()
@@ -379,12 +382,18 @@ class Talk:
             wrong_frame = wrong
         finally:
             self._socket = None
+            patience.cancel()
             writer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await socket.close()
             error = wrong_frame or self._ended(socket)
             self._dialogue.lost(str(error), socket.close_code)
         return error
+
+    def _give_up_on(self, socket: ClientConnection) -> None:
+        """Cut a connection whose server took it and says nothing."""
+        if not self._dialogue.greeted:
+            socket.transport.abort()
 
     def _ended(self, socket: ClientConnection) -> YapError:
         """Say why a connection has ended."""
