@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.defaults import first_set
 from runtime.engines import EngineOptionError, EngineOptions, Sampling
 from runtime.engines.vllm import contract
+from runtime.host.machine import installed_packages
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -58,17 +60,36 @@ def prepare_environment(options: EngineOptions) -> None:
     """Set what vLLM reads from the environment, where the user has not set it. Call before vLLM is imported.
 
     On a CPU, the workers are bound to all cores that this process may use: vLLM's own choice takes one thread of each
-    physical core.
+    physical core. Nowhere else: vLLM counts the variable into the key of its compile cache, which then would be found
+    on machines with the same cores alone.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    cores = sorted(os.sched_getaffinity(0))
-    ranks = first_set(options.tensor_parallel_size, default=1) * first_set(options.pipeline_parallel_size, default=1)
-    workers = min(ranks, len(cores))
-    share = len(cores) // workers
-    groups = [cores[index * share : (index + 1) * share] for index in range(workers)]
-    binding = "|".join(",".join(str(core) for core in group) for group in groups)
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", binding)
+    if built_for_cpu():
+        ranks = _ranks(options)
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", binding(sorted(os.sched_getaffinity(0)), ranks))
+
+
+def built_for_cpu() -> bool:
+    """Whether the vLLM that is installed was built for a CPU; told by its package, because it is not imported yet."""
+    packages = installed_packages()
+    return "vllm-cpu" in packages or "cpu" in packages.get("vllm", "")
+
+
+def binding(cores: Sequence[int], ranks: int) -> str:
+    """Cores for each rank, as vLLM reads them: as many each, and the same ones again where there are too few.
+
+    >>> binding([2, 3, 6, 7], 2), binding([0, 1], 3), binding([0, 1, 2], 2)
+    ('2,3|6,7', '0|1|0', '0|1')
+    """
+    share = max(1, len(cores) // ranks)
+    starts = [rank * share % len(cores) for rank in range(ranks)]
+    return "|".join(",".join(str(core) for core in cores[start : start + share]) for start in starts)
+
+
+def _ranks(options: EngineOptions) -> int:
+    tensor, stages = options.tensor_parallel_size, options.pipeline_parallel_size
+    return first_set(tensor, default=1) * first_set(stages, default=1)
 
 
 def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
@@ -81,17 +102,15 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
     if known is not None and options.kv_cache_dtype not in known:
         raise EngineOptionError(f"KV_DTYPE: expected one of {', '.join(known)}, found {options.kv_cache_dtype!r}")
     on_cpu = contract.on_cpu()
-    tensor = first_set(options.tensor_parallel_size, default=1)
-    stages = first_set(options.pipeline_parallel_size, default=1)
     arguments: dict[str, Any] = {
         "model": str(folder),
         "served_model_name": "chat",
         "gpu_memory_utilization": options.gpu_fraction,
-        "tensor_parallel_size": tensor,
-        "pipeline_parallel_size": stages,
+        "tensor_parallel_size": first_set(options.tensor_parallel_size, default=1),
+        "pipeline_parallel_size": first_set(options.pipeline_parallel_size, default=1),
         # Processes of this host: the checked files are handed over by what this process holds open. vLLM would take
         # Ray's where it finds itself in Ray's hands, or too few GPUs.
-        "distributed_executor_backend": "mp" if tensor * stages > 1 else None,
+        "distributed_executor_backend": "mp" if _ranks(options) > 1 else None,
         "kv_cache_dtype": options.kv_cache_dtype,
         "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
         "enable_prefix_caching": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,41 @@ def test_the_prompts_stop_tokens_come_beside_the_models_and_go_where_ends_are_ig
     assert told(Sampling(stop_token_ids=(7,), ignore_eos=True)).stop_token_ids == []
     assert told(Sampling()).skip_special_tokens
     assert not told(Sampling(show_special_tokens=True)).skip_special_tokens
+
+
+def test_nothing_that_differs_between_machines_is_in_the_key_of_a_compile_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from vllm import envs
+
+    from runtime.engines.vllm import arguments
+
+    monkeypatch.setattr(arguments, "built_for_cpu", lambda: False)  # on a CPU nothing is compiled ahead
+
+    def factors(cores: set[int], **variables: str) -> dict[str, object]:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "sched_getaffinity", lambda _: cores)
+            for name in [name for name in os.environ if name.startswith("VLLM_")]:
+                patch.delenv(name)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            before = dict(os.environ)
+            arguments.prepare_environment(EngineOptions(tensor_parallel_size=2))
+            found = envs.compile_factors()
+            for name in os.environ.keys() - before.keys():
+                del os.environ[name]
+            return found
+
+    built = factors({0, 1}, HOME="/root", VLLM_CACHE_ROOT="/build/compile_cache")
+    served = factors(
+        set(range(2, 64)),
+        HOME="/home/yap",
+        TMPDIR=str(tmp_path),
+        VLLM_CACHE_ROOT=str(tmp_path / "cache"),
+        XDG_CACHE_HOME="/c",
+        XDG_CONFIG_HOME="/d",
+        CUDA_VISIBLE_DEVICES="2,3",
+        VLLM_LOGGING_LEVEL="INFO",
+        OMP_NUM_THREADS="3",
+    )
+    assert {name for name in built if built[name] != served[name]} == set()

