@@ -27,10 +27,12 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[2] / "client"))  # also where the client was not installed
 
 from runtime import artifact
+from runtime.deployment.models import Renderer
 from runtime.text.prompt import Budgets, Message, PromptRenderer
 from tests.demos.chain import heading, pipeline
 from tests.harness.fleet.haproxy import HAProxy
 from tests.harness.fleet.router import samples
+from tests.harness.scripted_process import templated
 from tests.harness.server import Server, free_port
 from tests.harness.stores.session_store import Valkey
 from yap_client import Ack, Backoff, Done, Final, Interrupted, Sampling, Talk, Token, connect
@@ -53,13 +55,15 @@ class Listener:
 
     Attributes:
         cut: when its connection was lost or told to go, of each loss that it noticed in a turn.
+        talking: whether it says anything at the moment; it stays connected.
         away: seconds from such a loss to the acknowledgement of its next turn.
         first_words: seconds from such a loss to the next reply's first word.
         turns: how many were answered whole.
-        wrong: turns whose prompt was not the persona and all that had been said, with what was expected and found.
+        late: turns whose prompt was not the persona and all that had been said, with what was expected and found.
+        whole: whether the last turn's prompt was.
     """
 
-    def __init__(self, url: str, key: str, name: str, renderer: PromptRenderer) -> None:
+    def __init__(self, url: str, key: str, name: str, renderer: Renderer) -> None:
         self.name = name
         self.persona = PERSONA.format(name=name)
         self._renderer = renderer
@@ -75,14 +79,18 @@ class Listener:
         self.away: list[float] = []
         self.first_words: list[float] = []
         self.turns = 0
-        self.wrong: list[str] = []
-        self.stopping = asyncio.Event()
+        self.late: list[str] = []
+        self.whole = False
+        self.stopping, self.talking = asyncio.Event(), asyncio.Event()
         self._asked = 0
 
     async def run(self) -> None:
         """Talk."""
         async with self.talk:
             while not self.stopping.is_set():
+                if not self.talking.is_set():  # stays connected, and is silent
+                    await asyncio.sleep(0.05)
+                    continue
                 await self._turn(QUESTIONS[self._asked % len(QUESTIONS)])
                 self._asked += 1
 
@@ -115,8 +123,9 @@ class Listener:
     def _check(self, history: list[Message], utterance: str, found: int) -> None:
         """Compare what the server made its prompt of with what was really said."""
         prompt = self._renderer.render(persona=self.persona, runtime_text="", history=history, utterance=utterance)
-        if len(prompt.tokens) != found:
-            self.wrong.append(f"turn {self.turns}: expected a prompt of {len(prompt.tokens)} tokens, found {found}")
+        self.whole = len(prompt.token_ids) == found
+        if not self.whole:
+            self.late.append(f"turn {self.turns}: expected a prompt of {len(prompt.token_ids)} tokens, found {found}")
 
 
 def install() -> None:
@@ -192,14 +201,14 @@ class Prometheus:
 class Fleet:
     """Servers on fixed ports, each of which can be killed, drained and started anew on its port."""
 
-    def __init__(self, folder: Path, key: str, number: int, variables: dict[str, str]) -> None:
-        self._artifact, self._key, self._variables = folder, key, variables
+    def __init__(self, folder: Path, key: str, number: int, module: str, variables: dict[str, str]) -> None:
+        self._artifact, self._key, self._module, self._variables = folder, key, module, variables
         self.ports = [free_port() for _ in range(number)]
         self.running: dict[int, Server] = {}
 
     def start(self, number: int) -> Server:
         """Start a server on its port."""
-        server = Server(self._artifact, api_key=self._key, **self._variables)
+        server = Server(self._artifact, api_key=self._key, module=self._module, **self._variables)
         server.port = self.ports[number]
         server.url, server.http = f"ws://127.0.0.1:{server.port}/ws", f"http://127.0.0.1:{server.port}"
         server.environment["PORT"] = str(server.port)
@@ -222,8 +231,14 @@ async def scenario(fleet: Fleet, router: HAProxy, prometheus: Prometheus, listen
             failed = [task for task in tasks if task.done()]
             if failed:
                 failed[0].result()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
 
+    def talk(wanted: bool) -> None:
+        """Let everybody talk, or be silent: while a server loads nobody needs to fill the history's budget."""
+        for one in listeners:
+            (one.talking.set if wanted else one.talking.clear)()
+
+    talk(True)
     tasks = [asyncio.create_task(one.run()) for one in listeners]
     await settled(1)
     print(f"  {LISTENERS} listeners talk; connections of each server: {connections(router)}", flush=True)
@@ -235,20 +250,25 @@ async def scenario(fleet: Fleet, router: HAProxy, prometheus: Prometheus, listen
     first.process.wait()
     await settled(2)
     print(f"  everybody goes on; connections: {connections(router)}", flush=True)
+    talk(False)
     first.__exit__(None, None, None)
     ready = await asyncio.to_thread(fleet.start(0).wait_ready, 900)
     await asyncio.to_thread(router.wait_up)
     print(f"  a new one in its place is ready after {ready:.0f} s", flush=True)
 
     heading("drain another (SIGTERM), and replace it")
+    talk(True)
+    await settled(1)
     second = fleet.running.pop(1)
     status = await asyncio.to_thread(second.stop, 120)
     second.__exit__(None, None, None)
     print(f"  it let its turns end and exited {status}", flush=True)
     await settled(2)
     print(f"  everybody goes on; connections: {connections(router)}", flush=True)
+    talk(False)
     ready = await asyncio.to_thread(fleet.start(1).wait_ready, 900)
     await asyncio.to_thread(router.wait_up)
+    talk(True)
     await settled(1)
     print(f"  a new one in its place is ready after {ready:.0f} s", flush=True)
     for one in listeners:
@@ -273,8 +293,15 @@ def report(listeners: list[Listener], router: HAProxy, prometheus: Prometheus) -
     if away:
         print(f"  taken by another server after {max(away):.2f} s at most (target {GOES_ON_WITHIN_S:g})")
         print(f"  the next reply's first word after {max(words, default=0):.2f} s at most (the engines are slow here)")
-    wrong = [f"  {one.name}: {told}" for one in listeners for told in one.wrong]
-    print("\n".join(wrong) or "  nobody lost persona or history: every prompt was as long as what had been said")
+    lost = [one.name for one in listeners if not one.whole]
+    print(
+        f"  without their persona, or a part of what was said, at the end: {', '.join(lost)}"
+        if lost
+        else "  nobody lost persona or history: every last prompt was as long as what had been said"
+    )
+    for one in listeners:
+        for told in one.late:
+            print(f"  {one.name}: {told}; what its last server still had to write came later")
     heading("what the router says")
     text = router.get("/metrics", inside=True)[1]
     for title, name in (
@@ -296,7 +323,7 @@ def report(listeners: list[Listener], router: HAProxy, prometheus: Prometheus) -
             f"  {title}: " + ", ".join(f"{label} {value:g}".strip() for label, value in prometheus.ask(query).items())
         )
     held = all(seconds <= GOES_ON_WITHIN_S for seconds in away)
-    return held and not wrong and len(up) == len(router.servers) and all(value == 1 for value in up.values())
+    return held and not lost and len(up) == len(router.servers) and all(value == 1 for value in up.values())
 
 
 def main() -> None:
@@ -305,16 +332,20 @@ def main() -> None:
         "--artifact", type=Path, default=Path("artifacts/demo"), help="made as by `make demo` where it is not there"
     )
     parser.add_argument("--servers", type=int, help="2 or 3; by default what the memory holds")
+    parser.add_argument(
+        "--scripted", action="store_true", help="engines that reply out of a script: seconds instead of minutes"
+    )
     arguments = parser.parse_args()
     began = time.monotonic()
     install()
-    if not (arguments.artifact / "build_metadata.json").exists():
+    if not arguments.scripted and not (arguments.artifact / "build_metadata.json").exists():
         heading("an artifact: plan, quantize, build, validate")
         log = arguments.artifact.with_name(f"{arguments.artifact.name}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
         pipeline(log, "run", "--cpu", "8bit", "embedded", "embedded", "--out", str(arguments.artifact))
     number = arguments.servers or affordable()
-    artifact.read(arguments.artifact)
+    if not arguments.scripted:
+        artifact.read(arguments.artifact)
     key = secrets.token_hex(8)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yap-scale-")))
@@ -333,7 +364,11 @@ def main() -> None:
             "WS_MAX_MESSAGES_PER_WINDOW": "0",
             "CACHE_RESET_INTERVAL_SECONDS": "0",
         }
-        fleet = Fleet(arguments.artifact, key, number, variables)
+        module = "runtime"
+        if arguments.scripted:
+            module = "tests.harness.scripted_process"
+            variables |= {"SCRIPT_TEMPLATE": "1", "SCRIPT_REPLY_SECONDS": "0.3"}
+        fleet = Fleet(arguments.artifact, key, number, module, variables)
         stack.callback(fleet.close)
         for index in range(number):
             fleet.start(index)
@@ -344,7 +379,7 @@ def main() -> None:
         router.wait_up()
         prometheus = stack.enter_context(Prometheus(folder, fleet.ports, router.inside))
         print(f"  router at {router.url}, Prometheus at http://127.0.0.1:{prometheus.port}")
-        renderer = PromptRenderer(arguments.artifact, Budgets())
+        renderer = templated() if arguments.scripted else PromptRenderer(arguments.artifact, Budgets())
         listeners = [Listener(router.url, key, name, renderer) for name in NAMES[:LISTENERS]]
         ok = asyncio.run(scenario(fleet, router, prometheus, listeners))
     print(f"\ndemo {'passed' if ok else 'FAILED'} in {time.monotonic() - began:.0f} s")
