@@ -48,7 +48,7 @@ class MessageHandler:
         self._principal = principal  # whose key the client has; sessions belong to it
         self._outbox = outbox  # takes every answer
         self._deployment = deployment  # shared by all connections
-        self._hold = SessionHold(principal, sessions, self)  # its session
+        self._hold = SessionHold(principal, sessions, object())  # its session; the owner is no cycle of ours
         self._turn: Turn | None = None  # the one that began last
         self._turn_session: Session | None = None  # where that was
         self._queue = WorkQueue(self._failed, self._finish)  # what waits

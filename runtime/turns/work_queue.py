@@ -85,11 +85,12 @@ class WorkQueue:
             await asyncio.wait((self._worker,))
 
     def clear(self) -> None:
-        """Refuse the turns of what still waits."""
+        """Refuse the turns of what still waits, and let go of who is told: the worker has stopped for good."""
         for entry in self._waiting:
             if entry.turn is not None:
                 entry.turn.refuse()
         self._waiting.clear()
+        self._failed, self._done = _tell_nobody, _await_nothing
 
     async def _run(self) -> None:
         try:
@@ -107,3 +108,11 @@ class WorkQueue:
             self._failed(entry, error)
         finally:
             await self._done(entry)
+
+
+def _tell_nobody(entry: QueuedMessage, error: Exception) -> None:
+    pass
+
+
+async def _await_nothing(entry: QueuedMessage) -> None:
+    pass

@@ -202,8 +202,8 @@ class Completion:
         """Say what was said, then why nothing follows; as a status where nothing was said."""
         if not begun:
             return await self._refuse(error)
-        self._exchange.error = error
         if error is not None:
+            self._exchange.error = error.code
             event = b"data: " + error.body() + b"\n\n"
             await self._exchange.piece(b"".join([*pieces, event]), last=True)
         return None

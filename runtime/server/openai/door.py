@@ -90,7 +90,7 @@ class OpenAiDoor:
                 "request",
                 path=exchange.path if exchange.path in (COMPLETIONS, MODELS) else "other",
                 status=status,
-                error=exchange.error.code if exchange.error is not None else None,
+                error=exchange.error,
                 key=exchange.holder,
                 request_id=exchange.request_id,
                 duration_ms=round(seconds * 1000, 1),

@@ -30,7 +30,8 @@ class Exchange:
         path: of the request, decoded.
         headers: of the request, names in small letters.
         status: of the answer; 0 before it has begun.
-        error: what was told instead of an answer, or in its middle.
+        error: the code of what was told instead of an answer, or in its middle. The error itself knows the frames that
+            it came through, and one of them knows this.
         holder: the name of the key's holder; empty before the key is known.
     """
 
@@ -45,7 +46,7 @@ class Exchange:
             name.decode("latin-1").lower(): value.decode("utf-8", "surrogateescape") for name, value in scope["headers"]
         }
         self.status = 0
-        self.error: ApiError | None = None
+        self.error: str | None = None
         self.holder = ""
         self._allowed_origin: bytes | None = None  # whose script may read the answer
 
@@ -103,7 +104,7 @@ class Exchange:
 
     async def refuse(self, error: ApiError, extra: Sequence[Header] = ()) -> None:
         """Answer with an error."""
-        self.error = error
+        self.error = error.code
         headers = list(extra)
         if error.retry_after is not None:
             headers.append((b"retry-after", str(error.retry_after).encode()))

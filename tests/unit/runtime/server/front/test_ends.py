@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import gc
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -40,7 +41,16 @@ ENDS: dict[str, Callable[[int], None]] = {
     "no head at all": lambda port: leaves(port, b"\x00\x01\r\n\r\n"),
     "a bad handshake": lambda port: leaves(port, b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n"),
     "bad frames": lambda port: leaves_with_frames(port),
+    "a reply": lambda port: leaves(port, asking(stream=False)),
+    "a stream": lambda port: leaves(port, asking(stream=True)),
+    "a refused request": lambda port: leaves(port, asking(model="gpt")),
 }
+
+
+def asking(**fields: object) -> bytes:
+    body = json.dumps({"model": "chat", "messages": [{"role": "user", "content": "hello"}], **fields}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
 
 
 def leaves_with_frames(port: int) -> None:
@@ -65,7 +75,7 @@ async def test_a_connection_that_ends_leaves_no_cycles(end: str, no_collections:
         for _ in range(CONNECTIONS):
             ENDS[end](running.port)
 
-    async with serving() as running:
+    async with serving(http_max_requests_per_window=0) as running:
         await asyncio.to_thread(several)  # what is made once
         await all_gone(running)
         gc.collect()
