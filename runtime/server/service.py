@@ -54,6 +54,7 @@ from runtime.server.readiness import Readiness, readiness
 from runtime.text.prompt import PromptRenderer
 from runtime.text.replies.channels import PLAIN, ReplyFormat
 from runtime.text.thought import THINKS, WAY_OUT
+from runtime.turns.sessions.exchange import Exchange
 from runtime.turns.sessions.keeper import SessionKeeper
 from runtime.turns.sessions.registry import SessionRegistry
 from runtime.turns.sessions.session import Session
@@ -420,13 +421,13 @@ class Service:
             log.info("session_store", address=str(where.address), encrypted=bool(where.keys))
         if self.store is None:
             return None
-        return SessionKeeper(
-            self.store,
+        exchange = Exchange(
             Sealer(where.keys if where is not None else ()),
             self.metrics.session_store,
             bounds=settings.bounds(),
             max_bytes=settings.session_store_max_bytes,
         )
+        return SessionKeeper(self.store, exchange, self.metrics.session_store)
 
     @property
     def degraded(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ One round of writes is under way at a time. What changes meanwhile is in the nex
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import structlog
@@ -20,15 +20,13 @@ from runtime.deployment.metrics import StoreMetrics
 from runtime.host.supervision import Background, report
 from runtime.host.timeouts import within
 from runtime.turns.principal import Principal
-from runtime.turns.sessions import stored
+from runtime.turns.sessions.exchange import Exchange
 from runtime.turns.sessions.lease import Lease
 from runtime.turns.sessions.session import Session
-from runtime.turns.stores import interface, record
-from runtime.turns.stores.interface import Found, Leave, Outcome, Store, StoreError, Taken, Write
-from runtime.turns.stores.record import Record, RecordError, StoredTurn
-from runtime.turns.stores.sealing import Sealer, SealError
+from runtime.turns.stores import interface
+from runtime.turns.stores.interface import Leave, Outcome, Store, StoreError, Taken, Write
+from runtime.turns.stores.record import Record, StoredTurn
 from runtime.turns.turn import Stop
-from runtime.wire.messages import Bound
 
 log = structlog.get_logger(__name__)
 
@@ -53,10 +51,8 @@ class SessionKeeper:
 
     Args:
         store: where they are kept.
-        sealer: how values are written.
+        exchange: what is written of them, and read.
         metrics: counts what is done.
-        bounds: of sampling, as this server allows it.
-        max_bytes: of one session, as it is written.
         pace: seconds between rounds.
         first_wait: seconds before the store is asked again that did not answer.
     """
@@ -64,19 +60,15 @@ class SessionKeeper:
     def __init__(
         self,
         store: Store,
-        sealer: Sealer,
+        exchange: Exchange,
         metrics: StoreMetrics,
         *,
-        bounds: Mapping[str, Bound],
-        max_bytes: int,
         pace: float = PACE_S,
         first_wait: float = FIRST_WAIT_S,
     ) -> None:
         self._store = store
-        self._sealer = sealer
+        self._exchange = exchange
         self._metrics = metrics
-        self._bounds = bounds
-        self._max_bytes = max_bytes
         self._pace = pace
         self._first_wait = first_wait
         self._loop = asyncio.get_running_loop()  # its clock
@@ -159,7 +151,7 @@ class SessionKeeper:
             if session in self._changed:
                 self._wake.set()
         self._metrics.read()
-        return self._join(session, lease, taken, words)
+        return self._joined(session, lease, taken, words)
 
     async def look(self, principal: Principal, session_id: str) -> Record | None:
         """What the store has of a session, without taking it; none where it has none."""
@@ -172,7 +164,7 @@ class SessionKeeper:
             self._failed(error)
             return None
         self._metrics.read()
-        return self._read(place, found)
+        return self._exchange.read(place, found)
 
     async def saved(self, session: Session) -> None:
         """Wait until a session is written, not for long, and not for a store that does not answer."""
@@ -320,7 +312,7 @@ class SessionKeeper:
             lease.takes -= 1
         self._metrics.read()
         if taken is not None:
-            self._join(session, lease, taken, None)
+            self._joined(session, lease, taken, None)
         else:
             self._lose(session, lease)
 
@@ -341,10 +333,10 @@ class SessionKeeper:
                 continue
             if lease.lost:
                 for turn in lease.ended:
-                    changes.append(self._left(lease, turn))
+                    changes.append(self._exchange.left(lease, turn))
                     ends.append((session, partial(self._left_ended, lease, turn)))
             else:
-                changes.append(self._whole(session, lease))
+                changes.append(self._exchange.whole(session, lease))
                 ended, merged = {turn.id for turn in lease.ended}, set(lease.merged)
                 ends.append((session, partial(self._whole_ended, session, lease, lease.epoch, ended, merged)))
         if not changes and not gone:
@@ -363,35 +355,18 @@ class SessionKeeper:
         if errors:  # those again: what is written twice is written once
             raise StoreError(next(iter(errors.values())))
 
-    def _whole(self, session: Session, lease: Lease) -> Write:
-        merged = tuple(lease.merged)
-        lease.news = False
-        try:
-            value = record.encode(stored.record_of(session, lease), self._max_bytes)
-        except RecordError as error:
-            self._metrics.failed()
-            if not lease.too_long:
-                lease.too_long = True
-                log.warning("session_not_stored", reason=str(error))
-            return Write(lease.place, lease.epoch, None, merged)  # rather none than an old one
-        return Write(lease.place, lease.epoch, self._sealer.seal(value, _context(lease.place, lease.epoch)), merged)
-
     def _whole_ended(
         self, session: Session, lease: Lease, epoch: int, ended: set[str], merged: set[str], outcome: Outcome
     ) -> None:
         if outcome.accepted:
             self._metrics.written()
             lease.confirm(ended, merged)
-            if self._merge(session, lease, outcome.left):
+            if self._exchange.merge(session, lease, outcome.left):
                 session.resized()
         elif lease.epoch != epoch or lease.takes:  # it has been taken again meanwhile
             self._changed.setdefault(session, self._loop.time())
         else:
             self._lose(session, lease)
-
-    def _left(self, lease: Lease, turn: StoredTurn) -> Leave:
-        value = self._sealer.seal(record.encode_turn(turn), _left_context(lease.place, turn.id))
-        return Leave(lease.place, turn.id, value)
 
     def _left_ended(self, lease: Lease, turn: StoredTurn, outcome: Outcome) -> None:
         lease.ended = [other for other in lease.ended if other.id != turn.id]
@@ -412,60 +387,14 @@ class SessionKeeper:
         if lease.ended:
             self.changed(session)
 
-    # Reading
-
-    def _join(self, session: Session, lease: Lease, taken: Taken, words: str | None) -> bool:
-        found = taken.found
-        before, lease.epoch = lease.epoch, taken.epoch
-        news = False
-        # What was not written under a later epoch than our last is what we wrote, or knew when we took the session.
-        theirs = self._read(lease.place, found) if not before or found.written > before else None
-        if theirs is not None:
-            news = True
-            if not before and lease.touched:
-                stored.put_behind(session, theirs, self._bounds)
-            else:
-                stored.restore(session, theirs, self._bounds)
-            if theirs.open is not None:
-                stored.settle(session, theirs.open, words)
-        elif found.value is None and before and lease.touched:
-            self.changed(session)  # the store has forgotten it
-        news = self._merge(session, lease, found.left) or news
+    def _joined(self, session: Session, lease: Lease, taken: Taken, words: str | None) -> bool:
+        known = lease.epoch != 0
+        news = self._exchange.join(session, lease, taken, words)
         if news:
             session.resized()
+        elif taken.found.value is None and known:
+            self.changed(session)  # the store has forgotten it
         return news
-
-    def _merge(self, session: Session, lease: Lease, left: tuple[tuple[str, bytes], ...]) -> bool:
-        """Take over turns that lie beside a session in the store; they are removed with the next write."""
-        for name, sealed in left:
-            if name in lease.merged:
-                continue
-            lease.touched = True
-            try:
-                turn = record.decode_turn(self._sealer.open(sealed, _left_context(lease.place, name)))
-                if turn.id != name:
-                    raise RecordError("it is another turn")
-            except (SealError, RecordError) as error:
-                self._refuse(error)
-                lease.merged.append(name)
-                continue
-            stored.merge(session, turn)
-        return bool(left)
-
-    def _read(self, place: str, found: Found) -> Record | None:
-        try:
-            if found.foreign:
-                raise RecordError("it has another type than a session")
-            if found.value is None:
-                return None
-            return record.decode(self._sealer.open(found.value, _context(place, found.written)))
-        except (SealError, RecordError) as error:
-            self._refuse(error)
-            return None
-
-    def _refuse(self, error: Exception) -> None:
-        self._metrics.failed()
-        log.warning("session_store_value_refused", reason=str(error), consequence="it counts as none")
 
     # Whether the store answers
 
@@ -490,11 +419,3 @@ class SessionKeeper:
 
 # The owner of a session that another server has.
 LOST = object()
-
-
-def _context(place: str, epoch: int) -> bytes:
-    return f"{place}\0{epoch}".encode()
-
-
-def _left_context(place: str, name: str) -> bytes:
-    return f"{place}\0left\0{name}".encode()
