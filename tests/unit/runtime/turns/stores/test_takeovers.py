@@ -130,6 +130,9 @@ class Peer:
                 turn = self.open
             if turn is None:
                 return
+            if not turn.acknowledged:  # it was refused, and a cancel without an id of its own is answered so
+                assert frame["cancelled"]
+                return
             assert turn is self.open, "a turn ends in one done"
             turn.end = "done" if "usage" in frame else "cancelled"
             self.open = None
