@@ -1,7 +1,8 @@
 """`make bench`: every benchmark that fits a machine without a GPU, in one run.
 
 python -m tests.benchmarks            all sections
-python -m tests.benchmarks engine     one of them: gateway, prompts, starts, store, front, engine, shadow, scale
+python -m tests.benchmarks engine     one of them: gateway, prompts, starts, store, front, engine, shadow, scale,
+                                      watched
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tests.benchmarks.prompts import prompt_section
 from tests.benchmarks.scale import scale_section
 from tests.benchmarks.starts import starts_section
 from tests.benchmarks.store import store_section
+from tests.benchmarks.watched import watched_section
 from tests.benchmarks.work import Figures, Sample, figures
 from tests.client.ending import ending
 from tests.client.statistics import percentile
@@ -111,6 +113,7 @@ def main() -> None:
         "engine": engine_section,
         "shadow": shadow_section,
         "scale": scale_section,
+        "watched": watched_section,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(sections)} (default: all)")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from runtime.deployment import traces
 from runtime.deployment.models import Chat
 from runtime.deployment.serving import ChatServing, ServingPlan
 from runtime.deployment.settings import load
@@ -114,6 +115,7 @@ async def load_instant(service: Service) -> None:
     else:
         engine = InstantEngine(tokens, pause)
     freeze_heap()
+    service.tracer = traces.tracer(model="instant")
     chat = Chat(engine, renderer, ThreadPoolExecutor(TOKENIZER_THREADS), BUDGETS)
     service.open(chat, None, ServingPlan("chat", ChatServing(BUDGETS, tokens, EngineOptions()), None, None))
 
