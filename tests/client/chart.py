@@ -80,12 +80,13 @@ def distribution(axes: Any, title: str, seconds: Sequence[float], bound: float |
     ordered = sorted(value * 1000 for value in seconds)
     shares = [(index + 1) / len(ordered) for index in range(len(ordered))]
     axes.step([0.0, *ordered], [0.0, *shares], where="post")
+    widest = max([*ordered[-1:], (bound or 0.0) * 1000])
     for share in (0.5, 0.95) if ordered else ():
         value = ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)]
         axes.axhline(share, color="0.85", linewidth=0.8, zorder=0)
-        axes.annotate(
-            f"p{share * 100:.0f}  {value:.0f} ms", (value, share), textcoords="offset points", xytext=(4, -10)
-        )
+        told, beside = f"p{share * 100:.0f}  {value:.0f} ms", value < 0.6 * widest  # else it would leave the panel
+        offset, align = ((4, -10), "left") if beside else ((-4, -10), "right")
+        axes.annotate(told, (value, share), textcoords="offset points", xytext=offset, ha=align)
     if bound is not None:
         axes.axvline(bound * 1000, color="tab:red", linestyle="--", label=f"bound {bound * 1000:g} ms")
         axes.legend(loc="lower right")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from tests.client import Options, TurnRecord, connect, told
@@ -24,9 +25,13 @@ KEY = "recording"
 WORDS_BEFORE_CANCEL = 8
 
 
-def said(who: str, words: str, style: str) -> Text:
-    """One line of the conversation."""
-    return Text.assemble((f"{who:>10}  ", "dim"), (words, style))
+def said(who: str, words: str, style: str) -> Table:
+    """What one of them said, beside who it was; a long line goes on below its own beginning."""
+    line = Table.grid(padding=(0, 2, 0, 0))
+    line.add_column(width=9, justify="right")
+    line.add_column()
+    line.add_row(Text(who, "dim"), Text(words, style))
+    return line
 
 
 async def turn(talk: Talk, console: Console, utterance: str, *, interrupts: bool = False) -> None:
