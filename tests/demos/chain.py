@@ -14,6 +14,7 @@ import re
 import secrets
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -32,13 +33,14 @@ MOST_IN_A_ROW = 5
 # A line of the pipeline's progress; and how many of the last lines help where it failed.
 STEP = re.compile(r"\[ *[\d.]+ s\] (.*)")
 LAST_LINES = 20
+WIDTH = 88
 # How fast this machine is, and what else it does, is not what is shown: these gates are passed on any.
 ANY_SPEED = ("--max-ttft-ms", "600000", "--max-itl-ms", "60000", "--min-tokens-per-s", "0.01")
 # Few and short samples: enough for the gates, and quick on two cores.
 SHORT = {"AWQ_NSAMPLES": "16", "AWQ_SEQLEN": "256"}
 SCRIPT = (
     ("What is the capital of France?", "no"),
-    ("What should I eat before a long walk?", "no"),
+    ("What do bees make?", "no"),
     ("Can you take a look at my screen and tell me what you think?", "yes"),
 )
 
@@ -73,11 +75,13 @@ def pipeline(log: Path, *arguments: str) -> None:
 
 
 def show_gates(folder: Path) -> None:
-    """What was measured, with its bounds, a line a gate."""
+    """What was measured, with its bounds, in few lines."""
     validation = artifact.read(folder).validation
     assert validation is not None
-    for gate in validation.gates:
-        print(f"  {gate.name:18} {measured(gate):16} {bound_text(gate):10} {'pass' if gate.relation else ''}".rstrip())
+    passed = [f"{gate.name} {measured(gate)} ({bound_text(gate)})" for gate in validation.gates if gate.relation]
+    # Spaces within one are kept together.
+    line = textwrap.fill("   ".join(one.replace(" ", "\0") for one in passed), WIDTH, break_on_hyphens=False)
+    print(textwrap.indent("passed: " + line.replace("\0", " "), "  "))
 
 
 async def speak(talk: Talk, utterance: str, expected: str) -> bool:
