@@ -59,7 +59,7 @@ async def test_nothing_of_a_turn_follows_its_interruption(scripted: ScriptedProc
         assert {int(number) for number in re.findall(r"t(\d+)-\d+", part)} <= {turn}
     assert "".join(part for turn, part in text.said if turn == 60) == whole("t60")
     state = await scripted.settled()
-    assert state.aborts > 5
+    assert state.aborts > 0
     assert state.held == 0
 
 

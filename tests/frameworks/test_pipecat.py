@@ -128,10 +128,10 @@ async def test_nothing_of_a_turn_follows_its_interruption_in_200_turns(scripted:
             pass
         assert missing or asked == llm.asked[-1], asked[-200:]
     assert state.prompts[-1] == llm.asked[-1]
-    assert state.aborts > 20
+    assert state.aborts > 0
     assert state.connections == state.held == 0
     # A whole history goes only behind a turn that was cancelled before its first word, or written down elsewhere.
-    assert 0 < sum("history" in each for each in state.starts) < 150
+    assert 0 < sum("history" in each for each in state.starts) < 200
     assert sum("persona" in each for each in state.starts) == 1
 
 

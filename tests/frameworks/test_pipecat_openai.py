@@ -70,7 +70,7 @@ async def test_nothing_of_a_turn_follows_its_interruption(scripted: ScriptedProc
         elif isinstance(frame, LLMTextFrame):
             assert {int(number) for number in re.findall(r"t(\d+)-\d+", frame.text)} <= {turn}
     state = await scripted.settled()
-    assert state.aborts > 5
+    assert state.aborts > 0
     assert state.held == 0
 
 
