@@ -16,6 +16,7 @@ import yaml
 from runtime import defaults
 from runtime.deployment.settings import RuntimeSettings
 from runtime.server.process import SHUTDOWN_TIMEOUT_S
+from runtime.server.session_key import COOKIE, HEADER, QUERY
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 FILES = ("compose.yaml", "compose.tensor-parallel.yaml")
@@ -187,3 +188,8 @@ def test_prometheus_reads_its_configuration(tmp_path: Path) -> None:
         [promtool, "check", "config", str(tmp_path / "prometheus.yaml")], capture_output=True, text=True
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_the_router_reads_the_session_key_where_the_server_does_and_in_its_order() -> None:
+    read = re.findall(r"set-var\(txn\.session\) (req\.hdr|url_param|req\.cook)\(([^)]+)\)", haproxy())
+    assert read == [("req.hdr", HEADER), ("url_param", QUERY), ("req.cook", COOKIE)]

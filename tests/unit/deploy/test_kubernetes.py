@@ -19,6 +19,7 @@ import yaml
 from runtime import defaults
 from runtime.deployment.settings import RuntimeSettings
 from runtime.server.process import SHUTDOWN_TIMEOUT_S
+from runtime.server.session_key import COOKIE, HEADER
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "deploy/kubernetes"
@@ -256,10 +257,10 @@ def test_routes_lead_clients_to_the_service_and_nobody_to_metrics() -> None:
         assert min(policy["circuitBreaker"].values()) > 1024
     assert paths == {("Exact", "/ws"), ("PathPrefix", "/v1")}
     hashed = base("BackendTrafficPolicy", "yap-by-header")["spec"]["loadBalancer"]["consistentHash"]
-    assert hashed == {"type": "Header", "header": {"name": "X-Session-Id"}}
+    assert hashed == {"type": "Header", "header": {"name": HEADER}}
     cookie = base("BackendTrafficPolicy", "yap-by-cookie")["spec"]["loadBalancer"]["consistentHash"]["cookie"]
     ttl = RuntimeSettings.model_fields["session_idle_ttl_seconds"].default
-    assert cookie == {"name": "yap_session", "ttl": f"{int(ttl) // 60}m"}
+    assert cookie == {"name": COOKIE, "ttl": f"{int(ttl) // 60}m"}
 
 
 def test_selectors_find_the_pods_and_the_job_is_that_of_the_alerts() -> None:
