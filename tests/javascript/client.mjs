@@ -7,10 +7,11 @@ export class Client {
   #next = 0;
 
   // Resolves when the socket is open. A server that refuses says why in a frame, then closes: see `refusal` and `closed`.
-  static async connect(url, key, { onFrame = () => {} } = {}) {
+  static async connect(url, key, { session, onFrame = () => {} } = {}) {
     const client = new Client();
     const address = new URL(url);
     if (key !== undefined) address.searchParams.set("api_key", key);
+    if (session !== undefined) address.searchParams.set("session", session); // where routers see it
     const socket = new WebSocket(address);
     client.#socket = socket;
     client.refusal = null; // an `error` that answers no message: the server did not let us in

@@ -223,6 +223,7 @@ function connect() {
   const url = new URL("ws", location.href);
   url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
   url.searchParams.set("api_key", at("key").value);
+  url.searchParams.set("session", at("session").value); // where routers see it
   state("connecting …", "waiting");
   const mine = new WebSocket(url);
   socket = mine;

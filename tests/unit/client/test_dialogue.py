@@ -97,13 +97,10 @@ class Conversation(RuleBasedStateMachine):
         self.listeners[-1].interrupt()
         self.dialogue.cancel(self.listeners[-1].state)
 
-    @rule()
-    def ask_for_a_sign_of_life(self) -> None:
-        self.requests.append(self.dialogue.request("ping", {}))
-
-    @rule()
-    def warm(self) -> None:
-        self.requests.append(self.dialogue.request("warm_persona", {"persona_text": "P"}))
+    @rule(warms=st.booleans())
+    def ask(self, warms: bool) -> None:
+        kind = "warm_persona" if warms else "ping"
+        self.requests.append(self.dialogue.request(kind, {"persona_text": "P"} if warms else {}))
 
     @precondition(lambda self: self.session.begun)
     @rule()
@@ -121,7 +118,7 @@ class Conversation(RuleBasedStateMachine):
     # The network
 
     @precondition(lambda self: self.connection is None)
-    @rule(other=st.booleans(), rounds=few)
+    @rule(other=st.booleans(), rounds=st.integers(0, 12))
     def connect(self, other: bool, rounds: int) -> None:
         if other:
             self.another_server()
@@ -146,7 +143,7 @@ class Conversation(RuleBasedStateMachine):
             count -= 1
 
     @precondition(lambda self: self.connection is not None)
-    @rule(rounds=st.integers(1, 12))
+    @rule(rounds=st.integers(4, 12))
     def flow(self, rounds: int) -> None:
         """Let everything take its way, for a while."""
         for _ in range(rounds):
@@ -288,6 +285,6 @@ class Conversation(RuleBasedStateMachine):
 
 
 Conversation.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, phases=PHASES, report_multiple_bugs=False
+    max_examples=200, stateful_step_count=40, deadline=None, phases=PHASES, report_multiple_bugs=False
 )
 test_every_order_of_events = Conversation.TestCase
