@@ -9,8 +9,22 @@ import time
 import urllib.request
 from pathlib import Path
 
+import uvloop
 import websockets
 
+from runtime.deployment.metrics import Metrics
+from runtime.deployment.session_store import parse
+from runtime.engines import Sampling
+from runtime.host.ratelimit import SlidingWindow
+from runtime.text.prompt import Message
+from runtime.turns.principal import Principal
+from runtime.turns.sessions.exchange import Exchange
+from runtime.turns.sessions.keeper import SessionKeeper
+from runtime.turns.sessions.registry import SessionRegistry
+from runtime.turns.sessions.session import Session
+from runtime.turns.stores.sealing import Sealer
+from runtime.turns.stores.valkey_store import ValkeyStore
+from runtime.wire.messages import DEFAULT_BOUNDS, ChatPrompt
 from tests.benchmarks.gateway import cpu_seconds, instant
 from tests.client.statistics import percentile
 from tests.harness.server import Server
@@ -98,6 +112,7 @@ def store_section(folder: Path) -> None:
                     writes = f"{written(server) / took:6.1f} writes/s"
                     print(f"store: {name:18} {cost:6.2f} µs server CPU per token  TTFT {ttft}  {writes}", flush=True)
                     server.stop()
+        write_cost(store.url)
         base = sorted(costs["memory"])[ROUNDS // 2]
         for name in list(kinds)[1:]:
             added = sorted(costs[name])[ROUNDS // 2] - base
@@ -118,6 +133,48 @@ def store_section(folder: Path) -> None:
             for name, values in (("a known session", known), ("one that is taken over", taken)):
                 cells = "  ".join(f"p{p} {percentile(values, p):.2f} ms" for p in (50, 99))
                 print(f"store: first token of {name}: {cells}")
+
+
+def write_cost(url: str) -> None:
+    """Measure what the server's process spends on a write, by how many sessions one round has."""
+
+    async def main() -> None:
+        address = parse(url)
+        assert address is not None
+        store = ValkeyStore(address, ttl=100, timeout=5)
+        metrics = Metrics().session_store
+        exchange = Exchange(Sealer(), metrics, bounds=DEFAULT_BOUNDS, max_bytes=65_536)
+        keeper = SessionKeeper(store, exchange, metrics, pace=0.0)
+        registry = SessionRegistry(
+            lambda name: Session(name, Sampling(), ("", ""), SlidingWindow(4, 60)),
+            idle_ttl=100,
+            maximum=1000,
+            keeper=keeper,
+        )
+        holder = Principal("bench")
+        sessions = [registry.open(holder, f"s{number}") for number in range(64)]
+        said = [Message("user" if n % 2 == 0 else "assistant", "the sea was calm and " * 20) for n in range(16)]
+        for session in sessions:
+            session.persona = PERSONA
+            session.history.extend(said)
+            await keeper.take(session)
+        writing = asyncio.create_task(keeper.run())
+        for together in (1, 4, 16, 64):
+            rounds = 256 // together
+            used = []
+            for busy in (True, False):  # the same with nothing to write, which is taken off
+                before = time.process_time()
+                for number in range(rounds):
+                    for session in sessions[number * together % 64 :][:together] if busy else ():
+                        session.set_persona(ChatPrompt(persona=session.persona))
+                    await asyncio.sleep(0.02)
+                used.append(time.process_time() - before)
+            cost = (used[0] - used[1]) / 256 * 1e6
+            print(f"store: {cost:5.0f} µs of CPU a session that is written, {together} in a round", flush=True)
+        writing.cancel()
+        await keeper.stop()
+
+    uvloop.run(main())
 
 
 def measure_few(server: Server) -> None:

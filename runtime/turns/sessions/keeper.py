@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 # That a turn has begun is written with its end, where that comes as soon; what its message has changed is not.
 LAZY_S = 2.0
 # Between two rounds: under load that makes many writes one request, which costs a third.
-PACE_S = 0.05
+PACE_S = 0.1
 # Sessions in one round.
 BATCH = 64
 # Between attempts while the store does not answer.

@@ -15,21 +15,31 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import structlog
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from runtime.deployment.models import Chat
 from runtime.deployment.serving import ChatServing, ServingPlan
+from runtime.deployment.session_store import parse
 from runtime.engines import EngineOptions
 from runtime.server.app import WebSocketEndpoint
 from runtime.server.service import Service
 from runtime.turns.sessions import keeper
+from runtime.turns.stores.interface import StoreError
+from runtime.turns.stores.valkey_store import ValkeyStore
 from tests.harness.scripted import KEY, ScriptedEngine, ScriptedRenderer
 from tests.harness.scripted import settings as server_settings
 from tests.harness.stores.inline import InlineExecutor
-from tests.harness.stores.session_store import StandIn
+from tests.harness.stores.session_store import MISSING, VALKEY, StandIn, Valkey, valkey
 
 SESSIONS = st.sampled_from(["a", "b"])
 WHICH = st.integers(0, 5)
@@ -141,17 +151,25 @@ class Peer:
 class World(RuleBasedStateMachine):
     """Two servers, two sessions, any number of clients."""
 
+    tick = 0.0
+
     def __init__(self) -> None:
         super().__init__()
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         self.loop = asyncio.new_event_loop()
-        self.store = StandIn()
+        self.store = self.make_store()
         self.servers: list[Server] = []
         self.peers: list[Peer] = []
         self.turns: list[Spoken] = []
         self.count = 0
         self.broken: AssertionError | None = None
         self.lazy = keeper.LAZY_S
+
+    def make_store(self) -> Any:
+        return StandIn()
+
+    def close_loop(self) -> None:
+        self.loop.close()
 
     def within_loop(self, call: Any) -> Any:
         async def called() -> Any:
@@ -183,7 +201,7 @@ class World(RuleBasedStateMachine):
     def run(self, steps: int) -> None:
         async def steps_of_the_loop() -> None:
             for _ in range(steps):
-                await asyncio.sleep(0)
+                await asyncio.sleep(self.tick)
                 self.store.now += 1
 
         self.loop.run_until_complete(steps_of_the_loop())
@@ -300,7 +318,7 @@ class World(RuleBasedStateMachine):
             keeper.LAZY_S = self.lazy
             for server in self.servers:
                 self.loop.run_until_complete(self.bury(server))
-            self.loop.close()
+            self.close_loop()
             structlog.reset_defaults()
 
     def check(self, session: str) -> None:
@@ -326,6 +344,76 @@ class World(RuleBasedStateMachine):
                 assert [part for part in parts if told[part]] == heard, f"{turn.number}: {words}"
             if heard and told[f"u{turn.number}"] and told[parts[0]]:
                 assert words.index(f"u{turn.number}") < words.index(parts[0])
+
+
+class Switched:
+    """A real store that does not answer when it is told not to."""
+
+    def __init__(self, store: ValkeyStore) -> None:
+        self.store = store
+        self.down = self.deaf = False
+        self.steps = self.now = 0
+
+    async def asked(self, work: Any) -> Any:
+        if self.down:
+            work.close()
+            raise StoreError("it is down")
+        answer = await work
+        if self.deaf:
+            raise StoreError("no answer came")
+        return answer
+
+    async def take(self, place: str) -> Any:
+        return await self.asked(self.store.take(place))
+
+    async def look(self, place: str) -> Any:
+        return await self.asked(self.store.look(place))
+
+    async def apply(self, changes: Any) -> Any:
+        return await self.asked(self.store.apply(changes))
+
+    async def remove_all(self, prefix: str) -> Any:
+        return await self.asked(self.store.remove_all(prefix))
+
+    async def ping(self) -> None:
+        await self.asked(self.store.ping())
+
+    async def close(self) -> None:
+        """Leave it to the other servers."""
+
+
+class RealWorld(World):
+    """The same with a real store, whose answers take real time."""
+
+    tick = 0.001
+    server: Valkey
+
+    def make_store(self) -> Any:
+        address = parse(self.server.url)
+        assert address is not None
+        store = Switched(self.within_loop(lambda: ValkeyStore(address, ttl=60, timeout=10)))
+        self.loop.run_until_complete(store.remove_all(""))
+        return store
+
+    def close_loop(self) -> None:
+        self.loop.run_until_complete(self.store.store.close())
+        super().close_loop()
+
+
+@pytest.mark.skipif(VALKEY is None, reason=MISSING)
+def test_the_same_holds_with_a_real_store() -> None:
+    with valkey() as server:
+        RealWorld.server = server
+        run_state_machine_as_test(
+            RealWorld,
+            settings=settings(
+                max_examples=4,
+                stateful_step_count=15,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                phases=[Phase.generate],
+            ),
+        )
 
 
 TestTakeovers = World.TestCase
