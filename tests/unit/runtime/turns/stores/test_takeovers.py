@@ -220,11 +220,27 @@ class World(RuleBasedStateMachine):
     @rule(which=WHICH, session=SESSIONS, steps=st.integers(0, 40))
     def start(self, which: int, session: str, steps: int) -> None:
         if peer := self.pick(which):
-            self.count += 1
-            turn = Spoken(self.count, session, peer.server)
-            self.turns.append(turn)
-            peer.turns[f"t{self.count}"] = turn
-            peer.say(type="start", session_id=session, request_id=f"t{self.count}", user_utterance=f"u{self.count}")
+            self.begin_turn(peer, session)
+            self.run(steps)
+
+    def begin_turn(self, peer: Peer, session: str) -> None:
+        self.count += 1
+        turn = Spoken(self.count, session, peer.server)
+        self.turns.append(turn)
+        peer.turns[f"t{self.count}"] = turn
+        peer.say(type="start", session_id=session, request_id=f"t{self.count}", user_utterance=f"u{self.count}")
+
+    @rule(session=SESSIONS, order=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 120)), min_size=3, max_size=6))
+    def two_clients_speak_in_one_session(self, session: str, order: list[tuple[int, int]]) -> None:
+        for which in {which for which, _ in order}:
+            self.connect(which)
+        newest = {
+            which: next(peer for peer in reversed(self.peers) if peer.server is server)
+            for which, server in enumerate(self.servers)
+            if any(peer.server is server for peer in self.peers)
+        }
+        for which, steps in order:
+            self.begin_turn(newest[which], session)
             self.run(steps)
 
     @rule(which=WHICH, session=SESSIONS, steps=st.integers(0, 40))
