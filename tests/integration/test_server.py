@@ -116,7 +116,8 @@ async def test_a_followup_continues_without_a_decision(server: Server) -> None:
 
 
 async def test_openais_client_meets_the_same_model_tools_and_cache(server: Server) -> None:
-    look: Any = [{"role": "system", "content": PERSONA}, {"role": "user", "content": "Please look at this drawing."}]
+    persona = "\n".join([PERSONA] * 6)  # several blocks of the cache
+    look: Any = [{"role": "system", "content": persona}, {"role": "user", "content": "Please look at this drawing."}]
     tools: Any = [{"type": "function", "function": {"name": "take_screenshot"}}]
     async with AsyncOpenAI(base_url=f"{server.http}/v1", api_key=server.api_key, max_retries=0) as client:
         (model,) = [one.id async for one in client.models.list()]
