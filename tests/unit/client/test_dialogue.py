@@ -288,3 +288,100 @@ Conversation.TestCase.settings = settings(
     max_examples=200, stateful_step_count=40, deadline=None, phases=PHASES, report_multiple_bugs=False
 )
 test_every_order_of_events = Conversation.TestCase
+
+
+# Orders that were wrong once, and are rare among all
+
+
+def conversation() -> Conversation:
+    """A client whose first turn is over."""
+    made = Conversation()
+    made.begin(shared=False, replies=True, history=False)
+    made.connect(other=False, rounds=1)
+    say(made, rounds=12)
+    assert made.listeners[0].state.over
+    return made
+
+
+def say(made: Conversation, rounds: int, heard: int | None = None) -> TurnState:
+    made.say(follows=False, new_persona=False, heard=heard, rounds=rounds)
+    return made.listeners[-1].state
+
+
+def settle(made: Conversation) -> TurnState:
+    """One turn more, which is checked as it begins, and the end."""
+    last = say(made, rounds=12)
+    assert last.acknowledged
+    made.teardown()
+    return last
+
+
+def test_a_cancel_that_may_have_ended_two_turns_loses_no_utterance() -> None:
+    made = conversation()
+    say(made, rounds=0)
+    say(made, rounds=0)
+    made.cancel()
+    made.flow(12)
+    settle(made)
+    assert made.server.begun[-1][2][-1] == ("user", "u2"), "who went on speaking had said it"
+
+
+def test_what_a_server_said_and_nobody_received_is_not_in_the_history() -> None:
+    made = conversation()
+    turn = say(made, rounds=0)
+    made.deliver_to_server(9)
+    assert made.connection is not None
+    made.connection.work()
+    made.deliver_to_client(1)
+    assert turn.acknowledged
+    made.work(2)
+    made.lose(arrives=0, noticed=True)
+    made.connect(other=False, rounds=12)
+    settle(made)
+    assert ("user", "u2") not in made.server.begun[-1][2]
+
+
+def test_after_a_turn_that_never_began_the_reply_before_can_still_be_cut() -> None:
+    made = conversation()
+    say(made, rounds=0)
+    made.lose(arrives=0, noticed=True)
+    made.connect(other=False, rounds=12)
+    request = made.dialogue.heard(made.listeners[0].state, {"chars": 3})
+    made.flow(4)
+    assert request.error is None
+    settle(made)
+    assert [content for role, content in made.server.begun[-1][2] if role == "assistant"] == [
+        made.listeners[0].state.said[:3]
+    ]
+
+
+def test_a_refused_turn_stops_the_one_before_and_none_after() -> None:
+    made = conversation()
+    made.flow(12)
+    old = say(made, rounds=3)
+    made.server.refuses.append("invalid_user_utterance")
+    refused = say(made, rounds=0)
+    new = say(made, rounds=12)
+    made.teardown()
+    assert isinstance(refused.error, RefusedError)
+    assert old.over
+    assert isinstance(made.listeners[-1].events[-1], Done)
+    assert made.listeners[-1].events[-1].usage is not None
+    assert new.asked is None
+
+    made = conversation()
+    running = say(made, rounds=3)
+    made.server.refuses.append("invalid_user_utterance")
+    say(made, rounds=3)
+    assert running.over, "nobody listens to it any more"
+    assert not running.said.count("2 "), "and it has not gone on to its end"
+
+
+def test_how_much_was_heard_is_told_before_a_history_is_sent_again() -> None:
+    made = conversation()
+    made.lose(arrives=0, noticed=True)
+    made.session.history_due = True
+    made.connect(other=False, rounds=2)
+    last = say(made, rounds=12, heard=0)
+    assert last.acknowledged
+    assert made.server.begun[-1][2] == [("user", "u1")]
