@@ -385,3 +385,24 @@ def test_how_much_was_heard_is_told_before_a_history_is_sent_again() -> None:
     last = say(made, rounds=12, heard=0)
     assert last.acknowledged
     assert made.server.begun[-1][2] == [("user", "u1")]
+
+
+def test_a_turn_that_was_cut_before_anything_was_said_makes_no_history_go_again() -> None:
+    made = conversation()
+    say(made, rounds=1)
+    made.lose(arrives=0, noticed=True)
+    made.connect(other=False, rounds=12)
+    assert not made.session.history_due
+    settle(made)
+
+
+def test_a_turn_that_a_server_began_and_nobody_knew_of_is_not_in_the_history() -> None:
+    made = conversation()
+    turn = say(made, rounds=0)
+    made.deliver_to_server(9)
+    made.work(3)
+    made.lose(arrives=0, noticed=True)
+    assert not turn.acknowledged
+    made.connect(other=False, rounds=12)
+    settle(made)
+    assert ("user", "u2") not in made.server.begun[-1][2]
