@@ -23,6 +23,7 @@ from pipeline.arguments.exits import (
     INTERRUPTED,
     WRONG_REQUEST,
     CommandGroup,
+    check_footing,
     exit_codes,
 )
 from pipeline.arguments.option_objects import with_options
@@ -112,6 +113,7 @@ def _make(given: options.RunOptions) -> tuple[Path, BuildMetadata]:
     """Make the artifact by the first method whose gates pass."""
     from pipeline.run import GateError, Run
 
+    check_footing()
     request, cache = given.request(), given.plan.cache_dir
     while True:
         prepared = prepare.prepare(request, cache)
@@ -152,6 +154,7 @@ def quantize_command(given: options.QuantizeOptions) -> None:
 
     Example: `yap-pipeline quantize --cpu awq embedded --out quantized`
     """
+    check_footing()
     request, out = given.request(), given.out
     from pipeline.run import Run
     from pipeline.stages import install, place
@@ -178,6 +181,7 @@ def build_command(given: options.BuildOptions) -> None:
 
     Example: `yap-pipeline build --cpu awq embedded embedded --out artifacts/mine`
     """
+    check_footing()
     prepared = prepare.prepare(given.request(), given.cache_dir)
     from pipeline.run import Run
 
@@ -197,6 +201,8 @@ def validate_command(given: options.ValidateOptions) -> None:
     """
     from pipeline import revalidate
     from pipeline.lanes.gates import failures
+
+    check_footing()
 
     with progress.for_terminal() as steps:
         metadata = revalidate.revalidate(

@@ -13,7 +13,7 @@ import typer
 from runtime import __version__
 from runtime.artifact import ArtifactError, verify
 from runtime.artifact.lanes import lane_problem
-from runtime.command import CommandGroup, drop_unwritten, ending
+from runtime.command import GONE, CommandGroup, drop_unwritten, ending, is_adrift
 from runtime.deployment import settings as environment
 from runtime.deployment import settings_table, unknown_variables
 from runtime.deployment.settings import RuntimeSettings, SettingsError
@@ -49,6 +49,8 @@ def default(
 def serve() -> None:
     """Load the artifact and serve it until SIGTERM."""
     chosen = load()
+    if is_adrift():  # what loads models cannot even be imported there
+        refuse([GONE])
     from runtime.server import process as server
 
     try:

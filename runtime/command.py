@@ -106,7 +106,7 @@ def ending(program: str, *, prefix: str, part: str, kept: str = "") -> Iterator[
             _end_unwritten(error, prefix)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends in one line
             cause = error.__cause__ if isinstance(error, FaultError) and error.__cause__ else error
-            if isinstance(cause, FileNotFoundError) and _is_adrift():
+            if isinstance(cause, FileNotFoundError) and is_adrift():
                 say(f"{prefix}{GONE}")
                 sys.exit(WRONG_REQUEST)
             say(f"{prefix}{fault_line(cause, program=program, part=part, kept=kept)}")
@@ -229,7 +229,7 @@ def _is_at(stream: io.TextIOWrapper, descriptor: int) -> bool:
         return False
 
 
-def _is_adrift() -> bool:
+def is_adrift() -> bool:
     """Tell whether the working directory is gone."""
     try:
         os.getcwd()  # noqa: PTH109 - `Path.cwd` does the same

@@ -5,6 +5,7 @@ Import `dashboard.json` in Grafana, or provision it. A test compares every name 
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -229,4 +230,5 @@ def text() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Write the dashboard.").parse_args()
     PLACE.write_text(text(), "utf-8")

@@ -14,7 +14,18 @@ from contextlib import contextmanager
 from pipeline.problem import WrongRequestError, printable
 from pipeline.stages.stage import StageError
 from runtime.artifact import ArtifactError
-from runtime.command import FAULT, INTERRUPTED, UNREAD, UNWRITTEN, WRONG_REQUEST, CommandGroup, ending, say
+from runtime.command import (
+    FAULT,
+    GONE,
+    INTERRUPTED,
+    UNREAD,
+    UNWRITTEN,
+    WRONG_REQUEST,
+    CommandGroup,
+    ending,
+    is_adrift,
+    say,
+)
 
 __all__ = [
     "FAILED_GATE",
@@ -25,6 +36,7 @@ __all__ = [
     "UNWRITTEN",
     "WRONG_REQUEST",
     "CommandGroup",
+    "check_footing",
     "exit_codes",
 ]
 
@@ -51,6 +63,13 @@ def exit_codes() -> Iterator[None]:
             if error.code == INTERRUPTED:
                 _say_interrupted()
             raise
+
+
+def check_footing() -> None:
+    """Refuse to begin work from a folder that is gone: what loads models cannot even be imported there."""
+    if is_adrift():
+        say(f"error: {GONE}")
+        sys.exit(WRONG_REQUEST)
 
 
 def _say_interrupted() -> None:

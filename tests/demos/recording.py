@@ -5,9 +5,9 @@ The server is the one that users run, on a proven artifact; what it says and how
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import re
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -62,8 +62,11 @@ async def record(server: Server, console: Console) -> None:
 
 
 def main() -> None:
-    artifact = Path(sys.argv[1])
-    picture = Path(sys.argv[2]) if len(sys.argv) > 2 else PICTURE
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artifact", type=Path, help="a proven one, such as artifacts/demo")
+    parser.add_argument("picture", type=Path, nargs="?", default=PICTURE, help="the file to write")
+    arguments = parser.parse_args()
+    artifact, picture = arguments.artifact, arguments.picture
     console = Console(record=True, width=92, force_terminal=True)
     with Server(artifact, api_key=KEY) as server:
         server.wait_ready()

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "client"))  # also where the 
 from runtime import artifact
 from runtime.deployment.models import Renderer
 from runtime.text.prompt import Budgets, Message, PromptRenderer
+from tests.client.ending import ending
 from tests.demos.chain import heading, pipeline
 from tests.harness.fleet.haproxy import HAProxy
 from tests.harness.fleet.router import samples
@@ -387,4 +388,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

@@ -5,8 +5,8 @@ A conversation with a scripted engine, so that the picture is the same each time
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import sys
 from pathlib import Path
 
 from playwright.async_api import expect
@@ -47,4 +47,6 @@ async def draw(picture: Path) -> None:
 
 if __name__ == "__main__":
     with ending():
-        asyncio.run(draw(Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE))
+        parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+        parser.add_argument("picture", type=Path, nargs="?", default=PICTURE, help="the file to write")
+        asyncio.run(draw(parser.parse_args().picture))
