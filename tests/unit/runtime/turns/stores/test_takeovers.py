@@ -43,6 +43,10 @@ from tests.harness.stores.session_store import MISSING, VALKEY, StandIn, Valkey,
 
 SESSIONS = st.sampled_from(["a", "b"])
 WHICH = st.integers(0, 5)
+# Who speaks, for how many steps, and whether the store does what it is asked without answering meanwhile.
+PARTS = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 120), st.sampled_from([False, False, True])), min_size=3, max_size=6
+)
 
 
 def reply_of(words: list[str]) -> list[str]:
@@ -230,18 +234,20 @@ class World(RuleBasedStateMachine):
         peer.turns[f"t{self.count}"] = turn
         peer.say(type="start", session_id=session, request_id=f"t{self.count}", user_utterance=f"u{self.count}")
 
-    @rule(session=SESSIONS, order=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 120)), min_size=3, max_size=6))
-    def two_clients_speak_in_one_session(self, session: str, order: list[tuple[int, int]]) -> None:
-        for which in {which for which, _ in order}:
+    @rule(session=SESSIONS, order=PARTS)
+    def two_clients_speak_in_one_session(self, session: str, order: list[tuple[int, int, bool]]) -> None:
+        for which in {which for which, _, _ in order}:
             self.connect(which)
         newest = {
             which: next(peer for peer in reversed(self.peers) if peer.server is server)
             for which, server in enumerate(self.servers)
             if any(peer.server is server for peer in self.peers)
         }
-        for which, steps in order:
+        for which, steps, deaf in order:
+            self.store.deaf = deaf
             self.begin_turn(newest[which], session)
             self.run(steps)
+        self.store.deaf = False
 
     @rule(which=WHICH, session=SESSIONS, steps=st.integers(0, 40))
     def follow_up(self, which: int, session: str, steps: int) -> None:
