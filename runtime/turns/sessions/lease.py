@@ -33,13 +33,13 @@ class Lease:
         open: the turn that runs.
         ended: turns that have ended and that the store has not confirmed.
         ids: of the last turns that the history has, or that were sent again.
-        cut: id of a turn that another server did not end, and whose utterance the history has.
+        cuts: ids of turns that another server had not ended, and the places behind their utterances in the history.
         merged: ids of turns that lay beside the session in the store and that the history has now.
         too_long: whether it was told that it does not fit.
     """
 
     __slots__ = (
-        "cut",
+        "cuts",
         "default",
         "ended",
         "epoch",
@@ -71,7 +71,7 @@ class Lease:
         self.open: StoredTurn | None = None
         self.ended: list[StoredTurn] = []
         self.ids: deque[str] = deque(maxlen=TURN_IDS)
-        self.cut: str | None = None
+        self.cuts: dict[str, int] = {}
         self.merged: list[str] = []
         self.too_long = False
 
@@ -100,7 +100,7 @@ class Lease:
         """Note that a client has said itself what was said before: nothing of that is to be brought again."""
         self.touched = self.replaced = True
         self.ended.clear()
-        self.cut = None
+        self.cuts.clear()
 
     def confirm(self, ended: set[str], merged: set[str]) -> None:
         """Note what the store has."""

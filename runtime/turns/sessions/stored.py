@@ -13,7 +13,7 @@ from runtime.turns.sessions.heard import LastReply
 from runtime.turns.sessions.history import History
 from runtime.turns.sessions.lease import Lease
 from runtime.turns.sessions.session import Session
-from runtime.turns.stores.record import VERSION, Record, StoredReply, StoredSampling, StoredTurn, pack, unpack
+from runtime.turns.stores.record import TURN_IDS, VERSION, Record, StoredReply, StoredSampling, StoredTurn, pack, unpack
 from runtime.wire.messages import Bound
 
 Clock = Callable[[], float]
@@ -38,6 +38,7 @@ def record_of(session: Session, lease: Lease, wall: Clock = time.time) -> Record
         sanitize=session.sanitize,
         prefixes=(session.check_screen_prefix, session.screen_checked_prefix),
         turns=tuple(lease.ids),
+        cuts=tuple((name, session.history.end - where) for name, where in lease.cuts.items()),
         open=lease.open,
         reply=reply,
         updates=tuple(now - age for age in session.updates.ages()),
@@ -69,7 +70,10 @@ def restore(session: Session, record: Record, bounds: Mapping[str, Bound], wall:
     lease.ids.extend(record.turns)
     lease.seam = session.history.end
     lease.replaced = False
-    lease.cut = None
+    lease.cuts = {name: session.history.end - behind for name, behind in record.cuts}
+    for turn in lease.ended:
+        if turn.id in lease.cuts:  # it went on here, while another server had the session
+            _complete(session, lease, turn)
     # What was never written and is not in there: it was said here.
     lease.ended = [turn for turn in lease.ended if turn.id not in record.turns]
     for turn in lease.ended:
@@ -95,6 +99,7 @@ def put_behind(session: Session, record: Record, bounds: Mapping[str, Bound]) ->
         here = session.history.messages()
         session.history = History((*before, *here))
         lease.seam = session.history.end - len(here)
+        lease.cuts = {name: lease.seam - behind for name, behind in record.cuts}
     own = list(lease.ids)
     lease.ids.clear()
     lease.ids.extend((*record.turns, *own))
@@ -111,8 +116,10 @@ def settle(session: Session, turn: StoredTurn, words: str | None) -> None:
     lease.ids.append(turn.id)
     if lease.replaced or (words is not None and words.strip() == turn.utterance.strip()):
         return
-    lease.cut = turn.id
     _insert(session, lease, [message for message in said_in(turn) if message.role == "user"])
+    lease.cuts[turn.id] = lease.seam
+    while len(lease.cuts) > TURN_IDS:
+        del lease.cuts[next(iter(lease.cuts))]
     session.last_reply = session.reply = None
 
 
@@ -120,9 +127,8 @@ def merge(session: Session, turn: StoredTurn) -> None:
     """Take over a turn that a server left which had lost the session: before what was said here, and once."""
     lease = _lease_of(session)
     lease.merged.append(turn.id)
-    if turn.id == lease.cut:  # its utterance is there
-        lease.cut = None
-        _insert(session, lease, [message for message in said_in(turn) if message.role == "assistant"])
+    if turn.id in lease.cuts:  # its utterance is there
+        _complete(session, lease, turn)
     elif turn.id not in lease.ids:
         lease.ids.append(turn.id)
         if not lease.replaced:
@@ -147,6 +153,16 @@ def said_in(turn: StoredTurn) -> list[Message]:
     """A turn as messages."""
     parts = (("user", turn.utterance), ("assistant", turn.said))
     return [Message(role, content) for role, content in parts if content.strip()]
+
+
+def _complete(session: Session, lease: Lease, turn: StoredTurn) -> None:
+    """Put the reply of a turn behind its utterance, which the history has."""
+    place = lease.cuts.pop(turn.id)
+    reply = [message for message in said_in(turn) if message.role == "assistant"]
+    session.history.insert(place, reply)
+    lease.cuts = {name: where + (len(reply) if where > place else 0) for name, where in lease.cuts.items()}
+    lease.seam += len(reply) if lease.seam >= place else 0
+    lease.touched = lease.news = True
 
 
 def _insert(session: Session, lease: Lease, messages: list[Message]) -> None:

@@ -83,6 +83,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         sampling, sanitize, prefixes: as well.
         history: who spoke (the user: true) and what they said, oldest first.
         turns: ids of the last turns that the history has.
+        cuts: ids of those whose reply another server may still bring, and how many messages follow their utterance.
         open: the turn that runs; none between turns.
         reply: the last one; none once the next turn has begun.
         updates: when the persona was changed, in seconds of the wall clock, as far as that still counts.
@@ -99,6 +100,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     sanitize: bool = True
     prefixes: tuple[str, str] = ("", "")
     turns: tuple[str, ...] = ()
+    cuts: tuple[tuple[str, int], ...] = ()
     open: StoredTurn | None = None
     reply: StoredReply | None = None
     updates: tuple[float, ...] = ()
