@@ -160,8 +160,8 @@ class RuntimeSettings(BaseSettings):
     )
     http_max_requests_per_window: int | None = var(
         None,
-        "requests under `/v1` of one key's holder and WS_MESSAGE_WINDOW_SECONDS; WS_MAX_MESSAGES_PER_WINDOW, as one "
-        "connection has; 0: no limit",
+        "requests under `/v1` of one key's holder in WS_MESSAGE_WINDOW_SECONDS; WS_MAX_MESSAGES_PER_WINDOW for each "
+        "connection that it may have: MAX_CONNECTIONS_PER_KEY, or all slots; 0: no limit",
         ge=0,
     )
 
@@ -436,8 +436,16 @@ class RuntimeSettings(BaseSettings):
         return tuple(key.secret for key in self.keys())
 
     def requests_per_window(self) -> int:
-        """Requests over HTTP that one key's holder may make in a window; 0 where any number."""
-        return defaults.first_set(self.http_max_requests_per_window, default=self.ws_max_messages_per_window)
+        """Requests over HTTP that one key's holder may make in a window; 0 where any number.
+
+        An agent speaks for all of its listeners with one key. Over `/ws` each of them would have a connection with
+        a window of its own, so by default the holder has here what all of its connections have together there.
+        """
+        slots = self.max_concurrent_connections
+        connections = min(slots, defaults.first_set(self.max_connections_per_key, default=slots))
+        return defaults.first_set(
+            self.http_max_requests_per_window, default=self.ws_max_messages_per_window * connections
+        )
 
     def admin_token(self) -> SecretStr | None:
         """The token that the admin port asks for; none where it asks for none.

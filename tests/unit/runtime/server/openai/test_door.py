@@ -203,9 +203,17 @@ async def test_quotas_of_a_key_hold_here_too() -> None:
     assert (refused.status_code, error_of(refused)["code"]) == (429, "connection_quota_exceeded")
 
 
-@pytest.mark.parametrize("variable", ["ws_max_messages_per_window", "http_max_requests_per_window"])
-async def test_requests_of_a_key_are_counted_also_the_wrong_ones(variable: str) -> None:
-    limit: Any = {variable: 3, "text_api_key": f"{KEY},other"}
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"ws_max_messages_per_window": 3, "max_concurrent_connections": 1},
+        {"ws_max_messages_per_window": 1, "max_concurrent_connections": 3},
+        {"ws_max_messages_per_window": 1, "max_connections_per_key": 3},
+        {"http_max_requests_per_window": 3},
+    ],
+)
+async def test_requests_of_a_key_are_counted_also_the_wrong_ones(limits: dict[str, int]) -> None:
+    limit: Any = {**limits, "text_api_key": f"{KEY},other"}
     async with serving(**limit) as running, browser(running) as http:
         statuses = [(await http.post(PATH, json=body)).status_code for body in (BODY, {"n": 2}, BODY)]
         refused = await http.post(PATH, json=BODY)
