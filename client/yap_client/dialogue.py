@@ -31,7 +31,7 @@ from yap_client.errors import (
 )
 from yap_client.events import Ack, Done, Draining, Error, Frame, Interrupted, Pong, Token, Unknown
 from yap_client.exchanges import Ask, Exchange, Request, TurnState, nothing
-from yap_client.session import Session, Value
+from yap_client.session import Session, Value, sendable, sendable_text
 
 TOO_BIG = 1009
 # What may be sent again so often, where one connection after the other is lost.
@@ -89,9 +89,13 @@ class Dialogue:
     # What the client wants
 
     def say(self, type_: str, fields: dict[str, Value], utterance: str) -> TurnState:
-        """Begin a turn. The one that runs is over for the listener from now on."""
-        number = next(self._numbers)
-        state = TurnState(number, f"{self._nonce}-{number}", type_, fields, utterance)
+        """Begin a turn. The one that runs is over for the listener from now on.
+
+        Raises:
+            TypeError: a field is nothing that JSON has.
+        """
+        fields, number = msgspec.to_builtins(fields), next(self._numbers)
+        state = TurnState(number, f"{self._nonce}-{number}", type_, fields, sendable_text(utterance))
         old, self.current = self.current, state
         if old is not None and not old.over:
             old.silence(Ask.BARGE_IN)
@@ -112,14 +116,23 @@ class Dialogue:
             self._send_cancel(state)
 
     def request(self, type_: str, fields: dict[str, Value]) -> Request:
-        """Ask for something that has one answer; it is asked again where the connection is lost before that."""
-        number = next(self._numbers)
+        """Ask for something that has one answer; it is asked again where the connection is lost before that.
+
+        Raises:
+            TypeError: a field is nothing that JSON has.
+        """
+        fields, number = msgspec.to_builtins(fields), next(self._numbers)
         request = Request(number, f"{self._nonce}-{number}", type_, fields)
         self._submit(request)
         return request
 
     def heard(self, state: TurnState, fields: dict[str, Value]) -> Request:
-        """Say how much of a reply was heard. A turn that no server has begun has no reply."""
+        """Say how much of a reply was heard. A turn that no server has begun has no reply.
+
+        Raises:
+            TypeError: a field is nothing that JSON has.
+        """
+        fields = msgspec.to_builtins(fields)
         request = Request(next(self._numbers), state.id, "heard", {"session_id": self.session.key, **fields})
         if state is not self._last and not state.acknowledged:
             request.fail(RefusedError("no_such_reply", "nothing of this turn has come"))
@@ -289,7 +302,12 @@ class Dialogue:
                 self._send_cancel(turn)
 
     def _send(self, type_: str, id_: str, fields: dict[str, Value]) -> None:
-        self.outgoing.append(msgspec.json.encode({"type": type_, "request_id": id_, **fields}).decode())
+        message: dict[str, Value] = {"type": type_, "request_id": id_, **fields}
+        try:
+            encoded = msgspec.json.encode(message)
+        except UnicodeEncodeError:
+            encoded = msgspec.json.encode(sendable(message))
+        self.outgoing.append(encoded.decode())
         self.flush()
 
     # Whether the server knows the session

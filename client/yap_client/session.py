@@ -69,13 +69,38 @@ class Facts(TypedDict, total=False):
 WIRE = {"persona": "persona_text", "style": "persona_style"}
 
 
+def sendable(value: Value) -> Value:
+    """Return a value as it can be sent: what is half an emoji, where a text was cut, is U+FFFD, as the server reads it.
+
+    >>> sendable({"text": ["Hi \\ud83d", "\\ud83d\\ude00"]}) == {"text": ["Hi \\ufffd", "\\U0001f600"]}
+    True
+    """
+    if isinstance(value, str):
+        return sendable_text(value)
+    if isinstance(value, list):
+        return [sendable(each) for each in value]
+    if isinstance(value, dict):
+        return {sendable_text(name): sendable(each) for name, each in value.items()}
+    return value
+
+
+def sendable_text(text: str) -> str:
+    """Return a text as `sendable` does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def read_messages(history: Iterable[HistoryItem]) -> list[Message]:
     """Read a history of messages or of mappings with `role` and `content`.
 
     >>> read_messages([{"role": "user", "content": "Hello."}])
     [Message(role='user', content='Hello.')]
     """
-    return [each if isinstance(each, Message) else msgspec.convert(each, Message) for each in history]
+    read = (each if isinstance(each, Message) else msgspec.convert(each, Message) for each in history)
+    return [Message(each.role, sendable_text(each.content)) for each in read]
 
 
 class Session:
@@ -92,7 +117,7 @@ class Session:
     def __init__(
         self, key: str | None, facts: Facts, sampling: Sampling | None, history: Iterable[HistoryItem] | None
     ) -> None:
-        self.key = key or f"yap-{uuid.uuid4().hex}"
+        self.key = sendable_text(key) if key else f"yap-{uuid.uuid4().hex}"
         # A session of a name that nobody else has is empty; one that was named may have been talked in before.
         self.transcript = Transcript(read_messages(history or ()), complete=key is None or history is not None)
         self.history_due = history is not None
@@ -110,7 +135,7 @@ class Session:
         self._change = version
         for name, value in facts.items():
             if value is not None:
-                self._wanted[WIRE.get(name, name)] = str(value)
+                self._wanted[WIRE.get(name, name)] = sendable_text(str(value))
         if sampling:
             known = self._wanted.get("sampling")
             changed: dict[str, Value] = {**known} if isinstance(known, dict) else {}

@@ -17,7 +17,14 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from yap_client.backoff import Backoff
 from yap_client.dialogue import Dialogue
-from yap_client.errors import AuthenticationError, CapacityError, ProtocolError, ServerGoneError, YapError
+from yap_client.errors import (
+    AuthenticationError,
+    CapacityError,
+    ClosedError,
+    ProtocolError,
+    ServerGoneError,
+    YapError,
+)
 from yap_client.events import Ack, Frame, Warmed
 from yap_client.exchanges import Request
 from yap_client.session import Facts, HistoryItem, Sampling, Session, Value, read_messages
@@ -36,6 +43,10 @@ KEEP_ALIVE_S = 50.0
 LASTING_S = 5.0
 CLOSE_TIMEOUT_S = 2.0
 MOST_FRAME_BYTES = 2**22
+NOT_OPENED = "the client was not opened: `async with connect(…) as talk`"
+SENDABLE_KEY = re.compile(r"[ -~]*")
+# What an address may have before its host.
+USER = re.compile(r"//[^/@]*@")
 # Statuses of a handshake that say that a later one may succeed.
 PASSING = frozenset({408, 425, 429})
 
@@ -69,13 +80,15 @@ class Talk:
         self._url = url  # may hold a key
         # Of each handshake.
         self._headers = {SESSION_HEADER: routing_key(session.key)}
-        if key:
-            self._headers["X-API-Key"] = key
+        self._key = (key or "").strip()  # of a file that ends with its line, say
+        if self._key:
+            self._headers["X-API-Key"] = self._key
         self._session = session  # what is said, and what the server has been told
         self._backoff = backoff  # none never connects again
         self._silence = silence  # seconds
         self._open_timeout = open_timeout  # seconds
         self._dialogue = Dialogue(session)  # the protocol
+        self._dialogue.dead = ClosedError(NOT_OPENED)
         self._dialogue.flush = self._flush
         self._dialogue.welcomed = self._welcomed
         self._outgoing = asyncio.Event()  # set while the dialogue has texts to be sent
@@ -129,6 +142,7 @@ class Talk:
             traceparent: the caller's span, as W3C Trace Context writes it.
             facts: what the session keeps from now on.
         """
+        _check_text("utterance", utterance)
         self._say_heard(heard)
         undo = self._session.want(facts, sampling)
         if history is not None:
@@ -149,6 +163,7 @@ class Talk:
             heard: as for `say`.
             sampling: how this reply is drawn.
         """
+        _check_text("analysis", analysis)
         self._say_heard(heard)
         fields: dict[str, Value] = {"analysis_text": analysis}
         fields.update({"sampling": msgspec.to_builtins(sampling)} if sampling else {})
@@ -273,6 +288,9 @@ class Talk:
 
     async def __aenter__(self) -> Talk:
         loop = asyncio.get_running_loop()
+        if self._dialogue.closed or (self._runner is not None and not self._runner.done()):
+            raise ClosedError("the client was opened already: `connect` makes another")
+        self._dialogue.dead = None
         self._entered = loop.create_future()
         self._runner = loop.create_task(self._run(self._entered))
         try:
@@ -313,7 +331,17 @@ class Talk:
             self._entered.set_result(None)
 
     async def _run(self, entered: asyncio.Future[None]) -> None:
-        """Connect, and connect again, until the client is closed or it is of no use."""
+        """Converse until the client is closed or it is of no use. Whatever ends this, nobody waits for it in vain."""
+        try:
+            await self._stay(entered)
+        except Exception as error:
+            self._dialogue.give_up(YapError(f"the client failed: {type(error).__name__}"), for_good=True)
+            if not entered.done():
+                entered.set_exception(error)
+            raise
+
+    async def _stay(self, entered: asyncio.Future[None]) -> None:
+        """Connect, and connect again."""
         clock = asyncio.get_running_loop().time
         dialogue, backoff = self._dialogue, self._backoff
         attempt, since = 0, clock()
@@ -346,7 +374,12 @@ class Talk:
     async def _connect_once(self) -> YapError:
         """Open a socket and converse over it to its end; return why it ended."""
         self._lasted = False
-        shown = self._url.partition("?")[0]  # a key may be behind it
+        shown = USER.sub("//", self._url.partition("?")[0])  # a key may be behind it, and a password in it
+        if not SENDABLE_KEY.fullmatch(self._key):
+            return AuthenticationError(
+                "the key has characters that a field of a head cannot hold; put it into the address: ?api_key=…, "
+                "percent-encoded"
+            )
         try:
             socket = await open_socket(
                 self._url,
@@ -357,7 +390,8 @@ class Talk:
                 close_timeout=CLOSE_TIMEOUT_S,
             )
         except (InvalidURI, ValueError) as wrong:
-            return ProtocolError(f"expected an address such as ws://127.0.0.1:8000/ws, found {wrong}")
+            why = wrong.msg if isinstance(wrong, InvalidURI) else wrong
+            return ProtocolError(f"expected an address such as ws://127.0.0.1:8000/ws, found {shown}: {why}")
         except InvalidStatus as refused:
             status = refused.response.status_code
             if status in (401, 403):
@@ -451,3 +485,9 @@ def connect(
         silence=silence,
         open_timeout=open_timeout,
     )
+
+
+def _check_text(name: str, value: object) -> None:
+    """Refuse what is no text before anything is changed by it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a text, found {type(value).__name__}")

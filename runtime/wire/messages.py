@@ -79,7 +79,8 @@ class Bound:
     whole: bool = False
 
     def __str__(self) -> str:
-        return f"{'a whole number' if self.whole else 'a number'} from {self.low:g} to {self.high:g}"
+        low, high = (int(end) if end == int(end) else end for end in (self.low, self.high))
+        return f"{'a whole number' if self.whole else 'a number'} from {low} to {high}"
 
 
 DEFAULT_BOUNDS: Mapping[str, Bound] = MappingProxyType(
