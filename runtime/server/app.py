@@ -31,7 +31,7 @@ from runtime.wire.frames import Frame
 
 def create_app(service: Service) -> Starlette:
     """Make the application around a service. Its lifespan starts loading and, at the end, stops what was started."""
-    page = MetricsPage(service.metrics.registry)
+    page, door = MetricsPage(service.metrics.registry), OpenAiDoor(service)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -51,7 +51,7 @@ def create_app(service: Service) -> Starlette:
     async def metrics(request: Request) -> Response:
         return Response(await page.read(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
@@ -59,11 +59,14 @@ def create_app(service: Service) -> Starlette:
             WebSocketRoute("/ws", WebSocketEndpoint(service)),
             Route("/ws", upgrade_required),
             WebSocketRoute("/{path:path}", no_such_socket),
-            *((Route(f"{PREFIX}/{{path:path}}", OpenAiDoor(service)),) if service.settings.openai_api else ()),
+            *(Route(path, door) for path in (PREFIX, f"{PREFIX}/{{path:path}}") if service.settings.openai_api),
             *(pages.routes() if service.settings.playground else ()),
         ],
         lifespan=lifespan,
     )
+    # Else `/healthz/` would be: to whatever host the client names, and to plain HTTP where TLS ends before the server.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def upgrade_required(request: Request) -> Response:

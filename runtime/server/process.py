@@ -44,7 +44,7 @@ from runtime.server.front.heads import Bodies, refusal
 from runtime.server.front.http import serve_behind
 from runtime.server.front.log_throttle import install as throttle_log
 from runtime.server.front.sockets import Sockets
-from runtime.server.openai.door import PREFIX, refused_head
+from runtime.server.openai.door import COMPLETIONS, PREFIX, refused_head, without_prefix
 from runtime.server.service import Phase, Service
 
 EX_TERMINATED = 128 + signal.SIGTERM
@@ -171,6 +171,8 @@ def _bodies(service: Service) -> Bodies:
 
 def _explain(path: bytes, status: HTTPStatus) -> bytes:
     """What is answered to a head that is refused, in the words of the door that it was for."""
+    if path == COMPLETIONS.removeprefix(PREFIX).encode():  # a client whose base_url is the server's bare address
+        return refusal(HTTPStatus.NOT_FOUND, without_prefix().body(), "application/json")
     if not path.startswith(f"{PREFIX}/".encode()):
         return refusal(status)
     return refusal(status, refused_head(status).body(), "application/json")

@@ -33,7 +33,7 @@ class Conversations:
         self._connect = connect
         self._prefix = prefix
         self._most = most
-        self._slots = asyncio.Semaphore(most)
+        self._slots = asyncio.Semaphore(most)  # one for each reply
         self._idle: list[Conversation] = []  # the one that was used last is the last
         self._lent = 0  # conversations that are in use, or on their way
         self._given = asyncio.Event()  # set when one comes back

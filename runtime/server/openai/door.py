@@ -49,6 +49,12 @@ def refused_head(status: HTTPStatus) -> ApiError:
     return ApiError(status.value, message, code=code)
 
 
+def without_prefix() -> ApiError:
+    """The error of a request for a completion where the address lacks the prefix."""
+    message = f"No such path. It is {COMPLETIONS}: the base_url ends with {PREFIX}, as in http://HOST:8000{PREFIX}."
+    return ApiError(404, message, code="unknown_url")
+
+
 class OpenAiDoor:
     """The ASGI application under `/v1`."""
 
@@ -101,20 +107,20 @@ class OpenAiDoor:
             raise ApiError(403, "This origin may not connect.", code="origin_not_allowed")
         exchange.allow_origin()
         if exchange.method == "OPTIONS":
-            return await exchange.answer(b"", 204, _preflight(exchange.headers))
+            return await exchange.answer_nothing(_preflight(exchange.headers))
         if exchange.path == COMPLETIONS:
             self._expect(exchange, "POST")
             return await self._complete(exchange, self._identify(exchange), socket)
         if exchange.path == MODELS or exchange.path.startswith(f"{MODELS}/"):
-            self._expect(exchange, "GET")
+            self._expect(exchange, "GET", "HEAD")
             self._identify(exchange)
             return await self._tell_models(exchange)
         message = f"No such path: {exchange.method} {quote(exchange.path)[:200]}. There are {COMPLETIONS} and {MODELS}."
         raise ApiError(404, message, code="unknown_url")
 
-    def _expect(self, exchange: Exchange, method: str) -> None:
-        if exchange.method != method:
-            raise ApiError(405, f"Expected {method} on this path.", code="method_not_allowed")
+    def _expect(self, exchange: Exchange, *methods: str) -> None:
+        if exchange.method not in methods:
+            raise ApiError(405, f"Expected {methods[0]} on this path.", code="method_not_allowed")
 
     def _identify(self, exchange: Exchange) -> Credential:
         credential = self._service.keyring.identify(exchange.headers, {})
@@ -147,6 +153,9 @@ class OpenAiDoor:
         deployment = service.deployment
         if deployment is None:
             raise RuntimeError("a request was taken before anything was loaded")
+        encoding = exchange.headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            raise ApiError(415, "Content-Encoding: expected none, a body as it is.", code="unsupported_encoding")
         request = service.requests.read(body)
         if deployment.chat is None and not request.tools:
             raise ApiError(400, "This server has no chat model: it decides on tools alone.", code="chat_not_deployed")
@@ -221,7 +230,7 @@ def _completion_id(exchange: Exchange) -> str:
 
 
 def _allow(exchange: Exchange) -> tuple[Header, ...]:
-    return ((b"allow", b"POST, OPTIONS" if exchange.path == COMPLETIONS else b"GET, OPTIONS"),)
+    return ((b"allow", b"POST, OPTIONS" if exchange.path == COMPLETIONS else b"GET, HEAD, OPTIONS"),)
 
 
 def _preflight(headers: Mapping[str, str]) -> tuple[Header, ...]:

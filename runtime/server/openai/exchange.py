@@ -80,10 +80,12 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def begin(self, status: int, kind: bytes, extra: Sequence[Header] = ()) -> None:
-        """Send the head of an answer."""
+    async def begin(self, status: int, kind: bytes | None, extra: Sequence[Header] = ()) -> None:
+        """Send the head of an answer; without a `kind` nothing follows it."""
         self.status = status
-        headers = [(b"content-type", kind), (b"x-request-id", self.request_id.encode()), *extra]
+        headers = [(b"x-request-id", self.request_id.encode()), *extra]
+        if kind is not None:
+            headers.insert(0, (b"content-type", kind))
         if self._allowed_origin is not None:
             headers.append((b"access-control-allow-origin", self._allowed_origin))
             headers.append((b"access-control-expose-headers", EXPOSED))
@@ -101,6 +103,11 @@ class Exchange:
         """Send a whole answer."""
         await self.begin(status, kind, [(b"content-length", str(len(body)).encode()), *extra])
         await self.piece(body, last=True)
+
+    async def answer_nothing(self, extra: Sequence[Header] = ()) -> None:
+        """Answer without a body: then there may be no length of one (RFC 9110, 8.6)."""
+        await self.begin(204, None, extra)
+        await self.piece(b"", last=True)
 
     async def refuse(self, error: ApiError, extra: Sequence[Header] = ()) -> None:
         """Answer with an error."""

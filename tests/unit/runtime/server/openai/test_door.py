@@ -96,11 +96,45 @@ async def test_paths_and_methods_that_there_are_not_are_told_so() -> None:
             ("GET", PATH, 405),
             ("POST", "/v1/models", 405),
             ("DELETE", "/v1/models/chat", 405),
+            ("GET", "/v1", 404),
+            ("GET", "/v1/", 404),
+            ("GET", "/v1/models/", 404),
+            ("POST", "/v1/chat/completions/", 404),
         ):
             answer = await http.request(method, path, content=b"{}" if method == "POST" else None)
             assert answer.status_code == status, path
             error_of(answer)
         assert (await http.get(PATH)).headers["allow"] == "POST, OPTIONS"
+        # Nobody is sent to another address, which would be plain HTTP where TLS ends before the server.
+        assert (await http.get("/healthz/")).status_code == 404
+
+
+async def test_heads_of_what_can_be_got_are_those_of_its_answers() -> None:
+    async with serving() as running, browser(running) as http:
+        for path in ("/v1/models", "/v1/models/chat", "/v1/models/nobody"):
+            got, head = await http.get(path), await http.head(path)
+            assert head.status_code == got.status_code
+            assert head.headers["content-length"] == got.headers["content-length"]
+            assert not head.content
+        assert (await http.head(PATH)).status_code == 405
+        assert (await http.request("DELETE", "/v1/models")).headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+async def test_a_client_whose_address_lacks_the_prefix_is_told_so() -> None:
+    async with serving() as running, api(running, base_url=f"http://127.0.0.1:{running.port}") as client:
+        with pytest.raises(openai.NotFoundError, match="base_url ends with /v1") as refused:
+            await client.chat.completions.create(model="chat", messages=HELLO)
+    assert refused.value.code == "unknown_url"
+
+
+async def test_a_body_in_another_encoding_is_refused_as_what_it_is() -> None:
+    async with serving() as running, browser(running) as http:
+        for encoding, status in (("gzip", 415), ("br, gzip", 415), ("Identity", 200)):
+            answer = await http.post(PATH, json=BODY, headers={"Content-Encoding": encoding})
+            assert answer.status_code == status
+        assert error_of(await http.post(PATH, json=BODY, headers={"Content-Encoding": "gzip"}))["code"] == (
+            "unsupported_encoding"
+        )
 
 
 async def test_a_body_that_is_too_large_or_has_no_length_is_refused_in_the_same_shape() -> None:
@@ -129,6 +163,7 @@ async def test_browsers_may_ask_from_where_they_may_connect() -> None:
         async with browser(running, Origin="https://evil.example") as http:
             refused = await http.post(PATH, json=BODY)
     assert preflight.status_code == 204
+    assert not {"content-length", "content-type", "transfer-encoding"} & set(preflight.headers)
     assert preflight.headers["access-control-allow-headers"] == "authorization, content-type, x-stainless-os"
     for told in (preflight, answer, wrong):
         assert told.headers["access-control-allow-origin"] == "https://app.example"

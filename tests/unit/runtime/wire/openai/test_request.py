@@ -115,6 +115,7 @@ def test_seeds_are_exact() -> None:
     assert read(seed=MAX_SEED).sampling.seed == MAX_SEED
     for wrong in (-1, MAX_SEED + 1, 1.0, "1", True):
         assert refused(seed=wrong).param == "seed"
+    assert str(MAX_SEED) in str(refused(seed=MAX_SEED + 1)), "a bound is told as it is, not rounded"
 
 
 def test_a_reply_is_plain_unless_it_shall_be_spoken() -> None:
