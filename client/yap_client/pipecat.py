@@ -40,6 +40,7 @@ from pipecat.utils.types import NOT_GIVEN, NotGiven, is_given
 
 from yap_client.errors import (
     AuthenticationError,
+    ClosedError,
     ProtocolError,
     RateLimitError,
     RefusedError,
@@ -158,6 +159,9 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
         return self._conversation is not None
 
     async def _ensure_connected(self) -> None:
+        # A client that was not to come back by itself (`backoff=None`) is replaced; one without a right key is not.
+        if self._conversation is not None and isinstance(self._conversation.talk.gone, (ServerGoneError, ClosedError)):
+            await self._disconnect_websocket()
         if self._conversation is None and not await self._try_reconnect(report_error=self._report_error):
             raise ServerGoneError(f"{self} has no connection")
 

@@ -113,6 +113,11 @@ class Talk:
         return self._session.transcript
 
     @property
+    def gone(self) -> YapError | None:
+        """Why nothing can be said over this client any more; none while something can, if only after a pause."""
+        return self._dialogue.dead
+
+    @property
     def current(self) -> str | None:
         """The `request_id` of the turn that runs; none between turns."""
         state = self._dialogue.current
@@ -335,7 +340,7 @@ class Talk:
         try:
             await self._stay(entered)
         except Exception as error:
-            self._dialogue.give_up(YapError(f"the client failed: {type(error).__name__}"), for_good=True)
+            self._dialogue.give_up(ClosedError(f"the client failed: {type(error).__name__}"), for_good=True)
             if not entered.done():
                 entered.set_exception(error)
             raise

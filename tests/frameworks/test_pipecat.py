@@ -253,6 +253,20 @@ async def test_a_lost_connection_comes_back_and_nothing_is_said_twice(scripted: 
     assert state.prompts == llm.asked
 
 
+async def test_a_client_that_is_not_to_come_back_is_replaced_once_it_is_lost(scripted: ScriptedProcess) -> None:
+    llm = Service(scripted, connect_options={"backoff": None})
+    async with conversing(llm) as talk:
+        await talk.ask("one is said")
+        assert llm._conversation is not None
+        lost = llm._conversation.talk
+        scripted.drop()
+        while lost.gone is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        assert await talk.ask("two is said")
+        assert await talk.ask("three is said")
+    assert scripted.state().prompts == llm.asked
+
+
 async def test_what_the_application_changes_reaches_the_server(scripted: ScriptedProcess) -> None:
     llm = Service(scripted)
     async with conversing(llm) as talk:

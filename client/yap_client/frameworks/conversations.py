@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from yap_client.errors import AuthenticationError, ClosedError, ProtocolError
+from yap_client.errors import ClosedError
 from yap_client.frameworks.context import Context
 from yap_client.frameworks.conversation import Conversation
 from yap_client.session import Sampling
@@ -16,8 +16,6 @@ from yap_client.turn import came_within
 # A reply that is given up while the next one is asked for takes a few steps of the loop to end. To wait for it is
 # cheaper than another connection.
 GRACE_S = 0.05
-# After these a talk does not come back.
-FATAL = (AuthenticationError, ProtocolError, ClosedError)
 
 
 class Conversations:
@@ -61,18 +59,11 @@ class Conversations:
             except BaseException:
                 self._lent -= 1
                 raise
-            usable = True
             try:
                 yield conversation
-            except FATAL:
-                usable = False
-                raise
             finally:
                 self._lent -= 1
-                if usable:
-                    await self._give(conversation)
-                else:
-                    await conversation.talk.close()
+                await self._give(conversation)
 
     async def close(self) -> None:
         """Leave the server."""
@@ -87,6 +78,9 @@ class Conversations:
         if not self._idle and self._lent > 1:
             self._given.clear()
             await came_within(GRACE_S, self._given)
+        for each in [each for each in self._idle if each.talk.gone is not None]:  # it was lost while nobody spoke
+            self._idle.remove(each)
+            await each.talk.close()
         able = [each for each in self._idle if each.can_draw(sampling)]
         fitting = [each for each in able if each.fits(context)]
         if able:
@@ -103,7 +97,7 @@ class Conversations:
         return Conversation(await self._connect().__aenter__(), self._prefix)
 
     async def _give(self, conversation: Conversation) -> None:
-        if self._closed:
+        if self._closed or conversation.talk.gone is not None:
             await conversation.talk.close()
         else:
             self._idle.append(conversation)

@@ -137,3 +137,24 @@ async def test_what_cannot_come_back_is_not_lent_again() -> None:
                 await ask(conversations, "one")
     with pytest.raises(ClosedError):
         await ask(conversations, "one")
+
+
+@pytest.mark.parametrize("replying", [False, True])
+async def test_a_client_that_is_not_to_come_back_is_replaced_once_it_is_lost(replying: bool) -> None:
+    async with serving(ScriptedEngine(pause=0.01)) as running:
+        conversations = Conversations(lambda: connect(running.url, KEY, backoff=None))
+        assert await ask(conversations, "one") == "Sure thing, here it is."
+        (connection,) = running.service.connections
+        asking = asyncio.ensure_future(ask(conversations, "two")) if replying else None
+        if asking is not None:
+            await eventually(lambda: running.engine.held)
+        connection.close(1001, "cut")
+        if asking is not None:
+            await asyncio.wait({asking})
+        await eventually(lambda: not running.service.connections)
+        await eventually(lambda: all(each.talk.gone is not None for each in conversations._idle))
+        for _ in range(2):
+            assert await ask(conversations, "three") == "Sure thing, here it is."
+        assert len(running.service.connections) == 1
+        await conversations.close()
+        await all_gone(running)
