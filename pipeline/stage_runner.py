@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib import metadata as distributions
 from pathlib import Path
@@ -21,6 +23,9 @@ from runtime.host.machine import Machine
 
 # Of weights beyond this the hashing is told: it takes more than some seconds.
 TOLD_BYTES = 4 << 30
+# Stages that compute in this process, and start no engine.
+COMPUTING_HERE = frozenset({"source", "calibration", "tool"})
+WAIT_POLICY = "OMP_WAIT_POLICY"
 
 Work = Callable[[Path], Mapping[str, Any]]
 
@@ -66,7 +71,8 @@ class StageRunner:
         if earlier := next((done for done in self.finished if done.key == stage.key), None):
             return earlier
         self.progress.step(name)
-        done = StageCache(self.cache, force=self.force).run(stage, self.progress)
+        with sleeping_threads() if name in COMPUTING_HERE else nullcontext():
+            done = StageCache(self.cache, force=self.force).run(stage, self.progress)
         self.progress.step(f"{name}: {'done before, in' if done.reused else 'done in'} {done.seconds:.1f} s")
         self.finished.append(done)
         return done
@@ -175,6 +181,24 @@ class StageRunner:
             return asdict(train_tool(out, self.progress))
         except EmbeddedModelError as error:
             raise StageError("tool", str(error)) from error
+
+
+@contextmanager
+def sleeping_threads() -> Iterator[None]:
+    """Let the threads of a PyTorch that is loaded within sleep while they wait for each other.
+
+    By default they spin, and where others use the processor too they take it from those they wait for: training then
+    takes several times as long. OpenMP reads its policy once, when it is loaded. Afterwards the variable is gone again,
+    so that an engine that this process starts, or becomes, is measured and served with its own default.
+    """
+    if WAIT_POLICY in os.environ:
+        yield
+        return
+    os.environ[WAIT_POLICY] = "PASSIVE"
+    try:
+        yield
+    finally:
+        os.environ.pop(WAIT_POLICY, None)
 
 
 def tokenizing() -> dict[str, str]:
