@@ -209,6 +209,8 @@ class SyncTalk:
         return self._thread
 
     def __enter__(self) -> SyncTalk:
+        if self._thread is not None:
+            raise ClosedError("the client was opened already: `connect` makes another")
         self._thread = LoopThread()
         try:
             self._thread.run(self._talk.__aenter__())

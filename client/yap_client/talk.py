@@ -296,6 +296,7 @@ class Talk:
         if self._dialogue.closed or (self._runner is not None and not self._runner.done()):
             raise ClosedError("the client was opened already: `connect` makes another")
         self._dialogue.dead = None
+        self._outgoing, self._retry = asyncio.Event(), asyncio.Event()  # those of an attempt before are its loop's
         self._entered = loop.create_future()
         self._runner = loop.create_task(self._run(self._entered))
         try:
@@ -318,8 +319,9 @@ class Talk:
         if runner is not None:
             if self._socket is None:
                 runner.cancel()
-            done, _ = await asyncio.wait((runner,), timeout=CLOSE_TIMEOUT_S)
-            if not done:
+            if not runner.done():  # else it may be another loop's, which is closed
+                await asyncio.wait((runner,), timeout=CLOSE_TIMEOUT_S)
+            if not runner.done():
                 runner.cancel()
                 await asyncio.wait((runner,))
             if not runner.cancelled():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.harness.scripted import KEY, REPLY, Running, ScriptedClassifier, serving
 from tests.harness.waiting import all_gone
-from yap_client import AuthenticationError, ClosedError, Message, Talk, YapError, connect
+from yap_client import AuthenticationError, CapacityError, ClosedError, Message, Talk, YapError, connect, connect_sync
 from yap_client.session import sendable, sendable_text
 
 SAID = "".join(REPLY)
@@ -110,6 +111,27 @@ async def test_a_client_that_found_no_server_can_be_opened_again() -> None:
         assert await talk.say("one").reply() == SAID
 
 
+async def test_a_script_opens_its_client_once() -> None:
+    async with serving(max_concurrent_connections=1, ws_handshake_acquire_timeout_s=0.01) as running:
+        talk = connect_sync(running.url, KEY, backoff=None)
+        async with connect(running.url, KEY):
+            with pytest.raises(CapacityError):
+                await asyncio.to_thread(talk.__enter__)
+        await all_gone(running)
+        with pytest.raises(ClosedError, match="already"):
+            await asyncio.to_thread(talk.__enter__)
+
+        def converse() -> list[str]:
+            with connect_sync(running.url, KEY) as talk:
+                said = [talk.say("one").reply()]
+                with pytest.raises(ClosedError, match="already"):
+                    talk.__enter__()
+                return [*said, talk.say("two").reply()]
+
+        assert await asyncio.to_thread(converse) == [SAID, SAID]
+        await all_gone(running)
+
+
 @pytest.mark.parametrize("key", [f"{SECRET}\nX: y", f"{SECRET}\0", f"ключ-{SECRET}"])
 async def test_a_key_that_no_head_can_hold_is_refused_and_not_told(key: str) -> None:
     async with serving() as running:
@@ -152,3 +174,21 @@ async def test_whatever_breaks_the_client_itself_nobody_waits_for_it(monkeypatch
         with pytest.raises(ZeroDivisionError):
             await talk.close()
         await all_gone(running)
+
+
+def test_a_client_that_found_no_place_can_be_opened_again_in_another_loop() -> None:
+    talk: list[Talk] = []
+
+    async def full() -> int:
+        async with serving(max_concurrent_connections=1, ws_handshake_acquire_timeout_s=0.01) as running:
+            talk.append(connect(running.url, KEY, backoff=None))
+            async with connect(running.url, KEY):
+                with pytest.raises(CapacityError):
+                    await talk[0].__aenter__()
+            return running.port
+
+    async def free(port: int) -> str:
+        async with serving(listens_on=port), talk[0]:
+            return await talk[0].say("one").reply()
+
+    assert asyncio.run(free(asyncio.run(full()))) == SAID
