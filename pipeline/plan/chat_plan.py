@@ -33,6 +33,8 @@ CACHE_BLOCK = 16
 Grouping = tuple[int | None, bool, tuple[str, ...]]
 
 HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+")
+# Columns of a head for which vLLM's attention on a CPU has a kernel; a test compares them with its own list.
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class ChatPlanner:
         # The names in a TensorRT-LLM checkpoint are its own, and each rank has its share.
         table = layer_table(facts.config, {} if prequantized and prequantized.format == "trt-llm" else tensors)
         self._check_parallel(shape, table)
+        self._tell_heads(shape)
         method = self._use_prequantized(prequantized, facts) if prequantized else self._method()
         kept: tuple[str, ...] = ()
         group, symmetric, calibration = None, True, None
@@ -175,6 +178,14 @@ class ChatPlanner:
             self.diagnostics.decide("thought", f"{thinking} tokens at most", reason)
         elif facts.thought_off:
             self.diagnostics.decide("thought", "off", f"by {', '.join(facts.thought_off)} of the chat template")
+
+    def _tell_heads(self, shape: Shape) -> None:
+        """Warn of heads that the CPU's attention has no kernel for: the engine would die at its first token."""
+        size = shape.attention // max(shape.heads)
+        latent = not shape.key_value_heads
+        if self.lane and self.lane.name == "cpu" and not latent and size not in CPU_HEAD_SIZES:
+            reason = f"likely to fail: vLLM's CPU build knows {', '.join(map(str, CPU_HEAD_SIZES))}; use another lane"
+            self.diagnostics.decide("head size", size, reason)
 
     def _check_quantizer(self) -> None:
         if self.lane and not self.quantizer:

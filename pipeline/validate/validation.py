@@ -277,7 +277,7 @@ def _with_engine(engine: Engine, folder: Path, measure: Callable[[Engine], Await
     except EngineDeadError as error:
         what = f"the engine died while it was measured: {error}"
         raise StageError(
-            "validate", what, folder, "read its last lines above; with less memory use fewer sequences"
+            "validate", what, folder, "the first error above says why; where that is memory, use fewer sequences"
         ) from error
     except (RuntimeError, ValueError, OSError) as error:
         first = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +17,7 @@ from pipeline import settings as pipeline_settings
 from pipeline import source
 from pipeline.checkpoint.tensors import Tensor
 from pipeline.plan import BuildPlan, BuildRequest, planner, tool_plan
+from pipeline.plan.chat_plan import CPU_HEAD_SIZES
 from pipeline.problem import WrongRequestError
 from runtime.host.machine import Gpu, Machine
 from tests.harness.models import tiny
@@ -392,3 +395,34 @@ def test_a_classifier_has_a_label_for_each_output(head: str, outputs: int, state
     except WrongRequestError as error:
         problems = [str(problem) for problem in error.problems]
         assert any(problem.startswith(told) for problem in problems) is (outputs != stated), problems
+
+
+@pytest.mark.parametrize(
+    ("lane", "config", "told"),
+    [
+        ("cpu", {"head_dim": 16}, True),
+        ("cpu", {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}, True),
+        ("cpu", {"hidden_size": 96, "num_attention_heads": 2, "num_key_value_heads": 2}, True),
+        ("cpu", {"head_dim": 128}, False),
+        ("cpu", {}, False),
+        ("cpu", {"head_dim": 16, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, False),
+        ("vllm", {"head_dim": 16}, False),
+    ],
+)
+def test_heads_that_the_cpu_has_no_kernel_for_are_told_before_anything_is_built(
+    lane: str, config: dict[str, int], told: bool
+) -> None:
+    on = CPU if lane == "cpu" else HOPPER
+    plan = make(Row("heads", lane=lane, method="none", on=on, chat=model(LLAMA_8B | config), tool=None))
+    reasons = [decision.reason for decision in plan.decisions if decision.name == "head size"]
+    assert [("another lane" in reason) for reason in reasons] == [True] * told
+
+
+def test_the_sizes_of_heads_are_those_of_the_installed_engine() -> None:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs vLLM")
+    text = (Path(spec.origin).parent / "v1/attention/backends/cpu_attn.py").read_text("utf-8")
+    listed = re.search(r"def get_supported_head_sizes.*?return \[([\d, ]+)\]", text, re.DOTALL)
+    assert listed
+    assert tuple(map(int, listed[1].split(","))) == CPU_HEAD_SIZES
