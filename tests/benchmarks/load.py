@@ -47,6 +47,7 @@ class Target:
         max_tokens: length of a reply (the runtime's is its `CHAT_MAX_OUT`).
         ignore_eos: whether replies always have the full length.
         keyed: whether each stream names its session at the handshake, for a router.
+        keys: the streams' names there; by default made from their numbers.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Target:
     max_tokens: int = 150
     ignore_eos: bool = False
     keyed: bool = False
+    keys: tuple[str, ...] = ()
 
 
 async def _yap_stream(
@@ -68,7 +70,8 @@ async def _yap_stream(
         item = work(seed, target.words, persona)
         message = {"type": "start", "session_id": f"load-{seed}", "chat_prompt": item.persona, "history": []}
         messages.append(json.dumps({**message, "user_utterance": item.utterance, "sampling": SAMPLING}))
-    headers = {"X-API-Key": target.key} | ({"X-Session-Id": f"load-{own.number}"} if target.keyed else {})
+    session = target.keys[own.number] if target.keys else f"load-{own.number}"
+    headers = {"X-API-Key": target.key} | ({"X-Session-Id": session} if target.keyed else {})
     async with AsyncExitStack() as stack:
         async with opening:
             socket = await stack.enter_async_context(
@@ -95,8 +98,9 @@ async def _yap_stream(
                     raise RuntimeError(frame.decode())
             ended = time.perf_counter()
             usage = json.loads(frame)["usage"]
-            tokens, server_ttft = usage["completion_tokens"], usage["ttft_ms"] / 1000
-            samples.append(Sample(started, first, ended, tokens, frames, server_ttft, own.number))
+            tokens = usage["completion_tokens"]
+            server_ttft = (usage["ttft_ms"] or 0.0) / 1000  # none where nothing was said
+            samples.append(Sample(started, first or ended, ended, tokens, frames, server_ttft, own.number))
             if own.pause:
                 await asyncio.sleep(own.pause)
     return samples

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+import websockets
+
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[2] / "client")]
 
 from tests.benchmarks.load import Target, run_load, split_cpus
@@ -36,6 +39,7 @@ from tests.benchmarks.work import Figures, Sample, figures
 from tests.client.statistics import percentile
 from tests.harness.fleet.haproxy import HAProxy
 from tests.harness.fleet.processes import cpu_seconds
+from tests.harness.fleet.router import samples as samples_of
 from tests.harness.server import Server
 
 WORDS, REPLY = 200, 150
@@ -103,12 +107,14 @@ class Way:
         router: none for straight.
         servers: all of them.
         cores: what the load has.
+        keys: session keys, as many for each server: how a router spreads a hundred sockets is not its price.
     """
 
     name: str
     router: HAProxy | None
     servers: list[Server]
     cores: Cores
+    keys: tuple[str, ...] = ()
 
     def load(self, streams: int, rounds: int, number: int, spread: float) -> list[Sample]:
         """Let `streams` listeners for each server have `rounds` turns; no two numbers ask the same questions."""
@@ -126,8 +132,8 @@ class Way:
             return [sample for share in shares for sample in share.result()]
 
     def _target(self, url: str) -> Target:
-        key = self.servers[0].api_key
-        return Target("yap", url, key, words=WORDS, max_tokens=REPLY, keyed=self.router is not None)
+        key, keyed = self.servers[0].api_key, self.router is not None
+        return Target("yap", url, key, words=WORDS, max_tokens=REPLY, keyed=keyed, keys=self.keys)
 
     def _one(self, index: int, streams: int, rounds: int, seed: int, persona: int, spread: float) -> list[Sample]:
         each = len(self.cores.load) // len(self.servers)
@@ -137,11 +143,62 @@ class Way:
         return [replace(sample, stream=sample.stream + index * streams) for sample in samples]
 
 
+def active(server: Server) -> float:
+    """Return how many sockets a server has."""
+    with urllib.request.urlopen(f"{server.http}/metrics", timeout=10) as answer:
+        return sum(samples_of(answer.read().decode(), "yap_connections_active").values())
+
+
+async def balanced(servers: list[Server], router: HAProxy, each: int) -> tuple[str, ...]:
+    """Find as many session keys for each server as the router gives to it: how evenly it spreads is not its price."""
+    found: list[list[str]] = [[] for _ in servers]
+    headers = {"X-API-Key": servers[0].api_key}
+
+    async def sockets(wanted: int) -> list[float]:
+        while sum(counts := [await asyncio.to_thread(active, server) for server in servers]) != wanted:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.002)
+        return counts
+
+    number = 0
+    while any(len(keys) < each for keys in found):
+        number += 1
+        named = {**headers, "X-Session-Id": f"load-{number}"}
+        await sockets(0)
+        async with websockets.connect(router.url, additional_headers=named, compression=None):
+            keys = found[(await sockets(1)).index(1)]
+        if len(keys) < each:
+            keys.append(f"load-{number}")
+    # One after another, so that each process of listeners has as many of every server.
+    return tuple(key for row in zip(*found, strict=True) for key in row)
+
+
+def pings(servers: list[Server], router: HAProxy) -> None:
+    """Print a ping's round trip straight and through the router: what the way itself costs."""
+
+    async def times(url: str) -> list[float]:
+        found = []
+        headers = {"X-API-Key": servers[0].api_key, "X-Session-Id": "pings"}
+        async with websockets.connect(url, additional_headers=headers, compression=None) as socket:
+            for _ in range(200):
+                await asyncio.sleep(0.005)
+                began = time.perf_counter()
+                await socket.send('{"type":"ping"}')
+                await socket.recv(decode=False)
+                found.append(time.perf_counter() - began)
+        return sorted(found)
+
+    for name, url in (("straight", servers[0].url), ("routed", router.url)) * 2:
+        taken = asyncio.run(times(url))
+        p50, p95 = percentile(taken, 50) * 1e3, percentile(taken, 95) * 1e3
+        print(f"a ping {name}: p50 {p50:.2f}, p95 {p95:.2f} ms", flush=True)
+
+
 def compare(
     servers: list[Server], router: HAProxy, streams: int, cores: Cores, passes: int
 ) -> dict[str, list[Figures]]:
     """Measure both ways in turns."""
-    ways = [Way("straight", None, servers, cores), Way("routed", router, servers, cores)]
+    keys = asyncio.run(balanced(servers, router, streams))
+    ways = [Way("straight", None, servers, cores), Way("routed", router, servers, cores, keys)]
     found: dict[str, list[Figures]] = {way.name: [] for way in ways}
     rounds, spread = (6, 1.3) if streams < 128 else (4, 2.5)
     for way in ways:
@@ -275,6 +332,7 @@ def main() -> None:
         with pinned(cores.router):
             router = stack.enter_context(Plain([server.port for server in servers]))
         router.wait_up()
+        pings(servers, router)
         if "router" in arguments.only:
             for streams in arguments.streams:
                 found = compare(servers, router, streams, cores, arguments.passes)
