@@ -18,7 +18,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[2] / "client")]
 
 from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.work import figures, work

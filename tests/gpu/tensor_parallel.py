@@ -34,7 +34,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[2] / "client")]
 
 from runtime.artifact.metadata import METADATA_NAME
 from runtime.host import machine
