@@ -299,16 +299,15 @@ async def test_a_classifier_alone_decides_and_says_nothing(served_artifact: Path
         assert alone.stop() == 0
 
 
-def engine_process(server: Server) -> int:
-    """The id of vLLM's engine process under a server."""
+def engine_processes(server: Server) -> list[int]:
+    """The ids of vLLM's engine processes under a server."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == server.process.pid and b"EngineCore" in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
-    (engine,) = found
-    return engine
+    return found
 
 
 async def test_a_chat_model_alone_speaks_at_once_and_its_engine_s_death_is_told_and_ends_the_server(
@@ -321,10 +320,33 @@ async def test_a_chat_model_alone_speaks_at_once_and_its_engine_s_death_is_told_
             assert turn.ok
             assert turn.tool is None
             turn = await TurnRecord(talk.say(STORY)).first_token()
-            os.kill(engine_process(alone), signal.SIGKILL)
+            (engine,) = engine_processes(alone)
+            os.kill(engine, signal.SIGKILL)
             await turn.whole()
         assert turn.error.error_code == "generation_failed"
         assert isinstance(turn.ended, Done)
         assert turn.ended.failed
         assert alone.process.wait(5) == 70
         assert "the engine died" in alone.log_tail()
+
+
+async def test_a_server_that_is_killed_takes_its_engine_and_its_port_along(served_artifact: Path) -> None:
+    with Server(served_artifact, **SHARE, DEPLOY_MODE="chat") as killed:
+        while not engine_processes(killed):
+            assert killed.process.poll() is None, killed.log_tail()
+            await asyncio.sleep(0.2)
+        (engine,) = engine_processes(killed)
+        assert killed.status("/healthz") == 200  # the port was there to be inherited
+        killed.process.kill()
+        killed.process.wait()
+        while running(engine):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.1)
+        assert killed.status("/healthz") == 0
+
+
+def running(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

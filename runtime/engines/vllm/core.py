@@ -27,6 +27,7 @@ from typing import Any
 
 from runtime.engines.vllm import contract
 from runtime.engines.vllm.contract import Core, Step
+from runtime.engines.vllm.lifeline import end_with_parent
 
 METHOD = "scheduler_load"
 
@@ -94,9 +95,17 @@ UniProcExecutor, MultiprocExecutor = contract.executors()
 class ObservedUniProcExecutor(UniProcExecutor):  # type: ignore[misc, valid-type]
     """vLLM's executor for one GPU, defined here so that the engine process imports this module."""
 
+    def _init_executor(self) -> None:
+        end_with_parent()  # this is the engine's process, and no weight has been read yet
+        super()._init_executor()
+
 
 class ObservedMultiprocExecutor(MultiprocExecutor):  # type: ignore[misc, valid-type]
     """vLLM's executor for several workers, defined here so that the engine process imports this module."""
+
+    def _init_executor(self) -> None:
+        end_with_parent()  # its own processes end with this one: each has a pipe that closes then
+        super()._init_executor()
 
     if contract.seams.holds("end of ranks"):
 
