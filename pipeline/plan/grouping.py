@@ -11,6 +11,7 @@ from pipeline.checkpoint.shape import Shape
 from pipeline.checkpoint.sharing import shares, unshared
 from pipeline.lanes import Lane
 from pipeline.plan.diagnostics import Diagnostics
+from runtime.artifact.lanes import SERVED_LANES
 from runtime.artifact.verify import unlike
 from runtime.host.machine import Gpu
 
@@ -75,8 +76,11 @@ def check_sharing(
     """
     tensor, stages = asked
     most = max(1, len(gpus))
-    if stages > 1 and lane is not None and lane.name == "trt":
-        diagnostics.problem("PIPELINE_PARALLEL_SIZE", "1 in the trt lane", str(stages), "use the vllm lane")
+    if stages > 1 and lane is not None and not lane.served.stages:
+        able = " or ".join(name for name, served in SERVED_LANES.items() if served.stages)
+        diagnostics.problem(
+            "PIPELINE_PARALLEL_SIZE", f"1 in the {lane.name} lane", str(stages), f"use the {able} lane, or unset it"
+        )
     elif stages > shape.layers:
         expected = f"at most {shape.layers}, the model's layers"
         diagnostics.problem("PIPELINE_PARALLEL_SIZE", expected, str(stages))

