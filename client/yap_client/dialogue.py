@@ -36,6 +36,10 @@ from yap_client.session import Session, Value, sendable, sendable_text
 TOO_BIG = 1009
 # What may be sent again so often, where one connection after the other is lost.
 MOST_ATTEMPTS = 5
+# As the protocol bounds it.
+MOST_CHARS = 2**31
+# So many turns back it is asked which was the last one that a server has, as many as the store may be behind.
+MOST_TURNS = 32
 REFUSALS: Mapping[str, type[YapError]] = {
     "authentication_failed": AuthenticationError,
     "server_at_capacity": CapacityError,
@@ -75,10 +79,12 @@ class Dialogue:
         self.dead: YapError | None = None
         self.current: TurnState | None = None
         self._last: TurnState | None = None  # the one that a server has begun last, which `heard` may cut
+        self._begun: deque[TurnState] = deque(maxlen=MOST_TURNS)  # those that a server has begun, newest last
         self._unheard_of: TurnState | None = None  # one that was cut and may have begun, or not
         self._connected = False  # whether there is a socket
         self.greeted = False
         self._asking: Request | None = None  # whether the server knows the session
+        self._looking: Request | None = None  # whether anybody knew it before the first turn
         self._waiting: list[Exchange] = []  # what was not sent yet
         self._open: dict[str, Exchange] = {}  # what was sent and is not over
         self._heards: dict[str, deque[Request]] = {}  # by the turn that they are about
@@ -170,6 +176,8 @@ class Dialogue:
         last = self._unheard_of or self._last
         if self.session.begun and last is not None:
             self._ask_reply(last)
+        elif not self.session.transcript.complete:
+            self._ask_whether_new()
 
     def received(self, text: str | bytes) -> None:
         """Take a text of the server's.
@@ -191,6 +199,8 @@ class Dialogue:
             self._on_cancel(self._cancels.pop(id_), frame)
         elif isinstance(id_, str) and id_ in self._heards and isinstance(frame, Error):
             self._answer_heard(id_, frame)
+        elif id_ is None and "" in self._heards and isinstance(frame, Error) and frame.error_code not in REFUSALS:
+            self._answer_heard("", frame)
         elif isinstance(frame, Pong):
             if not self.greeted:
                 self.greeted = True
@@ -208,13 +218,13 @@ class Dialogue:
         if not self._connected:
             return
         self._connected = self.greeted = self.draining = False
-        opened = list(self._open.values())
+        opened = [each for each in self._open.values() if each not in (self._asking, self._looking)]
         heards = [each for group in self._heards.values() for each in group if each is not self._asking]
         self._open.clear()
         self._heards.clear()
         self._cancels.clear()
         self.outgoing.clear()
-        self._asking = None
+        self._asking = self._looking = None
         for exchange in (*opened, *heards):
             if code == TOO_BIG and not (isinstance(exchange, TurnState) and exchange.acknowledged):
                 exchange.fail(RefusedError("message_too_big", "the server takes no message of this size"))
@@ -302,7 +312,8 @@ class Dialogue:
                 self._send_cancel(turn)
 
     def _send(self, type_: str, id_: str, fields: dict[str, Value]) -> None:
-        message: dict[str, Value] = {"type": type_, "request_id": id_, **fields}
+        named: dict[str, Value] = {"request_id": id_} if id_ else {}
+        message: dict[str, Value] = {"type": type_, **named, **fields}
         try:
             encoded = msgspec.json.encode(message)
         except UnicodeEncodeError:
@@ -330,42 +341,89 @@ class Dialogue:
             self._open[id_] = asked
         self._send(type_, id_, fields)
 
-    def _ask_reply(self, last: TurnState) -> None:
-        """Ask about the last reply, by saying how much of it came: more than that has never been heard."""
+    def _ask_reply(self, turn: TurnState) -> None:
+        """Ask about a reply, by saying how much of it came: more than that has never been heard."""
         # Nothing of a turn that was cut: then even one is too many, unless the server has said more than arrived.
-        chars = 1 if last.cut and not last.said else len(last.said) if last.heard is None else last.heard
+        chars = 1 if _nothing_came(turn) else len(turn.said) if turn.heard is None else turn.heard
         fields: dict[str, Value] = {"session_id": self.session.key, "chars": chars}
-        self._ask("heard", last.id, fields, lambda: self._told_of_reply(last))
+        self._ask("heard", turn.id, fields, lambda: self._told_of_reply(turn))
 
-    def _told_of_reply(self, last: TurnState) -> None:
-        """Learn from the answer whether the server has what was said."""
-        error = self._asking and self._asking.error
-        code = error.code if isinstance(error, RefusedError) else None
-        if last is self._unheard_of:
+    def _told_of_reply(self, turn: TurnState) -> None:
+        """Learn from the answer whether the server has what was said.
+
+        Whoever has the last reply has all that was said before it. A server to which the store brought the session may
+        have less: one that is killed, or slow, has not written the newest turns.
+        """
+        code, session = self._asked_code(), self.session
+        never_began = turn is self._unheard_of and code == "no_such_reply"
+        newest = turn in (self._unheard_of, self._last)
+        if turn is self._unheard_of:
             self._unheard_of = None
-            if code == "no_such_reply" and self._last is not None:
-                self._ask_reply(self._last)  # it never began
-                return
-        if code in ("no_active_session", "unknown_message_type", "chat_not_deployed"):
-            if self.session.transcript.complete:
-                self.session.forgotten()
-            else:
-                self._ask_session()
+        if self._unusable(code):
             return
-        nothing_came = last.cut and not last.said
-        # Another server may know the session and not its last reply, and has then what was acknowledged.
-        refused_rightly = nothing_came or (code == "no_such_reply" and not last.cut)
-        agree = not nothing_came if code is None else refused_rightly
-        if self.session.transcript.complete:
-            self.session.history_due = self.session.history_due or not agree
-        elif code is None and nothing_came:
-            self._wait_again(Request(0, last.id, "heard", {"session_id": self.session.key, "chars": 0}))
+        if code == "no_such_reply" and (never_began or not session.own):
+            if earlier := [each for each in self._begun if each.number < turn.number]:
+                self._ask_reply(earlier[-1])
+            else:
+                # Without an id: about the last reply, whoever got it, and more of it than there can be.
+                self._ask("heard", "", {"session_id": session.key, "chars": MOST_CHARS}, self._told_of_others)
+            return
+        if newest and code == ("chars_out_of_range" if _nothing_came(turn) else None):
+            session.confirmed(turn.number)
+        elif newest and code is None and not session.transcript.complete:
+            self._wait_again(Request(0, turn.id, "heard", {"session_id": session.key, "chars": 0}))
+        else:
+            session.doubted()
         self.proven = True
+
+    def _told_of_others(self) -> None:
+        """Learn whether the last reply is one that somebody else got: then nothing of that is overwritten."""
+        code = self._asked_code()
+        if self._unusable(code):
+            return
+        if code == "chars_out_of_range":
+            self.session.transcript.complete = False
+        else:
+            self.session.doubted()
+        self.proven = True
+
+    def _asked_code(self) -> str | None:
+        """The code of the error with which the question was answered; none where there was none."""
+        error = self._asking and self._asking.error
+        return error.code if isinstance(error, RefusedError) else None
+
+    def _unusable(self, code: str | None) -> bool:
+        """Whether an answer says that the server has no session for this client, which is then told everything."""
+        if code not in ("no_active_session", "unknown_message_type", "chat_not_deployed"):
+            return False
+        if self.session.transcript.complete and self.session.own:
+            self.session.forgotten()
+        else:
+            self._ask_session()
+        return True
 
     def _ask_session(self) -> None:
         """Ask whether the session is kept, whoever owns it; a history that somebody else began is not overwritten."""
         fields: dict[str, Value] = {"session_id": self.session.key, "history": []}
         self._ask("warm_history", f"{self._nonce}-{next(self._numbers)}", fields, self._told_of_session)
+
+    def _ask_whether_new(self) -> None:
+        """Ask whether a session that was named is known; where nobody knows it, all that is said in it is said here.
+
+        Nothing waits for the answer: the server looks before it begins a turn.
+        """
+        id_ = f"{self._nonce}-{next(self._numbers)}"
+        self._looking = asked = Request(0, id_, "warm_history", {"session_id": self.session.key, "history": []})
+        version = self.session.version
+
+        def answered() -> None:
+            unknown = isinstance(asked.error, RefusedError) and asked.error.code == "no_active_session"
+            if unknown and version == self.session.version:
+                self.session.transcript.complete = True
+
+        asked.wake = answered
+        self._open[id_] = asked
+        self._send(asked.type, id_, asked.fields)
 
     def _told_of_session(self) -> None:
         error = self._asking and self._asking.error
@@ -381,7 +439,8 @@ class Dialogue:
         elif isinstance(frame, Ack):
             turn.acknowledged = self.session.begun = self.proven = True
             self._last, self._unheard_of = turn, None
-            self.session.told(turn.carried, turn.version)
+            self._begun.append(turn)
+            self.session.told(turn.carried, turn.version, turn.number)
             turn.put(frame)
             self._pump()
         elif isinstance(frame, Done):
@@ -400,10 +459,10 @@ class Dialogue:
         del self._open[request.id]
         if not (isinstance(frame, Error) or (isinstance(frame, Ack) and not frame.ok)):
             if request.type == "chat_prompt":
-                self.session.told(request.fields, self.session.version)
+                self.session.told(request.fields, self.session.version, request.number)
             self.proven = True
             request.complete(frame)
-        elif frame.error_code == "draining" and request is not self._asking:
+        elif frame.error_code == "draining" and request not in (self._asking, self._looking):
             self.draining = True
             self._wait_again(request)
         elif frame.error_code == "no_active_session" and request.type == "chat_prompt":
@@ -505,6 +564,11 @@ class Dialogue:
             self.session.transcript.add(turn.utterance, turn.said, turn.heard)
         elif turn.acknowledged:
             self.session.transcript.skip()
+
+
+def _nothing_came(turn: TurnState) -> bool:
+    """Whether a turn's connection was lost before the first word of its reply."""
+    return turn.cut and not turn.said
 
 
 def _in_doubt(turn: TurnState) -> bool:

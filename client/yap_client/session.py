@@ -109,6 +109,7 @@ class Session:
     Attributes:
         key: its name; at the handshake too, where routers see it.
         transcript: what was said.
+        own: whether nobody else is meant to talk in it: its name is new, or its history was given.
         history_due: whether the next turn has to carry the history.
         version: how often the history was replaced; what belongs to an older one is not added.
         begun: whether any turn was acknowledged, so that a server may know the session.
@@ -120,11 +121,12 @@ class Session:
         self.key = sendable_text(key) if key else f"yap-{uuid.uuid4().hex}"
         # A session of a name that nobody else has is empty; one that was named may have been talked in before.
         self.transcript = Transcript(read_messages(history or ()), complete=key is None or history is not None)
+        self.own = self.transcript.complete
         self.history_due = history is not None
         self.version = 0
         self.begun = False
         self._wanted: dict[str, Value] = {}  # what the server shall know
-        self._told: dict[str, Value] = {}  # what it has been told
+        self._told: dict[str, tuple[Value, int]] = {}  # what it has been told, and the number of what said so
         self._changes = count(1)  # of what is wanted
         self._change = 0  # the last one
         self.want(facts, sampling)
@@ -156,25 +158,35 @@ class Session:
     def replace_history(self, history: Iterable[HistoryItem]) -> None:
         """Begin anew with another history, from the next turn on."""
         self.transcript.replace(read_messages(history))
+        self.own = True
         self.history_due = True
         self.version += 1
 
     def due(self) -> dict[str, Value]:
         """The fields that the server has not been told, as the next turn carries them."""
-        fields = {name: value for name, value in self._wanted.items() if self._told.get(name) != value}
+        fields = {name: value for name, value in self._wanted.items() if self._told.get(name, (None, 0))[0] != value}
         if self.history_due:
             fields["history"] = msgspec.to_builtins(list(self.transcript.newest()))
         return fields
 
-    def told(self, fields: Mapping[str, Value], version: int) -> None:
+    def told(self, fields: Mapping[str, Value], version: int, number: int) -> None:
         """Take note of what a message carried that the server has acted upon."""
-        self._told.update((name, value) for name, value in fields.items() if name in self._wanted)
+        self._told.update((name, (value, number)) for name, value in fields.items() if name in self._wanted)
         if "history" in fields and version == self.version:
             self.history_due = False
 
+    def confirmed(self, number: int) -> None:
+        """Take note that the server has a turn: it knows what it was told by then, and perhaps nothing later."""
+        self._told = {name: told for name, told in self._told.items() if told[1] <= number}
+
+    def doubted(self) -> None:
+        """Take note that the server may have less of the session than was said: it is told everything again."""
+        self._told.clear()
+        self.history_due = self.history_due or self.transcript.complete
+
     def forgotten(self) -> None:
         """Take note that the server does not know the session: it is told everything again."""
-        self._told.clear()
+        self.doubted()
         self.begun = False
         # Also when nothing was said: it may be a server where a connection that was lost still has the session.
-        self.history_due = self.history_due or self.transcript.complete or bool(self.transcript.messages)
+        self.history_due = self.history_due or bool(self.transcript.messages)
