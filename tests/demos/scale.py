@@ -60,8 +60,7 @@ class Listener:
         away: seconds from such a loss to the acknowledgement of its next turn.
         first_words: seconds from such a loss to the next reply's first word.
         turns: how many were answered whole.
-        late: turns whose prompt was not the persona and all that had been said, with what was expected and found.
-        whole: whether the last turn's prompt was.
+        wrong: turns whose prompt was not the persona and all that had been said, with what was expected and found.
     """
 
     def __init__(self, url: str, key: str, name: str, renderer: Renderer) -> None:
@@ -80,8 +79,7 @@ class Listener:
         self.away: list[float] = []
         self.first_words: list[float] = []
         self.turns = 0
-        self.late: list[str] = []
-        self.whole = False
+        self.wrong: list[str] = []
         self.stopping, self.talking = asyncio.Event(), asyncio.Event()
         self._asked = 0
 
@@ -124,9 +122,8 @@ class Listener:
     def _check(self, history: list[Message], utterance: str, found: int) -> None:
         """Compare what the server made its prompt of with what was really said."""
         prompt = self._renderer.render(persona=self.persona, runtime_text="", history=history, utterance=utterance)
-        self.whole = len(prompt.token_ids) == found
-        if not self.whole:
-            self.late.append(f"turn {self.turns}: expected a prompt of {len(prompt.token_ids)} tokens, found {found}")
+        if len(prompt.token_ids) != found:
+            self.wrong.append(f"turn {self.turns}: expected a prompt of {len(prompt.token_ids)} tokens, found {found}")
 
 
 def install() -> None:
@@ -294,15 +291,8 @@ def report(listeners: list[Listener], router: HAProxy, prometheus: Prometheus) -
     if away:
         print(f"  taken by another server after {max(away):.2f} s at most (target {GOES_ON_WITHIN_S:g})")
         print(f"  the next reply's first word after {max(words, default=0):.2f} s at most (the engines are slow here)")
-    lost = [one.name for one in listeners if not one.whole]
-    print(
-        f"  without their persona, or a part of what was said, at the end: {', '.join(lost)}"
-        if lost
-        else "  nobody lost persona or history: every last prompt was as long as what had been said"
-    )
-    for one in listeners:
-        for told in one.late:
-            print(f"  {one.name}: {told}; what its last server still had to write came later")
+    wrong = [f"  {one.name}: {told}" for one in listeners for told in one.wrong]
+    print("\n".join(wrong) or "  nobody lost persona or history: every prompt was as long as what had been said")
     heading("what the router says")
     text = router.get("/metrics", inside=True)[1]
     for title, name in (
@@ -324,7 +314,7 @@ def report(listeners: list[Listener], router: HAProxy, prometheus: Prometheus) -
             f"  {title}: " + ", ".join(f"{label} {value:g}".strip() for label, value in prometheus.ask(query).items())
         )
     held = all(seconds <= GOES_ON_WITHIN_S for seconds in away)
-    return held and not lost and len(up) == len(router.servers) and all(value == 1 for value in up.values())
+    return held and not wrong and len(up) == len(router.servers) and all(value == 1 for value in up.values())
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ class ModelSession:
     held: bool = False  # whether the last message is that reply
     owner: ModelConnection | None = None
     turn: ModelTurn | None = None
+    unended: str | None = None  # words of a turn that another server began, and of which it has written no end
 
     def cut(self, chars: int) -> None:
         """Keep so many characters of the last reply."""
@@ -70,6 +71,7 @@ class ModelTurn:
         if kept and self.utterance.strip():
             session.history.append(("user", self.utterance))
         session.cut(len(self.said) if self.heard is None else self.heard)
+        self.connection.server.note(session)
 
 
 @dataclass
@@ -89,6 +91,7 @@ class ModelServer:
     draining: bool = False
     refuses: deque[str] = field(default_factory=deque)
     prefix: str = ""
+    written: dict[str, list[ModelSession]] = field(default_factory=dict)  # each session as it was after each change
 
     def connect(self) -> ModelConnection:
         """Admit a client."""
@@ -97,13 +100,23 @@ class ModelServer:
             connection.drain()
         return connection
 
-    def stored(self, *, replies: bool) -> dict[str, ModelSession]:
-        """What another server finds in a store: sessions as of their last turn's end, perhaps without that reply."""
+    def note(self, session: ModelSession) -> None:
+        """Write a session to the store, which may know less of it in the end: see `stored`."""
+        key = next((key for key, kept in self.sessions.items() if kept is session), None)
+        if key is not None:
+            copied = ModelSession(session.persona, copy.copy(session.history), session.last, session.held)
+            copied.unended = session.turn.utterance if session.turn is not None else session.unended
+            self.written.setdefault(key, []).append(copied)
+
+    def stored(self, *, replies: bool, behind: int = 0) -> dict[str, ModelSession]:
+        """What another server finds in a store: sessions as of some changes ago, perhaps without the last reply."""
         found = {}
-        for key, session in self.sessions.items():
-            found[key] = ModelSession(session.persona, copy.copy(session.history))
-            if replies:
-                found[key].last, found[key].held = session.last, session.held
+        for key, writes in self.written.items():
+            if behind < len(writes):
+                found[key] = copy.copy(writes[-1 - behind])
+                found[key].history = copy.copy(found[key].history)
+                if not replies:
+                    found[key].last, found[key].held = None, False
         return found
 
 
@@ -203,6 +216,7 @@ class ModelConnection:
                 self._refuse(message, "no_active_session")
             elif kind == "chat_prompt":
                 session.persona = message["persona_text"]
+                self.server.note(session)
                 self.send({"type": "ack", "for": kind, "ok": True, "code": 200, "message": "", "request_id": id_})
             else:
                 self._begin(session, message, self.server.prefix + message["analysis_text"])
@@ -219,6 +233,9 @@ class ModelConnection:
         if self.session is not None and self.session.owner is self:
             self.session.owner = None
         session.owner, self.session = self, session
+        if session.unended is not None and session.unended != utterance:  # else it was sent again
+            session.history.append(("user", session.unended))
+        session.unended = None
         if message["type"] == "start":
             session.persona = message.get("persona_text", session.persona)
             if "history" in message:
@@ -231,6 +248,7 @@ class ModelConnection:
         self.send({**ack, "gender": None, "personality": None, "chat_prompt": bool(session.persona)})
         self.turn = session.turn = ModelTurn(id_, utterance, self, session)
         session.last = None
+        self.server.note(session)
         if id_ in self.cancelled:
             self.turn.end("cancel", self.cancelled.pop(id_))
         elif message["type"] == "start":
@@ -256,6 +274,8 @@ class ModelConnection:
             return
         turn = session.turn
         last = (turn.id, turn.said) if turn is not None else session.last and session.last[:2]
+        if session.unended is not None:
+            last = None
         if last is None or id_ not in (None, last[0]):
             self._refuse(message, "no_such_reply")
             return
@@ -268,6 +288,7 @@ class ModelConnection:
             turn.heard = chars
         else:
             session.cut(chars)
+            self.server.note(session)
         ack = {"type": "ack", "for": "heard", "ok": True, "session_id": key, "chars": chars, "request_id": id_}
         self.send(ack)
 

@@ -52,11 +52,12 @@ class Listener:
 class Conversation(RuleBasedStateMachine):
     """One client, and servers that come and go."""
 
-    @initialize(shared=st.booleans(), replies=st.booleans(), history=st.booleans())
-    def begin(self, shared: bool, replies: bool, history: bool) -> None:
+    @initialize(shared=st.booleans(), replies=st.booleans(), history=st.booleans(), named=st.booleans())
+    def begin(self, shared: bool, replies: bool, history: bool, named: bool) -> None:
         self.shared, self.replies = shared, replies  # whether there is a session store, and what it keeps
         past = [{"role": "user", "content": "before"}] if history else None
-        self.session = Session("s1" if history else None, {"persona": "P0"}, None, past)
+        self.session = Session("s1" if history or named else None, {"persona": "P0"}, None, past)
+        self.behind = False  # whether the store has ever known less than was said
         self.dialogue = Dialogue(self.session)
         self.server = ModelServer()
         self.connection: ModelConnection | None = None
@@ -118,10 +119,10 @@ class Conversation(RuleBasedStateMachine):
     # The network
 
     @precondition(lambda self: self.connection is None)
-    @rule(other=st.booleans(), rounds=st.integers(0, 12))
-    def connect(self, other: bool, rounds: int) -> None:
+    @rule(other=st.booleans(), behind=st.integers(0, 4), rounds=st.integers(0, 12))
+    def connect(self, other: bool, behind: int, rounds: int) -> None:
         if other:
-            self.another_server()
+            self.another_server(behind)
         self.connection = self.server.connect()
         self.dialogue.connected()
         self.flow(rounds)
@@ -156,7 +157,8 @@ class Conversation(RuleBasedStateMachine):
     def lose(self, arrives: int, noticed: bool) -> None:
         assert self.connection is not None
         self.deliver_to_client(arrives)
-        if noticed:
+        # Whose session is not surely its own leaves it to a server that does not know of the loss to end the turn.
+        if noticed or not self.session.own:
             self.connection.end()
         else:
             self.ghosts.append(self.connection)
@@ -225,11 +227,15 @@ class Conversation(RuleBasedStateMachine):
             frame = {"token": {"text": "late"}, "done": {"cancelled": True}}[late]
             self.connection.outbox.append(json.dumps({"type": late, "request_id": id_, **frame}))
 
-    def another_server(self) -> None:
+    def another_server(self, behind: int = 0) -> None:
+        """Let another server come, after one that was perhaps killed before it had written its last changes."""
+        self.behind = self.behind or behind > 0
         for ghost in self.ghosts:
             ghost.end()
         self.ghosts.clear()
-        self.server = ModelServer(self.server.stored(replies=self.replies) if self.shared else {})
+        self.server = ModelServer(self.server.stored(replies=self.replies, behind=behind) if self.shared else {})
+        for session in self.server.sessions.values():
+            self.server.note(session)
 
     def receive(self, text: str) -> None:
         frame = json.loads(text)
@@ -240,7 +246,8 @@ class Conversation(RuleBasedStateMachine):
             listener = next(each for each in self.listeners if each.state is state)
             # Of an utterance that was sent twice the server began two turns, of which the first was never told.
             _, persona, history, _ = [each for each in self.server.begun if each[3] == listener.utterance][-1]
-            if self.session.version == state.version and state.asked is None:
+            sure = self.session.transcript.complete or not self.behind
+            if self.session.version == state.version and state.asked is None and sure:
                 said = [(message.role, message.content) for message in self.session.transcript.messages]
                 assert history == said, "the server has what was said, whole and once"
             assert int(persona[1:]) >= listener.persona, "the server has the persona that was chosen"
@@ -259,7 +266,7 @@ class Conversation(RuleBasedStateMachine):
             if self.connection is None:
                 if self.server.draining:
                     self.another_server()
-                self.connect(other=False, rounds=0)
+                self.connect(other=False, behind=0, rounds=0)
             if self.server.draining:
                 self.leave(waits=True)
                 continue

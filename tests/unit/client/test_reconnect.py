@@ -15,8 +15,9 @@ from websockets.asyncio.server import serve
 
 from runtime.wire.decoder import Decoder
 from tests.harness.scripted import KEY, REPLY, Running, ScriptedClassifier, ScriptedEngine, serving
+from tests.harness.stores.session_store import StandIn
 from tests.harness.waiting import all_gone, eventually
-from yap_client import Backoff, Done, Interrupted, ServerGoneError, Talk, Token, ToolCall, Turn, TurnEvent, connect
+from yap_client import Ack, Backoff, Done, Interrupted, ServerGoneError, Talk, Token, ToolCall, Turn, TurnEvent, connect
 
 LONG = ["word "] * 300
 SAID = "".join(REPLY)
@@ -204,6 +205,90 @@ async def test_another_client_that_takes_the_session_over_ends_the_turn() -> Non
         await lose(talk)
         assert await talk.say("three").reply() == SAID
         assert prompt(running).endswith(f"[user] two [assistant] {SAID} [user] three"), "nobody's words are lost"
+
+
+def die(running: Running) -> None:
+    """Let nothing of a server reach the store any more, as if it were killed now."""
+    keeper = running.service._keeper
+    assert keeper is not None
+    keeper._store = StandIn(down=True)
+
+
+async def written(running: Running) -> None:
+    """Wait until all that has changed is in the store."""
+    keeper = running.service._keeper
+    assert keeper is not None
+    await eventually(lambda: not keeper._changed and not keeper._writing)
+
+
+async def move(talk: Talk, running: Running) -> None:
+    """Lose the connection, and come back to another server."""
+    talk._url = running.url
+    await lose(talk)
+
+
+@pytest.mark.parametrize("options", [{}, {"history": []}], ids=["named", "own"])
+@pytest.mark.parametrize("known", [0, 1, 2])
+@pytest.mark.parametrize("cut_after", [None, 0, 1])
+async def test_what_a_killed_server_had_not_written_is_said_again(
+    options: dict[str, Any], known: int, cut_after: int | None
+) -> None:
+    store = StandIn()
+    async with serving(store=store) as one, serving(store=store) as other, talking(one, **options) as talk:
+        for number in range(3):
+            if number == known:
+                die(one)
+            persona = f"You are Mia {number}."
+            assert await talk.say(f"turn {number}", persona=persona).reply() == SAID
+            await written(one) if number < known else None
+        expected = ["[system] You are Mia 2."]
+        for number in range(3):
+            expected += [f"[user] turn {number} [assistant] {SAID}"]
+        if cut_after is not None:
+            one.engine.reply, one.engine.pause = LONG, 0.01 if cut_after else 100.0
+            turn = talk.say("turn 3")
+            await (first_token(turn) if cut_after else until_acknowledged(turn))
+            await move(talk, other)
+            said = [event async for event in turn]
+            assert isinstance(said[-1], Interrupted)
+            expected += [f"[user] turn 3 [assistant] {said[-1].said.strip()}"] if said[-1].said else []
+        else:
+            await move(talk, other)
+        assert await talk.say("the last one").reply() == SAID
+        assert prompt(other) == " ".join((*expected, "[user] the last one"))
+        one.engine.pause = 0.0
+
+
+async def until_acknowledged(turn: Turn) -> None:
+    while not isinstance(await turn.__anext__(), Ack):
+        pass
+
+
+async def test_a_persona_that_a_killed_server_had_not_written_is_told_again(messages: list[dict[str, Any]]) -> None:
+    store = StandIn()
+    async with serving(store=store) as one, serving(store=store) as other, talking(one) as talk:
+        assert await talk.say("one").reply() == SAID
+        await written(one)
+        die(one)
+        await talk.set_persona("You are Zoe.")
+        await move(talk, other)
+        assert await talk.say("two").reply() == SAID
+        assert prompt(other) == f"[system] You are Zoe. [user] one [assistant] {SAID} [user] two"
+    assert all("history" not in message for message in messages if message["type"] == "start"), "it had all of that"
+
+
+async def test_what_somebody_else_said_meanwhile_is_not_overwritten() -> None:
+    store = StandIn()
+    async with serving(store=store) as one, serving(store=store) as other, talking(one) as talk:
+        assert await talk.say("one").reply() == SAID
+        await written(one)
+        async with connect(other.url, KEY, session="s1") as second:
+            assert await second.say("two").reply() == SAID
+        await written(other)
+        await move(talk, other)
+        assert await talk.say("three").reply() == SAID
+        said = f"[user] one [assistant] {SAID} [user] two [assistant] {SAID} [user] three"
+        assert prompt(other) == f"[system] You are Mia. {said}"
 
 
 async def test_the_handshake_names_the_session_whatever_it_is_called() -> None:
