@@ -53,7 +53,7 @@ class Conversation(RuleBasedStateMachine):
     """One client, and servers that come and go."""
 
     @initialize(shared=st.booleans(), replies=st.booleans(), history=st.booleans(), named=st.booleans())
-    def begin(self, shared: bool, replies: bool, history: bool, named: bool) -> None:
+    def begin(self, shared: bool, replies: bool, history: bool, named: bool = False) -> None:
         self.shared, self.replies = shared, replies  # whether there is a session store, and what it keeps
         past = [{"role": "user", "content": "before"}] if history else None
         self.session = Session("s1" if history or named else None, {"persona": "P0"}, None, past)
@@ -120,7 +120,7 @@ class Conversation(RuleBasedStateMachine):
 
     @precondition(lambda self: self.connection is None)
     @rule(other=st.booleans(), behind=st.integers(0, 4), rounds=st.integers(0, 12))
-    def connect(self, other: bool, behind: int, rounds: int) -> None:
+    def connect(self, other: bool, rounds: int, behind: int = 0) -> None:
         if other:
             self.another_server(behind)
         self.connection = self.server.connect()
