@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
             return group_of(ROOT / nodeid.partition("::")[0])
 
     return Grouped(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave out what Python 3.10 says of TLS connections that the other side closed; later versions say no such thing."""
+    if sys.version_info < (3, 11):
+        config.addinivalue_line("filterwarnings", "ignore:unclosed transport <asyncio.sslproto:ResourceWarning")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -108,7 +108,7 @@ class Server:
         except OSError:
             return 0
 
-    def wait_ready(self, timeout: float = 300) -> float:
+    def wait_ready(self, timeout: float = 900) -> float:
         """Wait until the engine answers, and return the seconds since the start."""
         while self.status() != 200:
             if self.process is None or self.process.poll() is not None:

@@ -27,7 +27,7 @@ def mounted(folder: Path) -> dict:
     return {str(folder): {"bind": "/artifact", "mode": "ro"}}
 
 
-def wait_healthy(container: Container, timeout: float = 300) -> None:
+def wait_healthy(container: Container, timeout: float = 900) -> None:
     """Wait until Docker calls the container healthy."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
