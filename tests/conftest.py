@@ -33,7 +33,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave out what Python 3.10 says of TLS connections that the other side closed; later versions say no such thing."""
+    """Leave out what Python 3.10 says of TLS connections that the other side closed; later versions do not."""
     if sys.version_info < (3, 11):
         config.addinivalue_line("filterwarnings", "ignore:unclosed transport <asyncio.sslproto:ResourceWarning")
 

@@ -26,8 +26,8 @@ from yap_client import Token
 
 
 async def speak_while_stopping(url: str, container: Container) -> TurnRecord:
-    """One turn, and `docker stop` at its first token."""
-    options = Options(url=url, api_key="test-key", sampling={"temperature": 0.0})
+    """One turn, and `docker stop` at its first token. Short: a busy machine says it within the time to drain, too."""
+    options = Options(url=url, api_key="test-key", sampling={"temperature": 0.0, "max_tokens": 24})
     stopping = None
     async with connect(options, persona="You tell long stories.") as talk:
         turn = TurnRecord(talk.say("Tell me a story about a lighthouse."))

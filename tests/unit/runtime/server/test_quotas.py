@@ -318,7 +318,7 @@ def test_sighup_reads_the_keys_again_and_the_process_goes_on(tmp_path: Path) -> 
     keys.write_text("\ufeff# who\nacme: one\n")
     server = Server(tmp_path, module="tests.harness.scripted_process", TEXT_API_KEY="", TEXT_API_KEY_FILE=str(keys))
     with server:
-        server.wait_ready(60)
+        server.wait_ready()
         with connect_blocking(server.url, additional_headers={"X-API-Key": "one"}) as client:
             keys.write_text("acme: two\n")
             assert server.process is not None

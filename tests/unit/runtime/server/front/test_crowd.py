@@ -45,7 +45,7 @@ def events(server: Server) -> list[dict[str, object]]:
 
 def test_the_limit_is_raised_and_told() -> None:
     with limited(300, 2000) as server:
-        server.wait_ready(60)
+        server.wait_ready()
         (told,) = [event for event in events(server) if event["event"] == "open_files"]
         assert (told["limit"], told["before"], told["unadmitted"]) == (2000, 300, 320)
         assert server.process is not None
@@ -65,7 +65,7 @@ def test_too_few_for_the_slots_is_refused_in_one_line() -> None:
 
 def test_more_silent_sockets_than_open_files_make_nobody_deaf() -> None:
     with limited(TIGHT, TIGHT) as server:
-        server.wait_ready(60)
+        server.wait_ready()
         silent = []
         try:
             for number in range(2 * TIGHT):
