@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # What is added to vLLM's workers, by its name: they import it themselves.
 WORKER = "runtime.engines.vllm.worker.Worker"
 
+# Which cores each rank has, on a CPU.
+BIND = "VLLM_CPU_OMP_THREADS_BIND"
+
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     # It compiles with nvcc when it is first needed, and there is none in a runtime image. vLLM's other one,
@@ -66,8 +69,17 @@ def prepare_environment(options: EngineOptions) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if built_for_cpu():
-        ranks = _ranks(options)
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", binding(sorted(os.sched_getaffinity(0)), ranks))
+        _bind(binding(sorted(os.sched_getaffinity(0)), _ranks(options)))
+
+
+_bound: list[str] = []  # what `_bind` has set, the newest last: another engine of this process may have other ranks
+
+
+def _bind(cores: str) -> None:
+    """Bind the ranks to cores, unless the user has."""
+    if os.environ.get(BIND) in (None, *_bound):
+        os.environ[BIND] = cores
+        _bound[:] = [cores]
 
 
 def built_for_cpu() -> bool:

@@ -18,9 +18,12 @@ CLIENT = Path(__file__).parents[3] / "client"
 LONG = ["word "] * 500
 SAID = "".join(REPLY)
 
+# Whoever is started in the background by a shell takes no SIGINT, and neither do those that it starts.
 INTERRUPTED = """
-import sys
+import signal, sys
 from yap_client.sync import connect
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with connect(sys.argv[1], sys.argv[2]) as talk:
     try:
@@ -93,6 +96,13 @@ async def test_errors_reach_the_script_and_no_thread_stays() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "yap-client"]
 
 
+async def said(process: asyncio.subprocess.Process, line: bytes) -> None:
+    """Read until a process has printed a line."""
+    assert process.stdout is not None
+    while (read := await asyncio.wait_for(process.stdout.readline(), 60)) != line:
+        assert read, f"it ended without saying {line!r}"
+
+
 async def test_ctrl_c_ends_the_turn_on_the_server_and_the_script_goes_on() -> None:
     engine = ScriptedEngine(reply=LONG, pause=0.01)
     async with serving(engine) as running:
@@ -103,12 +113,9 @@ async def test_ctrl_c_ends_the_turn_on_the_server_and_the_script_goes_on() -> No
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        assert process.stdout is not None
-        while await asyncio.wait_for(process.stdout.readline(), 30) != b"Token\n":
-            pass
+        await said(process, b"Token\n")
         process.send_signal(signal.SIGINT)
-        while await asyncio.wait_for(process.stdout.readline(), 30) != b"stopped\n":
-            pass
+        await said(process, b"stopped\n")
         await eventually(lambda: not engine.held)
         engine.reply = REPLY
         out, error = await asyncio.wait_for(process.communicate(b"\n"), 30)

@@ -71,6 +71,8 @@ def test_workers_are_bound_to_the_cores_of_this_process_unless_the_user_says_oth
     assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "2,3|6,7"
     assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+    prepare_environment(EngineOptions())  # the next engine of the same process
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "2,3,6,7"
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     prepare_environment(EngineOptions())
     assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
