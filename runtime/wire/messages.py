@@ -79,7 +79,7 @@ class Bound:
     whole: bool = False
 
     def __str__(self) -> str:
-        low, high = (int(end) if end == int(end) else end for end in (self.low, self.high))
+        low, high = (int(end) if float(end).is_integer() else end for end in (self.low, self.high))
         return f"{'a whole number' if self.whole else 'a number'} from {low} to {high}"
 
 

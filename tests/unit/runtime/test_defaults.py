@@ -18,7 +18,7 @@ import pytest
 from pipeline import cli
 from pipeline.publish import push
 from pipeline.settings import PipelineSettings
-from runtime import __version__, defaults
+from runtime import __version__, command, defaults
 from runtime.artifact import CARD_NAME, METADATA_NAME, SIGNATURE_NAME, TOOL_FOLDER, verify
 from runtime.artifact.lanes import SERVED_LANES
 from runtime.artifact.repository import Reference
@@ -154,8 +154,9 @@ def test_the_close_codes_are_the_pages() -> None:
 def test_the_exit_codes_are_the_pages(images_stack: ModuleType) -> None:
     ours = {os.EX_USAGE, os.EX_DATAERR, os.EX_UNAVAILABLE, os.EX_SOFTWARE}
     assert rows("operations.md", "## Exit status").keys() == ours | {0, server.EX_TERMINATED}
+    ended = {command.UNWRITTEN, command.UNREAD}
     pipeline = {cli.WRONG_REQUEST, cli.FAILED_GATE, cli.FAILED_STAGE, cli.INTERRUPTED}
-    assert rows("artifact.md", "| exit code").keys() == pipeline | {0}
+    assert rows("artifact.md", "| exit code").keys() == pipeline | ended | {0}
     assert pipeline == {64, 65, 1, 130}
     exits = re.search(r"\| exit \|(.*)\|", PAGES["images.md"])
     assert exits is not None

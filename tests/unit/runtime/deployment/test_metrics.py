@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import Counter
 
-from runtime.deployment.metrics import Metrics, PrincipalFigures
+from runtime.deployment.metrics import STORE_OPERATIONS, Metrics, PrincipalFigures
 
 # Each label, and all that it may say. A label that is not here needs an entry: its values must be ours, not a client's.
 CLOSED = {
     "outcome": {"done", "cancelled", "failed", "timeout"},
-    "kind": {"prompt", "cached", "completion"},
+    "kind": {"prompt", "cached", "completion", *STORE_OPERATIONS},
     "status": {"yes", "no", "timeout", "failed"},
     "code": {*map(str, range(1000, 1016)), "3xxx", "4xxx", "other", "4000", "4321"},
     "state": {"running", "waiting"},
