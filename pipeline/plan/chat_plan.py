@@ -183,7 +183,7 @@ class ChatPlanner:
         """Warn of heads that the CPU's attention has no kernel for: the engine would die at its first token."""
         size = shape.attention // max(shape.heads)
         latent = not shape.key_value_heads
-        if self.lane and self.lane.name == "cpu" and not latent and size not in CPU_HEAD_SIZES:
+        if self.lane and not self.lane.on_gpu and not latent and size not in CPU_HEAD_SIZES:
             reason = f"likely to fail: vLLM's CPU build knows {', '.join(map(str, CPU_HEAD_SIZES))}; use another lane"
             self.diagnostics.decide("head size", size, reason)
 
