@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.settings import PipelineSettings
 from runtime.artifact import BuildMetadata
 from runtime.command import ending
-from runtime.deployment import settings_table
+from runtime.deployment.settings import table
 from runtime.wire import schema as messages_schema
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -62,7 +62,7 @@ def pages() -> dict[str, str]:
     }
     schema["required"].append("seal")
     return {
-        "environment.md": ENVIRONMENT.format(pipeline=pipeline_table(), runtime=settings_table.markdown()),
+        "environment.md": ENVIRONMENT.format(pipeline=pipeline_table(), runtime=table.markdown()),
         "build_metadata.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         "protocol.schema.json": json.dumps(messages_schema.schema(), indent=2, ensure_ascii=False) + "\n",
     }

@@ -15,8 +15,7 @@ from runtime.artifact import ArtifactError, verify
 from runtime.artifact.lanes import lane_problem
 from runtime.command import GONE, CommandGroup, drop_unwritten, ending, is_adrift
 from runtime.deployment import settings as environment
-from runtime.deployment import settings_table, unknown_variables
-from runtime.deployment.settings import RuntimeSettings, SettingsError
+from runtime.deployment.settings import RuntimeSettings, SettingsError, table, unknown
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -78,7 +77,7 @@ def refuse(problems: Sequence[str]) -> NoReturn:
 
 def warn() -> None:
     """Tell which variables have no effect, and which were probably meant."""
-    for warning in unknown_variables.warnings(os.environ):
+    for warning in unknown.warnings(os.environ):
         print(f"yap-runtime: warning: {warning}", file=sys.stderr)
 
 
@@ -120,13 +119,13 @@ def settings(
         warn()
     elif as_json:
         found = environment.look()
-        print(settings_table.as_json(found.settings, found.wrong))
+        print(table.as_json(found.settings, found.wrong))
         if found.problems:
             refuse(found.problems)
     elif markdown:
-        print(settings_table.markdown(), end="")
+        print(table.markdown(), end="")
     else:
-        settings_table.show()
+        table.show()
 
 
 def main() -> None:

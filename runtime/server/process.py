@@ -31,8 +31,7 @@ from pydantic import SecretStr
 from runtime import __version__, defaults
 from runtime.artifact import ArtifactError, hub
 from runtime.command import OutputError
-from runtime.deployment import unknown_variables
-from runtime.deployment.settings import RuntimeSettings, SettingsError
+from runtime.deployment.settings import RuntimeSettings, SettingsError, unknown
 from runtime.deployment.traces import TracesError
 from runtime.engines import EngineDeadError, EngineOptionError, EngineVersionError
 from runtime.host import logs
@@ -81,7 +80,7 @@ def run(settings: RuntimeSettings) -> int:
         artifact=settings.artifact,
         playground=settings.playground,
     )
-    for warning in unknown_variables.warnings(os.environ):
+    for warning in unknown.warnings(os.environ):
         name, _, what = warning.partition(": ")
         log.warning("unknown_variable", variable=name, problem=what)
     try:

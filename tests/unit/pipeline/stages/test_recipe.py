@@ -245,7 +245,7 @@ def test_no_recipe_counts_commands_the_server_or_the_runner() -> None:
         "runtime.server.process",
         "runtime.server.app",
         "runtime.cli",
-        "runtime.deployment.settings",
+        "runtime.deployment.settings.server",
     }
     for name in never:
         assert recipes_home.source_of(name).is_file(), "a name that is no module holds nothing"

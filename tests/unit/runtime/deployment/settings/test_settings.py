@@ -10,15 +10,14 @@ from typer.testing import CliRunner
 
 from runtime import defaults
 from runtime.cli import app
-from runtime.deployment import settings_table
-from runtime.deployment.settings import RuntimeSettings, SettingsError, load
-from runtime.deployment.settings_table import markdown, show
+from runtime.deployment.settings import RuntimeSettings, SettingsError, load, table
+from runtime.deployment.settings.table import markdown, show
 from runtime.engines import Sampling
 from runtime.server.auth import origin_allowed
 from runtime.wire.decoder import Decoder
 from runtime.wire.messages import DEFAULT_BOUNDS, Cancel, End
 
-ENVIRONMENT_PAGE = Path(__file__).resolve().parents[4] / "docs" / "environment.md"
+ENVIRONMENT_PAGE = Path(__file__).resolve().parents[5] / "docs" / "environment.md"
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +176,7 @@ def test_a_host_that_is_one_is_taken(monkeypatch: pytest.MonkeyPatch, host: str)
 
 def test_settings_as_json_hold_every_variable_and_no_secret() -> None:
     settings = RuntimeSettings(artifact="a", text_api_key="s3cret-key", port=9000)
-    found = json.loads(settings_table.as_json(settings))
+    found = json.loads(table.as_json(settings))
     assert set(found) == {name.upper() for name in RuntimeSettings.model_fields}
     assert found["PORT"]["value"] == 9000
     assert found["PORT"]["default"] == defaults.PORT

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from runtime.deployment.settings import RuntimeSettings
+from runtime.deployment.settings.server import RuntimeSettings
 
 
 def markdown() -> str:

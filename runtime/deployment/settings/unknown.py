@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from runtime.deployment.settings import RuntimeSettings
+from runtime.deployment.settings.server import RuntimeSettings
 from runtime.wire.near_names import near
 
 REMOVED = {

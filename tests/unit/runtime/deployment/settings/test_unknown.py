@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from pipeline.settings import PipelineSettings
 from runtime.cli import app
 from runtime.deployment.settings import RuntimeSettings
-from runtime.deployment.unknown_variables import PIPELINE, REMOVED, warnings
+from runtime.deployment.settings.unknown import PIPELINE, REMOVED, warnings
 
 KNOWN = sorted(name.upper() for name in RuntimeSettings.model_fields)
 
