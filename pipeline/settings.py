@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pipeline.lanes import CPU, VLLM
-from pipeline.lanes.lane import TRT
+from pipeline.lanes.table import TRT
 from pipeline.problem import Problem
 from runtime import defaults
 from runtime.artifact import LaneName

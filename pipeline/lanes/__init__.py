@@ -6,20 +6,9 @@ A lane is what images, locks and artifacts belong to: `vllm`, `trt` or `cpu`; `I
 May import the ground modules `progress` and `problem`.
 """
 
-from pipeline.lanes.lane import (
-    CPU,
-    LANES,
-    METHODS,
-    OLDEST_SM,
-    STYLES,
-    TRT_PYTORCH,
-    VLLM,
-    Lane,
-    Method,
-    Refusal,
-    lane_of,
-    lane_of_artifact,
-)
+from pipeline.lanes.lane import OLDEST_SM, Lane, Refusal
+from pipeline.lanes.methods import METHODS, Method
+from pipeline.lanes.table import CPU, LANES, STYLES, TRT_PYTORCH, VLLM, lane_of, lane_of_artifact
 
 __all__ = [
     "CPU",

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.lanes.lane import METHODS, SMALL_MODEL, Bounds, Lane
+from pipeline.lanes.lane import Lane
+from pipeline.lanes.methods import METHODS, SMALL_MODEL, Bounds
 from runtime.artifact.lanes import LONG_PROMPT_TOKENS
 from runtime.artifact.metadata import Relation
 

@@ -12,7 +12,7 @@ from pipeline.checkpoint.packed import packed_weight, unpacked
 from pipeline.checkpoint.prequantized import Prequantized, recognize
 from pipeline.checkpoint.shape import Shape, ShapeError, mixture_of_experts
 from pipeline.lanes import LANES, METHODS, Lane
-from pipeline.lanes.lane import SMALL_MODEL
+from pipeline.lanes.methods import SMALL_MODEL
 from pipeline.plan import SEED, BuildRequest, CalibrationPlan, ChatPlan
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.disk_facts import DiskFacts, PathEntry

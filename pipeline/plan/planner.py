@@ -14,7 +14,7 @@ from pipeline.checkpoint.sharing import cache_share, layers_a_stage
 from pipeline.lanes import CPU, LANES, METHODS, VLLM, Lane, lane_of
 from pipeline.lanes.gate_specs import OPTIONS, Candidate
 from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bounds, planned_text
-from pipeline.lanes.lane import TrtLane
+from pipeline.lanes.trt_lane import TrtLane
 from pipeline.paths import distinct_name
 from pipeline.plan import BuildPlan, BuildRequest, ChatPlan, ToolPlan
 from pipeline.plan.chat_plan import ChatPlanner

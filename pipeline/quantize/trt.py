@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.lanes import METHODS
-from pipeline.lanes.lane import TRT
+from pipeline.lanes.table import TRT
 from pipeline.quantize import (
     CHOOSE_DATA_SET,
     QuantizeJob,

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from pipeline.lanes import METHODS
-from pipeline.lanes.lane import VLLM
+from pipeline.lanes.table import VLLM
 from pipeline.quantize import (
     CHOOSE_DATA_SET,
     QuantizeJob,

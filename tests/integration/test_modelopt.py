@@ -61,7 +61,7 @@ def prepared(stages: StageRunner, tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         # int8_sq runs as a compiled engine alone; ModelOpt's recipe and its export are the same.
         every = replace(lanes.TRT_PYTORCH, methods=trt.FORMATS)
-        patch.setattr("pipeline.lanes.lane.TRT_PYTORCH", every)
+        patch.setattr("pipeline.lanes.table.TRT_PYTORCH", every)
         patch.setattr(machine, "describe", lambda: H200)
         patch.setattr("pipeline.validate.validation.heldout_texts", lambda: TEXTS)
         patch.setattr(engines, "for_model", lambda _, folder, __: dequantize.engine_of_float(folder))

@@ -158,7 +158,7 @@ def _plan(model: Path, column: str) -> ChatPlan:
         # int8_sq runs as a compiled engine alone; ModelOpt's recipe and its export are the same.
         every = replace(lanes.TRT_PYTORCH, methods=trt.FORMATS)
         environment |= {"TRT_BACKEND": "pytorch", "TRT_MAX_BATCH_SIZE": "1", "TRT_DTYPE": "bfloat16"}
-        with mock.patch("pipeline.lanes.lane.TRT_PYTORCH", every):
+        with mock.patch("pipeline.lanes.table.TRT_PYTORCH", every):
             request = BuildRequest(chat=str(model), lanes=("trt",), method=column.removeprefix("trt "))
             made = prepare(request, model.parent / "cache", environment).plan.chat
     assert made

@@ -10,18 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime.deployment.classifier import (
-    BATCH_TOKENS,
-    PADDING_BEFORE_POSITIONS,
-    Decision,
-    ToolClassifier,
-    ToolClosedError,
-    _batches,
-    _Model,
-    format_utterances,
-    window_of,
-)
-from runtime.deployment.classifier_facts import padding_of, positions_of
+from runtime.deployment.classifier import Decision, ToolClassifier, ToolClosedError, format_utterances, window_of
+from runtime.deployment.classifier.facts import padding_of, positions_of
+from runtime.deployment.classifier.model import BATCH_TOKENS, SequenceClassifier, batches_of
+from runtime.deployment.classifier.window import PADDING_BEFORE_POSITIONS
 from tests.harness.models.classifiers import WORDS, checkpoint
 
 
@@ -205,11 +197,11 @@ async def test_after_shutdown_it_refuses_and_a_second_shutdown_does_nothing(bert
 
 def test_batches_are_bounded_and_hold_everything_once():
     lengths = [1536] * 25 + [10] * 100 + [5000] * 7
-    batches = _batches(lengths)
+    batches = batches_of(lengths)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(max(lengths[i] for i in batch) * len(batch) <= BATCH_TOKENS for batch in batches)
     assert len(batches) <= 8
-    equal = _batches(lengths, padded=False)
+    equal = batches_of(lengths, padded=False)
     assert sorted(index for batch in equal for index in batch) == list(range(len(lengths)))
     assert all(len({lengths[i] for i in batch}) == 1 for batch in equal)
 
@@ -218,13 +210,13 @@ def test_batches_are_bounded_and_hold_everything_once():
 async def test_it_computes_on_as_many_threads_as_it_was_given(bert, monkeypatch, threads):
     import torch
 
-    forward, used = _Model._forward, []
+    forward, used = SequenceClassifier._forward, []
 
     def watched(self, batch):
         used.append(torch.get_num_threads())
         return forward(self, batch)
 
-    monkeypatch.setattr(_Model, "_forward", watched)
+    monkeypatch.setattr(SequenceClassifier, "_forward", watched)
     before = torch.get_num_threads()
     running = ToolClassifier(bert, threshold=0.5, max_tokens=64, cpu_threads=threads)
     try:
@@ -364,13 +356,13 @@ async def test_a_decoder_is_asked_in_batches_whatever_its_config_says_of_padding
 
 
 async def test_a_full_window_is_proven_at_the_start(bert, monkeypatch) -> None:
-    forward, widths = _Model._forward, []
+    forward, widths = SequenceClassifier._forward, []
 
     def watched(self, batch):
         widths.append([len(ids) for ids in batch])
         return forward(self, batch)
 
-    monkeypatch.setattr(_Model, "_forward", watched)
+    monkeypatch.setattr(SequenceClassifier, "_forward", watched)
     running = ToolClassifier(bert, threshold=0.5, max_tokens=10_000)
     await running.start()
     await running.shutdown()
@@ -380,25 +372,27 @@ async def test_a_full_window_is_proven_at_the_start(bert, monkeypatch) -> None:
 
 @pytest.mark.parametrize("fails", ["batch", "full window"])
 async def test_what_fails_under_load_fails_at_the_start(bert, monkeypatch, fails: str) -> None:
-    forward = _Model._forward
+    forward = SequenceClassifier._forward
 
     def failing(self, batch):
         if len(batch) > 1 if fails == "batch" else max(map(len, batch)) > 60:
             raise RuntimeError("no batches here")
         return forward(self, batch)
 
-    monkeypatch.setattr(_Model, "_forward", failing)
+    monkeypatch.setattr(SequenceClassifier, "_forward", failing)
     with pytest.raises(RuntimeError, match="no batches here"):
         await ToolClassifier(bert, threshold=0.5, max_tokens=64).start()
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), 0.9])
 async def test_answers_that_depend_on_what_else_is_asked_are_refused(bert, monkeypatch, wrong: float) -> None:
-    forward = _Model._forward
-    monkeypatch.setattr(_Model, "_forward", lambda self, batch: [(wrong,)] * len(batch) if len(batch) > 1 else [(0.1,)])
+    forward = SequenceClassifier._forward
+    monkeypatch.setattr(
+        SequenceClassifier, "_forward", lambda self, batch: [(wrong,)] * len(batch) if len(batch) > 1 else [(0.1,)]
+    )
     with pytest.raises(ValueError, match="expected the same answers alone and in a batch"):
         await ToolClassifier(bert, threshold=0.5, max_tokens=64).start()
-    assert forward is not _Model._forward
+    assert forward is not SequenceClassifier._forward
 
 
 async def test_a_text_without_any_token_is_answered(tmp_path) -> None:

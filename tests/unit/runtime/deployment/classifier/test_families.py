@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.deployment.classifier import ToolClassifier
-from runtime.deployment.classifier_facts import positions_of
+from runtime.deployment.classifier.facts import positions_of
 from tests.harness.models.classifiers import tokenizer
 
 ENDS = {"bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3, "forced_eos_token_id": 3}

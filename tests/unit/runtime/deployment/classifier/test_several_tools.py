@@ -17,7 +17,7 @@ from runtime.deployment.classifier import Decision, Tool, ToolClassifier, tools_
 from tests.harness import scripted
 from tests.harness.models.classifiers import WORDS, checkpoint
 
-ROOT = Path(__file__).resolve().parents[4]
+ROOT = Path(__file__).resolve().parents[5]
 TOOL_ONLY = ROOT / "tests" / "data" / "artifacts" / "tool-only"
 NAMES = ("none", "take_screenshot", "play_music", "set_timer")
 TEXTS = [*WORDS, "look at this", "what is on my screen now", "hello you cat the"]
