@@ -40,6 +40,10 @@ compile build "$locks/build.in"
 compile frameworks --override "$locks/frameworks.overrides" --extra livekit --extra pipecat \
     "$locks/frameworks.in" client/pyproject.toml
 compile vllm -c "$locks/vllm.constraints" --extra vllm pyproject.toml
+pins=$(mktemp)
+sed -n 's/^\([A-Za-z0-9_.-]*==[^\\]*\) *\\*$/\1/p' "$target/vllm.txt" >"$pins"
+compile ray -c "$pins" --extra ray pyproject.toml
+rm -f "$pins"
 compile vllm-quantize --extra vllm-quantize pyproject.toml
 compile trt --override "$locks/trt.overrides" \
     --no-emit-package torch --no-emit-package torchvision --no-emit-package triton --no-emit-package tensorrt \

@@ -53,13 +53,14 @@ def hide(secrets: Iterable[SecretStr]) -> None:
         redactor.hide(known)
 
 
-def configure(*, level: str, log_format: str, folder: Path, secrets: Sequence[SecretStr]) -> None:
+def configure(*, level: str, log_format: str, folder: Path | None, secrets: Sequence[SecretStr]) -> None:
     """Set up logging for the whole process.
 
     Args:
         level: least severe level that is kept.
         log_format: `json` or `console`, on standard output; the file is always JSON.
-        folder: where `server.log` lies. When it cannot be written, standard output alone is used, with one warning.
+        folder: where `server.log` lies; none where standard output is enough. When it cannot be written, standard output
+            alone is used, with one warning.
         secrets: texts that must never appear.
     """
     redactor = Redactor(secrets)
@@ -90,10 +91,11 @@ def configure(*, level: str, log_format: str, folder: Path, secrets: Sequence[Se
     outputs: list[StandardOutput | CompressingHandler] = [stdout]
     unavailable = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = CompressingHandler(folder / defaults.LOG_NAME)
-        file.setFormatter(json_lines)
-        outputs.append(file)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = CompressingHandler(folder / defaults.LOG_NAME)
+            file.setFormatter(json_lines)
+            outputs.append(file)
     except OSError as error:
         unavailable = error.strerror
     root = logging.getLogger()

@@ -23,6 +23,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
+from pathlib import Path
 
 import structlog
 import uvicorn
@@ -69,20 +70,7 @@ class Server(uvicorn.Server):
 
 def run(settings: RuntimeSettings) -> int:
     """Serve until drained, refused, or dead; return the exit status. Says why on standard error, in one line each."""
-    logs.configure(
-        level=settings.log_level, log_format=settings.log_format, folder=settings.log_dir, secrets=_secrets(settings)
-    )
-    logs.catch_stray_errors()
-    log.info(
-        "starting",
-        version=__version__,
-        address=f"{settings.host}:{settings.port}",
-        artifact=settings.artifact,
-        playground=settings.playground,
-    )
-    for warning in unknown.warnings(os.environ):
-        name, _, what = warning.partition(": ")
-        log.warning("unknown_variable", variable=name, problem=what)
+    begin(settings, f"{settings.host}:{settings.port}", settings.log_dir)
     try:
         check_uvicorn()
     except FrontError as error:
@@ -116,6 +104,26 @@ def run(settings: RuntimeSettings) -> int:
     settings = settings.model_copy(update={"max_unadmitted_sockets": shares.unadmitted})
     with listener, admin or contextlib.nullcontext():
         return uvloop.run(_serve(settings, listener, shares.backlog, admin))
+
+
+def begin(settings: RuntimeSettings, address: str, log_folder: Path | None) -> None:
+    """Set the log up and tell what starts, as every process that serves does first.
+
+    Args:
+        settings: the environment.
+        address: where clients reach it.
+        log_folder: where `server.log` lies; none where standard output is kept by who started the process.
+    """
+    logs.configure(
+        level=settings.log_level, log_format=settings.log_format, folder=log_folder, secrets=_secrets(settings)
+    )
+    logs.catch_stray_errors()
+    log.info(
+        "starting", version=__version__, address=address, artifact=settings.artifact, playground=settings.playground
+    )
+    for warning in unknown.warnings(os.environ):
+        name, _, what = warning.partition(": ")
+        log.warning("unknown_variable", variable=name, problem=what)
 
 
 def _secrets(settings: RuntimeSettings) -> list[SecretStr]:
@@ -222,19 +230,22 @@ def _status(service: Service) -> int:
     if not service.ended.done():
         return _report(os.EX_SOFTWARE, "the web server stopped by itself; see the log")
     error = service.ended.exception()
-    if error is None:
-        return 0
+    return 0 if error is None else _report(*failure(error))
+
+
+def failure(error: BaseException) -> tuple[int, str]:
+    """The exit status of a service that ended with an error, and what is told of it: a line for each problem."""
     if isinstance(error, (SettingsError, EngineOptionError, TracesError)):
-        return _report(os.EX_USAGE, str(error))
+        return os.EX_USAGE, str(error)
     if isinstance(error, ArtifactError):
-        return _report(os.EX_DATAERR, str(error))
+        return os.EX_DATAERR, str(error)
     if isinstance(error, EngineVersionError):
-        return _report(os.EX_SOFTWARE, str(error))
+        return os.EX_SOFTWARE, str(error)
     if isinstance(error, EngineDeadError):
-        return _report(os.EX_SOFTWARE, f"the engine died: {error}; restart the server")
+        return os.EX_SOFTWARE, f"the engine died: {error}; restart the server"
     # Nobody has been connected yet, so there is nobody whom its text could quote.
     log.error("loading_failed", reason=str(error), exc_info=error)
-    return _report(os.EX_SOFTWARE, f"loading failed: {type(error).__name__}: {error}".splitlines()[0])
+    return os.EX_SOFTWARE, f"loading failed: {type(error).__name__}: {error}".splitlines()[0]
 
 
 def leave(service: Service) -> dict[str, object]:

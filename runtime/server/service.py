@@ -183,6 +183,7 @@ class Service:
         self.store: Store | None = None
         self._keeper: SessionKeeper | None = None  # keeps sessions beyond this process
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._opened = asyncio.Event()  # set when it has been ready
         self._drain_deadline = 0.0  # loop time at which draining ends
         self._engine: Engine | None = None  # to be shut down
         self._classifier: ToolClassifier | None = None  # to be shut down
@@ -217,6 +218,20 @@ class Service:
             self.phase, self.reason = Phase.DEAD, "loading failed"
             if not self.ended.done():
                 self.ended.set_exception(error)
+
+    async def opened(self) -> None:
+        """Wait until what `start` began is ready.
+
+        Raises:
+            Exception: whatever kept it from that, as `ended` has it.
+        """
+        waiting = asyncio.ensure_future(self._opened.wait())
+        try:
+            await asyncio.wait((waiting, self.ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if self.ended.done():
+            self.ended.result()
 
     async def load(self) -> None:
         """Check the artifact, load its models, and be ready.
@@ -389,6 +404,7 @@ class Service:
             )
         self.metrics.engine(up=True)
         self.phase, self.reason = Phase.READY, ""
+        self._opened.set()
         log.info("ready")
 
     def readiness(self) -> Readiness:

@@ -1,0 +1,121 @@
+"""A replica of Ray Serve that is a server: what `process` is for a process of its own.
+
+It starts as any server does. Ray's proxy holds the sockets and hands their messages on; readiness is that the
+constructor returns, and an engine that dies takes the process with it, so that Ray starts another one.
+
+    constructor: loads ──► Ray routes to it ──► Ray takes it away ──► `draining`, turns end, 1001 ──► destructor: stops
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from starlette.applications import Starlette
+
+from runtime.deployment.settings import RuntimeSettings, SettingsError
+from runtime.deployment.settings import load as load_settings
+from runtime.host.supervision import Background
+from runtime.server.app import create_app
+from runtime.server.process import begin, exit_now, failure, leave
+from runtime.server.ray_serve import insides
+from runtime.server.ray_serve.scaling import HELD, SLOTS, TURNS
+from runtime.server.service import Phase, Service
+
+# A drain begins so much later than Ray's at most.
+LOOK_S = 0.1
+
+log = structlog.get_logger(__name__)
+
+
+class ReplicaError(RuntimeError):
+    """Why a replica cannot be, as Ray shows it: a status of `process`, and a line for each problem."""
+
+    def __init__(self, error: BaseException) -> None:
+        status, text = failure(error)
+        super().__init__(f"exit status {status}: {text}")
+
+
+class Replica:
+    """One server, from its settings to its end.
+
+    Attributes:
+        service: what it serves with.
+    """
+
+    async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it
+        """Load what the environment names, and be ready.
+
+        Raises:
+            ReplicaError: the settings are wrong, the artifact is refused, or the engine did not load.
+        """
+        try:
+            settings = load_settings()
+            check(settings, insides.slots())
+            leaving = insides.leaving()
+            begin(settings, "Ray Serve", log_folder=None)  # Ray keeps what a process prints
+            self.service = Service(settings)
+            self.service.start()
+            await self.service.opened()
+        except Exception as error:
+            raise ReplicaError(error) from None
+        self._background = Background()
+        self._background.spawn("leave", self._leave(leaving))
+        self._background.spawn("end", self._end())
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        """Make the application. Its lifespan, which Ray runs, stops what was started."""
+        return create_app(self.service)
+
+    async def check_health(self) -> None:
+        """Ray asks this, and starts another replica where it fails.
+
+        Raises:
+            RuntimeError: the engine is dead.
+        """
+        if self.service.phase is Phase.DEAD:
+            raise RuntimeError(self.service.reason)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `scaling` decides by."""
+        now = self.service.readiness()
+        return {TURNS: now.requests_running + now.requests_waiting, HELD: now.slots_held, SLOTS: now.slots}
+
+    async def reconfigure(self, user_config: object) -> None:
+        """Read the keys anew, as SIGHUP does: a `user_config` that changed reaches a replica without starting it anew."""
+        self.service.reload_keys()
+
+    async def _leave(self, leaving: insides.Leaving) -> None:
+        """Drain when Ray takes the replica away: without it, idle sockets would be waited for, and then cut."""
+        while not leaving():
+            await asyncio.sleep(LOOK_S)
+        leave(self.service)
+
+    async def _end(self) -> None:
+        """End the process where the engine has died. What has drained is Ray's to end."""
+        await asyncio.wait((self.service.ended,))
+        error = self.service.ended.exception()
+        if error is not None:
+            status, text = failure(error)
+            log.error("replica_ends", status=status, reason=text)
+            exit_now(status)
+
+
+def check(settings: RuntimeSettings, slots: int) -> None:
+    """Refuse what cannot be in Ray's hands.
+
+    Raises:
+        SettingsError: with a line for each problem.
+    """
+    problems = []
+    if slots != settings.max_concurrent_connections:
+        problems.append(
+            f"max_ongoing_requests: expected MAX_CONCURRENT_CONNECTIONS, {settings.max_concurrent_connections}, since an "
+            f"open socket holds one; found {slots}; leave it out of the configuration"
+        )
+    if settings.admin_port is not None:
+        problems.append(
+            f"ADMIN_PORT: expected none, since Ray drains its replicas itself, found {settings.admin_port}; unset it"
+        )
+    if problems:
+        raise SettingsError(problems)

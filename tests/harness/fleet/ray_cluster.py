@@ -1,0 +1,79 @@
+"""Ray nodes of one machine with an application on them: `python -m tests.harness.fleet.ray_cluster NODES`.
+
+Runs in Ray's own environment, and is told what to do by lines of JSON on standard input; each is answered by one on standard
+output. The end of the input is the end of the cluster. `ray_serve` is the other side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+# What Ray wants at least.
+STORE_BYTES = 80 * 2**20
+CPUS = 2
+
+
+def replicas() -> list[dict[str, object]]:
+    """The replicas, with their processes and nodes."""
+    details = _get_global_client().get_serve_details()
+    found = []
+    for application in details["applications"].values():
+        for deployment in application["deployments"].values():
+            for one in deployment["replicas"]:
+                state = one["state"]
+                found.append(
+                    {
+                        "id": one["replica_id"],
+                        "state": getattr(state, "value", state),
+                        "pid": one.get("pid"),
+                        "node": one.get("node_id"),
+                    }
+                )
+    return found
+
+
+def status() -> dict[str, object]:
+    """What Ray says of the application."""
+    found = serve.status()
+    applications = {
+        name: {"status": one.status.value, "message": one.message} for name, one in found.applications.items()
+    }
+    return {"applications": applications, "replicas": replicas()}
+
+
+def main(nodes: int, port: int) -> None:
+    """Run until the input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what Ray prints is no answer
+    common = {"object_store_memory": STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **common})
+    for _ in range(nodes):
+        cluster.add_node(num_cpus=CPUS, wait=False, **common)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    print("{}", file=answers)
+    try:
+        for line in sys.stdin:
+            asked = json.loads(line)
+            if asked["do"] == "deploy":
+                _get_global_client().deploy_apps(ServeDeploySchema.model_validate(asked["config"]))
+                answer: dict[str, object] = {}
+            else:
+                answer = status()
+            print(json.dumps(answer, default=str), file=answers)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
