@@ -18,6 +18,7 @@ setup: ## make the environments from the locks (fast when nothing changed)
 	@images/install.sh .venv cpu dev embedded .
 	@images/install.sh .venv-quantize cpu-quantize
 	@images/install.sh .venv-frameworks frameworks
+	@images/install.sh .venv-ray ray
 
 setup-lane: ## the environments of LANE alone (vllm or trt), on a machine that builds for it
 	@images/install.sh .venv $(LANE) embedded .
@@ -79,4 +80,4 @@ bench: setup ## engine alone against the runtime over WebSocket; gateway cost; o
 	@$(RUN) -m tests.benchmarks
 
 clean: ## remove environments and caches; artifacts stay
-	rm -rf .venv .venv-quantize .venv-frameworks .venv-tools .cache
+	rm -rf .venv .venv-quantize .venv-frameworks .venv-ray .venv-tools .cache

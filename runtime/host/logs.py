@@ -44,6 +44,7 @@ _ASYNCIO_NAME = re.compile(r"[^<(\n]*")
 
 
 _configured: list[Redactor] = []  # the one of the process's log
+_left: list[str] = []  # loggers that keep their own outputs
 
 
 def hide(secrets: Iterable[SecretStr]) -> None:
@@ -53,16 +54,21 @@ def hide(secrets: Iterable[SecretStr]) -> None:
         redactor.hide(known)
 
 
-def configure(*, level: str, log_format: str, folder: Path | None, secrets: Sequence[SecretStr]) -> None:
+def configure(
+    *, level: str, log_format: str, folder: Path | None, secrets: Sequence[SecretStr], leave: Sequence[str] = ()
+) -> None:
     """Set up logging for the whole process.
 
     Args:
         level: least severe level that is kept.
         log_format: `json` or `console`, on standard output; the file is always JSON.
-        folder: where `server.log` lies; none where standard output is enough. When it cannot be written, standard output
-            alone is used, with one warning.
+        folder: where `server.log` lies; none where standard output is enough. When it cannot be written, standard
+            output alone is used, with one warning.
         secrets: texts that must never appear.
+        leave: loggers, with those below them, that are not taken over: of who started the process, and may keep what is
+            written to standard output by one of them.
     """
+    _left[:] = leave
     redactor = Redactor(secrets)
     _configured[:] = [redactor]
     shared: list[Processor] = [
@@ -130,7 +136,7 @@ def take_over() -> None:
     if not any(isinstance(handler, LogWriter) for handler in logging.getLogger().handlers):
         return
     for logger in list(logging.root.manager.loggerDict.values()):
-        if not isinstance(logger, logging.Logger):
+        if not isinstance(logger, logging.Logger) or any(f"{logger.name}.".startswith(f"{one}.") for one in _left):
             continue
         own = [handler for handler in logger.handlers if not isinstance(handler, logging.NullHandler)]
         for handler in own:

@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
@@ -106,16 +106,21 @@ def run(settings: RuntimeSettings) -> int:
         return uvloop.run(_serve(settings, listener, shares.backlog, admin))
 
 
-def begin(settings: RuntimeSettings, address: str, log_folder: Path | None) -> None:
+def begin(settings: RuntimeSettings, address: str, log_folder: Path | None, leave_loggers: Sequence[str] = ()) -> None:
     """Set the log up and tell what starts, as every process that serves does first.
 
     Args:
         settings: the environment.
         address: where clients reach it.
         log_folder: where `server.log` lies; none where standard output is kept by who started the process.
+        leave_loggers: those of who started the process, if it has any here.
     """
     logs.configure(
-        level=settings.log_level, log_format=settings.log_format, folder=log_folder, secrets=_secrets(settings)
+        level=settings.log_level,
+        log_format=settings.log_format,
+        folder=log_folder,
+        secrets=_secrets(settings),
+        leave=leave_loggers,
     )
     logs.catch_stray_errors()
     log.info(

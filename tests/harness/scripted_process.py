@@ -1,8 +1,9 @@
 """The server's own process around a scripted engine: `python -m tests.harness.scripted_process`.
 
 It is set by the usual variables. `SCRIPT_REPLY_SECONDS` is the length of a reply, `SCRIPT_DIES_AFTER` the seconds
-after which the engine is dead. `SCRIPT_STUCK` makes it hang when it is stopped: `loop` while the loop runs, `thread`
-when that has ended. `SCRIPT_TEMPLATE` makes prompts as the runtime does, of a template and a large vocabulary.
+after which the engine is dead. `SCRIPT_REPLY` is the word that a reply is made of, `{pid}` in it the process.
+`SCRIPT_STUCK` makes it hang when it is stopped: `loop` while the loop runs, `thread` when that has ended.
+`SCRIPT_TEMPLATE` makes prompts as the runtime does, of a template and a large vocabulary.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ async def load_script(service: Service) -> None:
     """Load the scripted engine, in the place of `Service.load`."""
     seconds = float(os.environ.get("SCRIPT_REPLY_SECONDS", "0"))
     large = "SCRIPT_TEMPLATE" in os.environ
-    engine = (Forgetful if large else ScriptedEngine)(reply=["word "] * 20, pause=seconds / 20)
+    word = os.environ.get("SCRIPT_REPLY", "word").format(pid=os.getpid())
+    engine = (Forgetful if large else ScriptedEngine)(reply=[f"{word} "] * 20, pause=seconds / 20)
     renderer = templated() if large else ScriptedRenderer()
     budgets = Budgets()
     chat = Chat(engine, renderer, ThreadPoolExecutor(1), budgets)

@@ -35,7 +35,7 @@ HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 10.0
 
 
 class Arguments(BaseModel):
-    """What Ray must know of a deployment beside the server's settings; `serve run … name=value`, or `args` of a file."""
+    """What Ray must know of a deployment beside the settings; `serve run … name=value`, or `args` of a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -117,7 +117,7 @@ def _gpus(settings: RuntimeSettings) -> int:
     """GPUs that a replica needs: the artifact says it, and the settings where they say otherwise."""
     name = settings.artifact or ""
     if named_on_hub(name):
-        raise SettingsError([f"gpus: expected a number beside an artifact that is named on the hub, {name}, found none"])
+        raise SettingsError([f"gpus: expected a number, since the artifact {name} is named on the hub, found none"])
     metadata = artifact.read(Path(name))
     if not lane_of(metadata).on_gpu:
         return 0

@@ -52,4 +52,6 @@ def slots() -> int:
 
 
 def _other(version: str, what: str) -> OtherRayError:
-    return OtherRayError(f"Ray: expected {VERSION}, which has {what}, found {version}; install `ray[serve]=={VERSION}.0`")
+    return OtherRayError(
+        f"Ray: expected {VERSION}, which has {what}, found {version}; install `ray[serve]=={VERSION}.0`"
+    )

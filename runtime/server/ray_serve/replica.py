@@ -53,11 +53,12 @@ class Replica:
             settings = load_settings()
             check(settings, insides.slots())
             leaving = insides.leaving()
-            begin(settings, "Ray Serve", log_folder=None)  # Ray keeps what a process prints
+            # Ray keeps what a process prints, in some modes by a logger of its own.
+            begin(settings, "Ray Serve", log_folder=None, leave_loggers=("ray",))
             self.service = Service(settings)
             self.service.start()
             await self.service.opened()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - Ray shows it to who deploys
             raise ReplicaError(error) from None
         self._background = Background()
         self._background.spawn("leave", self._leave(leaving))
@@ -82,12 +83,12 @@ class Replica:
         return {TURNS: now.requests_running + now.requests_waiting, HELD: now.slots_held, SLOTS: now.slots}
 
     async def reconfigure(self, user_config: object) -> None:
-        """Read the keys anew, as SIGHUP does: a `user_config` that changed reaches a replica without starting it anew."""
+        """Read the keys anew, as SIGHUP does: another `user_config` reaches replicas without starting them anew."""
         self.service.reload_keys()
 
     async def _leave(self, leaving: insides.Leaving) -> None:
         """Drain when Ray takes the replica away: without it, idle sockets would be waited for, and then cut."""
-        while not leaving():
+        while not leaving():  # noqa: ASYNC110 - a flag of Ray's is all that there is
             await asyncio.sleep(LOOK_S)
         leave(self.service)
 
@@ -110,8 +111,8 @@ def check(settings: RuntimeSettings, slots: int) -> None:
     problems = []
     if slots != settings.max_concurrent_connections:
         problems.append(
-            f"max_ongoing_requests: expected MAX_CONCURRENT_CONNECTIONS, {settings.max_concurrent_connections}, since an "
-            f"open socket holds one; found {slots}; leave it out of the configuration"
+            f"max_ongoing_requests: expected MAX_CONCURRENT_CONNECTIONS, {settings.max_concurrent_connections}, since "
+            f"an open socket holds one; found {slots}; leave it out of the configuration"
         )
     if settings.admin_port is not None:
         problems.append(

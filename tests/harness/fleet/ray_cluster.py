@@ -1,7 +1,7 @@
 """Ray nodes of one machine with an application on them: `python -m tests.harness.fleet.ray_cluster NODES`.
 
-Runs in Ray's own environment, and is told what to do by lines of JSON on standard input; each is answered by one on standard
-output. The end of the input is the end of the cluster. `ray_serve` is the other side.
+Runs in Ray's own environment, and is told what to do by lines of JSON on standard input; each is answered by one on
+standard output. The end of the input is the end of the cluster. `ray_serve` is the other side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 
 # What Ray wants at least.
 STORE_BYTES = 80 * 2**20
-CPUS = 2
+CPUS = 3
 
 
 def replicas() -> list[dict[str, object]]:
@@ -54,8 +54,8 @@ def main(nodes: int, port: int) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what Ray prints is no answer
     common = {"object_store_memory": STORE_BYTES}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **common})
-    for _ in range(nodes):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS, "include_dashboard": False, **common})
+    for _ in range(nodes - 1):
         cluster.add_node(num_cpus=CPUS, wait=False, **common)
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, namespace="serve", log_to_driver=False)

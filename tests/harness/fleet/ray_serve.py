@@ -30,6 +30,9 @@ SLOTS = 40
 # Quicker than Ray is by itself, for tests that wait for it.
 QUICK = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+    # Each would be a Python process that nobody asked for yet.
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
@@ -59,7 +62,9 @@ class RayServe:
 
     name = "Ray"
 
-    def __init__(self, nodes: int = 2, build: str = "build", *, arguments: Mapping[str, object] = {}, **variables: str) -> None:
+    def __init__(
+        self, nodes: int = 2, build: str = "build", *, arguments: Mapping[str, object] | None = None, **variables: str
+    ) -> None:
         self._nodes = nodes
         self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}/ws"
@@ -69,7 +74,7 @@ class RayServe:
         self.configuration = shipped()
         application = self.application
         application["import_path"] = f"tests.harness.fleet.ray_app:{build}"
-        application["args"] = {"gpus": 0, "cpus": 1, "replicas": 2, **arguments}
+        application["args"] = {"gpus": 0, "cpus": 1, "replicas": 2, **(arguments or {})}
         application["runtime_env"]["env_vars"] = {
             "ARTIFACT": "/",
             "ARTIFACT_TRUST": "unsigned",
@@ -150,7 +155,9 @@ class RayServe:
         found = [RayReplica(**one) for one in self._ask(do="status")["replicas"]]
         return [one for one in found if one.state == state]
 
-    def wait_running(self, number: int, *, without: frozenset[str] = frozenset(), timeout: float = 120) -> list[RayReplica]:
+    def wait_running(
+        self, number: int, *, without: frozenset[str] = frozenset(), timeout: float = 120
+    ) -> list[RayReplica]:
         """Wait until so many replicas run, none of them one of `without`, and return them."""
         began = time.monotonic()
         while True:
@@ -160,6 +167,14 @@ class RayServe:
                 return found
             if time.monotonic() - began > timeout:
                 raise RuntimeError(f"expected {number} replicas, found {answer}:\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.2)
+
+    def wait_gone(self, ids: frozenset[str], timeout: float = 120) -> None:
+        """Wait until Ray has nothing left of some replicas."""
+        began = time.monotonic()
+        while left := {one["id"] for one in self._ask(do="status")["replicas"]} & ids:
+            if time.monotonic() - began > timeout:
+                raise RuntimeError(f"expected these to go: {left}")
             time.sleep(0.2)
 
     def cpu_seconds(self) -> float:

@@ -30,6 +30,7 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
     "cpu-quantize": ("cpu-quantize.txt",),
     "dev": ("cpu.txt", "dev.txt"),
     "frameworks": ("frameworks.txt",),
+    "ray": ("ray.txt",),
 }
 TORCH = {"cpu": "TORCH_CPU", "cpu-quantize": "TORCH_CPU", "tool": "TORCH_CPU", "dev": "TORCH_CPU", "trt": "TORCH_TRT"}
 
@@ -40,7 +41,7 @@ ENGINES = {"vllm": ("vllm", "cpu"), "tensorrt_llm": ("trt",)}
 # The packages of a worker's environment: modules that import one inside a function do all such imports there.
 WORKERS = {"llmcompressor": QUANTIZERS, "modelopt": ("trt",), "tensorrt_llm": ("trt",)}
 # Asked for before it is imported, and installed by an extra of its own.
-OPTIONAL = {"model_signing": ("dev",), "opentelemetry": ("vllm", "cpu")}
+OPTIONAL = {"model_signing": ("dev",), "opentelemetry": ("vllm", "cpu"), "ray": ("ray",)}
 # Where a distribution's name is not that of its module.
 DISTRIBUTIONS = {
     "modelopt": ("nvidia-modelopt",),
