@@ -19,6 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 # What Ray wants at least.
 STORE_BYTES = 80 * 2**20
 CPUS = 3
+TRIES = 5
 
 
 def replicas() -> list[dict[str, object]]:
@@ -49,15 +50,28 @@ def status() -> dict[str, object]:
     return {"applications": applications, "replicas": replicas()}
 
 
+def start(nodes: int) -> Cluster:
+    """Start the nodes. Ray gives each 30 seconds, whatever else the machine does: so it is tried again."""
+    for left in reversed(range(TRIES)):
+        cluster = Cluster()
+        try:
+            for number in range(nodes):
+                of_head = {"include_dashboard": False} if number == 0 else {}
+                cluster.add_node(num_cpus=CPUS, object_store_memory=STORE_BYTES, **of_head)
+        except Exception:
+            cluster.shutdown()
+            if not left:
+                raise
+        else:
+            return cluster
+    raise AssertionError("it was tried at least once")
+
+
 def main(nodes: int, port: int) -> None:
     """Run until the input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what Ray prints is no answer
-    common = {"object_store_memory": STORE_BYTES}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS, "include_dashboard": False, **common})
-    for _ in range(nodes - 1):
-        cluster.add_node(num_cpus=CPUS, wait=False, **common)
-    cluster.wait_for_nodes()
+    cluster = start(nodes)
     ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     print("{}", file=answers)

@@ -27,9 +27,13 @@ PYTHON = ROOT / ".venv-ray/bin/python"
 CONFIGURATION = ROOT / "deploy/ray/serve.yaml"
 MISSING = "Ray is not installed: images/install.sh .venv-ray ray"
 SLOTS = 40
-# Quicker than Ray is by itself, for tests that wait for it.
+# Quicker than Ray is by itself, for tests that wait for it; and patient, on a machine that does other work too.
 QUICK = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+    "RAY_worker_register_timeout_seconds": "240",
+    "RAY_health_check_failure_threshold": "60",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     # Each would be a Python process that nobody asked for yet.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
@@ -119,7 +123,9 @@ class RayServe:
         started = family(self.process.pid)
         try:
             assert self.process.stdin is not None
+            assert self.process.stdout is not None
             self.process.stdin.close()
+            self.process.stdout.close()
             self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()

@@ -167,3 +167,33 @@ def test_numbers_stay_numbers(tmp_path: Path) -> None:
     structlog.get_logger("test").info("said", port=8000, ratio=0.5, ready=True, nothing=None, sizes=[1, 2])
     (line,) = lines(tmp_path)
     assert [line[name] for name in ("port", "ratio", "ready", "nothing", "sizes")] == [8000, 0.5, True, None, [1, 2]]
+
+
+def test_loggers_of_who_started_the_process_are_left_to_it(tmp_path: Path) -> None:
+    """One of them may be what standard output goes to: what is said there must not come back here."""
+    folder = tmp_path / "logs"
+    logs.configure(level="info", log_format="json", folder=folder, secrets=[], leave=("theirs",))
+    names = ("theirs", "theirs.inner", "theirsnot")
+    handlers = {name: logging.StreamHandler() for name in names}
+    try:
+        for name, handler in handlers.items():
+            logging.getLogger(name).addHandler(handler)
+        logs.take_over()
+        assert {name: handlers[name] in logging.getLogger(name).handlers for name in names} == {
+            "theirs": True,
+            "theirs.inner": True,
+            "theirsnot": False,
+        }
+    finally:
+        for name, handler in handlers.items():
+            logging.getLogger(name).removeHandler(handler)
+        logs.configure(level="info", log_format="json", folder=folder, secrets=[])
+
+
+def test_without_a_folder_standard_output_is_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    logs.configure(level="info", log_format="json", folder=None, secrets=[SecretStr("hunter2")])
+    structlog.get_logger("test").info("said", what="hunter2")
+    logs.flush()
+    out = capfd.readouterr().out
+    assert json.loads(out)["event"] == "said"
+    assert "hunter2" not in out
