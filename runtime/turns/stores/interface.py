@@ -4,7 +4,7 @@ Whoever **takes** a session gets a new **epoch**, higher than any before, and wi
 an older epoch is refused: the session has been taken over. What was said on the server that lost it is not lost: it
 **leaves** its turns beside the session, and the next write of the new owner is told of them.
 
-Epochs are milliseconds of the store's own clock, or one more than the last: they rise also where the store has
+Epochs are microseconds of the store's own clock, or one more than the last: they rise also where the store has
 forgotten everything meanwhile.
 """
 

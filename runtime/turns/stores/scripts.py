@@ -6,7 +6,8 @@ written, and `l:<id>` for each turn that was left beside it. What is no hash, or
 
 from __future__ import annotations
 
-# In doubles, as Lua has them, whole numbers are exact up to 9e15: milliseconds for 285,000 years.
+# In doubles, as Lua has them, whole numbers are exact up to 9e15: microseconds until the year 2255. In milliseconds two
+# servers could have the same epoch where the store forgot the session between them.
 _COMMON = """
 local key = KEYS[1]
 local foreign = 0
@@ -36,7 +37,7 @@ TAKE = (
     _COMMON
     + """
 local time = redis.call('TIME')
-local mine = math.max(epoch() + 1, time[1] * 1000 + math.floor(time[2] / 1000))
+local mine = math.max(epoch() + 1, time[1] * 1000000 + time[2])
 redis.call('HSET', key, 'e', string.format('%.0f', mine))
 redis.call('PEXPIRE', key, ARGV[1])
 return {foreign, string.format('%.0f', mine), redis.call('HGET', key, 'v'), redis.call('HGET', key, 'w'), left()}

@@ -30,6 +30,7 @@ PROMPT = list(range(20, 52))
 ENDLESS = Sampling(temperature=0.0, max_tokens=200, ignore_eos=True)
 # What a machine that does other work too may need; vLLM's own way takes 9 s on an idle one.
 PATIENCE_S = 60.0
+OTHERS: set[int] = set()
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +44,20 @@ async def engine(model: Path) -> AsyncIterator[VllmEngine]:
         max_model_len=256, max_num_seqs=4, cpu_kv_cache_gib=0.05, tensor_parallel_size=RANKS, pipeline_parallel_size=1
     )
     engine = VllmEngine(model, options)
+    OTHERS.update(descendants(os.getpid()))
     await engine.start()
     yield engine
     await engine.shutdown()
 
 
+def processes() -> dict[int, str]:
+    """The engine's processes: those that were not there before it, for engines of other tests may live on."""
+    return {pid: name for pid, name in descendants(os.getpid()).items() if pid not in OTHERS}
+
+
 def ranks() -> list[int]:
     """Ids of the processes that compute."""
-    return [pid for pid, name in descendants(os.getpid()).items() if name.startswith("VLLM::Worker")]
+    return [pid for pid, name in processes().items() if name.startswith("VLLM::Worker")]
 
 
 async def test_ranks_compute_what_one_process_does(engine: VllmEngine, model: Path) -> None:
@@ -109,7 +116,7 @@ async def test_a_number_that_does_not_divide_the_heads_is_refused_in_one_line(mo
 
 
 async def test_a_rank_s_death_ends_the_turn_the_others_and_the_engine(engine: VllmEngine) -> None:
-    before = descendants(os.getpid())
+    before = processes()
     stream = deltas(engine, PROMPT, ENDLESS)
     await anext(stream)
     os.kill(ranks()[-1], signal.SIGKILL)
