@@ -39,6 +39,12 @@ STORED_SESSION_BYTES = 65_536
 MESSAGES, MESSAGE_WINDOW_S = 25, 60.0
 CANCELS, CANCEL_WINDOW_S = 25, 60.0
 PERSONA_UPDATES, PERSONA_UPDATE_WINDOW_S = 4, 60.0
+# A recognizer may believe several times that an utterance is over.
+PREPARES, PREPARE_WINDOW_S = 50, 60.0
+
+# A reply that is made before its `start`: so much of it, held back for so long.
+PREPARE_TOKENS = 48
+PREPARE_TTL_S = 3.0
 
 # Budgets, in tokens of the chat model; the input holds the three before it and what the template adds.
 PERSONA_TOKENS = 2000

@@ -27,6 +27,7 @@ DROP_REASONS = ("deadline", "too_many", "unread", "flood", "malformed")
 # Of HTTP, as the door for OpenAI's clients answers.
 STATUSES = ("200", "400", "401", "403", "404", "405", "429", "499", "500", "503", "504")
 ENGINE_STATES = ("running", "waiting")
+PREPARED_OUTCOMES = ("hit", "miss", "expired", "replaced", "displaced", "ended", "failed")
 STORE_OPERATIONS = ("read", "write", "failure", "conflict")
 
 # What a close code is counted as: the registered ones as themselves, since a client may send any other.
@@ -179,6 +180,15 @@ class Metrics:
         self.tool_degraded = Gauge(
             "yap_tool_degraded", "Whether the classifier is left alone, because it does not answer", registry=registry
         )
+        self._prepared = Counter(
+            "yap_prepared_replies",
+            "Replies made before their start, by what became of them",
+            ["outcome"],
+            registry=registry,
+        )
+        self._wasted = Counter(
+            "yap_prepared_wasted_tokens", "Tokens of prepared replies that nobody asked for", registry=registry
+        )
         self._closed = Counter("yap_connections_closed", "Closed connections, by code", ["code"], registry=registry)
         self._close_codes = _CLOSE_CODES | {idle_code}  # those that are counted by themselves
         self._dropped = Counter(
@@ -214,6 +224,7 @@ class Metrics:
         for metric, values in (
             (self._turns, OUTCOMES),
             (self._decisions, DECISIONS),
+            (self._prepared, PREPARED_OUTCOMES),
             (self._tokens, TOKEN_KINDS),
             (self._dropped, DROP_REASONS),
             (self._engine_requests, ENGINE_STATES),
@@ -255,6 +266,11 @@ class Metrics:
     def tool_skipped(self) -> None:
         """Count a decision that was no at once, because the classifier does not answer."""
         self._decisions.labels("skipped").inc()
+
+    def prepared_ended(self, outcome: str, wasted: int) -> None:
+        """Count a reply that was made before its start: one of `PREPARED_OUTCOMES`, and tokens that nobody gets."""
+        self._prepared.labels(outcome).inc()
+        self._wasted.inc(wasted)
 
     def cancelled(self) -> None:
         """Count a cancel message."""

@@ -13,11 +13,12 @@ from runtime.deployment.breaker import Breaker
 from runtime.deployment.classifier import Decision
 from runtime.deployment.metrics import Metrics
 from runtime.deployment.traces import Tracer
-from runtime.engines import Engine, EngineDeadError, Sampling
+from runtime.engines import Engine, EngineDeadError, Places, Sampling
 from runtime.host.text_cache import for_salt
 from runtime.text.prompt import BOUNDARY_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
 from runtime.text.replies import reply
 from runtime.text.replies.channels import PLAIN, ReplyFormat
+from runtime.text.replies.pause import Pause, Pausing
 from runtime.text.replies.speech import Speech
 
 T = TypeVar("T")
@@ -65,6 +66,7 @@ class Chat:
 
     Attributes:
         form: how its replies begin, and what in them is no speech.
+        places: what of the engine turns take, and replies that nobody has asked for yet may have beside them.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class Chat:
         *,
         form: ReplyFormat = PLAIN,
         thinking: int = 0,
+        places: Places | None = None,
     ) -> None:
         self.engine = engine
+        self.places = places if places is not None else Places()
         self.form = form
         self._thinking = thinking
         self._renderer = renderer
@@ -155,10 +159,19 @@ class Chat:
         return prompt
 
     async def reply(
-        self, prompt: Sequence[int], sampling: Sampling, speech: Speech, cache_salt: str | None = None
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        speech: Speech,
+        cache_salt: str | None = None,
+        pause: Pause | None = None,
     ) -> None:
-        """Have a reply to a prompt said, to its end. What has another salt shares no prefix cache with it."""
-        await reply.generate(self.engine, prompt, sampling, speech, self.form, self._thinking, cache_salt)
+        """Have a reply to a prompt said, to its end. What has another salt shares no prefix cache with it.
+
+        With a `pause` it rests where that says, until the pause is over.
+        """
+        engine = self.engine if pause is None else Pausing(self.engine, pause)
+        await reply.generate(engine, prompt, sampling, speech, self.form, self._thinking, cache_salt)
 
     async def render_prefix(
         self, persona: str, runtime_text: str, history: Sequence[Message] | None, cache_salt: str | None = None
@@ -192,6 +205,8 @@ class Deployment:
         tracer: takes what is known of turns that ended; none where nobody asked for traces.
         log_turns: whether each turn's end is an event of the log.
         warmed: called when something was put into the prefix cache on a client's request.
+        prepare_tokens: how much of a reply is made before its `start`; 0 for nothing.
+        prepare_ttl: seconds that it is held.
     """
 
     chat: Chat | None
@@ -204,3 +219,5 @@ class Deployment:
     tracer: Tracer | None = None
     log_turns: bool = False
     warmed: Callable[[], None] = lambda: None
+    prepare_tokens: int = defaults.PREPARE_TOKENS
+    prepare_ttl: float = defaults.PREPARE_TTL_S

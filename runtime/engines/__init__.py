@@ -19,15 +19,18 @@ from runtime.engines.interface import (
     EngineOptionError,
     EngineOptions,
     EngineVersionError,
-    Load,
+    Generates,
     Sampling,
     TokenScore,
+    continues,
     create,
     finds_cache,
     for_model,
+    places_of,
     preload,
     sharing_of,
 )
+from runtime.engines.places import Load, Places
 
 __all__ = [
     "Delta",
@@ -36,12 +39,16 @@ __all__ = [
     "EngineOptionError",
     "EngineOptions",
     "EngineVersionError",
+    "Generates",
     "Load",
+    "Places",
     "Sampling",
     "TokenScore",
+    "continues",
     "create",
     "finds_cache",
     "for_model",
+    "places_of",
     "preload",
     "sharing_of",
 ]

@@ -19,6 +19,7 @@ from runtime import defaults
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits
 from runtime.artifact.verify import Sharing
 from runtime.defaults import first_set
+from runtime.engines.places import Load, Places
 
 
 class EngineDeadError(Exception):
@@ -143,29 +144,8 @@ class TokenScore:
     top_token: int
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What the engine's own scheduler holds right now.
-
-    Attributes:
-        running: requests in the batch.
-        waiting: requests queued for it.
-        cache_usage: part of the KV cache in use, 0 to 1.
-    """
-
-    running: int
-    waiting: int
-    cache_usage: float
-
-
-class Engine(Protocol):
-    """One chat model, loaded."""
-
-    async def start(self) -> None:
-        """Load the model; return when it answers. Raises what the engine raises."""
-
-    def wake(self) -> None:
-        """Say that a request will come within a moment. Costs little, raises nothing, and may do nothing."""
+class Generates(Protocol):
+    """What turns prompts into replies."""
 
     async def generate(
         self,
@@ -183,6 +163,16 @@ class Engine(Protocol):
         early, by cancellation or an error, aborts the request in the engine first. Raises EngineDeadError when the
         engine is gone.
         """
+
+
+class Engine(Generates, Protocol):
+    """One chat model, loaded."""
+
+    async def start(self) -> None:
+        """Load the model; return when it answers. Raises what the engine raises."""
+
+    def wake(self) -> None:
+        """Say that a request will come within a moment. Costs little, raises nothing, and may do nothing."""
 
     async def warm(self, prompt: Sequence[int], cache_salt: str | None = None) -> int:
         """Prefill the prompt into the prefix cache, for requests with the same salt.
@@ -295,6 +285,20 @@ def preload(metadata: BuildMetadata, options: EngineOptions) -> None:
     """
     if metadata.chat is not None and (loader := LOADERS.get(metadata.engine)):
         loader.preload(_limited(options, metadata.chat.limits))
+
+
+def places_of(metadata: BuildMetadata, options: EngineOptions) -> Places:
+    """What an artifact's engine runs at once."""
+    limits = metadata.chat.limits if metadata.chat is not None else None
+    return Places(_limited(options, limits).max_num_seqs if limits is not None else options.max_num_seqs)
+
+
+def continues(engine: Generates) -> bool:
+    """Whether a reply to a prompt that ends with a reply's beginning is the rest of it, to the letter.
+
+    Not where an engine makes text of the reply's tokens alone: the space before its first word may be lost.
+    """
+    return bool(getattr(engine, "continues", True))
 
 
 def sharing_of(options: EngineOptions) -> Sharing:

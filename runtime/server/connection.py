@@ -64,8 +64,9 @@ class Connection:
         self._handler = handler  # gets the messages
         self._abort = abort  # ends the socket, whatever waits
         self._decoder = decoder  # shared by all connections
-        # The first limits all messages but cancels, the second these.
+        # The first limits all messages but cancels and prepares, the others these.
         self._messages, self._cancels = seat.windows()
+        self._prepares = seat.prepares()
         self._idle_timeout = limits.idle_timeout  # seconds
         self._idle_code = limits.idle_code  # close code
         self._loop = asyncio.get_running_loop()  # the one that serves it
@@ -160,8 +161,9 @@ class Connection:
                 raise Rejected("invalid_message", "expected one JSON object in a text frame, found a binary frame")
             message = self._decoder.decode(text)
         except Rejected as rejected:
-            if retry := self._messages.take():
-                rejected.limit(retry)
+            prepare = rejected.kind == "prepare"
+            if retry := (self._prepares if prepare else self._messages).take():
+                rejected.limit(retry, "prepare_rate_limited" if prepare else "message_rate_limited")
             self._outbox.put(rejection(rejected))
             return
         request_id = message.request_id
@@ -184,6 +186,10 @@ class Connection:
                 self.close(frames.CLOSE_NORMAL, "client_request", closed)
             case _ if self._draining is not None:
                 self._outbox.put(refusal(message, "draining", GOES_AWAY))
+            case messages.Prepare() if retry := self._prepares.take():
+                self._refuse_limited(message, "prepare_rate_limited", retry)
+            case messages.Prepare():
+                self._handler.submit(message)
             case _:
                 if retry := self._messages.take():
                     self._handler.refuse_turn(message)

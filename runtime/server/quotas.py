@@ -52,16 +52,18 @@ class _Held:
     messages: Windows
     cancels: Windows
     requests: SlidingWindow
+    prepares: Windows
     seats: int = 0
 
 
 class Seat:
     """One connection's part of its principal's quota. Leaving it twice leaves it once."""
 
-    __slots__ = ("_held", "_windows")
+    __slots__ = ("_held", "_prepares", "_windows")
 
     def __init__(self, held: _Held) -> None:
         self._held: _Held | None = held
+        self._prepares: SlidingWindow | None = None
         self._windows: tuple[SlidingWindow, SlidingWindow] | None = None
 
     def windows(self) -> tuple[SlidingWindow, SlidingWindow]:
@@ -72,11 +74,21 @@ class Seat:
             self._windows = self._held.messages.take(), self._held.cancels.take()
         return self._windows
 
+    def prepares(self) -> SlidingWindow:
+        """What limits the connection's prepares."""
+        if self._held is None:
+            raise RuntimeError("the seat was left")
+        if self._prepares is None:
+            self._prepares = self._held.prepares.take()
+        return self._prepares
+
     def leave(self) -> None:
         """Give the seat back, at once."""
         held, self._held = self._held, None
         if held is not None:
             held.seats -= 1
+            if self._prepares is not None:
+                held.prepares.leave(self._prepares)
             if self._windows is not None:
                 held.messages.leave(self._windows[0])
                 held.cancels.leave(self._windows[1])
@@ -90,6 +102,7 @@ class Seats:
         messages: makes a window for messages.
         cancels: makes a window for cancels.
         requests: makes a window for a principal's requests over HTTP.
+        prepares: makes a window for prepares.
     """
 
     def __init__(
@@ -98,11 +111,13 @@ class Seats:
         messages: Callable[[], SlidingWindow],
         cancels: Callable[[], SlidingWindow],
         requests: Callable[[], SlidingWindow] = lambda: SlidingWindow(0, 1.0),
+        prepares: Callable[[], SlidingWindow] = lambda: SlidingWindow(0, 1.0),
     ) -> None:
         self._most = most
         self._messages = messages
         self._cancels = cancels
         self._requests = requests
+        self._prepares = prepares
         self._held: dict[Principal, _Held] = {}
 
     def taken(self, principal: Principal) -> int:
@@ -127,7 +142,7 @@ class Seats:
     def _of(self, principal: Principal) -> _Held:
         held = self._held.get(principal)
         if held is None:
-            made = _Held(Windows(self._messages), Windows(self._cancels), self._requests())
+            made = _Held(Windows(self._messages), Windows(self._cancels), self._requests(), Windows(self._prepares))
             held = self._held[principal] = made
         return held
 

@@ -174,6 +174,7 @@ class Service:
             lambda: SlidingWindow(settings.ws_max_messages_per_window, settings.ws_message_window_seconds),
             lambda: SlidingWindow(settings.ws_max_cancels_per_window, settings.ws_cancel_window_seconds),
             lambda: SlidingWindow(settings.requests_per_window(), settings.ws_message_window_seconds),
+            lambda: SlidingWindow(settings.ws_max_prepares_per_window, settings.ws_prepare_window_seconds),
         )
         self.connections: set[Admitted] = set()
         self.credentials: dict[Admitted, Credential] = {}
@@ -317,7 +318,8 @@ class Service:
             raise SettingsError([f"THINKING_MAX_TOKENS: expected {THINKS}; found 0; {WAY_OUT}"])
         self._engine = engines.create(view.folder, view.metadata, chat.options)
         await self._engine.start()
-        return Chat(self._engine, renderer, self._pool, chat.budgets, form=form, thinking=chat.thinking)
+        places = engines.places_of(view.metadata, chat.options)
+        return Chat(self._engine, renderer, self._pool, chat.budgets, form=form, thinking=chat.thinking, places=places)
 
     async def _load_tool(
         self, folder: Path, tool: ToolModel, chosen: ToolServing, device: str, cpu_threads: int
@@ -379,6 +381,8 @@ class Service:
             tracer=self.tracer,
             log_turns=settings.log_turns,
             warmed=resetter.warmed if resetter is not None else lambda: None,
+            prepare_tokens=settings.prepare_max_tokens,
+            prepare_ttl=settings.prepare_ttl_s,
         )
         if serving.chat is not None:
             self.sampling = settings.sampling(serving.chat.max_out)
@@ -636,6 +640,8 @@ class Service:
             with self._telling_death(), contextlib.suppress(asyncio.TimeoutError):  # busy, and alive
                 load = await within(LOAD_TIMEOUT_S, contained(engine.load))
                 self.metrics.engine(up=self.phase is not Phase.DEAD, load=load)
+                if self.deployment is not None and self.deployment.chat is not None:
+                    self.deployment.chat.places.press(load)
 
         await repeat("engine_load", note, HEALTH_INTERVAL_S)
 

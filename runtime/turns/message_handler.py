@@ -11,15 +11,18 @@ from datetime import datetime, timezone
 import structlog
 
 from runtime.deployment.models import Chat, Deployment
+from runtime.turns.answer import TurnRequest
 from runtime.turns.between_turns import BetweenTurns
 from runtime.turns.outbox import Outbox
+from runtime.turns.prepared import PreparedReply
+from runtime.turns.preparing import Preparing, request_of
 from runtime.turns.principal import Principal
 from runtime.turns.refusing import GOES_AWAY, Refusing
 from runtime.turns.sessions.heard import heard_chars
 from runtime.turns.sessions.hold import SessionHold, end_turn
 from runtime.turns.sessions.registry import SessionQuotaError, SessionRegistry
 from runtime.turns.sessions.session import Session
-from runtime.turns.turn import Stop, Turn, TurnRequest
+from runtime.turns.turn import Stop, Turn
 from runtime.turns.warming import Warming
 from runtime.turns.work_queue import QueuedMessage, WorkQueue
 from runtime.wire import frames, messages
@@ -55,6 +58,8 @@ class MessageHandler:
         self._draining = False  # nothing new is begun
         self._warming = Warming(outbox, deployment, principal)  # prefills, beside the worker
         self._refusing = Refusing(principal, outbox)  # answers what is not done
+        # Makes replies before their `start`.
+        self._preparing = Preparing(outbox, deployment, principal, self._hold, self._refusing)
         # Does what begins no turn.
         self._between = BetweenTurns(outbox, deployment, self._hold, self._warming, self._refusing)
 
@@ -71,7 +76,7 @@ class MessageHandler:
 
     def submit(self, message: messages.Inbound) -> None:
         """Take a message that is no `cancel`; its answers come through the outbox."""
-        if self._deployment.chat is None and not isinstance(message, messages.Start):
+        if self._deployment.chat is None and not isinstance(message, (messages.Start, messages.Prepare)):
             self._refusing.refuse(message, "chat_not_deployed", "This server has no chat model.")
             return
         if self._queue.full:
@@ -86,10 +91,15 @@ class MessageHandler:
         turns = self._open_turns()
         for turn in turns[:-1]:
             turn.stop(Stop.CANCEL)
+        prepared = self._preparing.end("ended")
         if turns:
             turns[-1].cancel(request_id)
+            return
+        answer = frames.Done(cancelled=True, request_id=request_id)
+        if prepared is None:
+            self._outbox.put(answer)
         else:
-            self._outbox.put(frames.Done(cancelled=True, request_id=request_id))
+            prepared.add_done_callback(lambda _: self._outbox.put(answer))
 
     def refuse_turn(self, message: messages.Inbound) -> None:
         """Do of a message that comes too early what cannot wait: whoever wants a new turn does not hear the old one."""
@@ -152,11 +162,14 @@ class MessageHandler:
         """Stop all turns, without waiting."""
         for turn in self._open_turns():
             turn.stop(why)
+        if why is not Stop.BARGE_IN:  # who speaks on may come to say what was prepared for
+            self._preparing.end("ended")
 
     def drain(self) -> None:
         """End the prefills, which are for turns that will not come. What was asked for before goes on."""
         self._draining = self._between.draining = True
         self._warming.refuse("draining", GOES_AWAY)
+        self._preparing.end("ended")
 
     async def wait_until_idle(self) -> None:
         """Wait until no turn runs or is about to, and no message waits."""
@@ -177,6 +190,7 @@ class MessageHandler:
         self.stop(why)
         await self._queue.stop()
         await self._warming.close()
+        await self._preparing.close()
         if self._turn is not None:
             await self._turn.wait()
         self._queue.clear()
@@ -206,8 +220,14 @@ class MessageHandler:
         match message:
             case messages.Start():
                 turn = self._new_turn(request_id)
-                return QueuedMessage(lambda: self._start(message, turn), message, turn)
+                prepared = self._preparing.take()
+                return QueuedMessage(lambda: self._start_or_forget(message, turn, prepared), message, turn)
+            case messages.Prepare():
+                announced = self._preparing.announce(message)
+                self._wake_engine()
+                return QueuedMessage(lambda: self._preparing.prepare(message, announced), message)
             case messages.Followup():
+                self._preparing.end("ended")
                 turn = self._new_turn(request_id)
                 return QueuedMessage(lambda: self._follow_up(message, turn), message, turn)
             case messages.ChatPrompt():
@@ -220,9 +240,12 @@ class MessageHandler:
 
     def _new_turn(self, request_id: RequestId | None) -> Turn:
         turn = Turn(request_id, self._outbox, self._deployment, self._principal)
+        self._wake_engine()
+        return turn
+
+    def _wake_engine(self) -> None:
         if self._deployment.chat is not None:
             self._deployment.chat.engine.wake()
-        return turn
 
     def _failed(self, entry: QueuedMessage, error: Exception) -> None:
         log.error("message_failed", error=type(error).__name__, exc_info=error)
@@ -237,7 +260,15 @@ class MessageHandler:
 
     # Turns
 
-    async def _start(self, start: messages.Start, turn: Turn) -> None:
+    async def _start_or_forget(self, start: messages.Start, turn: Turn, prepared: PreparedReply | None) -> None:
+        """Begin a turn; what was prepared and is not its reply is thrown away."""
+        try:
+            await self._start(start, turn, prepared)
+        finally:
+            if prepared is not None:
+                prepared.end("miss")
+
+    async def _start(self, start: messages.Start, turn: Turn, prepared: PreparedReply | None) -> None:
         chat = self._deployment.chat
         if chat is None:
             start = replace(start, persona=None)
@@ -259,7 +290,7 @@ class MessageHandler:
                     continue
                 session.apply(start)
                 self._acknowledge("start", session, start)
-                self._begin(turn, session, self._request_of(start, session, turn))
+                self._begin(turn, session, self._request_of(start, session, turn), prepared)
                 return
         raise RuntimeError("other servers take the session over again and again")
 
@@ -270,17 +301,9 @@ class MessageHandler:
         return await self._refusing.too_long(chat, session.persona, start.runtime_text, start)
 
     def _request_of(self, start: messages.Start, session: Session, turn: Turn) -> TurnRequest:
-        return TurnRequest(
-            persona=session.persona,
-            runtime_text=session.runtime_text,
-            history=session.history.messages(),
-            utterance=start.utterance,
-            prefix=session.check_screen_prefix,
-            sampling=session.sampling,
-            sanitize=session.sanitize,
-            decide=True,
+        return replace(
+            request_of(start, session),
             ended=lambda kept: session.remember(turn, start.utterance, kept=kept),
-            conversation=session.session_id,
             traceparent=start.traceparent or self._traceparent,
         )
 
@@ -336,11 +359,15 @@ class MessageHandler:
             self._turn.stop(Stop.BARGE_IN)
             await self._turn.wait()
 
-    def _begin(self, turn: Turn, session: Session, request: TurnRequest) -> None:
+    def _begin(self, turn: Turn, session: Session, request: TurnRequest, prepared: PreparedReply | None = None) -> None:
         self._turn, self._turn_session = turn, session
+        held = None
+        if prepared is not None and not turn.stopping and prepared.answers(request):
+            held = prepared.release()
+        self._preparing.settle(session.session_id)
         session.begin(turn, request.utterance if request.decide else request.prefixed())
         turn.when_ended(lambda: session.forget(turn))
-        turn.begin(request)
+        turn.begin(request, held)
 
     def _acknowledge(self, kind: str, session: Session, message: messages.Inbound) -> None:
         self._outbox.put(

@@ -13,22 +13,18 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import structlog
 
-from runtime.artifact import SCREENSHOT_TOOL
-from runtime.deployment.classifier import Decision
-from runtime.deployment.models import Chat, Classifier, Deployment
+from runtime.deployment.models import Deployment
 from runtime.deployment.traces import Tracer, TurnFacts, TurnTimes
-from runtime.engines import Delta, EngineDeadError, Sampling
+from runtime.engines import Delta, EngineDeadError
 from runtime.host import eager_tasks
 from runtime.host.supervision import attempt
-from runtime.text.prompt import Message
-from runtime.text.replies.speech import Heard, Speech
+from runtime.text.replies.speech import Heard
+from runtime.turns.answer import Answer, HeldAnswer, ToolCalls, TurnRequest, cancel_and_wait
 from runtime.turns.outbox import Outbox
 from runtime.turns.principal import Principal
 from runtime.wire import frames
@@ -39,11 +35,6 @@ log = structlog.get_logger(__name__)
 # One gap in so many is measured: enough for a histogram, and little beside the cost of a token.
 GAP_SAMPLE = 8
 
-# What `toolcall` says of each tool that is asked for.
-ToolCalls = Sequence[dict[str, str | float]]
-
-# The calls of a classifier that has one tool alone.
-
 
 class Stop(enum.Enum):
     """Why a turn ends before its reply does."""
@@ -53,48 +44,6 @@ class Stop(enum.Enum):
     DISCONNECT = "disconnected"
     TIMEOUT = "timeout"
     ENGINE_DEAD = "engine_dead"
-
-
-@dataclass(frozen=True, slots=True)
-class TurnRequest:
-    """What a turn is about.
-
-    Attributes:
-        persona: the system prompt.
-        runtime_text: follows the persona.
-        history: what was said before.
-        utterance: the user's words; the classifier and the history see these.
-        prefix: precedes the words in the prompt, always or, with `decide`, after the decision yes.
-        sampling: how the reply is drawn.
-        sanitize: whether the reply is made fit to be spoken.
-        decide: whether the classifier is asked.
-        conversation: the session's id, for traces.
-        traceparent: the client's span, for traces; none where it named none.
-        tools: those whose call is the whole answer, and no others are told; none where every call is told beside a
-            reply.
-        stream: whether the client gets the reply as it comes, for traces.
-        ended: called once at the end; told whether the history keeps the turn, which a failed one never is, nor one
-            that a cancel ended before its first word. Whoever barged in goes on speaking: their first words are kept.
-    """
-
-    persona: str
-    runtime_text: str
-    history: tuple[Message, ...]
-    utterance: str
-    prefix: str
-    sampling: Sampling
-    sanitize: bool
-    decide: bool
-    ended: Callable[[bool], None]
-    conversation: str = ""
-    traceparent: str | None = None
-    tools: frozenset[str] | None = None
-    stream: bool = True
-
-    def prefixed(self) -> str:
-        """The utterance behind its prefix."""
-        gap = "" if not self.prefix or self.prefix[-1].isspace() else " "
-        return f"{self.prefix}{gap}{self.utterance}"
 
 
 class Turn:
@@ -121,13 +70,12 @@ class Turn:
         self._said: list[str] = []  # the texts that were sent
         self._gaps: list[float] = []  # sampled seconds between tokens
         self._first_token: float | None = None  # when it came
-        self._asked: float | None = None  # when the engine was given the prompt
-        self._decided_from: float | None = None  # when the classifier was asked
+        self._answer: Answer | None = None  # what it says; none before it begins
+        self._prepared = False  # whether that was begun before the turn
         self._decided: float | None = None  # when the decision was sent
         self._tools: tuple[str, ...] = ()  # that were asked for
         self._last_token = 0.0  # when it came
         self._steps = 0  # deltas after the first
-        self._prompt_tokens = 0  # for `usage`
         self._cached_tokens = 0  # for `usage`
         self._completion_tokens = 0  # for `usage`
         self._thinking_tokens = 0  # for `usage`
@@ -149,6 +97,16 @@ class Turn:
     def ended(self) -> bool:
         """Whether its `done` was sent."""
         return self._ended.done()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is to end early."""
+        return self._stop is not None
+
+    @property
+    def leaves_words(self) -> bool:
+        """Whether the history would have the user's words, were it interrupted now."""
+        return bool(self._said) or self._stop in (None, Stop.BARGE_IN)
 
     @property
     def cancelled(self) -> bool:
@@ -175,19 +133,25 @@ class Turn:
         """Call something soon after its `done` was sent."""
         self._ended.add_done_callback(lambda _: call())
 
-    def begin(self, request: TurnRequest) -> None:
-        """Run the turn. Its `ack` must have been sent."""
+    def begin(self, request: TurnRequest, held: HeldAnswer | None = None) -> None:
+        """Run the turn, where an answer to the same is `held` with that. Its `ack` must have been sent."""
         loop = asyncio.get_running_loop()
-        deadline = loop.call_later(self._deployment.generation_timeout, self.stop, Stop.TIMEOUT)
+        deployment = self._deployment
+        if deployment.chat is not None:
+            deployment.chat.places.take()
+        self._prepared = held is not None
+        self._answer = held.answer if held is not None else Answer(request, deployment, self._principal, self)
+        run = self._answer.make if held is None else partial(self._take_over, held)
+        deadline = loop.call_later(deployment.generation_timeout, self.stop, Stop.TIMEOUT)
 
         def finish(task: asyncio.Future[None]) -> None:
             deadline.cancel()
             self._finish(request, task)
 
         if self._stop is None:
-            self._task = eager_tasks.start(self._run(request))
+            self._task = eager_tasks.start(run())
         else:
-            self._task = loop.create_task(self._run(request))
+            self._task = loop.create_task(run())
             self._task.cancel()
         self._task.add_done_callback(finish)
 
@@ -202,67 +166,24 @@ class Turn:
         self.ended_at = loop.time()
         self._ended.set_result(None)
 
-    async def _run(self, request: TurnRequest) -> None:
-        chat, classifier = self._deployment.chat, self._deployment.classifier
-        if chat is None:
-            if classifier is not None:
-                calls = await self._decide(classifier, request, alone=True)
-                self._send_decision(_offered(calls, request.tools))
-        elif classifier is not None and request.decide:
-            await self._decide_and_generate(chat, classifier, request)
-        else:
-            await self._stream_reply(chat, request, request.utterance if request.decide else request.prefixed())
-
-    async def _decide_and_generate(self, chat: Chat, classifier: Classifier, request: TurnRequest) -> None:
-        """Prefill for the likelier answer, no, while the classifier thinks; a look starts again behind the prefix."""
-        decision = asyncio.ensure_future(self._decide(classifier, request, alone=False))
-        reply: asyncio.Future[None] | None = None
+    async def _take_over(self, held: HeldAnswer) -> None:
+        """Tell an answer that was begun before the turn. From now on it ends with the turn."""
+        held.answer.tell(self)
         try:
-            prompt = await self._render(chat, request, request.utterance)
-            speech = Speech(
-                self._record_delta,
-                self._send_text,
-                sanitize=request.sanitize,
-                held=True,
-                form=chat.form,
-                stops=request.sampling.stop,
-            )
-            reply = eager_tasks.start(chat.reply(prompt, request.sampling, speech, self._principal.cache_salt))
-            # A reply that fails is told at once: what the classifier says does not matter then.
-            await asyncio.wait((decision, reply), return_when=asyncio.FIRST_COMPLETED)
-            if not decision.done():
-                await reply
-            calls = _offered(await decision, request.tools)
-            self._send_decision(calls)
-            if calls and request.tools is not None:
-                return
-            if not any(call["name"] == SCREENSHOT_TOOL for call in calls):
-                speech.release()
-                await reply
-                speech.finish()
-                return
+            await asyncio.wait((held.making,))
+            held.making.result()
         finally:
-            await _cancel_and_wait(*(helper for helper in (decision, reply) if helper is not None))
-        await self._stream_reply(chat, request, request.prefixed())
+            await cancel_and_wait(held.making)
 
-    async def _stream_reply(self, chat: Chat, request: TurnRequest, text: str) -> None:
-        """Send the reply as it comes."""
-        prompt = await self._render(chat, request, text)
-        speech = Speech(
-            self._record_delta, self._send_text, sanitize=request.sanitize, form=chat.form, stops=request.sampling.stop
-        )
-        await chat.reply(prompt, request.sampling, speech, self._principal.cache_salt)
-        speech.finish()
+    # What the answer tells
 
-    async def _render(self, chat: Chat, request: TurnRequest, text: str) -> list[int]:
-        prompt = await chat.render(
-            request.persona, request.runtime_text, request.history, text, self._principal.cache_salt
-        )
-        self._prompt_tokens = len(prompt)
-        self._asked = time.perf_counter()
-        return prompt
+    def on_decision(self, calls: ToolCalls) -> None:
+        """Send the classifier's decision."""
+        status = "yes" if calls else "no"
+        self._decided, self._tools = time.perf_counter(), tuple(str(call["name"]) for call in calls)
+        self._outbox.put(frames.ToolCall(status=status, raw=list(calls), request_id=self.request_id))
 
-    def _record_delta(self, delta: Delta, heard: Heard) -> None:
+    def on_delta(self, delta: Delta, heard: Heard) -> None:
         """Account for what the engine made."""
         if self._completion_tokens == 0:
             self._cached_tokens = delta.cached_tokens
@@ -280,60 +201,21 @@ class Turn:
             self._steps += 1
             self._last_token = now
 
-    def _send_text(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
+        """Send a piece of the reply."""
         self._said.append(text)
         self._outbox.put_text(text, self.request_id)
 
-    async def _decide(self, classifier: Classifier, request: TurnRequest, *, alone: bool) -> ToolCalls:
-        if not request.utterance.strip():
-            return ()
-        breaker = self._deployment.breaker
-        if breaker.open:
-            self._deployment.metrics.tool_skipped()
-            return ()
-        users = [message.content for message in request.history if message.role == "user"]
-        started = self._decided_from = time.perf_counter()
-        question = asyncio.ensure_future(classifier.decide(users, request.utterance))
-        opening = breaker.opening()
-        try:
-            # Not `wait_for`: before Python 3.12 it can swallow a cancellation, and the turn would go on. Whoever waits
-            # when the breaker opens waits no longer than those who come after.
-            await asyncio.wait(
-                (question, opening),
-                timeout=self._deployment.tool_timeout,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            calls = _calls(question.result()) if question.done() else ()
-            status = ("yes" if calls else "no") if question.done() else "skipped" if opening.done() else "timeout"
-        except Exception:
-            self._deployment.metrics.tool_decided("failed", time.perf_counter() - started)
-            if alone:
-                raise
-            breaker.missed()
-            log.exception("tool_decision_failed")  # a chat that cannot look is better than none
-            return ()
-        finally:
-            await _cancel_and_wait(question)
-        if status == "skipped":
-            self._deployment.metrics.tool_skipped()
-            return ()
-        self._deployment.metrics.tool_decided(status, time.perf_counter() - started)
-        if status == "timeout":
-            breaker.missed()
-        else:
-            breaker.answered()
-        return calls
-
-    def _send_decision(self, calls: ToolCalls) -> None:
-        status = "yes" if calls else "no"
-        self._decided, self._tools = time.perf_counter(), tuple(str(call["name"]) for call in calls)
-        self._outbox.put(frames.ToolCall(status=status, raw=list(calls), request_id=self.request_id))
+    # The end
 
     def _finish(self, request: TurnRequest, task: asyncio.Future[None]) -> None:
         """Send the terminal frames; runs exactly once, after the task has let go of the engine."""
         try:
             self._send_end(request, task)
         finally:
+            if self._deployment.chat is not None:
+                self._deployment.chat.places.leave()
+            self._answer = None  # which knows the turn
             self._end()  # whoever waits for the turn must not wait for ever
 
     def _send_end(self, request: TurnRequest, task: asyncio.Future[None]) -> None:
@@ -368,7 +250,11 @@ class Turn:
 
     def _trace(self, tracer: Tracer, request: TurnRequest, outcome: str, usage: Usage) -> None:
         ended = time.perf_counter()
-        times = TurnTimes(self._received, self._decided_from, self._decided, self._asked, self._first_token, ended)
+        answer = self._answer
+        # What was done before the turn has no place in its span.
+        begun = answer if answer is not None and not self._prepared else None
+        decided_from, asked = (begun.decided_from, begun.asked) if begun is not None else (None, None)
+        times = TurnTimes(self._received, decided_from, self._decided, asked, self._first_token, ended)
         tracer.turn(
             TurnFacts(
                 request.traceparent,
@@ -419,40 +305,12 @@ class Turn:
     def _usage(self) -> Usage:
         first = self._first_token
         return Usage(
-            prompt_tokens=self._prompt_tokens,
+            prompt_tokens=self._answer.prompt_tokens if self._answer is not None else 0,
             cached_tokens=self._cached_tokens,
             completion_tokens=self._completion_tokens,
             thinking_tokens=self._thinking_tokens,
             finish_reason=self._finish_reason,
             ttft_ms=None if first is None else round((first - self._received) * 1000, 1),
             duration_ms=round((time.perf_counter() - self._received) * 1000, 1),
+            prepared=self._prepared,
         )
-
-
-def _calls(decision: Decision) -> ToolCalls:
-    if decision.calls:
-        return tuple({"name": call.name, "probability": round(call.probability, 4)} for call in decision.calls)
-    if not decision.take_screenshot:
-        return ()
-    return ({"name": SCREENSHOT_TOOL, "probability": round(decision.probability, 4)},)
-
-
-def _offered(calls: ToolCalls, tools: frozenset[str] | None) -> ToolCalls:
-    return calls if tools is None else tuple(call for call in calls if call["name"] in tools)
-
-
-async def _cancel_and_wait(*helpers: asyncio.Future[Any]) -> None:
-    """Cancel helpers and wait until they are over, so that they hold nothing; told afterwards of a cancellation."""
-    for helper in helpers:
-        helper.cancel()
-    cancelled: asyncio.CancelledError | None = None
-    for helper in helpers:
-        while not helper.done():
-            try:
-                await asyncio.wait((helper,))
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if not helper.cancelled():
-            helper.exception()  # seen here: what matters was raised where the result was awaited
-    if cancelled is not None:
-        raise cancelled

@@ -28,6 +28,7 @@ from runtime.wire.messages import (
     Inbound,
     Ping,
     Pong,
+    Prepare,
     Rejected,
     Start,
     WarmHistory,
@@ -42,6 +43,7 @@ class Decoder:
         self._grammar = grammar or Grammar()
         self._readers: dict[str, Callable[[Fields], Inbound]] = {
             "start": self._start,
+            "prepare": lambda fields: Prepare(fields.request_id, self._start(fields)),
             "followup": self._followup,
             "chat_prompt": self._chat_prompt,
             "warm_persona": self._warm_persona,

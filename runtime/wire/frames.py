@@ -125,6 +125,7 @@ class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
         finish_reason: `stop` or `length`.
         ttft_ms: from the message's arrival to the first spoken token; null where nothing was spoken.
         duration_ms: from the message's arrival to the end.
+        prepared: whether a `prepare` had the reply begun before; left out where none had.
     """
 
     prompt_tokens: int
@@ -134,6 +135,7 @@ class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
     finish_reason: str
     ttft_ms: float | None
     duration_ms: float
+    prepared: bool = False
 
 
 class Done(Frame, tag="done"):

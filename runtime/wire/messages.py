@@ -63,9 +63,9 @@ class Rejected(Exception):
         self.request_id: RequestId | None = None
         self.retry_in: int | None = None
 
-    def limit(self, retry_in: int) -> None:
+    def limit(self, retry_in: int, code: str = "message_rate_limited") -> None:
         """Say instead that the message came too early: what is wrong with it costs more to tell."""
-        self.code, self.message = "message_rate_limited", f"Too many messages; try again in {retry_in} s."
+        self.code, self.message = code, f"Too many messages; try again in {retry_in} s."
         self.field = self.expected = self.found = None
         self.retry_in = retry_in
 
@@ -174,6 +174,19 @@ class Start(Inbound):
     check_screen_prefix: str | None = None
     screen_checked_prefix: str | None = None
     traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare(Inbound):
+    """Make the reply to a `start` that may follow, and hold it back.
+
+    Not a kind of `Start`: it begins no turn, and ends none.
+
+    Attributes:
+        start: what the `start` would say.
+    """
+
+    start: Start = Start()
 
 
 @dataclass(frozen=True, slots=True)

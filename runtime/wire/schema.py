@@ -111,28 +111,31 @@ def _fields() -> Schema:
     }
 
 
+# What a `start` has, and a `prepare`, which says what a `start` would.
+_START: tuple[tuple[str, ...], tuple[str, ...]] = (
+    ("session_id",),
+    (
+        "user_utterance",
+        "persona_text",
+        "chat_prompt",
+        "runtime_text",
+        "history",
+        "history_text",
+        "gender",
+        "persona_style",
+        "personality",
+        "user_identity",
+        "personalities",
+        "sampling",
+        "check_screen_prefix",
+        "screen_checked_prefix",
+        "traceparent",
+    ),
+)
 # What each message has beside `type` and `request_id`: what it must have, and what it may.
 CLIENT_MESSAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "start": (
-        ("session_id",),
-        (
-            "user_utterance",
-            "persona_text",
-            "chat_prompt",
-            "runtime_text",
-            "history",
-            "history_text",
-            "gender",
-            "persona_style",
-            "personality",
-            "user_identity",
-            "personalities",
-            "sampling",
-            "check_screen_prefix",
-            "screen_checked_prefix",
-            "traceparent",
-        ),
-    ),
+    "start": _START,
+    "prepare": _START,
     "followup": (("analysis_text",), ("session_id", "sampling", "traceparent")),
     "heard": ((), ("session_id", "text", "chars")),
     "cancel": ((), ()),

@@ -18,9 +18,8 @@ _PERSONA = frozenset({"persona_text", "chat_prompt"})
 _STYLE = frozenset({"gender", "persona_style", "personality"})
 _HISTORY = frozenset({"history", "history_text"})
 
-# What each message may have that is answered by an `ack` or by `warmed`.
-KNOWN: Mapping[str, frozenset[str]] = {
-    "start": _ALL
+_START = (
+    _ALL
     | _PERSONA
     | _STYLE
     | _HISTORY
@@ -35,7 +34,13 @@ KNOWN: Mapping[str, frozenset[str]] = {
         "check_screen_prefix",
         "screen_checked_prefix",
         "traceparent",
-    },
+    }
+)
+
+# What each message may have that is answered by an `ack` or by `warmed`, and what says the same as one of them.
+KNOWN: Mapping[str, frozenset[str]] = {
+    "start": _START,
+    "prepare": _START,
     "followup": _ALL | SAMPLING | {"session_id", "analysis_text", "sampling", "traceparent"},
     "chat_prompt": _ALL | _PERSONA | _STYLE | {"session_id"},
     "warm_persona": _ALL | _PERSONA,

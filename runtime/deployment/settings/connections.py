@@ -71,6 +71,10 @@ class ConnectionSettings(BaseSettings):
     ws_cancel_window_seconds: float = var(
         defaults.CANCEL_WINDOW_S, "sliding window of the cancel limit", unit="s", gt=0
     )
+    ws_max_prepares_per_window: int = var(
+        defaults.PREPARES, "`prepare`s per connection and window, counted on after a reconnect; 0: no limit", ge=0
+    )
+    ws_prepare_window_seconds: float = var(defaults.PREPARE_WINDOW_S, "sliding window of that limit", unit="s", gt=0)
     chat_prompt_update_max_per_window: int = var(
         defaults.PERSONA_UPDATES, "persona updates per session and window; 0: no limit", ge=0
     )

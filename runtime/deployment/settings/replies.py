@@ -39,6 +39,15 @@ class ReplySettings(BaseSettings):
         ge=0,
     )
     gen_timeout_s: float = var(defaults.GENERATION_TIMEOUT_S, "longest turn", unit="s", gt=0)
+    prepare_max_tokens: int = var(
+        defaults.PREPARE_TOKENS,
+        "how much of a reply a `prepare` makes ahead; the rest follows its `start`; 0: `prepare` does nothing",
+        unit="tokens",
+        ge=0,
+    )
+    prepare_ttl_s: float = var(
+        defaults.PREPARE_TTL_S, "how long what a `prepare` made is held for its `start`", unit="s", gt=0
+    )
     check_screen_prefix: str = var(
         "MUST CHECK SCREEN:", "precedes the utterance after a tool decision yes", max_length=MAX_PREFIX_CHARS
     )

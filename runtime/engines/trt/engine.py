@@ -92,6 +92,9 @@ class TrtEngine:
         backend: which of the two `model` is.
     """
 
+    # Text is made of the reply's tokens alone (`runtime.engines.continues`).
+    continues = False
+
     def __init__(self, model: Path, options: EngineOptions, *, tokenizer: Path, backend: Backend) -> None:
         self._model = model
         self._options = options

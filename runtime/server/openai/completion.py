@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 
 from runtime.host.supervision import watch
 from runtime.server.openai.exchange import EVENTS, Exchange
+from runtime.turns.answer import TurnRequest
 from runtime.turns.outbox import Outbox
-from runtime.turns.turn import Stop, Turn, TurnRequest
+from runtime.turns.turn import Stop, Turn
 from runtime.wire import frames
 from runtime.wire.frames import Frame, Usage
 from runtime.wire.openai import answers

@@ -18,8 +18,9 @@ from runtime.server.openai.completion import Completion
 from runtime.server.openai.exchange import ClientGoneError, Exchange, Header
 from runtime.server.openai.prompts import check_budgets, turn_request
 from runtime.server.service import Phase, Service
+from runtime.turns.answer import TurnRequest
 from runtime.turns.outbox import Outbox
-from runtime.turns.turn import Turn, TurnRequest
+from runtime.turns.turn import Turn
 from runtime.wire.openai import answers
 from runtime.wire.openai.answers import Chunks, Heading
 from runtime.wire.openai.errors import ApiError

@@ -8,8 +8,8 @@ from runtime.artifact import SCREENSHOT_TOOL
 from runtime.deployment.models import Chat
 from runtime.engines import Sampling
 from runtime.text.prompt import Message
+from runtime.turns.answer import TurnRequest
 from runtime.turns.sampling import changed
-from runtime.turns.turn import TurnRequest
 from runtime.wire.messages import MAX_HISTORY_MESSAGES, MAX_IDENTIFIER_CHARS
 from runtime.wire.openai.errors import ApiError
 from runtime.wire.openai.messages import Said

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from runtime.engines import Delta, Engine, Sampling
+from runtime.engines import Delta, Generates, Sampling
 from runtime.text.replies.channels import ReplyFormat
 from runtime.text.replies.speech import Speech
 
@@ -23,7 +23,7 @@ class _StopSaidError(Exception):
 
 
 async def generate(
-    engine: Engine,
+    engine: Generates,
     prompt: Sequence[int],
     sampling: Sampling,
     speech: Speech,
@@ -73,7 +73,7 @@ def _feed(speech: Speech, delta: Delta) -> None:
 
 
 async def _think_and_speak(
-    engine: Engine,
+    engine: Generates,
     prompt: Sequence[int],
     sampling: Sampling,
     speech: Speech,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runtime.turns.prepared import PreparedReplies
 from runtime.turns.principal import Principal
 from runtime.turns.sessions.registry import SessionQuotaError, SessionRegistry
 from runtime.turns.sessions.session import Session
@@ -28,6 +29,15 @@ class SessionHold:
     def shared(self) -> bool:
         """Whether other servers may have this principal's sessions."""
         return self._sessions.keeper is not None
+
+    @property
+    def prepared(self) -> PreparedReplies:
+        """Replies that were made before their `start`, of all connections."""
+        return self._sessions.prepared
+
+    def glance(self, session_id: str) -> Session:
+        """A session for a look at it, whoever has it: the one that is kept, else one as it would be made."""
+        return self.find(session_id) or self._sessions.blank(session_id)
 
     def open(self, session_id: str) -> Session:
         """Find a session, or make it.

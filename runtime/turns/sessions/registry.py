@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from runtime import defaults
+from runtime.turns.prepared import PreparedReplies
 from runtime.turns.principal import Principal
 from runtime.turns.sessions.keeper import SessionKeeper
 from runtime.turns.sessions.session import SESSION_OVERHEAD_BYTES, Session
@@ -36,6 +37,10 @@ class SessionRegistry:
     A principal that wants more than its quota loses those of its own sessions that were not used for longest, and never
     another's.
 
+    Attributes:
+        keeper: keeps them beyond this process; none where nobody does.
+        prepared: replies that were made before their `start`.
+
     Args:
         create: makes a session of an id.
         idle_ttl: seconds that a session without a connection is kept.
@@ -56,6 +61,7 @@ class SessionRegistry:
         keeper: SessionKeeper | None = None,
     ) -> None:
         self._create = create
+        self.prepared = PreparedReplies()  # by the sessions that they are for, which need not be kept yet
         self._idle_ttl = idle_ttl
         self._maximum = maximum
         self._max_bytes = max_bytes
@@ -127,6 +133,10 @@ class SessionRegistry:
         self._measure(account, session)
         session.resized = lambda: self._resized(principal, session)
         return session
+
+    def blank(self, session_id: str) -> Session:
+        """A session as it would be made, for a look at it: it is kept nowhere."""
+        return self._create(session_id)
 
     def release(self, session: Session, owner: object) -> None:
         """Take the owner from a session; its idle time begins."""

@@ -21,6 +21,8 @@ from runtime.wire.messages import ChatPrompt, SamplingChange, Start
 
 # As measured, and a little more: a session without texts.
 SESSION_OVERHEAD_BYTES = 4_096
+# Of a session that nobody will update.
+NO_LIMIT = SlidingWindow(0, 1.0)
 
 
 class Session:
@@ -41,6 +43,7 @@ class Session:
         updates: limits changes of the persona.
         owner: the message handler whose connection has it; none between connections.
         turn: the one that runs; none between turns.
+        utterance: the user's words in the last turn that began.
         last_reply: what `heard` may still cut; none before a turn has ended, and once the next one has begun.
         reply: what the history has of it; its last message.
         lease: what its server knows of it in the store; none where sessions are kept in memory alone.
@@ -63,6 +66,7 @@ class Session:
         self.updates = updates
         self.owner: object | None = None
         self.turn: Turn | None = None
+        self.utterance = ""
         self.last_reply: LastReply | None = None
         self.reply: Message | None = None
         self.lease: Lease | None = None
@@ -111,6 +115,26 @@ class Session:
             self.screen_checked_prefix = start.screen_checked_prefix
         self._changed(news=start.history is not None or self._kept() != before)
 
+    def preview(self, start: Start) -> Session:
+        """The session as a turn would see it that a `start` began at this moment. This one stays as it is.
+
+        A turn that runs would be interrupted: what was said in it is in the history, as `remember` would have it.
+        """
+        seen = Session(self.session_id, self.sampling, (self.check_screen_prefix, self.screen_checked_prefix), NO_LIMIT)
+        seen.persona, seen.sanitize = self.persona, self.sanitize
+        if start.history is None:
+            seen.history = History((*self.history.messages(), *self._interrupted()))
+        seen.apply(start)
+        return seen
+
+    def _interrupted(self) -> tuple[Message, ...]:
+        """What the history would get of the turn that runs, were it interrupted now."""
+        turn = self.turn
+        if turn is None or turn.ended or not turn.leaves_words:
+            return ()
+        said = (("user", self.utterance), ("assistant", turn.said[: turn.heard]))
+        return tuple(Message(role, content) for role, content in said if content.strip())
+
     def sampling_with(self, change: SamplingChange) -> tuple[Sampling, bool]:
         """The session's sampling and sanitizing with a message's changes."""
         sampling = changed(self.sampling, change)
@@ -139,6 +163,7 @@ class Session:
     def begin(self, turn: Turn, utterance: str = "") -> None:
         """Let a turn run; nothing that was said before can be cut any more."""
         self.turn, self.last_reply, self.reply = turn, None, None
+        self.utterance = utterance
         if self.lease is not None:
             self.lease.begin(utterance)
         self._changed(news=False)
