@@ -80,13 +80,13 @@ class Chat:
         thinking: int = 0,
         places: Places | None = None,
     ) -> None:
-        self.engine = engine
+        self.engine = engine  # loaded
         self.places = places if places is not None else Places()
         self.form = form
-        self._thinking = thinking
-        self._renderer = renderer
-        self._pool = pool
-        self._budgets = budgets
+        self._thinking = thinking  # tokens of thought beside a reply's
+        self._renderer = renderer  # makes prompts
+        self._pool = pool  # where that takes long
+        self._budgets = budgets  # of a prompt's parts
 
     async def persona_excess(
         self, persona: str, runtime_text: str, cache_salt: str | None = None

@@ -66,7 +66,7 @@ class Connection:
         self._decoder = decoder  # shared by all connections
         # The first limits all messages but cancels and prepares, the others these.
         self._messages, self._cancels = seat.windows()
-        self._prepares = seat.prepares()
+        self._prepares = seat.prepares()  # limits those
         self._idle_timeout = limits.idle_timeout  # seconds
         self._idle_code = limits.idle_code  # close code
         self._loop = asyncio.get_running_loop()  # the one that serves it

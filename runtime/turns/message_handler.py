@@ -59,7 +59,7 @@ class MessageHandler:
         self._warming = Warming(outbox, deployment, principal)  # prefills, beside the worker
         self._refusing = Refusing(principal, outbox)  # answers what is not done
         # Makes replies before their `start`.
-        self._preparing = Preparing(outbox, deployment, principal, self._hold, self._refusing)
+        self._preparing = Preparing(deployment, principal, self._hold, self._refusing)
         # Does what begins no turn.
         self._between = BetweenTurns(outbox, deployment, self._hold, self._warming, self._refusing)
 

@@ -48,8 +48,9 @@ class PreparedReply:
         self._failed = failed
         self._request: TurnRequest | None = None  # none before it begins
         self._held: HeldAnswer | None = None  # the same
-        self._pause = Pause(deployment.prepare_tokens, self._rests)
-        self._give_way: Callable[[], None] = lambda: self.end("displaced")
+        self._pause = Pause(deployment.prepare_tokens, self._rests)  # until its `start`
+        self._give_way: Callable[[], None] = lambda: self.end("displaced")  # what its place is lent to
+        # Ends it when its time is over.
         self._timer = asyncio.get_running_loop().call_later(deployment.prepare_ttl, self.end, "expired")
         self.over = False
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from runtime.deployment.models import Deployment
 from runtime.turns.answer import TurnRequest
-from runtime.turns.outbox import Outbox
 from runtime.turns.prepared import PreparedReplies, PreparedReply
 from runtime.turns.principal import Principal
 from runtime.turns.refusing import Refusing
@@ -37,17 +36,15 @@ class Preparing:
 
     def __init__(
         self,
-        outbox: Outbox,
         deployment: Deployment,
         principal: Principal,
         hold: SessionHold,
         refusing: Refusing,
     ) -> None:
-        self._outbox = outbox
-        self._deployment = deployment
-        self._principal = principal
-        self._hold = hold
-        self._refusing = refusing
+        self._deployment = deployment  # shared by all turns
+        self._principal = principal  # whose replies they are
+        self._hold = hold  # finds sessions
+        self._refusing = refusing  # tells of errors
         self._newest: PreparedReply | None = None  # none where a `start` has come for it
         self._open: set[PreparedReply] = set()  # those that are not over, and those that a `start` will decide on
         self._ending: set[asyncio.Future[None]] = set()  # tasks of those that were thrown away

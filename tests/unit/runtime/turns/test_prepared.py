@@ -1,4 +1,4 @@
-"""A prepared reply: made before its `start`, seen by nobody until then, and told at once to the one that asks the same."""
+"""A prepared reply: made before its `start`, seen by nobody until then, told at once to the one that asks the same."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ async def prepared(running: Running, client: Client, **message: Any) -> None:
     """Send a `prepare` and wait until the engine has made all that it will of it."""
     before = len(running.engine.prompts)
     await client.send(**{"type": "prepare", **ASKED, **message})
-    await eventually(lambda: len(running.engine.prompts) > before)
-    await asyncio.sleep(0.05)
+    await eventually(lambda: len(running.engine.prompts) > before and not running.engine.held)
 
 
 @pytest.mark.parametrize("classifier", [None, ScriptedClassifier()])
@@ -122,18 +121,19 @@ SAME: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("more", SAME)
 @pytest.mark.parametrize("first", [True, False])
-async def test_a_field_that_is_left_out_is_the_same_as_one_with_its_default(more: dict[str, Any], first: bool) -> None:
-    async with serving() as running, running.client() as client:
-        await prepared(running, client, **(more if first else {}))
-        frames = await client.turn(**ASKED | ({} if first else more))
-        assert frames[-1]["usage"]["prepared"] is True
-        assert outcomes(running) == {"hit": 1}
+async def test_a_field_that_is_left_out_is_the_same_as_one_with_its_default(first: bool) -> None:
+    async with serving(ws_max_messages_per_window=0) as running, running.client() as client:
+        for number, more in enumerate(SAME):
+            asked = {**ASKED, "session_id": f"s{number}"}
+            await prepared(running, client, **asked | (more if first else {}))
+            frames = await client.turn(**asked | ({} if first else more))
+            assert frames[-1]["usage"].get("prepared") is True, more
+            assert outcomes(running) == {"hit": number + 1}
 
 
 OTHER: list[dict[str, Any]] = [
-    {"session_id": "s2"},
+    {"session_id": "another"},
     {"user_utterance": "hello there!"},
     {"user_utterance": ""},
     {"persona_text": "You are Max."},
@@ -152,19 +152,20 @@ OTHER: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("more", OTHER)
 @pytest.mark.parametrize("first", [True, False])
-async def test_a_start_that_asks_something_else_has_its_reply_made_anew(more: dict[str, Any], first: bool) -> None:
+async def test_a_start_that_asks_something_else_has_its_reply_made_anew(first: bool) -> None:
     engine = ScriptedEngine()
-    async with serving(engine) as running, running.client() as client:
-        await prepared(running, client, **(more if first else {}))
-        frames = await client.turn(**ASKED | ({} if first else more))
-        assert "prepared" not in frames[-1]["usage"]
-        assert len(engine.prompts) == 2
-        assert outcomes(running) == {"miss": 1}
-        assert wasted(running) == len(REPLY)
-        again = await client.turn(**ASKED | (more if first else {}))  # nothing is left of it
-        assert "prepared" not in again[-1]["usage"]
+    async with serving(engine, ws_max_messages_per_window=0) as running, running.client() as client:
+        for number, more in enumerate(OTHER):
+            asked = {**ASKED, "session_id": f"s{number}"}
+            await prepared(running, client, **asked | (more if first else {}))
+            frames = await client.turn(**asked | ({} if first else more))
+            assert "prepared" not in frames[-1]["usage"], more
+            again = await client.turn(**asked | (more if first else {}))  # nothing is left of it
+            assert "prepared" not in again[-1]["usage"], more
+            assert len(engine.prompts) == 3 * (number + 1)
+            assert outcomes(running) == {"miss": number + 1}
+            assert wasted(running) == len(REPLY) * (number + 1)
 
 
 async def test_what_the_session_has_is_part_of_what_is_asked() -> None:
@@ -419,7 +420,8 @@ async def test_it_gives_way_to_turns_and_takes_no_place_that_they_need() -> None
     engine = ScriptedEngine(gate=asyncio.Event())
     async with serving(engine) as running, running.client() as one, running.client() as two:
         deployment = running.service.deployment
-        assert deployment is not None and deployment.chat is not None
+        assert deployment is not None
+        assert deployment.chat is not None
         places = deployment.chat.places
         places._most = 1
         await one.send(type="prepare", **ASKED)
