@@ -176,7 +176,7 @@ async def test_a_failing_renderer_gives_a_failed_turn() -> None:
 
 async def test_a_turn_that_takes_too_long_times_out_and_the_engine_lets_go() -> None:
     engine = ScriptedEngine(pause=0.03, reply=["word "] * 1000)
-    async with serving(engine, gen_timeout_s=0.15) as running, running.client() as client:
+    async with serving(engine, gen_timeout_s=0.6) as running, running.client() as client:
         frames = await client.turn(user_utterance="hello")
         assert kinds(frames) == ["ack", "token", "error", "done"]
         assert frames[-2]["error_code"] == "generation_timeout"
