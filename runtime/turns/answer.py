@@ -31,6 +31,12 @@ log = structlog.get_logger(__name__)
 ToolCalls = Sequence[dict[str, str | float]]
 
 
+def prefixed(prefix: str, words: str) -> str:
+    """Words behind a prefix, with a space between them where it has none."""
+    gap = "" if not prefix or prefix[-1].isspace() else " "
+    return f"{prefix}{gap}{words}"
+
+
 @dataclass(frozen=True, slots=True)
 class TurnRequest:
     """What a turn is about.
@@ -69,8 +75,7 @@ class TurnRequest:
 
     def prefixed(self) -> str:
         """The utterance behind its prefix."""
-        gap = "" if not self.prefix or self.prefix[-1].isspace() else " "
-        return f"{self.prefix}{gap}{self.utterance}"
+        return prefixed(self.prefix, self.utterance)
 
     def asks_the_same(self, other: TurnRequest) -> bool:
         """Whether both would get the same answer, as far as the server can tell. The cheap differences first."""

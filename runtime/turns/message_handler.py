@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 import structlog
 
 from runtime.deployment.models import Chat, Deployment
-from runtime.turns.answer import TurnRequest
+from runtime.turns.answer import TurnRequest, prefixed
 from runtime.turns.between_turns import BetweenTurns
 from runtime.turns.outbox import Outbox
 from runtime.turns.prepared import PreparedReply
@@ -22,6 +22,7 @@ from runtime.turns.sessions.heard import heard_chars
 from runtime.turns.sessions.hold import SessionHold, end_turn
 from runtime.turns.sessions.registry import SessionQuotaError, SessionRegistry
 from runtime.turns.sessions.session import Session
+from runtime.turns.sessions.stored import settle
 from runtime.turns.turn import Stop, Turn
 from runtime.turns.warming import Warming
 from runtime.turns.work_queue import QueuedMessage, WorkQueue
@@ -282,15 +283,16 @@ class MessageHandler:
                 self._refusing.refuse(start, "session_quota_exceeded", text)
                 return
             async with session.lock:
-                news = await self._hold.load(session, start.utterance)
+                news = await self._hold.load(session)
                 if news and chat is not None and await self._persona_too_long(chat, session, start):
                     return
                 await self._acquire_session(session)
                 if session.lost:  # to another server, while this one waited
                     continue
                 session.apply(start)
+                settle(session, start.utterance)
                 self._acknowledge("start", session, start)
-                self._begin(turn, session, self._request_of(start, session, turn), prepared)
+                self._begin(turn, session, self._request_of(start, session, turn), start.utterance, prepared)
                 return
         raise RuntimeError("other servers take the session over again and again")
 
@@ -332,22 +334,25 @@ class MessageHandler:
             if session.lost:
                 self._refusing.no_session(followup)
                 return
+            prefix = session.screen_checked_prefix
+            words = prefixed(prefix, followup.analysis)
+            settle(session, words)
             sampling, sanitize = session.sampling_with(followup.sampling)
             request = TurnRequest(
                 persona=session.persona,
                 runtime_text=session.runtime_text,
                 history=session.history.messages(),
                 utterance=followup.analysis,
-                prefix=session.screen_checked_prefix,
+                prefix=prefix,
                 sampling=sampling,
                 sanitize=sanitize,
                 decide=False,
-                ended=lambda kept: session.remember(turn, request.prefixed(), kept=kept),
+                ended=lambda kept: session.remember(turn, words, kept=kept),
                 conversation=session.session_id,
                 traceparent=followup.traceparent or self._traceparent,
             )
             self._acknowledge("followup", session, followup)
-            self._begin(turn, session, request)
+            self._begin(turn, session, request, words)
 
     async def _acquire_session(self, session: Session) -> None:
         """Become the session's owner. This connection's turn and the session's, if any, end first."""
@@ -359,13 +364,15 @@ class MessageHandler:
             self._turn.stop(Stop.BARGE_IN)
             await self._turn.wait()
 
-    def _begin(self, turn: Turn, session: Session, request: TurnRequest, prepared: PreparedReply | None = None) -> None:
+    def _begin(
+        self, turn: Turn, session: Session, request: TurnRequest, words: str, prepared: PreparedReply | None = None
+    ) -> None:
         self._turn, self._turn_session = turn, session
         held = None
         if prepared is not None and not turn.stopping and prepared.answers(request):
             held = prepared.release()
         self._preparing.settle(session.session_id)
-        session.begin(turn, request.utterance if request.decide else request.prefixed())
+        session.begin(turn, words)
         turn.when_ended(lambda: session.forget(turn))
         turn.begin(request, held)
 

@@ -39,6 +39,7 @@ class ScriptedEngine:
         reply: the words of every reply.
         script: makes the reply of the prompt's words, instead.
         pause: seconds before each delta.
+        pause_steps: steps of the loop before each delta, beside them.
         gate: when set, no delta comes before it is set.
         fail_after: raise `error` after so many deltas.
         error: what is raised.
@@ -60,6 +61,7 @@ class ScriptedEngine:
     reply: Sequence[str] = REPLY
     script: Callable[[list[str]], Sequence[str]] | None = None
     pause: float = 0.0
+    pause_steps: int = 0
     gate: asyncio.Event | None = None
     fail_after: int | None = None
     error: Exception = field(default_factory=lambda: RuntimeError("scripted failure with secret details"))
@@ -107,6 +109,8 @@ class ScriptedEngine:
                 if self.gate is not None:
                     await self.gate.wait()
                 await asyncio.sleep(self.pause)
+                for _ in range(self.pause_steps):
+                    await asyncio.sleep(0)
                 if self.dead:
                     raise EngineDeadError("the scripted engine died")
                 if self.fail_after is not None and index >= self.fail_after:

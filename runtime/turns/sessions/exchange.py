@@ -54,10 +54,11 @@ class Exchange:
         value = self._sealer.seal(record.encode_turn(turn), _left_context(lease.place, turn.id))
         return Leave(lease.place, turn.id, value)
 
-    def join(self, session: Session, lease: Lease, taken: Taken, words: str | None) -> bool:
+    def join(self, session: Session, lease: Lease, taken: Taken) -> bool:
         """Put together what is known of a session that was taken, and what the store has; true where that is news."""
         found = taken.found
-        before, lease.epoch = lease.epoch, taken.epoch
+        before = lease.epoch
+        lease.take(taken.epoch)
         news = False
         # What was not written under a later epoch than our last is what we wrote, or knew when we took the session.
         theirs = self.read(lease.place, found) if not before or found.written > before else None
@@ -67,8 +68,6 @@ class Exchange:
                 stored.put_behind(session, theirs, self._bounds)
             else:
                 stored.restore(session, theirs, self._bounds)
-            if theirs.open is not None:
-                stored.settle(session, theirs.open, words)
         return self.merge(session, lease, found.left) or news
 
     def merge(self, session: Session, lease: Lease, left: tuple[tuple[str, bytes], ...]) -> bool:

@@ -46,6 +46,11 @@ class History:
         """The place behind the last message: places count what was dropped too, so that they stay where they are."""
         return self._dropped + len(self._messages)
 
+    def before(self, place: int) -> Message | None:
+        """The message before a place; none where that has been dropped, or where there is none."""
+        index = place - self._dropped - 1
+        return self._messages[index] if 0 <= index < len(self._messages) else None
+
     def insert(self, place: int, messages: Iterable[Message]) -> None:
         """Put messages before the one at a place, or before the oldest where that one has been dropped."""
         index = max(0, min(place - self._dropped, len(self._messages)))

@@ -67,17 +67,19 @@ class SessionHold:
         """Whether no other connection owns the session: only a `start` takes one over."""
         return session.owner is None or session.owner is self._owner
 
-    async def load(self, session: Session, words: str | None = None) -> bool:
+    async def load(self, session: Session) -> bool:
         """See what other servers have written of a session; true where that is news. Nothing where it is ours already.
+
+        Its turn ends first, if any: what it said goes where it belongs in what others have written.
 
         Args:
             session: its lock is held.
-            words: what the user says now.
         """
         keeper, lease = self._sessions.keeper, session.lease
         if keeper is None or lease is None or (session.owner is self._owner and lease.epoch):
             return False
-        return await keeper.take(session, words)
+        await end_turn(session)
+        return not session.lost and await keeper.take(session)
 
     async def fetch(self, session_id: str | None) -> Session | None:
         """A session that this server does not know, from the store; none where that does not know it either."""

@@ -129,14 +129,8 @@ class SessionKeeper:
 
     # What a connection asks
 
-    async def take(self, session: Session, words: str | None = None) -> bool:
-        """Make this server the one that writes a session, with what the store has of it; true where that is news.
-
-        Args:
-            session: known here, perhaps only by its name.
-            words: what the user says now; a turn with the same words that another server did not end counts as sent
-                again.
-        """
+    async def take(self, session: Session) -> bool:
+        """Make this server the one that writes a session, with what the store has of it; true where that is news."""
         lease = session.lease
         if lease is None or not self.up:
             return False
@@ -151,7 +145,7 @@ class SessionKeeper:
             if session in self._changed:
                 self._wake.set()
         self._metrics.read()
-        return self._joined(session, lease, taken, words)
+        return self._joined(session, lease, taken)
 
     async def look(self, principal: Principal, session_id: str) -> Record | None:
         """What the store has of a session, without taking it; none where it has none."""
@@ -312,7 +306,7 @@ class SessionKeeper:
             lease.takes -= 1
         self._metrics.read()
         if taken is not None:
-            self._joined(session, lease, taken, None)
+            self._joined(session, lease, taken)
         else:
             self._lose(session, lease)
 
@@ -387,9 +381,9 @@ class SessionKeeper:
         if lease.ended:
             self.changed(session)
 
-    def _joined(self, session: Session, lease: Lease, taken: Taken, words: str | None) -> bool:
+    def _joined(self, session: Session, lease: Lease, taken: Taken) -> bool:
         known = lease.epoch != 0
-        news = self._exchange.join(session, lease, taken, words)
+        news = self._exchange.join(session, lease, taken)
         if news:
             session.resized()
         elif taken.found.value is None and known:

@@ -7,6 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from runtime.engines import Sampling
 from runtime.turns.stores.record import TURN_IDS, StoredTurn
 
@@ -28,9 +30,11 @@ class Lease:
         takes: how many are asking for it now.
         touched: whether a client has changed it here. Until then there is nothing to write.
         news: whether more than that a turn has begun is not written.
-        replaced: whether a client has given it its history, since it was taken.
+        anew: whether a client has given it its history while it was not taken yet.
+        replaced: the epoch under which a client gave it its history, here or elsewhere.
         seam: where in the history begins what was said here.
         open: the turn that runs.
+        unsettled: a turn that another server did not end. What the client says next shows whether it is said again.
         ended: turns that have ended and that the store has not confirmed.
         ids: of the last turns that the history has, or that were sent again.
         cuts: ids of turns that another server had not ended, and the places behind their utterances in the history.
@@ -39,6 +43,7 @@ class Lease:
     """
 
     __slots__ = (
+        "anew",
         "cuts",
         "default",
         "ended",
@@ -55,6 +60,7 @@ class Lease:
         "takes",
         "too_long",
         "touched",
+        "unsettled",
     )
 
     def __init__(self, place: str, default: Sampling) -> None:
@@ -66,9 +72,11 @@ class Lease:
         self.takes = 0
         self.touched = False
         self.news = False
-        self.replaced = False
+        self.anew = False
+        self.replaced = 0
         self.seam = 0
         self.open: StoredTurn | None = None
+        self.unsettled: StoredTurn | None = None
         self.ended: list[StoredTurn] = []
         self.ids: deque[str] = deque(maxlen=TURN_IDS)
         self.cuts: dict[str, int] = {}
@@ -78,13 +86,14 @@ class Lease:
     def begin(self, utterance: str, make_id: Callable[[], str] = turn_id) -> None:
         """Note that a turn runs."""
         self.touched = True
-        self.open = StoredTurn(make_id(), utterance)
+        self.open = StoredTurn(make_id(), utterance, epoch=self.epoch)
 
     def end(self, utterance: str, *, kept: bool) -> None:
         """Note that it has ended, and whether the history has it."""
         running, self.open = self.open, None
         if kept:
-            turn = StoredTurn(running.id if running is not None else turn_id(), utterance)
+            name, epoch = (running.id, running.epoch) if running is not None else (turn_id(), self.epoch)
+            turn = StoredTurn(name, utterance, epoch=epoch)
             self.ended.append(turn)
             del self.ended[:-TURN_IDS]
             self.ids.append(turn.id)
@@ -92,15 +101,29 @@ class Lease:
     def hear(self, said: str) -> None:
         """Note what the history has of the last turn's reply."""
         if self.ended:
-            last = self.ended[-1]
-            if self.ids and self.ids[-1] == last.id:
-                self.ended[-1] = StoredTurn(last.id, last.utterance, said)
+            self.ended[-1] = msgspec.structs.replace(self.ended[-1], said=said)
 
     def replace_history(self) -> None:
         """Note that a client has said itself what was said before: nothing of that is to be brought again."""
-        self.touched = self.replaced = True
+        self.touched = True
+        self.replaced, self.anew = self.epoch, not self.epoch
+        self.unsettled = None
         self.ended.clear()
         self.cuts.clear()
+
+    def take(self, epoch: int) -> None:
+        """Note an epoch under which it may be written from now on, and what was said here before it had one."""
+        if self.anew:
+            self.replaced, self.anew = epoch, False
+        if not self.epoch:
+            self.ended = [msgspec.structs.replace(turn, epoch=epoch) for turn in self.ended]
+            if self.open is not None:
+                self.open = msgspec.structs.replace(self.open, epoch=epoch)
+        self.epoch = epoch
+
+    def outdated(self, turn: StoredTurn) -> bool:
+        """Whether a client has given the session its history since a turn began, and so left that out."""
+        return turn.epoch < self.replaced
 
     def confirm(self, ended: set[str], merged: set[str]) -> None:
         """Note what the store has."""

@@ -39,7 +39,8 @@ def record_of(session: Session, lease: Lease, wall: Clock = time.time) -> Record
         prefixes=(session.check_screen_prefix, session.screen_checked_prefix),
         turns=tuple(lease.ids),
         cuts=tuple((name, session.history.end - where) for name, where in lease.cuts.items()),
-        open=lease.open,
+        replaced=lease.replaced,
+        open=lease.open or lease.unsettled,
         reply=reply,
         updates=tuple(now - age for age in session.updates.ages()),
     )
@@ -61,7 +62,7 @@ def restore(session: Session, record: Record, bounds: Mapping[str, Bound], wall:
     session.check_screen_prefix, session.screen_checked_prefix = record.prefixes
     session.updates.restore(max(0.0, wall() - when) for when in record.updates)
     session.last_reply = session.reply = None
-    if record.reply is not None and session.turn is None:
+    if record.reply is not None and (session.turn is None or session.turn.ended):
         session.last_reply = LastReply(record.reply.request_id, record.reply.said, record.reply.kept)
         messages = session.history.messages()
         if record.reply.shown and messages and messages[-1].role == "assistant":
@@ -69,17 +70,19 @@ def restore(session: Session, record: Record, bounds: Mapping[str, Bound], wall:
     lease.ids.clear()
     lease.ids.extend(record.turns)
     lease.seam = session.history.end
-    lease.replaced = False
+    lease.replaced = record.replaced
     lease.cuts = {name: session.history.end - behind for name, behind in record.cuts}
     for turn in lease.ended:
         if turn.id in lease.cuts:  # it went on here, while another server had the session
-            _complete(session, lease, turn)
+            _complete(session, lease, turn, turn.id)
     # What was never written and is not in there: it was said here.
-    lease.ended = [turn for turn in lease.ended if turn.id not in record.turns]
-    for turn in lease.ended:
-        session.history.extend(said_in(turn))
-        session.last_reply = session.reply = None
+    lease.ended = [turn for turn in lease.ended if turn.id not in record.turns and not lease.outdated(turn)]
     lease.ids.extend(turn.id for turn in lease.ended)
+    _leave_open(lease, record)
+    for turn in lease.ended:
+        if not _says_again(session, lease, turn):
+            session.history.extend(said_in(turn))
+        session.last_reply = session.reply = None
 
 
 def put_behind(session: Session, record: Record, bounds: Mapping[str, Bound]) -> None:
@@ -88,50 +91,70 @@ def put_behind(session: Session, record: Record, bounds: Mapping[str, Bound]) ->
     What the client has said of persona, sampling and the rest counts; what it has not is the record's.
     """
     lease = _lease_of(session)
+    anew = lease.replaced == lease.epoch  # the client has said itself what was said before
     session.persona = session.persona or record.persona
     session.gender = session.gender or record.gender
     session.personality = session.personality or record.personality
     session.user_identity = session.user_identity or record.user_identity
     if session.sampling == lease.default:
         session.sampling = sampling_of(record.sampling, lease.default, bounds)
-    if not lease.replaced:
-        before = unpack(record.history)
+    first = lease.ended[0] if lease.ended else lease.open
+    if not anew:
+        lease.replaced = record.replaced
+        before, cuts = unpack(record.history), dict(record.cuts)
+        last = next((name for name, behind in cuts.items() if behind == 0), None)
+        if last is not None and first is not None and before and _same(before[-1].content, first):  # it was said again
+            before.pop()
+            cuts = {name: behind - 1 for name, behind in cuts.items() if name != last}
         here = session.history.messages()
         session.history = History((*before, *here))
         lease.seam = session.history.end - len(here)
-        lease.cuts = {name: lease.seam - behind for name, behind in record.cuts}
+        lease.cuts = {name: lease.seam - behind for name, behind in cuts.items()}
     own = list(lease.ids)
     lease.ids.clear()
     lease.ids.extend((*record.turns, *own))
+    _leave_open(lease, record)
+    if first is not None:  # the client has gone on already
+        settle(session, first.utterance)
 
 
-def settle(session: Session, turn: StoredTurn, words: str | None) -> None:
+def settle(session: Session, words: str) -> None:
     """Take over the user's words of a turn that another server did not end: whoever goes on has said them.
 
     Not where the same words are what begins now: then the turn was sent again.
     """
-    lease = _lease_of(session)
-    if turn.id in lease.ids:
+    lease = session.lease
+    turn = lease.unsettled if lease is not None else None
+    if lease is None or turn is None:
         return
+    lease.unsettled = None
     lease.ids.append(turn.id)
-    if lease.replaced or (words is not None and words.strip() == turn.utterance.strip()):
+    lease.touched = lease.news = True
+    if _same(words, turn):
         return
-    _insert(session, lease, [message for message in said_in(turn) if message.role == "user"])
-    lease.cuts[turn.id] = lease.seam
-    while len(lease.cuts) > TURN_IDS:
-        del lease.cuts[next(iter(lease.cuts))]
+    _insert(session, lease, said_in(turn))
     session.last_reply = session.reply = None
+    if not turn.said:
+        lease.cuts[turn.id] = lease.seam
+        while len(lease.cuts) > TURN_IDS:
+            del lease.cuts[next(iter(lease.cuts))]
 
 
 def merge(session: Session, turn: StoredTurn) -> None:
     """Take over a turn that a server left which had lost the session: before what was said here, and once."""
     lease = _lease_of(session)
     lease.merged.append(turn.id)
+    unsettled = lease.unsettled
     if turn.id in lease.cuts:  # its utterance is there
-        _complete(session, lease, turn)
+        _complete(session, lease, turn, turn.id)
+    elif unsettled is not None and unsettled.id == turn.id:  # it has ended meanwhile, and may be said again nonetheless
+        lease.unsettled = turn
+        lease.touched = lease.news = True
     elif turn.id not in lease.ids:
         lease.ids.append(turn.id)
-        if not lease.replaced:
+        if lease.outdated(turn):
+            return
+        if not _says_again(session, lease, turn):
             _insert(session, lease, said_in(turn))
 
 
@@ -155,9 +178,37 @@ def said_in(turn: StoredTurn) -> list[Message]:
     return [Message(role, content) for role, content in parts if content.strip()]
 
 
-def _complete(session: Session, lease: Lease, turn: StoredTurn) -> None:
-    """Put the reply of a turn behind its utterance, which the history has."""
-    place = lease.cuts.pop(turn.id)
+def _leave_open(lease: Lease, record: Record) -> None:
+    """Take note of a turn that another server did not end: what the client says next settles it."""
+    turn = record.open
+    running = lease.open is not None and turn is not None and lease.open.id == turn.id
+    known = turn is None or turn.id in lease.ids or running or lease.outdated(turn)
+    lease.unsettled = None if known else turn
+
+
+def _same(words: str, turn: StoredTurn) -> bool:
+    """Whether a turn's words are said again."""
+    return words.strip() == turn.utterance.strip()
+
+
+def _says_again(session: Session, lease: Lease, turn: StoredTurn) -> bool:
+    """Let a turn take the place of one that was cut and had the same words; false where the history has none."""
+    unsettled = lease.unsettled
+    if unsettled is not None and unsettled.id < turn.id and _same(unsettled.utterance, turn):
+        lease.unsettled = None
+        lease.ids.append(unsettled.id)
+        return False
+    for name, place in lease.cuts.items():
+        before = session.history.before(place)
+        if name < turn.id and before is not None and before.role == "user" and _same(before.content, turn):
+            _complete(session, lease, turn, name)
+            return True
+    return False
+
+
+def _complete(session: Session, lease: Lease, turn: StoredTurn, cut: str) -> None:
+    """Put the reply of a turn behind the utterance of one that was cut, which the history has."""
+    place = lease.cuts.pop(cut)
     reply = [message for message in said_in(turn) if message.role == "assistant"]
     session.history.insert(place, reply)
     lease.cuts = {name: where + (len(reply) if where > place else 0) for name, where in lease.cuts.items()}

@@ -31,11 +31,13 @@ class StoredTurn(msgspec.Struct, frozen=True, array_like=True):
         id: sorts by the time at which it began; no two turns have the same.
         utterance: the user's words; empty is none.
         said: what was heard of the reply.
+        epoch: under which it began; 0 where its server had not taken the session.
     """
 
     id: str
     utterance: str
     said: str = ""
+    epoch: int = 0
 
 
 class StoredReply(msgspec.Struct, frozen=True, array_like=True):
@@ -84,7 +86,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         history: who spoke (the user: true) and what they said, oldest first.
         turns: ids of the last turns that the history has.
         cuts: ids of those whose reply another server may still bring, and how many messages follow their utterance.
-        open: the turn that runs; none between turns.
+        replaced: the epoch under which a client gave it its history; turns that began under an older one are not in it.
+        open: the turn that runs, or that another server did not end; none between turns.
         reply: the last one; none once the next turn has begun.
         updates: when the persona was changed, in seconds of the wall clock, as far as that still counts.
     """
@@ -101,6 +104,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     prefixes: tuple[str, str] = ("", "")
     turns: tuple[str, ...] = ()
     cuts: tuple[tuple[str, int], ...] = ()
+    replaced: int = 0
     open: StoredTurn | None = None
     reply: StoredReply | None = None
     updates: tuple[float, ...] = ()

@@ -1,8 +1,8 @@
-"""Two servers and one store: whatever is taken over, killed or cut off, what was said is in the history, and once.
+"""Servers and one store: whatever is taken over, killed or cut off, what was said is in the history, and once.
 
-A hypothesis state machine speaks to two whole servers through ASGI and moves the one event loop by hand. The store is a
-stand-in that answers, does not, or does what it is asked and does not answer. At the end a third server, which knows
-nothing, is asked what the history is.
+A hypothesis state machine speaks to three whole servers through ASGI and moves the one event loop by hand. The store is
+a stand-in that answers, does not, or does what it is asked and does not answer. Turns that a killed server did not end
+are said again, replies are cut, histories replaced. At the end a server that knows nothing is asked what is left.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import json
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +36,7 @@ from runtime.engines import EngineOptions
 from runtime.server.app import WebSocketEndpoint
 from runtime.server.service import Service
 from runtime.turns.sessions import keeper
+from runtime.turns.sessions.lease import Lease
 from runtime.turns.stores.interface import StoreError
 from runtime.turns.stores.valkey_store import ValkeyStore
 from tests.harness.scripted import KEY, ScriptedEngine, ScriptedRenderer
@@ -43,9 +46,16 @@ from tests.harness.stores.session_store import MISSING, VALKEY, StandIn, Valkey,
 
 SESSIONS = st.sampled_from(["a", "b"])
 WHICH = st.integers(0, 5)
+SERVERS = 3
+KINDS = st.sampled_from(["start", "followup"])
+# What a client does before it says again what was cut.
+FIRST = st.lists(st.sampled_from(["heard", "persona", "outage"]), max_size=3)
+STEPS = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
 # Who speaks, for how many steps, and whether the store does what it is asked without answering meanwhile.
 PARTS = st.lists(
-    st.tuples(st.integers(0, 1), st.integers(0, 120), st.sampled_from([False, False, True])), min_size=3, max_size=6
+    st.tuples(st.integers(0, SERVERS - 1), st.integers(0, 120), st.sampled_from([False, False, True])),
+    min_size=3,
+    max_size=6,
 )
 
 
@@ -63,17 +73,29 @@ class Spoken:
         number: of its words.
         server: which one it was said to.
         said: what came of the reply.
+        kind: of its message.
+        said: what came of the reply.
         end: `done`, `cancelled` or `failed`; empty before.
-        safe: whether the store must have it, should its server be killed now.
+        acknowledged: whether its server has said that it begins.
+        forgotten: whether the history may be without it.
+        heard: characters that were heard of its reply; that may be said again, or not be written.
+        replaces: whether its message has a history.
+        epoch: under which its server had the session then.
+        left_out: numbers of turns whose messages have replaced the history without it.
     """
 
     number: int
     session: str
     server: Server
+    kind: str = "start"
     said: str = ""
     end: str = ""
     acknowledged: bool = False
     forgotten: bool = False
+    heard: int | None = None
+    replaces: bool = False
+    epoch: int = 0
+    left_out: set[int] = field(default_factory=set)
 
 
 @dataclass(eq=False)
@@ -85,6 +107,24 @@ class Server:
     endpoint: WebSocketEndpoint
     alive: bool = True
     turns: list[Spoken] = field(default_factory=list)
+
+    def lease(self, session: str) -> Lease | None:
+        """Its lease of a session; none where it does not know it."""
+        registry = self.service.sessions
+        assert registry is not None
+        found = [account.sessions[session] for account in registry._accounts.values() if session in account.sessions]
+        return found[0].lease if found else None
+
+    def epoch(self, session: str) -> int:
+        """Under which it has a session; 0 where it never took it."""
+        lease = self.lease(session)
+        return lease.epoch if lease is not None else 0
+
+    def runs(self, turn: Spoken) -> bool:
+        """Whether a turn has not ended, nor is about to: its client may not have seen that yet."""
+        lease = self.lease(turn.session)
+        words = lease.open.utterance.split() if lease is not None and lease.open is not None else []
+        return words[-1:] == [f"u{turn.number}"]
 
     @property
     def settled(self) -> bool:
@@ -135,6 +175,12 @@ class Peer:
             assert turn is not None
             assert not turn.acknowledged
             turn.acknowledged, self.open = True, turn
+            turn.epoch = self.server.epoch(turn.session)
+            if turn.replaces:
+                self.world.replaced(turn)
+        elif kind == "ack" and frame["for"] == "heard":
+            assert turn is not None
+            turn.heard = frame["chars"]
         elif kind == "token":
             assert turn is self.open, "no frame of a turn before its ack or after its done"
             assert turn is not None
@@ -153,7 +199,7 @@ class Peer:
 
 
 class World(RuleBasedStateMachine):
-    """Two servers, two sessions, any number of clients."""
+    """Three servers, two sessions, any number of clients."""
 
     tick = 0.0
 
@@ -165,9 +211,13 @@ class World(RuleBasedStateMachine):
         self.servers: list[Server] = []
         self.peers: list[Peer] = []
         self.turns: list[Spoken] = []
+        self.cut: dict[
+            str, Spoken
+        ] = {}  # by session: the turn that was said last, whose server was killed before its end
         self.count = 0
         self.broken: AssertionError | None = None
         self.lazy = keeper.LAZY_S
+        self.pause_steps = 0
 
     def make_store(self) -> Any:
         return StandIn()
@@ -188,7 +238,7 @@ class World(RuleBasedStateMachine):
         values = {"max_concurrent_connections": 50, "ws_handshake_acquire_timeout_s": 0, "gen_timeout_s": 600}
         service = Service(server_settings(**values, **limits))
         service.store = self.store
-        engine = ScriptedEngine(script=reply_of, abort_steps=2)
+        engine = ScriptedEngine(script=reply_of, abort_steps=2, pause_steps=self.pause_steps)
         renderer = ScriptedRenderer()
         chat = Chat(engine, renderer, InlineExecutor(), renderer.budgets)
         service.open(chat, None, ServingPlan("chat", ChatServing(renderer.budgets, 150, EngineOptions()), None, None))
@@ -196,11 +246,12 @@ class World(RuleBasedStateMachine):
         service._keeper._pace = service._keeper._first_wait = 0.0
         return Server(service, engine, WebSocketEndpoint(service))
 
-    @initialize(lazy=st.booleans(), steps=st.integers(0, 6))
-    def begin(self, lazy: bool, steps: int) -> None:
+    @initialize(lazy=st.booleans(), steps=st.integers(0, 6), pause_steps=st.sampled_from([0, 15]))
+    def begin(self, lazy: bool, steps: int, pause_steps: int) -> None:
+        self.pause_steps = pause_steps
         keeper.LAZY_S = 1000.0 if lazy else 0.0
         self.store.steps = steps
-        self.servers = [self.within_loop(self.new_server) for _ in range(2)]
+        self.servers = [self.within_loop(self.new_server) for _ in range(SERVERS)]
 
     def run(self, steps: int) -> None:
         async def steps_of_the_loop() -> None:
@@ -216,7 +267,7 @@ class World(RuleBasedStateMachine):
         alive = [peer for peer in self.peers if not peer.left and not peer.closed and peer.server.alive]
         return alive[number % len(alive)] if alive else None
 
-    @rule(which=st.integers(0, 1))
+    @rule(which=st.integers(0, SERVERS - 1))
     def connect(self, which: int) -> None:
         self.peers.append(self.within_loop(lambda: Peer(self, self.servers[which])))
         self.run(3)
@@ -227,12 +278,103 @@ class World(RuleBasedStateMachine):
             self.begin_turn(peer, session)
             self.run(steps)
 
-    def begin_turn(self, peer: Peer, session: str) -> None:
+    def begin_turn(
+        self, peer: Peer, session: str, kind: str = "start", again: Spoken | None = None, **fields: Any
+    ) -> None:
+        self.cut.pop(session, None)
         self.count += 1
-        turn = Spoken(self.count, session, peer.server)
+        turn = Spoken(self.count if again is None else again.number, session, peer.server, kind)
+        turn.replaces = "history" in fields
         self.turns.append(turn)
         peer.turns[f"t{self.count}"] = turn
-        peer.say(type="start", session_id=session, request_id=f"t{self.count}", user_utterance=f"u{self.count}")
+        name = "user_utterance" if kind == "start" else "analysis_text"
+        peer.say(type=kind, session_id=session, request_id=f"t{self.count}", **{name: f"u{turn.number}"}, **fields)
+
+    @rule(which=WHICH, session=SESSIONS, steps=st.integers(0, 40))
+    def start_with_a_history(self, which: int, session: str, steps: int) -> None:
+        """Say what was said before, which is nothing that was said here."""
+        if peer := self.pick(which):
+            self.begin_turn(peer, session, history=[{"role": "user", "content": f"h{self.count + 1}"}])
+            self.run(steps)
+
+    def replaced(self, by: Spoken) -> None:
+        """Note which turns a history leaves out: those of its server, and those from before it took the session."""
+        for turn in self.turns:
+            if turn is not by and turn.session == by.session and turn.acknowledged and by.epoch:
+                known = turn.server is by.server and turn.epoch <= by.epoch
+                if turn.epoch and (known or turn.epoch < by.epoch):
+                    turn.left_out.add(by.number)
+
+    def newest(self, which: int) -> Peer:
+        self.connect(which)
+        return self.peers[-1]
+
+    @rule(session=SESSIONS, order=st.permutations(range(SERVERS)), first=FIRST, kind=KINDS, steps=STEPS)
+    def a_server_dies_in_mid_turn(
+        self, session: str, order: list[int], first: list[str], kind: str, steps: tuple[int, int, int]
+    ) -> None:
+        """Its client comes to another one, does this and that there, and says again what was cut."""
+        self.store.down = self.store.deaf = False
+        self.run(50)
+        peer = self.newest(order[0])
+        if kind == "followup":
+            self.begin_turn(peer, session)
+            self.run(200)
+        self.begin_turn(peer, session, kind)
+        self.run(steps[0])
+        turn = self.turns[-1]
+        self.kill(order[0], False)
+        peer = self.newest(order[1])
+        for number, what in enumerate(first):
+            peer = self.newest(order[1 + number % 2])
+            self.ask(peer, turn, what)
+            self.run(steps[1])
+        if self.cut.get(session) is turn:
+            self.turns.remove(turn)
+            self.begin_turn(peer, session, kind, turn)
+            self.run(steps[2])
+
+    def ask(self, peer: Peer, turn: Spoken, what: str) -> None:
+        """Ask something that begins no turn."""
+        if what == "heard":
+            number, _ = self.names(turn)[0]
+            peer.turns[number] = turn
+            peer.say(type="heard", session_id=turn.session, request_id=number, chars=0)
+        elif what == "persona":
+            self.count += 1
+            peer.say(type="chat_prompt", session_id=turn.session, persona_text=f"persona {self.count}")
+        elif what == "outage":
+            self.store.down = not self.store.down
+
+    @rule(session=SESSIONS, order=st.permutations(range(SERVERS)), steps=st.tuples(*[st.integers(0, 120)] * 4))
+    def a_history_is_replaced_while_another_server_speaks(
+        self, session: str, order: list[int], steps: tuple[int, int, int, int]
+    ) -> None:
+        for which, replaces, wait in zip((*order, order[0]), (False, True, False, False), steps, strict=True):
+            fields = {"history": [{"role": "user", "content": f"h{self.count + 1}"}]} if replaces else {}
+            self.begin_turn(self.newest(which), session, **fields)
+            self.run(wait)
+
+    @rule(session=SESSIONS, which=WHICH, steps=st.integers(0, 40))
+    def say_again_what_was_cut(self, session: str, which: int, steps: int) -> None:
+        """Say on another connection what a killed server has not answered to its end."""
+        if (turn := self.cut.get(session)) and (peer := self.pick(which)):
+            self.turns.remove(turn)
+            self.begin_turn(peer, session, turn.kind, turn)
+            self.run(steps)
+
+    @rule(session=SESSIONS, which=WHICH, parts=st.integers(0, 3), steps=st.integers(0, 20))
+    def hear(self, session: str, which: int, parts: int, steps: int) -> None:
+        """Cut the last reply of a session, perhaps on another server than the one that said it."""
+        said = [turn for turn in self.turns if turn.session == session and turn.acknowledged]
+        if said and (peer := self.pick(which)):
+            number = next(number for number, turn in self.names(said[-1]))
+            peer.turns[number] = said[-1]
+            peer.say(type="heard", session_id=session, request_id=number, text=" ".join(said[-1].said.split()[:parts]))
+            self.run(steps)
+
+    def names(self, turn: Spoken) -> list[tuple[str, Spoken]]:
+        return [(name, each) for peer in self.peers for name, each in peer.turns.items() if each is turn]
 
     @rule(session=SESSIONS, order=PARTS)
     def two_clients_speak_in_one_session(self, session: str, order: list[tuple[int, int, bool]]) -> None:
@@ -252,11 +394,7 @@ class World(RuleBasedStateMachine):
     @rule(which=WHICH, session=SESSIONS, steps=st.integers(0, 40))
     def follow_up(self, which: int, session: str, steps: int) -> None:
         if peer := self.pick(which):
-            self.count += 1
-            turn = Spoken(self.count, session, peer.server)
-            self.turns.append(turn)
-            peer.turns[f"t{self.count}"] = turn
-            peer.say(type="followup", session_id=session, request_id=f"t{self.count}", analysis_text=f"u{self.count}")
+            self.begin_turn(peer, session, "followup")
             self.run(steps)
 
     @rule(which=WHICH, session=SESSIONS)
@@ -295,7 +433,7 @@ class World(RuleBasedStateMachine):
         self.store.down = self.store.deaf = False
         self.run(steps)
 
-    @rule(which=st.integers(0, 1), settled=st.booleans())
+    @rule(which=st.integers(0, SERVERS - 1), settled=st.booleans())
     def kill(self, which: int, settled: bool) -> None:
         """End a server without a word; what it had not written is lost with it."""
         server = self.servers[which]
@@ -305,6 +443,8 @@ class World(RuleBasedStateMachine):
         for turn in self.turns:
             if turn.server is server and (lost or not turn.end):
                 turn.forgotten = True
+                if turn is [each for each in self.turns if each.session == turn.session][-1] and server.runs(turn):
+                    self.cut[turn.session] = turn
         server.alive = False
         self.loop.run_until_complete(self.bury(server))
         self.servers[which] = self.within_loop(self.new_server)
@@ -344,28 +484,45 @@ class World(RuleBasedStateMachine):
             structlog.reset_defaults()
 
     def check(self, session: str) -> None:
-        third = self.within_loop(self.new_server)
-        self.servers.append(third)
-        peer = self.within_loop(lambda: Peer(self, third))
+        last = self.within_loop(self.new_server)
+        self.servers.append(last)
+        peer = self.within_loop(lambda: Peer(self, last))
         self.peers.append(peer)
-        peer.turns["last"] = Spoken(0, session, third)
+        peer.turns["last"] = Spoken(0, session, last)
         peer.say(type="start", session_id=session, request_id="last", user_utterance="what was said")
         self.run(100)
-        words = third.engine.prompts[-1]
+        words = last.engine.prompts[-1]
         told = Counter(words)
+        replaced = [turn for turn in self.turns if turn.session == session and turn.replaces]
         for turn in self.turns:
             if turn.session != session:
                 assert not told[f"u{turn.number}"]
                 continue
             parts = [f"R{turn.number}{letter}" for letter in "abc"]
+            there = [part for part in parts if told[part]]
             assert told[f"u{turn.number}"] <= 1, f"nothing is there twice: {words}"
             assert all(told[part] <= 1 for part in parts), f"nothing is there twice: {words}"
+            assert told[f"h{turn.number}"] <= 1, f"nothing is there twice: {words}"
+            for number in turn.left_out:
+                if told[f"h{number}"]:
+                    assert not told[f"u{turn.number}"], (
+                        f"{turn.number} comes again though {number} replaced it: {words}"
+                    )
             heard = turn.said.split()
-            if turn.acknowledged and not turn.forgotten:
+            if turn.acknowledged and not turn.forgotten and not self.may_be_left_out(turn, replaced):
                 assert told[f"u{turn.number}"] == 1, f"{turn.number} was acknowledged: {words}"
-                assert [part for part in parts if told[part]] == heard, f"{turn.number}: {words}"
+                cut = heard[: len(there)] if turn.heard is not None else heard
+                assert there == cut, f"{turn.number}: {words}"
             if heard and told[f"u{turn.number}"] and told[parts[0]]:
                 assert words.index(f"u{turn.number}") < words.index(parts[0])
+
+    def may_be_left_out(self, turn: Spoken, replaced: list[Spoken]) -> bool:
+        """Whether a history that a client gave may have come after a turn, or beside it."""
+        for other in replaced:
+            before = self.turns.index(other) < self.turns.index(turn) and other.acknowledged
+            if other is not turn and not (before and 0 < other.epoch <= turn.epoch):
+                return True
+        return False
 
 
 class Switched:
@@ -446,3 +603,79 @@ TestTakeovers.settings = settings(
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a run is too long to be shrunk in a test
 )
+
+
+@contextmanager
+def world(**values: Any) -> Iterator[World]:
+    """Run one story, and compare what is left as after any other."""
+    found = World()
+    found.begin(**values)
+    try:
+        yield found
+    finally:
+        found.teardown()
+
+
+@pytest.mark.parametrize("kind", ["start", "followup"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        [],
+        ["heard"],
+        ["persona"],
+        ["heard", "persona"],
+        ["outage"],
+        ["persona", "outage"],
+        ["persona", "heard", "outage"],
+    ],
+)
+def test_what_was_cut_is_said_again_once(first: list[str], kind: str) -> None:
+    with world(lazy=False, steps=1, pause_steps=15) as story:
+        story.a_server_dies_in_mid_turn(session="a", order=[0, 1, 2], first=first, kind=kind, steps=(20, 60, 60))
+        assert len(story.turns) == (2 if kind == "followup" else 1)
+        again = story.turns[-1]
+        # A server that knows nothing of a session, and cannot ask for it, begins no followup.
+        assert again.acknowledged or (kind == "followup" and again.server.lease("a") is None)
+
+
+@pytest.mark.parametrize("first", [["heard"], ["persona"], ["persona", "heard"]])
+def test_what_was_cut_and_is_not_said_again_is_kept(first: list[str]) -> None:
+    with world(lazy=False, steps=1, pause_steps=15) as story:
+        story.begin_turn(story.newest(0), "a")
+        story.run(20)
+        cut = story.turns[-1]
+        story.kill(0, False)
+        for which, what in enumerate(first, 1):
+            story.ask(story.newest(which), cut, what)
+            story.run(60)
+        story.begin_turn(story.newest(2), "a")
+        story.run(100)
+        assert [word for word in story.servers[2].engine.prompts[-1] if word.startswith("u")] == [
+            "u1",
+            f"u{story.count}",
+        ]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("spoke", [False, True])
+def test_a_history_that_was_replaced_stays_so(spoke: bool, lazy: bool) -> None:
+    """A turn that runs on a server that lost the session comes late, when a third server has it."""
+    with world(lazy=lazy, steps=1, pause_steps=60) as story:
+        if spoke:
+            story.begin_turn(story.newest(1), "a")
+            story.run(200)
+        story.begin_turn(story.newest(0), "a")
+        story.run(30)
+        late = story.turns[-1]
+        story.begin_turn(story.newest(1), "a", history=[{"role": "user", "content": f"h{story.count + 1}"}])
+        story.run(20)
+        story.begin_turn(story.newest(2), "a")
+        story.run(400)
+        assert late.end
+        story.begin_turn(story.newest(0), "a")
+        story.run(400)
+        said = story.servers[0].engine.prompts[-1]
+        assert [word for word in said if word[0] in "uh"] == [
+            f"h{late.number + 1}",
+            *(f"u{late.number + more}" for more in (1, 2, 3)),
+        ]
