@@ -6,17 +6,20 @@ import asyncio
 import itertools
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+from websockets.asyncio.client import connect as open_socket
 
 from runtime.text.prompt import Message
 from tests.harness.fleet.ray_serve import MISSING, PYTHON, RayServe
-from tests.harness.scripted import KEY, ScriptedRenderer
+from tests.harness.fleet.servers import name_of
+from tests.harness.scripted import KEY, Client, ScriptedRenderer
 from tests.harness.stores.session_store import MISSING as NO_VALKEY
 from tests.harness.stores.session_store import VALKEY, valkey
-from yap_client import Backoff, Done, Final, Interrupted, Talk, Token, connect
+from yap_client import Backoff, Done, Final, Interrupted, Talk, connect
 
 pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason=MISSING),
@@ -30,14 +33,14 @@ class Listener:
     """One client that notes what happens to it.
 
     Attributes:
-        cut: turns that were cut.
+        cut: why replies were cut that had begun.
         wrong: turns whose prompt was not the persona and all that had been said.
     """
 
     def __init__(self, url: str, session: str) -> None:
         self.session = session
         self.said: list[str] = []
-        self.cut = 0
+        self.cut: list[str] = []
         self.wrong: list[str] = []
         self.talk: Talk = connect(
             url,
@@ -52,14 +55,13 @@ class Listener:
         """Say something until it is answered whole, and return the word that the answer is made of."""
         for _ in range(30):
             history = [Message(one.role, one.content) for one in self.talk.history]
-            reply, heard, whole = "", False, False
+            reply, whole = "", False
             async for event in self.talk.say(text):
                 if isinstance(event, Interrupted):
-                    self.cut += 1
-                    if heard:  # what was heard of the reply is part of the conversation
+                    if event.said:  # it is part of the conversation then
                         self.said.append(text)
-                elif isinstance(event, Token):
-                    heard = True
+                    if event.begun:
+                        self.cut.append(f"{text}: {event.reason}")
                 elif isinstance(event, Final):
                     reply = event.text
                 elif isinstance(event, Done) and event.usage is not None:
@@ -71,9 +73,7 @@ class Listener:
                         self.wrong.append(f"{text}: {event.usage.prompt_tokens}, not {len(prompt.token_ids)} tokens")
             if whole:
                 self.said.append(text)
-                words = set(reply.lower().rstrip(".").split())
-                assert len(words) == 1, reply
-                return words.pop()
+                return word_of(reply)
             await asyncio.sleep(0.05)
         raise AssertionError(f"{text!r} was never answered")
 
@@ -115,16 +115,32 @@ async def speaking(them: list[Listener]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks)
 
 
-async def spread(url: str, replicas: int, each: int = 3) -> dict[str, str]:
-    """Find sessions of which each replica has some, and return where they are: which key goes where is chance."""
-    by_replica: dict[str, list[str]] = {}
+async def spread(url: str, replicas: int, stack: AsyncExitStack, each: int = 3) -> dict[Listener, str]:
+    """Open conversations until each replica has some, and return where they are: which key goes where is chance."""
+    at: dict[Listener, str] = {}
     for batch in itertools.count():
-        async with listening(url, [f"batch-{batch}-{number}" for number in range(8)]) as them:
-            for session, replica in (await all_say(them, "where am I")).items():
-                by_replica.setdefault(replica, []).append(session)
-        if len(by_replica) == replicas and all(len(found) >= each for found in by_replica.values()):
+        sessions = [f"listener-{batch}-{number}" for number in range(8)]
+        them = await stack.enter_async_context(listening(url, sessions))
+        replies = await all_say(them, "where am I")
+        at |= {one: replies[one.session] for one in them}
+        of_each = Counter(at.values())
+        if len(of_each) == replicas and min(of_each.values()) >= each:
             break
-    return {session: replica for replica, found in by_replica.items() for session in found[:each]}
+    return at
+
+
+async def answered(url: str, key: str) -> str:
+    """Come with a session key, and return the word that is answered."""
+    headers = {"X-API-Key": KEY, "X-Session-Id": key}
+    async with open_socket(url, additional_headers=headers, open_timeout=60) as socket:
+        return word_of(await name_of(Client(socket)))
+
+
+def word_of(reply: str) -> str:
+    """The word that a reply is made of."""
+    words = set(reply.lower().rstrip(".").split())
+    assert len(words) == 1, reply
+    return words.pop()
 
 
 async def test_listeners_stay_with_their_replica_and_go_on_whatever_ray_does_to_it() -> None:
@@ -144,10 +160,12 @@ async def test_listeners_stay_with_their_replica_and_go_on_whatever_ray_does_to_
             assert len({one.node for one in two}) == 2, "a replica on each node"
 
             # Who comes back comes to the replica that it had.
-            at = await spread(ray.url, 2)
-            assert set(at.values()) == {f"server{one.pid}" for one in two}
-            async with listening(ray.url, list(at)) as them:
-                assert await all_say(them, "it is me again") == at
+            async with AsyncExitStack() as stack:
+                at = await spread(ray.url, 2, stack)
+                them = list(at)
+                assert set(at.values()) == {f"server{one.pid}" for one in two}
+                for one in them:
+                    assert await answered(ray.url, one.session) == at[one]
 
                 # One is killed: its listeners are cut, come to the other, and go on; those of the other notice nothing.
                 victim = two[0]
@@ -157,9 +175,9 @@ async def test_listeners_stay_with_their_replica_and_go_on_whatever_ray_does_to_
                     os.kill(victim.pid, signal.SIGKILL)
                     two = await asyncio.to_thread(ray.wait_running, 2, without=frozenset({victim.id}))
                 killed = f"server{victim.pid}"
-                assert any(one.cut for one in them if at[one.session] == killed)
-                assert not any(one.cut for one in them if at[one.session] != killed)
-                before = [one.cut for one in them]
+                assert any(one.cut for one in them if at[one] == killed)
+                assert not any(one.cut for one in them if at[one] != killed)
+                before = [list(one.cut) for one in them]
 
                 # A rollout: each replica tells its listeners, and is taken away when their turns have ended.
                 ray.application["runtime_env"]["env_vars"]["DRAIN_TIMEOUT_S"] = "20"
@@ -169,7 +187,7 @@ async def test_listeners_stay_with_their_replica_and_go_on_whatever_ray_does_to_
                     old = frozenset(one.id for one in two)
                     new = await asyncio.to_thread(ray.wait_running, 2, without=old)
                     await asyncio.to_thread(ray.wait_gone, old)
-                assert [one.cut for one in them] == before, "no turn was cut"
+                assert [one.cut for one in them] == before, "no reply was cut"
                 assert set((await all_say(them, "where now")).values()) <= {f"server{one.pid}" for one in new}
 
                 for one in them:
