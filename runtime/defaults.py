@@ -69,6 +69,8 @@ GPU_TOOL_BESIDE_CHAT = 0.20
 
 # Engines
 KV_DTYPE = "auto"
+# Host memory, in GiB, for KV cache that the GPU had to drop; 0 is none.
+KV_OFFLOAD_GIB = 0.0
 KV_BLOCK_REUSE = True
 CPU_KV_CACHE_GIB = 1.0
 # Weights that share a scale where TensorRT-LLM's AWQ says nothing else, and the other size that it has kernels for.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +12,7 @@ from rich.table import Table
 from pipeline.lanes.gates import bound_text
 from pipeline.plan import BuildPlan
 from pipeline.problem import printable
-from runtime.artifact import BuildMetadata, ChatModel, Gate, Source, ToolModel, verify
+from runtime.artifact import BuildMetadata, ChatModel, Gate, Source, ToolModel, TunedFigures, TunedOptions, verify
 
 GIB = 2**30
 # What stands for the figure of a tool that no utterance asks for.
@@ -122,6 +123,23 @@ def show_artifact(metadata: BuildMetadata, console: Console) -> None:
             gates.add_row(name, NOT_MEASURED, "", "")
         console.print()
         console.print(gates)
+    if metadata.chat and (tuned := metadata.chat.engine_options):
+        console.print()
+        _show_tuning(tuned, console)
+
+
+def _show_tuning(tuned: TunedOptions, console: Console) -> None:
+    """Print every candidate with the medians of its runs, and what became of it."""
+    title = f"Tuned for {tuned.goal} (equal runs differ by {tuned.noise:.1%})"
+    tried = Table("candidate", "ITL ms", "TTFT ms", "tokens/s", "", box=None, title=title, title_justify="left")
+    for one in tuned.candidates:
+        figures = [
+            f"{median(getattr(run, name) for run in one.runs):.4g}" if one.runs else ""
+            for name in TunedFigures.model_fields
+        ]
+        verdict = f"{one.outcome}: {printable(one.reason)}" if one.reason else one.outcome
+        tried.add_row(printable(one.name), *figures, verdict)
+    console.print(tried)
 
 
 def _facts(metadata: BuildMetadata) -> Iterable[tuple[str, str]]:
@@ -190,6 +208,13 @@ def _chat_facts(chat: ChatModel) -> Iterable[tuple[str, str]]:
         yield "calibration", f"{calibration.samples} samples of {calibration.dataset}, {calibration.tokens:,} tokens"
     if chat.thinking_max_tokens > 0:
         yield "thought", f"{chat.thinking_max_tokens} tokens at most, of those that it gives out"
+    if tuned := chat.engine_options:
+        key = tuned.key
+        yield (
+            "engine options",
+            f"{tuned.choices.text}, tuned for {tuned.goal} with {key.engine}, torch {key.torch}, driver {key.driver} "
+            f"on {key.gpu or 'a CPU'}; elsewhere the plain ones serve",
+        )
     if chat.moe:
         yield "experts", f"{chat.moe.experts or '?'}, {chat.moe.experts_per_token or '?'} for each token"
     yield (

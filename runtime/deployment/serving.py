@@ -161,6 +161,7 @@ def _chat(settings: RuntimeSettings, chat: ChatModel, lane: ServedLane, mode: Mo
         cpu_kv_cache_gib=settings.vllm_cpu_kvcache_space,
         kv_free_fraction=settings.trt_kv_free_gpu_frac,
         kv_block_reuse=settings.trt_kv_enable_block_reuse,
+        kv_offload_gib=settings.kv_offload_gib,
     )
     return ChatServing(budgets, max_out, options, thinking)
 
@@ -171,6 +172,10 @@ def _check_sharing(settings: RuntimeSettings, metadata: BuildMetadata, chat: Cha
     baked = chat.limits.tensor_parallel_size
     if engine_of(metadata).compiled and tensor is not None and tensor != baked:
         problems.append(f"TENSOR_PARALLEL_SIZE: expected {baked} (compiled into the engine), found {tensor}; unset it")
+    if settings.kv_offload_gib and not lane_of(metadata).offloads:
+        problems.append(
+            f"KV_OFFLOAD_GIB: expected 0 in the {metadata.lane} lane, found {settings.kv_offload_gib:g}; unset it"
+        )
     if not lane_of(metadata).stages and stages is not None and stages > 1:
         problems.append(f"PIPELINE_PARALLEL_SIZE: expected 1 in the {metadata.lane} lane, found {stages}; unset it")
 

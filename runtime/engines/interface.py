@@ -7,6 +7,7 @@ Nothing outside this package imports vLLM or TensorRT-LLM, and those imports hap
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,10 @@ from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits
 from runtime.artifact.verify import Sharing
 from runtime.defaults import first_set
 from runtime.engines.places import Load, Places
+from runtime.engines.tuned import key_of, tuned
+from runtime.host import machine
+
+log = logging.getLogger(__name__)
 
 
 class EngineDeadError(Exception):
@@ -60,6 +65,11 @@ class EngineOptions:
         kv_free_fraction: TensorRT-LLM: part of the memory that is free beside the weights for the KV cache; none takes
             `gpu_fraction`.
         kv_block_reuse: TensorRT-LLM: keep the KV cache of prompts for prompts that begin alike.
+        kv_offload_gib: vLLM: host memory for KV cache that the GPU had to drop, of all GPUs together; 0 is none.
+        cudagraph_mode: vLLM: which steps run as one graph of the GPU.
+        capture_sizes: vLLM: batches, in tokens, for which graphs are captured.
+        fusions: vLLM: passes over the compiled graph that are switched on.
+        linear_backend: vLLM: its kernel of products with weights.
     """
 
     gpu_fraction: float = defaults.GPU_ALONE
@@ -76,6 +86,11 @@ class EngineOptions:
     cpu_kv_cache_gib: float = defaults.CPU_KV_CACHE_GIB
     kv_free_fraction: float | None = None
     kv_block_reuse: bool = defaults.KV_BLOCK_REUSE
+    kv_offload_gib: float = defaults.KV_OFFLOAD_GIB
+    cudagraph_mode: str | None = None
+    capture_sizes: tuple[int, ...] = ()
+    fusions: tuple[str, ...] = ()
+    linear_backend: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +284,7 @@ def create(folder: Path, metadata: BuildMetadata, options: EngineOptions) -> Eng
     chat = metadata.chat
     if chat is None:
         raise ArtifactError(f"{folder}: expected a chat model, found a tool-only artifact; set DEPLOY_MODE=tool")
-    options = _limited(options, chat.limits)
+    options = _as_tuned(_limited(options, chat.limits), chat)
     if loader := LOADERS.get(metadata.engine):
         return loader.of_artifact(folder, chat, options)
     known = ", ".join(LOADERS)
@@ -309,6 +324,18 @@ def sharing_of(options: EngineOptions) -> Sharing:
 def finds_cache(chat: ChatModel, options: EngineOptions) -> bool:
     """Whether the engine would find what the artifact's compile cache has, if anything: it is for as many GPUs."""
     return chat.compile_cache is None or sharing_of(options).of(chat.limits) == chat.limits
+
+
+def _as_tuned(options: EngineOptions, chat: ChatModel) -> EngineOptions:
+    """The options with those that were measured for this machine, if any; what was taken and what not is logged."""
+    if chat.engine_options is None:
+        return options
+    found = tuned(options, chat, key_of(machine.describe(), sharing_of(options).of(chat.limits)))
+    if found.used:
+        log.info("engine options as tuned for %s: %s", chat.engine_options.goal, ", ".join(found.used))
+    for reason in found.left:
+        log.warning("tuned engine options that are not used: %s", reason)
+    return found.options
 
 
 def _limited(options: EngineOptions, limits: Limits) -> EngineOptions:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform as host
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 
 # The packages whose versions decide what an artifact is and whether it loads.
 RELEVANT_PACKAGES = (
@@ -88,12 +90,26 @@ def installed_packages() -> dict[str, str]:
     return found
 
 
+# Where Linux says how much memory this container may have: with control groups of version 2, and of version 1.
+MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def host_memory_bytes() -> int:
+    """The memory that this process may have: the machine's, or less in a container with a limit."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [whole]
+    for path in MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or `max`
+            limits.append(int(Path(path).read_text("ascii")))
+    return min(limits)
+
+
 def describe() -> Machine:
     """Describe this machine through NVML, without initializing CUDA in this process.
 
     `CUDA_VISIBLE_DEVICES` is respected: the engine will see the same GPUs in the same order.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = host_memory_bytes()
     gpus, driver, driver_cuda = _nvml_facts()
     packages = installed_packages()
     return Machine(

@@ -46,6 +46,14 @@ class EngineSettings(BaseSettings):
         None, "vLLM: stages of the chat model's layers, each on TENSOR_PARALLEL_SIZE GPUs; the artifact's", ge=1
     )
     kv_dtype: str = var(defaults.KV_DTYPE, "type of the KV cache, such as `fp8`; `auto`: the model's own")
+    kv_offload_gib: float = var(
+        defaults.KV_OFFLOAD_GIB,
+        "vLLM on a GPU: host memory for personas and histories that the GPU's KV cache had to drop, of all GPUs that "
+        "share the model together; 0: none",
+        unit="GiB",
+        ge=0,
+        allow_inf_nan=False,
+    )
     vllm_attention_backend: str | None = var(None, "vLLM's attention kernel, such as `FLASH_ATTN`; vLLM's own choice")
     enforce_eager: bool | None = var(None, "vLLM without compiled graphs; on a CPU yes, on a GPU no")
     metrics_engine: bool = var(

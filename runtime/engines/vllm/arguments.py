@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.defaults import first_set
 from runtime.engines import EngineOptionError, EngineOptions, Sampling
 from runtime.engines.vllm import contract
-from runtime.host.machine import installed_packages
+from runtime.host.machine import host_memory_bytes, installed_packages
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -22,6 +22,9 @@ WORKER = "runtime.engines.vllm.worker.Worker"
 
 # Which cores each rank has, on a CPU.
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
+
+# Of the host's memory, what KV cache may take: it is pinned, and the engine's processes need some themselves.
+OFFLOAD_PART = 0.8
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -108,7 +111,7 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
     """vLLM's engine arguments for a model folder.
 
     Raises:
-        EngineOptionError: `kv_cache_dtype` or `attention_backend` that this vLLM does not know.
+        EngineOptionError: an option that this vLLM does not know, or more host memory than the machine has.
     """
     known = contract.cache_types()
     if known is not None and options.kv_cache_dtype not in known:
@@ -131,6 +134,8 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_model_len": options.max_model_len,
         "attention_backend": _attention_backend(options.attention_backend),
+        **_tuned(options),
+        **_offloading(options.kv_offload_gib, on_cpu=on_cpu),
     }
     if on_cpu:
         arguments["kv_cache_memory_bytes"] = int(options.cpu_kv_cache_gib * 2**30)
@@ -144,3 +149,60 @@ def _attention_backend(name: str | None) -> Any:  # noqa: ANN401 - an enum that 
     if name.upper() not in known:
         raise EngineOptionError(f"VLLM_ATTENTION_BACKEND: expected one of {', '.join(known)}, found {name!r}")
     return known[name.upper()]
+
+
+def _tuned(options: EngineOptions) -> dict[str, object]:
+    """Arguments for the options that only tuning sets, each held against what this vLLM knows."""
+    mode, sizes, passes, linear = (
+        options.cudagraph_mode,
+        options.capture_sizes,
+        options.fusions,
+        options.linear_backend,
+    )
+    if not (mode or sizes or passes or linear):
+        return {}
+    if not contract.seams.holds("tuned options"):
+        raise EngineOptionError(f"{contract.seams.release} does not take the options that were tuned; build again")
+    for name, found, known in (
+        ("cudagraph_mode", mode, contract.graph_modes()),
+        ("linear_backend", linear, contract.linear_backends()),
+        *(("fusions", one, sorted(contract.fusions())) for one in passes),
+    ):
+        if found is not None and found not in known:
+            raise EngineOptionError(f"{name}: expected one of {', '.join(known)}, found {found!r}")
+    compilation: dict[str, object] = {}
+    if mode:
+        compilation["cudagraph_mode"] = mode
+    if sizes:
+        compilation["cudagraph_capture_sizes"] = sorted(set(sizes))
+    if passes:
+        compilation["pass_config"] = dict.fromkeys(passes, True)
+    return {"compilation_config": compilation or None, "linear_backend": linear}
+
+
+def _offloading(gib: float, *, on_cpu: bool) -> dict[str, object]:
+    """Arguments for KV cache in host memory.
+
+    vLLM takes the size of all tensor-parallel ranks together, and pins it: it is gone for everything else.
+    """
+    if gib == 0:
+        return {}
+    if on_cpu:
+        raise EngineOptionError(f"KV_OFFLOAD_GIB: expected 0 on a CPU, whose KV cache is host memory, found {gib:g}")
+    if not contract.seams.holds("host memory"):
+        raise EngineOptionError(f"KV_OFFLOAD_GIB: expected 0 with {contract.seams.release}, found {gib:g}")
+    most = offload_limit(host_memory_bytes())
+    if gib > most:
+        raise EngineOptionError(
+            f"KV_OFFLOAD_GIB: expected at most {most:.1f} ({OFFLOAD_PART:.0%} of this machine's memory), found {gib:g}"
+        )
+    return {"kv_offloading_size": gib, "kv_offloading_backend": "native"}
+
+
+def offload_limit(memory_bytes: int) -> float:
+    """The most host memory, in GiB, that KV cache may take.
+
+    >>> offload_limit(100 * 2**30)
+    80.0
+    """
+    return OFFLOAD_PART * memory_bytes / 2**30

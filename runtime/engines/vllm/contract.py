@@ -17,7 +17,7 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from runtime.engines import EngineOptionError
 from runtime.engines.vllm.seams import Seam, Seams
@@ -129,6 +129,32 @@ SEAMS = (
         "server",
         ("vllm.config.cache:CacheDType", "vllm.v1.attention.backends.registry:AttentionBackendEnum"),
         "a wrong KV_DTYPE or VLLM_ATTENTION_BACKEND is told by vLLM itself, in many lines",
+    ),
+    Seam(
+        "tuned options",
+        "server",
+        (
+            "vllm.engine.arg_utils:AsyncEngineArgs(compilation_config=_, linear_backend=_)",
+            "vllm.config.compilation:CUDAGraphMode.FULL",
+            "vllm.config.compilation:CUDAGraphMode.FULL_DECODE_ONLY",
+            "vllm.config.compilation:CUDAGraphMode.FULL_AND_PIECEWISE",
+            "vllm.config.compilation:CUDAGraphMode.PIECEWISE",
+            "vllm.config.compilation:CompilationConfig.cudagraph_mode",
+            "vllm.config.compilation:CompilationConfig.cudagraph_capture_sizes",
+            "vllm.config.compilation:CompilationConfig.pass_config",
+            "vllm.config.compilation:PassConfig.fuse_norm_quant",
+            "vllm.config.compilation:PassConfig.fuse_act_quant",
+            "vllm.config.compilation:PassConfig.fuse_attn_quant",
+            "vllm.config.compilation:PassConfig.enable_qk_norm_rope_fusion",
+            "vllm.config.kernel:LinearBackend",
+        ),
+        "options that `build --tune` measured are left at vLLM's own",
+    ),
+    Seam(
+        "host memory",
+        "server",
+        ("vllm.engine.arg_utils:AsyncEngineArgs(kv_offloading_size=_, kv_offloading_backend=_)",),
+        "KV_OFFLOAD_GIB is refused: KV cache that the GPU drops is gone",
     ),
     Seam(
         "environment",
@@ -342,6 +368,33 @@ def attention_backends() -> dict[str, Any] | None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     return dict(AttentionBackendEnum.__members__)
+
+
+def linear_backends() -> tuple[str, ...]:
+    """vLLM's kernels of products; none when it does not say."""
+    if not seams.holds("tuned options"):
+        return ()
+    from vllm.config.kernel import LinearBackend
+
+    return get_args(LinearBackend)
+
+
+def fusions() -> frozenset[str]:
+    """The passes over compiled graphs that vLLM can be told to make."""
+    if not seams.holds("tuned options"):
+        return frozenset()
+    from vllm.config.compilation import PassConfig
+
+    return frozenset(name for name, type_ in get_type_hints(PassConfig).items() if type_ is bool)
+
+
+def graph_modes() -> tuple[str, ...]:
+    """vLLM's modes of capturing graphs; none when it does not say."""
+    if not seams.holds("tuned options"):
+        return ()
+    from vllm.config.compilation import CUDAGraphMode
+
+    return tuple(CUDAGraphMode.__members__)
 
 
 def delta_parameters(**arguments: Any) -> SamplingParams:  # noqa: ANN401 - vLLM's own checks them

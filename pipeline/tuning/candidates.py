@@ -1,0 +1,150 @@
+"""The table of candidates: options of vLLM that are tried, each with where it can be one.
+
+The plain options are no candidate: they are measured first and last, and everything is held against them. What was
+measured to be a trap is not in the table: inductor's `max_autotune`, no asynchronous scheduling. Nor is FlashInfer
+tried: its kernels are compiled with nvcc when they are first used, and a runtime image has no compiler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime.artifact import EngineChoices
+
+# Methods whose weights have 4 bits.
+FOUR_BITS = frozenset({"awq", "gptq", "int4_awq"})
+HOPPER, AMPERE = 90, 80
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What decides which candidates there are.
+
+    Attributes:
+        sm: compute capability of the GPU; none on a CPU.
+        method: how the weights are quantized.
+        streams: sequences that run at once.
+        context: the longest prompt with its reply, in tokens.
+        kv_fp8: whether a KV cache in FP8 was asked for.
+        gpus: that share the model.
+    """
+
+    sm: int | None
+    method: str
+    streams: int
+    context: int
+    kv_fp8: bool = False
+    gpus: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One candidate.
+
+    Attributes:
+        name: for a person.
+        choices: what it sets.
+        not_tried: why it is none here; empty where it is tried.
+    """
+
+    name: str
+    choices: EngineChoices
+    not_tried: str = ""
+
+
+def candidates(at: Situation) -> list[Candidate]:
+    """Return the table for a situation in its order; those that are not tried, with the reason."""
+    on_gpu = at.sm is not None
+    sm = at.sm or 0
+    four_bits = at.method in FOUR_BITS
+    quantized = at.method == "fp8"
+    graphs = capture_sizes(at.streams)
+    table = (
+        ("full graphs", EngineChoices(cudagraph_mode="FULL"), ""),
+        (
+            "full graphs of decoding alone",
+            EngineChoices(cudagraph_mode="FULL_DECODE_ONLY"),
+            "",
+        ),
+        (
+            "Triton's attention",
+            EngineChoices(attention_backend="TRITON_ATTN"),
+            "" if sm >= AMPERE else f"it needs sm{AMPERE}, this is sm{sm}",
+        ),
+        (
+            "FlashInfer's attention",
+            EngineChoices(attention_backend="FLASHINFER"),
+            "its kernels are compiled at their first use, and the runtime has no compiler",
+        ),
+        (
+            "norms fused with quantizing",
+            EngineChoices(fusions=("fuse_norm_quant", "fuse_act_quant")),
+            "" if quantized else f"nothing is quantized between layers with {at.method}",
+        ),
+        (
+            "attention fused with quantizing",
+            EngineChoices(cudagraph_mode="FULL", fusions=("fuse_norm_quant", "fuse_act_quant", "fuse_attn_quant")),
+            "" if quantized else f"nothing is quantized between layers with {at.method}",
+        ),
+        (
+            "norm fused with rotary positions",
+            EngineChoices(fusions=("enable_qk_norm_rope_fusion",)),
+            "",
+        ),
+        ("steps of 2,048 tokens", EngineChoices(max_num_batched_tokens=2048), _too_few(at, 2048)),
+        ("steps of 16,384 tokens", EngineChoices(max_num_batched_tokens=16384), _too_few(at, 16384)),
+        (
+            "graphs for every eighth batch",
+            EngineChoices(capture_sizes=graphs),
+            "" if len(graphs) > 1 else "there is one batch alone",
+        ),
+        ("Marlin's products", EngineChoices(linear_backend="marlin"), _no_four_bits(at.method, four_bits)),
+        (
+            "Machete's products",
+            EngineChoices(linear_backend="machete"),
+            _no_four_bits(at.method, four_bits) or ("" if sm == HOPPER else f"it is for sm{HOPPER}, this is sm{sm}"),
+        ),
+        (
+            "KV cache in FP8",
+            EngineChoices(kv_cache_dtype="fp8"),
+            "" if at.kv_fp8 else "it changes what the model says; KV_DTYPE=fp8 asks for it",
+        ),
+    )
+    return [
+        Candidate(name, choices, reason if on_gpu else "there is no GPU, and so no graph, here")
+        for name, choices, reason in table
+    ]
+
+
+def capture_sizes(streams: int) -> tuple[int, ...]:
+    """Return the batches for which graphs are captured: 1, 2, 4, every eighth up to the most streams.
+
+    >>> capture_sizes(1), capture_sizes(20)
+    ((1,), (1, 2, 4, 8, 16, 20))
+    """
+    return tuple(sorted({size for size in (1, 2, 4, *range(8, streams, 8), streams) if size <= streams}))
+
+
+def _too_few(at: Situation, tokens: int) -> str:
+    """Why a step cannot have so many tokens; empty where it can."""
+    return "" if tokens >= at.streams else f"a step must have a token of each of {at.streams} sequences"
+
+
+def _no_four_bits(method: str, four_bits: bool) -> str:
+    return "" if four_bits else f"it is for weights of 4 bits, these are {method}"
+
+
+def merged(best_first: list[EngineChoices]) -> EngineChoices:
+    """Return all choices together; of two that choose the same option, the better one's."""
+    together: dict[str, object] = {}
+    for choices in best_first:
+        for name in EngineChoices.model_fields:
+            if value := getattr(choices, name):
+                if name == "fusions":
+                    known = together.get(name, ())
+                    assert isinstance(known, tuple)  # noqa: S101 - it is what was put there
+                    value = tuple(dict.fromkeys((*known, *value)))
+                    together[name] = value
+                else:
+                    together.setdefault(name, value)
+    return EngineChoices.model_validate(together)
