@@ -170,13 +170,7 @@ def _tuned(options: EngineOptions) -> dict[str, object]:
     ):
         if found is not None and found not in known:
             raise EngineOptionError(f"{name}: expected one of {', '.join(known)}, found {found!r}")
-    compilation: dict[str, object] = {}
-    if mode:
-        compilation["cudagraph_mode"] = mode
-    if sizes:
-        compilation["cudagraph_capture_sizes"] = sorted(set(sizes))
-    if passes:
-        compilation["pass_config"] = dict.fromkeys(passes, True)
+    compilation = contract.compilation(mode, sizes, passes)
     return {"compilation_config": compilation or None, "linear_backend": linear}
 
 

@@ -397,6 +397,16 @@ def graph_modes() -> tuple[str, ...]:
     return tuple(CUDAGraphMode.__members__)
 
 
+def compilation(mode: str | None, sizes: Sequence[int], passes: Sequence[str]) -> dict[str, Any]:
+    """What a `CompilationConfig` is made of, as far as anything was chosen."""
+    chosen: dict[str, Any] = {
+        "cudagraph_mode": mode,
+        "cudagraph_capture_sizes": sorted(set(sizes)),
+        "pass_config": dict.fromkeys(passes, True),
+    }
+    return {name: value for name, value in chosen.items() if value}
+
+
 def delta_parameters(**arguments: Any) -> SamplingParams:  # noqa: ANN401 - vLLM's own checks them
     """Sampling parameters of requests that tell what each step added.
 
