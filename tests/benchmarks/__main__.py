@@ -122,7 +122,7 @@ def main() -> None:
     if unknown := set(arguments.sections) - set(sections):
         parser.error(f"expected {', '.join(sections)}, found {', '.join(sorted(unknown))}")
     wanted = arguments.sections or list(sections)
-    without = {"gateway", "scale"}  # these need no model
+    without = {"gateway", "store", "scale"}  # these need no model
     folder = arguments.artifact if without.issuperset(wanted) else artifact(arguments.artifact)
     for name in wanted:
         sections[name](folder)

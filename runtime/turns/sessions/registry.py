@@ -69,7 +69,7 @@ class SessionRegistry:
         self._clock = clock
         self.keeper = keeper
         if keeper is not None:
-            keeper.lost = self.lose
+            keeper.on_lost(self.lose)
         self._accounts: dict[Principal, _Account] = {}  # none without a session
         self._count = 0  # of all accounts
         self._bytes = 0  # of all accounts

@@ -211,14 +211,14 @@ def die(running: Running) -> None:
     """Let nothing of a server reach the store any more, as if it were killed now."""
     keeper = running.service._keeper
     assert keeper is not None
-    keeper._store = StandIn(down=True)
+    keeper._writer.store = StandIn(down=True)
 
 
 async def written(running: Running) -> None:
     """Wait until all that has changed is in the store."""
     keeper = running.service._keeper
     assert keeper is not None
-    await eventually(lambda: not keeper._changed and not keeper._writing)
+    await eventually(lambda: not keeper._pending)
 
 
 async def move(talk: Talk, running: Running) -> None:

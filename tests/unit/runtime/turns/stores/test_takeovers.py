@@ -35,7 +35,7 @@ from runtime.deployment.session_store import parse
 from runtime.engines import EngineOptions
 from runtime.server.app import WebSocketEndpoint
 from runtime.server.service import Service
-from runtime.turns.sessions import keeper
+from runtime.turns.sessions import pending
 from runtime.turns.sessions.lease import Lease
 from runtime.turns.stores.interface import StoreError
 from runtime.turns.stores.valkey_store import ValkeyStore
@@ -131,7 +131,7 @@ class Server:
         """Whether all that has changed is in the store."""
         keeping = self.service._keeper
         assert keeping is not None
-        return keeping.up and not keeping._changed and not keeping._writing and not keeping._gone
+        return keeping.settled
 
 
 class Peer:
@@ -216,7 +216,7 @@ class World(RuleBasedStateMachine):
         ] = {}  # by session: the turn that was said last, whose server was killed before its end
         self.count = 0
         self.broken: AssertionError | None = None
-        self.lazy = keeper.LAZY_S
+        self.lazy = pending.LAZY_S
         self.pause_steps = 0
 
     def make_store(self) -> Any:
@@ -249,7 +249,7 @@ class World(RuleBasedStateMachine):
     @initialize(lazy=st.booleans(), steps=st.integers(0, 6), pause_steps=st.sampled_from([0, 15]))
     def begin(self, lazy: bool, steps: int, pause_steps: int) -> None:
         self.pause_steps = pause_steps
-        keeper.LAZY_S = 1000.0 if lazy else 0.0
+        pending.LAZY_S = 1000.0 if lazy else 0.0
         self.store.steps = steps
         self.servers = [self.within_loop(self.new_server) for _ in range(SERVERS)]
 
@@ -453,7 +453,7 @@ class World(RuleBasedStateMachine):
         keeping = server.service._keeper
         assert keeping is not None
         gone = StandIn(down=True)
-        keeping._store = gone  # nothing of it reaches the store any more
+        keeping._writer.store = gone  # nothing of it reaches the store any more
         keeping.up = False
         for peer in self.peers:
             if peer.server is server:
@@ -466,7 +466,7 @@ class World(RuleBasedStateMachine):
             if not self.servers:
                 return
             self.store.down = self.store.deaf = False
-            keeper.LAZY_S = 0.0
+            pending.LAZY_S = 0.0
             self.run(300)
             for peer in self.peers:
                 if not peer.left and peer.server.alive:
@@ -477,7 +477,7 @@ class World(RuleBasedStateMachine):
             for session in "ab":
                 self.check(session)
         finally:
-            keeper.LAZY_S = self.lazy
+            pending.LAZY_S = self.lazy
             for server in self.servers:
                 self.loop.run_until_complete(self.bury(server))
             self.close_loop()

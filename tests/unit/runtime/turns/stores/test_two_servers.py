@@ -45,7 +45,7 @@ async def settled(running: Running) -> None:
     """Wait until all that has changed is in the store."""
     keeper = running.service._keeper
     assert keeper is not None
-    await eventually(lambda: not keeper._changed and not keeper._writing)
+    await eventually(lambda: not keeper._pending)
 
 
 def metric(running: Running, name: str) -> float:
@@ -194,7 +194,7 @@ async def test_a_turn_that_its_server_did_not_end_leaves_the_users_words_once(ag
             await client.until("token")
             await eventually(lambda: any(there.value for there in store.places.values()))
             assert one.service._keeper is not None
-            one.service._keeper._store = StandIn(down=True)  # as if it were killed: nothing of it gets there any more
+            one.service._keeper._writer.store = StandIn(down=True)  # killed: nothing of it gets there any more
             async with other.client() as elsewhere:
                 await elsewhere.turn(session_id="s", user_utterance=again)
         assert prompt(other).count("first words") == times

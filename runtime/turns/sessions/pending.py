@@ -1,0 +1,139 @@
+"""The pending sessions: those that the store does not have as they are here, since when, and when they are written.
+
+What changes while a round of writes is under way is pending again, once, however often it changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from runtime.turns.sessions.lease import Lease
+from runtime.turns.sessions.session import Session
+from runtime.turns.stores.interface import Write
+
+# That a turn has begun is written with its end, where that comes as soon; what its message has changed is not.
+LAZY_S = 2.0
+# Sessions in one round.
+BATCH = 64
+
+
+class Pending:
+    """What is to be written, and what of it is being written.
+
+    Attributes:
+        changed: sessions, with the loop time of the first change that is not written.
+        writing: those of the round that is under way.
+        gone: sessions that are to be removed.
+        wake: set where something may be due.
+        hurry: set where somebody waits for the next round.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()  # its clock
+        self.changed: dict[Session, float] = {}
+        self.writing: dict[Session, float] = {}
+        self.gone: list[Write] = []
+        self.wake = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self._urgent: set[Session] = set()  # somebody waits for these
+        self._round_over = asyncio.Event()  # replaced when it is set
+        self._timer: asyncio.TimerHandle | None = None  # for what is not due yet
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.writing or self.gone)
+
+    def __contains__(self, session: object) -> bool:
+        return session in self.changed or session in self.writing
+
+    @property
+    def lag(self) -> float:
+        """Seconds since the oldest change that is not written."""
+        oldest = min((*self.changed.values(), *self.writing.values()), default=None)
+        return max(0.0, self._loop.time() - oldest) if oldest is not None else 0.0
+
+    def note(self, session: Session) -> None:
+        """Have a session written soon."""
+        lease = session.lease
+        if lease is None or lease.gone or not lease.touched:
+            return
+        self.changed.setdefault(session, self._loop.time())
+        if session.owner is None:  # its client is gone, perhaps to another server
+            self.hurry.set()
+        if _has_news(lease):
+            self.wake.set()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(LAZY_S, self._timer_rang)
+
+    def again(self, session: Session) -> None:
+        """Have a session written that was being written, or that cannot be written yet."""
+        self.changed.setdefault(session, self.writing.get(session, self._loop.time()))
+
+    def remove(self, write: Write) -> None:
+        """Have a session removed."""
+        self.gone.append(write)
+        self.wake.set()
+
+    def begin_round(self) -> tuple[list[Session], list[Write]]:
+        """Take what is due, and what is to be removed."""
+        due = self._due()
+        self.writing = {session: self.changed.pop(session) for session in due}
+        gone, self.gone = self.gone, []
+        return due, gone
+
+    def end_round(self, *, failed: bool, gone: list[Write]) -> None:
+        """Let those go on who wait for a round. What it has not written is due again.
+
+        Args:
+            failed: whether it was broken off.
+            gone: what it was to remove.
+        """
+        if failed:
+            self.gone[:0] = gone
+            for session, since in self.writing.items():
+                if session.lease is not None and not session.lease.gone:
+                    session.lease.news = True
+                    self.changed[session] = since
+        self.writing = {}
+        self._round_over.set()
+        self._round_over = asyncio.Event()
+
+    async def wait_for_round(self, *sessions: Session) -> None:
+        """Have sessions written at once, and wait until a round is over that may have done it."""
+        self._urgent.update(sessions)
+        self.wake.set()
+        self.hurry.set()
+        try:
+            await self._round_over.wait()
+        finally:
+            self._urgent.difference_update(sessions)
+
+    def close(self) -> None:
+        """Wake nobody any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _due(self) -> list[Session]:
+        due, later, now = [], False, self._loop.time()
+        for session, since in self.changed.items():
+            lease = session.lease
+            if lease is None or lease.takes:  # whoever takes it wakes us
+                continue
+            if _has_news(lease) or session in self._urgent or now - since >= LAZY_S:
+                due.append(session)
+                if len(due) == BATCH:
+                    self.wake.set()
+                    break
+            else:
+                later = True
+        if later and self._timer is None:
+            self._timer = self._loop.call_later(LAZY_S, self._timer_rang)
+        return due
+
+    def _timer_rang(self) -> None:
+        self._timer = None
+        self.wake.set()
+
+
+def _has_news(lease: Lease) -> bool:
+    """Whether more has changed than that a turn has begun."""
+    return lease.open is None or lease.news or lease.lost
