@@ -467,7 +467,7 @@ def start(
 
     try:
         config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:  # the latter where a model's code knows no stages
         shared = arguments.tensor_parallel_size, arguments.pipeline_parallel_size
         if shared == (1, 1):
             raise
@@ -479,7 +479,7 @@ def start(
     return llm_class()(config, executor, log_stats=statistics, log_requests=False)
 
 
-def _reason(error: ValueError) -> str:
+def _reason(error: Exception) -> str:
     """What vLLM's check of a configuration says, in one line; pydantic wraps it in others."""
     told: list[Any] = getattr(error, "errors", list)()
     text = str(told[0]["msg"]).removeprefix("Value error, ") if told else str(error)

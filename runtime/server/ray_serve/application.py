@@ -49,11 +49,20 @@ class Arguments(BaseModel):
     look_back_s: float = Field(30.0, gt=0, description="figures are means over so long")
 
 
-def build(arguments: Mapping[str, object], replica: type[Replica] = Replica) -> Application:
-    """Make the application of the environment's settings.
+def build(arguments: Mapping[str, object]) -> Application:
+    """Make the application of the environment's settings. Ray wants a builder of one parameter.
 
     Raises:
         SettingsError: settings or arguments are wrong; a line for each problem.
+    """
+    return build_of(Replica, arguments)
+
+
+def build_of(replica: type[Replica], arguments: Mapping[str, object]) -> Application:
+    """Make the application of replicas of some kind.
+
+    Raises:
+        SettingsError: as `build`.
     """
     from ray import serve
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.server.ray_serve.application import build as build_application
+from runtime.server.ray_serve.application import build_of
 from runtime.server.ray_serve.replica import Replica
 from runtime.server.service import Service
 from tests.harness.scripted_process import load_script
@@ -33,9 +33,9 @@ class InstantReplica(Replica):
 
 def build(arguments: Mapping[str, object]) -> Any:
     """Make the application with scripted engines."""
-    return build_application(arguments, ScriptedReplica)
+    return build_of(ScriptedReplica, arguments)
 
 
 def build_instant(arguments: Mapping[str, object]) -> Any:
     """Make the application with engines that reply out of a table."""
-    return build_application(arguments, InstantReplica)
+    return build_of(InstantReplica, arguments)

@@ -45,7 +45,11 @@ def status() -> dict[str, object]:
     """What Ray says of the application."""
     found = serve.status()
     applications = {
-        name: {"status": one.status.value, "message": one.message} for name, one in found.applications.items()
+        name: {
+            "status": one.status.value,
+            "message": "\n".join([one.message, *(each.message for each in one.deployments.values())]),
+        }
+        for name, one in found.applications.items()
     }
     return {"applications": applications, "replicas": replicas()}
 

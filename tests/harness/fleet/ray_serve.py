@@ -171,7 +171,8 @@ class RayServe:
             found = [RayReplica(**one) for one in answer["replicas"] if one["state"] == "RUNNING"]
             if len(found) == number and not {one.id for one in found} & without:
                 return found
-            if time.monotonic() - began > timeout:
+            failed = any(one["status"] == "DEPLOY_FAILED" for one in answer["applications"].values())
+            if failed or time.monotonic() - began > timeout:
                 raise RuntimeError(f"expected {number} replicas, found {answer}:\n{self.log.read_text()[-3000:]}")
             time.sleep(0.2)
 

@@ -22,17 +22,19 @@ import inspect, json, os, sys
 import ray
 from ray import serve
 from ray.serve._private import constants, replica
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve._private.utils import import_attr
 from ray.serve._private.autoscaling_state import _resolve_policy_callable
 from ray.serve.context import ReplicaContext
 from ray.serve.schema import ServeDeploySchema
-from runtime.server.ray_serve.application import build
 
 config = ServeDeploySchema.model_validate(json.loads(sys.stdin.read()))
 (one,) = config.applications
 os.environ.update(one.runtime_env["env_vars"], ARTIFACT="/nowhere", TEXT_API_KEY="k" * 20)
 for name in ("TEXT_API_KEY_FILE", "SESSION_STORE_PASSWORD_FILE", "ARTIFACT_PUBLIC_KEY_FILE"):
     os.environ.pop(name)
-made = build({**one.args, "gpus": 2})._bound_deployment
+build = import_attr(one.import_path)
+made = call_user_app_builder_with_args_if_necessary(build, {**one.args, "gpus": 2})._bound_deployment
 found = made._deployment_config
 policy = found.autoscaling_config.policy
 print(json.dumps({
