@@ -6,16 +6,21 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 
 import msgspec
 
 from runtime.engines import Sampling
 from runtime.turns.stores.record import TURN_IDS, StoredTurn
 
+# Of this process; asking the system for another with each turn would cost as much as everything else about it.
+_OWN = secrets.token_hex(5)
+_numbers = count(1)
+
 
 def turn_id() -> str:
     """A name for a turn that no other has, and that sorts by the time of its making."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(5)}"
+    return f"{time.time_ns() // 1_000_000:012x}{next(_numbers) % 0x1000000:06x}{_OWN}"
 
 
 class Lease:

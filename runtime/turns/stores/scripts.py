@@ -59,32 +59,63 @@ end
 return {redis.call('HGET', key, 'v'), redis.call('HGET', key, 'w'), found, redis.call('HGET', key, 'e')}
 """
 
-# ARGV: milliseconds to live, epoch, whether there is a value, value, ids of merged turns. Returns accepted, turns.
-WRITE = (
-    _COMMON
-    + """
-if epoch() > tonumber(ARGV[2]) then return {0} end
-if ARGV[3] == '1' then
-    redis.call('HSET', key, 'e', ARGV[2], 'w', ARGV[2], 'v', ARGV[4])
-else
-    redis.call('DEL', key)
-    redis.call('HSET', key, 'e', ARGV[2])
+# All writes of a round, as one command: that costs its client a fraction of as many commands.
+# KEYS: places. ARGV: milliseconds to live, and for each place: epoch, whether there is a value, value, number of merged
+# turns, their ids. Returns a digit for each place, 1 where it was accepted; then, for each one beside which turns lie,
+# its number and these.
+WRITE = """
+local function epoch(key)
+    local number = tonumber(redis.call('HGET', key, 'e') or '0')
+    if number == nil or number ~= number or number < 0 or number > 9e15 then return 0 end
+    return math.floor(number)
 end
-for i = 5, #ARGV do redis.call('HDEL', key, 'l:' .. ARGV[i]) end
-redis.call('PEXPIRE', key, ARGV[1])
-if redis.call('HLEN', key) > 3 then return {1, left()} end
-return {1}
+local function left(key)
+    local found = {}
+    local all = redis.call('HGETALL', key)
+    for i = 1, #all, 2 do
+        if string.sub(all[i], 1, 2) == 'l:' then
+            found[#found + 1] = string.sub(all[i], 3)
+            found[#found + 1] = all[i + 1]
+        end
+    end
+    return found
+end
+local digits, answers, at = {}, {''}, 2
+for number, key in ipairs(KEYS) do
+    local mine, there, value, merged = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
+    local kind = redis.call('TYPE', key)['ok']
+    if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', key) end
+    if epoch(key) > tonumber(mine) then
+        digits[number] = '0'
+    else
+        digits[number] = '1'
+        if there == '1' then
+            redis.call('HSET', key, 'e', mine, 'w', mine, 'v', value)
+        else
+            redis.call('DEL', key)
+            redis.call('HSET', key, 'e', mine)
+        end
+        for i = at + 4, at + 3 + merged do redis.call('HDEL', key, 'l:' .. ARGV[i]) end
+        redis.call('PEXPIRE', key, ARGV[1])
+        if redis.call('HLEN', key) > 3 then
+            answers[#answers + 1] = number
+            answers[#answers + 1] = left(key)
+        end
+    end
+    at = at + 4 + merged
+end
+answers[1] = table.concat(digits)
+return answers
 """
-)
 
-# ARGV: milliseconds to live, id, value, most turns. Returns accepted.
+# ARGV: milliseconds to live, id, value, most turns. Returns a digit, 1 where it was accepted.
 LEAVE = (
     _COMMON
     + """
-if redis.call('HLEN', key) >= tonumber(ARGV[4]) + 3 then return {0} end
+if redis.call('HLEN', key) >= tonumber(ARGV[4]) + 3 then return {'0'} end
 redis.call('HSETNX', key, 'l:' .. ARGV[2], ARGV[3])
 redis.call('PEXPIRE', key, ARGV[1])
-return {1}
+return {'1'}
 """
 )
 

@@ -75,8 +75,31 @@ class ValkeyStore:
 
     async def apply(self, changes: Sequence[Write | Leave]) -> list[Outcome]:
         """Make changes, in their order, each whole or not at all."""
-        answers = await self._ask_all([self._command(change) for change in changes])
-        return [_outcome(answer) for answer in answers]
+        groups: list[list[Write | Leave]] = [[]]
+        for change in changes:  # writes that follow each other are one command
+            if groups[-1] and not (isinstance(change, Write) and isinstance(groups[-1][-1], Write)):
+                groups.append([])
+            groups[-1].append(change)
+        answers = await self._ask_all([self._command(group) for group in groups])
+        outcomes: list[Outcome] = []
+        for group, answer in zip(groups, answers, strict=True):
+            if isinstance(answer, ResponseError) and len(group) > 1:  # it may be the fault of one alone
+                for change in group:
+                    outcomes += await self.apply([change])
+            else:
+                outcomes += _outcomes(len(group), answer)
+        return outcomes
+
+    def _command(self, group: Sequence[Write | Leave]) -> tuple[Argument, ...]:
+        places: list[Argument] = []
+        arguments: list[Argument] = [self._ttl]
+        for change in group:
+            if isinstance(change, Leave):
+                return _call(scripts.LEAVE, change.place, self._ttl, change.id, change.value, MOST_LEFT)
+            there = "0" if change.value is None else "1"
+            places.append(change.place)
+            arguments += (change.epoch, there, change.value or b"", len(change.merged), *change.merged)
+        return ("EVALSHA", _SHA[scripts.WRITE], len(places), *places, *arguments)
 
     async def remove_all(self, prefix: str) -> int:
         """Remove every session whose place begins so; return how many there were."""
@@ -99,13 +122,6 @@ class ValkeyStore:
         idle, self._idle = self._idle, []
         for connection in idle:
             await _disconnect(connection)
-
-    def _command(self, change: Write | Leave) -> tuple[Argument, ...]:
-        if isinstance(change, Leave):
-            return _call(scripts.LEAVE, change.place, self._ttl, change.id, change.value, MOST_LEFT)
-        there = "0" if change.value is None else "1"
-        value = change.value or b""
-        return _call(scripts.WRITE, change.place, self._ttl, change.epoch, there, value, *change.merged)
 
     async def _ask(self, command: tuple[Argument, ...]) -> object:
         (answer,) = await self._ask_all([command])
@@ -195,12 +211,15 @@ def _call(script: str, place: str, *arguments: Argument) -> tuple[Argument, ...]
     return ("EVALSHA", _SHA[script], 1, place, *arguments)
 
 
-def _outcome(answer: object) -> Outcome:
+def _outcomes(changes: int, answer: object) -> list[Outcome]:
+    """What an answer says of so many changes: a digit for each; then the numbers of some, and turns beside these."""
     if isinstance(answer, ResponseError):
-        return Outcome(False, error=told(answer))
-    if not isinstance(answer, list) or not answer:
-        return Outcome(False, error="an answer of another form")
-    return Outcome(answer[0] == 1, _pairs(answer[1]) if len(answer) > 1 else ())
+        return [Outcome(False, error=told(answer))] * changes
+    digits = answer[0] if isinstance(answer, list) and answer else None
+    if not isinstance(digits, bytes) or len(digits) != changes:
+        return [Outcome(False, error="an answer of another form")] * changes
+    beside = dict(zip(answer[1::2], answer[2::2], strict=False)) if isinstance(answer, list) else {}
+    return [Outcome(digit == ord("1"), _pairs(beside.get(number))) for number, digit in enumerate(digits, 1)]
 
 
 def _listed(answer: object, length: int) -> list[object]:

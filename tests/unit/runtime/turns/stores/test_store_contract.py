@@ -60,12 +60,20 @@ async def raw(server: Valkey, *command: str) -> str:
 
 
 PLACES, IDS, VALUES = st.integers(0, 1), st.sampled_from("abc"), st.binary(max_size=5)
+# What comes to the store at once.
+CHANGES = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), PLACES, st.integers(0, 3), st.none() | VALUES, st.lists(IDS, max_size=2)),
+        st.tuples(st.just("leave"), PLACES, IDS, VALUES),
+    ),
+    min_size=1,
+    max_size=4,
+)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("take"), PLACES),
         st.tuples(st.just("look"), PLACES),
-        st.tuples(st.just("write"), PLACES, st.integers(0, 3), st.none() | VALUES, st.lists(IDS, max_size=2)),
-        st.tuples(st.just("leave"), PLACES, IDS, VALUES),
+        st.tuples(st.just("change"), CHANGES),
         st.tuples(st.just("remove")),
     ),
     max_size=25,
@@ -86,9 +94,18 @@ def test_the_stand_in_does_what_the_real_one_does(server: Valkey, steps: list[An
                 index = next((n for n, pair in enumerate(epochs) if pair[which] == found.written), None)
                 return found.value, index, found.left, found.taken or found.value is not None
 
+            def change(which: int, kind: str, place: int, *rest: Any) -> Write | Leave:
+                where = f"{prefix}{place}"
+                if kind == "leave":
+                    return Leave(where, *rest)
+                number, value, merged = rest
+                return Write(where, epochs[min(number, len(epochs) - 1)][which], value, tuple(merged))
+
             for kind, *rest in steps:
                 where = f"{prefix}{rest[0]}" if rest else prefix
                 if kind == "take":
+                    await asyncio.sleep(0.001)  # so that epochs differ, also where all was removed between them
+                    stand_in.now += 1
                     ours, theirs = await store.take(where), await stand_in.take(where)
                     epochs.append((ours.epoch, theirs.epoch))
                     assert seen(ours.found, 0)[:3] == seen(theirs.found, 1)[:3]
@@ -96,15 +113,9 @@ def test_the_stand_in_does_what_the_real_one_does(server: Valkey, steps: list[An
                     assert seen(await store.look(where), 0) == seen(await stand_in.look(where), 1)
                 elif kind == "remove":
                     assert await store.remove_all(prefix) == await stand_in.remove_all(prefix)
-                elif kind == "leave":
-                    left = Leave(where, rest[1], rest[2])
-                    assert await store.apply([left]) == await stand_in.apply([left])
                 else:
-                    _, which, value, merged = rest
-                    mine, other = epochs[min(which, len(epochs) - 1)]
-                    ours_ = await store.apply([Write(where, mine, value, tuple(merged))])
-                    theirs_ = await stand_in.apply([Write(where, other, value, tuple(merged))])
-                    assert ours_ == theirs_
+                    both = [[change(which, *each) for each in rest[0]] for which in (0, 1)]
+                    assert await store.apply(both[0]) == await stand_in.apply(both[1])
 
     asyncio.run(play())
 
