@@ -54,7 +54,8 @@ class Facts(TypedDict, total=False):
         style: the persona's style: letters, at most 20.
         user_identity: `woman`, `man` or `non-binary`.
         check_screen_prefix: precedes the utterance after a decision for a screenshot.
-        screen_checked_prefix: precedes the analysis of a followup.
+        screen_checked_prefix: precedes the analysis of a followup; to be said where the server's operator has set
+            another than `SCREEN_CHECKED_PREFIX`, so that a history that is sent again has it too.
     """
 
     persona: str | None
@@ -65,8 +66,22 @@ class Facts(TypedDict, total=False):
     screen_checked_prefix: str | None
 
 
+# What a server puts before the analysis of a followup where neither its operator (`SCREEN_CHECKED_PREFIX`) nor a client
+# has said otherwise. No message tells it; a history that is sent again has to have it all the same.
+SCREEN_CHECKED_PREFIX = "ON THE SCREEN NOW:"
+
 # The names on the wire.
 WIRE = {"persona": "persona_text", "style": "persona_style"}
+
+
+def behind(prefix: str, text: str) -> str:
+    """Return a text behind a prefix, as a server joins them.
+
+    >>> behind("ON THE SCREEN NOW:", "a cat")
+    'ON THE SCREEN NOW: a cat'
+    """
+    gap = "" if not prefix or prefix[-1].isspace() else " "
+    return f"{prefix}{gap}{text}"
 
 
 def sendable(value: Value) -> Value:
@@ -154,6 +169,11 @@ class Session:
         """A text that the server shall know, by its name on the wire; empty where there is none."""
         value = self._wanted.get(name)
         return value if isinstance(value, str) else ""
+
+    def followed_up(self, analysis: str) -> str:
+        """What the history gets of a followup."""
+        prefix = self._wanted.get("screen_checked_prefix", SCREEN_CHECKED_PREFIX)
+        return behind(str(prefix), analysis)
 
     def replace_history(self, history: Iterable[HistoryItem]) -> None:
         """Begin anew with another history, from the next turn on."""

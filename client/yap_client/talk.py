@@ -172,9 +172,7 @@ class Talk:
         self._say_heard(heard)
         fields: dict[str, Value] = {"analysis_text": analysis}
         fields.update({"sampling": msgspec.to_builtins(sampling)} if sampling else {})
-        prefix = self._session.wanted("screen_checked_prefix")
-        gap = "" if not prefix or prefix[-1].isspace() else " "
-        state = self._dialogue.say("followup", fields, f"{prefix}{gap}{analysis}")
+        state = self._dialogue.say("followup", fields, self._session.followed_up(analysis))
         self._awake()
         return Turn(self._dialogue, state, self._silence)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from yap_client.session import SCREEN_CHECKED_PREFIX, behind
 from yap_client.transcript import Message
 
 
@@ -68,11 +69,11 @@ class Comparison:
     """Compares contexts with a transcript, and remembers which of its messages were made of a tool's result.
 
     Args:
-        prefix: precedes a result in a message, as the server does it for a follow-up.
+        prefix: precedes a result in a message, as the server does it for a follow-up; empty is the server's own.
     """
 
     def __init__(self, prefix: str = "") -> None:
-        self._prefix = prefix
+        self._prefix = prefix or SCREEN_CHECKED_PREFIX
         self._asked: set[str] = set()  # the calls that the server asked for here
         self._answered: list[tuple[frozenset[ToolResult], str]] = []  # the results of one message, and its text
         self._sure = 0  # so many of them are known to be in the history
@@ -111,8 +112,7 @@ class Comparison:
 
     def text(self, result: str) -> str:
         """A result's text as it stands in a message."""
-        gap = "" if not self._prefix or self._prefix[-1].isspace() else " "
-        return f"{self._prefix}{gap}{result}"
+        return behind(self._prefix, result)
 
     def _confirm(self, held: Sequence[Message] | None) -> None:
         """Forget the results of a turn that the history does not have: it was cancelled before its first word."""

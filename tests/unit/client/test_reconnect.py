@@ -15,9 +15,11 @@ from websockets.asyncio.server import serve
 
 from runtime.wire.decoder import Decoder
 from tests.harness.scripted import KEY, REPLY, Running, ScriptedClassifier, ScriptedEngine, serving
+from tests.harness.scripted import settings as server_settings
 from tests.harness.stores.session_store import StandIn
 from tests.harness.waiting import all_gone, eventually
 from yap_client import Ack, Backoff, Done, Interrupted, ServerGoneError, Talk, Token, ToolCall, Turn, TurnEvent, connect
+from yap_client.session import SCREEN_CHECKED_PREFIX
 
 LONG = ["word "] * 300
 SAID = "".join(REPLY)
@@ -342,3 +344,20 @@ def test_whatever_happens_every_turn_has_one_end_and_nothing_is_said_twice(acts:
             assert {event.request_id for event in events} == {turn.request_id}
 
     asyncio.run(converse())
+
+
+@pytest.mark.parametrize("said", [None, "LOOK:", "LOOK: ", ""])
+async def test_a_followup_that_is_sent_again_is_the_one_that_was_answered(said: str | None) -> None:
+    """Also where the client has named no prefix: the server's own is in the history that it gets again."""
+    async with serving() as one, serving() as other, talking(one, screen_checked_prefix=said) as talk:
+        await talk.say("what is there").reply()
+        await talk.followup("a cat").reply()
+        await talk.say("and now").reply()
+        before = prompt(one)
+        await move(talk, other)
+        assert await talk.say("more").reply() == SAID
+        assert prompt(other) == f"{before} [assistant] {SAID} [user] more"
+
+
+def test_the_prefix_that_no_message_tells_is_the_servers_own() -> None:
+    assert server_settings().screen_checked_prefix == SCREEN_CHECKED_PREFIX
