@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.fleet.haproxy import INSTALLED, HAProxy
+from tests.harness.fleet.rows import reproduces
 from tests.harness.fleet.servers import fleet
 from tests.harness.scripted import KEY, serving
 from tests.harness.server import Server, free_port
@@ -55,31 +56,35 @@ async def listeners(url: str, number: int = LISTENERS) -> AsyncIterator[list[Tal
         yield talks
 
 
+@reproduces("a server dies (kill -9, engine dead)", "a server hangs")
 async def test_a_server_dies_and_one_hangs() -> None:
     """Killed: its listeners come to the others. Stopped: nobody new comes to it, until it goes on."""
     variables = {"SCRIPT_REPLY_SECONDS": "0.2", "WS_MAX_MESSAGES_PER_WINDOW": "0"}
-    async with serving(ws_max_messages_per_window=0) as second:
-        with (
-            Server(Path(), api_key=KEY, module="tests.harness.scripted_process", **variables) as first,
-            HAProxy([first.port, second.port], changes=[("timeout check 5s", "timeout check 1s")]) as router,
-        ):
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(valkey()).url if VALKEY is not None else "memory"
+        second = await stack.enter_async_context(serving(ws_max_messages_per_window=0, session_store=store))
+        server = Server(Path(), api_key=KEY, module="tests.harness.scripted_process", SESSION_STORE=store, **variables)
+        first = stack.enter_context(server)
+        changes = [("timeout check 5s", "timeout check 1s")]
+        router = stack.enter_context(HAProxy([first.port, second.port], changes=changes))
+        await asyncio.to_thread(router.wait_up)
+        assert first.process is not None
+        async with listeners(router.url) as talks:
+            await asyncio.gather(*(said(talk, "hello") for talk in talks))
+            first.process.send_signal(signal.SIGSTOP)
+            await asyncio.to_thread(router.wait_up, second.port)
+            async with listeners(router.url, 4) as late:
+                await asyncio.gather(*(said(talk, "is anybody there") for talk in late))
+            first.process.send_signal(signal.SIGCONT)
             await asyncio.to_thread(router.wait_up)
-            assert first.process is not None
-            async with listeners(router.url) as talks:
-                await asyncio.gather(*(said(talk, "hello") for talk in talks))
-                first.process.send_signal(signal.SIGSTOP)
-                await asyncio.to_thread(router.wait_up, second.port)
-                async with listeners(router.url, 4) as late:
-                    await asyncio.gather(*(said(talk, "is anybody there") for talk in late))
-                first.process.send_signal(signal.SIGCONT)
-                await asyncio.to_thread(router.wait_up)
-                speaking = [asyncio.create_task(said(talk, "go on")) for talk in talks]
-                first.process.send_signal(signal.SIGKILL)
-                await asyncio.gather(*speaking)
-                for talk in talks:
-                    assert [message.content for message in talk.history if message.role == "user"] == ["hello", "go on"]
+            speaking = [asyncio.create_task(said(talk, "go on")) for talk in talks]
+            first.process.send_signal(signal.SIGKILL)
+            await asyncio.gather(*speaking)
+            for talk in talks:
+                assert [message.content for message in talk.history if message.role == "user"] == ["hello", "go on"]
 
 
+@reproduces("the router dies")
 async def test_the_router_dies_and_comes_back() -> None:
     async with fleet(2) as two, listeners(two.router.url) as talks:
         await asyncio.gather(*(said(talk, "hello") for talk in talks))
@@ -93,6 +98,7 @@ async def test_the_router_dies_and_comes_back() -> None:
             assert len(set(replies)) == 2, "both servers have listeners again"
 
 
+@reproduces("a rollout")
 async def test_a_rollout_replaces_every_server_and_every_listener_goes_on() -> None:
     """One after the other: the new one first, then the old one drains, as a Deployment with maxSurge 1 does."""
     async with fleet(2, spare=2) as four:
@@ -142,6 +148,7 @@ def networked() -> bool:
     )
 
 
+@reproduces("a host dies without a word")
 async def test_a_host_that_is_silent_loses_its_sockets_though_it_says_no_end() -> None:
     """The host is a network namespace, whose cable is pulled."""
     if not networked():
@@ -202,6 +209,7 @@ async def test_what_was_said_is_known_to_the_next_server_by_the_store_alone() ->
             assert prompt.count("Server") == 1, "the reply that was heard"
 
 
+@reproduces("the store dies")
 @pytest.mark.skipif(VALKEY is None, reason=MISSING)
 async def test_the_store_dies_and_nobody_notices() -> None:
     with valkey() as store:

@@ -15,6 +15,7 @@ from websockets.exceptions import InvalidStatus
 from runtime import defaults
 from tests.harness.fleet.haproxy import INSTALLED, HAProxy
 from tests.harness.fleet.router import samples
+from tests.harness.fleet.rows import reproduces
 from tests.harness.fleet.servers import SLOTS, fleet, name_of
 from tests.harness.scripted import KEY
 from tests.harness.server import free_port
@@ -53,6 +54,7 @@ async def test_no_server_has_more_than_its_share_and_a_quarter_whatever_the_keys
         assert max(three.held()) <= math.ceil(1.25 * (total + 1) / 3) <= SLOTS + 1
 
 
+@reproduces("a drain (SIGTERM)")
 async def test_a_drain_moves_the_listeners_of_one_server_and_the_rest_notice_nothing() -> None:
     async with fleet() as three:
         keys = [f"k{number}" for number in range(9)]
@@ -79,6 +81,7 @@ async def test_a_drain_moves_the_listeners_of_one_server_and_the_rest_notice_not
             assert await name_of(undisturbed) == "server 1"
 
 
+@reproduces("the router is reloaded")
 async def test_a_reload_cuts_nobody_and_a_new_server_gets_its_share() -> None:
     async with fleet(2, spare=1) as three:
         keys = [f"k{number}" for number in range(24)]
@@ -115,6 +118,7 @@ async def test_a_server_that_does_not_take_connections_is_passed_over_before_a_c
         assert {await two.asked(f"k{number}") for number in range(8)} == {"server 0"}
 
 
+@reproduces("all servers are full")
 async def test_close_codes_come_through() -> None:
     async with fleet(1, max_concurrent_connections=1) as one, one.client("a"), one.client("b") as late:
         assert (await late.receive())["error_code"] == "server_at_capacity"
@@ -169,6 +173,7 @@ async def test_the_log_names_paths_and_servers_and_no_keys() -> None:
     assert KEY not in text
 
 
+@reproduces("no server is ready")
 async def test_nobody_is_ready() -> None:
     async with fleet(1) as one:
         one.servers[0].service.drain()

@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from runtime.deployment.keys import ApiKey
 from runtime.turns.sessions.keeper import PACE_S
+from tests.harness.fleet.rows import reproduces
 from tests.harness.scripted import Running, ScriptedEngine, serving
 from tests.harness.stores.session_store import MISSING, VALKEY, StandIn, Valkey, valkey
 from tests.harness.waiting import eventually
@@ -154,6 +155,7 @@ async def test_the_limit_of_persona_updates_goes_with_the_session() -> None:
             assert (await client.receive())["error_code"] == "chat_prompt_rate_limited"
 
 
+@reproduces("another client takes the session over, on another server")
 async def test_whoever_is_taken_over_from_elsewhere_is_told_as_on_one_server() -> None:
     store = StandIn()
     engine = ScriptedEngine(reply=["word "] * 400, pause=0.01)
