@@ -1,4 +1,4 @@
-"""What docs/scaling.md says that listeners notice: each row is reproduced by the test that it names, and by no other."""
+"""What docs/scaling.md says that listeners notice: each row is reproduced by the tests that it names."""
 
 from __future__ import annotations
 
