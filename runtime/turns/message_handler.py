@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import datetime, timezone
 
@@ -57,6 +58,7 @@ class MessageHandler:
         self._turn_session: Session | None = None  # where that was
         self._queue = WorkQueue(self._failed, self._finish)  # what waits
         self._draining = False  # nothing new is begun
+        self._cancelling: set[asyncio.Future[None]] = set()  # prepared replies whose end a `cancel` tells
         self._warming = Warming(outbox, deployment, principal)  # prefills, beside the worker
         self._refusing = Refusing(principal, outbox)  # answers what is not done
         # Makes replies before their `start`.
@@ -100,7 +102,10 @@ class MessageHandler:
         if prepared is None:
             self._outbox.put(answer)
         else:
-            prepared.add_done_callback(lambda _: self._outbox.put(answer))
+            outbox, cancelling = self._outbox, self._cancelling
+            cancelling.add(prepared)
+            prepared.add_done_callback(lambda _: outbox.put(answer))
+            prepared.add_done_callback(cancelling.discard)
 
     def refuse_turn(self, message: messages.Inbound) -> None:
         """Do of a message that comes too early what cannot wait: whoever wants a new turn does not hear the old one."""
@@ -360,6 +365,8 @@ class MessageHandler:
         await self._hold.take(session)
 
     async def _end_own_turn(self) -> None:
+        if self._cancelling:  # what was cancelled before a turn is told before it
+            await asyncio.wait(set(self._cancelling))
         if self._turn is not None and not self._turn.ended:
             self._turn.stop(Stop.BARGE_IN)
             await self._turn.wait()

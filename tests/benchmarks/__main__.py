@@ -1,8 +1,8 @@
 """`make bench`: every benchmark that fits a machine without a GPU, in one run.
 
 python -m tests.benchmarks            all sections
-python -m tests.benchmarks engine     one of them: gateway, prompts, starts, store, front, engine, shadow, scale,
-                                      watched
+python -m tests.benchmarks engine     one of them: gateway, prepare, prompts, starts, store, front, engine, shadow,
+                                      scale, watched
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.benchmarks import engine_alone
 from tests.benchmarks.front import front_section
-from tests.benchmarks.gateway import gateway_section
+from tests.benchmarks.gateway import gateway_section, prepare_section
 from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.prompts import prompt_section
 from tests.benchmarks.scale import scale_section
@@ -106,6 +106,7 @@ def shadow_section(folder: Path) -> None:
 def main() -> None:
     sections = {
         "gateway": gateway_section,
+        "prepare": prepare_section,
         "prompts": prompt_section,
         "starts": starts_section,
         "store": store_section,
@@ -122,7 +123,7 @@ def main() -> None:
     if unknown := set(arguments.sections) - set(sections):
         parser.error(f"expected {', '.join(sections)}, found {', '.join(sorted(unknown))}")
     wanted = arguments.sections or list(sections)
-    without = {"gateway", "store", "scale"}  # these need no model
+    without = {"gateway", "prepare", "store", "scale"}  # these need no model
     folder = arguments.artifact if without.issuperset(wanted) else artifact(arguments.artifact)
     for name in wanted:
         sections[name](folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from runtime.server.service import UNNAMED
 from tests.benchmarks.load import Target, run_load
 from tests.client import Options, TurnRecord, connect
+from tests.client.prepared import REPLY, STEP, STREAMS, TURNS, measure
 from tests.client.statistics import percentile
 from tests.harness.server import Server
 from yap_client import Talk
@@ -138,4 +139,13 @@ def gateway_section(folder: Path) -> None:
     with instant(LONG, pause=0.005) as server:
         server.wait_ready()
         interruptions(server)
+        server.stop()
+
+
+def prepare_section(folder: Path) -> None:
+    """Measure at the gateway; the artifact is not needed, since the engine is a table with a GPU's steps."""
+    print(f"\nprepare: {STREAMS} speakers, replies of {REPLY} tokens, {STEP * 1000:.0f} ms a step")
+    with instant(REPLY, pause=STEP, WS_MAX_PREPARES_PER_WINDOW="0", CHAT_MAX_OUT=str(REPLY)) as server:
+        server.wait_ready()
+        measure(server, STREAMS, TURNS, words=10)
         server.stop()

@@ -35,7 +35,7 @@ class InstantEngine:
     """An engine that replies out of a table; as in a real one, one task has a token for every stream in each step."""
 
     def __init__(self, tokens: int, pause: float) -> None:
-        self._deltas = [Delta(WORDS[index % len(WORDS)], 1) for index in range(tokens)]
+        self._deltas = [Delta(WORDS[index % len(WORDS)], 1, token_ids=(0,)) for index in range(tokens)]
         self._pause = pause
         self._streams: dict[asyncio.Future[None], Stream] = {}
         self._stepping: asyncio.Task[None] | None = None
@@ -55,7 +55,9 @@ class InstantEngine:
     ) -> None:
         """Send one token in each step of the loop, or every `pause` seconds."""
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._streams[over] = (iter(self._deltas), each)
+        # What is asked for less than a whole reply goes on behind the beginning of one.
+        told = max(0, len(self._deltas) - sampling.max_tokens)
+        self._streams[over] = (iter(self._deltas[told:]), each)
         if self._stepping is None:
             self._stepping = asyncio.get_running_loop().create_task(self._step())
         try:
@@ -69,7 +71,12 @@ class InstantEngine:
             for over, (left, each) in list(self._streams.items()):
                 delta = next(left, None)
                 if delta is not None:
-                    each(delta)
+                    try:
+                        each(delta)
+                    except Exception as error:
+                        del self._streams[over]
+                        if not over.done():
+                            over.set_exception(error)
                 elif not over.done():
                     over.set_result(None)
                     del self._streams[over]

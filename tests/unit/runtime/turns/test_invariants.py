@@ -12,13 +12,13 @@ import logging
 from typing import Any
 
 import structlog
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, settings, target
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from runtime.deployment.models import Chat
 from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing
-from runtime.engines import EngineOptions
+from runtime.engines import EngineOptions, Places
 from runtime.server.app import WebSocketEndpoint
 from runtime.server.service import Service
 from runtime.text.sanitizer.sanitize import sanitize
@@ -33,7 +33,17 @@ SESSIONS = st.sampled_from(["a", "b"])
 UTTERANCES = st.sampled_from(["hello", "look here", ""])
 
 
+# A prepared reply rests in the middle of that one. So many sequences at once, fewer than clients and sessions want.
+PREPARE_TOKENS, PLACES = 4, 2
+
 HEARD_ERRORS = ("no_such_reply", "chars_out_of_range")
+
+
+def rest_of_reply(words: list[str]) -> tuple[str, ...]:
+    """What is still to be said behind a prompt, which may end with the reply's beginning."""
+    said = [word.strip() for word in REPLY]
+    told = next((count for count in range(len(REPLY) - 1, 0, -1) if words[-count:] == said[:count]), 0)
+    return REPLY[told:]
 
 
 class Peer:
@@ -52,6 +62,9 @@ class Peer:
         self.cancels: dict[str, int] = {}
         self.rejected: dict[str, int] = {}
         self.pings: dict[str, int] = {}
+        self.prepares: dict[str, dict[str, Any]] = {}  # by their ids, what was to be prepared
+        self.unsaid: list[str] = []  # those that no `start` has come for, the newest last
+        self.prepared = 0  # turns that one of them was for
         self.unheard = 0  # `heard` that have no answer yet
         self.close_code: int | None = None
         self.admitted = False
@@ -84,6 +97,7 @@ class Peer:
 
     def check(self, frame: dict[str, Any]) -> None:
         kind, request = frame["type"], frame.get("request_id")
+        assert request not in self.prepares or kind == "error", "nothing of a prepared reply is seen"
         if kind == "ack" and frame["for"] in ("start", "followup"):
             assert self.open_turn is None, "the old turn's done precedes the new turn's ack"
             assert request in self.turns
@@ -125,9 +139,15 @@ class Peer:
             assert ("usage" in frame) == (self.final is not None)
         turn = self.open_turn
         assert turn is not None
+        self.prepared += frame.get("usage", {}).get("prepared", False)
         self.ended.append(turn)
         self.open_turn = None
-        held = [self.world.engine.prompts[number] for number in self.world.engine.held]
+        # A reply that is prepared while the turn runs has its words before its own.
+        held = [
+            words
+            for number in self.world.engine.held
+            if not self.world.prepares & set(words := self.world.engine.prompts[number])
+        ]
         assert not any(turn in words for words in held), "after its done the engine holds nothing of a turn"
 
 
@@ -141,19 +161,22 @@ class World(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.peers: list[Peer] = []
         self.count = 0
+        self.prepares: set[str] = set()  # their ids, of all clients
         self.broken: AssertionError | None = None
-        self.engine = ScriptedEngine(reply=REPLY, abort_steps=4)
+        self.engine = ScriptedEngine(script=rest_of_reply, abort_steps=4)
         self.classifier = ScriptedClassifier()
         self.loop.run_until_complete(self.open())
 
     async def open(self) -> None:
         values = {"max_concurrent_connections": SLOTS, "ws_handshake_acquire_timeout_s": 0, "gen_timeout_s": 600}
+        values |= {"prepare_max_tokens": PREPARE_TOKENS, "prepare_ttl_s": 600, "ws_max_prepares_per_window": 0}
         limits = dict.fromkeys(
             ("ws_max_messages_per_window", "ws_max_cancels_per_window", "chat_prompt_update_max_per_window"), 0
         )
         self.service = Service(server_settings(**values, **limits))
         renderer = ScriptedRenderer()
-        chat = Chat(self.engine, renderer, InlineExecutor(), renderer.budgets)
+        self.places = Places(PLACES)
+        chat = Chat(self.engine, renderer, InlineExecutor(), renderer.budgets, places=self.places)
         plan = ServingPlan("both", ChatServing(renderer.budgets, 150, EngineOptions()), ToolServing(0.66, 9, 0.2), None)
         self.service.open(chat, self.classifier, plan)
         self.endpoint = WebSocketEndpoint(self.service)
@@ -170,6 +193,7 @@ class World(RuleBasedStateMachine):
         self.loop.run_until_complete(steps_of_the_loop())
         if self.broken is not None:
             raise self.broken
+        assert self.places.lent == 0 or self.places.turns + self.places.lent <= PLACES, "prepared replies give way"
 
     def pick(self, number: int) -> Peer | None:
         alive = [peer for peer in self.peers if peer.alive and peer.admitted]
@@ -202,6 +226,31 @@ class World(RuleBasedStateMachine):
                 type="start", session_id=session, request_id=turn, user_utterance=words, runtime_text=turn, history=[]
             )
             self.run(steps)
+
+    @rule(which=st.integers(0, 5), steps=st.integers(0, 25), session=SESSIONS, utterance=UTTERANCES)
+    def prepare(self, which: int, steps: int, session: str, utterance: str) -> None:
+        if peer := self.pick(which):
+            name = self.name("p")
+            asked = {"session_id": session, "user_utterance": f"{utterance} {name}", "runtime_text": name}
+            peer.prepares[name] = asked
+            self.prepares.add(name)
+            peer.unsaid.append(name)
+            peer.say(type="prepare", request_id=name, **asked)
+            self.run(steps)
+
+    @rule(which=st.integers(0, 5), steps=st.integers(0, 6), back=st.sampled_from([0, 0, 0, 1]))
+    def start_what_was_prepared(self, which: int, steps: int, back: int) -> None:
+        if (peer := self.pick(which)) and len(peer.unsaid) > back:
+            turn = self.name("t")
+            peer.turns.add(turn)
+            peer.say(type="start", request_id=turn, **peer.prepares[peer.unsaid.pop(-1 - back)])
+            self.run(steps)
+
+    @rule()
+    def time_is_over_for_what_was_prepared(self) -> None:
+        assert self.service.sessions is not None
+        for held in list(self.service.sessions.prepared._held.values()):
+            held.end("expired")
 
     @rule(which=st.integers(0, 5), steps=st.integers(0, 6))
     def cancel(self, which: int, steps: int) -> None:
@@ -292,6 +341,8 @@ class World(RuleBasedStateMachine):
             assert self.service.admission.held == len(alive) == len(self.service.connections)
             assert not self.engine.held
             assert self.classifier.running == 0
+            assert (self.places.turns, self.places.lent) == (0, 0)
+            self.check_what_was_prepared()
         finally:
             for peer in self.peers:
                 peer.inbox.put_nowait({"type": "websocket.disconnect", "code": 1006})
@@ -300,6 +351,22 @@ class World(RuleBasedStateMachine):
             self.loop.close()
             structlog.reset_defaults()
         assert self.service.admission.held == 0
+        assert self.service.sessions is not None
+        assert len(self.service.sessions.prepared) == 0, "none outlives its connection"
+
+    def check_what_was_prepared(self) -> None:
+        """Only what a `start` has said is in a history, and there once."""
+        assert self.service.sessions is not None
+        unsaid = {name for peer in self.peers for name in peer.unsaid}
+        for account in self.service.sessions._accounts.values():
+            for session in account.sessions.values():
+                said = [message.content for message in session.history.messages() if message.role == "user"]
+                names = [text.rsplit(" ", 1)[-1] for text in said]
+                assert not unsaid & set(names)
+                assert len(names) == len(set(names))
+        hits = self.service.metrics.registry.get_sample_value("yap_prepared_replies_total", {"outcome": "hit"}) or 0
+        assert sum(peer.prepared for peer in self.peers) <= hits
+        target(hits)
 
 
 TestInvariants = World.TestCase

@@ -284,6 +284,19 @@ async def test_a_cancel_ends_it_and_is_answered_when_the_engine_holds_nothing_of
         assert outcomes(running) == {"ended": 1}
 
 
+async def test_a_cancel_is_answered_before_the_turn_behind_it_begins() -> None:
+    engine = ScriptedEngine(gate=asyncio.Event(), abort_seconds=0.05)
+    async with serving(engine) as running, running.client() as client:
+        await client.send(type="prepare", **ASKED)
+        await eventually(lambda: engine.held)
+        await client.send(type="cancel", request_id="c")
+        await client.send(type="start", **ASKED, request_id="t")
+        assert (await client.receive())["request_id"] == "c"
+        assert (await client.receive())["type"] == "ack"
+        engine.gate.set()
+        assert "prepared" not in (await client.until("done"))[-1]["usage"]
+
+
 @pytest.mark.parametrize("end", ["followup", "disconnect", "drain", "end"])
 async def test_it_ends_with(end: str) -> None:
     engine = ScriptedEngine()
