@@ -110,6 +110,24 @@ class Dialogue:
         self._submit(state)
         return state
 
+    def prepare(self, fields: dict[str, Value]) -> bool:
+        """Have the server begin with what the next turn will ask, where that can be said now; else it is left.
+
+        Nothing answers it, and nothing waits for it: what comes late would be of no use.
+
+        Returns:
+            Whether it was sent.
+
+        Raises:
+            TypeError: a field is nothing that JSON has.
+        """
+        fields = msgspec.to_builtins(fields)
+        ready = self.greeted and self._asking is None and not (self.draining or self.closed or self._waiting)
+        if not ready or self._blocked():
+            return False
+        self._send("prepare", f"{self._nonce}-{next(self._numbers)}", {"session_id": self.session.key, **fields})
+        return True
+
     def cancel(self, state: TurnState) -> None:
         """End a turn, if it is the one that was said last and is not over."""
         if state.over or state.asked is not None or state is not self.current:

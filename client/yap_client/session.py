@@ -189,6 +189,20 @@ class Session:
             fields["history"] = msgspec.to_builtins(list(self.transcript.newest()))
         return fields
 
+    def due_with(
+        self, facts: Facts, sampling: Sampling | None, history: Iterable[HistoryItem] | None
+    ) -> dict[str, Value]:
+        """The fields as the next turn would carry them, were it said with these. Nothing is changed by that."""
+        wanted, change = dict(self._wanted), self._change
+        try:
+            self.want(facts, sampling)
+            fields = self.due()
+        finally:
+            self._wanted, self._change = wanted, change
+        if history is not None:
+            fields["history"] = msgspec.to_builtins(list(Transcript(read_messages(history)).newest()))
+        return fields
+
     def told(self, fields: Mapping[str, Value], version: int, number: int) -> None:
         """Take note of what a message carried that the server has acted upon."""
         self._told.update((name, (value, number)) for name, value in fields.items() if name in self._wanted)

@@ -41,13 +41,18 @@ class Options(Facts, total=False):
     open_timeout: float
 
 
-class Words(Facts, total=False):
-    """What `say` takes beside the utterance: see `yap_client.Talk.say`."""
+class Ahead(Facts, total=False):
+    """What `prepare` takes beside the utterance: see `yap_client.Talk.prepare`."""
 
     heard: str | int | None
     history: Iterable[HistoryItem] | None
     sampling: Sampling | None
     runtime_text: str | None
+
+
+class Words(Ahead, total=False):
+    """What `say` takes beside the utterance: see `yap_client.Talk.say`."""
+
     traceparent: str | None
 
 
@@ -150,6 +155,14 @@ class SyncTalk:
             return self._talk.say(utterance, **words)
 
         return SyncTurn(self._running, self._running.run(say()))
+
+    def prepare(self, utterance: str, **words: Unpack[Ahead]) -> bool:
+        """Have the reply begun to something that will probably be said; return whether the server was asked."""
+
+        async def prepare() -> bool:
+            return self._talk.prepare(utterance, **words)
+
+        return self._running.run(prepare())
 
     def followup(self, analysis: str, *, heard: str | int | None = None, sampling: Sampling | None = None) -> SyncTurn:
         """Say what was seen on the screen: a turn without a decision."""

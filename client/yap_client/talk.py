@@ -160,6 +160,37 @@ class Talk:
         self._awake()
         return Turn(self._dialogue, state, self._silence)
 
+    def prepare(
+        self,
+        utterance: str,
+        *,
+        heard: str | int | None = None,
+        history: Iterable[HistoryItem] | None = None,
+        sampling: Sampling | None = None,
+        runtime_text: str | None = None,
+        **facts: Unpack[Facts],
+    ) -> bool:
+        """Have the reply begun to something that will probably be said, for a recognizer that believes in its end.
+
+        A `say` of the same gets what is ready at once; anything else is as it was without. The newest counts, for a few
+        seconds. A turn that runs goes on. It never waits and never fails: where there is no connection right now, or
+        the server is asked too often, nothing is prepared.
+
+        Args:
+            utterance: what `say` will say.
+            heard, history, sampling, runtime_text, facts: as for `say`. What was heard counts from now on; of all the
+                others nothing is kept.
+
+        Returns:
+            Whether the server was asked.
+        """
+        _check_text("utterance", utterance)
+        self._say_heard(heard)
+        fields = self._session.due_with(facts, sampling, history)
+        fields["user_utterance"] = utterance
+        fields.update({"runtime_text": runtime_text} if runtime_text else {})
+        return self._dialogue.prepare(fields)
+
     def followup(self, analysis: str, *, heard: str | int | None = None, sampling: Sampling | None = None) -> Turn:
         """Say what was seen on the screen: a turn without a decision.
 

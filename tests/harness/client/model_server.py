@@ -203,6 +203,8 @@ class ModelConnection:
     def _do(self, message: Frame) -> None:
         kind, id_, key = message["type"], message["request_id"], message.get("session_id")
         sessions = self.server.sessions
+        if kind == "prepare":
+            return  # answered by nothing but errors
         if kind == "warm_persona":
             self.send({"type": "warmed", "segment": "persona_static", "tokens": 1, "bytes": 1, "request_id": id_})
         elif kind == "warm_history":

@@ -14,6 +14,7 @@ from yap_client.errors import RefusedError, ServerGoneError
 from yap_client.events import Done, Interrupted, Token, TurnEvent
 from yap_client.exchanges import Request, TurnState
 from yap_client.session import Session
+from yap_client.transcript import Message
 
 few = st.integers(0, 6)
 # Of so many steps the smallest case takes minutes to find: `Phase.shrink` is for who has them.
@@ -97,6 +98,15 @@ class Conversation(RuleBasedStateMachine):
         self.listeners[-1].listen()
         self.listeners[-1].interrupt()
         self.dialogue.cancel(self.listeners[-1].state)
+
+    @rule(utterance=st.sampled_from(["one", "two"]), anew=st.booleans())
+    def prepare(self, utterance: str, anew: bool) -> None:
+        session = self.dialogue.session
+        before = (session.due(), session.history_due, session.version, len(self.dialogue._waiting))
+        history = [Message("user", "hm")] if anew else None
+        fields = session.due_with({"persona": "never told"}, {"seed": 1}, history)
+        self.dialogue.prepare({**fields, "user_utterance": utterance})
+        assert before == (session.due(), session.history_due, session.version, len(self.dialogue._waiting))
 
     @rule(warms=st.booleans())
     def ask(self, warms: bool) -> None:

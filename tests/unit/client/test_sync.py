@@ -44,6 +44,7 @@ async def test_a_script_converses() -> None:
             answer = talk.heard("Sure")
             assert talk.set_persona("You are Ann.") is not None
             reply = talk.followup("a cat").reply()
+            assert talk.prepare("and now")
             assert talk.history[1].content == "Sure"
             assert answer is not None
             return kinds, answer.chars or 0, reply, talk.ping()

@@ -182,6 +182,43 @@ async def test_the_next_turn_is_warmed_as_it_will_be_rendered() -> None:
         assert " ".join(running.engine.warmed[-1]) == prompts(running)[-1].removesuffix(" [user] two")
 
 
+async def test_what_is_prepared_is_what_the_same_words_ask_and_nothing_is_kept_of_it() -> None:
+    async with talking() as (running, talk):
+        words: list[dict[str, Any]] = [
+            {},
+            {"runtime_text": "Be kind."},
+            {"sampling": {"temperature": 0.5}, "gender": "woman"},
+            {"heard": "Sure", "persona": "You are Ann."},
+            {"history": [Message("user", "hm")], "check_screen_prefix": "LOOK:"},
+        ]
+        for number, more in enumerate(words):
+            assert talk.prepare(f"never said {number}", persona="You are Eve.", sampling={"temperature": 0.1})
+            assert talk.prepare(f"words {number}", **more)
+            await eventually(lambda: (prompts(running) or [""])[-1].endswith(f"words {number}"))  # noqa: B023
+            said = len(running.engine.prompts)
+            turn = talk.say(f"words {number}", **more)
+            assert await turn.reply() == SAID
+            assert turn.usage is not None
+            assert turn.usage.prepared
+            assert len(running.engine.prompts) == said
+        assert not any("never" in message.content for message in talk.history)
+        await talk.say("another").reply()
+        assert "Eve." not in running.engine.prompts[-1]
+
+
+async def test_preparing_never_fails_and_never_ends_a_turn() -> None:
+    engine = ScriptedEngine(gate=asyncio.Event())
+    async with talking(engine, ws_max_prepares_per_window=1) as (running, talk):
+        turn = talk.say("one")
+        await eventually(lambda: running.engine.held)
+        assert talk.prepare("two")
+        assert talk.prepare("three")  # one too many a minute: nobody is told
+        engine.gate.set()
+        assert await turn.reply() == SAID
+        assert await talk.say("two").reply() == SAID
+    assert not talk.prepare("after the end")
+
+
 async def test_history_is_what_the_session_has() -> None:
     async with talking() as (_, talk):
         await talk.say("one").reply()
