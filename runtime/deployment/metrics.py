@@ -28,6 +28,11 @@ DROP_REASONS = ("deadline", "too_many", "unread", "flood", "malformed")
 STATUSES = ("200", "400", "401", "403", "404", "405", "429", "499", "500", "503", "504")
 ENGINE_STATES = ("running", "waiting")
 PREPARED_OUTCOMES = ("hit", "miss", "expired", "replaced", "displaced", "ended", "failed")
+# Of a start, in their usual order (docs/operations.md).
+START_PHASES = (
+    "process", "fetch", "check", "import", "template", "spawn", "weights", "profile", "cache", "graphs", "connect",
+    "exercise", "classifier", "settle",
+)  # fmt: skip
 STORE_OPERATIONS = ("read", "write", "failure", "conflict")
 
 # What a close code is counted as: the registered ones as themselves, since a client may send any other.
@@ -219,6 +224,7 @@ class Metrics:
         )
         self._kv_usage = Gauge("yap_engine_kv_cache_usage", "Used part of the KV cache", registry=registry)
         self._cache_resets = Counter("yap_cache_resets", "Resets of the engine's caches", registry=registry)
+        self._start = Gauge("yap_start_seconds", "Where the time of the start went", ["phase"], registry=registry)
         self._build = Info("yap_build", "The runtime that serves", registry=registry)
         self._artifact = Info("yap_artifact", "What is served", registry=registry)
         for metric, values in (
@@ -228,6 +234,7 @@ class Metrics:
             (self._tokens, TOKEN_KINDS),
             (self._dropped, DROP_REASONS),
             (self._engine_requests, ENGINE_STATES),
+            (self._start, START_PHASES),
             (self._requests, STATUSES),
             (self._closed, (str(code) for code in (*_USUAL_CODES, idle_code))),
         ):
@@ -241,6 +248,11 @@ class Metrics:
         """Say which runtime serves which artifact, as labels of `yap_build_info` and `yap_artifact_info`."""
         self._build.info(dict(build))
         self._artifact.info(dict(artifact))
+
+    def started(self, took: Mapping[str, float]) -> None:
+        """Note the seconds of each phase of the start."""
+        for phase, seconds in took.items():
+            self._start.labels(phase).set(seconds)
 
     def turn_ended(self, outcome: str, usage: Usage, gaps: Iterable[float]) -> None:
         """Count a turn: done, cancelled, failed or timeout. `gaps` are sampled times between tokens in seconds."""

@@ -159,6 +159,10 @@ class TokenScore:
     top_token: int
 
 
+# When a phase of an engine's start began, by `time.monotonic`, and its name.
+StartMark = tuple[float, str]
+
+
 class Generates(Protocol):
     """What turns prompts into replies."""
 
@@ -206,6 +210,9 @@ class Engine(Generates, Protocol):
 
     async def reset_caches(self) -> bool:
         """Drop the prefix cache; false when the engine refused because something runs."""
+
+    def start_marks(self) -> Sequence[StartMark]:
+        """When each phase of its start began, as far as it notes them."""
 
     def own_metrics(self) -> Iterable[Metric]:
         """The engine's own figures in its own names, as far as it keeps any."""

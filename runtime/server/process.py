@@ -33,6 +33,7 @@ from runtime import __version__, defaults
 from runtime.artifact import ArtifactError, hub
 from runtime.command import OutputError
 from runtime.deployment.settings import RuntimeSettings, SettingsError, unknown
+from runtime.deployment.timeline import process_began
 from runtime.deployment.traces import TracesError
 from runtime.engines import EngineDeadError, EngineOptionError, EngineVersionError
 from runtime.host import logs
@@ -204,7 +205,7 @@ def admin_config(service: Service) -> uvicorn.Config:
 async def _serve(
     settings: RuntimeSettings, listener: socket.socket, backlog: int, admin_listener: socket.socket | None = None
 ) -> int:
-    service = Service(settings)
+    service = Service(settings, process_began())
     server = Server(web_config(service, backlog))
     admin = Server(admin_config(service)) if admin_listener is not None else None
     throttle_log()

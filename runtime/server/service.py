@@ -37,6 +37,7 @@ from runtime.deployment.metrics import Metrics, PrincipalFigures
 from runtime.deployment.models import Chat, Classifier, Deployment
 from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing, plan
 from runtime.deployment.settings import RuntimeSettings, SettingsError
+from runtime.deployment.timeline import Timeline
 from runtime.deployment.traces import Tracer
 from runtime.engines import Engine, EngineDeadError, Sampling
 from runtime.host import descriptors, logs, machine
@@ -126,8 +127,13 @@ class Served:
 class Service:
     """One server's state; its parts are made by `load`, or handed in by tests through `open`.
 
+    Args:
+        settings: the environment.
+        began: when the process did, by `time.monotonic`; now where it does other work too.
+
     Attributes:
         settings: the environment.
+        timeline: where the time of the start goes.
         phase: what `/readyz` tells.
         reason: why the server is not ready; empty when it is.
         metrics: what `/metrics` tells.
@@ -149,8 +155,9 @@ class Service:
         ended: the engine's death, or a failure to load, raises here; a finished drain is a result.
     """
 
-    def __init__(self, settings: RuntimeSettings) -> None:
+    def __init__(self, settings: RuntimeSettings, began: float | None = None) -> None:
         self.settings = settings
+        self.timeline = Timeline(time.monotonic() if began is None else began, "process")
         self.phase = Phase.LOADING
         self.reason = "checking the artifact"
         self.metrics = Metrics(settings.ws_close_idle_code)
@@ -242,9 +249,11 @@ class Service:
             SettingsError: the settings do not fit the artifact.
         """
         settings = self.settings
+        self.timeline.enter("fetch")
         here = await asyncio.to_thread(machine.describe)
         folder = await asyncio.to_thread(self._folder, here)
         self.reason = "checking the artifact"
+        self.timeline.enter("check")
         described = await asyncio.to_thread(artifact.read, folder)
         serving = plan(settings, described)
         with_code = settings.artifact_trust == "unsigned" or settings.artifact_public_key_file is not None
@@ -255,8 +264,9 @@ class Service:
         importing = (
             asyncio.to_thread(engines.preload, described, serving.chat.options) if serving.chat else asyncio.sleep(0)
         )
-        metadata, _ = await asyncio.gather(
-            asyncio.to_thread(
+
+        async def check() -> BuildMetadata:
+            checked = await asyncio.to_thread(
                 verify.check_artifact,
                 folder,
                 here,
@@ -265,9 +275,12 @@ class Service:
                 public_key=settings.artifact_public_key_file,
                 take=view.take,
                 sharing=engines.sharing_of(serving.chat.options) if serving.chat else verify.AS_BUILT,
-            ),
-            importing,
-        )
+            )
+            self.timeline.enter("import")  # what is left of it
+            return checked
+
+        metadata, _ = await asyncio.gather(check(), importing)
+        self.timeline.enter("settle")
         if not same(metadata, described):
             raise ArtifactError(f"{folder}: expected what was read first, found that it changed; start again")
         logs.take_over()  # the engine's library has been imported, and its processes inherit what it does
@@ -279,6 +292,7 @@ class Service:
                 await self._load_tool(view.folder, metadata.tool, serving.tool, here.device, beside)
         except ArtifactError as error:
             raise ArtifactError(str(error).replace(str(view.folder), str(folder))) from error
+        self.timeline.enter("settle")
         await asyncio.to_thread(view.settle)
         logs.take_over()
         freeze_heap()
@@ -294,6 +308,7 @@ class Service:
 
     async def _load_chat(self, view: View, chat: ChatServing) -> Chat:
         self.reason = "loading the chat model"
+        self.timeline.enter("template")
         if view.leaves_out_code:
             log.warning(
                 "compile_cache_left_out",
@@ -317,7 +332,9 @@ class Service:
         if form.thinks and not chat.thinking:
             raise SettingsError([f"THINKING_MAX_TOKENS: expected {THINKS}; found 0; {WAY_OUT}"])
         self._engine = engines.create(view.folder, view.metadata, chat.options)
+        self.timeline.enter("spawn")
         await self._engine.start()
+        self.timeline.splice(self._engine.start_marks())
         places = engines.places_of(view.metadata, chat.options)
         return Chat(self._engine, renderer, self._pool, chat.budgets, form=form, thinking=chat.thinking, places=places)
 
@@ -325,6 +342,7 @@ class Service:
         self, folder: Path, tool: ToolModel, chosen: ToolServing, device: str, cpu_threads: int
     ) -> None:
         self.reason = "loading the classifier"
+        self.timeline.enter("classifier")
         self._classifier = ToolClassifier(
             folder / tool.path,
             threshold=chosen.threshold,
@@ -409,7 +427,10 @@ class Service:
         self.metrics.engine(up=True)
         self.phase, self.reason = Phase.READY, ""
         self._opened.set()
-        log.info("ready")
+        self.timeline.end()
+        took = self.timeline.phases()
+        self.metrics.started(took)
+        log.info("ready", seconds=round(sum(took.values()), 1), phases={name: round(s, 2) for name, s in took.items()})
 
     def readiness(self) -> Readiness:
         """What `/readyz` answers now."""

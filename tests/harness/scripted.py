@@ -20,7 +20,7 @@ from runtime.deployment.models import Chat, Renderer
 from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing
 from runtime.deployment.settings import RuntimeSettings
 from runtime.deployment.traces import Tracer
-from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
+from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, StartMark, TokenScore
 from runtime.server.process import Server, bind, web_config
 from runtime.server.service import Service
 from runtime.text.prompt import Budgets, Message, PersonaTooLongError, Prompt
@@ -82,6 +82,9 @@ class ScriptedEngine:
 
     async def start(self) -> None:
         """Do nothing: there is nothing to load."""
+
+    def start_marks(self) -> Sequence[StartMark]:
+        return ()
 
     def wake(self) -> None:
         """Remember how many requests had come by then."""

@@ -20,7 +20,7 @@ from prometheus_client.core import Metric
 
 from runtime.artifact.generations import readable
 from runtime.defaults import first_set
-from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
+from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, StartMark, TokenScore
 from runtime.engines.trt.arguments import Backend, check_version, kv_cache_arguments, llm_arguments, sampling_arguments
 from runtime.engines.trt.folders import BLOCK_TOKENS, EngineFolder
 from runtime.engines.trt.tokens import SpecialTokens
@@ -261,6 +261,10 @@ class TrtEngine:
         last = await top(len(tokens) - 1)
         earlier = await asyncio.gather(*(top(length) for length in range(1, len(tokens) - 1)))
         return [TokenScore(float("nan"), token) for token in (*earlier, last)]
+
+    def start_marks(self) -> Sequence[StartMark]:
+        """None: TensorRT-LLM tells nothing of its start."""
+        return ()
 
     def own_metrics(self) -> Iterable[Metric]:
         """Nothing: TensorRT-LLM keeps no metrics in Prometheus' form; its scheduler's figures are in `load`."""

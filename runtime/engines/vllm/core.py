@@ -30,6 +30,8 @@ from runtime.engines.vllm.contract import Core, Step
 from runtime.engines.vllm.lifeline import end_with_parent
 
 METHOD = "scheduler_load"
+# Tells when the phases of the start began.
+MARKS = "start_marks"
 
 # About as long as preparing a step takes: waiting longer would delay the second token for nothing.
 FIRST_TOKEN_WAIT_S = 0.002
@@ -86,25 +88,57 @@ def end_ranks(processes: Sequence[BaseProcess], patience: float) -> None:
 
 if contract.seams.holds("load"):
     contract.answer(METHOD, contract.scheduler_figures)
+    contract.answer(MARKS, lambda core: list(_marks))
 if contract.seams.holds("first token"):
     contract.change_step(first_token_first)
 
 UniProcExecutor, MultiprocExecutor = contract.executors()
 
 
-class ObservedUniProcExecutor(UniProcExecutor):  # type: ignore[misc, valid-type]
+class Timed:
+    """Notes when vLLM asks its executor for each step of a start: its public methods, whichever of them it has."""
+
+    def determine_available_memory(self) -> Any:  # noqa: ANN401 - vLLM's own
+        """Note that what is free beside weights and activations is measured."""
+        _mark("profile")
+        return super().determine_available_memory()  # type: ignore[misc]
+
+    def initialize_from_config(self, *arguments: Any, **words: Any) -> Any:  # noqa: ANN401 - vLLM's own
+        """Note that the KV cache is laid out; up to vLLM 0.30 graphs are captured in it too."""
+        _mark("cache")
+        return super().initialize_from_config(*arguments, **words)  # type: ignore[misc]
+
+    def compile_or_warm_up_model(self, *arguments: Any, **words: Any) -> Any:  # noqa: ANN401 - vLLM's own
+        """Note that kernels are made ready, and graphs captured."""
+        _mark("graphs")
+        outcome = super().compile_or_warm_up_model(*arguments, **words)  # type: ignore[misc]
+        _mark("connect")
+        return outcome
+
+
+# Of the engine's process, from the time that its model began to load.
+_marks: list[tuple[float, str]] = []
+
+
+def _mark(phase: str) -> None:
+    _marks.append((time.monotonic(), phase))
+
+
+class ObservedUniProcExecutor(Timed, UniProcExecutor):  # type: ignore[misc, valid-type]
     """vLLM's executor for one GPU, defined here so that the engine process imports this module."""
 
     def _init_executor(self) -> None:
         end_with_parent()  # this is the engine's process, and no weight has been read yet
+        _mark("weights")
         super()._init_executor()
 
 
-class ObservedMultiprocExecutor(MultiprocExecutor):  # type: ignore[misc, valid-type]
+class ObservedMultiprocExecutor(Timed, MultiprocExecutor):  # type: ignore[misc, valid-type]
     """vLLM's executor for several workers, defined here so that the engine process imports this module."""
 
     def _init_executor(self) -> None:
         end_with_parent()  # its own processes end with this one: each has a pipe that closes then
+        _mark("weights")
         super()._init_executor()
 
     if contract.seams.holds("end of ranks"):

@@ -6,8 +6,10 @@ Token ids in, deltas out. What vLLM's insides are used for, and what happens wit
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from prometheus_client import REGISTRY
 from prometheus_client.core import Metric
 
-from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, TokenScore
+from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, StartMark, TokenScore
 from runtime.engines.vllm import contract
 from runtime.engines.vllm.arguments import engine_arguments, parameters, prepare_environment
 from runtime.engines.vllm.caches import CacheCopy
@@ -31,6 +33,8 @@ from runtime.host.timeouts import within
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -67,6 +71,7 @@ class VllmEngine:
         self._options = options
         self._compile_cache = compile_cache
         self._scratch: CacheCopy | None = None  # the copy of `compile_cache` that vLLM writes to
+        self._marks: list[StartMark] = []  # phases of the start
         self._llm: AsyncLLM | None = None  # none before `start` and after `shutdown`
         self._ids = count()  # of requests
         self._running: set[str] = set()  # ids of requests that have not ended
@@ -86,8 +91,11 @@ class VllmEngine:
             raise RuntimeError("the engine was started already")
         try:
             # In a thread: loading takes up to minutes, and the server answers /healthz meanwhile.
+            self._marks = [(time.monotonic(), "spawn")]
             self._llm = await asyncio.to_thread(self._load_model)
+            self._marks.append((time.monotonic(), "exercise"))
             await self._prove()
+            await self._note_marks(self._llm)
         except BaseException:
             await self.shutdown()
             raise
@@ -109,6 +117,20 @@ class VllmEngine:
             raise
         except Exception as error:  # noqa: BLE001 - vLLM raises its own engine's failure as a plain one
             seams.give_up("load", f"asking for it failed: {_reason(error)}")
+
+    async def _note_marks(self, llm: AsyncLLM) -> None:
+        """Ask the engine's process when the phases of its start began."""
+        if not seams.holds("load"):
+            return
+        from runtime.engines.vllm.core import MARKS
+
+        try:
+            marks = await within(EXERCISE_TIMEOUT_S, self._call(llm, contract.ask_core(llm, MARKS)))
+            self._marks += [(float(at), str(phase)) for at, phase in marks]
+        except EngineDeadError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what is only told keeps nobody from being served
+            log.warning("its start's phases are unknown: %s", _reason(error))
 
     async def _exercise(self) -> None:
         """Generate a little, alone and in a batch, the way that turns do.
@@ -255,6 +277,10 @@ class VllmEngine:
         except contract.dead():
             raise EngineDeadError("the vLLM engine process died") from None
         return scores
+
+    def start_marks(self) -> Sequence[StartMark]:
+        """When each phase began, in this process and in the engine's."""
+        return self._marks
 
     def own_metrics(self) -> Iterable[Metric]:
         """vLLM's figures, `vllm:…`, which it keeps in the process's own registry; none without its statistics."""

@@ -275,6 +275,13 @@ async def test_the_death_of_the_engine_process_ends_everything_within_five_secon
     await engine.shutdown()
 
 
+async def test_the_phases_of_its_start_are_told_by_both_processes_in_order(engine):
+    told = [phase for _, phase in sorted(engine.start_marks())]
+    assert told == ["spawn", "weights", "profile", "cache", "graphs", "connect", "exercise"]
+    first, last = min(engine.start_marks())[0], max(engine.start_marks())[0]
+    assert 0 < last - first < time.monotonic() - first
+
+
 async def test_its_own_metrics_are_kept_on_request_alone(engine, chat_folder):
     from runtime.engines.vllm.engine import VllmEngine
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import structlog
 from runtime import artifact, engines
 from runtime.artifact import ArtifactError, ToolLabel, verify
 from runtime.deployment.classifier import Tool
+from runtime.deployment.metrics import START_PHASES
 from runtime.deployment.settings import SettingsError
 from runtime.server import service
 from runtime.server.service import Phase, Service
@@ -209,3 +212,21 @@ async def test_a_template_that_cannot_be_rendered_is_a_fault_of_the_artifact(mon
     monkeypatch.setattr(service, "PromptRenderer", refuse)
     with pytest.raises(ArtifactError, match="expected a chat template"):
         await loaded()
+
+
+async def test_every_phase_of_a_start_is_one_that_metrics_know_and_they_are_all_of_its_time() -> None:
+    began = time.monotonic()
+    made = await loaded()
+    took = made.timeline.phases()
+    assert took.keys() <= set(START_PHASES)
+    assert {"process", "fetch", "check", "import", "template", "spawn", "classifier", "settle"} <= took.keys()
+    assert 0 < sum(took.values()) <= time.monotonic() - began
+
+
+async def test_where_the_time_of_a_start_went_is_told() -> None:
+    made = Service(settings(artifact=str(GOLDEN / "cpu-int8")), began=time.monotonic() - 100)
+    made.timeline.enter("fetch", time.monotonic() - 60)
+    made.metrics.started(made.timeline.phases())
+    told = made.metrics.render().decode()
+    assert re.search(r'yap_start_seconds\{phase="process"\} (39\.9|40\.)', told)
+    assert 'yap_start_seconds{phase="graphs"} 0.0' in told
