@@ -64,9 +64,9 @@ class SessionKeeper:
         self._metrics = metrics
         self._pace = pace
         self._first_wait = first_wait
-        self._loop = asyncio.get_running_loop()
-        self._pending = Pending()
-        self._writer = Writer(store, exchange, metrics, self._pending)
+        self._loop = asyncio.get_running_loop()  # tells the time
+        self._pending = Pending()  # what the store does not have yet
+        self._writer = Writer(store, exchange, metrics, self._pending)  # brings it there, in rounds
         self._background = Background()  # what nobody awaits
         self.up = True
         metrics.up.set(1)
