@@ -34,7 +34,7 @@ def record_of(session: Session, lease: Lease, wall: Clock = time.time) -> Record
         user_identity=session.user_identity,
         runtime_text=session.runtime_text,
         history=pack(session.history.messages()),
-        sampling=StoredSampling(*(getattr(session.sampling, name) for name in StoredSampling.__struct_fields__)),
+        sampling=_stored(session.sampling),
         sanitize=session.sanitize,
         prefixes=(session.check_screen_prefix, session.screen_checked_prefix),
         turns=tuple(lease.ids),
@@ -170,6 +170,21 @@ def sampling_of(stored: StoredSampling | None, default: Sampling, bounds: Mappin
     if not 1 <= values["max_tokens"] <= default.max_tokens:
         values["max_tokens"] = default.max_tokens
     return Sampling(**values)
+
+
+def _stored(sampling: Sampling) -> StoredSampling:
+    return StoredSampling(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        max_tokens=sampling.max_tokens,
+        stop=sampling.stop,
+        seed=sampling.seed,
+    )
 
 
 def said_in(turn: StoredTurn) -> list[Message]:

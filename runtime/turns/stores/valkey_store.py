@@ -96,9 +96,10 @@ class ValkeyStore:
         for change in group:
             if isinstance(change, Leave):
                 return _call(scripts.LEAVE, change.place, self._ttl, change.id, change.value, MOST_LEFT)
-            there = "0" if change.value is None else "1"
-            places.append(change.place)
-            arguments += (change.epoch, there, change.value or b"", len(change.merged), *change.merged)
+            # As bytes, which the client takes as they are; of others it asks what they are, one class after the other.
+            there = b"0" if change.value is None else b"1"
+            places.append(change.place.encode())
+            arguments += (b"%d" % change.epoch, there, change.value or b"", b"%d" % len(change.merged), *change.merged)
         return ("EVALSHA", _SHA[scripts.WRITE], len(places), *places, *arguments)
 
     async def remove_all(self, prefix: str) -> int:
