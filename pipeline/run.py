@@ -1,6 +1,6 @@
 """Runs a plan: the stages in their order, and the finished artifact at its place.
 
-source → calibration → quantize → tool → build → reference → validate → finish. Each is done once for its inputs
+source → calibration → quantize → tune → tool → build → reference → validate → finish. Each is done once for its inputs
 (`pipeline/stages/stage.py`); only `finish` touches the artifact's place, by a rename, after every gate has passed.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -32,6 +33,7 @@ from pipeline.stage_runner import FetchedModel, StageRunner, tokenizing
 from pipeline.stages import install, recipes
 from pipeline.stages.recipes import recipe_of
 from pipeline.stages.stage import StageError, remove_all_leftovers
+from pipeline.tuning.trials import TuningRequest, tune_here
 from pipeline.validate.validation import validate
 from runtime import artifact
 from runtime.artifact import (
@@ -42,6 +44,7 @@ from runtime.artifact import (
     Gate,
     Quantization,
     ToolModel,
+    TunedOptions,
     Validation,
     hashes,
     verify,
@@ -171,17 +174,22 @@ class Run:
         }
         chat: ChatModel | None = None
         tool: ToolModel | None = None
+        tuned: TunedOptions | None = None
         models: dict[str, Path] = {}
         build: Callable[[Path, Path], None] | None = None
         if plan.chat:
             base, model, quantization = self.quantize(plan.chat)
             models["chat"] = model.folder
-            build = partial(BUILDERS[plan.engine], source=base.folder, plan=plan, progress=self.progress)
+            told = plan
+            if tuned := self._tune(plan.chat, model):
+                told = replace(plan, choices=tuned.choices)
+                inputs["choices"] = tuned.choices.model_dump(mode="json")
+            build = partial(BUILDERS[plan.engine], source=base.folder, plan=told, progress=self.progress)
             inputs |= {"chat": model.content, "source": base.content, "engine": plan.engine}
             chat = describe.chat_model(plan.chat, base.content, quantization)
             if not plan.eager:
                 # What is compiled ahead of time depends on all of these.
-                inputs |= {"limits": plan.chat.limits.model_dump(), "machine": self.runner.identity()}
+                inputs |= {"limits": plan.chat.limits.model_dump(), "machine": self.runner.engine_identity()}
                 inputs |= {"method": plan.chat.method, "dtype": plan.chat.dtype}
                 # The folder of a compiled engine is named by it.
                 inputs["label"] = plan.chat.trt.label if plan.chat.trt else None
@@ -203,7 +211,7 @@ class Run:
         if changed := next((entry.path for entry in files if done.hashes.get(entry.path) != entry.sha256), None):
             raise StageError("build", "a file changed since it was made", changed, "run the same command again")
         if chat:
-            chat = chat.model_copy(update=dict(done.result))
+            chat = chat.model_copy(update={**done.result, "engine_options": tuned})
         metadata = BuildMetadata(
             lane=plan.lane.name,
             engine=plan.engine,
@@ -257,7 +265,7 @@ class Run:
             "utterances": utterances.sha256,
             "reference": hashes.sha256_of(reference) if reference else None,
             "thresholds": {spec.name: str(bound) for spec, bound in thresholds.items()},
-            "machine": self.runner.identity() | {"driver": self.runner.machine.driver},
+            "machine": self.runner.engine_identity(),
             "packages": tokenizing(),
             "code": recipe_of("validate", self.plan.engine if chat else None),
         }
@@ -275,6 +283,42 @@ class Run:
             return self.plan.out
         self.progress.step(f"finish: the artifact goes to {self.plan.out}")
         return install.install_artifact(folder, self.plan.out, metadata, self.cache, self.progress.step)
+
+    def _tune(self, chat: ChatPlan, model: FetchedModel) -> TunedOptions | None:
+        """Try the table of engine options on this GPU; none where nothing is tuned.
+
+        What was measured is kept for the same engine, driver and GPU, and for nothing else.
+        """
+        goal = self.plan.tune
+        if goal == "off":
+            return None
+        request = TuningRequest(
+            goal=goal,
+            folder=model.folder,
+            engine=self.plan.engine,
+            limits=chat.limits,
+            method=chat.method,
+            kv_fp8=self.plan.tune_kv_fp8,
+        )
+        inputs = {
+            "model": model.content,
+            "goal": goal,
+            "engine": request.engine,
+            "limits": chat.limits.model_dump(),
+            "method": chat.method,
+            "kv_fp8": request.kv_fp8,
+            "machine": self.runner.engine_identity(),
+            "packages": tokenizing(),
+            "code": recipe_of("tune", self.plan.engine),
+        }
+
+        def work(out: Path) -> Mapping[str, Any]:
+            with tempfile.TemporaryDirectory(prefix="yap-tune-", dir=out.parent) as scratch:
+                tuned = tune_here(request, self.runner.machine, Path(scratch), self.progress)
+            return tuned.model_dump(mode="json")
+
+        done = self.runner.stage("tune", inputs, work)
+        return TunedOptions.model_validate_json(json.dumps(done.result))
 
     def _records(self) -> tuple[artifact.StageRecord, ...]:
         return tuple(done.record for done in self.runner.finished)

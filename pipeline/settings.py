@@ -90,6 +90,14 @@ class PipelineSettings(BaseModel):
         ge=1,
         description="vLLM: stages of one model's layers, each on `TENSOR_PARALLEL_SIZE` GPUs of one host; baked in",
     )
+    tune: Literal["latency", "throughput", "off"] | None = Field(
+        None,
+        description="vLLM on a GPU: what the engine's options are tuned for, unless `--tune` is given; `off`: vLLM's "
+        "own choices; none means `latency` on a GPU",
+    )
+    kv_dtype: Literal["auto", "fp8"] = Field(
+        "auto", description="`fp8`: tuning tries a KV cache in FP8 too, and bakes it where it wins and says the same"
+    )
     hf_push_repo_id: Word | None = Field(
         None, description="repository that `--push-quant` and `push` publish to, such as `acme/llama-8b-awq`"
     )

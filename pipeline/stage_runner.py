@@ -150,6 +150,11 @@ class StageRunner:
         gpus = [gpu.name for gpu in self.machine.gpus]
         return {"sm": self.machine.sm, "gpus": gpus, "packages": self.machine.packages}
 
+    def engine_identity(self) -> dict[str, Any]:
+        """Return what of this machine decides how fast an engine is, and what it compiles: the driver and memory too."""
+        memory = [gpu.memory_bytes for gpu in self.machine.gpus]
+        return self.identity() | {"driver": self.machine.driver, "memory": memory}
+
     def _fetch(self, name: str, facts: SourceFacts) -> FetchedModel:
         try:
             folder = source.fetch(facts, self.progress)

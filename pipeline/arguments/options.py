@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -69,6 +69,10 @@ ToolUtterances = Annotated[
         help="JSONL of labelled utterances (text, label or labels) to measure the classifier's tools on; else "
         "TOOL_UTTERANCES.",
     ),
+]
+TuneFor = Annotated[
+    Literal["latency", "throughput", "off"] | None,
+    typer.Option(help="vLLM on a GPU: tune the engine's options for this; else TUNE, which is latency."),
 ]
 Emulated = Annotated[bool, typer.Option("--allow-emulated", help="Allow FP8 on a CPU, ten times slower.")]
 Force = Annotated[bool, typer.Option("--force", help="Do every stage again; FORCE_REBUILD=true does the same.")]
@@ -163,6 +167,7 @@ class PlanOptions:
     cache_dir: CacheDir = None
     tool: ToolOptions
     allow_emulated: Emulated = False
+    tune: TuneFor = None
 
     def request(self) -> BuildRequest:
         """Make the request of the options.
@@ -175,6 +180,7 @@ class PlanOptions:
             out=self.out,
             fallback=tuple(self.fallback or ()),
             allow_emulated=self.allow_emulated,
+            tune=self.tune,
         )
 
 
@@ -265,6 +271,7 @@ class BuildOptions:
     cache_dir: CacheDir = None
     tool: ToolOptions
     allow_emulated: Emulated = False
+    tune: TuneFor = None
 
     def request(self) -> BuildRequest:
         """Make the request of the options.
@@ -273,7 +280,7 @@ class BuildOptions:
             WrongRequestError: too few or too many words.
         """
         asked = self.tool.within(self.lane.request(tool_only=self.tool.tool_only))
-        return replace(asked, out=self.out, allow_emulated=self.allow_emulated)
+        return replace(asked, out=self.out, allow_emulated=self.allow_emulated, tune=self.tune)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.build.layout import COMPILE_CACHE, copy_model
 from pipeline.stages.stage import StageError
 from runtime.engines import EngineDeadError, EngineOptions
+from runtime.engines.tuned import with_choices
 
 if TYPE_CHECKING:
     from pipeline.plan import BuildPlan
@@ -59,13 +60,16 @@ def compile_ahead(out: Path, plan: BuildPlan) -> None:
         pipeline_parallel_size=limits.pipeline_parallel_size,
         enforce_eager=False,
     )
-    engine = VllmEngine(out, options)
+    # The plain options too: they serve where anything differs from what was tuned, or the operator says so.
+    ways = list(dict.fromkeys((options, with_choices(options, plan.choices) if plan.choices else options)))
 
     async def start_and_stop() -> None:
-        try:
-            await engine.start()
-        finally:
-            await engine.shutdown()
+        for way in ways:
+            engine = VllmEngine(out, way)
+            try:
+                await engine.start()
+            finally:
+                await engine.shutdown()
 
     cache = out / COMPILE_CACHE
     cache.mkdir()

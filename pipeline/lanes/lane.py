@@ -116,6 +116,7 @@ class Lane:
         samples_variable: says how much text a method looks at.
         library: what the hub calls what loads it.
         plain_server: another server that can load it.
+        tunes: whether its engine's options can be tuned.
     """
 
     served: ServedLane
@@ -138,6 +139,7 @@ class Lane:
     samples_variable: str = "AWQ_NSAMPLES"
     library: str = "vllm"
     plain_server: PlainServer | None = None
+    tunes: bool = False
 
     @property
     def name(self) -> LaneName:

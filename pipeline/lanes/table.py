@@ -57,6 +57,7 @@ VLLM = Lane(
     batch=256,
     latency=LatencyBounds(ttft_ms=500, itl_ms=50, tokens_per_s=100),
     plain_server=PLAIN_VLLM,
+    tunes=True,
 )
 
 CPU = Lane(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pipeline.checkpoint.layers import LayerTable
 from pipeline.checkpoint.prequantized import Prequantized
@@ -16,7 +17,9 @@ from pipeline.lanes.gates import Thresholds
 from pipeline.plan.estimate import Estimate
 from pipeline.source import SourceFacts
 from pipeline.source.utterance_file import NO_UTTERANCES, ToolCoverage, UtteranceSet, coverage_of
-from runtime.artifact import Limits, Moe, ToolLabel, served_tools
+from runtime.artifact import EngineChoices, Limits, Moe, ToolLabel, served_tools
+
+Tune = Literal["latency", "throughput", "off"]
 
 SEED = 20251122
 
@@ -38,6 +41,7 @@ class BuildRequest:
         positive_label: the classifier's label that means yes, by name or index; none reads it from the labels' names.
         tool_labels: the table of several tools, a `LABEL=TOOL[@THRESHOLD]` each; empty for what the names say.
         tool_utterances: file of labelled utterances to measure the classifier on; none takes TOOL_UTTERANCES.
+        tune: what the engine's options are tuned for, or `off`; none takes TUNE.
     """
 
     chat: str | None = None
@@ -52,6 +56,7 @@ class BuildRequest:
     positive_label: str | None = None
     tool_labels: tuple[str, ...] = ()
     tool_utterances: Path | None = None
+    tune: Tune | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +188,9 @@ class BuildPlan:
         estimate: what the build takes.
         decisions: every choice with its reason.
         seed: of every random number generator.
+        tune: what the engine's options are tuned for, or `off`.
+        tune_kv_fp8: whether a KV cache in FP8 may be tried.
+        choices: the options that tuning chose; none before it ran.
     """
 
     lane: Lane
@@ -196,6 +204,9 @@ class BuildPlan:
     estimate: Estimate
     decisions: tuple[PlanDecision, ...]
     seed: int = SEED
+    tune: Tune = "off"
+    tune_kv_fp8: bool = False
+    choices: EngineChoices | None = None
 
     @property
     def engine(self) -> str:

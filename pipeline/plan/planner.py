@@ -17,6 +17,7 @@ from pipeline.lanes.gates import Thresholds, default_thresholds, inapplicable_bo
 from pipeline.lanes.trt_lane import TrtLane
 from pipeline.paths import distinct_name
 from pipeline.plan import BuildPlan, BuildRequest, ChatPlan, ToolPlan
+from pipeline.plan.build_plan import Tune
 from pipeline.plan.chat_plan import ChatPlanner
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.disk_facts import ARTIFACTS, NEW_ARTIFACT, DiskFacts, PathEntry
@@ -77,7 +78,8 @@ def make_plan(
     tool_plan = plan_tool(tool, request, diagnostics, disk.utterances)
     out = _out(request, chat_plan, chat, tool, lane, disk, diagnostics)
     methods = checked_methods(request, chat_plan, hardware, lane, diagnostics)
-    thresholds = _thresholds(request, chat_plan, tool_plan, lane, diagnostics)
+    tune = _tune(request, settings, lane, diagnostics, chat=chat is not None)
+    thresholds = _thresholds(request, chat_plan, tool_plan, lane, diagnostics, tune)
     size = _build_size(chat_plan, tool_plan, lane)
     cost = estimate(size, cores=hardware.cores)
     _decide_memory(size, chat_plan, tool_plan, hardware, diagnostics)
@@ -99,7 +101,28 @@ def make_plan(
         fallback=request.fallback,
         estimate=cost,
         decisions=tuple(diagnostics.decisions),
+        tune=tune,
+        tune_kv_fp8=settings.kv_dtype == "fp8",
     )
+
+
+def _tune(
+    request: BuildRequest, settings: PipelineSettings, lane: Lane | None, diagnostics: Diagnostics, *, chat: bool
+) -> Tune:
+    """Decide what the engine's options are tuned for."""
+    asked = request.tune or settings.tune
+    where = "--tune" if request.tune else "TUNE"
+    if lane is None or not chat:
+        return "off"
+    if not lane.tunes:
+        if asked not in (None, "off"):
+            expected = f"off in the {lane.name} lane, whose engine has nothing to tune"
+            diagnostics.problem(where, expected, asked, "leave it out")
+        return "off"
+    tune: Tune = asked or "latency"
+    reason = f"{where} says so" if asked else "vLLM's options are measured on this GPU with this model"
+    diagnostics.decide("tuning", tune, reason)
+    return tune
 
 
 def _lane(
@@ -181,7 +204,12 @@ def _folder_name(facts: SourceFacts, *, chat: bool) -> str:
 
 
 def _thresholds(
-    request: BuildRequest, chat: ChatPlan | None, tool: ToolPlan | None, lane: Lane | None, diagnostics: Diagnostics
+    request: BuildRequest,
+    chat: ChatPlan | None,
+    tool: ToolPlan | None,
+    lane: Lane | None,
+    diagnostics: Diagnostics,
+    tune: Tune,
 ) -> Thresholds:
     if lane is None or (request.chat and chat is None) or (request.tool and tool is None):
         return {}  # what is in the way is told already
@@ -194,6 +222,8 @@ def _thresholds(
         classifier=None if tool is None else "embedded" if tool.source.kind == EMBEDDED else "other",
         tools_measured=tool is None or tool.coverage.measured,
         tools_unmeasured=tool is not None and bool(tool.coverage.missing),
+        # Whether anything wins shows when it is built; its text has a bound then.
+        tuned=tune != "off",
     )
     diagnostics.problems.extend(inapplicable_bounds(candidate, request.thresholds))
     bounds = {**default_thresholds(candidate), **request.thresholds}

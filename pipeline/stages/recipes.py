@@ -55,6 +55,9 @@ def recipe_inputs(stage: str, engine: str | None = None) -> RecipeInputs:
     if stage == "build":
         # Only vLLM's builder starts an engine, and imports it itself.
         return RecipeInputs(("pipeline.build.assemble", *((BUILDERS[engine],) if engine else ())))
+    if stage == "tune" and engine:
+        # The worker is a process of its own, which the trials start by its name.
+        return RecipeInputs(("pipeline.tuning.trials", "pipeline.tuning.worker", *started), (HELD_OUT_TEXTS,))
     if stage == "reference" and engine:
         return RecipeInputs(("pipeline.validate.validation", *started), (HELD_OUT_TEXTS,))
     if stage == "validate":

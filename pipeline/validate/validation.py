@@ -25,9 +25,10 @@ from pipeline.stages.stage import StageError
 from pipeline.validate import scores, speed
 from pipeline.validate.long_prompt import LongPrompt, long_prompt_of, long_prompt_ratio
 from pipeline.validate.scores import Scores
+from pipeline.validate.text_under_load import Asked, asked_of, loss_of, replies_of, score_of
 from pipeline.validate.tool_accuracy import measure_tools
 from runtime import engines
-from runtime.artifact import BuildMetadata, Gate, Validation, hashes
+from runtime.artifact import BuildMetadata, Gate, Limits, Validation, hashes
 from runtime.artifact.files.view import ScratchError, View
 from runtime.defaults import first_set
 from runtime.engines import Engine, EngineDeadError, EngineOptions
@@ -42,6 +43,8 @@ T = TypeVar("T")
 
 # The tokens of one stream of the throughput test: enough that generating outweighs the prompt.
 PROMPT_TOKENS, REPLY_TOKENS = 64, 32
+# Streams at which text under load is read, at most: more add nothing that a batch of so many has not.
+STREAMS_UNDER_LOAD = 256
 # Answers are short, and a sound model ends most of them well within this.
 KNOWN_PROMPT_TOKENS = 64
 
@@ -186,6 +189,7 @@ def candidate_of(
         classifier=None if tool is None else "embedded" if tool.source.repo == EMBEDDED else "other",
         tools_measured=coverage is None or coverage.measured,
         tools_unmeasured=coverage is not None and bool(coverage.missing),
+        tuned=chat is not None and chat.tuned,
     )
 
 
@@ -226,7 +230,14 @@ def _measure_chat(
         streams=[window[:PROMPT_TOKENS] for window in islice(cycle(windows), min(limits.max_batch_size, lane.streams))],
     )
 
+    at_once = min(limits.max_batch_size, STREAMS_UNDER_LOAD)
+    asked_under_load = _asked_under_load(tokenizer, limits, at_once) if chat.tuned else []
+    under_load: list[tuple[int, ...]] = []
+
     async def measure(engine: Engine) -> Figures:
+        if asked_under_load:
+            progress.step(f"generating {len(asked_under_load)} replies of several lengths, {at_once} at once")
+            under_load.extend(await replies_of(engine, asked_under_load, at_once))
         progress.step(f"asking {len(prompts.known)} known prompts")
         replies = []
         for number, (prompt, _) in enumerate(prompts.known, 1):
@@ -258,8 +269,34 @@ def _measure_chat(
                 figures[gate_specs.PERPLEXITY_RATIO] = scores.perplexity_ratio(scored, reference_scores)
         return figures
 
+    async def judge(engine: Engine) -> Figures:
+        progress.step("scoring what it said under load, and what it says itself")
+        own = await replies_of(engine, asked_under_load, at_once)
+        served, plain = [await score_of(engine, asked_under_load, said) for said in (under_load, own)]
+        loss = loss_of(served, plain)
+        return {gate_specs.TEXT_UNDER_LOAD: loss.mean, gate_specs.WORST_UNDER_LOAD: loss.worst}
+
     progress.step("starting the engine on the artifact")
-    return _with_engine(engines.create(folder, metadata, EngineOptions()), folder, measure)
+    figures = _with_engine(engines.create(folder, metadata, EngineOptions()), folder, measure)
+    if not asked_under_load:
+        return figures
+    progress.step("starting the engine without graphs and without tuned options")
+    plain_options = EngineOptions(
+        max_num_seqs=limits.max_batch_size,
+        max_model_len=limits.max_model_len,
+        tensor_parallel_size=limits.tensor_parallel_size,
+        pipeline_parallel_size=limits.pipeline_parallel_size,
+        enforce_eager=True,
+    )
+    return {**figures, **_with_engine(engines.for_model(metadata.engine, folder, plain_options), folder, judge)}
+
+
+def _asked_under_load(tokenizer: PreTrainedTokenizerBase, limits: Limits, streams: int) -> list[Asked]:
+    """Return prompts of several lengths out of the held-out texts, that fit the artifact's limits."""
+    texts = [list(tokenizer(text)["input_ids"]) for text in heldout_texts()]
+    reply = max(1, min(limits.max_output_len, limits.max_model_len // 2))
+    prompt = max(1, min(limits.max_input_len, limits.max_model_len - reply - 1))
+    return asked_of(texts, streams, longest_prompt=prompt, longest_reply=reply)
 
 
 def _with_engine(engine: Engine, folder: Path, measure: Callable[[Engine], Awaitable[T]]) -> T:

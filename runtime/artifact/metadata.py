@@ -250,6 +250,11 @@ class ChatModel(Entry):
         optional = {"thinking_max_tokens", "engine_options"}
         return {name: value for name, value in fields.items() if value or name not in optional}
 
+    @property
+    def tuned(self) -> bool:
+        """Whether anything is set that is not vLLM's own choice."""
+        return self.engine_options is not None and self.engine_options.choices != EngineChoices()
+
 
 class ToolLabel(Entry):
     """A tool that the classifier can ask for, and the label that asks for it."""

@@ -145,6 +145,8 @@ def expected_gates(metadata: BuildMetadata) -> dict[str, Relation | None]:
         expected |= {"ttft_p50": "<=", "itl_p50": "<=", "throughput": ">="}
         if chat.limits.max_input_len > LONG_PROMPT_TOKENS:
             expected["long_prompt_ratio"] = ">="
+        if chat.tuned:
+            expected |= {"text_under_load": "<=", "text_under_load_worst": "<="}
         told, compared = engine_of(metadata).tells_probabilities, not chat.quantization.prequantized
         if told:
             expected["perplexity"] = None
