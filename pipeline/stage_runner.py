@@ -151,7 +151,7 @@ class StageRunner:
         return {"sm": self.machine.sm, "gpus": gpus, "packages": self.machine.packages}
 
     def engine_identity(self) -> dict[str, Any]:
-        """Return what of this machine decides how fast an engine is, and what it compiles: the driver and memory too."""
+        """Return what of this machine decides how fast an engine is and what it compiles: driver and memory too."""
         memory = [gpu.memory_bytes for gpu in self.machine.gpus]
         return self.identity() | {"driver": self.machine.driver, "memory": memory}
 
