@@ -201,6 +201,7 @@ TEXT_UNDER_LOAD = GateSpec(
     unit="nats",
     relation="<=",
     default=lambda _: MOST_MEAN_LOSS,
+    option=BoundOption("--max-text-loss", "Nats a token that replies under load may be less probable, tuned options."),
     label="text under load",
     card=CardRow("quality", "Nats a token that replies under load are less probable than the plain engine's"),
 )
@@ -210,6 +211,7 @@ WORST_UNDER_LOAD = GateSpec(
     unit="nats",
     relation="<=",
     default=lambda _: MOST_WORST_LOSS,
+    option=BoundOption("--max-worst-text-loss", "The same of the worst reply's worst stretch."),
     label="worst text under load",
 )
 HELD_OUT_TOKENS = GateSpec("held_out_tokens", _chat, unit="tokens")

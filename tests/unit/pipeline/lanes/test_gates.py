@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -147,7 +148,11 @@ def test_which_artifacts_must_have_which_figures(
     chat: bool, method: str | None, classifier: Literal["embedded", "other"] | None, lane: str, without: set[str]
 ) -> None:
     candidate = Candidate(LANES[lane], chat=chat, method=method, classifier=classifier, prompt_tokens=5525)
-    assert {spec.name for spec in SPECS if spec.applies_to(candidate)} == set(BY_NAME) - without - {"tool_silence"}
+    untuned = {"text_under_load", "text_under_load_worst"}
+    needed = {spec.name for spec in SPECS if spec.applies_to(candidate)}
+    assert needed == set(BY_NAME) - without - {"tool_silence"} - untuned
+    tuned = replace(candidate, tuned=True)
+    assert {spec.name for spec in SPECS if spec.applies_to(tuned)} == needed | untuned
 
 
 def test_a_bound_is_shown_with_its_side_and_unit() -> None:
