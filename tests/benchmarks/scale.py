@@ -103,7 +103,9 @@ def frames_through_ray(pace: float, sockets: int = SOCKETS) -> None:
     """Measure the same through Ray Serve's proxy; the server is a replica, and what Ray does in it is the server's."""
     variables = {"INSTANT_PAUSE": str(pace), "INSTANT_TOKENS": str(TOKENS)}
     slots = {"MAX_CONCURRENT_CONNECTIONS": str(2 * sockets)}
-    with RayServe(1, "build_instant", arguments={"replicas": 1}, **variables, **slots) as ray:
+    with RayServe(
+        1, "tests.harness.fleet.ray_app:build_instant", arguments={"replicas": 1}, **variables, **slots
+    ) as ray:
         (replica,) = ray.wait_running(1)
         assert replica.pid is not None
         route = Route("Ray", ray.url, KEY, partial(cpu_seconds, replica.pid), ray.cpu_seconds, ray.resident_kib)

@@ -1,4 +1,4 @@
-"""Ray nodes of one machine with an application on them: `python -m tests.harness.fleet.ray_cluster NODES`.
+"""Ray nodes of one machine with an application on them: `python -m tests.harness.fleet.ray_cluster NODES PORT CPUS`.
 
 Runs in Ray's own environment, and is told what to do by lines of JSON on standard input; each is answered by one on
 standard output. The end of the input is the end of the cluster. `ray_serve` is the other side.
@@ -18,7 +18,6 @@ from ray.serve.schema import ServeDeploySchema
 
 # What Ray wants at least.
 STORE_BYTES = 80 * 2**20
-CPUS = 3
 TRIES = 5
 
 
@@ -54,14 +53,14 @@ def status() -> dict[str, object]:
     return {"applications": applications, "replicas": replicas()}
 
 
-def start(nodes: int) -> Cluster:
+def start(nodes: int, cpus: int) -> Cluster:
     """Start the nodes. Ray gives each 30 seconds, whatever else the machine does: so it is tried again."""
     for left in reversed(range(TRIES)):
         cluster = Cluster()
         try:
             for number in range(nodes):
                 of_head = {"include_dashboard": False} if number == 0 else {}
-                cluster.add_node(num_cpus=CPUS, object_store_memory=STORE_BYTES, **of_head)
+                cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES, **of_head)
         except Exception:
             cluster.shutdown()
             if not left:
@@ -71,11 +70,11 @@ def start(nodes: int) -> Cluster:
     raise AssertionError("it was tried at least once")
 
 
-def main(nodes: int, port: int) -> None:
+def main(nodes: int, port: int, cpus: int) -> None:
     """Run until the input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what Ray prints is no answer
-    cluster = start(nodes)
+    cluster = start(nodes, cpus)
     ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     print("{}", file=answers)
@@ -94,4 +93,4 @@ def main(nodes: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:4]))

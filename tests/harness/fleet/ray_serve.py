@@ -27,6 +27,8 @@ PYTHON = ROOT / ".venv-ray/bin/python"
 CONFIGURATION = ROOT / "deploy/ray/serve.yaml"
 MISSING = "Ray is not installed: images/install.sh .venv-ray ray"
 SLOTS = 40
+# Of a node: room for two replicas more than a test has.
+CPUS = 3
 # Quicker than Ray is by itself, for tests that wait for it; and patient, on a machine that does other work too.
 QUICK = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
@@ -67,9 +69,16 @@ class RayServe:
     name = "Ray"
 
     def __init__(
-        self, nodes: int = 2, build: str = "build", *, arguments: Mapping[str, object] | None = None, **variables: str
+        self,
+        nodes: int = 2,
+        build: str = "tests.harness.fleet.ray_app:build",
+        *,
+        arguments: Mapping[str, object] | None = None,
+        cpus: int = CPUS,
+        **variables: str,
     ) -> None:
-        self._nodes = nodes
+        """Have so many nodes with so many `cpus` each; what is not said is for scripted engines."""
+        self._nodes, self._cpus = nodes, cpus
         self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}/ws"
         self.http = f"http://127.0.0.1:{self.port}"
@@ -77,7 +86,7 @@ class RayServe:
         self.log = Path(self._folder.name) / "output.log"
         self.configuration = shipped()
         application = self.application
-        application["import_path"] = f"tests.harness.fleet.ray_app:{build}"
+        application["import_path"] = build
         application["args"] = {"gpus": 0, "cpus": 1, "replicas": 2, **(arguments or {})}
         application["runtime_env"]["env_vars"] = {
             "ARTIFACT": "/",
@@ -99,7 +108,7 @@ class RayServe:
         environment = {**os.environ, **QUICK, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": self._folder.name}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [PYTHON, "-m", "tests.harness.fleet.ray_cluster", str(self._nodes), str(self.port)],
+                [PYTHON, "-m", "tests.harness.fleet.ray_cluster", str(self._nodes), str(self.port), str(self._cpus)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
