@@ -34,6 +34,9 @@ QUICK = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     "RAY_worker_register_timeout_seconds": "240",
     "RAY_health_check_failure_threshold": "60",
+    # A replica that does not say in time how many requests it has is passed over: its sessions go elsewhere.
+    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "20",
+    "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "20",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     # Each would be a Python process that nobody asked for yet.

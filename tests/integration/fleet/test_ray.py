@@ -159,7 +159,12 @@ async def test_listeners_stay_with_their_replica_and_go_on_whatever_ray_does_to_
             assert not any(one.cut for one in guests)
             assert len({one.node for one in two}) == 2, "a replica on each node"
 
-            # Who comes back comes to the replica that it had.
+            # Who comes back comes to the replica that it had, once the proxy knows of both.
+            seen: set[str] = set()
+            for number in itertools.count():
+                if len(seen) == 2:
+                    break
+                seen.add(await answered(ray.url, f"anybody-{number}"))
             async with AsyncExitStack() as stack:
                 at = await spread(ray.url, 2, stack)
                 them = list(at)
