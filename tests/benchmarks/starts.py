@@ -15,6 +15,7 @@ from tests.benchmarks.front import REPLY, TEXT, alone, engine_request
 from tests.benchmarks.gateway import cpu_seconds, instant
 from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.work import figures
+from tests.harness.server import Server
 
 STREAMS = (1, 64, 256)
 WORDS = 200
@@ -25,10 +26,21 @@ STEP = 0.0064
 def starts_section(folder: Path) -> None:
     """Measure replies of one token behind a cached persona, rendered by the artifact's own tokenizer."""
     print(f"\nstarts: turns of one token, a persona of {WORDS} words kept from turn to turn ({folder})")
+    if (folder / "build_metadata.json").exists():
+        _ready(folder)
     for name, variables in (("table", {}), ("vllm", {"INSTANT_ENGINE": "vllm"})):
         _measure(name, folder, variables)
     _paced(folder)
     _first_tokens(folder)
+
+
+def _ready(folder: Path) -> None:
+    """Measure from the server's execution to readiness, phase by phase, with the artifact's own engine."""
+    with Server(folder) as server:
+        seconds = server.wait_ready()
+        phases = ", ".join(f"{phase} {took:.1f}" for phase, took in server.start_phases().items())
+        print(f"starts: ready after {seconds:.1f} s: {phases}", flush=True)
+        server.stop()
 
 
 def _paced(folder: Path, rounds: int = 12) -> None:

@@ -31,10 +31,8 @@ def ours(folder: Path, **env: str) -> float:
     """Measure the seconds until /readyz answers 200."""
     with Server(folder, VLLM_LOGGING_LEVEL="INFO", **env) as server:
         seconds = server.wait_ready(400)
-        with urllib.request.urlopen(f"{server.http}/metrics", timeout=10) as response:
-            for line in response.read().decode().splitlines():
-                if line.startswith("yap_start_seconds{") and not line.endswith(" 0.0"):
-                    print("   ", line)
+        for phase, took in server.start_phases().items():
+            print(f"    {phase:10} {took:6.2f} s")
         for event in server.log.read_text().splitlines():
             if re.search(r"\btook\b|seconds|\bs\b.*GiB|loaded|ready|weights|spawn", event):
                 print("   ", event[:220])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def start_phases_in(metrics: str) -> dict[str, float]:
+    """Return the seconds of each phase of a start, out of what `/metrics` tells; no phases that took none."""
+    told = re.findall(r'^yap_start_seconds\{phase="(\w+)"\} (\S+)$', metrics, re.MULTILINE)
+    return {phase: float(seconds) for phase, seconds in told if float(seconds) > 0}
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -117,6 +124,11 @@ class Server:
                 raise RuntimeError(f"not ready within {timeout:g} s:\n{self.log_tail()}")
             time.sleep(0.2)
         return time.monotonic() - self.began
+
+    def start_phases(self) -> dict[str, float]:
+        """Return the seconds of each phase of the start."""
+        with urllib.request.urlopen(self.http + "/metrics", timeout=10) as response:
+            return start_phases_in(response.read().decode())
 
     def stop(self, timeout: float = 60) -> int:
         """Send SIGTERM, as `docker stop` does, and return the exit status.

@@ -22,6 +22,7 @@ from runtime.server import service
 from runtime.server.service import Phase, Service
 from runtime.text.replies.channels import ReplyFormat
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
+from tests.harness.server import start_phases_in
 
 GOLDEN = Path(__file__).resolve().parents[3] / "data" / "artifacts"
 
@@ -224,9 +225,12 @@ async def test_every_phase_of_a_start_is_one_that_metrics_know_and_they_are_all_
 
 
 async def test_where_the_time_of_a_start_went_is_told() -> None:
-    made = Service(settings(artifact=str(GOLDEN / "cpu-int8")), began=time.monotonic() - 100)
-    made.timeline.enter("fetch", time.monotonic() - 60)
+    now = time.monotonic()
+    made = Service(settings(artifact=str(GOLDEN / "cpu-int8")), began=now - 100)
+    made.timeline.enter("fetch", now - 60)
+    made.timeline.end(now + 0.00001)
     made.metrics.started(made.timeline.phases())
     told = made.metrics.render().decode()
     assert re.search(r'yap_start_seconds\{phase="process"\} (39\.9|40\.)', told)
     assert 'yap_start_seconds{phase="graphs"} 0.0' in told
+    assert start_phases_in(told) == pytest.approx({"process": 40, "fetch": 60}, abs=0.001)
