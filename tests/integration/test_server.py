@@ -106,25 +106,6 @@ async def test_the_classifier_asks_for_a_screenshot_and_the_reply_still_streams(
     assert looked.text.strip()
 
 
-async def test_a_prepared_reply_is_the_reply_whether_it_was_cut_or_not(server: Server) -> None:
-    asked = {"persona_text": PERSONA, "history": [], "sampling": {"temperature": 0}}
-    async with open_socket(server.url, additional_headers={"X-API-Key": server.api_key}) as socket:
-        client = Client(socket)
-        for number, utterance in enumerate((STORY, TURNS[0], "Can you look at my screen?")):
-            said = {**asked, "user_utterance": utterance}
-            plain = await client.turn(**said, session_id=f"plain-{number}")
-            for pause in (0.0, 0.1, 2.5):  # released before its rest, perhaps while it is made, and behind it
-                same = {**said, "session_id": f"prepared-{number}-{pause}"}
-                await client.send(type="prepare", **same)
-                await asyncio.sleep(pause)
-                ready = await client.turn(**same)
-                assert ready[-2] == plain[-2]
-                assert ready[-1]["usage"]["prepared"] is True
-                for count in ("prompt_tokens", "completion_tokens", "finish_reason"):
-                    assert ready[-1]["usage"][count] == plain[-1]["usage"][count]
-    assert await settled(server) == (0, 0)
-
-
 async def test_a_followup_continues_without_a_decision(server: Server) -> None:
     async with connect(options(server)) as talk:
         await whole(talk, "Please look at this drawing.")
