@@ -1,13 +1,13 @@
 """The classifier that decides before the first token: its network, its worker, and what it decides."""
 
-from runtime.deployment.classifier.classifier import (
+from runtime.deployment.classifier.decision import Decision, Tool, ToolProbability, tools_of
+from runtime.deployment.classifier.model import format_utterances
+from runtime.deployment.classifier.tool_classifier import (
     ALONE_THREADS,
     BESIDE_CHAT_THREADS,
     ToolClassifier,
     ToolClosedError,
 )
-from runtime.deployment.classifier.decision import Decision, Tool, ToolProbability, tools_of
-from runtime.deployment.classifier.model import format_utterances
 from runtime.deployment.classifier.window import is_multi_label, window_of
 
 __all__ = [

@@ -64,7 +64,7 @@ class SessionKeeper:
         self._metrics = metrics
         self._pace = pace
         self._first_wait = first_wait
-        self._loop = asyncio.get_running_loop()  # tells the time
+        self._loop = asyncio.get_running_loop()  # makes timers
         self._pending = Pending()  # what the store does not have yet
         self._writer = Writer(store, exchange, metrics, self._pending)  # brings it there, in rounds
         self._background = Background()  # what nobody awaits

@@ -40,7 +40,7 @@ OTHER_MEANINGS = {
     ("runtime/host/machine.py", "vllm"): "a distribution",
     ("runtime/host/machine.py", "cuda"): "a device of PyTorch",
     ("runtime/host/machine.py", "cpu"): "a device of PyTorch",
-    ("runtime/deployment/classifier/classifier.py", "cpu"): "a device of PyTorch",
+    ("runtime/deployment/classifier/tool_classifier.py", "cpu"): "a device of PyTorch",
     ("runtime/deployment/classifier/model.py", "cuda"): "a device of PyTorch",
     ("runtime/deployment/classifier/facts.py", "cpu"): "a device of PyTorch",
 }
