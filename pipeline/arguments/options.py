@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,14 @@ from runtime.defaults import QUANTIZATION
 from runtime.host.machine import Gpu
 
 METHOD_WORDS = frozenset(word for lane in LANES.values() for word in lane.words)
+
+
+def _misspelt(words: Sequence[str]) -> bool:
+    """Whether the first of several words is neither a folder nor a hub id, and nearly a method."""
+    word = words[0]
+    if len(words) < 2 or not get_close_matches(word.lower(), METHOD_WORDS, cutoff=0.65):
+        return False
+    return "/" not in word and not Path(word).exists()
 
 
 def _method_help() -> str:
@@ -106,14 +115,15 @@ class LaneOptions:
     def request(self, *, tool_only: bool = False) -> BuildRequest:
         """Make the request of the positional words.
 
-        The first word is a method when it is one, or when there is one word too many: then the plan says what is wrong.
+        The first word is a method when it is one, or a misspelt one before a model, or when there is one word too many:
+        then the plan says what is wrong.
 
         Raises:
             WrongRequestError: too few or too many words.
         """
         words = list(self.models)
         most = 1 if tool_only else 2
-        method = words.pop(0) if words[0] in METHOD_WORDS or len(words) > most else None
+        method = words.pop(0) if words[0] in METHOD_WORDS or len(words) > most or _misspelt(words) else None
         if not 1 <= len(words) <= most:
             expected = "[METHOD] TOOL_MODEL" if tool_only else "[METHOD] CHAT_MODEL [TOOL_MODEL]"
             raise WrongRequestError([Problem("arguments", expected, " ".join(self.models), "see --help")])

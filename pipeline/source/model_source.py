@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -78,8 +79,13 @@ def read_facts(ref: str, role: Role) -> SourceFacts:
     match = HUB_ID.fullmatch(ref)
     if match and not ref.startswith((".", "/", "~")):
         return _read_hub(ref, match["repo"], match["revision"], role)
-    problem = Problem(role, "a folder, a hub id (org/name, org/name@revision) or `embedded`", repr(ref))
+    problem = Problem(role, "a folder, a hub id (org/name, org/name@revision) or `embedded`", repr(ref), _near(ref))
     return SourceFacts(ref, "folder", folder.name or ref, problems=(problem,))
+
+
+def _near(ref: str) -> str:
+    """Return what to try where a name is nearly the embedded model's."""
+    return f"did you mean `{EMBEDDED}`?" if get_close_matches(ref.lower(), [EMBEDDED], cutoff=0.8) else ""
 
 
 def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:

@@ -112,3 +112,20 @@ def test_every_option_of_run_reaches_the_request(
     assert {f"--{name}" for name in request.lanes} == lanes
     assert (request.fallback, request.out, request.allow_emulated) == (tuple(fallback), Path("there"), emulated)
     assert request.thresholds == bounds  # a bound of 0 is one
+
+
+@pytest.mark.parametrize("word", ["7bit", "4-bit", "8bits", "4bti", "FP8", "int5", "fp9", "nonee", "gptqq"])
+def test_a_misspelt_method_before_a_model_is_told_as_a_method(word: str) -> None:
+    for models in ([word, "embedded"], [word, "org/model"], [word, "org/model", "embedded"]):
+        request = options.LaneOptions(models=models, lanes=[]).request()
+        assert (request.method, request.chat) == (word, models[1])
+
+
+def test_a_folder_or_a_hub_id_that_is_named_like_a_method_is_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "7bit").mkdir()
+    for name in ("7bit", "./7bits", "8bit/x", "mistral", "embedded"):
+        request = options.LaneOptions(models=[name, "embedded"], lanes=[]).request()
+        assert (request.method, request.chat, request.tool) == (None, name, "embedded")

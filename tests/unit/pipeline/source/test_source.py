@@ -127,6 +127,12 @@ def test_what_is_neither_folder_nor_hub_id_is_named(ref: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("ref", ["embeded", "embbedded", "Embedded", "embedde", "embeddded"])
+def test_a_misspelt_embedded_model_is_asked_about(ref: str) -> None:
+    [line] = problems(ref)
+    assert line.endswith(f"found {ref!r}; did you mean `embedded`?")
+
+
 def test_an_offline_hub_model_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
