@@ -14,7 +14,7 @@ from pipeline.problem import Problem
 from pipeline.source.model_files import TOKENIZER_FILES
 from pipeline.source.source_facts import SourceFacts
 from runtime.artifact import hub, hub_client
-from runtime.text.prompt import Budgets, PromptRenderer
+from runtime.text.prompt import Budgets, PromptRenderer, vocabulary_size
 
 # How the runtime words what it refuses.
 REFUSAL = re.compile(r"expected (?P<expected>.*?), found:? (?P<found>[^;]*)")
@@ -51,7 +51,20 @@ def with_prompt_format(facts: SourceFacts, *, think: bool) -> SourceFacts:
         return replace(facts, problems=(problem,))
     if (odd := _generation_problem(folder, facts.ref)) is not None:
         return replace(facts, problems=(odd,))
+    if (beyond := _vocabulary_problem(folder, renderer, facts.ref)) is not None:
+        return replace(facts, problems=(beyond,))
     return replace(facts, thinks=renderer.format.thinks, thought_off=tuple(renderer.off))
+
+
+def _vocabulary_problem(folder: Path, renderer: PromptRenderer, ref: str) -> Problem | None:
+    """Return the problem of a model that has no embedding for a token of its prompts: one would end the engine."""
+    size = vocabulary_size(folder)
+    highest, text = renderer.highest_token()
+    if size is None or highest < size:
+        return None
+    expected = f"a tokenizer of the {size} tokens that the model has, in {ref}"
+    next_step = "save both together, after resize_token_embeddings, or correct vocab_size in config.json"
+    return Problem("CHAT_MODEL", expected, f"token {highest}, {text!r}", next_step)
 
 
 def _generation_problem(folder: Path, ref: str) -> Problem | None:

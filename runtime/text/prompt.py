@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ class PromptRenderer:
 
     def __init__(self, folder: Path, budgets: Budgets, think: bool = False) -> None:
         tokenizer = load_tokenizer(folder)
+        self._tokenizer = tokenizer
         self._budgets = budgets
         control = re.compile(any_of(control_tokens(tokenizer)))
         try:
@@ -104,7 +106,7 @@ class PromptRenderer:
         switches = switches_of(self._template.attempt, source)
         marks = template_marks(self._template.render, source, control).union(switches)
         # Text to token ids.
-        self._tokens = TextTokens(tokenizer, self._chunk_samples(), marks)
+        self._tokens = TextTokens(tokenizer, self._samples(), marks)
         # Tokens of a prompt with a system message and nothing said.
         self._minimum = TextCache(self._measure_minimum, limit=SYSTEMS_BYTES, entry_limit=SYSTEMS_BYTES // 16)
         # Tokens that the template adds to a message, at most.
@@ -112,11 +114,23 @@ class PromptRenderer:
         # Tokens that open a conversation for a reply, at most.
         self._opening = self._overhead + self._tokens.count_to(EMPTY, len(EMPTY.encode()))
         self.off = dict(self._template.thought.off)
-        self.format = _format(self._template, tokenizer, self._tokens, _vocabulary(folder))
+        self.format = _format(self._template, tokenizer, self._tokens, vocabulary_size(folder))
 
     def count(self, text: str) -> int:
         """Tokens of a text on its own, as budgets count them."""
         return len(self._tokens.encode(self._tokens.escaped(text)))
+
+    def highest_token(self) -> tuple[int, str]:
+        """The highest token id that a prompt may hold, and its text.
+
+        Prompts hold what a client may write and what the template adds. A client's control tokens are broken up, so
+        those that the template does not use are in none.
+        """
+        control = set(control_tokens(self._tokenizer))
+        writable = (token for text, token in self._tokenizer.get_vocab().items() if text not in control)
+        added = (token for text in self._samples() for token in self._tokens.encode_anew(text))
+        highest = max(chain(writable, added), default=0)
+        return highest, str(self._tokenizer.convert_ids_to_tokens(highest))
 
     def render(
         self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message], utterance: str
@@ -230,7 +244,7 @@ class PromptRenderer:
         text = self._template.render(system, [*messages, ("user", utterance)])
         return self._tokens.encode_prompt(text)
 
-    def _chunk_samples(self) -> list[str]:
+    def _samples(self) -> list[str]:
         turns = [("user", "One, 2 "), ("assistant", "  x\n"), ("user", "é\n\n🙂"), ("assistant", "y"), ("user", "z")]
         return [self._template.render(system, turns) for system in ("", "Be brief.\n")]
 
@@ -264,7 +278,7 @@ def _format(template: ChatTemplate, tokenizer: Any, tokens: TextTokens, vocabula
     )
 
 
-def _vocabulary(folder: Path) -> int | None:
+def vocabulary_size(folder: Path) -> int | None:
     """How many tokens the model can say, where its config tells."""
     try:
         config = json.loads((folder / "config.json").read_bytes())

@@ -20,7 +20,7 @@ from tests.harness.trt import lane
 
 def folder_with(template: str, folder: Path) -> Path:
     """A folder that is whole, with a template of a real model or one that is given."""
-    lane.model(folder, max_position_embeddings=8192)
+    lane.model(folder, max_position_embeddings=8192, vocab_size=512)
     (folder / "chat_template.jinja").unlink()
     source = real.source(template) if template.isidentifier() else template
     real.write_template(source, folder)
@@ -98,6 +98,25 @@ def test_what_the_server_refuses_the_plan_refuses_in_a_line(tmp_path: Path, how:
     assert line.startswith("CHAT_MODEL: expected a")
     assert f", in {folder}, found " in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_token_without_an_embedding_is_refused_and_named(tmp_path: Path, nested: bool) -> None:
+    """Words that a client may say, and marks of the template that a fine-tune added without resizing the embeddings."""
+    folder = folder_with("qwen2_5", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    highest, text = PromptRenderer(folder, Budgets()).highest_token()
+    for size in (1, 200, highest, highest + 1):
+        sizes = {"vocab_size": size}
+        whole = {name: value for name, value in config.items() if name != "vocab_size"}
+        (folder / "config.json").write_text(json.dumps(whole | ({"text_config": sizes} if nested else sizes)))
+        found = with_prompt_format(read_facts(str(folder), "CHAT_MODEL"), think=False).problems
+        told = [str(problem) for problem in found]
+        if size > highest:
+            assert told == []
+        else:
+            assert len(told) == 1
+            assert f"the {size} tokens that the model has, in {folder}, found token {highest}, {text!r};" in told[0]
 
 
 @pytest.mark.parametrize("where", ["chat_template.json", "additional_chat_templates"])

@@ -20,6 +20,7 @@ from runtime.text.prompt import (
     PersonaTooLongError,
     PromptRenderer,
 )
+from runtime.text.tokenizer import load_fast_tokenizer
 from tests.harness.models import chat_templates as templates
 
 SMALL = Budgets(persona=30, history=60, utterance=20, input=150)
@@ -327,3 +328,27 @@ def test_counting_is_in_the_models_own_tokens(renderers, tmp_path: Path):
     renderer = renderers["chatml"]
     assert renderer.count("") == 0
     assert renderer.count("the cat") == len(renderer._tokens._tokenizer.encode("the cat", add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize("name", sorted(templates.TEMPLATES))
+def test_no_prompt_holds_a_token_above_the_highest(renderers, name):
+    highest, text = renderers[name].highest_token()
+    assert renderers[name]._tokens._tokenizer.id_to_token(highest) == text
+    said = "".join(renderers[name]._tokens._tokenizer.get_vocab())[-200:]
+    prompt = renderers[name].render(persona="Be Ada.", runtime_text=None, history=(), utterance=said)
+    assert max(prompt.token_ids) <= highest
+
+
+def test_a_control_token_of_no_prompt_counts_for_nothing_but_a_plain_word_does(tmp_path):
+    folder = templates.write("chatml", tmp_path)
+    before, _ = PromptRenderer(folder, SMALL).highest_token()
+    tokenizer = load_fast_tokenizer(folder)
+    tokenizer.add_tokens("<picture>", special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    renderer = PromptRenderer(folder, SMALL)
+    assert renderer.highest_token()[0] == before
+    prompt = renderer.render(persona="<picture>", runtime_text=None, history=(), utterance="a<picture>b")
+    assert max(prompt.token_ids) <= before
+    tokenizer.add_tokens("plainword")  # one that a client may say
+    tokenizer.save_pretrained(folder)
+    assert PromptRenderer(folder, SMALL).highest_token()[1] == "plainword"
