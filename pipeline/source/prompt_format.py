@@ -60,7 +60,8 @@ def _vocabulary_problem(folder: Path, renderer: PromptRenderer, ref: str) -> Pro
     """Return the problem of a model that has no embedding for a token of its prompts: one would end the engine."""
     size = vocabulary_size(folder)
     highest, text = renderer.highest_token()
-    if size is None or highest < size:
+    # Sizes that are none are told with the rest of the config.
+    if size is None or size <= 1 or highest < size:
         return None
     expected = f"a tokenizer of the {size} tokens that the model has, in {ref}"
     next_step = "save both together, after resize_token_embeddings, or correct vocab_size in config.json"

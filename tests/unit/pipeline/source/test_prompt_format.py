@@ -106,7 +106,7 @@ def test_a_token_without_an_embedding_is_refused_and_named(tmp_path: Path, neste
     folder = folder_with("qwen2_5", tmp_path)
     config = json.loads((folder / "config.json").read_text())
     highest, text = PromptRenderer(folder, Budgets()).highest_token()
-    for size in (1, 200, highest, highest + 1):
+    for size in (2, 200, highest, highest + 1):
         sizes = {"vocab_size": size}
         whole = {name: value for name, value in config.items() if name != "vocab_size"}
         (folder / "config.json").write_text(json.dumps(whole | ({"text_config": sizes} if nested else sizes)))
