@@ -317,7 +317,12 @@ class Run:
                 tuned = tune_here(request, self.runner.machine, Path(scratch), self.progress)
             return tuned.model_dump(mode="json")
 
-        done = self.runner.stage("tune", inputs, work)
+        try:
+            done = self.runner.stage("tune", inputs, work)
+        except StageError as error:
+            # The plain options serve too; where these do not either, the stages that follow say so.
+            self.progress.step(f"tune: {error}; nothing is tuned, and the engine's plain options are built")
+            return None
         return TunedOptions.model_validate_json(json.dumps(done.result))
 
     def _records(self) -> tuple[artifact.StageRecord, ...]:

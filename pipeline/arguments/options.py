@@ -169,7 +169,17 @@ Bounds = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """The options of what is planned, for `plan` and `run`."""
+    """The options of what is planned, for `plan` and `run`.
+
+    Attributes:
+        lane: the lane, the method and the models.
+        out: where the artifact will lie.
+        fallback: methods to take where this one fails its gates.
+        cache_dir: what the stages keep.
+        tool: the classifier's.
+        allow_emulated: whether a method may be emulated.
+        tune: what the engine's options are to make better.
+    """
 
     lane: LaneOptions
     out: Out = None
@@ -273,7 +283,17 @@ class QuantizeOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """The options of `build`."""
+    """The options of `build`.
+
+    Attributes:
+        lane: the lane, the method and the models.
+        out: where the folder will lie.
+        force: whether what is there is replaced.
+        cache_dir: what the stages keep.
+        tool: the classifier's.
+        allow_emulated: whether a method may be emulated.
+        tune: what the engine's options are to make better.
+    """
 
     lane: LaneOptions
     out: Out = None

@@ -103,6 +103,13 @@ def tune_here(request: TuningRequest, machine: Machine, scratch: Path, progress:
 class Trials:
     """The processes of one tuning: all measure the same prompts.
 
+    Attributes:
+        request: what is tuned.
+        streams: those that the speed test opens at once.
+        asked: prompts and lengths of the test of the text.
+        prompts: those of the speed test.
+        plain: the engine's options without a choice.
+
     Args:
         texts: token ids of texts to make prompts of.
         scratch: folder for jobs, logs and what compilers keep.

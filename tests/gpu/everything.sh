@@ -32,7 +32,7 @@ parts() {
     if [ ! -e "$work/tool" ]; then
         cp -r "${CLASSIFIER:?a folder with a sequence classifier}" "$work/tool.part" && mv "$work/tool.part" "$work/tool"
     fi
-    [ -e "$model" ] || step model 200 "$python" tests/gpu/make_model.py "$model" --tokenizer "${TOKENIZER:?a folder}"
+    [ -e "$model" ] || step model 200 "$python" tests/gpu/inputs/make_model.py "$model" --tokenizer "${TOKENIZER:?a folder}"
     # Links: what the artifact adds to its folder must not be quantized, and nothing is copied.
     [ -e "$work/8b-source" ] || { cp -al "$model" "$work/8b-source.part" && mv "$work/8b-source.part" "$work/8b-source"; }
 }
@@ -55,7 +55,7 @@ measure() {
     read -ra contenders <<<"${CONTENDERS:-alone runtime openai}"
     read -ra sections <<<"${SECTIONS:-shadow barge-in prefix soak}"
     parts
-    step artifact 400 "$python" tests/gpu/make_artifact.py "$model" --tool "$work/tool"
+    step artifact 400 "$python" tests/gpu/inputs/make_artifact.py "$model" --tool "$work/tool"
     touch "$out/streams.log"
     [ -z "${PAUSES:-}" ] || quiet &
     step streams 900 "$python" tests/gpu/streams.py "$model" --streams "${streams[@]}" \

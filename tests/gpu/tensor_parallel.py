@@ -3,10 +3,11 @@
 
     python3 tests/gpu/tensor_parallel.py MODEL [--parallel 2] [--streams 1 64 256] [--steps STEP …]
 
-MODEL is a folder with a model, such as `make_model.py` writes, or an artifact; nothing is written to it. Beside it, in
-MODEL-parallel, an artifact for one GPU and one for `--parallel` are made of links to its weights, each compiled ahead.
-Each step is a process group of its own with a time limit, and logs to MODEL-parallel/logs; a result is printed as soon
-as it is known, and kept: run again, what was measured is not measured again. So the run may be cut anywhere.
+MODEL is a folder with a model, such as `inputs/make_model.py` writes, or an artifact; nothing is written to it. In
+MODEL-parallel beside it, an artifact for one GPU and one for `--parallel` are made of links to its weights, each
+compiled ahead. Each step is a process group of its own with a time limit, and logs to MODEL-parallel/logs; a result is
+printed as soon as it is known, and kept: run again, what was measured is not measured again. So the run may be cut
+anywhere.
 
     compile-1 compile-N   compile ahead and seal
     ready-1 ready-N       from exec to readiness, with the artifact's compile cache
@@ -99,7 +100,7 @@ def compile_step(model: Path, folder: Path, count: int) -> dict[str, object]:
     shutil.rmtree(folder, ignore_errors=True)
     lay_out(model, folder)
     began = time.monotonic()
-    command = [sys.executable, str(Path(__file__).with_name("make_artifact.py")), str(folder)]
+    command = [sys.executable, str(Path(__file__).with_name("inputs") / "make_artifact.py"), str(folder)]
     subprocess.run([*command, "--parallel", str(count)], check=True)
     seconds = time.monotonic() - began
     cache = [path for path in (folder / "compile_cache").rglob("*") if path.is_file()]

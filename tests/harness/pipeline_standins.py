@@ -31,7 +31,8 @@ from pipeline.plan import BuildPlan
 from pipeline.plan.hardware import Hardware, Quantizer
 from pipeline.quantize import QuantizeJob
 from pipeline.source import model_source
-from runtime.artifact import BuildMetadata, Calibration, Quantization, Validation
+from pipeline.tuning.trials import TuningRequest
+from runtime.artifact import BuildMetadata, Calibration, Quantization, TunedOptions, TuningKey, Validation
 from runtime.host.machine import Machine
 from tests.hub.golden import proof_of
 
@@ -98,6 +99,11 @@ def measure_reference(model: Path, out: Path, *, options: Any, engine: str, prog
     record("reference")
 
 
+def tune_here(request: TuningRequest, machine: Machine, scratch: Path, progress: Any) -> TunedOptions:
+    key = TuningKey(engine="vllm 0", torch=None, driver=None, gpu=None, gpu_memory_bytes=None, tensor_parallel_size=1)
+    return TunedOptions(goal=request.goal, key=key, noise=0.0, candidates=())
+
+
 def validate(
     folder: Path, metadata: BuildMetadata, *, reference: Path | None, thresholds: Thresholds, progress: Any, **_: Any
 ) -> Validation:
@@ -130,6 +136,7 @@ REPLACED: tuple[tuple[Any, str, Any], ...] = (
     (pipeline.run, "QUANTIZERS", {"vllm": quantize}),
     (pipeline.run, "BUILDERS", {"vllm": build}),
     (pipeline.run, "validate", validate),
+    (pipeline.run, "tune_here", tune_here),
     (pipeline.revalidate, "validate", validate),
     (pipeline.validate.validation, "validate", validate),
     (pipeline.validate.validation, "measure_reference", measure_reference),

@@ -1,4 +1,7 @@
-"""The classifier that decides before the first token: its network, its worker, and what it decides."""
+"""The classifier that decides before the first token: its network, its worker, and what it decides.
+
+May import what `deployment` may.
+"""
 
 from runtime.deployment.classifier.decision import Decision, Tool, ToolProbability, tools_of
 from runtime.deployment.classifier.model import format_utterances

@@ -1,4 +1,7 @@
-"""The server's environment variables: what each means, how they are read, and how they are shown."""
+"""The server's environment variables: what each means, how they are read, and how they are shown.
+
+May import what `deployment` may.
+"""
 
 from runtime.deployment.settings.declaring import SettingsError, canonical_origin
 from runtime.deployment.settings.environment import Environment, is_loopback, load, look

@@ -130,7 +130,7 @@ class VllmEngine:
         except EngineDeadError:
             raise
         except Exception as error:  # noqa: BLE001 - what is only told keeps nobody from being served
-            log.warning("its start's phases are unknown: %s", _reason(error))
+            log.info("its start's phases are unknown: %s", _reason(error))
 
     async def _exercise(self) -> None:
         """Generate a little, alone and in a batch, the way that turns do.

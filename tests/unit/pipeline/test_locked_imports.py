@@ -62,7 +62,7 @@ def test_engines_and_workers_run_where_they_are_installed() -> None:
     assert places("runtime/engines/trt/engine.py", "tensorrt_llm") == {"trt"}
     assert places("pipeline/quantize/vllm.py", "llmcompressor") == {"vllm-quantize", "cpu-quantize"}
     assert places("pipeline/quantize/trt_checkpoint.py", "tensorrt_llm") == {"trt"}
-    assert places("runtime/deployment/classifier.py", "transformers") == {"vllm", "cpu", "trt", "tool"}
+    assert places("runtime/deployment/classifier/model.py", "transformers") == {"vllm", "cpu", "trt", "tool"}
 
 
 def test_every_environment_of_the_images_is_in_the_table() -> None:

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits, Platform, Quantization, Source
+from runtime.artifact import ArtifactError
 from runtime.engines import EngineOptions, create, finds_cache
 from runtime.engines.vllm import arguments
 from runtime.engines.vllm.arguments import binding, prepare_environment
 from runtime.engines.vllm.engine import VllmEngine
-
-
-def metadata(engine: str = "vllm", **changes: Any) -> BuildMetadata:
-    limits = Limits(max_batch_size=24, max_input_len=500, max_output_len=100, max_model_len=700)
-    chat = ChatModel(
-        source=Source(repo="embedded", content_sha256="0"),
-        quantization=Quantization(method="none", scheme="BF16"),
-        limits=limits,
-        dtype="bfloat16",
-    )
-    fields = {"chat": chat, "files": (), "digest": "", "created_at": "", "platform": Platform(python="3", machine="x")}
-    return BuildMetadata(lane="cpu", engine=engine, **(fields | changes))
+from tests.harness.models.metadata import metadata
 
 
 def test_limits_left_open_are_those_of_the_artifact():

@@ -26,7 +26,7 @@ from runtime.engines.tuned import VARIABLES, key_of, tuned, with_choices
 from runtime.engines.vllm import arguments
 from runtime.host import machine
 from runtime.host.machine import Gpu, Machine
-from tests.unit.runtime.engines.test_engines import metadata
+from tests.harness.models.metadata import metadata
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 90, 80 << 30, 79 << 30)
 HERE = Machine(gpus=(H100,), driver="580.1", packages={"vllm": "0.31.0", "torch": "2.12.0+cu130"})

@@ -129,7 +129,7 @@ LOOKED_AFTER = {
     ("turns/turn.py", "begin"): "the turn's end looks at what it raised",
     ("server/process.py", "_serve"): "awaited",
     ("server/process.py", "exit_within"): "ends the process in a `finally`",
-    ("deployment/classifier.py", "start"): "its loop catches everything",
+    ("deployment/classifier/tool_classifier.py", "start"): "its loop catches everything",
     ("artifact/blobs.py", "watch_progress"): "each of its steps is an `attempt`",
     ("host/log_outputs.py", "_start"): "its loop catches everything",
     ("host/log_outputs.py", "_compress_later"): "fails by itself",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes an artifact of a model folder for measuring, in place: compiled ahead as `build` does, and not validated.
 
-    python3 tests/gpu/make_artifact.py FOLDER [--tool FOLDER] [--parallel GPUS]
+    python3 tests/gpu/inputs/make_artifact.py FOLDER [--tool FOLDER] [--parallel GPUS]
 
 A model with random weights has the speed of a real one and passes no gate of quality, so the pipeline would refuse
 it, and rightly. The metadata says `unproven` where figures would be; nothing made here is fit to be published.
@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from pipeline.build.layout import COMPILE_CACHE
 from pipeline.build.vllm import compile_ahead

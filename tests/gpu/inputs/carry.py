@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Packs what a GPU host that reaches no registry lacks, in pieces that can be carried one at a time.
 
-    python tests/gpu/carry.py ARTIFACT [--out .gpu] [--mib 56]
+    python tests/gpu/inputs/carry.py ARTIFACT [--out .gpu] [--mib 56]
 
 The host is expected to have Python 3.12 with torch, transformers and the usual scientific packages, and somewhere a
 vLLM and the quantizers for them (`host.sh` is told where). The rest is packed here: the packages named below, as the
@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LOCKS = ("dev", "vllm", "embedded")
 PYTHON = "3.12"
 NAMES = (

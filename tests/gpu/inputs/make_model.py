@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write a Llama of 8B shape with random weights: real sizes and real kernels, no download.
 
-    python3 tests/gpu/make_model.py OUT --tokenizer FOLDER
+    python3 tests/gpu/inputs/make_model.py OUT --tokenizer FOLDER
 
 The shape is Llama 3.1 8B's, but for the vocabulary, which is the tokenizer's: 4096 × 14336, 32 layers, 32 heads, 8 KV
 heads. Weights are normal with a deviation of 0.02, bfloat16, in one shard a layer group, written from the GPU if any.
