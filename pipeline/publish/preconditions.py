@@ -35,7 +35,7 @@ PLACEHOLDERS = frozenset(
     }
 )
 WRITE_ROLES = frozenset({"admin", "write", "contributor"})
-PUSH = "--push-quant"
+PUBLISHING = "publishing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def repo_id_problem(repo: str) -> Problem | None:
     """Return what is wrong with the name of a repository; none when nothing is."""
     expected = "a repository such as acme/llama-8b-awq"
     if not repo:
-        return Problem("HF_PUSH_REPO_ID", expected, "nothing", f"set it, or leave {PUSH} out")
+        return Problem("HF_PUSH_REPO_ID", expected, "nothing", "set it to a repository of yours")
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -168,7 +168,7 @@ def _source_problems(models: Sequence[SourceModel]) -> list[Problem]:
         if model.prequantized:
             problems.append(
                 Problem(
-                    PUSH,
+                    PUBLISHING,
                     "a model that was quantized here",
                     f"{model.name}, which came quantized",
                     "it is its author's to publish; serve the artifact from its folder",

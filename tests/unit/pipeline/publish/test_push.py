@@ -58,7 +58,7 @@ def test_everything_that_is_wrong_is_told_at_once_and_nothing_is_sent(hub: Hub, 
     destination, problems = preconditions.check_destination(models, tmp_path / "missing.pem", environment)
     assert destination is None
     assert [problem.where for problem in problems] == [
-        *("--push-quant", "CHAT_MODEL", "--sign-key", "HF_PUSH_REPO_ID", "HF_PUSH_PRIVATE", "HF_TOKEN")
+        *("publishing", "CHAT_MODEL", "--sign-key", "HF_PUSH_REPO_ID", "HF_PUSH_PRIVATE", "HF_TOKEN")
     ]
     assert all("\n" not in str(problem) for problem in problems)
     assert hub.seen == []
