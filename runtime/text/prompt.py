@@ -94,7 +94,7 @@ class PromptRenderer:
 
     def __init__(self, folder: Path, budgets: Budgets, think: bool = False) -> None:
         tokenizer = load_tokenizer(folder)
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer  # the model's
         self._budgets = budgets
         control = re.compile(any_of(control_tokens(tokenizer)))
         try:

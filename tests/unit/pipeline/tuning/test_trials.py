@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,17 +85,27 @@ def test_a_process_that_fails_is_told_in_one_line(tmp_path: Path, code: str, tol
         trials(tmp_path, code).measure(EngineChoices())
 
 
+def alive(status: Path) -> bool:
+    """Whether a process is neither gone nor dead; a dead one waits for the process that it was left to."""
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def test_a_process_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     code = f"""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path({str(tmp_path / "child")!r}).write_text(str(child.pid))
     time.sleep(600)
     """
-    with pytest.raises(TrialError, match="nothing within 5 s"):
-        trials(tmp_path, code, limit_s=5).measure(EngineChoices())
+    with pytest.raises(TrialError, match="nothing within 12 s"):
+        trials(tmp_path, code, limit_s=12).measure(EngineChoices())
     status = Path("/proc", (tmp_path / "child").read_text(), "stat")
-    # Gone, or dead and not yet collected by the process that it was left to.
-    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX"
+    until = time.monotonic() + 60  # the system may take its time to end what was killed
+    while alive(status):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_prompts_fit_the_limits_and_are_one_a_stream(tmp_path: Path) -> None:

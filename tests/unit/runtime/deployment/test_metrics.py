@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import Counter
 
-from runtime.deployment.metrics import STORE_OPERATIONS, Metrics, PrincipalFigures
+from runtime.deployment.metrics import PREPARED_OUTCOMES, START_PHASES, STORE_OPERATIONS, Metrics, PrincipalFigures
 
 # Each label, and all that it may say. A label that is not here needs an entry: its values must be ours, not a client's.
 CLOSED = {
-    "outcome": {"done", "cancelled", "failed", "timeout"},
+    "outcome": {"done", "cancelled", "failed", "timeout", *PREPARED_OUTCOMES},
+    "phase": set(START_PHASES),
     "kind": {"prompt", "cached", "completion", *STORE_OPERATIONS},
     "status": {"yes", "no", "timeout", "failed"},
     "code": {*map(str, range(1000, 1016)), "3xxx", "4xxx", "other", "4000", "4321"},
@@ -53,7 +54,7 @@ def test_every_value_is_there_from_the_start() -> None:
     """A counter that appears with its first event hides that event from a rate."""
     metrics = Metrics()
     before = labels(metrics)
-    for name in ("outcome", "kind", "state"):
+    for name in ("outcome", "kind", "state", "phase"):
         assert {value for label, value in before if label == name} == CLOSED[name]
     assert {value for label, value in before if label == "status"} >= CLOSED["status"]
     assert ("code", "1000") in before
