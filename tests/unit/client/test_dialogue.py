@@ -59,6 +59,7 @@ class Conversation(RuleBasedStateMachine):
         past = [{"role": "user", "content": "before"}] if history else None
         self.session = Session("s1" if history or named else None, {"persona": "P0"}, None, past)
         self.behind = False  # whether the store has ever known less than was said
+        self.misled = False  # whether an error has ever been lost on its way
         self.dialogue = Dialogue(self.session)
         self.server = ModelServer()
         self.connection: ModelConnection | None = None
@@ -167,6 +168,7 @@ class Conversation(RuleBasedStateMachine):
     def lose(self, arrives: int, noticed: bool) -> None:
         assert self.connection is not None
         self.deliver_to_client(arrives)
+        self.forget_errors()
         # Whose session is not surely its own leaves it to a server that does not know of the loss to end the turn.
         if noticed or not self.session.own:
             self.connection.end()
@@ -174,6 +176,15 @@ class Conversation(RuleBasedStateMachine):
             self.ghosts.append(self.connection)
         self.connection = None
         self.dialogue.lost("the socket was cut", 1006)
+
+    def forget_errors(self) -> None:
+        """Note errors that never come: a server keeps nothing of a failed turn, but what it said of one that was cut.
+
+        The client takes such a turn for one that was cut, and cannot know better.
+        """
+        assert self.connection is not None
+        if any(json.loads(frame)["type"] == "error" for frame in self.connection.outbox):
+            self.misled = True
 
     @precondition(lambda self: self.ghosts)
     @rule()
@@ -256,7 +267,7 @@ class Conversation(RuleBasedStateMachine):
             listener = next(each for each in self.listeners if each.state is state)
             # Of an utterance that was sent twice the server began two turns, of which the first was never told.
             _, persona, history, _ = [each for each in self.server.begun if each[3] == listener.utterance][-1]
-            sure = self.session.transcript.complete or not self.behind
+            sure = not self.misled and (self.session.transcript.complete or not self.behind)
             if self.session.version == state.version and state.asked is None and sure:
                 said = [(message.role, message.content) for message in self.session.transcript.messages]
                 assert history == said, "the server has what was said, whole and once"
