@@ -77,7 +77,7 @@ class TrtPlanner(ChatPlanner):
 
     def _label(self) -> str | None:
         try:
-            return str(EngineLabel.of(self.machine)) if self._compiles else None
+            return str(EngineLabel.of(self.machine, self.settings.tensor_parallel_size)) if self._compiles else None
         except ArtifactError:
             return None  # no GPU or no TensorRT-LLM, which is a problem that the lane has told already
 

@@ -211,7 +211,8 @@ def _machines(metadata: BuildMetadata, others: Sequence[BuildMetadata]) -> str:
 def _runs_on(metadata: BuildMetadata) -> str:
     machine = metadata.platform
     path = metadata.chat.engine_path if metadata.chat else None
-    engine = f", engine `{path}`" if path else ""
+    shared = f" for {metadata.chat.limits.gpus} GPUs" if metadata.chat and metadata.chat.limits.gpus > 1 else ""
+    engine = f", engine `{path}`{shared}" if path else ""
     if metadata.chat is None:
         return "any machine: the classifier is in float"
     return f"{_machine(machine)}{engine}"

@@ -147,7 +147,8 @@ def _published(api: HfApi, repo: str, commit: str, changes: Changes, total: int)
 def commit_message(metadata: BuildMetadata) -> str:
     """Return the message of the commit that publishes an artifact."""
     what = metadata.chat.quantization.method if metadata.chat else "classifier"
-    where = f" for sm{metadata.platform.sm}" if metadata.platform.sm else ""
+    gpus = metadata.chat.limits.gpus if metadata.chat else 1
+    where = f" for {f'{gpus} × ' if gpus > 1 else ''}sm{metadata.platform.sm}" if metadata.platform.sm else ""
     return f"Publish {metadata.lane} {what}{where}, digest {metadata.digest[:12]}"
 
 

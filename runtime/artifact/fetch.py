@@ -155,7 +155,7 @@ class Fetcher:
         names = [name for name in held if not name.startswith(".")]
         if WHOLE not in names:
             try:
-                names = [labels.pick(names, self.machine)] if names else []
+                names = [labels.pick(names, self.machine, self.sharing.tensor)] if names else []
             except ArtifactError:
                 return None
         for name in names[:1] if WHOLE not in names else [WHOLE]:
@@ -195,7 +195,7 @@ class Fetcher:
         source.download(METADATA_NAME, staging, self.report)
         metadata, prefix = artifact.read(staging), ""
         if (label := artifact.engine_label(metadata)) is not None:
-            chosen = labels.pick({label, *source.engine_labels(self.report)}, self.machine)
+            chosen = labels.pick({label, *source.engine_labels(self.report)}, self.machine, self.sharing.tensor)
             if chosen != label:
                 prefix = f"{labels.ENGINES_FOLDER}/{chosen}/"
                 source.download(f"{prefix}{METADATA_NAME}", staging, self.report)

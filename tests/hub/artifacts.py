@@ -31,10 +31,10 @@ def random_bytes(seed: str, size: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def gpu_machine(sm: int, name: str, version: str = "1.2.1") -> Machine:
-    """Describe a machine with one GPU and TensorRT-LLM."""
+def gpu_machine(sm: int, name: str, version: str = "1.2.1", gpus: int = 1) -> Machine:
+    """Describe a machine with one GPU, or several, and TensorRT-LLM."""
     return Machine(
-        gpus=(Gpu(name, sm, 80 << 30, 80 << 30),),
+        gpus=(Gpu(name, sm, 80 << 30, 80 << 30),) * gpus,
         driver="580.95.05",
         driver_cuda="13.0",
         torch_cuda="13.0",
@@ -70,15 +70,21 @@ def cpu_artifact(
     return _seal(folder, "cpu", "vllm", chat, CPU, passed, _tool(license) if tool else None)
 
 
-def engine_artifact(folder: Path, machine: Machine, *, tokenizer: str = "{}", engine: bytes = b"") -> Path:
-    """Write an artifact of the trt lane with one compiled engine."""
-    label = str(EngineLabel.of(machine))
+def engine_artifact(
+    folder: Path, machine: Machine, *, tokenizer: str = "{}", engine: bytes = b"", tensor: int = 1
+) -> Path:
+    """Write an artifact of the trt lane with one compiled engine, for so many GPUs."""
+    label = str(EngineLabel.of(machine, tensor))
     place = folder / ENGINES_FOLDER / label
     place.mkdir(parents=True)
-    (place / "rank0.engine").write_bytes(engine or random_bytes(label, 200_000))
+    for rank in range(tensor):
+        (place / f"rank{rank}.engine").write_bytes(engine or random_bytes(f"{label}{rank or ''}", 200_000))
     (place / "config.json").write_text(json.dumps({"label": label}))
     (folder / "tokenizer.json").write_text(tokenizer)
     chat = chat_model("apache-2.0", "int4_awq").model_copy(update={"engine_path": f"{ENGINES_FOLDER}/{label}"})
+    if tensor > 1:
+        limits = chat.limits.model_copy(update={"tensor_parallel_size": tensor})
+        chat = chat.model_copy(update={"limits": limits})
     return _seal(folder, "trt", "trt", chat, machine, True, None)
 
 

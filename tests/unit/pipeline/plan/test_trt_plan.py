@@ -144,6 +144,12 @@ PLANS = [
         expect=limits(16, 2000, 77, 2077, 1),
     ),
     Row("the label of this GPU", expect=lambda p: p.chat.trt.label == LABEL),
+    Row(
+        "the label of two that share the model",
+        on=on(90, gpus=2),
+        env={"TENSOR_PARALLEL_SIZE": "2"},
+        expect=lambda p: p.chat.trt.label == f"{LABEL}_tp2",
+    ),
     Row("float16 unless told otherwise", expect=lambda p: p.chat.dtype == "float16"),
     Row("bfloat16", env={"TRT_DTYPE": "bfloat16"}, expect=lambda p: p.chat.dtype == "bfloat16"),
     Row("a smaller group", env={"TRT_AWQ_BLOCK_SIZE": "64"}, expect=method_is("int4_awq", group_size=64)),

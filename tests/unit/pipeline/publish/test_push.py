@@ -24,7 +24,7 @@ from pipeline.publish.remote_repository import mismatch, read_repository
 from pipeline.stages.stage import StageError
 from runtime import artifact
 from tests.hub import Account, Hub, Repository
-from tests.hub.artifacts import A100, H100, contents, cpu_artifact, engine_artifact, random_bytes
+from tests.hub.artifacts import A100, H100, contents, cpu_artifact, engine_artifact, gpu_machine, random_bytes
 from tests.hub.client import Steps, configure_client, key_pair
 from tests.hub.store import Stored
 
@@ -318,6 +318,22 @@ def test_the_engine_of_a_second_gpu_is_added_beside_the_first(hub: Hub, tmp_path
     }
     assert now["trt-llm/engines/sm80_trt-llm-1.2.1_cuda13.0/rank0.engine"] == random_bytes("again", 150_000)
     assert "trt-llm/engines/sm80_trt-llm-1.2.1_cuda13.0/model.sig" not in now
+
+
+def test_an_engine_for_two_gpus_lies_beside_the_one_for_one(hub: Hub, tmp_path: Path) -> None:
+    publish(engine_artifact(tmp_path / "one", H100))
+    first = hub.repositories[REPO].files
+    publish(engine_artifact(tmp_path / "two", gpu_machine(90, "NVIDIA H100 80GB HBM3", gpus=2), tensor=2))
+    held = hub.repositories[REPO].files
+    place = "trt-llm/engines/sm90_trt-llm-1.2.1_cuda13.0"
+    assert {path: held.get(path) for path in first if path.startswith(place)} == {
+        path: first[path] for path in first if path.startswith(place)
+    }
+    assert {f"{place}_tp2/rank0.engine", f"{place}_tp2/rank1.engine", f"{place}_tp2/build_metadata.json"} <= held.keys()
+    card = held["README.md"].decode()
+    assert f"engine `{place}`\n" in card
+    assert f"engine `{place}_tp2` for 2 GPUs\n" in card
+    assert "for 2 × sm90" in hub.repositories[REPO].commits[-1].title
 
 
 def test_an_engine_of_another_model_is_not_put_beside(hub: Hub, tmp_path: Path) -> None:

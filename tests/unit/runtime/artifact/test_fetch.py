@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from runtime import artifact
 from runtime.artifact import ArtifactError, verify
 from runtime.artifact.fetch import Fetcher
 from runtime.artifact.repository import Reference
+from runtime.artifact.verify import AS_BUILT, Sharing
 from runtime.host.machine import Machine
 from tests.hub import Account, Hub
 from tests.hub.artifacts import A100, CPU, H100, contents, cpu_artifact, engine_artifact, gpu_machine, random_bytes
@@ -329,6 +331,30 @@ def test_each_gpu_gets_its_own_engine(hub: Hub, tmp_path: Path, monkeypatch: pyt
     offline(monkeypatch)
     assert fetcher(tmp_path, H100).fetch(f"hf:{REPO}") == first
     assert fetcher(tmp_path, A100).fetch(f"hf:{REPO}") == second
+
+
+def test_as_many_gpus_as_shall_share_the_model_get_the_engine_for_them(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = gpu_machine(90, "NVIDIA H100 80GB HBM3", gpus=2)
+    one, two = engine_artifact(tmp_path / "one", H100), engine_artifact(tmp_path / "two", pair, tensor=2)
+    put(one)
+    put(two)
+    shared, alone = Sharing(tensor=2), Sharing(tensor=1)
+    ends = {
+        "one GPU": (H100, AS_BUILT, one),
+        "one of two": (pair, AS_BUILT, one),
+        "one is asked for": (pair, alone, one),
+        "two are asked for": (pair, shared, two),
+    }
+    with pytest.raises(ArtifactError, match=r"expected an engine for sm90_.*_tp4, found sm90_.*, sm90_.*_tp2"):
+        replace(fetcher(tmp_path / "empty", pair), sharing=Sharing(tensor=4)).fetch(f"hf:{REPO}")
+    for going in ("from the hub", "from the cache"):
+        for name, (machine, sharing, expected) in ends.items():
+            found = replace(fetcher(tmp_path, machine), sharing=sharing).fetch(f"hf:{REPO}")
+            assert contents(found) == contents(expected), (going, name)
+            assert verify.check_artifact(found, machine, sharing=sharing).chat
+        offline(monkeypatch)
 
 
 def test_a_gpu_without_an_engine_is_told_which_exist_and_how_to_build_one(hub: Hub, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ labels = st.builds(
     st.integers(80, 130),
     st.from_regex(r"[0-9]\.[0-9]{1,2}(\.[0-9]|rc[0-9])?", fullmatch=True),
     st.from_regex(r"1[23]\.[0-9]", fullmatch=True),
+    st.integers(1, 128),
 )
 
 
@@ -35,7 +36,9 @@ def test_a_label_that_was_written_is_read_as_the_same(label: EngineLabel) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "sm90", "sm9_trt-llm-1.2.1_cuda13.0", "sm90_trt-llm-1.2.1", "sm90_trt-llm-1.2.1_cuda13.0/..", "SM90"]
+    "text",
+    ["", "sm90", "sm9_trt-llm-1.2.1_cuda13.0", "sm90_trt-llm-1.2.1", "sm90_trt-llm-1.2.1_cuda13.0/..", "SM90"]
+    + [f"{HELD[1]}_tp{size}" for size in ("", "0", "1", "02", "-2", "2.0", "2_tp2")],
 )
 def test_what_is_no_label_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"such as sm90_trt-llm-1\.2\.1_cuda13\.0, found"):
@@ -53,6 +56,32 @@ def test_whatever_is_picked_runs_here_and_the_order_does_not_matter(found: list[
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     picked = pick(shuffled, H200)
     assert picked == pick(names, H200) == HELD[1]
+
+
+@given(st.lists(labels), st.integers(1, 8), st.none() | st.integers(1, 8))
+def test_what_is_picked_is_for_the_gpus_that_there_are_or_those_that_are_asked_for(
+    found: list[EngineLabel], gpus: int, tensor: int | None
+) -> None:
+    """Every size that exists is found by who asks for it; who asks for none gets one that the machine can run."""
+    machine = replace(H200, gpus=H200.gpus * gpus)
+    mine = [EngineLabel(90, "1.2.1", "13.0", size) for size in (2, 4)]
+    names = [str(label) for label in (*found, *mine)]
+    fits = [label for label in (*found, *mine) if (label.sm, label.version, label.cuda[:2]) == (90, "1.2.1", "13")]
+    fits = [label for label in fits if (label.tensor == tensor if tensor else label.tensor <= gpus)]
+    if not fits:
+        with pytest.raises(ArtifactError, match="expected an engine for"):
+            pick(names, machine, tensor)
+        return
+    picked = EngineLabel.parse(pick(names, machine, tensor))
+    assert picked in fits
+    assert picked.tensor == min(label.tensor for label in fits)
+
+
+def test_one_for_more_gpus_than_there_are_is_named_where_none_fits() -> None:
+    with pytest.raises(ArtifactError, match=r"found sm90_trt-llm-1\.2\.1_cuda13\.0_tp2; build one"):
+        pick([f"{HELD[1]}_tp2"], H200)
+    with pytest.raises(ArtifactError, match=r"expected an engine for sm90_trt-llm-1\.2\.1_cuda13\.0_tp4, found"):
+        pick([HELD[1], f"{HELD[1]}_tp2"], replace(H200, gpus=H200.gpus * 4), 4)
 
 
 def test_another_cuda_of_the_same_major_version_will_do() -> None:
