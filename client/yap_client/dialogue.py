@@ -284,13 +284,24 @@ class Dialogue:
             else:
                 self._open[exchange.id] = exchange
                 self._send(exchange.type, exchange.id, exchange.fields)
+        if any(isinstance(each, TurnState) for each in self._waiting) and not self.draining:
+            for turn in self._unwritten():
+                if turn.asked is Ask.BARGE_IN and not turn.doubtful:
+                    self._send_cancel(turn)  # what waits for its end would have ended it
 
     def _blocked(self) -> bool:
         """Whether it depends on an answer what the next message has to carry."""
         if self._heards and self.session.history_due:
             return True  # how much of the last reply the history has is about to be told
         turns = [each for each in self._open.values() if isinstance(each, TurnState)]
-        return any(("history" in each.carried and not each.acknowledged) or _in_doubt(each) for each in turns)
+        return any(_carries(each) or _in_doubt(each) for each in turns) or bool(self._unwritten())
+
+    def _unwritten(self) -> list[TurnState]:
+        """Turns whose end has to be known before the history can be sent: what is left of them belongs to it."""
+        if not self.session.history_due:
+            return []
+        turns = (each for each in self._open.values() if isinstance(each, TurnState))
+        return [each for each in turns if each.version == self.session.version and not _carries(each)]
 
     def _outdated(self, request: Request) -> bool:
         """Whether there is no session whose persona could be set, or another one is wanted by now."""
@@ -587,6 +598,11 @@ class Dialogue:
 def _nothing_came(turn: TurnState) -> bool:
     """Whether a turn's connection was lost before the first word of its reply."""
     return turn.cut and not turn.said
+
+
+def _carries(turn: TurnState) -> bool:
+    """Whether a turn carries a history that the server may not have yet."""
+    return "history" in turn.carried and not turn.acknowledged
 
 
 def _in_doubt(turn: TurnState) -> bool:

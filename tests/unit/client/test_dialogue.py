@@ -434,3 +434,17 @@ def test_a_turn_that_a_server_began_and_nobody_knew_of_is_not_in_the_history() -
     made.connect(other=False, rounds=12)
     settle(made)
     assert ("user", "u2") not in made.server.begun[-1][2]
+
+
+def test_a_history_is_not_sent_again_before_what_is_left_of_every_turn_is_known() -> None:
+    for rounds in range(6):
+        made = Conversation()
+        made.begin(shared=False, replies=False, history=False)
+        made.connect(other=False, rounds=1)
+        say(made, rounds=0)
+        say(made, rounds=1)
+        made.cancel()
+        made.work(rounds)
+        say(made, rounds=12)
+        assert [message.content for message in made.session.transcript.messages][0] == "u1"
+        settle(made)
