@@ -446,5 +446,5 @@ def test_a_history_is_not_sent_again_before_what_is_left_of_every_turn_is_known(
         made.cancel()
         made.work(rounds)
         say(made, rounds=12)
-        assert [message.content for message in made.session.transcript.messages][0] == "u1"
+        assert made.session.transcript.messages[0] == Message("user", "u1")
         settle(made)
