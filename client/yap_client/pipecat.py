@@ -13,6 +13,7 @@ drained before the next one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from pipecat.frames.frames import (
     LLMContextFrame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
+    UserStoppedSpeakingFrame,
 )
 from pipecat.metrics.metrics import LLMTokenUsage
 from pipecat.processors.aggregators.llm_context import LLMContext
@@ -53,7 +55,10 @@ from yap_client.frameworks.conversation import Conversation
 from yap_client.frameworks.pipecat_context import YapLLMAdapter
 from yap_client.session import Sampling
 from yap_client.talk import Talk, connect
+from yap_client.turn import came_within
 
+# As long as a server holds a prepared reply, if its operator has not said otherwise.
+HOLD_S = 3.0
 # What Pipecat writes where a call has no result of its own.
 UNFINISHED = frozenset({"IN_PROGRESS", "CANCELLED"})
 SAMPLING = (
@@ -131,6 +136,7 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
         self._connect_options = dict(connect_options or {})
         self._conversation: Conversation | None = None  # none while there is no connection
         self._unknown_tools: set[str] = set()  # that were told of
+        self._confirmed = asyncio.Event()  # set when a user's turn has ended
 
     def can_generate_metrics(self) -> bool:
         """Say that it does."""
@@ -177,6 +183,8 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
         await super().process_frame(frame, direction)
         if not isinstance(frame, LLMContextFrame):
             await self.push_frame(frame, direction)
+            if isinstance(frame, UserStoppedSpeakingFrame):
+                self._confirmed.set()
             return
         try:
             await self.push_frame(LLMFullResponseStartFrame())
@@ -207,6 +215,10 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
         params = await self.get_llm_adapter().get_llm_invocation_params(
             context, system_instruction=_given(self._settings.system_instruction)
         )
+        if self._speculation_gate.is_speculating and conversation.prepare(params["context"], sampling):
+            # What is withdrawn is cancelled here, and was no turn. What is neither withdrawn nor confirmed becomes one.
+            self._confirmed.clear()
+            await came_within(HOLD_S, self._confirmed)
         await self.start_ttfb_metrics()
         failure: Error | None = None
         # Left early by an interruption, this ends the turn on the server.

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipecat.frames.frames import (
+    EagerEndOfTurnCancelFrame,
+    EagerTranscriptionFrame,
     EndFrame,
     ErrorFrame,
     Frame,
@@ -34,7 +36,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import LLMService
 from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.turns.user_start import ExternalUserTurnStartStrategy
-from pipecat.turns.user_stop import ExternalUserTurnStopStrategy
+from pipecat.turns.user_stop import EagerUserTurnStopStrategy, ExternalUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.utils.text.base_text_aggregator import TextType
 from pipecat.workers.runner import WorkerRunner
@@ -141,10 +143,27 @@ class Conversation:
             text: the words.
             hurried: whether they come before the framework has written down what was said of the reply before.
         """
-        interruptions, stops = len(self.tail.frames), len(self.stops)
+        await self.begin_to_speak(hurried=hurried)
+        await self.stop_speaking(text)
+
+    async def begin_to_speak(self, *, hurried: bool = False) -> None:
+        """Let the user begin to say something: the first half of `speak`."""
+        interruptions = len(self.tail.frames)
         await self.worker.queue_frame(ProposedUserStartedSpeakingFrame())
         if not hurried:
             await self._wait(self.tail.came, lambda: len(self.tail.frames) > interruptions)
+
+    async def guess(self, text: str) -> None:
+        """Let the recognizer believe that the user has said that, and stopped."""
+        await self.worker.queue_frame(EagerTranscriptionFrame(text=text, user_id="user", timestamp=""))
+
+    async def withdraw(self) -> None:
+        """Let the recognizer hear that the user goes on."""
+        await self.worker.queue_frame(EagerEndOfTurnCancelFrame())
+
+    async def stop_speaking(self, text: str) -> None:
+        """Let the user have said that: the second half of `speak`."""
+        stops = len(self.stops)
         await self.worker.queue_frames(
             [
                 TranscriptionFrame(text=text, user_id="user", timestamp="", finalized=True),
@@ -204,12 +223,17 @@ def spoken(frames: list[Frame]) -> str:
 
 @asynccontextmanager
 async def conversing(
-    llm: LLMService, context: LLMContext | None = None, *speaker: FrameProcessor
+    llm: LLMService, context: LLMContext | None = None, *speaker: FrameProcessor, eager: bool = False
 ) -> AsyncIterator[Conversation]:
-    """Run a pipeline around a service, and what speaks its replies."""
+    """Run a pipeline around a service, and what speaks its replies.
+
+    Args:
+        eager: whether what the recognizer guesses is answered ahead.
+    """
     context = context or LLMContext()
     strategies = UserTurnStrategies(
-        start=[ExternalUserTurnStartStrategy()], stop=[ExternalUserTurnStopStrategy(timeout=0.0)]
+        start=[ExternalUserTurnStartStrategy()],
+        stop=[EagerUserTurnStopStrategy() if eager else ExternalUserTurnStopStrategy(timeout=0.0)],
     )
     pair = LLMContextAggregatorPair(context, user_params=LLMUserAggregatorParams(user_turn_strategies=strategies))
     recorder, errors, tail = Recorder(), Errors(), Recorder(InterruptionFrame)

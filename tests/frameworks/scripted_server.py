@@ -42,14 +42,19 @@ class Starts:
 
     def __init__(self) -> None:
         self.carried: list[str] = []
-        apply = Session.apply
+        apply, preview = Session.apply, Session.preview
 
         def watched(session: Session, start: Start) -> None:
             parts = {"persona": start.persona, "history": start.history, "runtime_text": start.runtime_text or None}
             self.carried.append(" ".join(name for name, value in parts.items() if value is not None))
             apply(session, start)
 
-        Session.apply = watched  # type: ignore[method-assign]
+        def previewed(session: Session, start: Start) -> Session:
+            seen = preview(session, start)
+            self.carried.pop()  # a `prepare` is none
+            return seen
+
+        Session.apply, Session.preview = watched, previewed  # type: ignore[method-assign]
 
     def take(self) -> list[str]:
         """Return and forget them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+from dataclasses import replace
 
 import pytest
 from pipecat.frames.frames import (
@@ -26,7 +27,7 @@ from pipecat.utils.errors import ErrorCategory
 
 from tests.frameworks import readme
 from tests.frameworks.pipecat_pipeline import Speaker, conversing, spoken
-from tests.frameworks.scripted_process import KEY, ScriptedProcess
+from tests.frameworks.scripted_process import KEY, ScriptedProcess, State
 from yap_client import Backoff
 from yap_client.pipecat import YapLLMService
 
@@ -318,3 +319,90 @@ async def test_an_inference_beside_the_conversation_does_not_touch_it(scripted: 
 
 def test_the_example_in_the_readme_prints_a_reply(scripted: ScriptedProcess) -> None:
     assert readme.run("Pipecat", scripted).startswith("Hello!-0 Hello!-1")
+
+
+def whole(word: str) -> str:
+    return " ".join(f"{word}-{n}" for n in range(12)).capitalize()
+
+
+async def generated(scripted: ScriptedProcess, count: int) -> State:
+    """The state once so many more prompts were given to the engine."""
+    state = scripted.state()
+    prompts, starts = state.prompts, state.starts
+    while len(prompts) < count:
+        await asyncio.sleep(0.01)
+        state = scripted.state()
+        prompts, starts = [*prompts, *state.prompts], [*starts, *state.starts]
+    return replace(state, prompts=prompts, starts=starts)
+
+
+async def test_what_is_guessed_is_prepared_and_released_when_the_turn_ends(scripted: ScriptedProcess) -> None:
+    llm = Service(scripted)
+    async with conversing(llm, eager=True) as talk:
+        for turn, word in enumerate(("one", "two", "three")):
+            await talk.begin_to_speak()
+            await talk.guess(f"{word} is said")
+            state = await generated(scripted, 1)
+            assert state.prompts == [llm.asked[turn]], "it is generated while the user may still go on"
+            assert not state.starts, "and is no turn yet"
+            await talk.stop_speaking(f"{word} is said")
+            assert spoken(await talk.until(lambda _: talk.replied())) == whole(word)
+            state = scripted.state()
+            assert not state.prompts, "nothing was generated twice"
+            assert state.starts == ["persona" if turn == 0 else ""]
+        assert talk.errors.frames == []
+    assert scripted.state().held == 0
+
+
+async def test_a_guess_that_was_wrong_leaves_nothing(scripted: ScriptedProcess) -> None:
+    llm = Service(scripted)
+    async with conversing(llm, eager=True) as talk:
+        assert await talk.ask("zero is said") == whole("zero")
+        await generated(scripted, 1)
+        for word, withdrawn in (("one", True), ("two", False), ("three", True)):
+            await talk.begin_to_speak()
+            await talk.guess(f"{word} is")
+            await generated(scripted, 1)
+            if withdrawn:
+                await talk.withdraw()
+            await talk.stop_speaking(f"{word} is said")
+            assert spoken(await talk.until(lambda _: talk.replied())) == whole(word)
+            state = scripted.state()
+            assert state.prompts == [llm.asked[-1]]
+            assert state.starts == [""], "the server had what was said before, and nothing of the guess"
+        assert talk.errors.frames == []
+
+
+async def test_a_guess_that_is_never_settled_holds_nothing_up(scripted: ScriptedProcess, monkeypatch) -> None:
+    monkeypatch.setattr("yap_client.pipecat.HOLD_S", 0.05)
+    llm = Service(scripted)
+    async with conversing(llm, eager=True) as talk:
+        await talk.begin_to_speak()
+        await talk.guess("one is said")
+        state = await generated(scripted, 1)
+        while "persona" not in state.starts:
+            await asyncio.sleep(0.01)
+            state = scripted.state()
+        assert not any(isinstance(frame, LLMTextFrame) for frame in talk.recorder.frames)
+    assert (await scripted.settled()).connections == 0
+
+
+async def test_a_tool_that_a_guess_asks_for_is_called_when_the_turn_has_ended(scripted: ScriptedProcess) -> None:
+    calls: list[str] = []
+
+    async def look(params: FunctionCallParams) -> None:
+        calls.append(params.function_name)
+        await params.result_callback("cat")
+
+    llm = Service(scripted)
+    llm.register_function("take_screenshot", look)
+    async with conversing(llm, eager=True) as talk:
+        await talk.begin_to_speak()
+        await talk.guess("take_screenshot now")
+        await generated(scripted, 1)
+        assert not calls
+        await talk.stop_speaking("take_screenshot now")
+        said = spoken(await talk.until(lambda _: talk.replied(2)))
+    assert calls == ["take_screenshot"]
+    assert '-11"Cat"-0' in said
+    assert len(scripted.state().prompts) == 1, "the answer to what was seen alone: the rest was ready"

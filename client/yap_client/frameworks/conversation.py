@@ -43,6 +43,25 @@ class Conversation:
         """Whether replies can be drawn so: what a session was once told of its sampling cannot be unsaid."""
         return self._tuned <= sampling.keys()
 
+    def prepare(self, context: Context, sampling: Sampling) -> bool:
+        """Have the reply begun to a context that will probably be asked about. The history gets nothing of it.
+
+        Returns:
+            Whether the server was asked: the results of tools are never answered ahead.
+        """
+        plan = self._plan(context)
+        if plan.results:
+            return False
+        return self.talk.prepare(
+            plan.utterance,
+            heard=plan.heard,
+            history=self._comparison.messages(plan.before) if plan.replaces else None,
+            sampling=sampling,
+            runtime_text=context.runtime_text or None,
+            persona=context.persona,
+            screen_checked_prefix=self._prefix or None,
+        )
+
     async def reply(self, context: Context, sampling: Sampling) -> AsyncGenerator[TurnEvent, None]:
         """Yield the events of a reply to a context. Who leaves early, or is cancelled, ends the turn on the server."""
         for attempt in range(1, MOST_ATTEMPTS + 1):
