@@ -6,6 +6,7 @@ const BARS = 24;
 const KEEP_ALIVE_MS = 60_000;
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 8_000;
+const PAUSE_MS = 400; // of typing, after which the message is taken for whole, as a recognizer takes a pause in speech
 
 const KNOBS = [
   // name, least, most, step, where the slider stands before it is moved
@@ -27,6 +28,8 @@ let turn = null; // the one that runs
 let last = null; // the one that ran last
 let turns = 0;
 let keepAlive = 0;
+let pause = 0;
+let prepares = 0;
 const firstTokens = [];
 const moved = new Map();
 
@@ -104,6 +107,7 @@ function showUsage(ended, usage) {
   const thought = usage.thinking_tokens ? ` (${usage.thinking_tokens} thought)` : "";
   at("tokens").textContent = `${usage.prompt_tokens} in, ${usage.completion_tokens} out${thought}, ${usage.finish_reason}`;
   at("cached").textContent = `${usage.cached_tokens} of ${usage.prompt_tokens}`;
+  at("prepared").textContent = usage.prepared ? "yes" : "no";
   if (usage.ttft_ms !== null) {
     firstTokens.push(usage.ttft_ms);
     if (firstTokens.length > BARS) firstTokens.shift();
@@ -134,14 +138,23 @@ function begin(message, said) {
   enable();
 }
 
-function say(text) {
-  begin({
-    type: "start",
+function asking(text) {
+  return {
     session_id: at("session").value,
     persona_text: at("persona").value,
     user_utterance: text,
     sampling: sampling(),
-  }, text);
+  };
+}
+
+function say(text) {
+  begin({ type: "start", ...asking(text) }, text);
+}
+
+// What will probably be sent: the same message then finds its reply begun, and another one is as without.
+function prepare() {
+  const text = at("utterance").value.trim();
+  if (text && !turn && at("ahead").checked) send({ type: "prepare", ...asking(text), request_id: `prepare-${++prepares}` });
 }
 
 function cancel() {
@@ -181,6 +194,7 @@ const answers = {
     finish();
   },
   error(frame) {
+    if (String(frame.request_id).startsWith("prepare-")) return; // the frames show it, and the message is as without
     const found = frame.field ? ` (${frame.field}: expected ${frame.expected}, found ${frame.found})` : "";
     line(`${frame.error_code}: ${frame.message}${found}`, "note wrong");
     // No turn began, so no `done` comes.
@@ -252,10 +266,10 @@ function closed(event) {
   if (!wanted) {
     state(event.code === 1000 || event.code === 1005 ? "not connected" : `closed: ${reason}`, event.code === 1008 ? "wrong" : "closed");
   } else {
-    const pause = wait * (0.75 + Math.random() / 2);
+    const rest = wait * (0.75 + Math.random() / 2);
     wait = Math.min(wait * 2, LONGEST_WAIT_MS);
-    state(`${reason}; trying again in ${(pause / 1000).toFixed(1)} s`, "waiting");
-    timer = setTimeout(connect, pause);
+    state(`${reason}; trying again in ${(rest / 1000).toFixed(1)} s`, "waiting");
+    timer = setTimeout(connect, rest);
   }
   enable();
   if (event.code === 1008) at("key").focus();
@@ -307,6 +321,7 @@ at("message").addEventListener("submit", (event) => {
   const text = at("utterance").value.trim();
   if (!text || at("send").disabled) return;
   if (turn) last = turn;
+  clearTimeout(pause);
   say(text);
   at("utterance").value = "";
 });
@@ -316,6 +331,8 @@ at("followup").addEventListener("submit", (event) => {
   if (text) begin({ type: "followup", session_id: at("session").value, analysis_text: text, sampling: sampling() }, `(screen) ${text}`);
 });
 at("utterance").addEventListener("input", () => {
+  clearTimeout(pause);
+  pause = setTimeout(prepare, PAUSE_MS);
   // Before its first word there is nothing to interrupt: the next `start` ends that turn, and keeps what was said.
   if (at("typing").checked && turn?.text) cancel();
 });

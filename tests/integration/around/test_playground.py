@@ -93,6 +93,40 @@ async def test_barge_in(typing: bool) -> None:
         assert [end.get("cancelled", False) for end in ends] == [True, False]
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+async def test_a_pause_in_typing_prepares_the_reply(ahead: bool) -> None:
+    engine = ScriptedEngine(REPLY)
+    async with serving(engine, playground=True) as running, page() as tab:
+        await connect(tab, running)
+        await tab.get_by_label("a pause prepares the reply").set_checked(ahead)
+        box = tab.get_by_label("Message", exact=True)
+        await expect(box).to_be_enabled()
+        await box.press_sequentially("and now")
+        prepared = tab.locator("#frames li.out", has_text='"prepare"')
+        if ahead:
+            await expect(prepared.filter(has_text='"and now"')).to_have_count(1)
+        await box.press("Enter")
+        await expect(tab.locator("#conversation .reply")).to_have_text("Sure thing, here it is.")
+        await expect(tab.locator("#prepared")).to_have_text("yes" if ahead else "no")
+        assert await prepared.count() > 0 if ahead else await prepared.count() == 0
+        assert sum(words[-2:] == ["and", "now"] for words in engine.prompts) == 1, "it is not made again"
+
+
+async def test_what_cannot_be_prepared_disturbs_nobody() -> None:
+    async with serving(playground=True, ws_max_prepares_per_window=1) as running, page() as tab:
+        await connect(tab, running)
+        box = tab.get_by_label("Message", exact=True)
+        await expect(box).to_be_enabled()
+        for count, text in enumerate(("one", "two"), 1):
+            await box.fill(text)
+            await expect(tab.locator("#frames li.out", has_text='"prepare"')).to_have_count(count)
+        await expect(tab.locator("#frames li.in", has_text="prepare_rate_limited")).to_have_count(1)
+        await expect(tab.locator("#conversation li")).to_have_count(0)
+        await box.press("Enter")
+        await expect(tab.locator("#conversation .reply")).to_have_count(1)
+        await expect(tab.locator("#prepared")).to_have_text("no")
+
+
 async def test_escape_cancels() -> None:
     engine = ScriptedEngine(["word "] * 400, pause=0.05)
     async with serving(engine, playground=True) as running, page() as tab:
