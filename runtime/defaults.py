@@ -55,6 +55,9 @@ OUTPUT_TOKENS = 150
 THINKING_TOKENS = 0
 GENERATION_TIMEOUT_S = 60.0
 
+# Building: minutes that tuning the engine's options may take.
+TUNE_MINUTES = 15.0
+
 # The tool decision: the probability from which it is yes, and what the classifier sees at most.
 TOOL_THRESHOLD = 0.66
 TOOL_TOKENS = 1536

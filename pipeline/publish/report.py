@@ -12,7 +12,7 @@ from rich.table import Table
 from pipeline.lanes.gates import bound_text
 from pipeline.plan import BuildPlan
 from pipeline.problem import printable
-from runtime.artifact import BuildMetadata, ChatModel, Gate, Source, ToolModel, TunedFigures, TunedOptions, verify
+from runtime.artifact import BuildMetadata, ChatModel, Gate, Source, ToolModel, TunedOptions, verify
 
 GIB = 2**30
 # What stands for the figure of a tool that no utterance asks for.
@@ -130,15 +130,24 @@ def show_artifact(metadata: BuildMetadata, console: Console) -> None:
         _show_tuning(tuned, console)
 
 
+# What a candidate was measured by: the heading and the field.
+TUNED_FIGURES = (
+    ("ITL ms", "itl_ms"),
+    ("TTFT ms, 1 stream", "ttft_one_ms"),
+    ("together", "ttft_ms"),
+    ("tokens/s", "tokens_per_s"),
+)
+
+
 def _show_tuning(tuned: TunedOptions, console: Console) -> None:
     """Print every candidate with the medians of its runs, and what became of it."""
     title = f"Tuned for {tuned.goal} (equal runs differ by {tuned.noise:.1%})"
-    tried = Table("candidate", "ITL ms", "TTFT ms", "tokens/s", "", box=None, title=title, title_justify="left")
+    heads = ("candidate", *(head for head, _ in TUNED_FIGURES), "")
+    tried = Table(*heads, box=None, title=title, title_justify="left")
     for one in tuned.candidates:
-        figures = [
-            f"{median(getattr(run, name) for run in one.runs):.4g}" if one.runs else ""
-            for name in TunedFigures.model_fields
-        ]
+        told = [[getattr(run, name) for run in one.runs] for _, name in TUNED_FIGURES]
+        known = [[value for value in values if value is not None] for values in told]
+        figures = [f"{median(values):.4g}" if values else "" for values in known]
         verdict = f"{one.outcome}: {printable(one.reason)}" if one.reason else one.outcome
         tried.add_row(printable(one.name), *figures, verdict)
     console.print(tried)

@@ -27,6 +27,7 @@ class Situation:
         context: the longest prompt with its reply, in tokens.
         kv_fp8: whether a KV cache in FP8 was asked for.
         gpus: that share the model.
+        qk_norm: whether queries and keys are normed, as far as the model's `config.json` tells.
     """
 
     sm: int | None
@@ -35,6 +36,7 @@ class Situation:
     context: int
     kv_fp8: bool = False
     gpus: int = 1
+    qk_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,39 @@ def candidates(at: Situation) -> list[Candidate]:
     four_bits = at.method in FOUR_BITS
     quantized = at.method == "fp8"
     graphs = capture_sizes(at.streams)
+    not_fused = "" if quantized else f"nothing is quantized between layers with {at.method}"
+    # By their worth: a budget that ends leaves the last untried.
     table = (
         ("full graphs", EngineChoices(cudagraph_mode="FULL"), ""),
+        ("Marlin's products", EngineChoices(linear_backend="marlin"), _no_four_bits(at.method, four_bits)),
         (
-            "full graphs of decoding alone",
-            EngineChoices(cudagraph_mode="FULL_DECODE_ONLY"),
-            "",
+            "Machete's products",
+            EngineChoices(linear_backend="machete"),
+            _no_four_bits(at.method, four_bits) or ("" if sm == HOPPER else f"it is for sm{HOPPER}, this is sm{sm}"),
+        ),
+        (
+            "full graphs, norms fused with quantizing",
+            EngineChoices(cudagraph_mode="FULL", fusions=("fuse_norm_quant", "fuse_act_quant")),
+            not_fused,
+        ),
+        (
+            "full graphs, attention fused with quantizing",
+            EngineChoices(cudagraph_mode="FULL", fusions=("fuse_norm_quant", "fuse_act_quant", "fuse_attn_quant")),
+            not_fused,
+        ),
+        (
+            "full graphs, norm fused with rotary positions",
+            EngineChoices(cudagraph_mode="FULL", fusions=("enable_qk_norm_rope_fusion",)),
+            "" if at.qk_norm else "this model has no norm of queries and keys",
+        ),
+        ("full graphs of decoding alone", EngineChoices(cudagraph_mode="FULL_DECODE_ONLY"), ""),
+        ("graphs for every eighth batch", EngineChoices(capture_sizes=graphs), _one_batch(graphs)),
+        ("steps of 16,384 tokens", EngineChoices(max_num_batched_tokens=16384), _too_few(at, 16384)),
+        ("steps of 2,048 tokens", EngineChoices(max_num_batched_tokens=2048), _too_few(at, 2048)),
+        (
+            "KV cache in FP8",
+            EngineChoices(kv_cache_dtype="fp8"),
+            "" if at.kv_fp8 else "it changes what the model says; KV_DTYPE=fp8 asks for it",
         ),
         (
             "Triton's attention",
@@ -75,39 +104,6 @@ def candidates(at: Situation) -> list[Candidate]:
             "FlashInfer's attention",
             EngineChoices(attention_backend="FLASHINFER"),
             "its kernels are compiled at their first use, and the runtime has no compiler",
-        ),
-        (
-            "norms fused with quantizing",
-            EngineChoices(fusions=("fuse_norm_quant", "fuse_act_quant")),
-            "" if quantized else f"nothing is quantized between layers with {at.method}",
-        ),
-        (
-            "attention fused with quantizing",
-            EngineChoices(cudagraph_mode="FULL", fusions=("fuse_norm_quant", "fuse_act_quant", "fuse_attn_quant")),
-            "" if quantized else f"nothing is quantized between layers with {at.method}",
-        ),
-        (
-            "norm fused with rotary positions",
-            EngineChoices(fusions=("enable_qk_norm_rope_fusion",)),
-            "",
-        ),
-        ("steps of 2,048 tokens", EngineChoices(max_num_batched_tokens=2048), _too_few(at, 2048)),
-        ("steps of 16,384 tokens", EngineChoices(max_num_batched_tokens=16384), _too_few(at, 16384)),
-        (
-            "graphs for every eighth batch",
-            EngineChoices(capture_sizes=graphs),
-            "" if len(graphs) > 1 else "there is one batch alone",
-        ),
-        ("Marlin's products", EngineChoices(linear_backend="marlin"), _no_four_bits(at.method, four_bits)),
-        (
-            "Machete's products",
-            EngineChoices(linear_backend="machete"),
-            _no_four_bits(at.method, four_bits) or ("" if sm == HOPPER else f"it is for sm{HOPPER}, this is sm{sm}"),
-        ),
-        (
-            "KV cache in FP8",
-            EngineChoices(kv_cache_dtype="fp8"),
-            "" if at.kv_fp8 else "it changes what the model says; KV_DTYPE=fp8 asks for it",
         ),
     )
     return [
@@ -123,6 +119,10 @@ def capture_sizes(streams: int) -> tuple[int, ...]:
     ((1,), (1, 2, 4, 8, 16, 20))
     """
     return tuple(sorted({size for size in (1, 2, 4, *range(8, streams, 8), streams) if size <= streams}))
+
+
+def _one_batch(graphs: tuple[int, ...]) -> str:
+    return "" if len(graphs) > 1 else "there is one batch alone"
 
 
 def _too_few(at: Situation, tokens: int) -> str:

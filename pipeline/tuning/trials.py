@@ -5,27 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipeline.embedded.texts import heldout_texts
 from pipeline.progress import Progress
 from pipeline.stages.stage import StageError
+from pipeline.tuning.budget import Budget
 from pipeline.tuning.candidates import Situation, candidates
 from pipeline.tuning.choosing import Goal
-from pipeline.tuning.tuner import Measured, Replies, TrialError, tune
+from pipeline.tuning.tuner import REASON_CHARACTERS, Measured, Replies, TrialError, tune
 from pipeline.tuning.worker import MOST_STREAMS, Job
 from pipeline.validate.text_under_load import TextLoss, asked_of
 from runtime.artifact import EngineChoices, Limits, TunedFigures, TunedOptions
+from runtime.defaults import TUNE_MINUTES
 from runtime.engines import EngineOptions
 from runtime.engines.tuned import key_of, with_choices
 from runtime.engines.vllm.caches import caches
@@ -39,7 +41,14 @@ TRIAL_LIMIT_S = 600.0
 # The prompts of the speed test, as a conversation's are with a persona.
 PROMPT_TOKENS = 480
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-REASON_CHARACTERS = 300
+# Architectures whose layers norm queries and keys.
+WITH_QK_NORM = ("qwen3", "gemma3", "olmo2", "olmo3")
+# How vLLM tells its kernels in the log: by the name of a class, or of an attention backend.
+KERNEL = re.compile(r"(?:Using|Selected) (\w+(?:Kernel|LinearMethod))\b|Using (\w+) attention backend\b")
+# A process whose GPU hangs does not end when it is killed: the next one is tried all the same.
+END_LIMIT_S = 20.0
+# What is no figure of any engine.
+LEAST_FIGURE, MOST_FIGURE = 1e-4, 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,7 @@ class TuningRequest:
         limits: what is baked in.
         method: how its weights are quantized.
         kv_fp8: whether a KV cache in FP8 may be tried.
+        minutes: that it may take.
     """
 
     goal: Goal
@@ -61,6 +71,7 @@ class TuningRequest:
     limits: Limits
     method: str
     kv_fp8: bool = False
+    minutes: float = TUNE_MINUTES
 
 
 def tune_here(request: TuningRequest, machine: Machine, scratch: Path, progress: Progress) -> TunedOptions:
@@ -72,32 +83,60 @@ def tune_here(request: TuningRequest, machine: Machine, scratch: Path, progress:
     Raises:
         StageError: the plain options could not be measured, or the model has no tokenizer.
     """
-    limits = request.limits
+    budget = Budget(60 * request.minutes)
+    trials = trials_of(request, scratch, budget)
+    try:
+        return tune(
+            request.goal,
+            key_of(machine, request.limits),
+            candidates(situation(request, machine, trials.streams)),
+            trial=trials.measure,
+            judge=trials.judge,
+            progress=progress,
+            budget=budget,
+        )
+    except TrialError as error:
+        raise StageError("tune", str(error), request.folder, "read its log above, or build with --tune off") from error
+
+
+def trials_of(request: TuningRequest, scratch: Path, budget: Budget) -> Trials:
+    """Return the processes that measure what is asked for, with texts that the package carries.
+
+    Raises:
+        StageError: the model has no tokenizer.
+    """
     try:
         tokenizer = load_tokenizer(request.folder)
     except ValueError as error:
         raise StageError("tune", str(error), request.folder, "choose a source that has one") from error
     texts = [list(tokenizer(text)["input_ids"]) for text in heldout_texts()]
-    trials = Trials(request, texts, scratch)
-    at = Situation(
+    return Trials(request, texts, scratch, budget=budget)
+
+
+def situation(request: TuningRequest, machine: Machine, streams: int) -> Situation:
+    """Return what decides which candidates there are."""
+    limits = request.limits
+    return Situation(
         sm=machine.sm,
         method=request.method,
-        streams=trials.streams,
+        streams=streams,
         context=limits.max_model_len,
         kv_fp8=request.kv_fp8,
         gpus=limits.gpus,
+        qk_norm=_norms_queries(request.folder),
     )
+
+
+def _norms_queries(folder: Path) -> bool:
+    """Whether a model norms queries and keys of each head, by what its architecture is called.
+
+    A model that does and is not known costs a pass that is not tried; one that does not costs a trial.
+    """
     try:
-        return tune(
-            request.goal,
-            key_of(machine, limits),
-            candidates(at),
-            trial=trials.measure,
-            judge=trials.judge,
-            progress=progress,
-        )
-    except TrialError as error:
-        raise StageError("tune", str(error), request.folder, "read its log above, or build with --tune off") from error
+        model = json.loads((folder / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return isinstance(model, str) and model.startswith(WITH_QK_NORM)
 
 
 class Trials:
@@ -114,7 +153,8 @@ class Trials:
         texts: token ids of texts to make prompts of.
         scratch: folder for jobs, logs and what compilers keep.
         command: the worker; another one in tests.
-        limit_s: seconds that a process gets.
+        limit_s: seconds that a process gets at most.
+        budget: says how many of them it gets now.
     """
 
     def __init__(
@@ -125,7 +165,9 @@ class Trials:
         *,
         command: Sequence[str] = WORKER,
         limit_s: float = TRIAL_LIMIT_S,
+        budget: Budget | None = None,
     ) -> None:
+        self.budget = budget or Budget()
         self.request, self.scratch, self.command, self.limit_s = request, scratch, command, limit_s
         limits = request.limits
         self.streams = min(limits.max_batch_size, MOST_STREAMS)
@@ -152,13 +194,16 @@ class Trials:
         Raises:
             TrialError: the engine did not start, died, hung, or what it measured is none.
         """
-        found = self._run(self._job("measure", with_choices(self.plain, choices)))
+        found, log = self._run(self._job("measure", with_choices(self.plain, choices)))
         try:
             runs = tuple(TunedFigures.model_validate(run) for run in found["runs"])
             replies = tuple(tuple(map(int, reply)) for reply in found["replies"])
-        except (KeyError, TypeError, ValueError, ValidationError) as error:
+        except Exception as error:  # whatever a broken engine's process may write
             raise TrialError(f"expected figures and replies, found {type(error).__name__}") from error
-        return Measured(runs, replies)
+        told = [value for run in runs for value in run.model_dump().values() if value is not None]
+        if wrong := [value for value in told if not LEAST_FIGURE <= value <= MOST_FIGURE]:
+            raise TrialError(f"expected figures of an engine, found {wrong[0]:g}")
+        return Measured(runs, replies, kernels_in(log))
 
     def judge(self, served: Replies, plain: Replies) -> TextLoss:
         """Have the plain engine without graphs say by how much less probable served replies are than plain ones.
@@ -167,59 +212,100 @@ class Trials:
             TrialError: it could not.
         """
         job = self._job("judge", replace(self.plain, enforce_eager=True))
-        found = self._run(replace(job, served=tuple(map(tuple, served)), plain=tuple(map(tuple, plain))))
+        found, _ = self._run(replace(job, served=tuple(map(tuple, served)), plain=tuple(map(tuple, plain))))
         try:
-            return TextLoss(float(found["mean"]), float(found["worst"]))
-        except (KeyError, TypeError, ValueError) as error:
+            loss = TextLoss(float(found["mean"]), float(found["worst"]))
+        except Exception as error:
             raise TrialError(f"expected by how much replies differ, found {type(error).__name__}") from error
+        if not (loss.mean >= 0 and loss.worst >= 0):
+            raise TrialError(f"expected by how much less probable replies are, found {loss.mean:g} and {loss.worst:g}")
+        return loss
 
     def _job(self, kind: Any, options: EngineOptions) -> Job:  # noqa: ANN401 - a literal
         return Job(
             kind, self.request.folder, self.request.engine, options, self.streams, self.asked, self.prompts, Path()
         )
 
-    def _run(self, job: Job) -> dict[str, Any]:
-        """Run one job to its end, or to the end of its time, and return what it wrote."""
+    def _run(self, job: Job) -> tuple[dict[str, Any], str]:
+        """Run one job to its end, or to the end of its time, and return what it wrote, and its log."""
         with tempfile.TemporaryDirectory(prefix="trial-", dir=self.scratch) as folder:
             job_file, log_file, out = Path(folder, "job.json"), Path(folder, "log"), Path(folder, "found.json")
             replace(job, out=out).write(job_file)
-            with log_file.open("wb") as log:
-                process = subprocess.Popen(
-                    [*self.command, str(job_file)],
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    env=os.environ | caches(self.scratch / "caches") | {"PYTHONPATH": str(PROJECT_ROOT)},
-                    start_new_session=True,  # the engine's processes end with it, whatever they do
-                )
-            try:
-                code = process.wait(self.limit_s)
-            except subprocess.TimeoutExpired:
-                raise TrialError(f"nothing within {self.limit_s:g} s: it was ended") from None
-            finally:
-                _end(process)
-            if code != 0:
-                raise TrialError(f"its process ended with {code}: {reason(log_file)}")
+            self._finish(job_file, log_file, min(self.limit_s, self.budget.limit_s))
             try:
                 found: dict[str, Any] = json.loads(out.read_bytes())
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 raise TrialError(f"its process wrote no result ({type(error).__name__})") from error
             if not isinstance(found, dict):
                 raise TrialError("its process wrote no result (not an object)")
-            return found
+            return found, _read(log_file)
+
+    def _finish(self, job_file: Path, log_file: Path, limit_s: float) -> None:
+        """Run the worker to its end; it and all that it started is gone then."""
+        # vLLM tells its kernels as information.
+        environment = caches(self.scratch / "caches") | {"PYTHONPATH": str(PROJECT_ROOT), "VLLM_LOGGING_LEVEL": "INFO"}
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [*self.command, str(job_file)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=os.environ | environment,
+                start_new_session=True,  # the engine's processes end with it, whatever they do
+            )
+            try:
+                code = process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                last = reason(log_file)
+                raise TrialError(f"nothing within {limit_s:.4g} s: it was ended; its log: {last}") from None
+            finally:
+                _end(process)
+        if code != 0:
+            raise TrialError(f"its process ended with {code}: {reason(log_file)}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started."""
-    with contextlib.suppress(ProcessLookupError):
+    """End a process and all that it started, and wait until they hold nothing, but not for ever.
+
+    What is killed while the GPU's driver does not answer goes on; the next trial then says so.
+    """
+    with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_LIMIT_S)
+    until = time.monotonic() + END_LIMIT_S
+    while _lives(process.pid) and time.monotonic() < until:
+        time.sleep(0.05)
     if process.stdin is not None:
         process.stdin.close()
 
 
+def _lives(group: int) -> bool:
+    """Whether a process of a group lives; one that is dead and that nobody waits for holds nothing."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            state, _, member = status.read_text("utf-8", "replace").rpartition(")")[2].split()[:3]
+            if member == str(group) and state not in "ZX":
+                return True
+    return False
+
+
+def _read(log: Path) -> str:
+    return log.read_text("utf-8", "replace")
+
+
+def kernels_in(log: str) -> tuple[str, ...]:
+    """Return the kernels that vLLM says it uses, each once.
+
+    >>> kernels_in("Using MacheteLinearKernel for CompressedTensorsWNA16\\nUsing FLASH_ATTN attention backend")
+    ('MacheteLinearKernel', 'FLASH_ATTN')
+    """
+    return tuple(dict.fromkeys(found[1] or found[2] for found in KERNEL.finditer(log)))
+
+
 def reason(log: Path) -> str:
     """Return the last line of a log that says what went wrong: of several errors the first that is no consequence."""
-    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-    told = [line for line in lines if "Error" in line and "See root cause" not in line and "EngineDead" not in line]
+    lines = [line.strip() for line in _read(log).splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line and not re.search(r"\b(INFO|DEBUG)\b", line)]
+    told = [line for line in errors if "See root cause" not in line and "EngineDead" not in line]
     return (told[-1] if told else lines[-1] if lines else "no output")[:REASON_CHARACTERS]

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.problem import printable
 from pipeline.progress import Progress
+from pipeline.tuning.budget import Budget
 from pipeline.tuning.candidates import Candidate, merged
 from pipeline.tuning.choosing import Base, Goal, Verdict, base_of, verdict
 from pipeline.validate.text_under_load import TextLoss
@@ -16,6 +18,7 @@ from runtime.artifact import EngineChoices, TriedOptions, TunedFigures, TunedOpt
 
 PLAIN = EngineChoices()
 BASE, BASE_AGAIN, TOGETHER = "base", "base again", "all that won, together"
+REASON_CHARACTERS = 300
 
 
 class TrialError(Exception):
@@ -29,10 +32,12 @@ class Measured:
     Attributes:
         runs: every repeat.
         replies: tokens of its replies under load.
+        kernels: of products and attention, as the engine says that it uses them.
     """
 
     runs: tuple[TunedFigures, ...]
     replies: tuple[tuple[int, ...], ...]
+    kernels: tuple[str, ...] = ()
 
 
 Replies = Sequence[Sequence[int]]
@@ -57,44 +62,48 @@ def tune(
     trial: Trial,
     judge: Judge,
     progress: Progress,
+    budget: Budget | None = None,
 ) -> TunedOptions:
     """Try every candidate, and return the best that wins clearly and says what the plain engine says.
 
-    A candidate that fails or hangs costs its own figures and nothing else.
+    A candidate that fails or hangs costs its own figures and nothing else, whatever it raises. When the budget is over,
+    what was measured until then decides.
+
+    Args:
+        budget: time for all of it; none: as long as it takes.
 
     Raises:
         TrialError: the plain options themselves could not be measured at first, so that there is nothing to compare.
     """
-    progress.step("tuning: measuring the plain options")
-    first = trial(PLAIN)
-    if not first.runs:
-        raise TrialError("the plain options were not measured")
-    log: dict[str, TriedOptions] = {BASE: TriedOptions(name=BASE, outcome="base", runs=first.runs)}
-    tried: list[_Tried] = []
-    for candidate in table:
-        _try(candidate, trial, log, tried, progress)
+    budget = budget or Budget()
+    trials = _Trials(trial, budget, progress)
+    progress.step(f"tuning: measuring the plain options (for all: {budget.text})")
+    first = trials.run(PLAIN)
     base = base_of(goal, first.runs)
+    log, tried = trials.log, trials.tried
+    log[BASE] = _base_entry(BASE, first)
+    for candidate in table:
+        trials.attempt(candidate)
     # Together only where each wins by itself; what the first runs differ by will do to choose what to try.
     likely = _best_first(goal, tried, base)
     together = merged([choices for _, choices in likely])
     if len(likely) > 1 and together not in [choices for _, choices in likely]:
-        _try(Candidate(TOGETHER, together), trial, log, tried, progress)
+        trials.attempt(Candidate(TOGETHER, together))
+    budget.close()
     progress.step("tuning: measuring the plain options again")
-    runs = first.runs
     try:
-        again = trial(PLAIN)
-        log[BASE_AGAIN] = TriedOptions(name=BASE_AGAIN, outcome="base", runs=again.runs)
-        runs = (*first.runs, *again.runs)
-        base = base_of(goal, runs)
-    except TrialError as error:
+        again = trials.run(PLAIN)
+        base = base_of(goal, (*first.runs, *again.runs))
+        log[BASE_AGAIN] = _base_entry(BASE_AGAIN, again)
+    except Exception as error:  # noqa: BLE001 - whatever it is
         # Nothing says how far the machine drifted: nothing wins.
-        log[BASE_AGAIN] = TriedOptions(name=BASE_AGAIN, outcome="failed", reason=str(error))
+        log[BASE_AGAIN] = TriedOptions(name=BASE_AGAIN, outcome="failed", reason=told(error))
         base = Base(base.figures, 1.0)
     verdicts: dict[str, Verdict] = {}
     for one in tried:
         found = verdicts[one.candidate.name] = verdict(goal, one.measured.runs, base)
         log[one.candidate.name] = _entry(one, found.outcome, found.reason)
-    winner = _proven(tried, verdicts, first, judge, log, progress)
+    winner = _proven(trials, verdicts, first, judge)
     return TunedOptions(goal=goal, key=key, choices=winner, noise=base.noise, candidates=tuple(log.values()))
 
 
@@ -103,58 +112,84 @@ def _best_first(goal: Goal, tried: Sequence[_Tried], base: Base) -> list[tuple[f
     return sorted(((one.score, choices) for one, choices in found if one.wins), key=lambda pair: pair[0])
 
 
-def _try(
-    candidate: Candidate, trial: Trial, log: dict[str, TriedOptions], tried: list[_Tried], progress: Progress
-) -> None:
-    """Measure one candidate, and remember what became of it."""
+class _Trials:
+    """The trials of one tuning, and what became of each."""
 
-    def remember(outcome: str, reason: str) -> None:
-        log[candidate.name] = TriedOptions.model_validate(
+    def __init__(self, trial: Trial, budget: Budget, progress: Progress) -> None:
+        self._trial, self.budget, self.progress = trial, budget, progress
+        self.log: dict[str, TriedOptions] = {}
+        self.tried: list[_Tried] = []
+
+    def run(self, choices: EngineChoices) -> Measured:
+        """Measure options, and remember how long that takes.
+
+        Raises:
+            TrialError: nothing was measured.
+        """
+        begun = self.budget.now()
+        measured = self._trial(choices)
+        if not measured.runs:
+            raise TrialError("nothing was measured" if choices != PLAIN else "the plain options were not measured")
+        self.budget.took(self.budget.now() - begun)
+        return measured
+
+    def attempt(self, candidate: Candidate) -> None:
+        """Measure one candidate, unless there is a reason not to."""
+        reason = candidate.not_tried
+        if not reason and not self.budget.has_time():
+            reason = f"the time was over ({self.budget.text} for all)"
+        if reason:
+            self._remember(candidate, "not tried", reason)
+            return
+        self.progress.step(f"tuning: {candidate.name} ({candidate.choices.text})")
+        try:
+            one = _Tried(candidate, self.run(candidate.choices))
+            # Its place in the order; the verdict comes when the plain options were measured again.
+            self.log[candidate.name] = _entry(one, "no clear win", "")
+        except Exception as error:  # noqa: BLE001 - it loses this candidate alone, whatever it is
+            self.progress.step(f"tuning: {candidate.name} failed: {told(error)}")
+            self._remember(candidate, "failed", told(error))
+            return
+        self.tried.append(one)
+
+    def _remember(self, candidate: Candidate, outcome: str, reason: str) -> None:
+        self.log[candidate.name] = TriedOptions.model_validate(
             {"name": candidate.name, "options": candidate.choices, "outcome": outcome, "reason": reason}
         )
 
-    if candidate.not_tried:
-        remember("not tried", candidate.not_tried)
-        return
-    progress.step(f"tuning: {candidate.name} ({candidate.choices.text})")
-    try:
-        measured = trial(candidate.choices)
-    except TrialError as error:
-        progress.step(f"tuning: {candidate.name} failed: {error}")
-        remember("failed", str(error))
-        return
-    if not measured.runs:
-        remember("failed", "nothing was measured")
-        return
-    tried.append(_Tried(candidate, measured))
-    # Its place in the order; the verdict comes when the plain options were measured again.
-    log[candidate.name] = _entry(tried[-1], "no clear win", "")
+
+def told(error: Exception) -> str:
+    """Return an error as one line: its message, with its kind where it is none of ours."""
+    text = str(error) if isinstance(error, TrialError) else f"{type(error).__name__}: {error}"
+    return printable(text, REASON_CHARACTERS)
 
 
-def _proven(
-    tried: Sequence[_Tried],
-    verdicts: dict[str, Verdict],
-    plain: Measured,
-    judge: Judge,
-    log: dict[str, TriedOptions],
-    progress: Progress,
-) -> EngineChoices:
+def _proven(trials: _Trials, verdicts: dict[str, Verdict], plain: Measured, judge: Judge) -> EngineChoices:
     """Return the best of those that won whose text is the plain engine's; the plain options where there is none."""
-    won = [one for one in tried if verdicts[one.candidate.name].wins]
-    for one in sorted(won, key=lambda one: verdicts[one.candidate.name].score):
-        name, told = one.candidate.name, verdicts[one.candidate.name].reason
-        progress.step(f"tuning: {name} wins ({told}); reading what it said under load")
+    log, won = trials.log, [one for one in trials.tried if verdicts[one.candidate.name].wins]
+    for number, one in enumerate(sorted(won, key=lambda one: verdicts[one.candidate.name].score)):
+        name, why = one.candidate.name, verdicts[one.candidate.name].reason
+        if number and trials.budget.left <= 0:
+            log[name] = _entry(one, "better", f"{why}, but the time was over before its replies were read")
+            continue
+        trials.budget.close()
+        trials.progress.step(f"tuning: {name} wins ({why}); reading what it said under load")
         try:
             loss = judge(one.measured.replies, plain.replies)
-        except TrialError as error:
-            log[name] = _entry(one, "text", f"{told}, but its replies could not be scored: {error}")
+            passed = loss.passed
+        except Exception as error:  # noqa: BLE001 - it loses this candidate alone, whatever it is
+            log[name] = _entry(one, "text", f"{why}, but its replies could not be scored: {told(error)}")
             continue
-        if not loss.passed:
-            log[name] = _entry(one, "text", f"{told}, but its replies are {loss}")
+        if not passed:
+            log[name] = _entry(one, "text", f"{why}, but its replies are {loss}")
             continue
-        log[name] = _entry(one, "won", f"{told}; replies under load {loss}")
+        log[name] = _entry(one, "won", f"{why}; replies under load {loss}")
         return one.candidate.choices
     return PLAIN
+
+
+def _base_entry(name: str, measured: Measured) -> TriedOptions:
+    return TriedOptions(name=name, outcome="base", runs=measured.runs, kernels=measured.kernels)
 
 
 def _entry(one: _Tried, outcome: str, reason: str) -> TriedOptions:
@@ -165,5 +200,6 @@ def _entry(one: _Tried, outcome: str, reason: str) -> TriedOptions:
             "outcome": outcome,
             "reason": reason,
             "runs": one.measured.runs,
+            "kernels": one.measured.kernels,
         }
     )

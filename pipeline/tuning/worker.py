@@ -9,21 +9,26 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from pipeline.quantize.worker import open_progress
-from pipeline.validate.speed import greedy, reply_to
+from pipeline.validate.speed import Reply, greedy, reply_to
 from pipeline.validate.text_under_load import Asked, loss_of, replies_of, score_of
 from runtime import engines
 from runtime.engines import Engine, EngineOptions
 
 # Tokens of one stream's reply, of each reply of a burst, and of each of the most streams: a run takes some seconds.
-ALONE_TOKENS, BURST_TOKENS, FULL_TOKENS = 96, 16, 64
+ALONE_TOKENS, BURST_TOKENS, FULL_TOKENS = 96, 4, 64
 BURST_STREAMS, MOST_STREAMS = 64, 256
+# A first token takes tens of milliseconds, and one of them tells little: so many are begun, and so many bursts.
+STARTS, BURSTS = 8, 3
+# Tokens of a prompt that the prefix cache has not seen, as many as a sentence that was said has.
+NEW_TOKENS = 24
 REPEATS = 3
 
 
@@ -88,28 +93,47 @@ def _tuples(lists: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
 async def measure(engine: Engine, job: Job, repeats: int = REPEATS) -> Mapping[str, Any]:
     """Measure an engine several times, and return the figures of each run and its replies under load.
 
-    Prompts are in the prefix cache, as a conversation's are: a first run, which counts for nothing, puts them there.
+    Prompts are in the prefix cache but for their last words, as a conversation's are: a first run, which counts for
+    nothing, puts them there.
     """
     replies = await replies_of(engine, job.asked, job.streams)
-    runs = [await _run(engine, job.prompts) for _ in range(repeats + 1)][1:]
+    turns = count()
+    runs = [await _run(engine, job.prompts, turns) for _ in range(repeats + 1)][1:]
     return {"runs": runs, "replies": replies}
 
 
-async def _run(engine: Engine, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
-    alone = [await reply_to(engine, prompts[0], greedy(ALONE_TOKENS, ignore_eos=True)) for _ in range(2)]
-    burst = greedy(BURST_TOKENS, ignore_eos=True)
-    together = await asyncio.gather(*(reply_to(engine, prompt, burst) for prompt in prompts[:BURST_STREAMS]))
+async def _run(engine: Engine, prompts: Sequence[Sequence[int]], turns: Iterator[int]) -> dict[str, float]:
+    async def say(prompt: Sequence[int], tokens: int) -> Reply:
+        return await reply_to(engine, turn(prompt, next(turns)), greedy(tokens, ignore_eos=True))
+
+    async def together(prompts: Sequence[Sequence[int]], tokens: int) -> list[Reply]:
+        return list(await asyncio.gather(*(say(prompt, tokens) for prompt in prompts)))
+
+    alone = [await say(prompts[0], ALONE_TOKENS) for _ in range(2)]
+    starts = [await say(prompts[0], 1) for _ in range(STARTS)]
+    bursts = [reply for _ in range(BURSTS) for reply in await together(prompts[:BURST_STREAMS], BURST_TOKENS)]
     loop = asyncio.get_running_loop()
-    full = greedy(FULL_TOKENS, ignore_eos=True)
     begun = loop.time()
-    replies = await asyncio.gather(*(reply_to(engine, prompt, full) for prompt in prompts))
+    replies = await together(prompts, FULL_TOKENS)
     seconds = loop.time() - begun
     gaps = [reply.itl_s for reply in alone if reply.itl_s is not None]
     return {
         "itl_ms": 1000 * median(gaps),
-        "ttft_ms": 1000 * median(reply.ttft_s for reply in together),
+        "ttft_one_ms": 1000 * median(reply.ttft_s for reply in [*alone, *starts]),
+        "ttft_ms": 1000 * median(reply.ttft_s for reply in bursts),
         "tokens_per_s": sum(reply.tokens for reply in replies) / seconds,
     }
+
+
+def turn(prompt: Sequence[int], number: int) -> list[int]:
+    """Return a prompt whose last tokens are others in each turn, but the same for every candidate.
+
+    >>> turn(list(range(8)), 1), turn([5], 3)
+    ([0, 1, 2, 3, 1, 2, 3, 4], [5])
+    """
+    new = min(NEW_TOKENS, len(prompt) // 2)
+    known = len(prompt) - new
+    return [*prompt[:known], *(prompt[(number + place) % len(prompt)] for place in range(new))]
 
 
 async def judge(engine: Engine, job: Job) -> Mapping[str, Any]:

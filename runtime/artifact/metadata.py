@@ -198,6 +198,10 @@ class TunedFigures(Entry):
         gt=0, allow_inf_nan=False, description="to the first token, median of streams that begin together"
     )
     tokens_per_s: float = Field(gt=0, allow_inf_nan=False, description="of all streams, at the most streams")
+    # Not in what the first tuning wrote.
+    ttft_one_ms: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="to the first token, one stream; null where not measured"
+    )
 
 
 class TriedOptions(Entry):
@@ -210,6 +214,7 @@ class TriedOptions(Entry):
     )
     reason: str = Field(default="", description="in one line, for a person")
     runs: tuple[TunedFigures, ...] = Field(default=(), description="every repeat")
+    kernels: tuple[str, ...] = Field(default=(), description="of products and attention, as vLLM tells them")
 
 
 class TunedOptions(Entry):

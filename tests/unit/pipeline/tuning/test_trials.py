@@ -18,7 +18,7 @@ from pipeline.tuning.trials import Trials, TuningRequest, reason, tune_here
 from pipeline.tuning.tuner import TrialError
 from pipeline.tuning.worker import Job
 from pipeline.validate.text_under_load import Asked, TextLoss
-from runtime.artifact import EngineChoices, Limits
+from runtime.artifact import EngineChoices, Limits, TunedFigures
 from runtime.engines import EngineOptions
 from runtime.host.machine import Machine
 from tests.harness.scripted import ScriptedEngine, Words
@@ -56,6 +56,18 @@ def test_what_a_process_measured_is_read_and_it_is_told_all(tmp_path: Path) -> N
     assert '"capture_sizes": [1, 4]' in told
     assert '"max_num_seqs": 4' in told
     assert list(tried.scratch.glob("trial-*")) == []
+
+
+def test_the_kernels_that_the_engine_tells_are_kept(tmp_path: Path) -> None:
+    code = """
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "INFO"
+    print("(EngineCore pid=7) INFO 01-01 [x.py:1] Using MarlinLinearKernel for CompressedTensorsWNA16", flush=True)
+    print("INFO Using MarlinLinearKernel for CompressedTensorsWNA16\\nINFO Using FLASH_ATTN attention backend out of")
+    print("INFO Selected CutlassFP8ScaledMMLinearKernel for CompressedTensorsW8A8Fp8", file=sys.stderr)
+    """
+    found = trials(tmp_path, textwrap.dedent(code) + MEASURED).measure(EngineChoices())
+    assert set(found.kernels) == {"MarlinLinearKernel", "FLASH_ATTN", "CutlassFP8ScaledMMLinearKernel"}
+    assert len(found.kernels) == 3
 
 
 def test_replies_are_judged_without_graphs(tmp_path: Path) -> None:
@@ -162,6 +174,7 @@ def test_a_worker_measures_each_repeat_and_keeps_the_replies(monkeypatch: pytest
     found = asyncio.run(worker.work(job))
     assert len(found["runs"]) == worker.REPEATS
     assert all(value > 0 for run in found["runs"] for value in run.values())
+    assert all(run.keys() == TunedFigures.model_fields.keys() for run in found["runs"])
     assert len(found["replies"]) == 2
     assert all(found["replies"])
 

@@ -163,6 +163,40 @@ def test_what_is_better_at_the_goal_and_much_worse_elsewhere_is_no_win() -> None
     assert "ttft_ms is 60% worse" in tuned.candidates[1].reason
 
 
+def first_tokens(one: float, together: float = 1.0, itl: float = 1.0) -> Measured:
+    run = TunedFigures(itl_ms=4 * itl, ttft_ms=50 * together, tokens_per_s=9000, ttft_one_ms=20 * one)
+    return Measured((run, run), ((1,),))
+
+
+def test_for_latency_the_first_token_of_one_stream_counts() -> None:
+    """As full graphs do: the next token comes no sooner, the first one much."""
+    script = Script({PLAIN.text: [first_tokens(1.0)] * 2, FULL.choices.text: [first_tokens(0.57)] * 2})
+    assert script.tune(FULL).choices == FULL.choices
+    assert script.tune(FULL, goal="throughput").choices == PLAIN
+
+
+def test_a_first_token_that_comes_much_later_is_no_win() -> None:
+    script = Script({PLAIN.text: [first_tokens(1.0)] * 2, FULL.choices.text: [first_tokens(1.2, 0.5, 0.7)]})
+    tuned = script.tune(FULL)
+    assert tuned.choices == PLAIN
+    assert "ttft_one_ms is 20% worse" in tuned.candidates[1].reason
+
+
+def test_a_figure_that_the_machine_cannot_repeat_may_be_worse_by_that_too() -> None:
+    """Bursts differ by 8 %: a burst that is 15 % worse may be as fast. One that is 25 % worse is not."""
+    for burst, wins in ((1.15, True), (1.25, False)):
+        plain = [first_tokens(1.0, 1.0), first_tokens(1.0, 1.08), first_tokens(1.0, 0.92)]
+        base = base_of("latency", [run for one in plain for run in one.runs])
+        assert verdict("latency", first_tokens(0.5, burst).runs, base).wins is wins
+
+
+def test_figures_of_the_first_tuning_are_read_without_what_it_did_not_measure() -> None:
+    old, new = figures(0.8), first_tokens(0.1).runs[0]
+    assert score("latency", old, figures()) == pytest.approx(0.8)
+    assert score("latency", new, figures()) == pytest.approx(1.0)
+    assert median_of([old, new]).ttft_one_ms == new.ttft_one_ms
+
+
 def test_for_throughput_tokens_count() -> None:
     more = Measured((figures(1.0, tokens=0.9),), ((1,),))
     script = Script({FULL.choices.text: [more, more]})

@@ -1,0 +1,54 @@
+"""The table that `tests/gpu/tune.py` prints, of scripted figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.tuning.candidates import Situation, candidates
+from runtime.artifact import EngineChoices, TriedOptions, TunedFigures, TunedOptions, TuningKey
+from tests.gpu import tune
+
+KEY = TuningKey(engine="vllm 1", torch="2", driver="5", gpu="H", gpu_memory_bytes=1, tensor_parallel_size=1)
+PLAIN = TunedFigures(itl_ms=6.0, ttft_ms=100.0, tokens_per_s=14000, ttft_one_ms=20.0)
+FULL = TunedFigures(itl_ms=5.0, ttft_ms=90.0, tokens_per_s=15000, ttft_one_ms=10.0)
+
+
+def tuned(*candidates: TriedOptions) -> TunedOptions:
+    base = TriedOptions(name="base", outcome="base", runs=(PLAIN, PLAIN), kernels=("MarlinLinearKernel",))
+    return TunedOptions(goal="latency", key=KEY, noise=0.01, candidates=(base, *candidates))
+
+
+FULL_WON = TriedOptions(name="full", options=EngineChoices(cudagraph_mode="FULL"), outcome="won", runs=(FULL,))
+LOST = TriedOptions(name="lost", outcome="failed", reason="no such kernel")
+
+
+def test_each_row_has_ratios_the_share_of_the_roofline_and_the_kernels() -> None:
+    base, full, lost = tune.rows_of(tuned(FULL_WON, LOST), 4.0)
+    assert base.ratios == dict.fromkeys(base.ratios, 1.0)
+    assert base.kernels == ("MarlinLinearKernel",)
+    assert base.roofline == pytest.approx(4 / 6)
+    assert (full.ratios["ttft_one_ms"], full.ratios["ttft_ms"], full.roofline) == (0.5, 0.9, 0.8)
+    assert (lost.figures, lost.roofline) == ({}, None)
+    lines = tune.table([base, full, lost])
+    assert len({line.count("|") for line in lines}) == 1
+    assert "0.500" in lines[3]
+    assert "no such kernel" in lines[4]
+
+
+def test_targets_are_told_by_the_best_row() -> None:
+    lines = tune.against_targets(tune.rows_of(tuned(FULL_WON, LOST), 4.0), "none")
+    assert [line.endswith(" met") for line in lines] == [True, False, True, True]
+    assert lines[1].startswith("TTFT, 64 together, ms: 0.900 × (full), at most 0.8: NOT MET")
+    assert tune.against_targets(tune.rows_of(tuned(LOST), None), "none") == []
+
+
+def test_candidates_are_picked_by_name_or_a_part_of_it() -> None:
+    table = candidates(Situation(90, "awq", 256, 4096))
+    for names, wanted in (
+        (["full graphs"], {"full graphs"}),
+        (["MACHETE", "marlin"], {"Machete's products", "Marlin's products"}),
+    ):
+        assert {one.name for one in tune.picked(table, names) if not one.not_tried} == wanted
+    assert tune.picked(table, []) == table
+    with pytest.raises(ValueError, match="no candidate is called 'turbo'"):
+        tune.picked(table, ["turbo"])
