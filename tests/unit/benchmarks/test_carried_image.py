@@ -1,0 +1,182 @@
+"""An image that is carried to a GPU host: its pieces, the driver that it meets there, and the container it runs in."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.gpu.image import container, drivers, pieces
+
+CONTAINER = Path(container.__file__)
+IMAGE = {
+    "id": "sha256:none",
+    "config": {
+        "User": "2000:0",
+        "Env": ["PATH=/usr/bin:/bin", "SAID=by the image"],
+        "Entrypoint": ["env"],
+        "WorkingDir": "/tmp",
+    },
+}
+
+
+@given(st.binary(max_size=4000), st.integers(1, 700), st.integers(1, 300))
+def test_what_is_packed_is_joined_again(
+    tmp_path_factory: pytest.TempPathFactory, stream: bytes, chunk: int, piece: int
+) -> None:
+    folder = tmp_path_factory.mktemp("pieces")
+    count = pieces.pack(io.BytesIO(stream), lambda number: folder, preset=0, chunk=chunk, piece=piece)
+    assert b"".join(pieces.join(folder)) == stream
+    assert all(path.stat().st_size <= piece for path in folder.glob("piece*"))
+    assert len(list(folder.glob("piece*"))) == count
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A tar of one file of noise, in several pieces."""
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    content = os.urandom(5000)
+    blob = io.BytesIO()
+    with tarfile.open(fileobj=blob, mode="w") as tar:
+        member = tarfile.TarInfo("usr/share/noise")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    (tmp_path / "noise").write_bytes(content)
+    blob.seek(0)
+    pieces.pack(blob, lambda number: folder, preset=0, chunk=2048, piece=1500)
+    return folder
+
+
+def test_a_root_file_system_is_laid_out(packed: Path, tmp_path: Path) -> None:
+    size = pieces.unpack(packed, tmp_path / "root")
+    assert (tmp_path / "root/usr/share/noise").read_bytes() == (tmp_path / "noise").read_bytes()
+    assert size == pieces.Manifest.read(packed).size
+
+
+def test_pieces_that_did_not_come_are_named(packed: Path, tmp_path: Path) -> None:
+    (packed / "piece01").unlink()
+    with pytest.raises(FileNotFoundError, match="found no piece01"):
+        pieces.unpack(packed, tmp_path / "root")
+
+
+def test_a_damaged_piece_is_noticed(packed: Path) -> None:
+    damaged = bytearray((packed / "piece00").read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    (packed / "piece00").write_bytes(damaged)
+    with pytest.raises((lzma.LZMAError, ValueError)):
+        list(pieces.join(packed))
+
+
+def test_the_driver_is_found_as_the_toolkit_finds_it(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second, second / "stubs"):
+        folder.mkdir(parents=True)
+    for name in ("libcuda.so.580.1", "libnvidia-ml.so.580.1", "libcudart.so.13", "libnvidia-egl.so.580.1"):
+        (first / name).write_text("a library")
+    for link, to in (("libcuda.so.1", "libcuda.so.580.1"), ("libcuda.so", "libcuda.so.1")):
+        (first / link).symlink_to(to)
+    (second / "libcuda.so.570.1").write_text("an older one")
+    (second / "libnvidia-nvvm.so.4").write_text("a library")
+    (second / "stubs/libnvidia-nvvm.so.4").write_text("to link against")
+    (second / "libnvidia-cfg.so").symlink_to("stubs/libnvidia-nvvm.so.4")
+    found = drivers.libraries([first, second, second / "gone"])
+    assert found == {
+        "libcuda.so.580.1": first / "libcuda.so.580.1",
+        "libnvidia-ml.so.580.1": first / "libnvidia-ml.so.580.1",
+        "libnvidia-nvvm.so.4": second / "libnvidia-nvvm.so.4",
+    }
+
+
+@pytest.mark.parametrize("text", ["/tmp:/cache", "/tmp:/artifact:ro"])
+def test_a_bind_is_read_as_docker_writes_it(text: str) -> None:
+    bind = container.Bind.parse(text)
+    assert str(bind) == text
+    assert bind.read_only == text.endswith(":ro")
+
+
+def may_unshare() -> bool:
+    """Whether this user, on this kernel, gets namespaces of its own."""
+    script = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x2C020000))"
+    return os.geteuid() == 0 and subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """The words that run something in a root file system that has this machine's programs and nothing else."""
+    if not may_unshare():
+        pytest.skip("expected root, which may have namespaces of its own")
+    root = tmp_path / "root"
+    for name in ("usr", "dev", "proc", "sys", "tmp", "etc"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    os.chown(cache, 2000, 0)
+    image = tmp_path / "image.json"
+    image.write_text(json.dumps(IMAGE))
+    words = [sys.executable, str(CONTAINER), "--root", str(root), "--image", str(image)]
+    return [*words, "--bind", "/usr:/usr:ro", "--bind", f"{cache}:/cache", "--env", "TOLD=by us"]
+
+
+def test_a_container_is_the_images_user_without_privileges_on_a_root_that_is_read_only(
+    command: list[str], tmp_path: Path
+) -> None:
+    script = (
+        "id -u; id -g; id -G; grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status | cut -f2; pwd; echo $SAID $TOLD; "
+        "for at in / /usr /etc /dev /sys /tmp /cache /dev/shm; do touch $at/mark 2>/dev/null && echo $at; done; "
+        "readlink /proc/1/exe >/dev/null && ls -d /proc/[0-9]* | wc -l; exit 7"
+    )
+    done = subprocess.run([*command, "--", "sh", "-c", script], capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 7, done.stderr
+    assert lines[:3] == ["2000", "0", "0"]
+    assert lines[3:6] == ["0" * 16, "0" * 16, "1"]
+    assert lines[6:8] == ["/tmp", "by the image by us"]
+    assert lines[8:11] == ["/tmp", "/cache", "/dev/shm"]
+    assert int(lines[11]) < 6  # its own processes, and none of the host's
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["mark"]
+    assert list((tmp_path / "root/tmp").iterdir()) == []
+
+
+def test_the_entry_point_is_the_images(command: list[str]) -> None:
+    done = subprocess.run([*command, "--entrypoint", "--", "-u", "SAID"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "TOLD=by us" in done.stdout.splitlines()
+    assert "SAID" not in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_handed_on_and_the_status_comes_back(command: list[str], number: signal.Signals) -> None:
+    script = f"trap 'echo taken; exit 3' {number.name[3:]}; echo up; while :; do sleep 0.05; done"
+    with subprocess.Popen([*command, "--", "sh", "-c", script], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "up\n"
+        running.send_signal(number)
+        assert running.stdout.read() == "taken\n"
+        assert running.wait(30) == 3
+
+
+def test_a_container_ends_with_whoever_started_it(command: list[str]) -> None:
+    with subprocess.Popen([*command, "--", "sh", "-c", "echo up; exec sleep 600"], stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        running.kill()
+        assert running.stdout.read() == b""  # the last holder of the pipe is gone
+
+
+def test_a_command_that_is_not_there_is_told(command: list[str]) -> None:
+    done = subprocess.run([*command, "--", "nowhere"], capture_output=True, text=True, check=False)
+    assert done.returncode == 125
+    assert "expected nowhere in /usr/bin:/bin, found none" in done.stderr
