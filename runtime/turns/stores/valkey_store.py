@@ -1,34 +1,26 @@
-"""The store in a Valkey server: each session a hash that scripts change in one step; changes go as one pipeline.
-
-Connections are the client's own, used plainly: a request is written, its answers are read. A connection on which
-anything went wrong is closed, since nobody knows what still comes on it.
-"""
+"""The store in a Valkey server: each session a hash that scripts change in one step; changes go as one pipeline."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import ssl
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-from valkey.asyncio.connection import Connection, SSLConnection
-from valkey.exceptions import NoScriptError, ReadOnlyError, ResponseError, ValkeyError
 
 from runtime.deployment.session_store import StoreAddress
 from runtime.host.timeouts import within
 from runtime.turns.stores import scripts
 from runtime.turns.stores.interface import MOST_LEFT, Found, Leave, Outcome, StoreError, Taken, Write
+from runtime.turns.stores.wire import Argument, Command, Refusal, Wire, told
 
-T = TypeVar("T")
-Argument = bytes | str | int
-
-# Open connections at most: one writes, the others take sessions for clients that have just come.
-CONNECTIONS = 8
+# Open connections at most: one has the writes, the other what clients wait for who have just come.
+CONNECTIONS = 2
 # Keys that one step of a search looks at.
 _SCAN = "1000"
+# What a server says that has forgotten the scripts, or is a replica now: a new connection brings them, or finds it.
+_ANEW = ("NOSCRIPT", "READONLY")
 
 _SHA = {script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in scripts.ALL}
 
@@ -58,8 +50,10 @@ class ValkeyStore:
         self._ca_file = ca_file
         self._ttl = str(max(1, round(ttl * 1000)))
         self._timeout = timeout
-        self._idle: list[Connection] = []  # that nobody uses now
-        self._free = asyncio.Semaphore(CONNECTIONS)  # how many more may be used
+        self._loop = asyncio.get_running_loop()  # its clock
+        # Of the writes (true), and of all else.
+        self._wires: dict[bool, Wire] = {}
+        self._opening: dict[bool, asyncio.Future[Wire]] = {}
 
     async def take(self, place: str) -> Taken:
         """Take a session: nobody else may write it from now on."""
@@ -80,10 +74,10 @@ class ValkeyStore:
             if groups[-1] and not (isinstance(change, Write) and isinstance(groups[-1][-1], Write)):
                 groups.append([])
             groups[-1].append(change)
-        answers = await self._ask_all([self._command(group) for group in groups])
+        answers = await self._ask_all([self._command(group) for group in groups], writes=True)
         outcomes: list[Outcome] = []
         for group, answer in zip(groups, answers, strict=True):
-            if isinstance(answer, ResponseError) and len(group) > 1:  # it may be the fault of one alone
+            if isinstance(answer, Refusal) and len(group) > 1:  # it may be the fault of one alone
                 for change in group:
                     outcomes += await self.apply([change])
             else:
@@ -120,92 +114,76 @@ class ValkeyStore:
 
     async def close(self) -> None:
         """Let go of all connections."""
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await _disconnect(connection)
+        for opening in list(self._opening.values()):
+            opening.cancel()
+        await asyncio.gather(*self._opening.values(), return_exceptions=True)
+        for wire in self._wires.values():
+            wire.close()
+        self._wires.clear()
 
-    async def _ask(self, command: tuple[Argument, ...]) -> object:
+    async def _ask(self, command: Command) -> object:
         (answer,) = await self._ask_all([command])
-        if isinstance(answer, ResponseError):
-            raise StoreError(told(answer))
+        if isinstance(answer, Refusal):
+            raise StoreError(str(answer))
         return answer
 
-    async def _ask_all(self, commands: Sequence[tuple[Argument, ...]]) -> list[object]:
-        """Send commands at once, and return what each is answered with, which may be an error."""
+    async def _ask_all(self, commands: Sequence[Command], *, writes: bool = False) -> list[object]:
+        """Send commands at once, and return what each is answered with, which may be a `Refusal`."""
+        deadline = self._loop.time() + self._timeout
+        wire = self._wires.get(writes)
+        if wire is None or not wire.open:
+            wire = await self._connected(writes)
         try:
-            return await within(self._timeout, self._exchange(commands))
+            answers = await wire.ask(commands, deadline)
         except asyncio.TimeoutError:
             raise StoreError(f"no answer within {self._timeout:g} s") from None
-        except (ValkeyError, OSError) as error:
+        for answer in answers:
+            if isinstance(answer, Refusal) and str(answer).startswith(_ANEW):
+                wire.close()
+                raise StoreError(str(answer))
+        return answers
+
+    async def _connected(self, writes: bool) -> Wire:
+        """A new connection, which all who want it meanwhile share."""
+        opening = self._opening.get(writes)
+        if opening is None:
+            opening = self._opening[writes] = asyncio.ensure_future(self._connect())
+            opening.add_done_callback(partial(self._connect_ended, writes))
+        return await asyncio.shield(opening)
+
+    def _connect_ended(self, writes: bool, opening: asyncio.Future[Wire]) -> None:
+        del self._opening[writes]
+        if not opening.cancelled() and opening.exception() is None:
+            self._wires[writes] = opening.result()
+
+    async def _connect(self) -> Wire:
+        try:
+            return await within(self._timeout, self._open())
+        except asyncio.TimeoutError:
+            raise StoreError(f"no answer within {self._timeout:g} s") from None
+        except OSError as error:
             raise StoreError(told(error)) from None
 
-    async def _exchange(self, commands: Sequence[tuple[Argument, ...]]) -> list[object]:
-        async with self._connection() as connection:
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            answers: list[object] = []
-            for _ in commands:
-                try:
-                    answers.append(await connection.read_response(disable_decoding=True))
-                except ResponseError as error:
-                    answers.append(error)
-            for answer in answers:
-                # The server has forgotten the scripts, or is a replica now: a new connection brings them, or finds it.
-                if isinstance(answer, (NoScriptError, ReadOnlyError)):
-                    raise answer
-            return answers
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        async with self._free:
-            connection = self._idle.pop() if self._idle else await self._connect()
-            try:
-                yield connection
-            except BaseException:
-                await _disconnect(connection)
-                raise
-            self._idle.append(connection)
-
-    async def _connect(self) -> Connection:
-        address = self._address
-        options: dict[str, Any] = {
-            "host": address.host,
-            "port": address.port,
-            "db": address.database,
-            "username": address.user,
-            "password": self._password,
-            "socket_timeout": None,  # all of an exchange has one
-            "lib_name": None,
-            "lib_version": None,
-        }
+    async def _open(self) -> Wire:
+        address, context = self._address, None
         if address.tls:
-            connection: Connection = SSLConnection(
-                **options,
-                ssl_ca_certs=str(self._ca_file) if self._ca_file is not None else None,
-                ssl_check_hostname=True,
-                ssl_min_version=ssl.TLSVersion.TLSv1_2,
-            )
-        else:
-            connection = Connection(**options)
+            context = ssl.create_default_context(cafile=self._ca_file)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+        _, wire = await self._loop.create_connection(Wire, address.host, address.port, ssl=context)
+        commands: list[Command] = [("SCRIPT", "LOAD", script) for script in scripts.ALL]
+        if address.database:
+            commands.insert(0, ("SELECT", address.database))
+        if address.user is not None or self._password is not None:
+            user = (address.user,) if address.user is not None else ()
+            commands.insert(0, ("AUTH", *user, self._password or ""))
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
-            for script in scripts.ALL:
-                await connection.send_command("SCRIPT", "LOAD", script, check_health=False)
-                await connection.read_response()
+            for answer in await wire.ask(commands, self._loop.time() + self._timeout):
+                if isinstance(answer, Refusal):
+                    raise StoreError(str(answer))
         except BaseException:
-            await _disconnect(connection)
+            wire.close()
             raise
-        return connection
-
-
-def told(error: BaseException) -> str:
-    """An error of the store for the log: what it says, which holds neither values nor passwords, in one line."""
-    text = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-async def _disconnect(connection: Connection) -> None:
-    # At once: what waits in its buffers is for nobody.
-    await connection.disconnect(nowait=True)
+        return wire
 
 
 def _call(script: str, place: str, *arguments: Argument) -> tuple[Argument, ...]:
@@ -214,8 +192,8 @@ def _call(script: str, place: str, *arguments: Argument) -> tuple[Argument, ...]
 
 def _outcomes(changes: int, answer: object) -> list[Outcome]:
     """What an answer says of so many changes: a digit for each; then the numbers of some, and turns beside these."""
-    if isinstance(answer, ResponseError):
-        return [Outcome(False, error=told(answer))] * changes
+    if isinstance(answer, Refusal):
+        return [Outcome(False, error=str(answer))] * changes
     digits = answer[0] if isinstance(answer, list) and answer else None
     if not isinstance(digits, bytes) or len(digits) != changes:
         return [Outcome(False, error="an answer of another form")] * changes

