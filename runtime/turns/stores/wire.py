@@ -32,7 +32,14 @@ def _gone() -> StoreError:
 
 
 class _Request:
-    """Commands that were sent together, and what they were answered with so far."""
+    """Commands that were sent together.
+
+    Attributes:
+        commands: how many.
+        done: for whoever asked.
+        timer: for the deadline.
+        answers: that have come so far.
+    """
 
     __slots__ = ("answers", "commands", "done", "timer")
 
