@@ -51,9 +51,9 @@ class ValkeyStore:
         self._ttl = str(max(1, round(ttl * 1000)))
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()  # its clock
-        # Of the writes (true), and of all else.
-        self._wires: dict[bool, Wire] = {}
-        self._opening: dict[bool, asyncio.Future[Wire]] = {}
+        # By whether they have the writes, or all else.
+        self._wires: dict[bool, Wire] = {}  # open, or closed since
+        self._opening: dict[bool, asyncio.Future[Wire]] = {}  # those that are being made
 
     async def take(self, place: str) -> Taken:
         """Take a session: nobody else may write it from now on."""
