@@ -24,6 +24,7 @@ from pipeline.lanes.gate_specs import CLASSIFIERS
 from pipeline.lanes.gates import describe_failure, failed_gates
 from pipeline.plan import BuildPlan, CalibrationPlan, ChatPlan
 from pipeline.plan.prepare import Prepared
+from pipeline.problem import LONGEST_FOUND, printable
 from pipeline.progress import Progress
 from pipeline.publish import describe
 from pipeline.quantize import QuantizeJob, calibration
@@ -33,6 +34,7 @@ from pipeline.stage_runner import FetchedModel, StageRunner, tokenizing
 from pipeline.stages import install, recipes
 from pipeline.stages.recipes import recipe_of
 from pipeline.stages.stage import StageError, remove_all_leftovers
+from pipeline.tuning.choosing import Goal
 from pipeline.tuning.trials import TuningRequest, tune_here
 from pipeline.validate.validation import validate
 from runtime import artifact
@@ -292,6 +294,16 @@ class Run:
         goal = self.plan.tune
         if goal == "off":
             return None
+        try:
+            return self._tuned(goal, chat, model)
+        except Exception as error:  # noqa: BLE001 - whatever it is: the plain options serve too
+            # Where these do not either, the stages that follow say so.
+            why = str(error) if isinstance(error, StageError) else f"{type(error).__name__}: {error}"
+            told = printable(why, LONGEST_FOUND)
+            self.progress.step(f"tune: {told}; nothing is tuned, and the engine's plain options are built")
+            return None
+
+    def _tuned(self, goal: Goal, chat: ChatPlan, model: FetchedModel) -> TunedOptions:
         request = TuningRequest(
             goal=goal,
             folder=model.folder,
@@ -299,6 +311,7 @@ class Run:
             limits=chat.limits,
             method=chat.method,
             kv_fp8=self.plan.tune_kv_fp8,
+            minutes=self.plan.tune_minutes,
         )
         inputs = {
             "model": model.content,
@@ -307,6 +320,7 @@ class Run:
             "limits": chat.limits.model_dump(),
             "method": chat.method,
             "kv_fp8": request.kv_fp8,
+            "minutes": request.minutes,
             "machine": self.runner.engine_identity(),
             "packages": tokenizing(),
             "code": recipe_of("tune", self.plan.engine),
@@ -317,12 +331,7 @@ class Run:
                 tuned = tune_here(request, self.runner.machine, Path(scratch), self.progress)
             return tuned.model_dump(mode="json")
 
-        try:
-            done = self.runner.stage("tune", inputs, work)
-        except StageError as error:
-            # The plain options serve too; where these do not either, the stages that follow say so.
-            self.progress.step(f"tune: {error}; nothing is tuned, and the engine's plain options are built")
-            return None
+        done = self.runner.stage("tune", inputs, work)
         return TunedOptions.model_validate_json(json.dumps(done.result))
 
     def _records(self) -> tuple[artifact.StageRecord, ...]:

@@ -17,6 +17,7 @@ from runtime.artifact import LaneName
 from runtime.host import variables
 
 LARGE, SMALL = defaults.TRT_GROUP_SIZES
+MOST_TUNE_MINUTES = 600.0
 
 
 def _without_spaces(value: object) -> object:
@@ -94,6 +95,13 @@ class PipelineSettings(BaseModel):
         None,
         description="vLLM on a GPU: what the engine's options are tuned for, unless `--tune` is given; `off`: vLLM's "
         "own choices; none means `latency` on a GPU",
+    )
+    tune_minutes: float = Field(
+        defaults.TUNE_MINUTES,
+        gt=0,
+        le=MOST_TUNE_MINUTES,
+        description="time that tuning may take, unless `--tune-minutes` is given; what is measured until then decides",
+        json_schema_extra={"unit": "minutes"},
     )
     kv_dtype: Literal["auto", "fp8"] = Field(
         "auto", description="`fp8`: tuning tries a KV cache in FP8 too, and bakes it where it wins and says the same"

@@ -15,7 +15,7 @@ from pipeline.lanes import LANES, gate_specs, gpus
 from pipeline.lanes.gates import Thresholds
 from pipeline.plan import BuildRequest
 from pipeline.problem import Problem, WrongRequestError
-from runtime.defaults import QUANTIZATION
+from runtime.defaults import QUANTIZATION, TUNE_MINUTES
 from runtime.host.machine import Gpu
 
 METHOD_WORDS = frozenset(word for lane in LANES.values() for word in lane.words)
@@ -82,6 +82,13 @@ ToolUtterances = Annotated[
 TuneFor = Annotated[
     Literal["latency", "throughput", "off"] | None,
     typer.Option(help="vLLM on a GPU: tune the engine's options for this; else TUNE, which is latency."),
+]
+TuneMinutes = Annotated[
+    float | None,
+    typer.Option(
+        help=f"Minutes that tuning may take; what is measured until then decides. Else TUNE_MINUTES, which is "
+        f"{TUNE_MINUTES:g}."
+    ),
 ]
 Emulated = Annotated[bool, typer.Option("--allow-emulated", help="Allow FP8 on a CPU, ten times slower.")]
 Force = Annotated[bool, typer.Option("--force", help="Do every stage again; FORCE_REBUILD=true does the same.")]
@@ -179,6 +186,7 @@ class PlanOptions:
         tool: the classifier's.
         allow_emulated: whether a method may be emulated.
         tune: what the engine's options are to make better.
+        tune_minutes: that this may take.
     """
 
     lane: LaneOptions
@@ -188,6 +196,7 @@ class PlanOptions:
     tool: ToolOptions
     allow_emulated: Emulated = False
     tune: TuneFor = None
+    tune_minutes: TuneMinutes = None
 
     def request(self) -> BuildRequest:
         """Make the request of the options.
@@ -201,6 +210,7 @@ class PlanOptions:
             fallback=tuple(self.fallback or ()),
             allow_emulated=self.allow_emulated,
             tune=self.tune,
+            tune_minutes=self.tune_minutes,
         )
 
 
@@ -293,6 +303,7 @@ class BuildOptions:
         tool: the classifier's.
         allow_emulated: whether a method may be emulated.
         tune: what the engine's options are to make better.
+        tune_minutes: that this may take.
     """
 
     lane: LaneOptions
@@ -302,6 +313,7 @@ class BuildOptions:
     tool: ToolOptions
     allow_emulated: Emulated = False
     tune: TuneFor = None
+    tune_minutes: TuneMinutes = None
 
     def request(self) -> BuildRequest:
         """Make the request of the options.
@@ -310,7 +322,13 @@ class BuildOptions:
             WrongRequestError: too few or too many words.
         """
         asked = self.tool.within(self.lane.request(tool_only=self.tool.tool_only))
-        return replace(asked, out=self.out, allow_emulated=self.allow_emulated, tune=self.tune)
+        return replace(
+            asked,
+            out=self.out,
+            allow_emulated=self.allow_emulated,
+            tune=self.tune,
+            tune_minutes=self.tune_minutes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

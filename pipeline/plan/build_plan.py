@@ -18,6 +18,7 @@ from pipeline.plan.estimate import Estimate
 from pipeline.source import SourceFacts
 from pipeline.source.utterance_file import NO_UTTERANCES, ToolCoverage, UtteranceSet, coverage_of
 from runtime.artifact import EngineChoices, Limits, Moe, ToolLabel, served_tools
+from runtime.defaults import TUNE_MINUTES
 
 Tune = Literal["latency", "throughput", "off"]
 
@@ -42,6 +43,7 @@ class BuildRequest:
         tool_labels: the table of several tools, a `LABEL=TOOL[@THRESHOLD]` each; empty for what the names say.
         tool_utterances: file of labelled utterances to measure the classifier on; none takes TOOL_UTTERANCES.
         tune: what the engine's options are tuned for, or `off`; none takes TUNE.
+        tune_minutes: that this may take; none takes TUNE_MINUTES.
     """
 
     chat: str | None = None
@@ -57,6 +59,7 @@ class BuildRequest:
     tool_labels: tuple[str, ...] = ()
     tool_utterances: Path | None = None
     tune: Tune | None = None
+    tune_minutes: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,7 @@ class BuildPlan:
         seed: of every random number generator.
         tune: what the engine's options are tuned for, or `off`.
         tune_kv_fp8: whether a KV cache in FP8 may be tried.
+        tune_minutes: that tuning may take.
         choices: the options that tuning chose; none before it ran.
     """
 
@@ -206,6 +210,7 @@ class BuildPlan:
     seed: int = SEED
     tune: Tune = "off"
     tune_kv_fp8: bool = False
+    tune_minutes: float = TUNE_MINUTES
     choices: EngineChoices | None = None
 
     @property

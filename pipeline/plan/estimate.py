@@ -18,6 +18,8 @@ HELD_OUT_TOKENS = 4_000
 CORE_RATE = 1.2e10
 # An H200 took 34 s for AWQ of 8 billion parameters with 8,192 tokens, of which 14 s were loading.
 GPU_SECONDS = 3e-13
+# Tuning starts an engine for each candidate, and measures it; as many as there are in the table for one method.
+TRIALS, TRIAL_SECONDS = 11, 75.0
 # A good link and a local disk.
 DOWNLOAD_RATE, COPY_RATE = 50e6, 500e6
 
@@ -44,6 +46,7 @@ class BuildSize:
         stage_share: part of the layers that the fullest stage has.
         outside_bytes: what is no layer's, the embedding and the head: a stage may have it whole.
         cache_share: part of a layer's KV cache that each of the GPUs has which share the layer.
+        tune_limit_s: seconds that tuning may take; 0 where nothing is tuned.
     """
 
     parameters: int = 0
@@ -63,6 +66,7 @@ class BuildSize:
     stage_share: float = 1.0
     outside_bytes: int = 0
     cache_share: float = 1.0
+    tune_limit_s: float = 0.0
 
     @property
     def gpus(self) -> int:
@@ -188,6 +192,8 @@ def _seconds(size: BuildSize, cores: int) -> float:
         seconds += VALIDATE_SECONDS
         if not size.on_gpu:
             seconds += 2 * size.parameters * HELD_OUT_TOKENS / (CORE_RATE * cores)
+    if size.tune_limit_s:
+        seconds += min(size.tune_limit_s, TRIALS * (TRIAL_SECONDS + size.quantized_bytes / COPY_RATE))
     if size.method and not size.prequantized:
         seconds += QUANTIZE_SECONDS
         each = GPU_SECONDS if size.on_gpu else size.method.seconds / cores

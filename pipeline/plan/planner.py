@@ -6,6 +6,7 @@ returns a frozen `BuildPlan`, or raises every problem at once. `prepare` reads t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import lanes
@@ -27,7 +28,7 @@ from pipeline.plan.hardware import Hardware
 from pipeline.plan.tool_plan import plan_tool
 from pipeline.plan.trt_plan import TrtPlanner
 from pipeline.problem import Problem, WrongRequestError
-from pipeline.settings import PipelineSettings
+from pipeline.settings import MOST_TUNE_MINUTES, PipelineSettings
 from pipeline.source import EMBEDDED, SourceFacts
 
 # The planner of the chat model, where a kind of lane has its own.
@@ -79,8 +80,9 @@ def make_plan(
     out = _out(request, chat_plan, chat, tool, lane, disk, diagnostics)
     methods = checked_methods(request, chat_plan, hardware, lane, diagnostics)
     tune = _tune(request, settings, lane, diagnostics, chat=chat is not None)
+    minutes = _tune_minutes(request, settings, diagnostics, tune)
     thresholds = _thresholds(request, chat_plan, tool_plan, lane, diagnostics, tune)
-    size = _build_size(chat_plan, tool_plan, lane)
+    size = replace(_build_size(chat_plan, tool_plan, lane), tune_limit_s=60 * minutes if tune != "off" else 0.0)
     cost = estimate(size, cores=hardware.cores)
     _decide_memory(size, chat_plan, tool_plan, hardware, diagnostics)
     attempts = Attempts(request, lambda other: make_plan(other, settings, chat, tool, hardware, earlier, disk))
@@ -103,6 +105,7 @@ def make_plan(
         decisions=tuple(diagnostics.decisions),
         tune=tune,
         tune_kv_fp8=settings.kv_dtype == "fp8",
+        tune_minutes=minutes,
     )
 
 
@@ -123,6 +126,20 @@ def _tune(
     reason = f"{where} says so" if asked else "vLLM's options are measured on this GPU with this model"
     diagnostics.decide("tuning", tune, reason)
     return tune
+
+
+def _tune_minutes(request: BuildRequest, settings: PipelineSettings, diagnostics: Diagnostics, tune: Tune) -> float:
+    """Decide how long tuning may take."""
+    minutes = settings.tune_minutes if request.tune_minutes is None else request.tune_minutes
+    if tune == "off" and request.tune_minutes is not None:
+        diagnostics.problem("--tune-minutes", "nothing, where nothing is tuned", f"{minutes:g}", "leave it out")
+    elif not 0 < minutes <= MOST_TUNE_MINUTES:  # the settings' own value was checked
+        expected = f"more than 0, at most {MOST_TUNE_MINUTES:g}"
+        diagnostics.problem("--tune-minutes", expected, f"{minutes:g}")
+    elif tune != "off":
+        reason = "what is measured until then decides; --tune-minutes says another, --tune off leaves it out"
+        diagnostics.decide("tuning's time", f"{minutes:g} minutes", reason)
+    return minutes
 
 
 def _lane(

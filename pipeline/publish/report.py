@@ -87,7 +87,10 @@ def steps(plan: BuildPlan) -> Iterable[str]:
         verb = "train" if plan.tool.source.kind == "embedded" else "copy"
         yield f"tool: {verb} the classifier {plan.tool.source.ref}, in float"
     if plan.tune != "off":
-        yield f"tune: measure a table of vLLM's options for {plan.tune}, each in a process of its own"
+        yield (
+            f"tune: measure a table of vLLM's options for {plan.tune}, each in a process of its own, "
+            f"for {plan.tune_minutes:g} minutes at most"
+        )
     yield f"build: lay out the artifact{_compiling(plan)}"
     if plan.chat and not plan.chat.prequantized:
         yield "reference: score held-out text with the float model"

@@ -19,6 +19,8 @@ from runtime.artifact import EngineChoices, TriedOptions, TunedFigures, TunedOpt
 PLAIN = EngineChoices()
 BASE, BASE_AGAIN, TOGETHER = "base", "base again", "all that won, together"
 REASON_CHARACTERS = 300
+# What is no figure of any engine.
+LEAST_FIGURE, MOST_FIGURE = 1e-4, 1e9
 
 
 class TrialError(Exception):
@@ -124,12 +126,15 @@ class _Trials:
         """Measure options, and remember how long that takes.
 
         Raises:
-            TrialError: nothing was measured.
+            TrialError: nothing was measured, or what no engine reaches.
         """
         begun = self.budget.now()
         measured = self._trial(choices)
         if not measured.runs:
             raise TrialError("nothing was measured" if choices != PLAIN else "the plain options were not measured")
+        told = [value for run in measured.runs for value in run.model_dump().values() if value is not None]
+        if wrong := [value for value in told if not LEAST_FIGURE <= value <= MOST_FIGURE]:
+            raise TrialError(f"expected figures of an engine, found {wrong[0]:g}")
         self.budget.took(self.budget.now() - begun)
         return measured
 
