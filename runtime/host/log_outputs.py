@@ -2,6 +2,9 @@
 
 An event loop never waits for a disk or a pipe. What it says is queued; what does not fit into the queue is counted, and
 told when there is room again. A thread without a loop waits until it is written: what comes first is told first.
+
+Whoever configures `logging` closes every handler that there is, as vLLM does when it is imported. So `close` ends
+nothing here: `end` does.
 """
 
 from __future__ import annotations
@@ -46,6 +49,9 @@ class Output(logging.Handler):
     def write(self, line: str) -> None:
         """Write a line, with its end."""
         raise NotImplementedError
+
+    def end(self) -> None:
+        """Give back what is open. Nothing is written any more."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record. One that cannot be formatted is told of by its logger's name alone."""
@@ -177,13 +183,12 @@ class CompressingHandler(Output):
         if self._compressing is not None:
             self._compressing.join()
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Close the file, once what is being compressed is."""
         if self._file >= 0:
             self._wait_for_compression()
             os.close(self._file)
             self._file = -1
-        super().close()
 
 
 def _compress(source: Path, target: Path) -> None:
@@ -204,7 +209,7 @@ class LogWriter(logging.Handler):
         self._dropped = 0  # records that nobody was told of yet
         self._stuck = False  # nobody waits for a thread that did not come to an end of it
         self._forked = False  # a forked process has no such thread, and writes itself
-        self._closed = False  # nothing is taken any more
+        self._ended = False  # nothing is taken any more
         for output in self.outputs:
             output.tell = _telling(weakref.ref(self), output)
         self._thread = self._start()  # writes
@@ -225,7 +230,7 @@ class LogWriter(logging.Handler):
         if self._forked:
             self._write(record)
             return True
-        if self._closed or self._queue.qsize() >= self._capacity:
+        if self._ended or self._queue.qsize() >= self._capacity:
             self._dropped += 1
             return False
         self._queue.put(record)
@@ -235,7 +240,7 @@ class LogWriter(logging.Handler):
 
     def wait(self, seconds: float) -> bool:
         """Wait until everything that was said is written, but not for ever; return whether it is."""
-        if self._forked or self._closed or threading.current_thread() is self._thread or not self._thread.is_alive():
+        if self._forked or self._ended or threading.current_thread() is self._thread or not self._thread.is_alive():
             return True
         written = threading.Event()
         self._queue.put(written)
@@ -247,16 +252,24 @@ class LogWriter(logging.Handler):
         self.wait(FLUSH_S)
 
     def close(self) -> None:
-        """Write what waits, and close the outputs."""
-        if not self._closed and not self._forked:
+        """Write what waits, and go on."""
+        self.flush()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is taken any more."""
+        return self._ended
+
+    def end(self) -> None:
+        """Write what waits, and end the outputs."""
+        if not self._ended and not self._forked:
             self.flush()
-            self._closed = True
+            self._ended = True
             self._queue.put(None)
             self._thread.join(FLUSH_S)
             if not self._thread.is_alive():
                 for output in self.outputs:
-                    output.close()
-        super().close()
+                    output.end()
 
     def _start(self) -> threading.Thread:
         thread = threading.Thread(target=self._run, name="log-writer", daemon=True)

@@ -6,6 +6,7 @@ three old files are kept, compressed. `redaction` decides what is shown, `log_ou
 
 from __future__ import annotations
 
+import atexit
 import logging
 import re
 import sys
@@ -44,6 +45,7 @@ _ASYNCIO_NAME = re.compile(r"[^<(\n]*")
 
 
 _configured: list[Redactor] = []  # the one of the process's log
+_writing: list[LogWriter] = []  # the process's log
 _left: list[str] = []  # loggers that keep their own outputs
 
 
@@ -104,13 +106,10 @@ def configure(
             outputs.append(file)
     except OSError as error:
         unavailable = error.strerror
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        if isinstance(handler, LogWriter):
-            handler.close()
-    root.addHandler(LogWriter(outputs))
-    root.setLevel(level.upper())
+    for writer in _writing:
+        writer.end()
+    _writing[:] = [LogWriter(outputs)]
+    _take_root(level.upper())
     # A handler of somebody else's would print a record that it could not write, as it is, on standard error.
     logging.raiseExceptions = False
     for name in QUIET:
@@ -123,27 +122,42 @@ def configure(
 
 def flush(seconds: float = FLUSH_S) -> None:
     """Wait until what was said is written, but not longer than so many seconds."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, LogWriter):
-            handler.wait(seconds)
+    for writer in _writing:
+        writer.wait(seconds)
+
+
+# At the end `logging` flushes the handlers that it knows, and whoever configured it since has had it forget ours.
+atexit.register(flush)
 
 
 def take_over() -> None:
     """Have libraries that write their logs themselves say it here, where it is redacted. Call when they are imported.
 
-    Where this log was not set up, theirs stay as they are.
+    What such a library has silenced is heard again. Where this log was not set up, theirs stay as they are.
     """
-    if not any(isinstance(handler, LogWriter) for handler in logging.getLogger().handlers):
+    if not _writing or _writing[0].ended:
         return
+    _take_root()
     for logger in list(logging.root.manager.loggerDict.values()):
         if not isinstance(logger, logging.Logger) or any(f"{logger.name}.".startswith(f"{one}.") for one in _left):
             continue
+        logger.disabled = False
         own = [handler for handler in logger.handlers if not isinstance(handler, logging.NullHandler)]
         for handler in own:
             logger.removeHandler(handler)
         if own:
             logger.propagate = True
             logger.setLevel(max(logger.level, min(handler.level for handler in own)))
+
+
+def _take_root(level: str | None = None) -> None:
+    """Have the log alone be the root's handler, at its level or another one."""
+    (writer,) = _writing
+    if level is not None:
+        writer.setLevel(level)
+    root = logging.getLogger()
+    root.handlers[:] = [writer]
+    root.setLevel(writer.level)
 
 
 def catch_stray_errors() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -308,6 +309,12 @@ def engine_processes(server: Server) -> list[int]:
             if parent == server.process.pid and b"EngineCore" in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return found
+
+
+def test_the_log_goes_on_when_the_engine_is_there(server: Server) -> None:
+    """Its library configures `logging` when it is imported, and closes the handlers of everybody."""
+    events = [json.loads(line)["event"] for line in server.log.read_text().splitlines() if line.startswith('{"')]
+    assert {"starting", "loaded", "ready"} <= set(events)
 
 
 async def test_a_chat_model_alone_speaks_at_once_and_its_engine_s_death_is_told_and_ends_the_server(

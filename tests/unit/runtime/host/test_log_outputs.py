@@ -46,7 +46,8 @@ def _restored() -> Iterator[None]:
     for handler in list(root.handlers):
         if handler not in before:
             root.removeHandler(handler)
-            handler.close()
+            if isinstance(handler, LogWriter):
+                handler.end()
     for handler in before:
         if handler not in root.handlers:
             root.addHandler(handler)
@@ -68,7 +69,7 @@ async def test_the_event_loop_does_not_wait_for_an_output() -> None:
     held.may.set()
     await eventually(lambda: len(held.lines) == 100)
     assert held.lines == [f"line {number}\n" for number in range(100)]
-    writer.close()
+    writer.end()
 
 
 async def test_what_does_not_fit_is_counted_and_told() -> None:
@@ -83,7 +84,7 @@ async def test_what_does_not_fit_is_counted_and_told() -> None:
     told = [line for line in held.lines if "log_records_dropped" in line]
     assert len(told) == 1
     assert f"'count': {100 - taken}" in told[0]
-    writer.close()
+    writer.end()
 
 
 def test_a_thread_without_a_loop_has_it_written_when_it_goes_on() -> None:
@@ -92,7 +93,7 @@ def test_a_thread_without_a_loop_has_it_written_when_it_goes_on() -> None:
     writer = LogWriter([held])
     writer.handle(record("first"))
     assert held.lines == ["first\n"]
-    writer.close()
+    writer.end()
 
 
 def test_nobody_waits_for_ever_for_an_output_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +102,7 @@ def test_nobody_waits_for_ever_for_an_output_that_is_stuck(monkeypatch: pytest.M
     writer = LogWriter([held])
     for _ in range(200):
         writer.handle(record("line"))
-    writer.close()
+    writer.end()
     held.may.set()
 
 
@@ -154,7 +155,7 @@ def test_a_formatter_that_fails_shows_nothing(tmp_path: Path, capfd: pytest.Capt
     handler = CompressingHandler(tmp_path / "server.log")
     handler.setFormatter(Failing())
     handler.handle(record("zebra"))
-    handler.close()
+    handler.end()
     line = json.loads((tmp_path / "server.log").read_text())
     assert (line["event"], line["logger"], line["error"]) == ("log_record_failed", "test", "KeyError")
     assert "zebra" not in "".join(capfd.readouterr())
@@ -215,7 +216,7 @@ def test_a_line_that_was_cut_by_a_full_disk_does_not_spoil_the_next(
         patch.setattr(os, "write", lambda file, data: write(file, data[:3]))
         handler.handle(record("cut off"))
     handler.handle(record("whole"))
-    handler.close()
+    handler.end()
     assert (tmp_path / "server.log").read_text().splitlines() == ["cut", "whole"]
 
 
@@ -237,7 +238,7 @@ async def test_compression_keeps_no_line_waiting(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "server.log.1.gz").exists()
     may.set()
     await eventually((tmp_path / "server.log.1.gz").exists)
-    writer.close()
+    writer.end()
 
 
 def test_compression_that_fails_is_not_tried_for_each_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +254,7 @@ def test_compression_that_fails_is_not_tried_for_each_event(tmp_path: Path, monk
     handler.tell = lambda event, **fields: told.append(event)
     for number in range(100):
         handler.handle(record(f"line {number:04d} {'x' * 40}"))
-    handler.close()
+    handler.end()
     rotations = 100 // 5 - 1
     assert len(tried) <= rotations
     assert told == ["log_compression_failed"]
@@ -277,7 +278,7 @@ def test_rotation_that_fails_is_tried_again_in_a_while_and_loses_no_line(
         patch.setattr(Path, "rename", refuse)
         for number in range(50):
             handler.handle(record(f"line {number:04d}"))
-    handler.close()
+    handler.end()
     assert len(tried) == 1
     assert told == ["log_rotation_failed"]
     assert len((tmp_path / "server.log").read_text().splitlines()) == 50
@@ -290,7 +291,7 @@ def test_plain_and_compressed_files_are_counted_together(tmp_path: Path) -> None
     handler = CompressingHandler(tmp_path / "server.log", max_bytes=10)
     for _ in range(2):
         handler.handle(record("0123456789"))
-    handler.close()
+    handler.end()
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["server.log", "server.log.1.gz", "server.log.2", "server.log.3.gz"]
 
@@ -373,7 +374,7 @@ def test_a_finalizer_may_log_while_something_is_logged() -> None:
     writer = LogWriter([held])
     entries: queue.SimpleQueue[int] = writer._queue  # type: ignore[assignment]
     assert isinstance(entries, queue.SimpleQueue)  # whose put is reentrant, as that of Queue is not
-    writer.close()
+    writer.end()
 
 
 def test_the_cost_for_the_loop_is_small() -> None:
@@ -385,7 +386,7 @@ def test_the_cost_for_the_loop_is_small() -> None:
         for _ in range(1000):
             writer.handle(record("line"))
         spent = time.thread_time() - started
-        await asyncio.to_thread(writer.close)
+        await asyncio.to_thread(writer.end)
         return spent / 1000
 
     assert asyncio.run(say()) < 0.001  # formatting and writing take longer

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import structlog
 from pydantic import Secret, SecretBytes, SecretStr
 
 from runtime.host import logs
+from runtime.host.log_outputs import LogWriter
 from runtime.host.logs import CompressingHandler
 from tests.harness.scripted import KEY, serving
 
@@ -26,7 +29,8 @@ def _restored() -> Iterator[None]:
     for handler in list(root.handlers):
         if handler not in before:
             root.removeHandler(handler)
-            handler.close()
+            if isinstance(handler, LogWriter):
+                handler.end()
     for handler in before:
         if handler not in root.handlers:
             root.addHandler(handler)
@@ -110,7 +114,7 @@ def test_old_files_are_compressed_and_three_are_kept(tmp_path: Path) -> None:
     handler = CompressingHandler(tmp_path / "server.log", max_bytes=200)
     for number in range(60):
         handler.emit(logging.LogRecord("t", logging.INFO, "f", 1, f"line {number:04d} {'x' * 40}", None, None))
-    handler.close()
+    handler.end()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "server.log",
         "server.log.1.gz",
@@ -188,6 +192,49 @@ def test_loggers_of_who_started_the_process_are_left_to_it(tmp_path: Path) -> No
         for name, handler in handlers.items():
             logging.getLogger(name).removeHandler(handler)
         logs.configure(level="info", log_format="json", folder=folder, secrets=[])
+
+
+# What a library does to `logging` when it is imported, as vLLM does.
+CONFIGURES = {
+    "a dictionary": "logging.config.dictConfig({'version': 1, 'disable_existing_loggers': False})",
+    "a dictionary that silences": "logging.config.dictConfig({'version': 1})",
+    "a dictionary with the root": "logging.config.dictConfig({'version': 1, 'root': {'level': 'ERROR'}})",
+    "a file": "logging.config.fileConfig(io.StringIO('''[loggers]\nkeys=root\n[handlers]\nkeys=\n[formatters]\nkeys=\n"
+    "[logger_root]\nhandlers=\n'''))",
+    "a basic one": "logging.basicConfig(force=True, level='ERROR')",
+    "an end": "logging.shutdown()",
+}
+CONFIGURED = """
+import io, logging, logging.config, sys
+from pathlib import Path
+import structlog
+from runtime.host import logs
+
+async def main():
+    log.info("in a loop")  # nobody waits for it: it is written at the end
+
+logs.configure(level="info", log_format="json", folder=Path(sys.argv[1]), secrets=[])
+log = structlog.get_logger("runtime.server")
+log.info("before")
+{configures}
+logs.take_over()
+log.info("after")
+import asyncio
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("configures", CONFIGURES.values(), ids=CONFIGURES.keys())
+def test_the_log_goes_on_when_a_library_configures_logging(tmp_path: Path, configures: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CONFIGURED.format(configures=configures), tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line["event"] for line in lines(tmp_path)] == ["before", "after", "in a loop"]
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["before", "after", "in a loop"]
+    assert not done.stderr
 
 
 def test_without_a_folder_standard_output_is_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
