@@ -35,10 +35,11 @@ __all__ = [
     "take_over",
 ]
 
-# At info uvicorn names the path with its query; at debug these quote what goes over the wire, headers included.
+# At info uvicorn names the path with its query, and torch tells of its caches when it ends; at debug these quote what
+# goes over the wire, headers included.
 QUIET = (
     "uvicorn", "uvicorn.error", "uvicorn.access", "websockets", "httpx", "httpcore", "urllib3", "requests", "hpack",
-    "h11", "filelock", "fsspec", "botocore", "multipart", "python_multipart",
+    "h11", "filelock", "fsspec", "botocore", "multipart", "python_multipart", "torch",
 )  # fmt: skip
 # asyncio names callbacks with their arguments, and tasks with their results: only what comes before is shown.
 _ASYNCIO_NAME = re.compile(r"[^<(\n]*")

@@ -9,12 +9,15 @@ constructor returns, and an engine that dies takes the process with it, so that 
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 
 import structlog
 from starlette.applications import Starlette
 
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.deployment.settings import load as load_settings
+from runtime.host import logs
 from runtime.host.supervision import Background
 from runtime.server.app import create_app
 from runtime.server.process import begin, exit_now, failure, leave
@@ -29,11 +32,17 @@ log = structlog.get_logger(__name__)
 
 
 class ReplicaError(RuntimeError):
-    """Why a replica cannot be, as Ray shows it: a status of `process`, and a line for each problem."""
+    """Why a replica cannot be, as Ray shows it: a status of `process`, a line for each problem, and where its log is.
+
+    Attributes:
+        status: with which a server of its own would have exited.
+        reason: a line for each problem.
+    """
 
     def __init__(self, error: BaseException) -> None:
-        status, text = failure(error)
-        super().__init__(f"exit status {status}: {text}")
+        self.status, self.reason = failure(error)
+        where = "".join(f"\nmore in {path}" for path in outputs())
+        super().__init__(f"exit status {self.status}: {self.reason}{where}")
 
 
 class Replica:
@@ -58,8 +67,11 @@ class Replica:
             self.service = Service(settings)
             self.service.start()
             await self.service.opened()
-        except Exception as error:  # noqa: BLE001 - Ray shows it to who deploys
-            raise ReplicaError(error) from None
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - Ray shows it to who deploys
+            refused = ReplicaError(error)
+            log.error("replica_refused", status=refused.status, reason=refused.reason)
+            logs.flush()  # Ray ends the process at once
+            raise refused from None
         self._background = Background()
         self._background.spawn("leave", self._leave(leaving))
         self._background.spawn("end", self._end())
@@ -100,6 +112,15 @@ class Replica:
             status, text = failure(error)
             log.error("replica_ends", status=status, reason=text)
             exit_now(status)
+
+
+def outputs() -> list[str]:
+    """The files that keep what this process, and the engine's own, print: Ray names a pair of them for each process.
+
+    An engine says there what it tells nobody else. None where nothing is kept.
+    """
+    found = [Path(os.path.realpath(f"/proc/self/fd/{number}")) for number in (1, 2)]
+    return list(dict.fromkeys(str(path) for path in found if path.is_file()))
 
 
 def check(settings: RuntimeSettings, slots: int) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+import structlog
 from starlette.types import Message
 
+from runtime.deployment.settings import SettingsError
 from runtime.host import logs
 from runtime.server.ray_serve import insides
 from runtime.server.ray_serve import replica as replica_module
@@ -166,3 +171,32 @@ async def test_what_keeps_a_replica_from_being_is_told_as_the_process_tells_it(
             pass
     assert str(found.value).startswith(line)
     assert found.value.__cause__ is None, "Ray pickles it"
+
+
+@pytest.mark.parametrize("error", [ValueError("many\nlines"), SystemExit(3), SettingsError(["A: one", "B: two"])])
+async def test_a_refusal_is_logged_whole_and_names_the_files_that_keep_what_was_printed(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
+) -> None:
+    async def load(service: Service) -> None:
+        raise error
+
+    kept = [str(tmp_path / "worker.out"), str(tmp_path / "worker.err")]
+    monkeypatch.setattr(Service, "load", load)
+    monkeypatch.setattr(replica_module, "outputs", lambda: kept)
+    with structlog.testing.capture_logs() as told, pytest.raises(ReplicaError) as found:
+        await Replica.__new__(Replica).__init__()  # type: ignore[misc]
+    refused = found.value
+    assert str(refused).splitlines()[-2:] == [f"more in {path}" for path in kept]
+    assert str(refused).startswith(f"exit status {refused.status}: {refused.reason}\n")
+    (last,) = [event for event in told if event["event"] == "replica_refused"]
+    assert (last["status"], last["reason"]) == (refused.status, refused.reason)
+
+
+def test_only_files_keep_what_is_printed(tmp_path: Path) -> None:
+    program = "from runtime.server.ray_serve.replica import outputs; import sys; print(outputs(), file=sys.stderr)"
+    out, err = tmp_path / "worker.out", tmp_path / "worker.err"
+    with out.open("w") as stdout, err.open("w") as stderr:
+        subprocess.run([sys.executable, "-c", program], stdout=stdout, stderr=stderr, check=True)
+    assert err.read_text().strip() == str([str(out), str(err)])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
