@@ -18,6 +18,7 @@ from runtime.engines.tuned import with_choices
 if TYPE_CHECKING:
     from pipeline.plan import BuildPlan
     from pipeline.progress import Progress
+    from runtime.artifact import EngineChoices, Limits
 
 # Bookkeeping of the compilers that names this machine, changes from start to start, and that no start needs; and which
 # GPUs of this machine reach one another's memory, which another's may not.
@@ -42,17 +43,23 @@ def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress
     copy_model(model_dir, out)
     if not plan.eager:
         progress.step("compiling ahead of time")
-        compile_ahead(out, plan)
+        compile_ahead(out, _limits(plan, out), plan.choices)
 
 
-def compile_ahead(out: Path, plan: BuildPlan) -> None:
-    """Start the engine once on an empty cache inside the artifact, so that it leaves there what it compiled."""
+def _limits(plan: BuildPlan, out: Path) -> Limits:
+    if plan.chat is None:
+        raise StageError("build", "expected a chat model to compile, found none", out)
+    return plan.chat.limits
+
+
+def compile_ahead(out: Path, limits: Limits, choices: EngineChoices | None = None) -> None:
+    """Start the engine once on an empty cache inside the artifact, so that it leaves there what it compiled.
+
+    With `choices` of tuning it is started with and without them.
+    """
     from runtime.engines.vllm.caches import PLACEHOLDER_FOLDER, relocate
     from runtime.engines.vllm.engine import VllmEngine
 
-    if plan.chat is None:
-        raise StageError("build", "expected a chat model to compile, found none", out)
-    limits = plan.chat.limits
     options = EngineOptions(
         max_num_seqs=limits.max_batch_size,
         max_model_len=limits.max_model_len,
@@ -61,7 +68,7 @@ def compile_ahead(out: Path, plan: BuildPlan) -> None:
         enforce_eager=False,
     )
     # The plain options too: they serve where anything differs from what was tuned, or the operator says so.
-    ways = list(dict.fromkeys((options, with_choices(options, plan.choices) if plan.choices else options)))
+    ways = list(dict.fromkeys((options, with_choices(options, choices) if choices else options)))
 
     async def start_and_stop() -> None:
         for way in ways:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes an artifact of a model folder for measuring, in place: compiled ahead as `build` does, and not validated.
 
-    python3 tests/gpu/inputs/make_artifact.py FOLDER [--tool FOLDER] [--parallel GPUS]
+    python3 tests/gpu/inputs/make_artifact.py FOLDER [--tool FOLDER] [--parallel GPUS] [--sequences N]
 
 A model with random weights has the speed of a real one and passes no gate of quality, so the pipeline would refuse
 it, and rightly. The metadata says `unproven` where figures would be; nothing made here is fit to be published.
@@ -15,7 +15,6 @@ import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
@@ -44,11 +43,13 @@ def main() -> None:
     parser.add_argument("--tool", type=Path, help="a sequence classifier to serve beside it")
     parser.add_argument("--tool-tokens", type=int, default=512, help="the classifier's window")
     parser.add_argument("--parallel", type=int, default=1, metavar="GPUS", help="GPUs that share the model")
+    parser.add_argument("--sequences", type=int, default=LIMITS.max_batch_size, help="replies at once")
     arguments = parser.parse_args()
     folder = arguments.folder
-    limits = LIMITS.model_copy(update={"tensor_parallel_size": arguments.parallel})
+    shape = {"tensor_parallel_size": arguments.parallel, "max_batch_size": arguments.sequences}
+    limits = LIMITS.model_copy(update=shape)
     began = time.monotonic()
-    compile_ahead(folder, SimpleNamespace(chat=SimpleNamespace(limits=limits)))
+    compile_ahead(folder, limits)
     print(f"compiled ahead in {time.monotonic() - began:.1f} s, the engine's whole start", flush=True)
     source = Source(repo="unproven", content_sha256="0" * 64)
     tool = None

@@ -149,7 +149,7 @@ def cluster(endpoints: str) -> dict[str, Any]:
         "lb_policy": "RING_HASH",
         "common_lb_config": {
             "healthy_panic_threshold": {"value": 0},
-            "consistent_hashing_lb_config": {"hash_balance_factor": 125},
+            "consistent_hashing_lb_config": {"hash_balance_factor": 102},
         },
         "circuit_breakers": {
             "thresholds": [
