@@ -127,19 +127,28 @@ async def _openai_stream(
             **SAMPLING,
         }
         bodies.append(json.dumps(request).encode())
+    # One connection for all turns: OpenAI's clients keep theirs.
+    async with opening:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=2**20)
     ready.set()
     await go.wait()
     await asyncio.sleep(own.delay)
     for body in bodies:
         started = time.perf_counter()
-        reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=2**20)
+        if reader.at_eof():  # a server may close what is idle
+            writer.close()
+            reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=2**20)
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
-            f"Authorization: Bearer {target.key}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            f"Authorization: Bearer {target.key}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         writer.write(head.encode() + body)
         first, tokens, frames, ended = 0.0, 0, 0, started
-        while line := await reader.readline():
+        while True:
+            line = await reader.readline()
+            if not line or line == b"0\r\n":  # the last chunk
+                await reader.readline()
+                break
             if not line.startswith(b"data: {"):
                 continue
             frames += 1
@@ -148,10 +157,10 @@ async def _openai_stream(
             if b'"usage":{' in line:
                 tokens = json.loads(line[6:])["usage"]["completion_tokens"]
             ended = time.perf_counter()
-        writer.close()
         samples.append(Sample(started, first or ended, ended, tokens, frames, stream=own.number))
         if own.pause:
             await asyncio.sleep(own.pause)
+    writer.close()
     return samples
 
 
