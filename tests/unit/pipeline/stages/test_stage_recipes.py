@@ -34,13 +34,31 @@ RUNNER = (run.__name__, stage_runner.__name__)
 LANES = {"vllm": ("vllm", ""), "cpu": ("cpu", ""), "trt": ("trt", "engine"), "trt-pytorch": ("trt", "pytorch")}
 
 # The stages that start an engine. Those that start none must not count it.
-STARTS = {("build", "vllm"), *((stage, engine) for stage in ("reference", "validate") for engine in recipes.ENGINES)}
+STARTS = {
+    ("build", "vllm"),
+    ("tune", "vllm"),
+    *((stage, engine) for stage in ("reference", "validate") for engine in recipes.ENGINES),
+}
 
 RESULTS: dict[str, dict[str, Any]] = {
     "source": {},
     "tool": {"accuracy": 0.97, "threshold": 0.66},
     "calibration": {"dataset": "embedded", "digest": "d", "samples": 1, "sequence_length": 64, "tokens": 3},
     "quantize": {"method": "awq", "scheme": "W4A16", "group_size": 128, "symmetric": True},
+    "tune": {
+        "goal": "latency",
+        "key": {
+            "engine": "vllm 1",
+            "torch": None,
+            "driver": None,
+            "gpu": None,
+            "gpu_memory_bytes": None,
+            "tensor_parallel_size": 1,
+        },
+        "choices": {"cudagraph_mode": "FULL"},
+        "noise": 0.01,
+        "candidates": [],
+    },
     "build": {"compile_cache": None, "engine_path": None},
     "reference": {},
     "validate": {
@@ -92,9 +110,9 @@ def captured(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         return StageResult(name, key_of(name, inputs), out, RESULTS[name], 1.0, False, written)
 
     monkeypatch.setattr(StageRunner, "stage", stage)
-    plan = replace(prepared.plan, lane=lane, chat=chat)
+    plan = replace(prepared.plan, lane=lane, chat=chat, tune="latency" if lane.tunes else "off")
     Run(replace(prepared, plan=plan), Silent()).validate()
-    assert caught.works.keys() == RESULTS.keys()
+    assert caught.works.keys() == RESULTS.keys() - (set() if lane.tunes else {"tune"})
     return caught
 
 
@@ -226,6 +244,10 @@ def test_the_works_run_what_one_expects(captured: Captured) -> None:
     assert {"pipeline.quantize.calibration"} <= ran["calibration"]
     assert {recipes.QUANTIZERS[captured.engine]} <= ran["quantize"]
     assert {"pipeline.build.assemble", recipes.BUILDERS[captured.engine]} <= ran["build"]
+    if "tune" in ran:
+        assert ran["tune"] == {"pipeline.tuning.trials"}
+        # Started by its name, as a process of its own.
+        assert "pipeline.tuning.worker" in recipes_home.closure(recipes.recipe_inputs("tune", "vllm").modules)
     assert {"pipeline.validate.validation"} <= ran["reference"]
     assert {"pipeline.validate.validation", "pipeline.lanes.gates"} <= ran["validate"]
 

@@ -22,7 +22,7 @@ from runtime.artifact import (
     TuningKey,
 )
 from runtime.engines import EngineOptionError, EngineOptions
-from runtime.engines.tuned import VARIABLES, key_of, tuned, with_choices
+from runtime.engines.tuned import VARIABLES, key_of, told_here, tuned, with_choices
 from runtime.engines.vllm import arguments
 from runtime.host import machine
 from runtime.host.machine import Gpu, Machine
@@ -110,6 +110,27 @@ def test_another_number_of_gpus_a_model_is_another_key(monkeypatch: pytest.Monke
     engine = engines.create(Path("there"), artifact, EngineOptions(tensor_parallel_size=2))
     assert engine._options.cudagraph_mode is None
     assert "tensor_parallel_size is 2, was 1" in caplog.text
+
+
+def test_what_applies_here_is_told_for_each_option() -> None:
+    chat = chat_with(EngineChoices(cudagraph_mode="FULL", linear_backend="marlin"))
+    assert told_here(chat, HERE) == ["cudagraph_mode=FULL applies", "linear_backend=marlin applies"]
+    assert told_here(chat_with(EngineChoices()), HERE) == []
+    assert told_here(metadata().chat, HERE) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (replace(HERE, driver="570.9"), "driver is 570.9, was 580.1"),
+        (replace(HERE, gpus=(replace(H100, name="NVIDIA H200"),)), "gpu is NVIDIA H200, was NVIDIA H100 80GB HBM3"),
+        (replace(HERE, packages={**HERE.packages, "vllm": "0.32.0"}), "engine is vllm 0.32.0, was vllm 0.31.0"),
+        (Machine(), "engine is vllm None, was vllm 0.31.0"),
+    ],
+)
+def test_on_another_machine_it_is_told_what_differs(other: Machine, told: str) -> None:
+    (line,) = told_here(chat_with(CHOICES), other)
+    assert line == f"left: all: {told}; build with --tune here"
 
 
 def test_metadata_without_tuning_are_written_as_they_always_were_and_with_it_read_back(tmp_path: Path) -> None:
