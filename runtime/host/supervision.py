@@ -22,7 +22,7 @@ FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
 
 
-class StepFailedError(Exception):
+class StepFailedError(RuntimeError):
     """A step ended in a way that would have taken the loop, or the process, with it."""
 
 
@@ -89,7 +89,9 @@ async def contained(step: Callable[[], Awaitable[T]]) -> T:
     """
     try:
         return await step()
-    except (SystemExit, KeyboardInterrupt) as error:
+    except SystemExit as error:
+        raise StepFailedError(f"a library asked for exit status {error.code or 0}") from error
+    except KeyboardInterrupt as error:
         raise StepFailedError(f"it raised {type(error).__name__}") from error
 
 

@@ -8,7 +8,7 @@ import re
 import time
 from pathlib import Path
 
-from runtime.server.service import UNNAMED
+from runtime.server.life.served import UNNAMED
 from tests.benchmarks.load import Target, run_load
 from tests.client import Options, TurnRecord, connect
 from tests.client.prepared import REPLY, STEP, STREAMS, TURNS, measure

@@ -24,7 +24,8 @@ from runtime.deployment.serving import ChatServing, ServingPlan
 from runtime.deployment.settings import load
 from runtime.engines import Delta, EngineOptions, Sampling
 from runtime.server import process as server
-from runtime.server.service import Service, freeze_heap
+from runtime.server.life.loader import freeze_heap
+from runtime.server.service import Service
 from runtime.text.prompt import Budgets, PromptRenderer
 from tests.harness.scripted import ScriptedEngine, ScriptedRenderer
 from tests.harness.templates import plain_marks
@@ -90,7 +91,7 @@ async def load_script(service: Service) -> None:
     renderer = templated() if large else ScriptedRenderer()
     budgets = Budgets()
     chat = Chat(engine, renderer, ThreadPoolExecutor(1), budgets)
-    service._engine = Stuck(os.environ.get("SCRIPT_STUCK", ""))
+    service._loader.engine = Stuck(os.environ.get("SCRIPT_STUCK", ""))
     service.tracer = traces.tracer(model="scripted")
     freeze_heap()  # as the server does when it has loaded
     service.open(chat, None, ServingPlan("chat", ChatServing(budgets, 150, EngineOptions()), None, None))

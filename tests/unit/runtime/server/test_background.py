@@ -14,6 +14,7 @@ from runtime.engines import EngineDeadError, Load
 from runtime.host import supervision
 from runtime.server import maintenance, service
 from runtime.server.connection import Connection
+from runtime.server.life import engine_watch
 from runtime.server.service import Phase
 from runtime.turns.message_handler import MessageHandler
 from runtime.turns.sessions.registry import SessionRegistry
@@ -28,7 +29,7 @@ ODD = [RuntimeError, asyncio.CancelledError, SystemExit]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(service, "HEALTH_INTERVAL_S", 0.01)
+    monkeypatch.setattr(engine_watch, "HEALTH_INTERVAL_S", 0.01)
     monkeypatch.setattr(maintenance, "EXPIRY_INTERVAL_S", 0.01)
 
 

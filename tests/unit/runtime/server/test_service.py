@@ -18,7 +18,7 @@ from runtime.artifact import ArtifactError, ToolLabel, verify
 from runtime.deployment.classifier import Tool
 from runtime.deployment.metrics import START_PHASES
 from runtime.deployment.settings import SettingsError
-from runtime.server import service
+from runtime.server.life import loader
 from runtime.server.service import Phase, Service
 from runtime.text.replies.channels import ReplyFormat
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
@@ -59,8 +59,8 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "check_artifact", lambda folder, *_, **__: artifact.read(folder))
     monkeypatch.setattr(engines, "preload", lambda *_: None)
     monkeypatch.setattr(engines, "create", lambda *_: ScriptedEngine())
-    monkeypatch.setattr(service, "PromptRenderer", lambda *_, **__: ScriptedRenderer())
-    monkeypatch.setattr(service, "ToolClassifier", Loaded)
+    monkeypatch.setattr(loader, "PromptRenderer", lambda *_, **__: ScriptedRenderer())
+    monkeypatch.setattr(loader, "ToolClassifier", Loaded)
     monkeypatch.setattr(Loaded, "options", {})
 
 
@@ -158,7 +158,7 @@ async def test_the_engine_forks_before_the_classifier_uses_the_gpu(monkeypatch: 
             order.append("classifier")
 
     monkeypatch.setattr(engines, "create", lambda *_: Engine())
-    monkeypatch.setattr(service, "ToolClassifier", Tool)
+    monkeypatch.setattr(loader, "ToolClassifier", Tool)
     await loaded(deploy_mode="both")
     assert order == ["engine", "classifier"]
 
@@ -170,7 +170,7 @@ async def test_a_model_that_always_thinks_is_served_with_a_budget_alone(
     class Thinker(ScriptedRenderer):
         format = ReplyFormat(begun="<think>", thinks=True)
 
-    monkeypatch.setattr(service, "PromptRenderer", lambda *_, **__: Thinker())
+    monkeypatch.setattr(loader, "PromptRenderer", lambda *_, **__: Thinker())
     if served:
         assert (await loaded(thinking_max_tokens=budget, chat_max_out=8)).phase is Phase.READY
         return
@@ -192,7 +192,7 @@ async def test_thought_has_the_budget_that_it_was_proven_with_unless_the_operato
     assert golden.chat is not None
     chat = golden.chat.model_copy(update={"thinking_max_tokens": proven})
     monkeypatch.setattr(artifact, "read", lambda _: golden.model_copy(update={"chat": chat}))
-    monkeypatch.setattr(service, "PromptRenderer", lambda *_, **__: Thinker())
+    monkeypatch.setattr(loader, "PromptRenderer", lambda *_, **__: Thinker())
     if budget is None:
         with pytest.raises(SettingsError, match="THINKING_MAX_TOKENS: expected a budget for thought"):
             await loaded(thinking_max_tokens=asked)
@@ -210,7 +210,7 @@ async def test_a_template_that_cannot_be_rendered_is_a_fault_of_the_artifact(mon
     def refuse(*_: Any) -> None:
         raise ValueError("expected a chat template, found none")
 
-    monkeypatch.setattr(service, "PromptRenderer", refuse)
+    monkeypatch.setattr(loader, "PromptRenderer", refuse)
     with pytest.raises(ArtifactError, match="expected a chat template"):
         await loaded()
 

@@ -13,7 +13,7 @@ import structlog
 
 from runtime import artifact, engines
 from runtime.artifact import ArtifactError, BuildMetadata
-from runtime.server import service
+from runtime.server.life import loader
 from runtime.server.service import Phase, Service
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
 from tests.hub.golden import CPU, copy, relist
@@ -61,11 +61,11 @@ def loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loading:
         monkeypatch.setenv(name, "1")
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    monkeypatch.setattr(service.machine, "describe", lambda: CPU)
+    monkeypatch.setattr(loader.machine, "describe", lambda: CPU)
     monkeypatch.setattr(engines, "preload", lambda *_: None)
     monkeypatch.setattr(engines, "create", made.create)
-    monkeypatch.setattr(service, "PromptRenderer", lambda *_, **__: ScriptedRenderer())
-    monkeypatch.setattr(service, "ToolClassifier", Classifier)
+    monkeypatch.setattr(loader, "PromptRenderer", lambda *_, **__: ScriptedRenderer())
+    monkeypatch.setattr(loader, "ToolClassifier", Classifier)
     return made
 
 
@@ -164,6 +164,6 @@ async def test_a_refusal_of_a_loader_names_the_artifact_and_not_the_view(
     def refuse(view: Path, *_: object, **__: object) -> None:
         raise ValueError(f"{view}: expected a chat template, found none")
 
-    monkeypatch.setattr(service, "PromptRenderer", refuse)
+    monkeypatch.setattr(loader, "PromptRenderer", refuse)
     with pytest.raises(ArtifactError, match=f"^{folder}: expected a chat template"):
         await load(folder)

@@ -1,0 +1,247 @@
+"""The loader: checks an artifact, and makes of it the models that a server answers with."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from runtime import artifact, defaults, engines
+from runtime.artifact import ArtifactError, BuildMetadata, ToolModel, verify
+from runtime.artifact.files.view import View
+from runtime.artifact.metadata import same
+from runtime.artifact.repository import named_on_hub
+from runtime.defaults import GPU_ALONE
+from runtime.deployment.classifier import ALONE_THREADS, BESIDE_CHAT_THREADS, ToolClassifier
+from runtime.deployment.models import Chat
+from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing, plan
+from runtime.deployment.settings import RuntimeSettings, SettingsError
+from runtime.deployment.timeline import Timeline
+from runtime.engines import Engine
+from runtime.host import logs, machine
+from runtime.host.machine import Machine
+from runtime.host.supervision import contained
+from runtime.text.prompt import PromptRenderer
+from runtime.text.replies.channels import PLAIN, ReplyFormat
+from runtime.text.thought import THINKS, WAY_OUT
+
+log = structlog.get_logger(__name__)
+
+TOKENIZER_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was loaded.
+
+    Attributes:
+        metadata: the artifact's.
+        serving: what is served of it, and how.
+        chat: the chat model; none where only the classifier is served.
+        classifier: none where only the chat model is.
+    """
+
+    metadata: BuildMetadata
+    serving: ServingPlan
+    chat: Chat | None
+    classifier: ToolClassifier | None
+
+
+class Loader:
+    """Loads what a server answers with, and lets go of it again.
+
+    Args:
+        settings: the environment.
+        timeline: where the time of the start goes.
+        tell: called with what is done now.
+
+    Attributes:
+        engine: to be shut down; none before it is made.
+        classifier: likewise.
+        view: the artifact's files as the engine reads them, to be removed; none before it is there.
+        pool: renders prompts that would hold up the event loop.
+    """
+
+    def __init__(self, settings: RuntimeSettings, timeline: Timeline, tell: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._timeline = timeline
+        self._tell = tell
+        self.engine: Engine | None = None
+        self.classifier: ToolClassifier | None = None
+        self.view: View | None = None
+        self.pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+
+    async def load(self) -> Loaded:
+        """Check the artifact and load its models.
+
+        Raises:
+            ArtifactError: the artifact cannot be served here.
+            SettingsError: the settings do not fit the artifact.
+        """
+        self._timeline.enter("fetch")
+        here = await asyncio.to_thread(machine.describe)
+        folder = await asyncio.to_thread(self._folder, here)
+        self._tell("checking the artifact")
+        self._timeline.enter("check")
+        described = await asyncio.to_thread(artifact.read, folder)
+        serving = plan(self._settings, described)
+        view, metadata = await self._check(folder, here, described, serving)
+        self._timeline.enter("settle")
+        if not same(metadata, described):
+            raise ArtifactError(f"{folder}: expected what was read first, found that it changed; start again")
+        logs.take_over()  # the engine's library has been imported, and its processes inherit what it does
+        try:
+            # The engine first: its processes are forked from this one, imports and all, while it has not used CUDA.
+            chat = await self._load_chat(view, serving.chat) if serving.chat else None
+            if serving.tool is not None and metadata.tool is not None:
+                beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
+                await self._load_tool(view.folder, metadata.tool, serving.tool, here.device, beside)
+        except ArtifactError as error:
+            raise ArtifactError(str(error).replace(str(view.folder), str(folder))) from error
+        self._timeline.enter("settle")
+        await asyncio.to_thread(view.settle)
+        logs.take_over()
+        freeze_heap()
+        return Loaded(metadata, serving, chat, self.classifier)
+
+    async def discard_view(self) -> None:
+        """Remove the view of the artifact's files."""
+        if self.view is not None:
+            await asyncio.to_thread(self.view.close)
+
+    async def close(self) -> None:
+        """Stop everything that was loaded."""
+        try:
+            if self.engine is not None:
+                await self.engine.shutdown()
+        finally:
+            try:
+                if self.classifier is not None:
+                    await self.classifier.shutdown()
+            finally:
+                self.pool.shutdown(wait=False, cancel_futures=True)
+                await self.discard_view()
+
+    def _folder(self, here: Machine) -> Path:
+        """Where the artifact lies, fetched first where it is named on the hub."""
+        settings = self._settings
+        name = settings.artifact or ""
+        if not named_on_hub(name):
+            return Path(name)
+        from runtime.artifact.fetch import Fetcher, cache_folder
+
+        self._tell("fetching the artifact")
+        cache = settings.artifact_cache_dir or cache_folder(os.environ)
+        sharing = verify.Sharing(settings.tensor_parallel_size, settings.pipeline_parallel_size)
+        fetcher = Fetcher(
+            cache, here, lambda line: log.info("fetch", what=line), settings.artifact_public_key_file, sharing
+        )
+        return fetcher.fetch(name)
+
+    async def _check(
+        self, folder: Path, here: Machine, described: BuildMetadata, serving: ServingPlan
+    ) -> tuple[View, BuildMetadata]:
+        """Check the artifact's files while the engine is imported, which takes as long and touches no weight."""
+        settings, chat = self._settings, serving.chat
+        with_code = settings.artifact_trust == "unsigned" or settings.artifact_public_key_file is not None
+        self.view = view = await asyncio.to_thread(View, described, with_code=with_code)
+        _prepare_environment(allow_long_context=settings.vllm_allow_long_max_model_len)
+
+        async def check() -> BuildMetadata:
+            checked = await asyncio.to_thread(
+                verify.check_artifact,
+                folder,
+                here,
+                batch_size=serving.batch_size,
+                gpu_fraction=chat.options.gpu_fraction if chat else GPU_ALONE,
+                public_key=settings.artifact_public_key_file,
+                take=view.take,
+                sharing=engines.sharing_of(chat.options) if chat else verify.AS_BUILT,
+            )
+            self._timeline.enter("import")  # what is left of it
+            return checked
+
+        async def preload() -> None:
+            if chat is not None:
+                await asyncio.to_thread(engines.preload, described, chat.options)
+
+        # Contained: each is a task of its own, out of which asyncio would let a library's exit through to the process.
+        metadata, _ = await asyncio.gather(contained(check), contained(preload))
+        return view, metadata
+
+    async def _load_chat(self, view: View, chat: ChatServing) -> Chat:
+        self._tell("loading the chat model")
+        self._timeline.enter("template")
+        if view.leaves_out_code:
+            log.warning(
+                "compile_cache_left_out",
+                reason="it is code, and the artifact's signature was not checked; the engine compiles anew",
+                remedy="set ARTIFACT_PUBLIC_KEY_FILE, or ARTIFACT_TRUST=unsigned for an artifact that you made",
+            )
+        elif (built := view.metadata.chat) and not engines.finds_cache(built, chat.options):
+            log.warning(
+                "compile_cache_left_out",
+                reason=f"it was compiled for {built.limits.gpus} GPU(s) that share the model; the engine compiles anew",
+                remedy="unset TENSOR_PARALLEL_SIZE and PIPELINE_PARALLEL_SIZE, or build the artifact with them",
+            )
+        try:
+            renderer = await asyncio.to_thread(PromptRenderer, view.folder, chat.budgets, chat.thinking > 0)
+        except ValueError as error:
+            raise ArtifactError(str(error)) from error
+        form: ReplyFormat = getattr(renderer, "format", PLAIN)  # a renderer that tells none has plain replies
+        proven = view.metadata.chat.thinking_max_tokens if view.metadata.chat else defaults.THINKING_TOKENS
+        if form.thinks and chat.thinking != proven:
+            log.warning("thought has another budget than it was proven with", tokens=chat.thinking, proven=proven)
+        if form.thinks and not chat.thinking:
+            raise SettingsError([f"THINKING_MAX_TOKENS: expected {THINKS}; found 0; {WAY_OUT}"])
+        self.engine = engine = engines.create(view.folder, view.metadata, chat.options)
+        self._timeline.enter("spawn")
+        await engine.start()
+        self._timeline.splice(engine.start_marks())
+        places = engines.places_of(view.metadata, chat.options)
+        return Chat(engine, renderer, self.pool, chat.budgets, form=form, thinking=chat.thinking, places=places)
+
+    async def _load_tool(
+        self, folder: Path, tool: ToolModel, chosen: ToolServing, device: str, cpu_threads: int
+    ) -> None:
+        self._tell("loading the classifier")
+        self._timeline.enter("classifier")
+        self.classifier = ToolClassifier(
+            folder / tool.path,
+            threshold=chosen.threshold,
+            max_tokens=chosen.max_tokens,
+            positive_label=tool.served_tools[0].label,
+            tools=chosen.tools,
+            device=device,
+            gpu_fraction=chosen.gpu_fraction,
+            cpu_threads=cpu_threads,
+        )
+        await self.classifier.start()
+
+
+def freeze_heap() -> None:
+    """Exempt what is loaded from garbage collection: it stays. Call when everything is loaded.
+
+    The libraries are hundreds of thousands of objects; going through them would hold up every turn now and then. Small
+    collections come less often too: turns make hardly any cycles. The middle ones do not: each goes through five times
+    ten thousand objects at most, and holds everybody up meanwhile.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 5, 20)
+
+
+def _prepare_environment(*, allow_long_context: bool) -> None:
+    """Set what the engines' libraries read when they are imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of ours, never a fork, run the tokenizer
+    if allow_long_context:
+        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
