@@ -80,7 +80,8 @@ class Service:
         phase: what `/readyz` tells.
         reason: why the server is not ready; empty when it is.
         metrics: what `/metrics` tells.
-        keyring: who may connect.
+        principals: who may connect, and what each has of the server.
+        keyring: the keys of those.
         admission: how many may.
         sockets: all that are open, and who has to go.
         sampling: how replies are drawn where nobody says otherwise.
@@ -130,7 +131,7 @@ class Service:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._opened = asyncio.Event()  # set when it has been ready
         self._drain_deadline = 0.0  # loop time at which draining ends
-        self._loader = Loader(settings, self.timeline, self._tell)
+        self._loader = Loader(settings, self.timeline, self._tell)  # loads what is served, and lets go of it
         self._background = Background()  # what nobody awaits
         self.metrics.connections_max.set(self.admission.limit)
         self.metrics.open_files.set_function(descriptors.limit)
