@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds `runtime-vllm` and packs its root file system for a GPU host that reaches no registry, in pieces.
 
-    python tests/gpu/image/carry.py --tokenizer artifacts/demo [--image NAME] [--out .gpu] [--preset 6]
+    python tests/gpu/image/carry.py --tokenizer artifacts/demo [--image NAME] [--out .gpu] [--level 9]
 
 NVIDIA's base image may be out of reach: the base is then the image tests' Debian, with libcudart as NVIDIA's package on
 PyPI has it. `--image` packs an image that is there already. Each piece's folder has a `take.sh` that moves the piece to
@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from tests.gpu.image import pieces
+from tests.gpu.image import pieces, zstd
 from tests.images import stand_in
 
 NAMES = "yap-gpu"
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--image", help=f"an image that is there; else {IMAGE} is built")
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder whose tokenizer is carried along")
     parser.add_argument("--out", type=Path, default=ROOT / ".gpu")
-    parser.add_argument("--preset", type=int, default=6, help="of xz, 0 to 9")
+    parser.add_argument("--level", type=int, default=9, help="of Zstandard, 1 to 22")
     arguments = parser.parse_args()
     out: Path = arguments.out
     image = arguments.image or IMAGE
@@ -122,13 +122,14 @@ def main() -> None:
     try:
         with subprocess.Popen(["docker", "export", container], stdout=subprocess.PIPE) as export:
             assert export.stdout is not None
-            count = pieces.pack(export.stdout, place, preset=arguments.preset)
+            count = pieces.pack(export.stdout, place, level=arguments.level)
         if export.returncode:
             sys.exit(f"carry.py: docker export exited {export.returncode}")
     finally:
         stand_in.run("docker", "rm", "--volumes", container)
     first = place(0)
     (first / "image.json").write_text(json.dumps({"id": config["Id"], "config": config["Config"]}), "utf-8")
+    shutil.copy(next(Path("/usr/lib").rglob(zstd.LIBRARY)), first)
     (first / "tokenizer").mkdir()
     for name in TOKENIZER:
         if (arguments.tokenizer / name).exists():

@@ -8,9 +8,9 @@ chunks lie one behind another and are cut again where a piece is full.
 from __future__ import annotations
 
 import json
-import lzma
 import os
 import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-CHUNK = 64 << 20
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from tests.gpu.image import zstd
+
+CHUNK = 128 << 20
 PIECE = 46 << 20
 MANIFEST = "manifest.json"
 
@@ -77,12 +81,12 @@ def read_chunks(stream: BinaryIO, size: int = CHUNK) -> Iterator[bytes]:
         yield chunk
 
 
-def pack(stream: BinaryIO, place: Callable[[int], Path], *, preset: int, chunk: int = CHUNK, piece: int = PIECE) -> int:
+def pack(stream: BinaryIO, place: Callable[[int], Path], *, level: int, chunk: int = CHUNK, piece: int = PIECE) -> int:
     """Compress a stream and write its pieces; the manifest lies beside the first.
 
     Args:
         place: the folder of the piece of that number; it exists.
-        preset: of xz, 0 to 9.
+        level: of Zstandard, 1 to 22.
 
     Returns:
         how many pieces there are.
@@ -92,7 +96,7 @@ def pack(stream: BinaryIO, place: Callable[[int], Path], *, preset: int, chunk: 
     pieces = total = 0
 
     def squeeze(raw: bytes) -> bytes:
-        return lzma.compress(raw, lzma.FORMAT_XZ, lzma.CHECK_CRC32, preset)
+        return zstd.compress(raw, level)
 
     def counted() -> Iterator[bytes]:
         nonlocal total
@@ -135,13 +139,13 @@ def join(folder: Path) -> Iterator[bytes]:
 
     Raises:
         FileNotFoundError: pieces are missing.
-        lzma.LZMAError: one was damaged.
+        ZstdError: one was damaged.
         ValueError: the stream is shorter or longer than what was packed.
     """
     manifest = Manifest.read(folder)
     total = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for raw in in_order(pool, lzma.decompress, squeezed_chunks(folder, manifest)):
+        for raw in in_order(pool, lambda frame: zstd.decompress(frame, folder), squeezed_chunks(folder, manifest)):
             total += len(raw)
             yield raw
     if total != manifest.size:
