@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Builds `runtime-vllm` and packs its root file system for a GPU host that reaches no registry, in pieces.
 
-    python tests/gpu/image/carry.py --tokenizer artifacts/demo [--image NAME] [--out .gpu] [--level 9]
+    python tests/gpu/image/carry.py --tokenizer artifacts/demo [--image NAME] [--out .gpu] [--level 9] [--sm 90]
 
 NVIDIA's base image may be out of reach: the base is then the image tests' Debian, with libcudart as NVIDIA's package on
 PyPI has it. `--image` packs an image that is there already. Each piece's folder has a `take.sh` that moves the piece to
-/tmp/img on the host; `prove.py` goes on from there.
+/tmp/img on the host; `prove.py` goes on from there. With `--sm`, kernels for other GPUs are blanked first (kernels.py),
+which takes away more than a third.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from tests.gpu.image import pieces, zstd
+from tests.gpu.image import kernels, pieces, zstd
 from tests.images import stand_in
 
 NAMES = "yap-gpu"
@@ -96,12 +99,28 @@ def build() -> None:
     bake("runtime-vllm")
 
 
+def only_for(sm: int, export: BinaryIO) -> BinaryIO:
+    """Return the stream without other GPUs' kernels, as a thread of its own writes it."""
+    reader, writer = os.pipe()
+
+    def work() -> None:
+        with os.fdopen(writer, "wb") as target:
+            told = kernels.blanked(export, target, sm)
+        print(f"kernels for other GPUs than sm_{sm}: {sum(told.values()) >> 20} MiB in {len(told)} files blanked")
+        for name, zeros in sorted(told.items(), key=lambda pair: -pair[1])[:20]:
+            print(f"  {zeros >> 20:5} MiB  {name}")
+
+    threading.Thread(target=work, name="kernels").start()
+    return os.fdopen(reader, "rb")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", help=f"an image that is there; else {IMAGE} is built")
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder whose tokenizer is carried along")
     parser.add_argument("--out", type=Path, default=ROOT / ".gpu")
     parser.add_argument("--level", type=int, default=9, help="of Zstandard, 1 to 22")
+    parser.add_argument("--sm", type=int, help="the one architecture whose kernels are kept, such as 90")
     arguments = parser.parse_args()
     out: Path = arguments.out
     image = arguments.image or IMAGE
@@ -122,7 +141,8 @@ def main() -> None:
     try:
         with subprocess.Popen(["docker", "export", container], stdout=subprocess.PIPE) as export:
             assert export.stdout is not None
-            count = pieces.pack(export.stdout, place, level=arguments.level)
+            stream = only_for(arguments.sm, export.stdout) if arguments.sm else export.stdout
+            count = pieces.pack(stream, place, level=arguments.level)
         if export.returncode:
             sys.exit(f"carry.py: docker export exited {export.returncode}")
     finally:

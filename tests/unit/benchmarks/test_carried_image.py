@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.gpu.image import container, drivers, pieces, zstd
+from tests.gpu.image import container, drivers, kernels, pieces, zstd
 
 CONTAINER = Path(container.__file__)
 IMAGE = {
@@ -179,3 +179,77 @@ def test_a_command_that_is_not_there_is_told(command: list[str]) -> None:
     done = subprocess.run([*command, "--", "nowhere"], capture_output=True, text=True, check=False)
     assert done.returncode == 125
     assert "expected nowhere in /usr/bin:/bin, found none" in done.stderr
+
+
+def fat_binary(*entries: tuple[int, int, bytes]) -> bytes:
+    """A fat binary of (kind, architecture, content)."""
+    body = b"".join(
+        kernels.ENTRY.pack(kind, 0, 64, len(code), sm).ljust(64, b"\1") + code for kind, sm, code in entries
+    )
+    return kernels.HEADER.pack(0xBA55ED50, 1, 16, len(body)) + body
+
+
+CUBIN, PTX = kernels.CUBIN, kernels.PTX
+
+
+@pytest.mark.parametrize(
+    ("entries", "kept"),
+    [
+        ([(CUBIN, 80), (CUBIN, 90), (CUBIN, 90), (CUBIN, 100), (PTX, 120)], [1, 2]),
+        ([(CUBIN, 80), (CUBIN, 86), (PTX, 80)], [2]),
+        ([(CUBIN, 80), (PTX, 80), (PTX, 100)], [1]),
+        ([(CUBIN, 100), (CUBIN, 103)], []),
+        ([(CUBIN, 90)], [0]),
+    ],
+)
+def test_only_what_another_gpu_loads_is_blanked(entries: list[tuple[int, int]], kept: list[int]) -> None:
+    codes = [bytes([65 + number]) * 24 for number in range(len(entries))]
+    whole = fat_binary(*((kind, sm, code) for (kind, sm), code in zip(entries, codes, strict=True)))
+    content = bytearray(b"\x7fELF" + whole + b"the end" + whole)
+    before = bytes(content)
+    zeros = kernels.blank(content, 90)
+    for number, code in enumerate(codes):
+        assert content.count(code) == (2 if number in kept else 0)
+    assert zeros == 2 * 24 * (len(codes) - len(kept))
+    changed = [at for at, (old, new) in enumerate(zip(before, content, strict=True)) if old != new]
+    assert len(changed) == zeros
+    assert all(content[at] == 0 for at in changed)
+
+
+@given(st.binary(max_size=200), st.integers(0, 4000), st.integers(0, 255), st.binary(max_size=60))
+def test_what_is_no_whole_fat_binary_stays_as_it_is(before: bytes, cut: int, byte: int, after: bytes) -> None:
+    whole = fat_binary((CUBIN, 80, b"A" * 40), (CUBIN, 90, b"B" * 40))
+    content = bytearray(before + whole[: cut % len(whole)] + after)
+    assert kernels.blank(bytearray(content), 90) in (0, 40)
+    header = bytearray(before + whole)
+    header[len(before) + 4] = byte | 2  # another version of the format
+    assert kernels.blank(bytearray(header), 90) == 0
+
+
+def test_a_tar_keeps_everything_else(tmp_path: Path) -> None:
+    library = fat_binary((CUBIN, 80, b"A" * 4096), (CUBIN, 90, b"B" * 4096))
+    blob = io.BytesIO()
+    with tarfile.open(fileobj=blob, mode="w") as tar:
+        for name, content in (("lib/liba.so.1", library), ("doc/a.txt", library), ("empty", b"")):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode, member.uid, member.mtime = len(content), 0o750, 2000, 7
+            tar.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("lib/liba.so")
+        link.type, link.linkname = tarfile.SYMTYPE, "liba.so.1"
+        tar.addfile(link)
+    blob.seek(0)
+    out = io.BytesIO()
+    assert kernels.blanked(blob, out, 90) == {"lib/liba.so.1": 4096}
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
+        assert [(m.name, m.size) for m in tar] == [
+            ("lib/liba.so.1", len(library)),
+            ("doc/a.txt", len(library)),
+            ("empty", 0),
+            ("lib/liba.so", 0),
+        ]
+        assert (tar.getmember("doc/a.txt").uid, tar.getmember("doc/a.txt").mode) == (2000, 0o750)
+        text, slim = tar.extractfile("doc/a.txt"), tar.extractfile("lib/liba.so.1")
+        assert text is not None
+        assert slim is not None
+        assert text.read() == library
+        assert slim.read() == library.replace(b"A" * 4096, bytes(4096))
