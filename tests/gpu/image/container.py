@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ NODES = ("null", "zero", "full", "random", "urandom", "tty")
 LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 # As Docker hides them.
 HIDDEN = ("proc/kcore", "proc/keys", "proc/timer_list")
+HOST_NAME = "container"
+# What looks for its own address asks for its host's name, and there is no other name server.
+HOSTS = f"127.0.0.1\tlocalhost {HOST_NAME}\n::1\tlocalhost\n"
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,6 +136,8 @@ class Container:
     def mount(self) -> None:
         """Mount everything but /proc, which shows the processes of whoever mounts it."""
         root = self.root
+        socket.sethostname(HOST_NAME)
+        (root / "etc/hosts").write_text(HOSTS)
         mount("--make-rprivate", "/")
         mount("--bind", root, root)
         device = root / "dev"
@@ -173,7 +179,7 @@ class Container:
         os.setuid(self.image.uid)
         refused(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0), "prctl")
         libc.prctl(PARENT_DEATH, signal.SIGKILL, 0, 0, 0)  # another user's process forgets it
-        environment = {"HOSTNAME": "container", **self.image.environment, **self.variables}
+        environment = {"HOSTNAME": HOST_NAME, **self.image.environment, **self.variables}
         path = environment.get("PATH", "/usr/bin:/bin")
         program = shutil.which(command[0], path=path)
         if program is None:

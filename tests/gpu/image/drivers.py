@@ -57,7 +57,11 @@ def libraries(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def lay(root: Path, folders: Iterable[Path] | None = None) -> list[str]:
-    """Copy the driver into a root file system, let its linker find it, and return the names of what came."""
+    """Copy the driver into a root file system, let its linker find it, and return the names of what came.
+
+    Raises:
+        FileNotFoundError: there is no driver.
+    """
     places = [*map(Path, FOLDERS), *told_by_the_linker()] if folders is None else list(folders)
     found = libraries(places)
     target = root / TARGET
@@ -65,7 +69,11 @@ def lay(root: Path, folders: Iterable[Path] | None = None) -> list[str]:
     for name, path in found.items():
         shutil.copy(path, target / name)
         (target / name).chmod(0o755)
-    if any(name.startswith("libcuda.so.") for name in found) and not (target / "libcuda.so").exists():
+    if not any(name.startswith("libcuda.so.") for name in found):
+        raise FileNotFoundError(
+            f"libcuda.so.1: expected the driver in one of {', '.join(map(str, places))}, found none"
+        )
+    if not (target / "libcuda.so").is_symlink():
         (target / "libcuda.so").symlink_to("libcuda.so.1")
     programs = [path for name in PROGRAMS if (path := shutil.which(name, path="/usr/local/nvidia/bin:/usr/bin"))]
     for program in programs:

@@ -4,10 +4,11 @@
     python3 tests/gpu/image/prove.py OUT [--pieces /tmp/img] [--room DIR] [--layers 32] [--steps …] [--and COMMAND …]
 
 All but the unpacking and the driver happens inside the image, as `docker run --gpus all --read-only` would run it
-(container.py), with nothing of the host's Python. OUT gets a log for each step, and `steps`: how each ended, after how
-many seconds. The artifact is of 8B shape with random weights, compiled by the image's own engine, and unproven. `--and`
-runs a last command inside the image, with /repo and the artifact at /artifact, such as `--and python
-/repo/tests/gpu/streams.py /artifact`. What is unpacked is kept in ROOM: later runs go on with it by `--steps`.
+(container.py), with nothing of the host's Python. OUT/image-logs.tgz has a log for each step, and `steps`: how each
+ended, after how many seconds. The artifact is of 8B shape with random weights, unproven, compiled by the image's own
+engine; where that fails, the engine serves without. `--and` runs a last command inside the image, with /repo and the
+artifact at /artifact, such as `--and python /repo/tests/gpu/streams.py /artifact`. What is unpacked is kept in ROOM:
+later runs go on with it by `--steps`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -35,6 +37,7 @@ PORT = 18800
 # The runtime is the image's own; what makes an artifact and what talks to a server comes from this checkout.
 CARRIED = ("tests", "pipeline", "client")
 PATHS = "/opt/yap/app:/repo:/repo/client"
+COMPILE_CACHE = "compile_cache"  # as pipeline/build/layout.py names it
 STEPS = ("unpack", "drivers", "probe", "stack", "start", "torch", "model", "artifact", "check", "inspect", "serve")
 MATRIX = """
 import time, torch, vllm, transformers, triton
@@ -56,7 +59,8 @@ class Proof:
     """One run: where everything lies, and how every step ended."""
 
     def __init__(self, out: Path, room: Path) -> None:
-        self.out = out
+        self.packed = out / "image-logs.tgz"
+        self.out = room / "logs"
         self.room = room
         self.root = room / "root"
         self.work = room / "work"
@@ -67,7 +71,7 @@ class Proof:
     def tell(self, line: str) -> None:
         """Tell how something ended, here and in OUT/steps."""
         print(line, flush=True)
-        with (self.out / "steps").open("a") as file:
+        with (self.out / "steps").open("a") as file:  # of all runs
             file.write(line + "\n")
 
     def step(self, name: str, work: Callable[[Path], object]) -> bool:
@@ -79,6 +83,10 @@ class Proof:
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         self.tell(f"{name}: {problem or 'ok'} after {time.monotonic() - began:.1f} s")
+        # One file, for a host that gives back few; after each step, for a run that is cut off.
+        with tarfile.open(self.packed.with_suffix(".part"), "w:gz") as tar:
+            tar.add(self.out, "logs")
+        self.packed.with_suffix(".part").replace(self.packed)
         self.failed = self.failed or bool(problem)
         return not problem
 
@@ -117,8 +125,16 @@ class Proof:
 
         return work
 
+    def bring_drivers(self, log: Path) -> None:
+        """Bring the driver in, as the container toolkit does, and see the GPU from inside."""
+        names = drivers.lay(self.root)
+        log.write_text("\n".join([*names, ""]))
+        with log.open("ab") as file:
+            subprocess.run(self.words("nvidia-smi"), stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=True)
+
     def lay_out(self) -> None:
         """Make the folders that the image may write, and copy of this checkout what it is asked with."""
+        self.out.mkdir(parents=True, exist_ok=True)
         for folder in (self.work, self.cache):
             folder.mkdir(parents=True, exist_ok=True)
             os.chown(folder, 2000, 0)
@@ -132,7 +148,9 @@ class Proof:
     def serve(self, log: Path) -> str | None:
         """Start the image's entry point on the artifact, wait for readiness, talk, and stop it while it speaks."""
         url = f"http://127.0.0.1:{PORT}"
-        settings = {"TEXT_API_KEY": KEY, "ARTIFACT_TRUST": "unsigned", "HOST": "127.0.0.1", "PORT": str(PORT)}
+        compiled = (self.model / COMPILE_CACHE).is_dir()
+        settings = {} if compiled else {"ENFORCE_EAGER": "1"}
+        settings |= {"TEXT_API_KEY": KEY, "ARTIFACT_TRUST": "unsigned", "HOST": "127.0.0.1", "PORT": str(PORT)}
         words = self.words(entrypoint=True, artifact=True, DEPLOY_MODE="chat", VLLM_LOGGING_LEVEL="INFO", **settings)
         began = time.monotonic()
         with log.open("wb") as file:
@@ -226,15 +244,23 @@ def main() -> None:
         shutil.rmtree(proof.model, ignore_errors=True)
         return proof.inside(*make, "--layers", str(arguments.layers), **made)(log)
 
+    def artifact(log: Path) -> str | None:
+        words = ["python", "/repo/tests/gpu/inputs/make_artifact.py", "/work/8b"]
+        problem = proof.inside(*words, limit=400, **made)(log)
+        if problem:
+            shutil.rmtree(proof.model / COMPILE_CACHE, ignore_errors=True)
+            proof.step("uncompiled", proof.inside(*words, "--uncompiled", **made))
+        return problem
+
     steps: dict[str, Callable[[Path], object]] = {
         "unpack": proof.unpack(arguments.pieces),
-        "drivers": lambda log: log.write_text("\n".join(drivers.lay(proof.root))) and None,
+        "drivers": proof.bring_drivers,
         "probe": proof.inside("python", "-c", (HERE / "probe.py").read_text("utf-8")),
         "stack": proof.inside(*stack),
         "start": proof.inside(*stack, "--start"),
         "torch": proof.inside("python", "-c", MATRIX),
         "model": model,
-        "artifact": proof.inside("python", "/repo/tests/gpu/inputs/make_artifact.py", "/work/8b", limit=400, **made),
+        "artifact": artifact,
         "check": proof.inside("check", "/artifact", "--lane", "vllm", entrypoint=True, artifact=True),
         "inspect": proof.inside(*inspect, artifact=True, **made),
         "serve": proof.serve,
@@ -244,7 +270,7 @@ def main() -> None:
             break
     if arguments.last:
         proof.step("last", proof.inside(*arguments.last, artifact=True, limit=560, **made))
-        print((out / "last.log").read_text("utf-8", "replace")[-6000:])
+        print((proof.out / "last.log").read_text("utf-8", "replace")[-6000:])
     sys.exit(1 if proof.failed else 0)
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes an artifact of a model folder for measuring, in place: compiled ahead as `build` does, and not validated.
 
-    python3 tests/gpu/inputs/make_artifact.py FOLDER [--tool FOLDER] [--parallel GPUS] [--sequences N]
+    python3 tests/gpu/inputs/make_artifact.py FOLDER [--tool FOLDER] [--parallel GPUS] [--sequences N] [--uncompiled]
 
 A model with random weights has the speed of a real one and passes no gate of quality, so the pipeline would refuse
 it, and rightly. The metadata says `unproven` where figures would be; nothing made here is fit to be published.
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tool", type=Path, help="a sequence classifier to serve beside it")
     parser.add_argument("--tool-tokens", type=int, default=512, help="the classifier's window")
+    parser.add_argument("--uncompiled", action="store_true", help="seal it without a compile cache")
     parser.add_argument("--parallel", type=int, default=1, metavar="GPUS", help="GPUs that share the model")
     parser.add_argument("--sequences", type=int, default=LIMITS.max_batch_size, help="replies at once")
     arguments = parser.parse_args()
@@ -49,8 +50,9 @@ def main() -> None:
     shape = {"tensor_parallel_size": arguments.parallel, "max_batch_size": arguments.sequences}
     limits = LIMITS.model_copy(update=shape)
     began = time.monotonic()
-    compile_ahead(folder, limits)
-    print(f"compiled ahead in {time.monotonic() - began:.1f} s, the engine's whole start", flush=True)
+    if not arguments.uncompiled:
+        compile_ahead(folder, limits)
+        print(f"compiled ahead in {time.monotonic() - began:.1f} s, the engine's whole start", flush=True)
     source = Source(repo="unproven", content_sha256="0" * 64)
     tool = None
     if arguments.tool:
@@ -70,7 +72,7 @@ def main() -> None:
             quantization=Quantization(method="none", scheme="BF16"),
             limits=limits,
             dtype="bfloat16",
-            compile_cache=COMPILE_CACHE,
+            compile_cache=None if arguments.uncompiled else COMPILE_CACHE,
         ),
         tool=tool,
         platform=Platform(
