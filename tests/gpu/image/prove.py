@@ -38,7 +38,20 @@ PORT = 18800
 CARRIED = ("tests", "pipeline", "client")
 PATHS = "/opt/yap/app:/repo:/repo/client"
 COMPILE_CACHE = "compile_cache"  # as pipeline/build/layout.py names it
-STEPS = ("unpack", "drivers", "probe", "stack", "start", "torch", "model", "artifact", "check", "inspect", "serve")
+STEPS = (
+    "unpack",
+    "app",
+    "drivers",
+    "probe",
+    "stack",
+    "start",
+    "torch",
+    "model",
+    "artifact",
+    "check",
+    "inspect",
+    "serve",
+)
 MATRIX = """
 import time, torch, vllm, transformers, triton
 print("torch", torch.__version__, "CUDA", torch.version.cuda, "vLLM", vllm.__version__)
@@ -124,6 +137,20 @@ class Proof:
             log.write_text(f"{size} bytes in {self.root}\n")
 
         return work
+
+    def renew(self, log: Path) -> None:
+        """Do the last steps of the Dockerfile again: this checkout's runtime, compiled. So the image is of its commit."""
+        app = self.root / "opt/yap/app"
+        shutil.rmtree(app / "runtime")
+        shutil.copytree(ROOT / "runtime", app / "runtime", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("entrypoint.sh", "health.py", "cc.sh", "preflight.py"):
+            target = self.root / "opt/yap/bin" / name.removesuffix(".sh")
+            shutil.copyfile(ROOT / "images" / name, target)
+            target.chmod(0o755 if name.endswith(".sh") else 0o644)
+        subprocess.run(["chmod", "-R", "a+rX", str(app)], check=True)
+        words = ["chroot", str(self.root), "/opt/yap/venv/bin/python", "-m", "compileall", "-q", "/opt/yap/app"]
+        with log.open("wb") as file:
+            subprocess.run(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=True)
 
     def bring_drivers(self, log: Path) -> None:
         """Bring the driver in, as the container toolkit does, and see the GPU from inside."""
@@ -254,6 +281,7 @@ def main() -> None:
 
     steps: dict[str, Callable[[Path], object]] = {
         "unpack": proof.unpack(arguments.pieces),
+        "app": proof.renew,
         "drivers": proof.bring_drivers,
         "probe": proof.inside("python", "-c", (HERE / "probe.py").read_text("utf-8")),
         "stack": proof.inside(*stack),
