@@ -139,7 +139,7 @@ class Proof:
         return work
 
     def renew(self, log: Path) -> None:
-        """Do the last steps of the Dockerfile again: this checkout's runtime, compiled. So the image is of its commit."""
+        """Do the last steps of the Dockerfile again: this checkout's runtime, compiled; so it is of one commit."""
         app = self.root / "opt/yap/app"
         shutil.rmtree(app / "runtime")
         shutil.copytree(ROOT / "runtime", app / "runtime", ignore=shutil.ignore_patterns("__pycache__"))
