@@ -67,8 +67,12 @@ class Places:
         self._lent.pop(end, None)
 
     def press(self, load: Load) -> None:
-        """Note what the engine holds: where turns wait, or its cache is nearly full, nothing is lent."""
-        self._pressed = load.waiting > 0 or load.cache_usage >= FULL
+        """Note what the engine holds: where turns wait for a place, or its cache is nearly full, nothing is lent.
+
+        A request that waits beside free places came in a moment ago, and is in the batch with the next step or two.
+        """
+        crowded = load.waiting > 0 and (self._most is None or load.running + load.waiting > self._most)
+        self._pressed = crowded or load.cache_usage >= FULL
         while self._pressed and self._lent:
             self._call_back()
 

@@ -11,7 +11,9 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import websockets
 from websockets.asyncio.client import ClientConnection
@@ -63,9 +65,10 @@ async def _turn(socket: ClientConnection, seed: int, way: str, chance: random.Ra
 
 
 async def speak(
-    url: str, key: str, streams: int, turns: int, words: int, ways: Sequence[str] = WAYS, first_seed: int = 0
+    url: str, key: str, streams: int | range, turns: int, words: int, ways: Sequence[str] = WAYS, first_seed: int = 0
 ) -> list[Spoken]:
-    """Let so many speak at once, each so many turns."""
+    """Let so many speak at once, or those of these numbers, each so many turns."""
+    numbers = range(streams) if isinstance(streams, int) else streams
 
     async def stream(number: int) -> list[Spoken]:
         chance = random.Random(first_seed + number)  # the same lots in each run
@@ -76,7 +79,7 @@ async def speak(
                 for turn in range(turns)
             ]
 
-    found = await asyncio.gather(*(stream(number) for number in range(streams)))
+    found = await asyncio.gather(*(stream(number) for number in numbers))
     return [spoken for one in found for spoken in one]
 
 
@@ -92,10 +95,26 @@ def table(found: Sequence[Spoken]) -> list[str]:
     return lines
 
 
-def measure(server: Server, streams: int, turns: int, words: int, first_seed: int = 0) -> list[Spoken]:
-    """Let them speak to a server, after a few turns that are not counted, and print the table."""
-    asyncio.run(speak(server.url, server.api_key, min(8, streams), 2, words, first_seed=first_seed + 1_000_000))
-    found = asyncio.run(speak(server.url, server.api_key, streams, turns, words, first_seed=first_seed))
+def _speak(url: str, key: str, numbers: range, turns: int, words: int, first_seed: int) -> list[Spoken]:
+    return asyncio.run(speak(url, key, numbers, turns, words, first_seed=first_seed))
+
+
+def measure(
+    server: Server, streams: int, turns: int, words: int, first_seed: int = 0, processes: int = 1
+) -> list[Spoken]:
+    """Let them speak to a server, after a few turns that are not counted, and print the table.
+
+    Each of the processes reads for some of the streams: listeners do not wait for one another.
+    """
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+
+        def everybody(streams: int, turns: int, seed: int) -> list[Spoken]:
+            shares = [range(number, streams, processes) for number in range(min(processes, streams))]
+            tasks = [pool.submit(_speak, server.url, server.api_key, own, turns, words, seed) for own in shares]
+            return [spoken for task in tasks for spoken in task.result()]
+
+        everybody(min(8, streams), 2, first_seed + 1_000_000)
+        found = everybody(streams, turns, first_seed)
     for line in table(found):
         print(line, flush=True)
     return found

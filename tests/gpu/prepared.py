@@ -46,7 +46,7 @@ def main() -> None:
     with Server(arguments.artifact, **variables) as server:
         server.wait_ready(400)
         os.sched_setaffinity(0, listening)
-        found = measure(server, arguments.streams, arguments.turns, WORDS, first_seed=80_000_000)
+        found = measure(server, arguments.streams, arguments.turns, WORDS, 80_000_000, processes=len(listening) or 1)
         os.sched_setaffinity(0, serving)
         print(f"the server exited {server.stop()}")
     hits = sorted(spoken.first * 1000 for spoken in found if spoken.way == "hit" and spoken.prepared)
