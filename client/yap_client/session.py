@@ -108,6 +108,15 @@ def sendable_text(text: str) -> str:
     return text
 
 
+def some(**fields: Value) -> dict[str, Value]:
+    """Those of the fields that hold anything.
+
+    >>> some(gender=None, persona_style="", runtime_text="It is late.")
+    {'runtime_text': 'It is late.'}
+    """
+    return {name: value for name, value in fields.items() if value}
+
+
 def read_messages(history: Iterable[HistoryItem]) -> list[Message]:
     """Read a history of messages or of mappings with `role` and `content`.
 

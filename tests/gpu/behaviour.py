@@ -202,8 +202,8 @@ def soak(server: Server, clients: int = 256, seconds: float = 120) -> bool:
                         counts["barge-ins"] += 1
                     else:
                         counts["hang-ups"] += 1
-                        if talk._socket is not None:
-                            talk._socket.transport.abort()
+                        if talk._connection.socket is not None:
+                            talk._connection.socket.transport.abort()
                         break
 
     async def everyone(quarter: int) -> None:

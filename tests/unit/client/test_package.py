@@ -23,7 +23,10 @@ PROJECT = (CLIENT / "pyproject.toml").read_text("utf-8")
 ADAPTERS = {"pipecat", "livekit"}
 CORE = sorted(PACKAGE.glob("*.py"))
 # From the ground up: each imports from those before it.
-FLOORS = ["errors", "backoff", "transcript", "events", "session", "exchanges", "dialogue", "turn", "talk", "sync"]
+FLOORS = [
+    *("errors", "backoff", "transcript", "events", "session", "exchanges"),
+    *("outbox", "inquiry", "answers", "dialogue", "turn", "connection", "talk", "sync"),
+]
 
 
 def imported(path: Path) -> set[str]:

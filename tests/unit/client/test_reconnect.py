@@ -48,15 +48,15 @@ async def talking(running: Running, **options: Any) -> AsyncIterator[Talk]:
 
 def cut(talk: Talk) -> None:
     """Lose the connection, as a network does."""
-    if talk._socket is not None:
-        talk._socket.transport.abort()
+    if talk._connection.socket is not None:
+        talk._connection.socket.transport.abort()
 
 
 async def lose(talk: Talk) -> None:
     """Lose the connection, and have the client notice."""
-    lost = talk._socket
+    lost = talk._connection.socket
     cut(talk)
-    await eventually(lambda: talk._socket is not lost)
+    await eventually(lambda: talk._connection.socket is not lost)
 
 
 def prompt(running: Running) -> str:
@@ -225,7 +225,7 @@ async def written(running: Running) -> None:
 
 async def move(talk: Talk, running: Running) -> None:
     """Lose the connection, and come back to another server."""
-    talk._url = running.url
+    talk._connection._url = running.url
     await lose(talk)
 
 

@@ -115,8 +115,8 @@ async def test_after_a_lost_socket_the_next_turn_goes_on_and_says_nothing_twice(
         async for event in turn:
             events.append(event)
             if isinstance(event, Token):
-                assert talk._socket is not None
-                talk._socket.transport.abort()
+                assert talk._connection.socket is not None
+                talk._connection.socket.transport.abort()
         ends = [event for event in events if isinstance(event, (Done, Interrupted))]
         assert ends == [events[-1]]
         assert isinstance(ends[0], Interrupted)
