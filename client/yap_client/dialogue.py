@@ -75,6 +75,7 @@ class Dialogue:
 
     @flush.setter
     def flush(self, call: Callable[[], None]) -> None:
+        """Set what is called then."""
         self._outbox.flush = call
 
     @property
@@ -94,6 +95,7 @@ class Dialogue:
 
     @proven.setter
     def proven(self, proven: bool) -> None:
+        """Set it back: what a server did on an earlier connection says nothing of the next."""
         self._outbox.proven = proven
 
     # What the client wants
