@@ -60,7 +60,8 @@ class Dialogue:
         self._inquiry = Inquiry(self._outbox)  # what the server knows of the session
         self._answers = Answers(self._outbox, self._inquiry)  # what it answers
         self.outgoing = self._outbox.outgoing
-        self._waiting, self._open = self._outbox.waiting, self._outbox.open
+        self._waiting = self._outbox.waiting  # what was not sent yet
+        self._open = self._outbox.open  # what was sent and is not over
         self.welcomed: Callable[[], None] = nothing
         self.refusal: YapError | None = None
         self.closed = False
