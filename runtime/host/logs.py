@@ -72,6 +72,7 @@ def configure(
             written to standard output by one of them.
     """
     _left[:] = leave
+    _keep_open()
     redactor = Redactor(secrets)
     _configured[:] = [redactor]
     shared: list[Processor] = [
@@ -140,7 +141,7 @@ def take_over() -> None:
         return
     _take_root()
     for logger in list(logging.root.manager.loggerDict.values()):
-        if not isinstance(logger, logging.Logger) or any(f"{logger.name}.".startswith(f"{one}.") for one in _left):
+        if not isinstance(logger, logging.Logger) or _is_left(logger):
             continue
         logger.disabled = False
         own = [handler for handler in logger.handlers if not isinstance(handler, logging.NullHandler)]
@@ -149,6 +150,18 @@ def take_over() -> None:
         if own:
             logger.propagate = True
             logger.setLevel(max(logger.level, min(handler.level for handler in own)))
+
+
+def _keep_open() -> None:
+    """Have nobody close the outputs of loggers that are left: what configures `logging` closes those of all."""
+    for logger in list(logging.root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger) and _is_left(logger):
+            for handler in logger.handlers:
+                handler.close = handler.flush  # type: ignore[method-assign]
+
+
+def _is_left(logger: logging.Logger) -> bool:
+    return any(f"{logger.name}.".startswith(f"{one}.") for one in _left)
 
 
 def _take_root(level: str | None = None) -> None:

@@ -9,7 +9,9 @@ constructor returns, and an engine that dies takes the process with it, so that 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import structlog
@@ -27,6 +29,8 @@ from runtime.server.service import Phase, Service
 
 # A drain begins so much later than Ray's at most.
 LOOK_S = 0.1
+# The logger of Ray's log of a replica.
+RAY_LOG = "ray.serve"
 
 log = structlog.get_logger(__name__)
 
@@ -117,9 +121,14 @@ class Replica:
 def outputs() -> list[str]:
     """The files that keep what this process, and the engine's own, print: Ray names a pair of them for each process.
 
-    An engine says there what it tells nobody else. None where nothing is kept.
+    An engine says there what it tells nobody else. Ray's own log of the replica may hold what this process prints
+    instead. None where nothing is kept.
     """
     found = [Path(os.path.realpath(f"/proc/self/fd/{number}")) for number in (1, 2)]
+    for handler in logging.getLogger(RAY_LOG).handlers:
+        file = handler.target if isinstance(handler, MemoryHandler) else handler
+        if isinstance(file, logging.FileHandler):
+            found.append(Path(file.baseFilename))
     return list(dict.fromkeys(str(path) for path in found if path.is_file()))
 
 

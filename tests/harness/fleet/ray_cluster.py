@@ -1,7 +1,9 @@
-"""Ray nodes of one machine with an application on them: `python -m tests.harness.fleet.ray_cluster NODES PORT CPUS`.
+"""Ray nodes of one machine with an application on them: `tests.harness.fleet.ray_cluster NODES PORT CPUS API`.
 
 Runs in Ray's own environment, and is told what to do by lines of JSON on standard input; each is answered by one on
 standard output. The end of the input is the end of the cluster. `ray_serve` is the other side.
+
+With a port for its API (0: none) the cluster is as `ray start --head` makes one, and `serve deploy` starts Serve on it.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ def replicas() -> list[dict[str, object]]:
 
 def status() -> dict[str, object]:
     """What Ray says of the application."""
+    if _get_global_client(raise_if_no_controller_running=False) is None:
+        return {"applications": {}, "replicas": []}
     found = serve.status()
     applications = {
         name: {
@@ -53,13 +57,16 @@ def status() -> dict[str, object]:
     return {"applications": applications, "replicas": replicas()}
 
 
-def start(nodes: int, cpus: int) -> Cluster:
-    """Start the nodes. Ray gives each 30 seconds, whatever else the machine does: so it is tried again."""
+def start(nodes: int, cpus: int, api: int) -> Cluster:
+    """Start the nodes, the first with an API where it has a port.
+
+    Ray gives each 30 seconds, whatever else the machine does: so it is tried again.
+    """
     for left in reversed(range(TRIES)):
         cluster = Cluster()
         try:
             for number in range(nodes):
-                of_head = {"include_dashboard": False} if number == 0 else {}
+                of_head = {"include_dashboard": api > 0, "dashboard_port": api or None} if number == 0 else {}
                 cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES, **of_head)
         except Exception:
             cluster.shutdown()
@@ -70,13 +77,14 @@ def start(nodes: int, cpus: int) -> Cluster:
     raise AssertionError("it was tried at least once")
 
 
-def main(nodes: int, port: int, cpus: int) -> None:
+def main(nodes: int, port: int, cpus: int, api: int) -> None:
     """Run until the input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what Ray prints is no answer
-    cluster = start(nodes, cpus)
+    cluster = start(nodes, cpus, api)
     ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    if not api:
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     print("{}", file=answers)
     try:
         for line in sys.stdin:
@@ -93,4 +101,4 @@ def main(nodes: int, port: int, cpus: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    main(*map(int, sys.argv[1:5]))

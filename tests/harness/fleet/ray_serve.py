@@ -78,19 +78,28 @@ class RayServe:
         *,
         arguments: Mapping[str, object] | None = None,
         cpus: int = CPUS,
+        by_command: bool = False,
+        tries: int | None = None,
         **variables: str,
     ) -> None:
-        """Have so many nodes with so many `cpus` each; what is not said is for scripted engines."""
+        """Have so many nodes with so many `cpus` each; what is not said is for scripted engines.
+
+        By command, what is deployed is so by `serve deploy`, as people do it, and Serve is started by that. So many
+        tries has a replica to start, and Ray's own number where nothing is said.
+        """
         self._nodes, self._cpus = nodes, cpus
+        self._api = free_port() if by_command else 0
         self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}/ws"
         self.http = f"http://127.0.0.1:{self.port}"
         self._folder = tempfile.TemporaryDirectory(prefix="yap-ray-")
         self.log = Path(self._folder.name) / "output.log"
-        self.configuration = shipped()
+        self.configuration = shipped() | {"http_options": {"host": "127.0.0.1", "port": self.port}}
         application = self.application
         application["import_path"] = build
         application["args"] = {"gpus": 0, "cpus": 1, "replicas": 2, **(arguments or {})}
+        if tries is not None:
+            application["deployments"][0]["max_constructor_retry_count"] = tries
         application["runtime_env"]["env_vars"] = {
             "ARTIFACT": "/",
             "ARTIFACT_TRUST": "unsigned",
@@ -108,10 +117,13 @@ class RayServe:
 
     def __enter__(self) -> RayServe:
         # Each node's workers find the modules as this process does.
-        environment = {**os.environ, **QUICK, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": self._folder.name}
+        environment = {**QUICK, **os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": self._folder.name}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [PYTHON, "-m", "tests.harness.fleet.ray_cluster", str(self._nodes), str(self.port), str(self._cpus)],
+                [
+                    *(PYTHON, "-m", "tests.harness.fleet.ray_cluster"),
+                    *map(str, (self._nodes, self.port, self._cpus, self._api)),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -166,7 +178,32 @@ class RayServe:
 
     def deploy(self) -> None:
         """Have Ray take on the configuration, as `serve deploy` does; returns at once."""
-        self._ask(do="deploy", config=self.configuration)
+        if not self._api:
+            self._ask(do="deploy", config=self.configuration)
+            return
+        file = Path(self._folder.name) / "serve.yaml"
+        file.write_text(yaml.safe_dump(self.configuration))
+        self.command("deploy", str(file))
+
+    def command(self, *arguments: str) -> str:
+        """Run Ray's command `serve` on the cluster, and return what it prints."""
+        address = f"http://127.0.0.1:{self._api}"
+        command = [PYTHON.with_name("serve"), *arguments, "--address", address]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        if done.returncode:
+            raise RuntimeError(f"serve {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def wait_failed(self, timeout: float = 120) -> str:
+        """Wait until Ray has given up what was deployed, and return what it says of it."""
+        began = time.monotonic()
+        while True:
+            for one in self._ask(do="status")["applications"].values():
+                if one["status"] == "DEPLOY_FAILED":
+                    return str(one["message"])
+            if time.monotonic() - began > timeout:
+                raise RuntimeError(f"nothing failed:\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.2)
 
     def replicas(self, state: str = "RUNNING") -> list[RayReplica]:
         """The replicas in a state."""
@@ -203,6 +240,10 @@ class RayServe:
     def resident_kib(self) -> int:
         """Return the resident memory of Ray's proxy in KiB."""
         return resident_kib(self._process_of("ProxyActor"))
+
+    def proxy(self) -> int:
+        """Return the process of Ray's proxy."""
+        return self._process_of("ProxyActor")
 
     def _process_of(self, actor: str) -> int:
         assert self.process is not None

@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect as open_socket
@@ -148,10 +149,18 @@ async def test_listeners_stay_with_their_replica_and_go_on_whatever_ray_does_to_
     with valkey() as store:
         variables = {
             "SCRIPT_REPLY": "server{pid}",
-            "SCRIPT_REPLY_SECONDS": "0.3",
+            "SCRIPT_REPLY_SECONDS": "soon",
             "SESSION_STORE": f"valkey://127.0.0.1:{store.port}",
         }
-        with RayServe(2, arguments=arguments, **variables) as ray:
+        with RayServe(2, arguments=arguments, tries=1, **variables) as ray:
+            # A replica that cannot start says why, and where there is more of it.
+            said = (await asyncio.to_thread(ray.wait_failed)).splitlines()
+            (why,) = [line for line in said if "exit status" in line]
+            assert "exit status 70: loading failed: ValueError: could not convert string to float: 'soon'" in why
+            kept = [Path(line.removeprefix("more in ")) for line in said if line.startswith("more in ")]
+            assert any("replica_refused" in path.read_text() for path in kept)
+            ray.application["runtime_env"]["env_vars"]["SCRIPT_REPLY_SECONDS"] = "0.3"
+            ray.deploy()
             await asyncio.to_thread(ray.wait_running, 1)
             # More turns than one replica shall have: another one comes, and nobody who speaks notices.
             async with listening(ray.url, [f"guest-{number}" for number in range(6)]) as guests, speaking(guests):

@@ -237,6 +237,28 @@ def test_the_log_goes_on_when_a_library_configures_logging(tmp_path: Path, confi
     assert not done.stderr
 
 
+LEFT = """
+import logging, logging.config, logging.handlers, sys
+from runtime.host import logs
+
+theirs = logging.getLogger("theirs.inner")
+handler = logging.handlers.MemoryHandler(100, target=logging.FileHandler(sys.argv[1]))
+theirs.addHandler(handler)
+logs.configure(level="info", log_format="json", folder=None, secrets=[], leave=["theirs"])
+theirs.warning("before")
+logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+logs.take_over()
+theirs.warning("after")
+handler.flush()
+"""
+
+
+def test_the_log_of_who_started_the_process_goes_on_too(tmp_path: Path) -> None:
+    file = tmp_path / "theirs.log"
+    subprocess.run([sys.executable, "-c", LEFT, file], check=True, capture_output=True)
+    assert file.read_text() == "before\nafter\n"
+
+
 def test_without_a_folder_standard_output_is_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     logs.configure(level="info", log_format="json", folder=None, secrets=[SecretStr("hunter2")])
     structlog.get_logger("test").info("said", what="hunter2")

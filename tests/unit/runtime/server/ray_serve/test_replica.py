@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import pytest
@@ -200,3 +202,15 @@ def test_only_files_keep_what_is_printed(tmp_path: Path) -> None:
     assert err.read_text().strip() == str([str(out), str(err)])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_rays_own_log_of_a_replica_is_named_too(tmp_path: Path) -> None:
+    logger, file = logging.getLogger("ray.serve"), logging.FileHandler(tmp_path / "replica.log")
+    handler = MemoryHandler(10, target=file)
+    logger.addHandler(handler)
+    try:
+        assert str(tmp_path / "replica.log") in replica_module.outputs()
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        file.close()
