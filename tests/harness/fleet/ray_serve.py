@@ -89,6 +89,7 @@ class RayServe:
         """
         self._nodes, self._cpus = nodes, cpus
         self._api = free_port() if by_command else 0
+        self._tries = {"RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": str(tries)} if tries is not None else {}
         self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}/ws"
         self.http = f"http://127.0.0.1:{self.port}"
@@ -98,8 +99,6 @@ class RayServe:
         application = self.application
         application["import_path"] = build
         application["args"] = {"gpus": 0, "cpus": 1, "replicas": 2, **(arguments or {})}
-        if tries is not None:
-            application["deployments"][0]["max_constructor_retry_count"] = tries
         application["runtime_env"]["env_vars"] = {
             "ARTIFACT": "/",
             "ARTIFACT_TRUST": "unsigned",
@@ -117,7 +116,7 @@ class RayServe:
 
     def __enter__(self) -> RayServe:
         # Each node's workers find the modules as this process does.
-        environment = {**QUICK, **os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": self._folder.name}
+        environment = {**QUICK, **os.environ, **self._tries, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": self._folder.name}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [

@@ -56,7 +56,8 @@ async def test_serve_deploy_runs_the_engine_and_says_why_it_does_not(artifact_of
     with RayServe(1, build, arguments={"replicas": 1, "gpus": None}, by_command=True, tries=1, **variables) as ray:
         message = await asyncio.to_thread(ray.wait_failed, 600)
         assert "exit status 70: loading failed: " in message
-        assert "exit status 70" in yaml.safe_load(ray.command("status"))["applications"]["yap"]["message"]
+        shown = yaml.safe_load(ray.command("status"))["applications"]["yap"]
+        assert "exit status 70" in shown["deployments"]["runtime"]["message"]
         kept = [Path(line.removeprefix("more in ")) for line in message.splitlines() if line.startswith("more in ")]
         said = "".join(path.read_text() for path in kept)
         assert "replica_refused" in said
