@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import vllm_faults
+from tests.harness.faults import mixed_rows
 
 pytestmark = pytest.mark.engine
 
@@ -20,8 +20,8 @@ LIMIT_S = 600
 
 def test_an_engine_that_mixes_rows_up_is_refused_and_the_plain_one_passes(chat_folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.harness.vllm_faults", str(chat_folder)],
-        env=os.environ | vllm_faults.install_in(tmp_path),
+        [sys.executable, "-m", "tests.harness.faults.mixed_rows", str(chat_folder)],
+        env=os.environ | mixed_rows.install_in(tmp_path),
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
@@ -29,6 +29,6 @@ def test_an_engine_that_mixes_rows_up_is_refused_and_the_plain_one_passes(chat_f
     )
     assert done.returncode == 0, done.stderr[-4000:]
     found = {one["fault"]: one for one in json.loads(done.stdout.splitlines()[-1])}
-    assert found.keys() == {vllm_faults.PLAIN, *vllm_faults.FAULTS}
+    assert found.keys() == {mixed_rows.PLAIN, *mixed_rows.FAULTS}
     for fault, one in found.items():
-        assert one["passed"] is (fault == vllm_faults.PLAIN), one
+        assert one["passed"] is (fault == mixed_rows.PLAIN), one

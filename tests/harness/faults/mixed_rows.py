@@ -3,7 +3,7 @@
 A row of a batch is taken for another, as a graph that was captured wrong or a kernel that reads a wrong table does it.
 One request at a time is answered as ever.
 
-    python -m tests.harness.vllm_faults MODEL FOLDER       prints by how much each fault's replies are less probable
+    python -m tests.harness.faults.mixed_rows MODEL FOLDER   prints by how much each fault's replies are less probable
 
 FOLDER is where `install_in` wrote the plugin; it must be on the path that Python imports from.
 """
@@ -33,7 +33,7 @@ def install_in(folder: Path) -> dict[str, str]:
     (described / "METADATA").write_text("Metadata-Version: 2.1\nName: yap-test-faults\nVersion: 1\n")
     entry = f"[vllm.general_plugins]\nyap_test_faults = {__name__}:break_vllm\n"
     (described / "entry_points.txt").write_text(entry)
-    return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[2])]), FILE: str(folder / "fault")}
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[3])]), FILE: str(folder / "fault")}
 
 
 def told() -> str:
