@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from inspect import iscoroutinefunction
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give tests with engines time, and let the longest groups begin, so that no worker waits for them at the end."""
+    """Give tests with engines time, and let the longest groups begin, so that no worker waits for them at the end.
+
+    Raises:
+        pytest.UsageError: a plain function is marked as asynchronous, which its plugin would tell only when it ran.
+    """
     for item in items:
+        if item.get_closest_marker("asyncio") and not is_asynchronous(item):
+            raise pytest.UsageError(f"expected `async def` or no mark `asyncio`, found {item.nodeid}")
         if item.get_closest_marker("engine") and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(1200))  # artifacts are made in whichever test comes first
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: FIRST.index(group) if (group := group_of(item.path)) in FIRST else len(FIRST))
+
+
+def is_asynchronous(item: pytest.Item) -> bool:
+    """Tell whether a test is a coroutine, or (as a state machine or an example of hypothesis) holds one."""
+    test = getattr(item, "obj", None)
+    return iscoroutinefunction(test) or iscoroutinefunction(
+        getattr(getattr(test, "hypothesis", None), "inner_test", None)
+    )
 
 
 @cache

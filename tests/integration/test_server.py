@@ -311,7 +311,7 @@ def engine_processes(server: Server) -> list[int]:
     return found
 
 
-def test_the_log_goes_on_when_the_engine_is_there(server: Server) -> None:
+async def test_the_log_goes_on_when_the_engine_is_there(server: Server) -> None:
     """Its library configures `logging` when it is imported, and closes the handlers of everybody."""
     events = [json.loads(line)["event"] for line in server.log.read_text().splitlines() if line.startswith('{"')]
     assert {"starting", "loaded", "ready"} <= set(events)
