@@ -9,7 +9,7 @@ WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --no-loadscope-reorder
 export PYTHON
 
-.PHONY: help setup setup-lane demo demo-publish demo-thinking demo-scale test test-unit test-models test-writes test-ray test-images lint format locks locks-check images images-size bench clean
+.PHONY: help setup setup-lane demo demo-publish demo-thinking demo-scale test test-unit test-models test-writes test-formats test-ray test-images lint format locks locks-check images images-size bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-writes: setup ## kill -9, a full disk and a broken one at every write of th
 
 test-models: setup ## every family of models by every method, and the table of docs/models.md (an hour or two)
 	@$(RUN) -m tests.harness.models.matrix --serve
+
+test-formats: setup ## every format of ModelOpt on the embedded chat model, judged by its gates (minutes)
+	@MODELOPT_FORMATS=int4_awq,fp8,int8_sq $(RUN) -m pytest -rP tests/integration/test_modelopt.py
 
 test-ray: setup ## Ray Serve by its own commands on the CPU engine, and its limits as docs/scaling.md has them (minutes)
 	@YAP_RAY=whole $(RUN) -m pytest tests/integration/fleet/test_ray_whole.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import cache
 from inspect import iscoroutinefunction
@@ -12,6 +13,10 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 FIRST = ("engines", "images")
+
+# Threads of PyTorch that spin while they wait take the processor from those they wait for, and two workers share two
+# cores: training and quantizing take twice the processor's time then. OpenMP reads it when it is loaded, so: here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")
