@@ -27,10 +27,10 @@ from pipeline.source.utterance_file import (
     read_utterances,
     utterances_for,
 )
-from pipeline.stage_runner import StageRunner
 from pipeline.stages import install
 from pipeline.stages.place import write_problem
 from pipeline.stages.stage import StageError
+from pipeline.steps.stage_runner import StageRunner
 from pipeline.validate.validation import candidate_of, validate
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel

@@ -22,6 +22,8 @@ import pipeline.quantize.calibration
 import pipeline.revalidate
 import pipeline.run
 import pipeline.stages.install
+import pipeline.steps.quantize_step
+import pipeline.steps.tune_step
 import pipeline.validate.validation
 from pipeline import cli
 from pipeline.embedded.tool import ToolEvaluation
@@ -133,10 +135,10 @@ REPLACED: tuple[tuple[Any, str, Any], ...] = (
     (pipeline.embedded.chat, "export_chat", export_chat),
     (pipeline.embedded.tool, "train_tool", train_tool),
     (pipeline.quantize.calibration, "calibrate", calibrate),
-    (pipeline.run, "QUANTIZERS", {"vllm": quantize}),
+    (pipeline.steps.quantize_step, "QUANTIZERS", {"vllm": quantize}),
     (pipeline.run, "BUILDERS", {"vllm": build}),
     (pipeline.run, "validate", validate),
-    (pipeline.run, "tune_here", tune_here),
+    (pipeline.steps.tune_step, "tune_here", tune_here),
     (pipeline.revalidate, "validate", validate),
     (pipeline.validate.validation, "validate", validate),
     (pipeline.validate.validation, "measure_reference", measure_reference),

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.progress import PlainProgress
 from pipeline.source.model_source import EMBEDDED, read_facts
-from pipeline.stage_runner import StageRunner
+from pipeline.steps.stage_runner import StageRunner
 from runtime.host.machine import describe
 
 

@@ -22,7 +22,7 @@ from pipeline.embedded.tool import (
 from pipeline.embedded.utterances import Utterance, training_utterances
 from pipeline.progress import PlainProgress
 from pipeline.source.model_source import EMBEDDED, read_facts
-from pipeline.stage_runner import StageRunner
+from pipeline.steps.stage_runner import StageRunner
 from runtime.artifact.hashes import hash_folder
 from runtime.deployment.classifier import ToolClassifier
 from tests.messages.tool import CASES

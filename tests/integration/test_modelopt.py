@@ -27,7 +27,7 @@ from pipeline.plan.prepare import Prepared, prepare
 from pipeline.progress import PlainProgress
 from pipeline.quantize import QuantizeJob, trt
 from pipeline.run import Run
-from pipeline.stage_runner import StageRunner
+from pipeline.steps.stage_runner import StageRunner
 from pipeline.validate.validation import measure_reference, validate
 from runtime import engines
 from runtime.engines import EngineOptions

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.source import model_source as source
-from pipeline.stage_runner import StageRunner
+from pipeline.steps.stage_runner import StageRunner
 from runtime import artifact
 from runtime.artifact.verify import check_artifact
 from runtime.host.machine import describe

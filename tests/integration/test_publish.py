@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stage_runner import StageRunner
+from pipeline.steps.stage_runner import StageRunner
 from runtime import artifact
 from tests.client import Options, TurnRecord, connect
 from tests.harness.server import Server

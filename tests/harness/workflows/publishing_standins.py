@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import pipeline.plan.hardware
 import pipeline.run
+import pipeline.steps.quantize_step
 from pipeline import cli
 from pipeline.plan import BuildPlan
 from pipeline.plan.hardware import Hardware, Quantizer
@@ -118,7 +119,7 @@ if __name__ == "__main__":
     for module, name, standin in pipeline_standins.REPLACED:
         setattr(module, name, standin)
     both = {"vllm": pipeline_standins.quantize, "trt": pipeline_standins.quantize}
-    pipeline.run.QUANTIZERS = both  # type: ignore[assignment]
+    pipeline.steps.quantize_step.QUANTIZERS = both  # type: ignore[assignment]
     pipeline.run.BUILDERS = {"vllm": pipeline_standins.build, "trt": compile_engine}
     pipeline.plan.hardware.describe = describe
     serve(Path(sys.argv[1]))

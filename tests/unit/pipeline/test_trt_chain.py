@@ -22,10 +22,10 @@ from pipeline.plan import BuildRequest
 from pipeline.plan.prepare import Prepared, prepare
 from pipeline.problem import WrongRequestError
 from pipeline.run import GateError, Run
-from pipeline.stage_runner import StageRunner, Work
 from pipeline.stages.recipe import NOT_COUNTED, OURS, closure
 from pipeline.stages.recipes import recipe_inputs
 from pipeline.stages.stage import StageError
+from pipeline.steps.stage_runner import StageRunner, Work
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, hashes, verify
 from runtime.deployment.settings import SettingsError
@@ -170,15 +170,27 @@ def test_the_artifact_holds_a_compiled_engine_and_all_that_the_runtime_needs(pro
     assert metadata.platform.packages["tensorrt-llm"] == "1.2.1"
 
 
-@pytest.mark.parametrize("stage", ["calibration", "quantize", "build", "reference", "validate"])
+CALLED = {
+    "calibration": "pipeline.steps.quantize_step",
+    "quantize": "pipeline.steps.quantize_step",
+    "build": "pipeline.run",
+    "reference": "runtime.engines.trt.engine",
+    "validate": "runtime.engines.trt.engine",
+}
+
+
+@pytest.mark.parametrize("stage", CALLED)
 def test_whatever_a_stage_called_is_counted_by_its_recipe(proven: Path, traced: Traced, stage: str) -> None:
     called = {name for name in traced[stage] if name.partition(".")[0] in OURS}
-    assert {"reference": "runtime.engines.trt.engine", "validate": "runtime.engines.trt.engine"}.get(
-        stage, "pipeline.run"
-    ) in called
+    assert CALLED[stage] in called
     counted = closure(recipe_inputs(stage, "trt").modules).keys() | NOT_COUNTED.keys()
     # The runner hands over what stands in the key, and so does the plan.
-    assert called - counted <= {"pipeline.run", "pipeline.stage_runner", "pipeline.plan.build_plan"}
+    assert called - counted <= {
+        "pipeline.run",
+        "pipeline.steps.quantize_step",
+        "pipeline.steps.stage_runner",
+        "pipeline.plan.build_plan",
+    }
 
 
 def test_validation_gates_the_first_choice_and_tells_no_perplexity(proven: Path) -> None:

@@ -17,8 +17,8 @@ from pipeline.publish.report import validation_status
 from pipeline.quantize import calibration
 from pipeline.run import GateError
 from pipeline.source import SourceFacts
-from pipeline.stage_runner import StageRunner
 from pipeline.stages.stage import StageError
+from pipeline.steps.stage_runner import StageRunner
 from runtime import artifact
 from runtime.artifact import ArtifactError, Gate, Validation
 from runtime.host.machine import Machine

@@ -11,11 +11,11 @@ from typing import get_args
 
 import pytest
 
-from pipeline import run
 from pipeline.lanes import LANES, METHODS, STYLES, VLLM
 from pipeline.quantize import vllm as quantize_vllm
 from pipeline.settings import PipelineSettings
 from pipeline.stages import recipes
+from pipeline.steps import lane_modules
 from runtime.artifact import LaneName
 from runtime.artifact.lanes import SERVED_ENGINES, SERVED_LANES
 from runtime.deployment.settings import RuntimeSettings
@@ -118,8 +118,8 @@ def test_the_records_are_of_the_names_that_metadata_has() -> None:
 def test_each_lane_names_modules_and_settings_that_are_there() -> None:
     for lane in STYLES:
         for name, offered, like in (
-            (recipes.QUANTIZERS[lane.engine], "quantize", run.Quantizer),
-            (recipes.BUILDERS[lane.engine], lane.builder, run.Builder),
+            (recipes.QUANTIZERS[lane.engine], "quantize", lane_modules.Quantizer),
+            (recipes.BUILDERS[lane.engine], lane.builder, lane_modules.Builder),
         ):
             found = inspect.signature(getattr(import_module(name), offered))
             asked = inspect.signature(like.__call__)

@@ -18,7 +18,7 @@ from pipeline.plan import BuildPlan
 from pipeline.plan.estimate import BuildSize, estimate, serving_memory
 from pipeline.problem import WrongRequestError
 from pipeline.revalidate import too_few
-from pipeline.stage_runner import FetchedModel, StageRunner
+from pipeline.steps.stage_runner import FetchedModel, StageRunner
 from pipeline.validate import validation
 from runtime import artifact
 from runtime.artifact import Limits

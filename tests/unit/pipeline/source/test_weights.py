@@ -16,8 +16,8 @@ import pytest
 
 from pipeline.source import SourceFacts
 from pipeline.source import model_source as source
-from pipeline.stage_runner import StageRunner
 from pipeline.stages.stage import StageError
+from pipeline.steps.stage_runner import StageRunner
 from runtime.artifact import ArtifactError
 from tests.hub import Account, Hub
 from tests.hub.artifacts import CPU

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 import pipeline.plan.hardware
-from pipeline import run, stage_runner
+from pipeline import run
 from pipeline.lanes import VLLM, gate_specs
 from pipeline.plan import BuildPlan, BuildRequest, CalibrationPlan, ChatPlan, ToolPlan
 from pipeline.plan.hardware import Quantizer
 from pipeline.plan.prepare import Prepared, prepare
 from pipeline.run import Run
 from pipeline.source.utterance_file import UtteranceSet
-from pipeline.stage_runner import StageRunner
 from pipeline.stages.stage import StageResult, key_of
+from pipeline.steps import quantize_step, stage_runner, tune_step
+from pipeline.steps.stage_runner import StageRunner
 from runtime.artifact import ToolLabel, hashes
 from tests.harness import pipeline_standins as standins
 
@@ -85,7 +86,7 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
 
         monkeypatch.setattr(StageRunner, "stage", stage)
         # That the code counts is told elsewhere; reading it anew takes long.
-        for module in (run, stage_runner):
+        for module in (run, quantize_step, stage_runner, tune_step):
             monkeypatch.setattr(module, "recipe_of", lambda *_: "code")
         Run(prepared, Silent()).validate()
         return found

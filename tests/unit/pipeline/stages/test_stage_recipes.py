@@ -15,21 +15,22 @@ from typing import Any
 import pytest
 
 import pipeline.plan.hardware
-from pipeline import run, stage_runner
+from pipeline import run
 from pipeline.lanes import lane_of
 from pipeline.plan import BuildRequest, TrtPlan
 from pipeline.plan.prepare import prepare
 from pipeline.run import Run
-from pipeline.stage_runner import StageRunner
 from pipeline.stages import recipe as recipes_home
 from pipeline.stages import recipes
 from pipeline.stages.recipe import CHOOSE_AT_CALL, NOT_COUNTED, OURS, ROOT
 from pipeline.stages.stage import StageResult, key_of
+from pipeline.steps import lane_modules, quantize_step, stage_runner, tune_step
+from pipeline.steps.stage_runner import StageRunner
 from runtime.artifact import hashes
 from tests.harness import pipeline_standins as standins
 
 # The runner: it hands over what stands in the keys. What it calls is followed; what it says itself is not counted.
-RUNNER = (run.__name__, stage_runner.__name__)
+RUNNER = (run.__name__, quantize_step.__name__, stage_runner.__name__, tune_step.__name__)
 
 LANES = {"vllm": ("vllm", ""), "cpu": ("cpu", ""), "trt": ("trt", "engine"), "trt-pytorch": ("trt", "pytorch")}
 
@@ -258,8 +259,8 @@ def test_every_stages_key_holds_its_recipe(captured: Captured) -> None:
 
 
 def test_the_lanes_of_the_runner_and_of_the_recipes_are_the_same() -> None:
-    assert {engine: work.__module__ for engine, work in run.QUANTIZERS.items()} == recipes.QUANTIZERS
-    assert {engine: work.__module__ for engine, work in run.BUILDERS.items()} == recipes.BUILDERS
+    assert {engine: work.__module__ for engine, work in lane_modules.QUANTIZERS.items()} == recipes.QUANTIZERS
+    assert {engine: work.__module__ for engine, work in lane_modules.BUILDERS.items()} == recipes.BUILDERS
 
 
 def test_a_plan_without_a_chat_model_counts_no_engine() -> None:

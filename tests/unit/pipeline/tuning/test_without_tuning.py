@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from pipeline.plan import BuildPlan
-from pipeline.run import Run
-from pipeline.stage_runner import StageRunner
 from pipeline.stages.stage import StageError, StageResult
+from pipeline.steps.stage_runner import StageRunner
+from pipeline.steps.tune_step import tune
 from runtime.artifact import Limits
 
 LIMITS = Limits(max_batch_size=4, max_input_len=64, max_output_len=16, max_model_len=80)
@@ -23,12 +23,10 @@ Stage = Callable[[str, Mapping[str, Any], Callable[[Path], Any]], Any]
 
 def tuned(stage: Stage, said: list[str], goal: str = "latency") -> Any:
     plan = SimpleNamespace(tune=goal, tune_kv_fp8=False, tune_minutes=3.0, engine="vllm")
-    runner = SimpleNamespace(stage=stage, engine_identity=dict, machine=None)
-    run = Run.__new__(Run)
-    run.plan, run.runner = cast(BuildPlan, plan), cast(StageRunner, runner)
-    run.progress = cast(Any, SimpleNamespace(step=said.append))
+    progress = SimpleNamespace(step=said.append)
+    runner = SimpleNamespace(stage=stage, engine_identity=dict, machine=None, progress=progress)
     chat, model = SimpleNamespace(limits=LIMITS, method="none"), SimpleNamespace(folder=Path(), content="model")
-    return run._tune(cast(Any, chat), cast(Any, model))
+    return tune(cast(BuildPlan, plan), cast(Any, chat), cast(Any, model), cast(StageRunner, runner))
 
 
 @pytest.mark.parametrize(

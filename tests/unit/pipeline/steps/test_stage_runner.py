@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.stage_runner import COMPUTING_HERE, WAIT_POLICY, StageRunner
 from pipeline.stages.stage import StageError
+from pipeline.steps.stage_runner import COMPUTING_HERE, WAIT_POLICY, StageRunner
 from runtime.host.machine import Machine
 from tests.harness.pipeline_standins import PARTS
 
@@ -66,9 +66,9 @@ LOADS = """
 import sys
 from pathlib import Path
 from pipeline import cli
-from pipeline.stage_runner import StageRunner
+from pipeline.steps.stage_runner import StageRunner
 from runtime.host.machine import Machine
-from tests.unit.pipeline.test_stage_runner import Silent
+from tests.unit.pipeline.steps.test_stage_runner import Silent
 assert "torch" not in sys.modules, "the command line loads PyTorch before any stage: its policy is read by then"
 def work(out):
     import torch
