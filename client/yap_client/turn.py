@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 
 from yap_client.dialogue import Dialogue
+from yap_client.dialogue.exchanges import TurnState
 from yap_client.errors import ServerGoneError, YapError
 from yap_client.events import Done, Interrupted, Token, TurnEvent, Usage
-from yap_client.exchanges import TurnState
 
 
 async def came_within(seconds: float | None, event: asyncio.Event) -> bool:

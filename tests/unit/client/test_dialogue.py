@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.harness.client.model_server import ModelConnection, ModelServer
 from yap_client.dialogue import Dialogue
+from yap_client.dialogue.exchanges import Request, TurnState
 from yap_client.errors import RefusedError, ServerGoneError
 from yap_client.events import Done, Interrupted, Token, TurnEvent
-from yap_client.exchanges import Request, TurnState
 from yap_client.session import Session
 from yap_client.transcript import Message
 

@@ -19,14 +19,22 @@ CLIENT = ROOT / "client"
 PACKAGE = CLIENT / "yap_client"
 UV = ROOT / ".venv-tools/bin/uv"
 PROJECT = (CLIENT / "pyproject.toml").read_text("utf-8")
+MOST_MODULES = 12
 # What needs a framework, and is imported by who has it.
 ADAPTERS = {"pipecat", "livekit"}
-CORE = sorted(PACKAGE.glob("*.py"))
+CORE = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "frameworks")
 # From the ground up: each imports from those before it.
 FLOORS = [
-    *("errors", "backoff", "transcript", "events", "session", "exchanges"),
-    *("outbox", "inquiry", "answers", "dialogue", "turn", "connection", "talk", "sync"),
+    *("errors", "backoff", "transcript", "events", "session"),
+    *("dialogue.exchanges", "dialogue.outbox", "dialogue.inquiry", "dialogue.answers", "dialogue.protocol"),
+    *("dialogue", "turn", "connection", "talk", "sync"),
 ]
+
+
+def file_of(name: str) -> Path:
+    """The file of a module or of a room."""
+    path = PACKAGE / name.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def imported(path: Path) -> set[str]:
@@ -56,17 +64,23 @@ def test_it_needs_two_packages_and_nothing_of_the_servers(path: Path) -> None:
 
 @pytest.mark.parametrize("floor", range(len(FLOORS)), ids=FLOORS)
 def test_a_module_imports_from_those_below_it(floor: int) -> None:
-    own = {name.split(".")[1] for name in imported(PACKAGE / f"{FLOORS[floor]}.py") if name.startswith("yap_client.")}
-    assert own <= set(FLOORS[:floor])
+    inside = {name for name in imported(file_of(FLOORS[floor])) if name.startswith("yap_client.")}
+    assert {name.removeprefix("yap_client.") for name in inside} <= set(FLOORS[:floor])
 
 
 def test_the_protocol_knows_no_asyncio_and_no_sockets() -> None:
     for name in FLOORS[: FLOORS.index("turn")]:
-        assert not {part.partition(".")[0] for part in imported(PACKAGE / f"{name}.py")} & {"asyncio", "websockets"}
+        assert not {part.partition(".")[0] for part in imported(file_of(name))} & {"asyncio", "websockets"}
 
 
 def test_every_module_has_its_floor() -> None:
-    assert {path.stem for path in CORE} - {"__init__"} - ADAPTERS == set(FLOORS)
+    adapters = {file_of(name) for name in ADAPTERS}
+    assert set(CORE) - adapters == {PACKAGE / "__init__.py", *map(file_of, FLOORS)}
+
+
+def test_a_room_is_small() -> None:
+    for room in (PACKAGE, *(path.parent for path in PACKAGE.glob("*/__init__.py"))):
+        assert len(set(room.glob("*.py")) - {room / "__init__.py"}) <= MOST_MODULES, room
 
 
 @pytest.mark.parametrize("name", FLOORS)
@@ -100,4 +114,5 @@ def test_it_is_built_installed_and_imported_without_the_project(tmp_path: Path) 
     )
     assert found.stdout.startswith(str(to)), found.stderr
     assert (to / "yap_client/py.typed").is_file()
+    assert (to / "yap_client/dialogue/protocol.py").is_file()
     assert list(to.glob("yap_client-*.dist-info/licenses/LICENSE"))

@@ -16,7 +16,10 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from yap_client import events
-from yap_client.answers import Answers
+from yap_client.dialogue.answers import Answers
+from yap_client.dialogue.exchanges import Ask, Exchange, Request, TurnState, nothing
+from yap_client.dialogue.inquiry import Inquiry
+from yap_client.dialogue.outbox import MOST_ATTEMPTS, Outbox
 from yap_client.errors import (
     AuthenticationError,
     CapacityError,
@@ -27,9 +30,6 @@ from yap_client.errors import (
     YapError,
 )
 from yap_client.events import Ack, Done, Draining, Error, Pong
-from yap_client.exchanges import Ask, Exchange, Request, TurnState, nothing
-from yap_client.inquiry import Inquiry
-from yap_client.outbox import MOST_ATTEMPTS, Outbox
 from yap_client.session import Session, Value, sendable_text
 
 TOO_BIG = 1009

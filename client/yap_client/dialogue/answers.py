@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from yap_client import events
+from yap_client.dialogue.exchanges import Ask, Request, TurnState
+from yap_client.dialogue.inquiry import Inquiry
+from yap_client.dialogue.outbox import MOST_ATTEMPTS, Outbox, in_doubt
 from yap_client.errors import RateLimitError, ServerGoneError
 from yap_client.events import Ack, Done, Error, Frame, Interrupted, Token, Unknown
-from yap_client.exchanges import Ask, Request, TurnState
-from yap_client.inquiry import Inquiry
-from yap_client.outbox import MOST_ATTEMPTS, Outbox, in_doubt
 
 # A turn's own errors; others that carry its id answer a `heard` about it.
 FAILURES = frozenset({"generation_failed", "generation_timeout", "internal_error"})

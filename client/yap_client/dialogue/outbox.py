@@ -12,7 +12,7 @@ from itertools import count
 
 import msgspec
 
-from yap_client.exchanges import Ask, Exchange, Request, TurnState, nothing
+from yap_client.dialogue.exchanges import Ask, Exchange, Request, TurnState, nothing
 from yap_client.session import Session, Value, sendable, some
 
 # What may be sent again so often, where one connection after the other is lost.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from yap_client.dialogue.exchanges import Request, TurnState
+from yap_client.dialogue.outbox import Outbox
 from yap_client.errors import RefusedError
-from yap_client.exchanges import Request, TurnState
-from yap_client.outbox import Outbox
 from yap_client.session import Value
 
 # As the protocol bounds it.
