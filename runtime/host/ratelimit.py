@@ -35,6 +35,8 @@ class SlidingWindow:
 
     def ages(self) -> tuple[float, ...]:
         """Seconds since each event that still counts, the oldest first."""
+        if not self._events:
+            return ()
         now = self._clock()
         self._drop_old(now)
         return tuple(now - event for event in self._events or ())

@@ -3,7 +3,8 @@
 `python -m tests.benchmarks.instant`, set by the server's variables; `INSTANT_TOKENS` is the length of a reply and
 `INSTANT_PAUSE` the seconds between its tokens (0: every stream gets a token in each step of the event loop).
 `INSTANT_MODEL` is the folder of a chat model whose tokenizer and template render the prompts; without, nothing does.
-`INSTANT_ENGINE=vllm` puts vLLM's own output handling in front of the table.
+`INSTANT_ENGINE=vllm` puts vLLM's own output handling in front of the table. `INSTANT_WATCH_STORE=1` has `/metrics` tell
+what the session store costs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from runtime.server import process as server
 from runtime.server.life.loader import TOKENIZER_THREADS, freeze_heap
 from runtime.server.service import Service
 from runtime.text.prompt import Budgets, PromptRenderer
+from tests.benchmarks.store_cpu import watch_store
 from tests.harness.scripted import ScriptedRenderer
 
 BUDGETS = Budgets()
@@ -123,6 +125,8 @@ async def load_instant(service: Service) -> None:
     else:
         engine = InstantEngine(tokens, pause)
     freeze_heap()
+    if os.environ.get("INSTANT_WATCH_STORE"):
+        watch_store(service.metrics.registry)
     service.tracer = traces.tracer(model="instant")
     chat = Chat(engine, renderer, ThreadPoolExecutor(TOKENIZER_THREADS), BUDGETS)
     service.open(chat, None, ServingPlan("chat", ChatServing(BUDGETS, tokens, EngineOptions()), None, None))

@@ -27,6 +27,7 @@ from runtime.turns.stores.sealing import Sealer
 from runtime.turns.stores.valkey_store import ValkeyStore
 from runtime.wire.messages import DEFAULT_BOUNDS, ChatPrompt
 from tests.benchmarks.gateway import cpu_seconds, instant
+from tests.benchmarks.store_cpu import SERVER, STORE
 from tests.client.statistics import percentile
 from tests.harness.server import Server
 from tests.harness.stores.session_store import MISSING, VALKEY, valkey
@@ -66,13 +67,37 @@ def measure(server: Server, round_: int) -> tuple[float, list[float], float]:
     return used / (STREAMS * TURNS * TOKENS) * 1e6, sorted(time for found in times for time in found), took
 
 
-def written(server: Server) -> float:
-    """Return how many sessions a server has written."""
+def told(server: Server, *names: str) -> list[float]:
+    """Return what a server tells under names of its metrics."""
     with urllib.request.urlopen(f"{server.http}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    found = re.search(r'yap_session_store_operations_total\{kind="write"\} (\S+)', text)
-    assert found
-    return float(found[1])
+    found = [re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE) for name in names]
+    return [float(one[1]) for one in found if one]
+
+
+def written(server: Server) -> float:
+    """Return how many sessions a server has written."""
+    (writes,) = told(server, 'yap_session_store_operations_total{kind="write"}')
+    return writes
+
+
+def share(kinds: dict[str, dict[str, str]]) -> None:
+    """Measure the store's part of a server's CPU inside it: what else the machine does falls on both sides."""
+    for name, variables in kinds.items():
+        with instant(TOKENS, PAUSE, INSTANT_WATCH_STORE="1", **variables) as server:
+            server.wait_ready()
+            measure_few(server)
+            for round_ in range(ROUNDS):
+                before, writes = told(server, STORE, SERVER), written(server)
+                _, _, took = measure(server, round_)
+                store, all_ = (now - then for now, then in zip(told(server, STORE, SERVER), before, strict=True))
+                turns = STREAMS * TURNS
+                print(
+                    f"store: {name}: {store / turns * 1e6:.0f} µs a turn in the store's own code and its writes to the "
+                    f"socket, {store / (all_ - store):+.1%} of all else; {took / TURNS:.1f} s a turn, "
+                    f"{(written(server) - writes) / turns:.2f} writes a turn",
+                    flush=True,
+                )
 
 
 async def take_over(one: Server, other: Server, stream: int) -> tuple[float, float]:
@@ -102,6 +127,7 @@ def store_section(folder: Path) -> None:
             "valkey, encrypted": {"SESSION_STORE": store.url, "SESSION_STORE_KEY_FILE": str(key)},
         }
         compare(kinds)
+        share({name: variables for name, variables in kinds.items() if variables})
         write_cost(store.url)
         variables = {"SESSION_STORE": store.url}
         with instant(3, 0.0, **variables) as one, instant(3, 0.0, **variables) as other:

@@ -130,7 +130,8 @@ class Lease:
         """Whether a client has given the session its history since a turn began, and so left that out."""
         return turn.epoch < self.replaced
 
-    def confirm(self, ended: set[str], merged: set[str]) -> None:
+    def confirm(self, ended: frozenset[str], merged: frozenset[str]) -> None:
         """Note what the store has."""
         self.ended = [turn for turn in self.ended if turn.id not in ended]
-        self.merged = [name for name in self.merged if name not in merged]
+        if merged:
+            self.merged = [name for name in self.merged if name not in merged]

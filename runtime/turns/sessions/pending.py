@@ -56,7 +56,8 @@ class Pending:
         lease = session.lease
         if lease is None or lease.gone or not lease.touched:
             return
-        self.changed.setdefault(session, self._loop.time())
+        if session not in self.changed:
+            self.changed[session] = self._loop.time()
         if session.owner is None:  # its client is gone, perhaps to another server
             self.hurry.set()
         if _has_news(lease):

@@ -25,7 +25,7 @@ def record_of(session: Session, lease: Lease, wall: Clock = time.time) -> Record
     reply = None
     if last is not None:
         reply = StoredReply(last.request_id, last.said, last.kept, session.reply is not None)
-    now = wall()
+    now, ages = wall(), session.updates.ages()
     return Record(
         version=VERSION,
         persona=session.persona,
@@ -38,11 +38,11 @@ def record_of(session: Session, lease: Lease, wall: Clock = time.time) -> Record
         sanitize=session.sanitize,
         prefixes=(session.check_screen_prefix, session.screen_checked_prefix),
         turns=tuple(lease.ids),
-        cuts=tuple((name, session.history.end - where) for name, where in lease.cuts.items()),
+        cuts=tuple([(name, session.history.end - where) for name, where in lease.cuts.items()]),
         replaced=lease.replaced,
         open=lease.open or lease.unsettled,
         reply=reply,
-        updates=tuple(now - age for age in session.updates.ages()),
+        updates=tuple([now - age for age in ages]),
     )
 
 

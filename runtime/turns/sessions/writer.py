@@ -53,7 +53,9 @@ class Writer:
         failed = True
         try:
             for session in due:
-                await self._take_first(session)
+                lease = session.lease
+                if lease is not None and not (lease.epoch or lease.lost or lease.takes):
+                    await self._take_first(session, lease)
             # What has changed since it was looked at is in what is written now.
             for session in due:
                 pending.changed.pop(session, None)
@@ -73,14 +75,11 @@ class Writer:
             self._pending.note(session)  # the store has forgotten it
         return news
 
-    async def _take_first(self, session: Session) -> None:
+    async def _take_first(self, session: Session, lease: Lease) -> None:
         """Take a session that began while the store did not answer.
 
         Not from a server to which its client may have gone since: then what was said here is left beside it.
         """
-        lease = session.lease
-        if lease is None or lease.epoch or lease.lost or lease.takes:
-            return
         lease.takes += 1
         try:
             found = await self.store.look(lease.place) if session.owner is None else None
@@ -114,17 +113,21 @@ class Writer:
                     ends.append((session, partial(self._left_ended, lease, turn)))
             else:
                 changes.append(self._exchange.whole(session, lease))
-                ended, merged = {turn.id for turn in lease.ended}, set(lease.merged)
+                ended, merged = frozenset([turn.id for turn in lease.ended]), frozenset(lease.merged)
                 ends.append((session, partial(self._whole_ended, session, lease, lease.epoch, ended, merged)))
         if not changes and not gone:
             return
         outcomes = await self.store.apply([*changes, *gone])
         errors: dict[Session, str] = {}
+        written = 0
         for (session, end), outcome in zip(ends, outcomes, strict=False):
             if outcome.error:
                 errors[session] = outcome.error
             else:
+                written += outcome.accepted
                 end(outcome)
+        if written:
+            self._metrics.written(written)
         gone.clear()
         for session in due:
             if session not in errors:
@@ -133,12 +136,17 @@ class Writer:
             raise StoreError(next(iter(errors.values())))
 
     def _whole_ended(
-        self, session: Session, lease: Lease, epoch: int, ended: set[str], merged: set[str], outcome: Outcome
+        self,
+        session: Session,
+        lease: Lease,
+        epoch: int,
+        ended: frozenset[str],
+        merged: frozenset[str],
+        outcome: Outcome,
     ) -> None:
         if outcome.accepted:
-            self._metrics.written()
             lease.confirm(ended, merged)
-            if self._exchange.merge(session, lease, outcome.left):
+            if outcome.left and self._exchange.merge(session, lease, outcome.left):
                 session.resized()
         elif lease.epoch != epoch or lease.takes:  # it has been taken again meanwhile
             self._pending.again(session)
@@ -147,9 +155,7 @@ class Writer:
 
     def _left_ended(self, lease: Lease, turn: StoredTurn, outcome: Outcome) -> None:
         lease.ended = [other for other in lease.ended if other.id != turn.id]
-        if outcome.accepted:
-            self._metrics.written()
-        else:
+        if not outcome.accepted:
             self._metrics.failed()
 
     def _lose(self, session: Session, lease: Lease) -> None:

@@ -17,6 +17,7 @@ from runtime.turns.stores.wire import Argument, Command, Refusal, Wire, told
 
 # Open connections at most: one has the writes, the other what clients wait for who have just come.
 CONNECTIONS = 2
+_ACCEPTED, _REFUSED = Outcome(True), Outcome(False)
 # Keys that one step of a search looks at.
 _SCAN = "1000"
 # What a server says that has forgotten the scripts, or is a replica now: a new connection brings them, or finds it.
@@ -197,6 +198,8 @@ def _outcomes(changes: int, answer: object) -> list[Outcome]:
     digits = answer[0] if isinstance(answer, list) and answer else None
     if not isinstance(digits, bytes) or len(digits) != changes:
         return [Outcome(False, error="an answer of another form")] * changes
+    if isinstance(answer, list) and len(answer) == 1:  # as nearly always: nothing lies beside any of them
+        return [_ACCEPTED if digit == ord("1") else _REFUSED for digit in digits]
     beside = dict(zip(answer[1::2], answer[2::2], strict=False)) if isinstance(answer, list) else {}
     return [Outcome(digit == ord("1"), _pairs(beside.get(number))) for number, digit in enumerate(digits, 1)]
 
