@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -22,9 +23,16 @@ WHOLE = "".join(REPLY)
 
 
 class StallingEngine(ScriptedEngine):
-    """Says so many words of its reply, and no more; all of them where `stall` is none."""
+    """Says so many words of its reply, and no more; all of them where `stall` is none.
+
+    `stalls` says it by the prompt's last word: a turn may be asked of the engine after the next one was sent.
+    """
 
     stall: int | None = None
+
+    def __init__(self, stalls: Mapping[str, int | None] = MappingProxyType({})) -> None:
+        super().__init__()
+        self.stalls = stalls
 
     async def generate(
         self,
@@ -34,10 +42,11 @@ class StallingEngine(ScriptedEngine):
         cache_salt: str | None = None,
     ) -> None:
         self.prompts.append(Words.read(prompt))
-        for index, text in enumerate(REPLY[: self.stall]):
-            last = self.stall is None and index == len(REPLY) - 1
+        stall = self.stalls.get(self.prompts[-1][-1], self.stall)
+        for index, text in enumerate(REPLY[:stall]):
+            last = stall is None and index == len(REPLY) - 1
             on_delta(Delta(text, 1, "stop" if last else None))
-        if self.stall is not None:
+        if stall is not None:
             await asyncio.Event().wait()
 
 
@@ -93,13 +102,13 @@ async def tell_heard(client: Client, turn: str, said: str, spoken: Spoken) -> st
 
 async def converse(turns: list[Spoken]) -> tuple[str, str]:
     """Have the turns, and return the next one's prompt, and what it should be."""
-    engine = StallingEngine()
+    stalls = {f"utterance{number}": None if turn.end == "done" else turn.words for number, turn in enumerate(turns)}
+    engine = StallingEngine(stalls)
     expected: list[str] = []
     async with serving(engine) as running, running.client() as client:
         for number, spoken in enumerate(turns):
             turn = f"t{number}"
             said = WHOLE if spoken.end == "done" else "".join(REPLY[: spoken.words])
-            engine.stall = None if spoken.end == "done" else spoken.words
             await client.send(
                 type="start",
                 session_id="s1",
