@@ -24,8 +24,8 @@ from runtime.server import process as server
 from runtime.server.life.loader import TOKENIZER_THREADS, freeze_heap
 from runtime.server.service import Service
 from runtime.text.prompt import Budgets, PromptRenderer
-from tests.benchmarks.store_cpu import watch_store
 from tests.harness.scripted import ScriptedRenderer
+from tests.harness.stores.store_cpu import watch_store
 
 BUDGETS = Budgets()
 WORDS = (" the", " sea", " was", " calm", ",", " and", " nobody", " spoke", " of", " it", ".")

@@ -27,10 +27,10 @@ from runtime.turns.stores.sealing import Sealer
 from runtime.turns.stores.valkey_store import ValkeyStore
 from runtime.wire.messages import DEFAULT_BOUNDS, ChatPrompt
 from tests.benchmarks.gateway import cpu_seconds, instant
-from tests.benchmarks.store_cpu import SERVER, STORE
 from tests.client.statistics import percentile
 from tests.harness.server import Server
 from tests.harness.stores.session_store import MISSING, VALKEY, valkey
+from tests.harness.stores.store_cpu import SERVER, STORE
 
 STREAMS, TURNS, TOKENS, PAUSE = 64, 5, 150, 0.01
 ROUNDS = 5
