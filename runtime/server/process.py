@@ -41,11 +41,12 @@ from runtime.host.descriptors import BACKLOG, raise_limit, share
 from runtime.server.admin import DEADLINE_S, SOCKETS, create_admin_app
 from runtime.server.app import create_app
 from runtime.server.front.config import Front, FrontError, check_uvicorn
+from runtime.server.front.direct import Direct
 from runtime.server.front.heads import Bodies, refusal
 from runtime.server.front.http import serve_behind
 from runtime.server.front.log_throttle import install as throttle_log
 from runtime.server.front.sockets import Sockets
-from runtime.server.openai.door import COMPLETIONS, PREFIX, refused_head, without_prefix
+from runtime.server.openai.door import COMPLETIONS, PREFIX, OpenAiDoor, refused_head, without_prefix
 from runtime.server.service import Phase, Service
 
 EX_TERMINATED = 128 + signal.SIGTERM
@@ -170,7 +171,7 @@ def bind(host: str, port: int, backlog: int = BACKLOG) -> socket.socket:
 def web_config(service: Service, backlog: int = BACKLOG) -> uvicorn.Config:
     """Make uvicorn's configuration for the application."""
     return serve_behind(
-        Front(service.sockets, _bodies(service), explain=_explain),
+        Front(service.sockets, _bodies(service), _direct(service), explain=_explain),
         create_app(service),
         max_message_bytes=service.settings.ws_max_message_bytes,
         backlog=backlog,
@@ -180,6 +181,11 @@ def web_config(service: Service, backlog: int = BACKLOG) -> uvicorn.Config:
 def _bodies(service: Service) -> Bodies:
     """Paths that take a body, each with its largest one."""
     return {f"{PREFIX}/".encode(): service.settings.ws_max_message_bytes} if service.settings.openai_api else {}
+
+
+def _direct(service: Service) -> Direct:
+    """What is asked for so often that it goes the short way."""
+    return {f"POST {COMPLETIONS} HTTP/1.1".encode(): OpenAiDoor(service)} if service.settings.openai_api else {}
 
 
 def _explain(path: bytes, status: HTTPStatus) -> bytes:

@@ -10,6 +10,7 @@ from http import HTTPStatus
 import uvicorn
 from starlette.types import ASGIApp
 
+from runtime.server.front.direct import Direct
 from runtime.server.front.heads import Bodies, refusal
 from runtime.server.front.sockets import Sockets
 from runtime.server.front.throttle import LoopThrottle
@@ -33,6 +34,7 @@ class Front:
 
     sockets: Sockets
     bodies: Bodies = field(default_factory=dict)
+    direct: Direct = field(default_factory=dict)  # what goes past the parser and `app`
     explain: Callable[[bytes, HTTPStatus], bytes] = lambda path, status: refusal(status)  # the answer to a refused head
     heads: LoopThrottle = field(default_factory=lambda: LoopThrottle(HEADS_AT_ONCE))
     slices: LoopThrottle = field(default_factory=lambda: LoopThrottle(SLICES_AT_ONCE))

@@ -26,6 +26,10 @@ _LISTS = frozenset(
 END = b"\r\n\r\n"
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _DIGITS = re.compile(rb"[0-9]{1,15}")
+# Names of tokens, values of visible letters and space (RFC 9110, 5.1 and 5.5).
+_FIELDS = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9a-zA-Z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*")
+# Fields that change what follows the head, or the answer's.
+_SWITCHES = frozenset({b"connection", b"expect", b"upgrade", b"te", b"trailer", b"transfer-encoding"})
 
 # Paths that take a body, each with its largest one in bytes; one that ends with a slash is all below it.
 Bodies = Mapping[bytes, int]
@@ -41,11 +45,21 @@ class HeadRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What must be known before a parser gets it: its length, the length of the body, and who reads what follows."""
+    """What must be known before a parser gets it: its length, the length of the body, and who reads what follows.
+
+    Attributes:
+        size: with its end.
+        body: bytes that follow.
+        websocket: whether it is a handshake.
+        request: its first line.
+        fields: the others, names in small letters, values without outer space. Only `plain` has looked into them.
+    """
 
     size: int
     body: int
     websocket: bool
+    request: bytes = b""
+    fields: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def check_partial(held: bytes | bytearray) -> None:
@@ -78,11 +92,13 @@ def read_head(held: bytes | bytearray, bodies: Bodies) -> Head:
         raise HeadRefused(_too_long(first_line=False))
     body, upgrade, switches = 0, False, False
     lengths = items = 0
+    read = []
     for field in fields:
         name, colon, value = field.partition(b":")
         name, value = name.lower(), value.strip(b" \t")
         if not colon or not name or name != name.strip():  # a folded line begins with a space
             raise HeadRefused(HTTPStatus.BAD_REQUEST)
+        read.append((name, value))
         if name in _LISTS:
             items += value.count(b",") + value.count(b";")
         if name == b"content-length":
@@ -100,7 +116,28 @@ def read_head(held: bytes | bytearray, bodies: Bodies) -> Head:
         raise HeadRefused(_too_long(first_line=False))
     if body > _largest_body(path_of(head), bodies):
         raise HeadRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-    return Head(size, body, upgrade and switches)
+    return Head(size, body, upgrade and switches, request, tuple(read))
+
+
+def plain(held: bytes, head: Head) -> bool:
+    """Whether a head that was judged needs no parser: every byte is where a strict one would have it.
+
+    Its fields mean then what they say: one host, a body of the length that was read, a connection that goes on.
+    """
+    if not _FIELDS.fullmatch(held, len(head.request) + 2, head.size - 2) or not head.request.endswith(b" HTTP/1.1"):
+        return False
+    hosts = 0
+    for name, value in head.fields:
+        if name == b"host":
+            hosts += 1
+        elif name in _SWITCHES and not (name == b"connection" and value.lower() == b"keep-alive"):
+            return False
+    return hosts == 1
+
+
+def fields_are_valid(fields: bytes) -> bool:
+    """Whether these are the lines of fields and nothing else, as they may be sent."""
+    return _FIELDS.fullmatch(fields) is not None
 
 
 def _largest_body(path: bytes, bodies: Bodies) -> int:

@@ -1,7 +1,7 @@
 """HTTP/1.1 within bounds: one whole head at a time, no more body than was announced, and a way out for the rest.
 
 h11 does the parsing on every lane (httptools is only where vLLM brings it along). A WebSocket's handshake goes straight
-to websockets' parser, so that it is read once.
+to websockets' parser, and a plain request for a completion past every parser (`direct`), so that each is read once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.types import ASGIApp, Scope
@@ -17,7 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from runtime.server.front.config import Front, FrontConfig
-from runtime.server.front.heads import END, HEAD_BYTES, HeadRefused, check_partial, path_of, read_head
+from runtime.server.front.direct import DirectCycle
+from runtime.server.front.heads import END, HEAD_BYTES, Head, HeadRefused, check_partial, path_of, plain, read_head
 from runtime.server.front.sockets import socket_of
 from runtime.server.front.websocket import WebSocketFront
 
@@ -65,6 +66,8 @@ class HttpFront(H11Protocol):
         self.socket.connection_lost()
         self._unset_keepalive_if_required()  # a timer would keep all of this for seconds
         super().connection_lost(exc)
+        if isinstance(self.cycle, DirectCycle):
+            self.cycle.connection_lost()
 
     def data_received(self, data: bytes) -> None:
         """Hold back what is no whole head yet."""
@@ -162,7 +165,11 @@ class HttpFront(H11Protocol):
             self._become_websocket()
             return
         self._body_left = head.body
-        super().data_received(self._head)
+        app = self._front.direct.get(head.request)
+        if app is not None and plain(self._head, head):
+            self._begin(head, app)
+        else:
+            super().data_received(self._head)
         self._read_body()
         self._check_bounds()
 
@@ -172,7 +179,17 @@ class HttpFront(H11Protocol):
         if piece and not self.transport.is_closing():
             del self._held[: len(piece)]
             self._body_left -= len(piece)
-            super().data_received(piece)
+            if isinstance(self.cycle, DirectCycle) and not self.cycle.response_complete:
+                self.cycle.feed(piece, last=not self._body_left)
+            else:
+                super().data_received(piece)
+
+    def _begin(self, head: Head, app: ASGIApp) -> None:
+        """Serve a request past h11."""
+        self.cycle = cycle = DirectCycle(self, head)
+        task = self.loop.create_task(cycle.run_asgi(app))  # type: ignore[arg-type] # uvicorn has types of its own
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def _become_websocket(self) -> None:
         self._unset_keepalive_if_required()
@@ -199,10 +216,19 @@ class HttpFront(H11Protocol):
             self.transport.close()
 
 
-def chunks_of(scope: Scope) -> HttpFront | None:
-    """The connection that a request came on, where its answer can be sent in chunks."""
+class Pieces(Protocol):
+    """Takes pieces of an answer that has begun."""
+
+    async def send_piece(self, data: bytes) -> None:
+        """Send a piece; waits while the client does not read."""
+
+
+def pieces_of(scope: Scope) -> Pieces | None:
+    """The shortest way for pieces of a request's answer, where there is one beside ASGI's."""
     peer = socket_of(scope).peer
-    return peer if isinstance(peer, HttpFront) and scope["http_version"] == "1.1" else None
+    if not isinstance(peer, HttpFront) or scope["http_version"] != "1.1":
+        return None
+    return peer.cycle if isinstance(peer.cycle, DirectCycle) else peer
 
 
 def serve_behind(front: Front, app: ASGIApp, *, max_message_bytes: int, backlog: int) -> FrontConfig:

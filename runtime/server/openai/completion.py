@@ -10,7 +10,6 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
-from runtime.host.supervision import watch
 from runtime.server.openai.exchange import EVENTS, Exchange
 from runtime.turns.answer import TurnRequest
 from runtime.turns.outbox import Outbox
@@ -76,7 +75,7 @@ class Completion:
 
     async def serve(self, request: TurnRequest, *, chunks: Chunks | None) -> None:
         """Run the turn and answer: with `chunks` as a stream. The engine holds nothing of it when this returns."""
-        gone = watch("completion_gone", self._loop.create_task(self._watch_client()))
+        unwatch = self._exchange.when_gone(self._on_gone)
         self._turn.when_ended(self._on_turn_ended)
         try:
             if self._ended_for is None:
@@ -87,7 +86,7 @@ class Completion:
         except OSError:
             pass  # the client is gone
         finally:
-            gone.cancel()
+            unwatch()
             self._turn.stop(Stop.DISCONNECT)
             if self._turn.begun:
                 await self._turn.wait()
@@ -116,8 +115,7 @@ class Completion:
 
     # Who waits for the answer
 
-    async def _watch_client(self) -> None:
-        await self._exchange.gone()
+    def _on_gone(self) -> None:
         self._turn.stop(Stop.DISCONNECT)
 
     def _on_turn_ended(self) -> None:

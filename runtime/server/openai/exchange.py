@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.types import Receive, Scope, Send
 
-from runtime.server.front.http import chunks_of
+from runtime.host.supervision import watch
+from runtime.server.front.direct import DirectCycle
+from runtime.server.front.http import pieces_of
 from runtime.wire.openai.errors import ApiError
 
 Header = tuple[bytes, bytes]
@@ -38,7 +41,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive  # ASGI
         self._send = send  # ASGI
-        self._chunks = chunks_of(scope)  # the shorter way for pieces, where there is one
+        self._pieces = pieces_of(scope)  # the shorter way for them, where there is one
         self.request_id = f"req_{secrets.token_hex(12)}"
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -80,6 +83,27 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
+    def when_gone(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call something when the client has hung up, at the latest when it has its whole answer; to be ended after.
+
+        Returns:
+            what ends it.
+        """
+        cycle = self._pieces
+        if isinstance(cycle, DirectCycle):  # needs no task
+            cycle.when_lost(call)
+            return cycle.forget
+        task = watch("client_gone", asyncio.get_running_loop().create_task(self._call_when_gone(call)))
+
+        def end() -> None:
+            task.cancel()
+
+        return end
+
+    async def _call_when_gone(self, call: Callable[[], None]) -> None:
+        await self.gone()
+        call()
+
     async def begin(self, status: int, kind: bytes | None, extra: Sequence[Header] = ()) -> None:
         """Send the head of an answer; without a `kind` nothing follows it."""
         self.status = status
@@ -94,10 +118,10 @@ class Exchange:
 
     async def piece(self, body: bytes, *, last: bool = False) -> None:
         """Send a piece of the body. Waits while the client does not read."""
-        if last or self._chunks is None:
+        if last or self._pieces is None:
             await self._send({"type": "http.response.body", "body": body, "more_body": not last})
         else:
-            await self._chunks.send_piece(body)
+            await self._pieces.send_piece(body)
 
     async def answer(self, body: bytes, status: int = 200, extra: Sequence[Header] = (), kind: bytes = JSON) -> None:
         """Send a whole answer."""
