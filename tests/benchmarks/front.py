@@ -1,5 +1,7 @@
 """vLLM's own output handling in front of an engine that costs nothing: alone, and with the whole server around it.
 
+And what a turn costs through each door when many begin in the same moment.
+
 What `AsyncLLM` does for each token in the server's process (detokenizing, making outputs) is vLLM's; only its engine
 process is left out, and a table answers. So the difference is what the server adds, and the sum is what bounds one
 process.
@@ -14,9 +16,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.benchmarks.gateway import cost, instant
+from runtime.server.life.served import UNNAMED
+from tests.benchmarks.gateway import cost, cpu_seconds, instant
+from tests.benchmarks.load import Target, run_load
+from tests.benchmarks.work import figures
+from tests.harness.server import Server
 
 STREAMS, REPLY = 256, 150
+# Of a persona, in words; and turns of each stream in one measurement of starts.
+WORDS, STARTS = 200, 6
 TEXT = (
     "The sea was calm that morning, and nobody on the shore spoke of it. She walked along the water, counting boats. "
 )
@@ -175,3 +183,36 @@ def front_section(folder: Path) -> None:
         most = 1e6 / whole
         print(f"front: the server adds {whole - vllm:.1f} µs; one process makes {most:,.0f} tokens a second at most")
         print(f"front: a token over HTTP costs {http / whole:.2f} × one over the WebSocket")
+    for engine in ("table", "vllm"):
+        _starts(folder, engine)
+
+
+def _starts(folder: Path, engine: str, times: int = 3) -> None:
+    """Measure turns of one token, the doors in turns: what is left of a turn then is its start and its end."""
+    with instant(1, INSTANT_MODEL=str(folder), INSTANT_ENGINE=engine) as server:
+        server.wait_ready()
+        found: dict[str, list[float]] = {"yap": [], "openai": []}
+        for number in range(times):
+            for door, used in found.items():
+                used.append(_start(server, door, engine, number * 1_000_000))
+        server.stop()
+    ratios = sorted(http / socket for socket, http in zip(found["yap"], found["openai"], strict=True))
+    print(f"front: {engine}: a turn's start and end over HTTP cost {median(ratios):.2f} × those over the WebSocket")
+
+
+def _start(server: Server, door: str, engine: str, seed: int) -> float:
+    targets = {
+        "yap": Target("yap", server.url, server.api_key, words=WORDS),
+        "openai": Target("openai", server.http, server.api_key, model=UNNAMED, words=WORDS, max_tokens=1),
+    }
+    run_load(targets[door], STREAMS, 1, 1, seed, 1)  # so that personas are known, as in a conversation that goes on
+    before = cpu_seconds(server)
+    samples = run_load(targets[door], STREAMS, STARTS, 1, seed + 500_000, 1)
+    took = figures(STREAMS, samples)
+    used = (cpu_seconds(server) - before) / took.turns * 1e6
+    print(
+        f"front: {engine:5} {door:6} {STREAMS} turns of one token together: {used:6.1f} µs server CPU a turn, TTFT p50 "
+        f"{took.ttft_p50 * 1000:.0f} ms, p95 {took.ttft_p95 * 1000:.0f} ms",
+        flush=True,
+    )
+    return used

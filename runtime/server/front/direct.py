@@ -8,7 +8,7 @@ would write it. All else about the connection is as it is for other requests, wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 
 from starlette.types import ASGIApp
@@ -133,7 +133,7 @@ class DirectCycle(RequestResponseCycle):
         if last:
             self._complete()
 
-    def _begin(self, status: int, fields: Iterable[tuple[bytes, bytes]]) -> None:
+    def _begin(self, status: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
         text, length = b"", None
         for name, value in fields:
             text += b"%b: %b\r\n" % (name, value)
@@ -141,7 +141,7 @@ class DirectCycle(RequestResponseCycle):
                 length = int(value)
             elif (name, value) == CLOSE_HEADER:
                 self.keep_alive = False
-        if not fields_are_valid(text):
+        if text.count(b"\n") != len(fields) or not fields_are_valid(text):  # one value may not become two fields
             raise RuntimeError("a field of an answer that cannot be sent")
         if status in _BODILESS:
             length = 0
