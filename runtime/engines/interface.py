@@ -7,6 +7,7 @@ Nothing outside this package imports vLLM or TensorRT-LLM, and those imports hap
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -321,6 +322,15 @@ def continues(engine: Generates) -> bool:
     Not where an engine makes text of the reply's tokens alone: the space before its first word may be lost.
     """
     return bool(getattr(engine, "continues", True))
+
+
+async def apart(engine: Engine) -> None:
+    """Wait, while an engine starts, until its processes are apart from this one: what this one does is its own then.
+
+    Until then they may be forked from it, which must not have used a GPU. Where an engine does not tell, this does not
+    return: it is apart when it has started.
+    """
+    await getattr(engine, "apart", asyncio.Event().wait)()
 
 
 def sharing_of(options: EngineOptions) -> Sharing:

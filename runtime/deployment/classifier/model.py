@@ -37,7 +37,7 @@ def format_utterances(utterances: Sequence[str]) -> str:
 
 
 class SequenceClassifier:
-    """Tokenizer and model; used by one thread.
+    """Tokenizer and model, read into memory; used by one thread, and `place`d first.
 
     Attributes:
         folder: where it came from.
@@ -65,11 +65,6 @@ class SequenceClassifier:
         from transformers import AutoModelForSequenceClassification
 
         on_gpu = device.startswith("cuda")
-        if on_gpu and gpu_fraction is not None:
-            torch.cuda.set_per_process_memory_fraction(gpu_fraction, torch.device(device).index or 0)
-        if not on_gpu:
-            # For the whole process: beside this model, it computes nothing with torch.
-            torch.set_num_threads(min(cpu_threads, len(os.sched_getaffinity(0))))
         tokenizer = load_fast_tokenizer(folder)
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -86,19 +81,39 @@ class SequenceClassifier:
         if count == 1 and len(labels) > 1:
             raise ValueError(f"{folder}: expected a label for each of {len(labels)} tools, found one")
         self._folder = folder
-        self._model = model.to(device).eval()
+        self._model = model.eval()
         detach_from_files(self._model)
         self._device = device
+        self._gpu_fraction = gpu_fraction
+        self._cpu_threads = cpu_threads
         self._padded = True
         self._labels = [0] if count == 1 else list(labels)
         self._independent = count == 1 or is_multi_label(model.config.to_dict())
         self._pad = padding_of(self._model, tokenizer)
         self._global_attention = model.config.model_type == "longformer"
-        config = model.config.to_dict()
-        positions = positions_of(self._model, ordinary_token(tokenizer, self._pad))
-        window = window_of(config) if positions is None else trained_window(config, positions)
-        self._window = min(max_tokens, window)
+        self._ordinary = ordinary_token(tokenizer, self._pad)
+        self._window = max_tokens
         self._tokenizer = tokenizer.backend_tokenizer
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is asked on a GPU."""
+        return self._device.startswith("cuda")
+
+    def place(self) -> None:
+        """Put the network where it is asked, for which a GPU is used for the first time, and learn its window."""
+        import torch
+
+        if self.on_gpu and self._gpu_fraction is not None:
+            torch.cuda.set_per_process_memory_fraction(self._gpu_fraction, torch.device(self._device).index or 0)
+        if not self.on_gpu:
+            # For the whole process: beside this model, it computes nothing with torch.
+            torch.set_num_threads(min(self._cpu_threads, len(os.sched_getaffinity(0))))
+        self._model = self._model.to(self._device)
+        config = self._model.config.to_dict()
+        positions = positions_of(self._model, self._ordinary)
+        window = window_of(config) if positions is None else trained_window(config, positions)
+        self._window = min(self._window, window)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self._window, direction="left")
         self._tokenizer.encode_special_tokens = True  # what a user writes is text, `[SEP]` too

@@ -74,6 +74,7 @@ class ToolClassifier:
         # To the worker: questions, and None for the end.
         self._queue: queue.SimpleQueue[_PendingDecision | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None  # none before `start` and after `shutdown`
+        self._begun: asyncio.Future[SequenceClassifier] | None = None  # the loading
         self._model: SequenceClassifier | None = None  # used by the worker's thread alone, once it runs
 
     async def start(self) -> None:
@@ -83,10 +84,23 @@ class ToolClassifier:
             ValueError: no fast tokenizer, no such label, or answers that are none.
             RuntimeError: the model cannot be asked in batches, or about as many tokens as its window has.
         """
-        self._model = await asyncio.to_thread(self._load)
+        self._model = model = await self.begin()
+        if model.on_gpu:
+            await asyncio.to_thread(_prove, model)
         self._worker = threading.Thread(target=self._work, args=(self._model,), name="tool-classifier", daemon=True)
         self._worker.start()
         await self.decide((), "hello")
+
+    def begin(self) -> asyncio.Future[SequenceClassifier]:
+        """Begin to load, in a thread: on a CPU all of it, for a GPU what uses none. `start` does the rest.
+
+        What goes wrong is raised by `start`.
+        """
+        if self._begun is None:
+            self._begun = asyncio.ensure_future(asyncio.to_thread(self._load))
+            # It may never be started.
+            self._begun.add_done_callback(lambda begun: None if begun.cancelled() else begun.exception())
+        return self._begun
 
     def _load(self) -> SequenceClassifier:
         model = SequenceClassifier(
@@ -97,7 +111,8 @@ class ToolClassifier:
             self._gpu_fraction,
             self._cpu_threads,
         )
-        model.prove()
+        if not model.on_gpu:
+            _prove(model)
         return model
 
     async def decide(self, history: Sequence[str], utterance: str) -> Decision:
@@ -129,7 +144,7 @@ class ToolClassifier:
         if worker is not None:
             self._queue.put(None)
             await asyncio.to_thread(worker.join)
-        self._model = None
+        self._model = self._begun = None
 
     def _work(self, model: SequenceClassifier) -> None:
         while True:
@@ -155,6 +170,11 @@ class ToolClassifier:
                 loop.call_soon_threadsafe(
                     _set_outcome, entry.answer, outcome if isinstance(outcome, Exception) else outcome[index]
                 )
+
+
+def _prove(model: SequenceClassifier) -> None:
+    model.place()
+    model.prove()
 
 
 def _probabilities(model: SequenceClassifier, conversations: Sequence[tuple[str, ...]]) -> list[Row]:

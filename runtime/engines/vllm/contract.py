@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import importlib
+import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,12 @@ GRAPH_FIELD = "graph_handle"
 
 # What vLLM's two model runners for GPUs call the event after which a step's tokens have arrived.
 EVENTS = ("copy_event", "async_copy_ready_event")
+
+# How vLLM starts its processes. Its platform for CPUs says "spawn" whatever was said.
+METHOD, FORK = "VLLM_WORKER_MULTIPROC_METHOD", "fork"
+
+# Libraries that this process was started with; vLLM adds its own to the variable, for processes that it spawns.
+PRELOADED = os.environ.get("LD_PRELOAD", "")
 
 # A request that nobody has: ending it makes vLLM's processes look up, and says nothing.
 UNKNOWN_REQUEST = "unknown"
@@ -169,6 +176,7 @@ SEAMS = (
                 "VLLM_CPU_OMP_THREADS_BIND",
                 "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
                 "VLLM_CACHE_ROOT",
+                METHOD,
             )
         ),
         "a variable that this runtime sets changes nothing: perhaps a compiler is needed, or a CPU's cores stay idle",
@@ -465,6 +473,7 @@ def start(
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.executor import Executor
 
+    method = os.environ.get(METHOD)
     try:
         config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
     except (ValueError, NotImplementedError) as error:  # the latter where a model's code knows no stages
@@ -476,7 +485,43 @@ def start(
             f"found {shared[0]} and {shared[1]}; {_reason(error)}"
         ) from error
     executor = executors(Executor.get_class(config))
-    return llm_class()(config, executor, log_stats=statistics, log_requests=False)
+    with _started_by(FORK if _may_fork(arguments, method) else os.environ.get(METHOD), afterwards=method):
+        return llm_class()(config, executor, log_stats=statistics, log_requests=False)
+
+
+def _may_fork(arguments: AsyncEngineArgs, method: str | None) -> bool:
+    """Whether an engine for a CPU can be forked from this process, with all that it has imported.
+
+    vLLM spawns it, so that OpenMP reads the variables that are set for each worker. For one worker, `threads.bind` does
+    what they say. Not where the operator has chosen otherwise, in Ray's processes, with an OpenMP of the operator's, or
+    where what changes workers has been imported here: in a forked one it would not be imported again.
+    """
+    alone = (arguments.tensor_parallel_size, arguments.pipeline_parallel_size) == (1, 1)
+    changed = (arguments.worker_extension_cls or "").rpartition(".")[0]
+    imported = changed in sys.modules or "ray" in sys.modules
+    return alone and on_cpu() and method in (None, FORK) and not imported and "omp" not in PRELOADED
+
+
+@contextmanager
+def _started_by(method: str | None, *, afterwards: str | None) -> Iterator[None]:
+    """Have vLLM start its processes so, and leave the variable to the next engine as the operator had it."""
+    _set_method(method)
+    try:
+        yield
+    finally:
+        _set_method(afterwards)
+
+
+def _set_method(method: str | None) -> None:
+    if method is None:
+        os.environ.pop(METHOD, None)
+    else:
+        os.environ[METHOD] = method
+
+
+def forked() -> bool:
+    """Whether this process of vLLM's was forked from the one that started it."""
+    return os.environ.get(METHOD) == FORK
 
 
 def _reason(error: Exception) -> str:
@@ -689,6 +734,14 @@ def ask_for_matrix_unit() -> bool:
 
     ask = getattr(torch.cpu, "_init_amx", None)
     return bool(ask and ask())
+
+
+def start_threads(count: int) -> None:
+    """Start so many threads that compute, by having them compute something."""
+    import torch
+
+    torch.set_num_threads(count)
+    torch.zeros(count << 20).add_(1)
 
 
 def flatten_rows() -> None:

@@ -19,6 +19,7 @@ is made: the subclasses of vLLM's executors defined here bring it along (`contra
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -116,6 +117,12 @@ class Timed:
         return outcome
 
 
+def _stand_alone() -> None:
+    """Part this process from the server's where it was forked: signals to it are not told to the server's loop."""
+    signal.set_wakeup_fd(-1)
+    end_with_parent()
+
+
 # Of the engine's process, from the time that its model began to load.
 _marks: list[tuple[float, str]] = []
 
@@ -128,7 +135,7 @@ class ObservedUniProcExecutor(Timed, UniProcExecutor):  # type: ignore[misc, val
     """vLLM's executor for one GPU, defined here so that the engine process imports this module."""
 
     def _init_executor(self) -> None:
-        end_with_parent()  # this is the engine's process, and no weight has been read yet
+        _stand_alone()  # this is the engine's process, and no weight has been read yet
         _mark("weights")
         super()._init_executor()
 
@@ -137,7 +144,7 @@ class ObservedMultiprocExecutor(Timed, MultiprocExecutor):  # type: ignore[misc,
     """vLLM's executor for several workers, defined here so that the engine process imports this module."""
 
     def _init_executor(self) -> None:
-        end_with_parent()  # its own processes end with this one: each has a pipe that closes then
+        _stand_alone()  # its own processes end with this one: each has a pipe that closes then
         _mark("weights")
         super()._init_executor()
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import multiprocessing
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -47,6 +50,9 @@ DEATH_CHECK_S = 0.5
 # Samplings whose parameters are kept: a server's turns share a few, and making them takes time before the first token.
 KNOWN_SAMPLINGS = 256
 
+# While it starts, how often is looked whether its process is there.
+APART_CHECK_S = 0.05
+
 # Enough streams for the batched form of vLLM's sampler, which small batches do not use.
 EXERCISE_STREAMS = 32
 
@@ -72,6 +78,7 @@ class VllmEngine:
         self._compile_cache = compile_cache
         self._scratch: CacheCopy | None = None  # the copy of `compile_cache` that vLLM writes to
         self._marks: list[StartMark] = []  # phases of the start
+        self._others: set[BaseProcess] = set()  # processes of this one's that are not the engine's
         self._llm: AsyncLLM | None = None  # none before `start` and after `shutdown`
         self._ids = count()  # of requests
         self._running: set[str] = set()  # ids of requests that have not ended
@@ -90,15 +97,20 @@ class VllmEngine:
         if self._llm is not None:
             raise RuntimeError("the engine was started already")
         try:
-            # In a thread: loading takes up to minutes, and the server answers /healthz meanwhile.
+            self._others = set(multiprocessing.active_children())
             self._marks = [(time.monotonic(), "spawn")]
-            self._llm = await asyncio.to_thread(self._load_model)
+            self._llm = await _in_new_thread(self._load_model)
             self._marks.append((time.monotonic(), "exercise"))
             await self._prove()
             await self._note_marks(self._llm)
         except BaseException:
             await self.shutdown()
             raise
+
+    async def apart(self) -> None:
+        """Wait until the engine's process has been made, which may be forked from this one with all that it is."""
+        while self._llm is None and not set(multiprocessing.active_children()) - self._others:  # noqa: ASYNC110
+            await asyncio.sleep(APART_CHECK_S)  # vLLM makes it in a thread, and tells nobody
 
     async def _prove(self) -> None:
         """Generate a little and ask for the load; what fails at that, though all was there, is not used from now on."""
@@ -339,6 +351,20 @@ class VllmEngine:
             raise EngineDeadError("the vLLM engine process died") from None
         finally:
             call.cancel()
+
+
+async def _in_new_thread(work: Callable[[], T]) -> T:
+    """Work in a thread that has done nothing before.
+
+    In a thread, because loading takes up to minutes, and the server answers /healthz meanwhile. In a new one, because
+    the engine is forked from it: a thread that has computed with OpenMP leaves its child to wait for threads that the
+    child does not have.
+    """
+    thread = ThreadPoolExecutor(1, "engine-start")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
+    finally:
+        thread.shutdown(wait=False)
 
 
 def _copy_of(caches: Path) -> CacheCopy | None:

@@ -1,25 +1,36 @@
 """What this project changes in vLLM's workers, the processes that run the model.
 
-On a CPU they ask for its matrix unit before they use it, and multiply INT8 matrices in any shape. And they find a
-compile cache where the artifact has it: vLLM counts the model's folder into the key of its compile cache, so a cache
-that was filled where an artifact was built would never be found where it is served. vLLM imports the module in every
-worker, because `Worker` is named in its engine arguments.
+On a CPU they ask for its matrix unit before they use it, multiply INT8 matrices in any shape, and bind their threads to
+cores where they were forked. And they find a compile cache where the artifact has it: vLLM counts the model's folder
+into the key of its compile cache, so a cache that was filled where an artifact was built would never be found where it
+is served. vLLM imports the module in every worker, because `Worker` is named in its engine arguments.
 """
 
 from __future__ import annotations
 
-from runtime.engines.vllm import contract
+import os
+
+from runtime.engines.vllm import contract, threads
+from runtime.engines.vllm.lifeline import end_with_parent
 
 # Stands in the key for the model's folder, wherever that is.
 PLACEHOLDER_MODEL = "artifact"
 
 
+# Threads that were bound here, each with its core.
+_bound: list[tuple[int, int]] = []
+
+
 class Worker:
-    """Adds one question to vLLM's own worker."""
+    """Adds questions to vLLM's own worker."""
 
     def model_key(self) -> str:
         """What this worker counts of the model into the key of its compile cache."""
         return contract.model_key(self)
+
+    def bound_threads(self) -> list[tuple[int, int]]:
+        """Threads of this worker that were bound here, each with its core; none where OpenMP binds them."""
+        return list(_bound)
 
 
 if contract.seams.holds("cache key"):
@@ -27,3 +38,7 @@ if contract.seams.holds("cache key"):
 if contract.on_cpu():
     contract.ask_for_matrix_unit()
     contract.flatten_rows()
+    if contract.forked():
+        # What the server has open is open here: nothing of it may outlive the engine.
+        end_with_parent()
+        _bound += threads.bind(threads.cores_of(os.environ), contract.start_threads)

@@ -97,11 +97,15 @@ class Loader:
             raise ArtifactError(f"{folder}: expected what was read first, found that it changed; start again")
         logs.take_over()  # the engine's library has been imported, and its processes inherit what it does
         try:
-            # The engine first: its processes are forked from this one, imports and all, while it has not used CUDA.
-            chat = await self._load_chat(view, serving.chat) if serving.chat else None
             if serving.tool is not None and metadata.tool is not None:
                 beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
-                await self._load_tool(view.folder, metadata.tool, serving.tool, here.device, beside)
+                self.classifier = _classifier(view.folder, metadata.tool, serving.tool, here.device, beside)
+            # The engine first: its processes are forked from this one, imports and all, while it has not used CUDA.
+            chat = await self._load_chat(view, serving.chat) if serving.chat else None
+            if self.classifier is not None:
+                self._tell("loading the classifier")
+                self._timeline.enter("classifier")  # what is left of it
+                await self.classifier.start()
         except ArtifactError as error:
             raise ArtifactError(str(error).replace(str(view.folder), str(folder))) from error
         self._timeline.enter("settle")
@@ -202,27 +206,33 @@ class Loader:
             raise SettingsError([f"THINKING_MAX_TOKENS: expected {THINKS}; found 0; {WAY_OUT}"])
         self.engine = engine = engines.create(view.folder, view.metadata, chat.options)
         self._timeline.enter("spawn")
-        await engine.start()
+        beside = asyncio.ensure_future(self._begin_beside(engine))
+        try:
+            await engine.start()
+        finally:
+            beside.cancel()
         self._timeline.splice(engine.start_marks())
         places = engines.places_of(view.metadata, chat.options)
         return Chat(engine, renderer, self.pool, chat.budgets, form=form, thinking=chat.thinking, places=places)
 
-    async def _load_tool(
-        self, folder: Path, tool: ToolModel, chosen: ToolServing, device: str, cpu_threads: int
-    ) -> None:
-        self._tell("loading the classifier")
-        self._timeline.enter("classifier")
-        self.classifier = ToolClassifier(
-            folder / tool.path,
-            threshold=chosen.threshold,
-            max_tokens=chosen.max_tokens,
-            positive_label=tool.served_tools[0].label,
-            tools=chosen.tools,
-            device=device,
-            gpu_fraction=chosen.gpu_fraction,
-            cpu_threads=cpu_threads,
-        )
-        await self.classifier.start()
+    async def _begin_beside(self, engine: Engine) -> None:
+        """Have the classifier load beside an engine that starts, from when the engine's processes are its own on."""
+        if self.classifier is not None:
+            await engines.apart(engine)
+            self.classifier.begin()
+
+
+def _classifier(folder: Path, tool: ToolModel, chosen: ToolServing, device: str, cpu_threads: int) -> ToolClassifier:
+    return ToolClassifier(
+        folder / tool.path,
+        threshold=chosen.threshold,
+        max_tokens=chosen.max_tokens,
+        positive_label=tool.served_tools[0].label,
+        tools=chosen.tools,
+        device=device,
+        gpu_fraction=chosen.gpu_fraction,
+        cpu_threads=cpu_threads,
+    )
 
 
 def freeze_heap() -> None:

@@ -45,6 +45,27 @@ async def reply(engine, prompt, sampling) -> tuple[str, int, str | None]:
     return "".join(delta.text for delta in heard), sum(delta.tokens for delta in heard), heard[-1].finish_reason
 
 
+async def test_on_a_cpu_it_is_forked_and_its_threads_have_a_core_each(engine):
+    """Spawned, each of its processes would import vLLM anew. OpenMP reads its variables too early for a forked one."""
+    [bound] = await engine._llm.collective_rpc("bound_threads")
+    cores = sorted(os.sched_getaffinity(0))
+    assert [core for _, core in bound] == cores
+    assert all(os.sched_getaffinity(task) == {core} for task, core in bound[1:])
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in os.environ  # the next engine is asked for as this one was
+
+
+async def test_an_operator_may_have_it_spawned(chat_folder, monkeypatch):
+    from runtime.engines.vllm.engine import VllmEngine
+
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    engine = VllmEngine(chat_folder, EngineOptions(max_model_len=512, max_num_seqs=2, cpu_kv_cache_gib=0.25))
+    await engine.start()
+    try:
+        assert await engine._llm.collective_rpc("bound_threads") == [[]]
+    finally:
+        await engine.shutdown()
+
+
 async def test_it_answers_and_stops_by_itself(engine, ask):
     text, tokens, reason = await reply(engine, ask("What is the capital of France?"), GREEDY)
     assert "Paris" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import re
 import threading
@@ -81,6 +82,88 @@ async def test_beside_a_chat_engine_the_classifier_takes_one_thread_and_little_m
     assert made.phase is Phase.READY
     assert Loaded.options["folder"].parts[-2:] == ("artifact", "tool"), "what was checked, not where it came from"
     assert (Loaded.options["cpu_threads"], Loaded.options["gpu_fraction"]) == (threads, fraction)
+
+
+class Parting(ScriptedEngine):
+    """An engine whose processes are made in the middle of its start, and that is not done before a classifier began."""
+
+    def __init__(self, made: asyncio.Event, began: asyncio.Event, order: list[str]) -> None:
+        super().__init__()
+        self._made, self._began, self._order = made, began, order
+
+    async def start(self) -> None:
+        self._order.append("starts")
+        await asyncio.sleep(0.01)
+        self._order.append("forks")
+        self._made.set()
+        await asyncio.wait_for(self._began.wait(), 60)
+        self._order.append("started")
+
+    async def apart(self) -> None:
+        await self._made.wait()
+
+
+async def test_the_classifier_loads_beside_the_engine_from_when_its_processes_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before, it would be forked with them; after, it would be waited for."""
+    made, began, order = asyncio.Event(), asyncio.Event(), []
+
+    class Beginning(Loaded):
+        def begin(self) -> None:
+            order.append("classifier begins")
+            began.set()
+
+        async def start(self) -> None:
+            order.append("classifier starts")
+
+    monkeypatch.setattr(engines, "create", lambda *_: Parting(made, began, order))
+    monkeypatch.setattr(loader, "ToolClassifier", Beginning)
+    await loaded()
+    assert order == ["starts", "forks", "classifier begins", "started", "classifier starts"]
+
+
+async def test_where_an_engine_does_not_tell_the_classifier_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Silent(ScriptedEngine):
+        async def start(self) -> None:
+            await asyncio.sleep(0.01)
+            order.append("started")
+
+    class Beginning(Loaded):
+        def begin(self) -> None:
+            order.append("classifier begins")
+
+        async def start(self) -> None:
+            order.append("classifier starts")
+
+    monkeypatch.setattr(engines, "create", lambda *_: Silent())
+    monkeypatch.setattr(loader, "ToolClassifier", Beginning)
+    await loaded()
+    assert order == ["started", "classifier starts"]
+
+
+async def test_an_engine_that_does_not_start_is_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(ScriptedEngine):
+        async def start(self) -> None:
+            await asyncio.sleep(0.01)
+            raise RuntimeError("no memory")
+
+        async def apart(self) -> None:
+            """At once."""
+
+    class Beginning(Loaded):
+        def begin(self) -> None:
+            """It would fail too."""
+
+        async def start(self) -> None:
+            raise ValueError("no tokenizer")
+
+    monkeypatch.setattr(engines, "create", lambda *_: Failing())
+    monkeypatch.setattr(loader, "ToolClassifier", Beginning)
+    with pytest.raises(RuntimeError, match="no memory"):
+        await loaded()
 
 
 async def test_the_table_of_tools_reaches_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:

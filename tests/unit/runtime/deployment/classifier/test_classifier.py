@@ -395,6 +395,41 @@ async def test_answers_that_depend_on_what_else_is_asked_are_refused(bert, monke
     assert forward is not SequenceClassifier._forward
 
 
+async def test_loading_that_began_before_is_gone_on_with(bert, monkeypatch) -> None:
+    loads: list[object] = []
+    load = ToolClassifier._load
+    monkeypatch.setattr(ToolClassifier, "_load", lambda self: loads.append(self) or load(self))
+    running = ToolClassifier(bert, threshold=0.5, max_tokens=64)
+    assert await running.begin() is await running.begin()
+    await running.start()
+    assert 0 <= (await running.decide((), "look at this")).probability <= 1
+    await running.shutdown()
+    assert len(loads) == 1
+
+
+async def test_what_went_wrong_after_loading_began_is_told_at_the_start_alone(tmp_path) -> None:
+    running = ToolClassifier(tmp_path, threshold=0.5, max_tokens=64)  # an empty folder
+    begun = running.begin()
+    await asyncio.wait((begun,))
+    with pytest.raises((OSError, ValueError)):
+        await running.start()
+
+
+async def test_for_a_gpu_nothing_is_put_there_before_the_start(bert, monkeypatch) -> None:
+    """The engine beside it measures what is free, and may be forked from this process."""
+    done: list[str] = []
+    monkeypatch.setattr(SequenceClassifier, "place", lambda self: done.append("placed"))
+    monkeypatch.setattr(SequenceClassifier, "prove", lambda self: done.append("proven"))
+    monkeypatch.setattr(SequenceClassifier, "probabilities", lambda self, asked: [(0.5,) for _ in asked])
+    running = ToolClassifier(bert, threshold=0.5, max_tokens=64, device="cuda", gpu_fraction=0.2)
+    model = await running.begin()
+    assert not done
+    assert model._model.device.type == "cpu"
+    await running.start()
+    assert done == ["placed", "proven"]
+    await running.shutdown()
+
+
 async def test_a_text_without_any_token_is_answered(tmp_path) -> None:
     running = ToolClassifier(decoder("llama", tmp_path, None), threshold=0.5, max_tokens=64)
     await running.start()

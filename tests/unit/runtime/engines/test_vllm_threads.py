@@ -1,0 +1,96 @@
+"""The threads of a forked worker: as many as vLLM gave it cores, each on one, whoever was forked from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.engines.vllm import threads
+
+ROOT = Path(__file__).parents[4]
+
+lists = st.lists(st.integers(0, 500), min_size=1, max_size=20, unique=True)
+
+
+@given(lists, lists)
+def test_cores_are_read_as_vllm_writes_them_for_either_openmp(cores: list[int], others: list[int]) -> None:
+    places = {"OMP_PLACES": f"{{{','.join(map(str, cores))}}}", "OMP_PROC_BIND": "true", "OMP_NUM_THREADS": "7"}
+    gnu = {"GOMP_CPU_AFFINITY": " ".join(map(str, cores)), "OMP_NUM_THREADS": "7"}
+    assert threads.cores_of(places) == threads.cores_of(gnu) == cores
+    # GNU's own variable is the one that GNU's OpenMP obeys where both are set.
+    assert threads.cores_of(gnu | {"OMP_PLACES": f"{{{','.join(map(str, others))}}}"}) == cores
+
+
+def test_a_worker_that_is_bound_to_nothing_is_left_alone() -> None:
+    started: list[int] = []
+    assert threads.bind(threads.cores_of({"OMP_NUM_THREADS": "4"}), started.append) == []
+    assert not started
+
+
+def in_child(script: str) -> str:
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_thread_has_its_core_and_those_that_were_there_keep_theirs(count: int) -> None:
+    """In a process of its own: binding is for good."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < count:
+        pytest.skip("fewer cores")
+    chosen = cores[-count:]
+    script = f"""
+import os, threading
+from runtime.engines.vllm.threads import bind
+over = threading.Event()
+old = threading.Thread(target=over.wait); old.start()
+new = []
+def start(count):
+    new.extend(threading.Thread(target=over.wait) for _ in range(count - 1))
+    for thread in new: thread.start()
+bound = bind({chosen!r}, start)
+where = [sorted(os.sched_getaffinity(task)) for task in (0, *(thread.native_id for thread in new))]
+assert where == [[core] for core in {chosen!r}], where
+assert len(bound) == {count}
+assert os.sched_getaffinity(old.native_id) == set({cores!r})
+over.set()
+print("bound")
+"""
+    assert in_child(script) == "bound"
+
+
+def test_a_core_that_this_process_may_not_use_is_no_failure() -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    try:
+        bound = threads.bind([100_000, 100_001], lambda count: thread.start())
+    finally:
+        over.set()
+        thread.join()
+    assert bound == []
+    assert os.sched_getaffinity(0)
+
+
+def test_a_child_of_a_thread_that_computed_nothing_can_compute() -> None:
+    """What forking an engine rests on: OpenMP's threads belong to the thread that started them."""
+    pytest.importorskip("torch")
+    script = """
+import multiprocessing, threading, torch
+def compute(count):
+    torch.set_num_threads(count)
+    assert float(torch.ones(4 << 20).add_(1).sum()) == 2.0 * (4 << 20)
+def fork():
+    child = multiprocessing.get_context("fork").Process(target=compute, args=(2,))
+    child.start(); child.join(60); print(child.exitcode); child.kill()
+compute(2)  # in this thread, as a classifier may have
+thread = threading.Thread(target=fork); thread.start(); thread.join()
+"""
+    assert in_child(script) == "0"
