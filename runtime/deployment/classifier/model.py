@@ -84,14 +84,14 @@ class SequenceClassifier:
         self._model = model.eval()
         detach_from_files(self._model)
         self._device = device
-        self._gpu_fraction = gpu_fraction
-        self._cpu_threads = cpu_threads
+        self._gpu_fraction = gpu_fraction  # of a GPU's memory
+        self._cpu_threads = cpu_threads  # at most, on a CPU
         self._padded = True
         self._labels = [0] if count == 1 else list(labels)
         self._independent = count == 1 or is_multi_label(model.config.to_dict())
         self._pad = padding_of(self._model, tokenizer)
         self._global_attention = model.config.model_type == "longformer"
-        self._ordinary = ordinary_token(tokenizer, self._pad)
+        self._ordinary = ordinary_token(tokenizer, self._pad)  # a token that is neither padding nor an end
         self._window = max_tokens
         self._tokenizer = tokenizer.backend_tokenizer
 
