@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """Measures from `exec` to readiness: our runtime with its compile cache and without, and vLLM's server.
 
-    python3 tests/gpu/cold_start.py ARTIFACT [--only with both without vllm]
+    python3 tests/gpu/cold_start.py ARTIFACT [--only with both without vllm ways]
 
 `both` is the chat model and the classifier, with the compile cache; the others are the chat model alone. Each contender
 starts with an empty vLLM cache of its own; the operating system's file cache is warm for all of them. What the server
 and vLLM say about their time is printed too.
+
+`ways` fills one cache by a start, and then starts by it in turns: as it is, with the memory measured at every start, or
+with vLLM's processes spawned, each phase beside the others'.
 """
 
 from __future__ import annotations
@@ -21,10 +24,37 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.harness.server import Server, free_port
+
+# What a start is held against, by the variables that take it away.
+WAYS = {
+    "as it is": {},
+    "measured": {"VLLM_ENABLE_STARTUP_PLAN": "0"},
+    "spawned": {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
+}
+ROUNDS = 2
+
+
+def ways(folder: Path) -> None:
+    """Start in turns, and print the median of each phase, each way in a column."""
+    took: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = {"DEPLOY_MODE": "both", "VLLM_CACHE_ROOT": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
+        ours(folder, **cache)
+        for _ in range(ROUNDS):
+            for way, variables in WAYS.items():
+                with Server(folder, **cache, **variables) as server:
+                    whole = server.wait_ready(400)
+                    took[way].append(server.start_phases() | {"ready": whole})
+                    server.stop()
+    print(f"{'phase':10} " + " ".join(f"{way:>10}" for way in WAYS))
+    for phase in dict.fromkeys(phase for runs in took.values() for run in runs for phase in run):
+        middle = [median(run.get(phase, 0.0) for run in runs) for runs in took.values()]
+        print(f"{phase:10} " + " ".join(f"{seconds:10.2f}" for seconds in middle), flush=True)
 
 
 def ours(folder: Path, **env: str) -> float:
@@ -70,7 +100,7 @@ def vllm_serve(folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
-    parser.add_argument("--only", nargs="+", choices=["with", "both", "without", "vllm"])
+    parser.add_argument("--only", nargs="+", choices=["with", "both", "without", "vllm", "ways"])
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started here is ended here
     wanted = arguments.only or ["with", "both", "without", "vllm"]
@@ -91,6 +121,8 @@ def main() -> None:
     if "vllm" in wanted:
         times["vllm"] = vllm_serve(arguments.artifact)
         print(f"cold start, vLLM's server, no cache:      {times['vllm']:.1f} s", flush=True)
+    if "ways" in wanted:
+        ways(arguments.artifact)
     if "with" in times and "vllm" in times:
         print(f"cold start: with the cache {times['with'] / times['vllm']:.2f} × vLLM's server without one")
 

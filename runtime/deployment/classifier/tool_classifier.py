@@ -13,11 +13,13 @@ import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from runtime.artifact import SCREENSHOT_TOOL
 from runtime.deployment.classifier.decision import Decision, Tool, ToolProbability
 from runtime.deployment.classifier.model import Row, SequenceClassifier
+from runtime.host.supervision import contained
 
 # Threads of a forward pass on a CPU. Small classifiers gain little from more than two. Beside a chat engine, which has
 # threads of its own on every core, it is one: two would wait for each other at every layer until both of them get a
@@ -97,7 +99,8 @@ class ToolClassifier:
         What goes wrong is raised by `start`.
         """
         if self._begun is None:
-            self._begun = asyncio.ensure_future(asyncio.to_thread(self._load))
+            # A task of its own, out of which asyncio would let a library's exit through to the process.
+            self._begun = asyncio.ensure_future(contained(partial(asyncio.to_thread, self._load)))
             # It may never be started.
             self._begun.add_done_callback(lambda begun: None if begun.cancelled() else begun.exception())
         return self._begun

@@ -72,6 +72,9 @@ def prepare_environment(options: EngineOptions) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if built_for_cpu():
+        if options.enforce_eager is not False:
+            # vLLM's sampler would be compiled at the first token: 4 s of a start, and a compiler is needed.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         _bind(binding(sorted(os.sched_getaffinity(0)), _ranks(options)))
 
 

@@ -320,6 +320,24 @@ SEAMS = (
         met=(f"{INT8_ON_CPU}._apply_weights_sgl(_, _, _)",),
     ),
     Seam(
+        "memory plan",
+        "worker",
+        (
+            "vllm.config.cache:CacheConfig.kv_cache_memory_bytes",
+            "vllm.config.cache:CacheConfig.gpu_memory_utilization",
+            "vllm.config.vllm:VllmConfig.compute_hash()",
+            "vllm.config.vllm:VllmConfig.cache_config",
+            "vllm.config.vllm:VllmConfig.scheduler_config",
+            "vllm.config.vllm:VllmConfig.compilation_config",
+            "vllm.v1.executor.abstract:Executor.collective_rpc(_, args=_)",
+            "vllm.v1.executor.abstract:Executor.determine_available_memory()",
+            "vllm.v1.worker.worker_base:WorkerBase.rank",
+        ),
+        "what graphs will take of a GPU's memory is measured at every start",
+        upstream="vLLM's own VLLM_ENABLE_STARTUP_PLAN, once its key has the part of the memory that may be used",
+        met=("vllm.v1.worker.gpu_worker:Worker.requested_memory",),
+    ),
+    Seam(
         "cache format",
         "server",
         (),
@@ -722,6 +740,36 @@ def nothing_to_schedule(core: Core) -> Iterator[None]:
 def model_key(worker: Any) -> str:  # noqa: ANN401 - vLLM is untyped to us
     """What a worker counts of the model into the key of its compile cache."""
     return str(worker.vllm_config.model_config.compute_hash())
+
+
+def memory_factors(worker: Any) -> dict[str, object]:  # noqa: ANN401 - vLLM is untyped to us
+    """All that a model's need of a GPU's memory depends on, beside the GPU itself."""
+    import vllm
+
+    config = worker.vllm_config
+    scheduler, compilation = config.scheduler_config, config.compilation_config
+    return {
+        "vllm": vllm.__version__,
+        "config": config.compute_hash(),
+        "sequences": scheduler.max_num_seqs,
+        "batched_tokens": scheduler.max_num_batched_tokens,
+        "model_len": config.model_config.max_model_len,
+        "graphs": (str(compilation.cudagraph_mode), compilation.cudagraph_capture_sizes),
+    }
+
+
+def memory_of(worker: Any) -> tuple[int, int] | None:  # noqa: ANN401 - vLLM is untyped to us
+    """Bytes that are free on a worker's GPU, and bytes that it may use; none where its KV cache has a size already."""
+    import torch
+
+    if worker.vllm_config.cache_config.kv_cache_memory_bytes is not None:
+        return None
+    return int(torch.cuda.mem_get_info()[0]), int(worker.requested_memory)
+
+
+def give_cache(worker: Any, size: int) -> None:  # noqa: ANN401 - vLLM is untyped to us
+    """Have a worker lay out a KV cache of so many bytes, without measuring what is left for it."""
+    worker.vllm_config.cache_config.kv_cache_memory_bytes = size
 
 
 def ask_for_matrix_unit() -> bool:

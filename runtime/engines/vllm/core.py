@@ -19,6 +19,7 @@ is made: the subclasses of vLLM's executors defined here bring it along (`contra
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -26,9 +27,11 @@ from functools import wraps
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from runtime.engines.vllm import contract
+from runtime.engines.vllm import contract, memory_plan
 from runtime.engines.vllm.contract import Core, Step
 from runtime.engines.vllm.lifeline import end_with_parent
+
+log = logging.getLogger(__name__)
 
 METHOD = "scheduler_load"
 # Tells when the phases of the start began.
@@ -96,13 +99,35 @@ if contract.seams.holds("first token"):
 UniProcExecutor, MultiprocExecutor = contract.executors()
 
 
+def planned(executor: Any, measure: Callable[[], Any]) -> Any:  # noqa: ANN401 - vLLM's own
+    """What is left for the KV cache of each of an executor's ranks, by a plan, or measured and kept as one."""
+    here = memory_plan.folder()
+    if here is None or contract.on_cpu() or not contract.seams.holds("memory plan"):
+        return measure()
+    try:
+        facts = executor.collective_rpc("memory_facts")
+        if not facts or None in facts:
+            return measure()
+        sizes = memory_plan.expected(here, facts)
+        if sizes is not None:
+            executor.collective_rpc("expect_cache", args=(sizes,))
+            log.info("memory plan taken: %s MiB of KV cache", ", ".join(str(size >> 20) for size in sizes))
+    except Exception as error:  # noqa: BLE001 - what is only sooner keeps nobody from being served
+        contract.seams.give_up("memory plan", repr(error))
+        return measure()
+    measured = measure()
+    if sizes is None:
+        memory_plan.keep(here, facts, measured)
+    return measured
+
+
 class Timed:
     """Notes when vLLM asks its executor for each step of a start: its public methods, whichever of them it has."""
 
     def determine_available_memory(self) -> Any:  # noqa: ANN401 - vLLM's own
-        """Note that what is free beside weights and activations is measured."""
+        """Note that what is free beside weights and activations is measured, or taken from a plan that fits."""
         _mark("profile")
-        return super().determine_available_memory()  # type: ignore[misc]
+        return planned(self, super().determine_available_memory)  # type: ignore[misc]
 
     def initialize_from_config(self, *arguments: Any, **words: Any) -> Any:  # noqa: ANN401 - vLLM's own
         """Note that the KV cache is laid out; up to vLLM 0.30 graphs are captured in it too."""
@@ -120,6 +145,8 @@ class Timed:
 def _stand_alone() -> None:
     """Part this process from the server's where it was forked: signals to it are not told to the server's loop."""
     signal.set_wakeup_fd(-1)
+    # The server's log is its own here too, and torch tells all that it does; vLLM's loggers have vLLM's level.
+    logging.getLogger("torch").setLevel(logging.WARNING)
     end_with_parent()
 
 

@@ -12,6 +12,8 @@ import os
 
 from runtime.engines.vllm import contract, threads
 from runtime.engines.vllm.lifeline import end_with_parent
+from runtime.engines.vllm.memory_plan import Facts, key_of
+from runtime.host import machine
 
 # Stands in the key for the model's folder, wherever that is.
 PLACEHOLDER_MODEL = "artifact"
@@ -27,6 +29,20 @@ class Worker:
     def model_key(self) -> str:
         """What this worker counts of the model into the key of its compile cache."""
         return contract.model_key(self)
+
+    def memory_facts(self) -> Facts | None:
+        """What this worker has beside its weights; none where its KV cache is not measured."""
+        memory = contract.memory_of(self)
+        if memory is None:
+            return None
+        here = machine.describe()
+        gpu = {"gpus": [(gpu.name, gpu.memory_bytes) for gpu in here.gpus[:1]], "driver": here.driver}
+        packages = {"torch": here.packages.get("torch"), "cuda": here.torch_cuda}
+        return Facts(key_of(contract.memory_factors(self) | gpu | packages), *memory)
+
+    def expect_cache(self, sizes: list[int]) -> None:
+        """Lay out a KV cache of this rank's size."""
+        contract.give_cache(self, sizes[self.rank])  # type: ignore[attr-defined]
 
     def bound_threads(self) -> list[tuple[int, int]]:
         """Threads of this worker that were bound here, each with its core; none where OpenMP binds them."""
