@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import importlib
+import logging
 import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -21,6 +22,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from runtime.engines import EngineOptionError
+from runtime.engines.vllm import threads
 from runtime.engines.vllm.seams import Seam, Seams
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
     from vllm.v1.engine.output_processor import RequestState
     from vllm.v1.executor import Executor
+
+log = logging.getLogger(__name__)
 
 # The releases whose signatures were recorded; every one between them may be expected to do.
 RECORDED = ("0.25.1", "0.30.0", "0.31.0")
@@ -503,7 +507,8 @@ def start(
             f"found {shared[0]} and {shared[1]}; {_reason(error)}"
         ) from error
     executor = executors(Executor.get_class(config))
-    with _started_by(FORK if _may_fork(arguments, method) else os.environ.get(METHOD), afterwards=method):
+    forks = _may_fork(arguments, method) and _quiet()
+    with _started_by(FORK if forks else os.environ.get(METHOD), afterwards=method):
         return llm_class()(config, executor, log_stats=statistics, log_requests=False)
 
 
@@ -518,6 +523,14 @@ def _may_fork(arguments: AsyncEngineArgs, method: str | None) -> bool:
     changed = (arguments.worker_extension_cls or "").rpartition(".")[0]
     imported = changed in sys.modules or "ray" in sys.modules
     return alone and on_cpu() and method in (None, FORK) and not imported and "omp" not in PRELOADED
+
+
+def _quiet() -> bool:
+    """Whether no other thread computes, so that nothing is left locked in a process that is forked now."""
+    if threads.quiet():
+        return True
+    log.warning("a thread of this process computes; the engine's processes are spawned, which takes longer")
+    return False
 
 
 @contextmanager

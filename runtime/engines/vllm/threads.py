@@ -1,4 +1,8 @@
-"""The threads of a worker on a CPU that was forked: as many as it has cores, one on each.
+"""The threads of a process that is forked, and of the worker that it becomes: as many as that has cores, one on each.
+
+A child has none of its parent's threads but the one that forked. What another held at that moment, such as a lock of
+OpenMP or of a tokenizer's pool, it holds in the child for ever. So nothing may compute then. Python's own locks and
+those of the C library are put in order by them.
 
 vLLM tells OpenMP so by variables, which OpenMP reads when it is loaded. In a worker that was forked it has been loaded
 long before, by the server, so the same is done by hand here.
@@ -8,6 +12,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +21,10 @@ from pathlib import Path
 # The variables by which vLLM tells OpenMP the cores of a worker, as its versions of OpenMP read them.
 PLACES = ("GOMP_CPU_AFFINITY", "OMP_PLACES")
 TASKS = Path("/proc/self/task")
+
+# How long is waited for a moment in which no other thread computes. OpenMP's idle ones look for work for some time.
+QUIET_S = 0.5
+LOOK_S = 0.005
 
 
 def cores_of(environment: Mapping[str, str]) -> list[int]:
@@ -25,6 +35,30 @@ def cores_of(environment: Mapping[str, str]) -> list[int]:
     """
     told = next((environment[name] for name in PLACES if environment.get(name)), "")
     return [int(number) for number in re.findall(r"\d+", told)]
+
+
+def quiet(within: float = QUIET_S, tasks: Path = TASKS) -> bool:
+    """Whether there comes a moment, soon, in which every thread of this process but this one sleeps."""
+    until = time.monotonic() + within
+    while _runs(tasks):
+        if time.monotonic() > until:
+            return False
+        time.sleep(LOOK_S)
+    return True
+
+
+def _runs(tasks: Path) -> bool:
+    """Whether another thread runs, or would if it had a core; also where the system does not tell."""
+    own = str(threading.get_native_id())
+    try:
+        others = [entry for entry in tasks.iterdir() if entry.name != own]
+    except OSError:
+        return True
+    for entry in others:
+        with suppress(OSError, IndexError):  # one that has ended meanwhile
+            if (entry / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] == "R":
+                return True
+    return False
 
 
 def bind(cores: Sequence[int], start: Callable[[int], None]) -> list[tuple[int, int]]:

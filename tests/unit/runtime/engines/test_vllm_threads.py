@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.engines.vllm import threads
+from runtime.engines.vllm import contract, threads
 
 ROOT = Path(__file__).parents[4]
 
@@ -77,6 +77,85 @@ def test_a_core_that_this_process_may_not_use_is_no_failure() -> None:
         thread.join()
     assert bound == []
     assert os.sched_getaffinity(0)
+
+
+def tasks_of(folder: Path, states: dict[str, str]) -> Path:
+    """A process's threads as the system tells them: by name, each with a state."""
+    for number, (name, state) in enumerate(states.items(), 1):
+        (folder / str(number)).mkdir()
+        (folder / str(number) / "stat").write_text(f"{number} ({name}) {state} 1 1 1 0 -1\n")
+    return folder
+
+
+@given(st.dictionaries(st.text("R)( x\n", max_size=6), st.sampled_from("RSDTtI"), max_size=5))
+def test_a_process_is_quiet_where_every_other_thread_sleeps_whatever_it_is_called(
+    tmp_path_factory: pytest.TempPathFactory, states: dict[str, str]
+) -> None:
+    found = threads.quiet(0, tasks_of(tmp_path_factory.mktemp("tasks"), states))
+    assert found == ("R" not in states.values())
+
+
+def test_the_thread_that_asks_does_not_count_nor_one_that_has_ended(tmp_path: Path) -> None:
+    own = tmp_path / str(threading.get_native_id())
+    own.mkdir()
+    (own / "stat").write_text("1 (x) R 1")
+    (tmp_path / "1").mkdir()
+    assert threads.quiet(0, tmp_path)
+    assert not threads.quiet(0, tmp_path / "elsewhere"), "where the system does not tell"
+
+
+def test_a_process_in_which_a_thread_computes_is_not_quiet() -> None:
+    """In a process of its own: one call that runs for minutes, without Python's lock."""
+    script = """
+import hashlib, os, threading
+from runtime.engines.vllm.threads import quiet
+asleep = threading.Event()
+threading.Thread(target=asleep.wait, daemon=True).start()
+print(quiet(30))
+threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 2**30), daemon=True).start()
+print(quiet(0.2), flush=True)
+os._exit(0)
+"""
+    assert in_child(script).split() == ["True", "False"]
+
+
+class Arguments:
+    """vLLM's arguments, as far as forking asks for them; like its platform for CPUs, they say "spawn"."""
+
+    tensor_parallel_size = pipeline_parallel_size = 1
+    worker_extension_cls = "a.module.not.imported.Worker"
+
+    def create_engine_config(self, usage: object) -> object:
+        os.environ[contract.METHOD] = "spawn"
+        return self
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("chosen", "on_cpu", "quiet", "method"),
+    [
+        (None, True, True, "fork"),
+        ("fork", True, True, "fork"),
+        (None, True, False, "spawn"),
+        ("fork", True, False, "spawn"),
+        ("spawn", True, True, "spawn"),
+        (None, False, True, "spawn"),
+    ],
+)
+def test_an_engine_is_forked_where_nothing_computes_and_nobody_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, on_cpu: bool, quiet: bool, method: str
+) -> None:
+    executor = pytest.importorskip("vllm.v1.executor").Executor
+    monkeypatch.setattr(executor, "get_class", lambda config: config)
+    monkeypatch.setattr(contract, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(contract, "PRELOADED", "")
+    monkeypatch.setattr(threads, "quiet", lambda: quiet)
+    monkeypatch.setattr(contract, "llm_class", lambda: lambda *_, **__: os.environ[contract.METHOD])
+    monkeypatch.setenv(contract.METHOD, chosen or "")
+    if chosen is None:
+        monkeypatch.delenv(contract.METHOD)
+    assert contract.start(Arguments(), lambda found: found) == method  # type: ignore[arg-type]
+    assert os.environ.get(contract.METHOD) == chosen, "the next engine is asked for as this one was"
 
 
 def test_a_child_of_a_thread_that_computed_nothing_can_compute() -> None:
