@@ -44,6 +44,9 @@ RECORDED = ("0.25.1", "0.30.0", "0.31.0")
 GRAPH_LIST = "vllm_compile_cache.py"
 GRAPH_FIELD = "graph_handle"
 
+# Variables of vLLM's that say where something lies, which nothing compiled depends on.
+PLACES_IN_KEY = frozenset({"VLLM_CONFIG_ROOT", "VLLM_XLA_CACHE_PATH"})
+
 # What vLLM's two model runners for GPUs call the event after which a step's tokens have arrived.
 EVENTS = ("copy_event", "async_copy_ready_event")
 
@@ -303,6 +306,9 @@ SEAMS = (
             f"{MODEL}.model_weights",
             f"{MODEL}.hf_config",
             f"{MODEL}.hf_text_config",
+            "vllm.config.cache:CacheConfig.compute_hash()",
+            "vllm.config.cache:CacheConfig.kv_cache_memory_bytes",
+            "vllm.envs:compile_factors()",
             "vllm.engine.arg_utils:AsyncEngineArgs(worker_extension_cls=_)",
             "vllm.config.vllm:VllmConfig.model_config",
             "vllm.v1.worker.worker_base:WorkerBase.vllm_config",
@@ -797,11 +803,17 @@ def ask_for_matrix_unit() -> bool:
     return bool(ask and ask())
 
 
+def say_threads(count: int) -> None:
+    """Have torch compute with so many threads. It starts some of another pool at that, which vLLM does not use."""
+    import torch
+
+    torch.set_num_threads(count)
+
+
 def start_threads(count: int) -> None:
     """Start so many threads that compute, by having them compute something."""
     import torch
 
-    torch.set_num_threads(count)
     torch.zeros(count << 20).add_(1)
 
 
@@ -845,3 +857,37 @@ def key_model_as_at(place: str) -> None:
         return str(own(moved))
 
     ModelConfig.compute_hash = compute_hash
+
+
+def key_size_as_measured() -> None:
+    """Let the KV cache's size in bytes, where one was given, not count into the key of a compile cache.
+
+    In vLLM 0.25 it does, no longer in 0.30. Where the compile cache was filled the size was measured, so that a start
+    that takes it from a plan would compile anew.
+    """
+    from vllm.config import CacheConfig
+
+    own = CacheConfig.compute_hash
+
+    def compute_hash(config: Any) -> str:  # noqa: ANN401 - vLLM is untyped to us
+        measured = copy.copy(config)
+        measured.kv_cache_memory_bytes = None
+        return str(own(measured))
+
+    CacheConfig.compute_hash = compute_hash
+
+
+def key_no_places() -> None:
+    """Let folders in which vLLM compiles nothing not count into the key of a compile cache.
+
+    In vLLM 0.25 two do, no longer in 0.31. They lie in the home of whoever runs it: a cache that was filled by one user
+    would not be found by another.
+    """
+    from vllm import envs
+
+    own = envs.compile_factors
+
+    def compile_factors() -> dict[str, object]:
+        return {name: value for name, value in own().items() if name not in PLACES_IN_KEY}
+
+    envs.compile_factors = compile_factors

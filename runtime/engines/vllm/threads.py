@@ -10,6 +10,7 @@ long before, by the server, so the same is done by hand here.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 # The variables by which vLLM tells OpenMP the cores of a worker, as its versions of OpenMP read them.
 PLACES = ("GOMP_CPU_AFFINITY", "OMP_PLACES")
@@ -61,21 +64,25 @@ def _runs(tasks: Path) -> bool:
     return False
 
 
-def bind(cores: Sequence[int], start: Callable[[int], None]) -> list[tuple[int, int]]:
+def bind(cores: Sequence[int], say: Callable[[int], None], start: Callable[[int], None]) -> list[tuple[int, int]]:
     """Start the threads that compute, and put each on a core; this one, which computes too, on the first.
 
     Args:
         cores: one for each thread.
-        start: starts so many, this one among them.
+        say: tells the library how many there will be, for which it may start others, that compute nothing here.
+        start: starts so many, this one among them, by having them compute.
 
     Returns:
         Each thread that was bound, by its number in the system, and its core.
     """
     if not cores:
         return []
+    say(len(cores))
     before = _tasks()
     start(len(cores))
     started = sorted(_tasks() - before)
+    if len(started) != len(cores) - 1:
+        log.warning("expected %d threads to compute beside this one, found %d", len(cores) - 1, len(started))
     bound: list[tuple[int, int]] = []
     for task, core in zip((0, *started), cores, strict=False):
         with suppress(OSError):  # a core that was taken away meanwhile: the thread runs where it may

@@ -51,10 +51,12 @@ class Worker:
 
 if contract.seams.holds("cache key"):
     contract.key_model_as_at(PLACEHOLDER_MODEL)
+    contract.key_size_as_measured()
+    contract.key_no_places()
 if contract.on_cpu():
     contract.ask_for_matrix_unit()
     contract.flatten_rows()
     if contract.forked():
         # What the server has open is open here: nothing of it may outlive the engine.
         end_with_parent()
-        _bound += threads.bind(threads.cores_of(os.environ), contract.start_threads)
+        _bound += threads.bind(threads.cores_of(os.environ), contract.say_threads, contract.start_threads)

@@ -45,12 +45,20 @@ async def reply(engine, prompt, sampling) -> tuple[str, int, str | None]:
     return "".join(delta.text for delta in heard), sum(delta.tokens for delta in heard), heard[-1].finish_reason
 
 
-async def test_on_a_cpu_it_is_forked_and_its_threads_have_a_core_each(engine):
+def ticks(task: int) -> int:
+    """For how long a thread has computed."""
+    return int(Path(f"/proc/{task}/task/{task}/stat").read_text().rpartition(")")[2].split()[11])
+
+
+async def test_on_a_cpu_it_is_forked_and_its_threads_have_a_core_each(engine, ask):
     """Spawned, each of its processes would import vLLM anew. OpenMP reads its variables too early for a forked one."""
     [bound] = await engine._llm.collective_rpc("bound_threads")
     cores = sorted(os.sched_getaffinity(0))
     assert [core for _, core in bound] == cores
     assert all(os.sched_getaffinity(task) == {core} for task, core in bound[1:])
+    await reply(engine, ask("What is the capital of France?"), GREEDY)
+    for task, _ in bound[1:]:  # and these are the ones that compute
+        assert ticks(task) > 0
     assert "VLLM_WORKER_MULTIPROC_METHOD" not in os.environ  # the next engine is asked for as this one was
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from runtime.engines import EngineOptions
+from runtime.engines.vllm import contract
 from runtime.engines.vllm.arguments import engine_arguments, prepare_environment
 
 pytestmark = pytest.mark.engine
@@ -64,3 +65,22 @@ def test_the_compile_cache_is_keyed_by_the_model_and_not_by_its_place(chat_folde
     file = copies[1] / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
     assert key(copies[0]) != key(copies[1])
+
+
+def test_neither_a_cache_s_size_nor_a_user_s_home_counts_into_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.25 counts both: where the size comes from a plan, or another user serves, nothing compiled was found."""
+    from vllm import envs
+    from vllm.config import CacheConfig
+
+    places = {"VLLM_CONFIG_ROOT": "/home/one/.config", "VLLM_XLA_CACHE_PATH": "/home/one/.cache", "VLLM_USE_X": True}
+    monkeypatch.setattr(
+        CacheConfig, "compute_hash", lambda config: f"{config.kv_cache_memory_bytes} {config.cache_dtype}"
+    )
+    monkeypatch.setattr(envs, "compile_factors", lambda: dict(places))
+    contract.key_size_as_measured()
+    contract.key_no_places()
+    sized = CacheConfig(kv_cache_memory_bytes=5)
+    assert sized.compute_hash() == CacheConfig().compute_hash() == "None auto"
+    assert sized.kv_cache_memory_bytes == 5
+    assert CacheConfig(cache_dtype="fp8").compute_hash() != sized.compute_hash()
+    assert envs.compile_factors() == {"VLLM_USE_X": True}

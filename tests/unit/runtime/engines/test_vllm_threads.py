@@ -30,7 +30,7 @@ def test_cores_are_read_as_vllm_writes_them_for_either_openmp(cores: list[int], 
 
 def test_a_worker_that_is_bound_to_nothing_is_left_alone() -> None:
     started: list[int] = []
-    assert threads.bind(threads.cores_of({"OMP_NUM_THREADS": "4"}), started.append) == []
+    assert threads.bind(threads.cores_of({"OMP_NUM_THREADS": "4"}), started.append, started.append) == []
     assert not started
 
 
@@ -52,26 +52,49 @@ import os, threading
 from runtime.engines.vllm.threads import bind
 over = threading.Event()
 old = threading.Thread(target=over.wait); old.start()
-new = []
+new, idle = [], []
+def say(count):  # as torch does
+    idle.extend(threading.Thread(target=over.wait) for _ in range(count))
+    for thread in idle: thread.start()
 def start(count):
     new.extend(threading.Thread(target=over.wait) for _ in range(count - 1))
     for thread in new: thread.start()
-bound = bind({chosen!r}, start)
+bound = bind({chosen!r}, say, start)
 where = [sorted(os.sched_getaffinity(task)) for task in (0, *(thread.native_id for thread in new))]
 assert where == [[core] for core in {chosen!r}], where
 assert len(bound) == {count}
-assert os.sched_getaffinity(old.native_id) == set({cores!r})
+for thread in (old, *idle): assert os.sched_getaffinity(thread.native_id) == set({cores!r})
 over.set()
 print("bound")
 """
     assert in_child(script) == "bound"
 
 
+def test_the_threads_that_are_bound_are_those_that_compute() -> None:
+    """torch starts others too, when it is told how many there are. The process is not this one: binding is for good."""
+    pytest.importorskip("torch")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    script = """
+import os, time, torch
+from runtime.engines.vllm import contract
+from runtime.engines.vllm.threads import bind
+bound = bind(sorted(os.sched_getaffinity(0)), contract.say_threads, contract.start_threads)
+def ticks(task):
+    with open(f"/proc/self/task/{task or os.getpid()}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[11])
+numbers, until = torch.ones(4 << 20), time.monotonic() + 60
+while not all(ticks(task) for task, _ in bound) and time.monotonic() < until: numbers.mul_(1.0)
+print(len(bound) == len(os.sched_getaffinity(os.getppid())), all(ticks(task) for task, _ in bound))
+"""
+    assert in_child(script).split() == ["True", "True"]
+
+
 def test_a_core_that_this_process_may_not_use_is_no_failure() -> None:
     over = threading.Event()
     thread = threading.Thread(target=over.wait)
     try:
-        bound = threads.bind([100_000, 100_001], lambda count: thread.start())
+        bound = threads.bind([100_000, 100_001], lambda count: None, lambda count: thread.start())
     finally:
         over.set()
         thread.join()
