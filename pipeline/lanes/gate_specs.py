@@ -13,7 +13,7 @@ from typing import Literal
 from pipeline.lanes.lane import Lane
 from pipeline.lanes.methods import METHODS, SMALL_MODEL, Bounds
 from runtime.artifact.lanes import LONG_PROMPT_TOKENS
-from runtime.artifact.metadata import Relation
+from runtime.artifact.schema.proof import Relation
 
 # The embedded classifier is trained on the spot; less than this means that the training went wrong.
 EMBEDDED_TOOL_ACCURACY = 0.93

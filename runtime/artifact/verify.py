@@ -17,7 +17,8 @@ from runtime.artifact.files.kinds import is_pickle, is_weights
 from runtime.artifact.files.paths import lies_in
 from runtime.artifact.hashes import Take
 from runtime.artifact.lanes import LONG_PROMPT_TOKENS, engine_of, lane_of
-from runtime.artifact.metadata import SCREENSHOT_TOOL, Gate, Relation
+from runtime.artifact.schema.proof import Gate, Relation
+from runtime.artifact.schema.tool_model import SCREENSHOT_TOOL
 from runtime.defaults import GPU_ALONE, MINIMUM_DRIVER, MINIMUM_SHM_MIB, first_set
 from runtime.host.machine import Gpu, Machine
 
@@ -172,7 +173,7 @@ PARTS = frozenset({"known_prompts", "replies_end", "top1_agreement", "tool_accur
 def figure_problem(gate: Gate) -> str | None:
     """What a gate's figure cannot be, whatever was measured; none where it can.
 
-    >>> from runtime.artifact.metadata import Gate
+    >>> from runtime.artifact.schema.proof import Gate
     >>> figure_problem(Gate(name="known_prompts", value=7))
     'at most 1'
     """
