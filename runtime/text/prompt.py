@@ -212,9 +212,9 @@ class PromptRenderer:
             raise PersonaTooLongError(found, room - (minimum - found))
         if not history:
             return []
-        start, left = self._first_that_fits(history, room - minimum)
+        start, left, escaped = self._first_that_fits(history, room - minimum)
         while True:
-            kept = [Message(message.role, self._tokens.escaped(message.content)) for message in history[start:]]
+            kept = escaped[len(escaped) - (len(history) - start) :]
             # Far from the limit nothing needs to be composed to know that it fits.
             if len(kept) * BOUNDARY_TOKENS + self._opening <= left or len(self._compose(system, kept, "")) <= room:
                 return kept
@@ -224,20 +224,26 @@ class PromptRenderer:
         """Tokens of a prompt with this system message and nothing said."""
         return len(self._compose(system, [], ""))
 
-    def _first_that_fits(self, history: Sequence[Message], room: int) -> tuple[int, int]:
-        """Index of the oldest message such that all from it on are within the history budget and `room`, and what they
-        leave of that."""
+    def _first_that_fits(self, history: Sequence[Message], room: int) -> tuple[int, int, list[Message]]:
+        """Where a history begins so that all of it is within the history budget and `room`.
+
+        Returns:
+            index of its oldest message; what of the room is left; and its messages, their marks broken up, perhaps with
+            older ones before them.
+        """
         budget = self._budgets.history
-        start = len(history)
+        escaped: list[Message] = []
         for message in reversed(history):
+            text = self._tokens.escaped(message.content)
             limit = min(budget, room - self._overhead)
-            cost = self._tokens.count_to(self._tokens.escaped(message.content), limit) if limit >= 0 else 1
+            cost = self._tokens.count_to(text, limit) if limit >= 0 else 1
             if cost > limit:
                 break
             budget -= cost
             room -= cost + self._overhead
-            start -= 1
-        return _stable_start(start, len(history)), room
+            escaped.append(Message(message.role, text))
+        escaped.reverse()
+        return _stable_start(len(history) - len(escaped), len(history)), room, escaped
 
     def _compose(self, system: str, history: Sequence[Message], utterance: str) -> list[int]:
         messages = [(message.role, message.content) for message in history]

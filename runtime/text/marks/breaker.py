@@ -35,20 +35,28 @@ class Breaker:
             branches += [f"{re.escape(char)}{begins}(?={_pattern(rest, any_case=True)})" for char in _cases(first)]
         self._begin = re.compile("|".join(branches) if words else r"(?!)")
         filler = _pattern(_trie(map(_folded, fillers)), any_case=True)
-        line = rf"(?:^|(?<=[{_BREAKS}]))({_BLANKS})(?={filler}{_BLANKS}(?:[{_BREAKS}]|\Z))(.)"
-        self._line = re.compile(line) if fillers else None
+        line = rf"{_BLANKS}(?={filler}{_BLANKS}(?:[{_BREAKS}]|\Z))."
+        # The first line, and any other by what ends the line before: that is found at once, a line's beginning is not.
+        self._first_line = re.compile(line if fillers else r"(?!)")
+        self._later_line = re.compile(rf"[{_BREAKS}]{line}" if fillers else r"(?!)")
 
     def holds(self, text: str) -> bool:
         """Whether there is a mark in the text."""
-        return self._begin.search(text) is not None or (self._line is not None and self._line.search(text) is not None)
+        patterns = (self._begin.search, self._first_line.match, self._later_line.search)
+        return any(find(text) is not None for find in patterns)
 
     def broken(self, text: str) -> str:
         """The text with every mark in it broken up."""
         while True:
             # Again, because some marks have spaces in them. Each round widens the gaps, so that there is a last one.
-            broken = self._begin.sub(r"\g<0> ", text)
-            if self._line is not None:
-                broken = self._line.sub(r"\1\2 ", broken)
+            # Nearly all texts hold none, and searching costs less than replacing nothing.
+            broken = text
+            if self._begin.search(broken) is not None:
+                broken = self._begin.sub(r"\g<0> ", broken)
+            if (first := self._first_line.match(broken)) is not None:
+                broken = f"{first[0]} {broken[first.end() :]}"
+            if self._later_line.search(broken) is not None:
+                broken = self._later_line.sub(r"\g<0> ", broken)
             if broken == text:
                 return text
             text = broken

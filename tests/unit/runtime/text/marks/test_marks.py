@@ -191,6 +191,28 @@ def test_breaking_up_leaves_no_word_and_takes_no_letter(words: list[str], text: 
     assert breaker.broken(broken) == broken
 
 
+# What ends a line, and what shows as nothing on one.
+BREAKS, BLANKS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029", " \t\u00a0\u200b\u2060\ufeff"
+
+
+@given(
+    words=st.lists(st.text("ab", min_size=2, max_size=3), min_size=1, max_size=3),
+    text=st.lists(
+        st.one_of(st.sampled_from([*BREAKS, *BLANKS]), st.text("abAB", min_size=1, max_size=3)), max_size=12
+    ).map("".join),
+)
+def test_words_that_fill_a_line_are_found_on_every_line_and_nowhere_else(words: list[str], text: str) -> None:
+    filler = rf"(?i:{'|'.join(words)})"
+    # Every place where a line may begin is tried here, which is slow.
+    line = re.compile(rf"(?:^|(?<=[{BREAKS}]))([{BLANKS}]*)(?={filler}[{BLANKS}]*(?:[{BREAKS}]|\Z))(.)")
+    breaker = Breaker([], words)
+    assert breaker.holds(text) == (line.search(text) is not None)
+    expected = text
+    while (again := line.sub(r"\1\2 ", expected)) != expected:
+        expected = again
+    assert breaker.broken(text) == expected
+
+
 @given(
     words=st.lists(st.text("ab<[]().*|\\\n", min_size=1, max_size=5), max_size=8),
     text=st.text("ab<[].*\\\n", max_size=30),
