@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import time
 import urllib.request
@@ -32,7 +33,9 @@ from tests.harness.server import Server
 from tests.harness.stores.session_store import MISSING, VALKEY, valkey
 from tests.harness.stores.store_cpu import SERVER, STORE
 
-STREAMS, TURNS, TOKENS, PAUSE = 64, 5, 150, 0.01
+STREAMS, TURNS, TOKENS, PAUSE = 64, 5, 150, 0.0086
+# Longest time between a reply's end and the next turn, in seconds: people do not speak in step.
+LISTEN = 0.3
 ROUNDS = 5
 TAKEOVERS = 200
 PERSONA = "You are Mia. " + "You like the sea and long walks along it. " * 40
@@ -42,8 +45,10 @@ async def converse(server: Server, stream: int, turns: int) -> list[float]:
     """Have a conversation that grows; return the server's own times to the first token, in ms, but the first turn's."""
     headers = {"X-API-Key": server.api_key}
     times = []
+    waits = random.Random(stream)
     async with websockets.connect(server.url, additional_headers=headers, compression=None) as socket:
         for number in range(turns):
+            await asyncio.sleep(waits.uniform(0, LISTEN if number else TOKENS * PAUSE))
             message = {"type": "start", "session_id": f"s{stream}", "user_utterance": f"Tell me more about {number}."}
             await socket.send(json.dumps(message if number else {**message, "persona_text": PERSONA}))
             while not (frame := str(await socket.recv())).startswith('{"type":"done"'):

@@ -47,7 +47,8 @@ class Exchange:
                 lease.too_long = True
                 log.warning("session_not_stored", reason=str(error))
             return Write(lease.place, lease.epoch, None, merged)
-        return Write(lease.place, lease.epoch, self._sealer.seal(value, _context(lease.place, lease.epoch)), merged)
+        place, epoch = lease.place, lease.epoch
+        return Write(place, epoch, self._sealer.seal(value, _context(place, epoch)), merged)
 
     def left(self, lease: Lease, turn: StoredTurn) -> Leave:
         """A turn as it is left beside a session that another server has."""

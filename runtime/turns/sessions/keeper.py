@@ -29,7 +29,8 @@ from runtime.turns.stores.record import Record
 
 log = structlog.get_logger(__name__)
 
-# Between two rounds: under load that makes many writes one request, which costs a third.
+# From a change to the round that writes it: what gathers meanwhile is one request. Most of a round's price is that its
+# code and data have left the processor's caches, however many sessions it has.
 PACE_S = 0.1
 # Between attempts while the store does not answer.
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
@@ -47,7 +48,7 @@ class SessionKeeper:
         store: where they are kept.
         exchange: what is written of them, and read.
         metrics: counts what is done.
-        pace: seconds between rounds.
+        pace: seconds from a change to its round.
         first_wait: seconds before the store is asked again that did not answer.
     """
 
@@ -169,6 +170,7 @@ class SessionKeeper:
         while True:
             if self.up:
                 await self._pending.wake.wait()
+                await self._gather()
             else:
                 await asyncio.sleep(min(LONGEST_WAIT_S, self._first_wait * 2.0 ** min(failures, 16)))
             self._pending.wake.clear()
@@ -188,10 +190,11 @@ class SessionKeeper:
                 await asyncio.sleep(min(LONGEST_WAIT_S, self._first_wait * 2.0 ** min(failures, 16)))
             else:
                 failures = 0
-            await self._rest()
 
-    async def _rest(self) -> None:
-        """Let changes gather for the next round, unless one of them is waited for."""
+    async def _gather(self) -> None:
+        """Let changes gather for a round, unless one of them is waited for."""
+        if self._pending.hurry.is_set():
+            return
         timer = self._loop.call_later(self._pace, self._pending.hurry.set)
         try:
             await self._pending.hurry.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import msgspec
@@ -91,22 +91,23 @@ class Lease:
     def begin(self, utterance: str, make_id: Callable[[], str] = turn_id) -> None:
         """Note that a turn runs."""
         self.touched = True
-        self.open = StoredTurn(make_id(), utterance, epoch=self.epoch)
+        self.open = StoredTurn(make_id(), utterance, "", self.epoch)
 
     def end(self, utterance: str, *, kept: bool) -> None:
         """Note that it has ended, and whether the history has it."""
         running, self.open = self.open, None
         if kept:
             name, epoch = (running.id, running.epoch) if running is not None else (turn_id(), self.epoch)
-            turn = StoredTurn(name, utterance, epoch=epoch)
-            self.ended.append(turn)
-            del self.ended[:-TURN_IDS]
-            self.ids.append(turn.id)
+            self.ended.append(StoredTurn(name, utterance, "", epoch))
+            if len(self.ended) > TURN_IDS:
+                del self.ended[:-TURN_IDS]
+            self.ids.append(name)
 
     def hear(self, said: str) -> None:
         """Note what the history has of the last turn's reply."""
         if self.ended:
-            self.ended[-1] = msgspec.structs.replace(self.ended[-1], said=said)
+            last = self.ended[-1]
+            self.ended[-1] = StoredTurn(last.id, last.utterance, said, last.epoch)
 
     def replace_history(self) -> None:
         """Note that a client has said itself what was said before: nothing of that is to be brought again."""
@@ -130,8 +131,10 @@ class Lease:
         """Whether a client has given the session its history since a turn began, and so left that out."""
         return turn.epoch < self.replaced
 
-    def confirm(self, ended: frozenset[str], merged: frozenset[str]) -> None:
+    def confirm(self, ended: Sequence[StoredTurn], merged: Sequence[str]) -> None:
         """Note what the store has."""
-        self.ended = [turn for turn in self.ended if turn.id not in ended]
+        if self.ended and ended:
+            ids = [turn.id for turn in ended]
+            self.ended = [turn for turn in self.ended if turn.id not in ids]
         if merged:
             self.merged = [name for name in self.merged if name not in merged]

@@ -6,6 +6,7 @@ What changes while a round of writes is under way is pending again, once, howeve
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 
 from runtime.turns.sessions.lease import Lease
 from runtime.turns.sessions.session import Session
@@ -13,6 +14,8 @@ from runtime.turns.stores.interface import Write
 
 # That a turn has begun is written with its end, where that comes as soon; what its message has changed is not.
 LAZY_S = 2.0
+# What timers ring too early, at most.
+TOLERANCE_S = 0.01
 # Sessions in one round.
 BATCH = 64
 
@@ -35,8 +38,9 @@ class Pending:
         self.gone: list[Write] = []
         self.wake = asyncio.Event()
         self.hurry = asyncio.Event()
+        self._ready: dict[Session, None] = {}  # those of them that may have news
         self._urgent: set[Session] = set()  # somebody waits for these
-        self._round_over = asyncio.Event()  # replaced when it is set
+        self._round_over: asyncio.Event | None = None  # for those who wait for a round's end
         self._timer: asyncio.TimerHandle | None = None  # for what is not due yet
 
     def __bool__(self) -> bool:
@@ -60,7 +64,8 @@ class Pending:
             self.changed[session] = self._loop.time()
         if session.owner is None:  # its client is gone, perhaps to another server
             self.hurry.set()
-        if _has_news(lease):
+        if _has_news(lease):  # until a round begins: then its turn may have begun
+            self._ready[session] = None
             self.wake.set()
         elif self._timer is None:
             self._timer = self._loop.call_later(LAZY_S, self._timer_rang)
@@ -68,6 +73,7 @@ class Pending:
     def again(self, session: Session) -> None:
         """Have a session written that was being written, or that cannot be written yet."""
         self.changed.setdefault(session, self.writing.get(session, self._loop.time()))
+        self._ready[session] = None
 
     def remove(self, write: Write) -> None:
         """Have a session removed."""
@@ -76,10 +82,9 @@ class Pending:
 
     def begin_round(self) -> tuple[list[Session], list[Write]]:
         """Take what is due, and what is to be removed."""
-        due = self._due()
-        self.writing = {session: self.changed.pop(session) for session in due}
+        self.writing = self._take_due()
         gone, self.gone = self.gone, []
-        return due, gone
+        return list(self.writing), gone
 
     def end_round(self, *, failed: bool, gone: list[Write]) -> None:
         """Let those go on who wait for a round. What it has not written is due again.
@@ -94,15 +99,19 @@ class Pending:
                 if session.lease is not None and not session.lease.gone:
                     session.lease.news = True
                     self.changed[session] = since
+                    self._ready[session] = None
         self.writing = {}
-        self._round_over.set()
-        self._round_over = asyncio.Event()
+        if self._round_over is not None:
+            self._round_over.set()
+            self._round_over = None
 
     async def wait_for_round(self, *sessions: Session) -> None:
         """Have sessions written at once, and wait until a round is over that may have done it."""
         self._urgent.update(sessions)
         self.wake.set()
         self.hurry.set()
+        if self._round_over is None:
+            self._round_over = asyncio.Event()
         try:
             await self._round_over.wait()
         finally:
@@ -113,21 +122,32 @@ class Pending:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _due(self) -> list[Session]:
-        due, later, now = [], False, self._loop.time()
-        for session, since in self.changed.items():
+    def _take_due(self) -> dict[Session, float]:
+        """Take those out of `changed` that are to be written now, and see to it that the others will be."""
+        changed, due = self.changed, dict[Session, float]()
+        # Most of what changed is turns that have just begun, and is not looked at.
+        for session in [*self._ready, *self._urgent] if self._urgent else list(self._ready):
             lease = session.lease
-            if lease is None or lease.takes:  # whoever takes it wakes us
-                continue
-            if _has_news(lease) or session in self._urgent or now - since >= LAZY_S:
-                due.append(session)
+            if session not in changed or lease is None:
+                self._ready.pop(session, None)
+            elif not lease.takes:  # else whoever takes it wakes us
+                if len(due) == BATCH:
+                    self.wake.set()
+                    return due
+                self._ready.pop(session, None)
+                if _has_news(lease) or session in self._urgent:
+                    due[session] = changed.pop(session)
+        now = self._loop.time()
+        for session, since in list(islice(changed.items(), BATCH)):  # the oldest first
+            if now - since < LAZY_S - TOLERANCE_S:
+                if self._timer is None:
+                    self._timer = self._loop.call_at(since + LAZY_S, self._timer_rang)
+                break
+            if session.lease is not None and not session.lease.takes:
                 if len(due) == BATCH:
                     self.wake.set()
                     break
-            else:
-                later = True
-        if later and self._timer is None:
-            self._timer = self._loop.call_later(LAZY_S, self._timer_rang)
+                due[session] = changed.pop(session)
         return due
 
     def _timer_rang(self) -> None:

@@ -8,7 +8,7 @@ written ──► confirmed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from runtime.deployment.metrics import StoreMetrics
@@ -19,6 +19,9 @@ from runtime.turns.sessions.session import Session
 from runtime.turns.stores.interface import Leave, Outcome, Store, StoreError, Taken, Write
 from runtime.turns.stores.record import StoredTurn
 from runtime.turns.turn import Stop
+
+# A session, its lease, what was written of it (none: a turn was left beside it), and the turns that this has.
+_Written = tuple[Session, Lease, Write | None, Sequence[StoredTurn]]
 
 
 class Writer:
@@ -56,10 +59,8 @@ class Writer:
                 lease = session.lease
                 if lease is not None and not (lease.epoch or lease.lost or lease.takes):
                     await self._take_first(session, lease)
-            # What has changed since it was looked at is in what is written now.
-            for session in due:
-                pending.changed.pop(session, None)
-            await self._write([session for session in due if not self._waits(session)], gone)
+            if due or gone:
+                await self._write(due, gone)
             failed = False
             return bool(due or gone)
         finally:
@@ -92,71 +93,62 @@ class Writer:
         else:
             self._lose(session, lease)
 
-    def _waits(self, session: Session) -> bool:
-        """Whether a session is being taken again: it is written when that is done."""
-        lease = session.lease
-        if lease is None or not lease.takes:
-            return False
-        self._pending.again(session)
-        return True
-
     async def _write(self, due: list[Session], gone: list[Write]) -> None:
+        pending, exchange = self._pending, self._exchange
         changes: list[Write | Leave] = []
-        ends: list[tuple[Session, Callable[[Outcome], None]]] = []
+        written: list[_Written] = []
         for session in due:
+            # What has changed since it was looked at is in what is written now.
+            pending.changed.pop(session, None)
             lease = session.lease
             if lease is None or lease.gone:
                 continue
-            if lease.lost:
+            if lease.takes:  # it is being taken again, and is written when that is done
+                pending.again(session)
+            elif lease.lost:
                 for turn in lease.ended:
-                    changes.append(self._exchange.left(lease, turn))
-                    ends.append((session, partial(self._left_ended, lease, turn)))
+                    changes.append(exchange.left(lease, turn))
+                    written.append((session, lease, None, (turn,)))
             else:
-                changes.append(self._exchange.whole(session, lease))
-                ended, merged = frozenset([turn.id for turn in lease.ended]), frozenset(lease.merged)
-                ends.append((session, partial(self._whole_ended, session, lease, lease.epoch, ended, merged)))
+                write = exchange.whole(session, lease)
+                changes.append(write)
+                written.append((session, lease, write, tuple(lease.ended)))
         if not changes and not gone:
             return
         outcomes = await self.store.apply([*changes, *gone])
         errors: dict[Session, str] = {}
-        written = 0
-        for (session, end), outcome in zip(ends, outcomes, strict=False):
+        accepted = 0
+        for (session, lease, whole, ended), outcome in zip(written, outcomes, strict=False):
             if outcome.error:
                 errors[session] = outcome.error
+                continue
+            accepted += outcome.accepted
+            if whole is not None:
+                self._whole_ended(session, lease, whole, ended, outcome)
             else:
-                written += outcome.accepted
-                end(outcome)
-        if written:
-            self._metrics.written(written)
+                lease.confirm(ended, ())
+                if not outcome.accepted:
+                    self._metrics.failed()
+        if accepted:
+            self._metrics.written(accepted)
         gone.clear()
-        for session in due:
-            if session not in errors:
-                self._pending.writing.pop(session, None)
         if errors:  # those again: what is written twice is written once
+            for session in due:
+                if session not in errors:
+                    pending.writing.pop(session, None)
             raise StoreError(next(iter(errors.values())))
 
     def _whole_ended(
-        self,
-        session: Session,
-        lease: Lease,
-        epoch: int,
-        ended: frozenset[str],
-        merged: frozenset[str],
-        outcome: Outcome,
+        self, session: Session, lease: Lease, write: Write, ended: Sequence[StoredTurn], outcome: Outcome
     ) -> None:
         if outcome.accepted:
-            lease.confirm(ended, merged)
+            lease.confirm(ended, write.merged)
             if outcome.left and self._exchange.merge(session, lease, outcome.left):
                 session.resized()
-        elif lease.epoch != epoch or lease.takes:  # it has been taken again meanwhile
+        elif lease.epoch != write.epoch or lease.takes:  # it has been taken again meanwhile
             self._pending.again(session)
         else:
             self._lose(session, lease)
-
-    def _left_ended(self, lease: Lease, turn: StoredTurn, outcome: Outcome) -> None:
-        lease.ended = [other for other in lease.ended if other.id != turn.id]
-        if not outcome.accepted:
-            self._metrics.failed()
 
     def _lose(self, session: Session, lease: Lease) -> None:
         """Another server has the session: end its turn here, and leave what was said where that server finds it."""

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
+
+import msgspec
 
 # Before every name that is ours in the store.
 PREFIX = "yap:session:"
@@ -25,8 +27,7 @@ class StoreError(Exception):
     """The store does not answer, or does not do what it was asked. Its text is fit for the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """What lies at a place.
 
     Attributes:
@@ -44,16 +45,14 @@ class Found:
     taken: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(msgspec.Struct, frozen=True):
     """A session that this server may write from now on, under this epoch."""
 
     epoch: int
     found: Found
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(msgspec.Struct, frozen=True):
     """Replace a session whole, where nobody has taken it over.
 
     Attributes:
@@ -69,8 +68,7 @@ class Write:
     merged: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(msgspec.Struct, frozen=True):
     """Put a turn beside a session that another server has.
 
     Attributes:
@@ -84,8 +82,7 @@ class Leave:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What became of a change.
 
     Attributes:
@@ -121,6 +118,7 @@ class Store(Protocol):
         """Let go of all connections."""
 
 
+@lru_cache(1024)
 def shelf(identity: bytes) -> str:
     """What the places of all sessions of one principal begin with. Tells nothing of who that is."""
     return PREFIX + hashlib.sha256(b"yap principal\0" + identity).hexdigest()[:32] + ":"

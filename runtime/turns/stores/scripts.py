@@ -60,9 +60,9 @@ return {redis.call('HGET', key, 'v'), redis.call('HGET', key, 'w'), found, redis
 """
 
 # All writes of a round, as one command: that costs its client a fraction of as many commands.
-# KEYS: places. ARGV: milliseconds to live, and for each place: epoch, whether there is a value, value, number of merged
-# turns, their ids. Returns a digit for each place, 1 where it was accepted; then, for each one beside which turns lie,
-# its number and these.
+# KEYS: places. ARGV: milliseconds to live; epoch, whether there is a value, number of merged turns, of all places in
+# one argument, since each costs its client something; then of each place the value, and the ids of its merged turns.
+# Returns a digit for each place, 1 where it was accepted; then, for each beside which turns lie, its number and these.
 WRITE = """
 local function epoch(key)
     local number = tonumber(redis.call('HGET', key, 'e') or '0')
@@ -80,9 +80,11 @@ local function left(key)
     end
     return found
 end
-local digits, answers, at = {}, {''}, 2
+local digits, answers, at = {}, {''}, 3
+local heads = string.gmatch(ARGV[2], '(%d+) (%d) (%d+)')
 for number, key in ipairs(KEYS) do
-    local mine, there, value, merged = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
+    local mine, there, count = heads()
+    local value, merged = ARGV[at], tonumber(count)
     local kind = redis.call('TYPE', key)['ok']
     if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', key) end
     if epoch(key) > tonumber(mine) then
@@ -95,14 +97,14 @@ for number, key in ipairs(KEYS) do
             redis.call('DEL', key)
             redis.call('HSET', key, 'e', mine)
         end
-        for i = at + 4, at + 3 + merged do redis.call('HDEL', key, 'l:' .. ARGV[i]) end
+        for i = at + 1, at + merged do redis.call('HDEL', key, 'l:' .. ARGV[i]) end
         redis.call('PEXPIRE', key, ARGV[1])
         if redis.call('HLEN', key) > 3 then
             answers[#answers + 1] = number
             answers[#answers + 1] = left(key)
         end
     end
-    at = at + 4 + merged
+    at = at + 1 + merged
 end
 answers[1] = table.concat(digits)
 return answers

@@ -70,11 +70,13 @@ class ValkeyStore:
 
     async def apply(self, changes: Sequence[Write | Leave]) -> list[Outcome]:
         """Make changes, in their order, each whole or not at all."""
-        groups: list[list[Write | Leave]] = [[]]
+        groups: list[list[Write | Leave]] = []
+        last: type | None = None
         for change in changes:  # writes that follow each other are one command
-            if groups[-1] and not (isinstance(change, Write) and isinstance(groups[-1][-1], Write)):
+            if last is not Write or type(change) is not Write:
                 groups.append([])
             groups[-1].append(change)
+            last = type(change)
         answers = await self._ask_all([self._command(group) for group in groups], writes=True)
         outcomes: list[Outcome] = []
         for group, answer in zip(groups, answers, strict=True):
@@ -87,15 +89,18 @@ class ValkeyStore:
 
     def _command(self, group: Sequence[Write | Leave]) -> tuple[Argument, ...]:
         places: list[Argument] = []
-        arguments: list[Argument] = [self._ttl]
+        heads: list[str] = []
+        values: list[Argument] = []
         for change in group:
             if isinstance(change, Leave):
                 return _call(scripts.LEAVE, change.place, self._ttl, change.id, change.value, MOST_LEFT)
-            # As bytes, which the client takes as they are; of others it asks what they are, one class after the other.
-            there = b"0" if change.value is None else b"1"
-            places.append(change.place.encode())
-            arguments += (b"%d" % change.epoch, there, change.value or b"", b"%d" % len(change.merged), *change.merged)
-        return ("EVALSHA", _SHA[scripts.WRITE], len(places), *places, *arguments)
+            value, merged = change.value, change.merged
+            places.append(change.place)
+            heads.append(f"{change.epoch} {0 if value is None else 1} {len(merged)}")
+            values.append(value or b"")
+            if merged:
+                values += merged
+        return ("EVALSHA", _SHA[scripts.WRITE], len(places), *places, self._ttl, " ".join(heads), *values)
 
     async def remove_all(self, prefix: str) -> int:
         """Remove every session whose place begins so; return how many there were."""
