@@ -13,7 +13,7 @@ import random
 import re
 import time
 import urllib.request
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from statistics import mean, median
 
@@ -72,23 +72,17 @@ def used(server: Server) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
-def measure(servers: dict[str, Server], round_: int) -> dict[str, tuple[float, float]]:
-    """Return each server's µs of CPU a token, and its p50 to the first token, where all converse at the same time."""
+def measure(servers: dict[str, Server], round_: int) -> dict[str, float]:
+    """Return each server's µs of CPU a token, where all converse at the same time."""
 
-    async def one(server: Server) -> list[float]:
-        streams = (converse(server, round_ * STREAMS + stream, TURNS) for stream in range(STREAMS))
-        return [time for found in await asyncio.gather(*streams) for time in found]
-
-    async def main() -> list[list[float]]:
-        return await asyncio.gather(*map(one, servers.values()))
+    async def main() -> None:
+        streams = range(round_ * STREAMS, (round_ + 1) * STREAMS)
+        await asyncio.gather(*(converse(server, stream, TURNS) for server in servers.values() for stream in streams))
 
     before = {name: used(server) for name, server in servers.items()}
-    times = asyncio.run(main())
+    asyncio.run(main())
     tokens = STREAMS * TURNS * TOKENS
-    return {
-        name: ((used(server) - before[name]) / tokens * 1e6, percentile(sorted(found), 50))
-        for (name, server), found in zip(servers.items(), times, strict=True)
-    }
+    return {name: (used(server) - before[name]) / tokens * 1e6 for name, server in servers.items()}
 
 
 def told(server: Server, *names: str) -> list[float]:
@@ -140,6 +134,41 @@ async def take_over(one: Server, other: Server, stream: int) -> tuple[float, flo
     return first[-1], json.loads(frame)["usage"]["ttft_ms"]
 
 
+def first_tokens(url: str) -> None:
+    """Measure the first token's time by a client's clock, with a store and without, a turn here and a turn there."""
+
+    async def turn(socket: websockets.ClientConnection, stream: int) -> float:
+        began = time.perf_counter()
+        await socket.send(json.dumps({"type": "start", "session_id": f"s{stream}", "user_utterance": "And then?"}))
+        first = 0.0
+        while not (frame := str(await socket.recv())).startswith('{"type":"done"'):
+            if not first and frame.startswith('{"type":"token"'):
+                first = time.perf_counter() - began
+        return first * 1000
+
+    async def main(*servers: Server) -> None:
+        found: list[list[float]] = [[] for _ in servers]
+        async with AsyncExitStack() as stack:
+            sockets = []
+            for server in servers:
+                door = websockets.connect(server.url, additional_headers={"X-API-Key": server.api_key})
+                sockets.append(await stack.enter_async_context(door))
+            for number in range(TAKEOVERS * 2 + 1):
+                for which in (0, 1) if number % 2 else (1, 0):
+                    found[which].append(await turn(sockets[which], number // 10))  # a session of ten turns
+                await asyncio.sleep(0.005)
+        for name, times in zip(("without a store", "with one"), found, strict=True):
+            cells = "  ".join(f"p{p} {percentile(sorted(times[1:]), p):.2f} ms" for p in (50, 99))
+            print(f"store: first token {name}, by the client's clock: {cells}")
+        added = median(other - one for one, other in list(zip(*found, strict=True))[1:])
+        print(f"store: first token with a store: {added:+.3f} ms in the median of {TAKEOVERS * 2} pairs", flush=True)
+
+    with instant(3, 0.0) as one, instant(3, 0.0, SESSION_STORE=url) as other:
+        one.wait_ready()
+        other.wait_ready()
+        asyncio.run(main(one, other))
+
+
 def store_section(folder: Path) -> None:
     """Measure servers with a store and without, that take turns, and what a takeover adds; no artifact is needed."""
     print(f"\nstore: {STREAMS} conversations of {TURNS} turns, {TOKENS} tokens a reply, {PAUSE * 1000:g} ms apart")
@@ -159,6 +188,7 @@ def store_section(folder: Path) -> None:
         for front, more in fronts.items():
             compare(front, more, store.url)
             share(front, {name: variables | more for name, variables in kinds.items()})
+        first_tokens(store.url)
         write_cost(store.url)
         variables = {"SESSION_STORE": store.url}
         with instant(3, 0.0, **variables) as one, instant(3, 0.0, **variables) as other:
@@ -178,7 +208,7 @@ def store_section(folder: Path) -> None:
 def compare(front: str, more: dict[str, str], url: str) -> None:
     """Compare servers with a store and without."""
     kinds = {"memory": more, "again": more, "valkey": more | {"SESSION_STORE": url}}
-    found: list[dict[str, tuple[float, float]]] = []
+    found: list[dict[str, float]] = []
     with ExitStack() as stack:
         servers = {name: stack.enter_context(instant(TOKENS, PAUSE, **variables)) for name, variables in kinds.items()}
         for server in servers.values():
@@ -187,21 +217,17 @@ def compare(front: str, more: dict[str, str], url: str) -> None:
         for round_ in range(ROUNDS):
             before = written(servers["valkey"])
             found.append(measure(servers, round_))
-            cells = "  ".join(f"{name} {cpu:.1f} µs, TTFT {ttft:.1f} ms" for name, (cpu, ttft) in found[-1].items())
+            cells = ", ".join(f"{name} {cpu:.1f} µs" for name, cpu in found[-1].items())
             writes = (written(servers["valkey"]) - before) / (STREAMS * TURNS)
-            print(f"store: {front}: server CPU a token and p50 of: {cells}; {writes:.2f} writes a turn", flush=True)
+            print(f"store: {front}: server CPU a token: {cells}; {writes:.2f} writes a turn", flush=True)
         for server in servers.values():
             server.stop()
     for name in ("valkey", "again"):  # the latter as a measure of chance
-        ratios, added = [], []
-        for one in found:
-            others = [one["memory"]] if name == "again" else [one["memory"], one["again"]]
-            ratios.append(one[name][0] / mean(cpu for cpu, _ in others) - 1)
-            added.append(one[name][1] - mean(ttft for _, ttft in others))
+        others = ("memory",) if name == "again" else ("memory", "again")
+        ratios = [one[name] / mean(one[other] for other in others) - 1 for one in found]
         print(
             f"store: {front}: {name} uses {median(ratios):+.1%} of the CPU without a store "
-            f"(by round: {min(ratios):+.1%} to {max(ratios):+.1%}), "
-            f"its TTFT p50 is {median(added):+.2f} ms ({min(added):+.2f} to {max(added):+.2f})",
+            f"(by round: {min(ratios):+.1%} to {max(ratios):+.1%})",
             flush=True,
         )
 
