@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import Receive, Send
 
 from runtime import defaults
-from runtime.host import supervision
+from runtime.host import eager_tasks, supervision
 from runtime.host.supervision import attempt, watch
 from runtime.host.timeouts import within
 from runtime.server.front.sockets import CLOSE_DEADLINE_S
@@ -72,6 +72,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()  # the one that serves it
         self._last_inbound = self._loop.time()  # loop time of the last frame
         self._reader = asyncio.current_task()  # the task that serves it
+        self._sending: asyncio.Future[bool] | None = None  # set while a reply that was ready waits for the socket
         self._closing: asyncio.Task[None] | None = None  # set once it is being closed; no message is read then
         self._draining: asyncio.Task[None] | None = None  # set once the server drains; no turn begins then
         self._drain_deadline = 0.0  # loop time at which draining ends
@@ -93,7 +94,8 @@ class Connection:
             attempt("connection_end", on_end)
             self.closed.set()
             self._outbox.close()
-            for running in (self._idle_timer, self._abort_timer, writer, self._draining, self._closing):
+            tasks = writer, self._sending, self._draining, self._closing
+            for running in (self._idle_timer, self._abort_timer, *tasks):
                 if running is not None:
                     running.cancel()
             await self._handler.close(Stop.DISCONNECT)
@@ -148,7 +150,13 @@ class Connection:
                     self.close_code = message.get("code") or frames.CLOSE_ABNORMAL
                 return
             self._last_inbound = self._loop.time()
-            self._on_message(message.get("text"))
+            outbox.gather()
+            try:
+                self._on_message(message.get("text"))
+            finally:
+                ready = outbox.gathered(take=self._sending is None)
+            if ready:
+                self._send_now(ready)
             if outbox.above_high_water:
                 await outbox.below_high_water()
 
@@ -213,18 +221,42 @@ class Connection:
 
     async def _write(self) -> None:
         """Send what there is. `send` waits while the socket's buffer is full; meanwhile the outbox joins text."""
-        take, send, encode = self._outbox.take, self._send, frames.encode
+        take = self._outbox.take
         try:
             while True:
-                for frame in await take():
-                    if isinstance(frame, Close):
-                        await send({"type": "websocket.close", "code": frame.code, "reason": frame.reason})
-                        return
-                    await send({"type": "websocket.send", "text": encode(frame)})
-        except OSError:
-            return  # the peer is gone; the reader is told so by the server
-        except Exception:
-            self._abort_reader()  # who cannot be answered any more must not wait for it
-            raise
+                taken = await take()
+                if self._sending is not None:
+                    await asyncio.wait((self._sending,))
+                if not await self._send_all(taken):
+                    return
         finally:
             self._outbox.close()
+
+    def _send_now(self, ready: Sequence[Frame | Close]) -> None:
+        """Send a reply that was ready, with no step of the loop between. Where the socket is full, the writer waits."""
+        sending = eager_tasks.start(self._send_all(ready))
+        if not sending.done():
+            self._sending = sending
+            sending.add_done_callback(self._sent)
+
+    def _sent(self, sending: asyncio.Future[bool]) -> None:
+        self._sending = None
+
+    async def _send_all(self, taken: Sequence[Frame | Close]) -> bool:
+        """Send frames. False: nothing can follow them."""
+        send, encode = self._send, frames.encode
+        try:
+            for frame in taken:
+                if isinstance(frame, Close):
+                    await send({"type": "websocket.close", "code": frame.code, "reason": frame.reason})
+                    break
+                await send({"type": "websocket.send", "text": encode(frame)})
+            else:
+                return True
+        except OSError:
+            pass  # the peer is gone; the reader is told so by the server
+        except Exception as error:  # noqa: BLE001 - who cannot be answered any more must not wait for it
+            supervision.report("connection_writer", error)
+            self._abort_reader()
+        self._outbox.close()
+        return False

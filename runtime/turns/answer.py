@@ -137,15 +137,19 @@ class Answer:
         self._principal = principal
         self._listener = listener
         self._pause = pause
+        self._ready: Callable[[], None] | None = None  # tells what is there; none before that waits to be asked for
         self.prompt_tokens = 0
         self.asked: float | None = None
         self.decided_from: float | None = None
 
     def tell(self, listener: Listener) -> None:
-        """Tell it from now on, all that was held back first."""
+        """Tell it from now on, what was held back before this returns: no step of the loop lies between."""
         self._listener = listener
         if self._pause is not None:
             self._pause.end()
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready()
 
     async def make(self) -> None:
         """Make it, to its end. Cancelling that leaves nothing in the engine."""
@@ -153,9 +157,8 @@ class Answer:
         chat, classifier = self._deployment.chat, self._deployment.classifier
         if chat is None:
             if classifier is not None:
-                calls = await self._decide(classifier, alone=True)
-                await self._until_asked_for()
-                self._tell_decision(_offered(calls, request.tools))
+                calls = _offered(await self._decide(classifier, alone=True), request.tools)
+                await self._when_asked_for(lambda: self._tell_decision(calls))
         elif classifier is not None and request.decide:
             await self._decide_and_reply(chat, classifier)
         else:
@@ -178,17 +181,17 @@ class Answer:
             if not decision.done():
                 await reply
             calls = _offered(await decision, request.tools)
+            replies = not calls or request.tools is None  # else the calls are the whole answer
             looks = any(call["name"] == SCREENSHOT_TOOL for call in calls)
             if not looks:
-                await self._until_asked_for(reply)
-            if not looks or self._asked_for:
+                await self._when_asked_for(lambda: self._tell_held(calls, speech if replies else None), reply)
+            elif self._asked_for:
                 self._tell_decision(calls)
             else:
                 untold = calls
-            if calls and request.tools is not None:
+            if not replies:
                 return
             if not looks:
-                speech.release()
                 await reply
                 speech.finish()
                 return
@@ -208,10 +211,7 @@ class Answer:
         speech = self._speech(chat, held=True)
         reply = eager_tasks.start(chat.reply(prompt, sampling, speech, salt, self._pause))
         try:
-            await self._until_asked_for(reply)
-            if untold is not None:
-                self._tell_decision(untold)
-            speech.release()
+            await self._when_asked_for(lambda: self._tell_held(untold, speech), reply)
             await reply
             speech.finish()
         finally:
@@ -221,17 +221,22 @@ class Answer:
     def _asked_for(self) -> bool:
         return self._pause is None or self._pause.over
 
-    async def _until_asked_for(self, reply: asyncio.Future[None] | None = None) -> None:
-        """Wait until somebody listens. A reply that fails meanwhile fails at once."""
+    async def _when_asked_for(self, tell: Callable[[], None], reply: asyncio.Future[None] | None = None) -> None:
+        """Wait until somebody listens, who is told at that moment. A reply that fails meanwhile fails at once."""
         pause = self._pause
         if pause is None or pause.over:
+            tell()
             return
-        if reply is not None:
-            await pause.wait(reply)
-            if not pause.over:
-                reply.result()
-                pause.rests()
-        await pause.wait()
+        self._ready = tell
+        try:
+            if reply is not None:
+                await pause.wait(reply)
+                if not pause.over:
+                    reply.result()
+                    pause.rests()
+            await pause.wait()
+        finally:
+            self._ready = None
 
     def _speech(self, chat: Chat, *, held: bool) -> Speech:
         request, listener = self._request, self._listener
@@ -257,6 +262,13 @@ class Answer:
     def _tell_decision(self, calls: ToolCalls) -> None:
         if self._listener is not None:
             self._listener.on_decision(calls)
+
+    def _tell_held(self, calls: ToolCalls | None, speech: Speech | None) -> None:
+        """Tell a decision that nobody was told of, if any, and what was held back of the reply, if any is to be."""
+        if calls is not None:
+            self._tell_decision(calls)
+        if speech is not None:
+            speech.release()
 
     async def _render(self, chat: Chat, text: str) -> list[int]:
         request = self._request

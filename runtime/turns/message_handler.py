@@ -227,6 +227,8 @@ class MessageHandler:
             case messages.Start():
                 turn = self._new_turn(request_id)
                 prepared = self._preparing.take()
+                if prepared is None:
+                    self._wake_engine()
                 return QueuedMessage(lambda: self._start_or_forget(message, turn, prepared), message, turn)
             case messages.Prepare():
                 announced = self._preparing.announce(message)
@@ -235,6 +237,7 @@ class MessageHandler:
             case messages.Followup():
                 self._preparing.end("ended")
                 turn = self._new_turn(request_id)
+                self._wake_engine()
                 return QueuedMessage(lambda: self._follow_up(message, turn), message, turn)
             case messages.ChatPrompt():
                 return QueuedMessage(lambda: self._between.set_persona(message), message)
@@ -245,9 +248,7 @@ class MessageHandler:
         raise TypeError(f"nothing to do for {type(message).__name__}")
 
     def _new_turn(self, request_id: RequestId | None) -> Turn:
-        turn = Turn(request_id, self._outbox, self._deployment, self._principal)
-        self._wake_engine()
-        return turn
+        return Turn(request_id, self._outbox, self._deployment, self._principal)
 
     def _wake_engine(self) -> None:
         if self._deployment.chat is not None:
@@ -278,7 +279,7 @@ class MessageHandler:
         chat = self._deployment.chat
         if chat is None:
             start = replace(start, persona=None)
-        elif await self._start_too_long(chat, start):
+        elif await self._start_too_long(chat, start, prepared):
             return
         for _ in range(ATTEMPTS):
             try:
@@ -314,11 +315,13 @@ class MessageHandler:
             traceparent=start.traceparent or self._traceparent,
         )
 
-    async def _start_too_long(self, chat: Chat, start: messages.Start) -> bool:
+    async def _start_too_long(self, chat: Chat, start: messages.Start, prepared: PreparedReply | None) -> bool:
         persona = start.persona
         if persona is None:
             known = self._hold.find(start.session_id)
             persona = known.persona if known is not None else ""
+        if prepared is not None and prepared.fits(persona, start.runtime_text):
+            return False
         return await self._refusing.too_long(chat, persona, start.runtime_text, start)
 
     async def _follow_up(self, followup: messages.Followup, turn: Turn) -> None:
@@ -378,10 +381,14 @@ class MessageHandler:
         held = None
         if prepared is not None and not turn.stopping and prepared.answers(request):
             held = prepared.release()
+        if prepared is not None and held is None:  # which was to make it needless
+            self._wake_engine()
         self._preparing.settle(session.session_id)
         session.begin(turn, words)
         turn.when_ended(lambda: session.forget(turn))
         turn.begin(request, held)
+        if held is not None:  # the rest of it; what is there has been told
+            self._wake_engine()
 
     def _acknowledge(self, kind: str, session: Session, message: messages.Inbound) -> None:
         self._outbox.put(

@@ -29,7 +29,17 @@ class Close:
 class Outbox:
     """The queue between a connection's producers of frames and its one writer."""
 
-    __slots__ = ("_closed", "_frames", "_loop", "_reader", "_text", "_text_request_id", "_weight", "_writer")
+    __slots__ = (
+        "_closed",
+        "_frames",
+        "_gathering",
+        "_loop",
+        "_reader",
+        "_text",
+        "_text_request_id",
+        "_weight",
+        "_writer",
+    )
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()  # makes futures
@@ -39,6 +49,7 @@ class Outbox:
         self._weight = 0  # letters of replies in the frames that wait
         self._writer: asyncio.Future[None] | None = None  # the writer's wait for a frame
         self._reader: asyncio.Future[None] | None = None  # the reader's wait for room
+        self._gathering = False  # the writer is not woken
         self._closed = False  # nothing is taken any more
 
     @property
@@ -79,16 +90,36 @@ class Outbox:
         while not self._frames and not self._text:
             self._writer = self._loop.create_future()
             await self._writer
-        self._flush_text()
-        frames, self._frames, self._weight = self._frames, [], 0
-        self._wake_reader()
-        return frames
+        return self._take()
+
+    def gather(self) -> None:
+        """Let what is put wait, up to `gathered`, which must follow before anybody waits for anything."""
+        self._gathering = True
+
+    def gathered(self, *, take: bool) -> list[Frame | Close]:
+        """End `gather`. Return what has come, to be sent now, where any of it is a reply's text and the writer is idle.
+
+        The writer takes everything else, and everything where `take` is false.
+        """
+        self._gathering = False
+        if not self._frames and not self._text:
+            return []
+        if take and self._text and self._writer is not None and not self._writer.done():
+            return self._take()
+        self._wake_writer()
+        return []
 
     async def below_high_water(self) -> None:
         """Wait until the outbox is below its high-water mark. For one reader only."""
         while self.above_high_water:
             self._reader = self._loop.create_future()
             await self._reader
+
+    def _take(self) -> list[Frame | Close]:
+        self._flush_text()
+        frames, self._frames, self._weight = self._frames, [], 0
+        self._wake_reader()
+        return frames
 
     def _flush_text(self) -> None:
         if self._text:
@@ -97,7 +128,7 @@ class Outbox:
             self._text.clear()
 
     def _wake_writer(self) -> None:
-        if self._writer is not None and not self._writer.done():
+        if self._writer is not None and not self._gathering and not self._writer.done():
             self._writer.set_result(None)
 
     def _wake_reader(self) -> None:

@@ -48,6 +48,7 @@ class PreparedReply:
         self._failed = failed
         self._request: TurnRequest | None = None  # none before it begins
         self._held: HeldAnswer | None = None  # the same
+        self._fits = False  # whether its system prompt is known to be within its budget
         self._pause = Pause(deployment.prepare_tokens, self._rests)  # until its `start`
         self._give_way: Callable[[], None] = lambda: self.end("displaced")  # what its place is lent to
         # Ends it when its time is over.
@@ -81,7 +82,13 @@ class PreparedReply:
 
     async def _make(self, answer: Answer, refused: Callable[[], Awaitable[bool]]) -> None:
         if not await refused():
+            self._fits = True
             await answer.make()
+
+    def fits(self, persona: str, runtime_text: str) -> bool:
+        """Whether such a system prompt is known to be within its budget, since it is this reply's own."""
+        mine = self._request
+        return self._fits and mine is not None and (mine.persona, mine.runtime_text) == (persona, runtime_text)
 
     def answers(self, request: TurnRequest) -> bool:
         """Whether it is the reply to a request, and the same that would be made now."""

@@ -168,8 +168,8 @@ class Turn:
 
     async def _take_over(self, held: HeldAnswer) -> None:
         """Tell an answer that was begun before the turn. From now on it ends with the turn."""
-        held.answer.tell(self)
         try:
+            held.answer.tell(self)
             await asyncio.wait((held.making,))
             held.making.result()
         finally:

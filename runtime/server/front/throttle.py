@@ -33,6 +33,14 @@ class LoopThrottle:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._run_some)
 
+    def passes(self) -> bool:
+        """Whether one step may be taken now: nobody waits, and no other was in this step of the loop. It counts."""
+        if self._scheduled:
+            return False
+        self._scheduled = True
+        asyncio.get_running_loop().call_soon(self._run_some)
+        return True
+
     def _run_some(self) -> None:
         try:
             end = self._clock() + STEP_S

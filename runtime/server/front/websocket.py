@@ -86,15 +86,21 @@ class WebSocketFront(WebSocketsSansIOProtocol):
     # Bytes
 
     def data_received(self, data: bytes) -> None:
-        """Parse what is short at once; what is long, or comes from who has no slot, in slices."""
+        """Parse what is short at once; what is long, or comes from who has no slot, in slices.
+
+        One slice in each step of the loop comes at once too: a turn with its persona is longer than short, and mostly
+        nobody else sends one in the same moment.
+        """
         if self.close_sent:
             self._lingered += len(data)
             if self._lingered > LINGER_BYTES:
                 self.socket.drop("unread")
                 return
-        elif self.socket.admitted and len(data) <= SHORT_BYTES and not self._rest:
-            self._feed(data)
-            return
+        elif self.socket.admitted and not self._rest:
+            size = len(data)
+            if size <= SHORT_BYTES or (size <= SLICE_BYTES and self._slices.passes()):
+                self._feed(data)
+                return
         if not self._rest and not self.read_paused:
             self.transport.pause_reading()
         self._rest += data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from runtime.engines import Delta
 from runtime.text.replies.channels import PLAIN, ReplyFormat
@@ -25,6 +25,36 @@ class Heard:
 
 
 SPEECH, SILENCE = Heard(0, True), Heard(0, False)
+
+
+@dataclass(slots=True)
+class _Held:
+    """What came of a reply while all of it is held back, summed up: it is said as one piece.
+
+    Attributes:
+        said: the texts, fit to be sent.
+        first: the first delta; none where none has come.
+        tokens: of all deltas.
+        hidden: how many of them are no speech.
+        speech: whether anything is.
+        finish_reason: the last delta's.
+    """
+
+    said: list[str] = field(default_factory=list)
+    first: Delta | None = None
+    tokens: int = 0
+    hidden: int = 0
+    speech: bool = False
+    finish_reason: str | None = None
+
+    def add(self, delta: Delta, heard: Heard, *, speech: bool) -> None:
+        """Add what the engine made."""
+        if self.first is None:
+            self.first = delta
+        self.tokens += delta.tokens
+        self.hidden += heard.hidden
+        self.speech = self.speech or speech
+        self.finish_reason = delta.finish_reason
 
 
 class Speech:
@@ -73,7 +103,7 @@ class Speech:
         # Text to text.
         self._feed: Callable[[str], str] = self._sanitizer.feed if self._sanitizer else str
         # What came while everything is held back; none from then on.
-        self._held: list[tuple[Delta, Heard, str]] | None = [] if held else None
+        self._held = _Held() if held else None
         self.hidden_tokens = 0
         self.spoken_tokens = 0
 
@@ -108,12 +138,15 @@ class Speech:
             text = self._stops.feed(text)
             if self._stops.stopped:
                 delta = replace(delta, finish_reason="stop")
-        if self._held is not None:
-            self._held.append((delta, heard, text))
-            return
-        self._on_delta(delta, heard)
-        if text and (said := self._feed(text)):
-            self._on_text(said)
+        held = self._held
+        if held is None:
+            self._on_delta(delta, heard)
+            if text and (said := self._feed(text)):
+                self._on_text(said)
+        else:
+            held.add(delta, heard, speech=bool(text))
+            if text:  # made fit to be sent now, so that whoever waits for the release does not wait for that
+                held.said.append(self._feed(text))
 
     def end_hidden(self, thought_ends: str) -> str:
         """Go on as if what is hidden had ended; return what ends it, empty where nothing does."""
@@ -127,13 +160,11 @@ class Speech:
     def release(self) -> None:
         """Say what was held back, as one piece, and from now on everything at once."""
         held, self._held = self._held, None
-        if not held:
+        if held is None or held.first is None:
             return
-        deltas = [delta for delta, _, _ in held]
-        whole = Delta("", sum(delta.tokens for delta in deltas), deltas[-1].finish_reason, deltas[0].cached_tokens)
-        text = "".join(text for _, _, text in held)
-        self._on_delta(whole, Heard(sum(heard.hidden for _, heard, _ in held), bool(text)))
-        if text and (said := self._feed(text)):
+        whole = Delta("", held.tokens, held.finish_reason, held.first.cached_tokens)
+        self._on_delta(whole, Heard(held.hidden, held.speech))
+        if said := "".join(held.said):
             self._on_text(said)
 
     def finish(self) -> None:
