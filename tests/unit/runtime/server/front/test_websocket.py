@@ -260,6 +260,22 @@ async def test_a_throttle_lets_through_a_few_at_a_time_in_order() -> None:
     assert len(raised) == 1
 
 
+async def test_a_throttle_lets_one_pass_in_each_step_where_nobody_waits() -> None:
+    throttle = LoopThrottle(2)
+    assert [throttle.passes() for _ in range(3)] == [True, False, False]
+    await asyncio.sleep(0)
+    assert throttle.passes()
+    let_in: list[int] = []
+    for number in range(3):
+        throttle.enter(lambda number=number: let_in.append(number))  # type: ignore[misc]
+    await asyncio.sleep(0)
+    assert let_in == [0, 1]
+    assert not throttle.passes()  # one waits still
+    await asyncio.sleep(0)
+    assert let_in == [0, 1, 2]
+    assert throttle.passes()
+
+
 FRAME = st.builds(
     raw.frame,
     st.sampled_from([raw.TEXT, raw.BINARY, raw.CONTINUATION, raw.CLOSE, raw.PING, raw.PONG, 3, 11]),
