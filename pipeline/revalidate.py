@@ -34,7 +34,7 @@ from pipeline.steps.stage_runner import StageRunner
 from pipeline.validate.validation import candidate_of, validate
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel
-from runtime.artifact.verify import unlike
+from runtime.artifact.checks.sharing import unlike
 from runtime.deployment.classifier import is_multi_label
 from runtime.host.machine import Gpu
 

@@ -11,8 +11,8 @@ from pipeline.checkpoint.shape import Shape
 from pipeline.checkpoint.sharing import shares, unshared
 from pipeline.lanes import Lane
 from pipeline.plan.diagnostics import Diagnostics
+from runtime.artifact.checks.sharing import unlike
 from runtime.artifact.lanes import SERVED_LANES
-from runtime.artifact.verify import unlike
 from runtime.host.machine import Gpu
 
 HEADS = ("re:.*lm_head",)

@@ -12,7 +12,8 @@ from rich.table import Table
 from pipeline.lanes.gates import bound_text
 from pipeline.plan import BuildPlan
 from pipeline.problem import printable
-from runtime.artifact import BuildMetadata, ChatModel, Gate, Source, ToolModel, TunedOptions, verify
+from runtime.artifact import BuildMetadata, ChatModel, Gate, Source, ToolModel, TunedOptions
+from runtime.artifact.checks.gates import gate_problem
 
 GIB = 2**30
 # What stands for the figure of a tool that no utterance asks for.
@@ -205,7 +206,7 @@ def validation_status(metadata: BuildMetadata) -> ValidationStatus:
         return ValidationStatus(
             False, "failed " + ", ".join(gate.name for gate in metadata.validation.gates if not gate.passed)
         )
-    if problem := verify.gate_problem(metadata):
+    if problem := gate_problem(metadata):
         return ValidationStatus(False, problem)
     if metadata.validation.digest != metadata.digest:
         return ValidationStatus(False, "its files changed after validation")

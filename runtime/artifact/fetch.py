@@ -36,9 +36,11 @@ from runtime.artifact import (
     hub_client,
     labels,
     signature,
-    verify,
 )
 from runtime.artifact.blobs import Blobs, watch_progress
+from runtime.artifact.checks.gates import check_validation
+from runtime.artifact.checks.machine_fit import check_machine
+from runtime.artifact.checks.sharing import AS_BUILT, Sharing
 from runtime.artifact.repository import Reference, RepositoryReader, hub_errors_translated
 from runtime.host.machine import Machine
 
@@ -74,7 +76,7 @@ class Fetcher:
     machine: Machine
     report: hub.Report
     public_key: Path | None = None
-    sharing: verify.Sharing = verify.AS_BUILT
+    sharing: Sharing = AS_BUILT
     # Not shown: a token may stand in it.
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
 
@@ -213,8 +215,8 @@ class Fetcher:
         """Refuse what could not be served anyway, before it costs a download."""
         if self.public_key is not None:
             signature.verify(staging, metadata, self.public_key)
-        verify.check_validation(metadata)
-        verify.check_machine(metadata, self.machine, self.sharing)
+        check_validation(metadata)
+        check_machine(metadata, self.machine, self.sharing)
 
     def _download(self, source: RepositoryReader, metadata: BuildMetadata, staging: Path) -> None:
         blobs = Blobs(self.cache / "blobs")

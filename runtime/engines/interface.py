@@ -19,7 +19,7 @@ from prometheus_client.core import Metric
 
 from runtime import defaults
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits
-from runtime.artifact.verify import Sharing
+from runtime.artifact.checks.sharing import Sharing
 from runtime.defaults import first_set
 from runtime.engines.places import Load, Places
 from runtime.engines.tuned import key_of, tuned

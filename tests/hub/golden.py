@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.artifact import METADATA_NAME, BuildMetadata, Gate, Validation, encode, hashes, seal_of
-from runtime.artifact.verify import expected_gates
+from runtime.artifact.checks.gates import expected_gates
 from runtime.host.machine import Gpu, Machine
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "artifacts"

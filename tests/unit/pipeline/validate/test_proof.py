@@ -36,8 +36,9 @@ from runtime.artifact import (
     TunedOptions,
     TuningKey,
     Validation,
-    verify,
 )
+from runtime.artifact.checks.contents import check_contents
+from runtime.artifact.checks.gates import PARTS, check_validation, expected_gates
 from runtime.artifact.hashes import digest_of, hash_folder
 from runtime.engines import Delta, Sampling, TokenScore
 from tests.harness.models import tiny
@@ -235,12 +236,12 @@ def proven(name: str) -> BuildMetadata:
     return metadata.model_copy(update={"validation": proof_of(metadata)})
 
 
-EXPECTED = [(name, gate) for name in FOLDERS for gate in verify.expected_gates(artifact.read(GOLDEN / name))]
+EXPECTED = [(name, gate) for name in FOLDERS for gate in expected_gates(artifact.read(GOLDEN / name))]
 
 
 def refused(metadata: BuildMetadata) -> str:
     with pytest.raises(ArtifactError) as caught:
-        verify.check_validation(metadata)
+        check_validation(metadata)
     assert "\n" not in str(caught.value)
     assert not validation_status(metadata).valid
     return str(caught.value)
@@ -248,8 +249,8 @@ def refused(metadata: BuildMetadata) -> str:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_with_every_gate_an_artifact_is_served(name: str) -> None:
-    verify.check_validation(proven(name))
-    verify.check_validation(artifact.read(GOLDEN / name))
+    check_validation(proven(name))
+    check_validation(artifact.read(GOLDEN / name))
 
 
 @pytest.mark.parametrize(("name", "gate"), EXPECTED)
@@ -292,7 +293,7 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize(("name", "gate"), EXPECTED)
 def test_a_figure_that_cannot_be_is_no_proof(name: str, gate: str) -> None:
     metadata = proven(name)
-    relation = verify.expected_gates(metadata)[gate]
+    relation = expected_gates(metadata)[gate]
     for value in IMPOSSIBLE.get(gate.partition(":")[0], ()):
         bound = None if relation is None else {"<=": 9.0, ">=": 0.0}[relation]
         wrong = Gate(name=gate, value=value, relation=relation, threshold=bound)
@@ -300,13 +301,13 @@ def test_a_figure_that_cannot_be_is_no_proof(name: str, gate: str) -> None:
 
 
 def test_figures_that_are_parts_are_known_to_the_server() -> None:
-    assert {spec.name for spec in SPECS if spec.most == 1.0} == verify.PARTS
+    assert {spec.name for spec in SPECS if spec.most == 1.0} == PARTS
 
 
 def test_an_artifact_of_nothing_is_refused() -> None:
     nothing = proven("tool-only").model_copy(update={"tool": None, "chat": None})
     with pytest.raises(ArtifactError, match="found neither"):
-        verify.check_contents(nothing)
+        check_contents(nothing)
 
 
 def test_a_tool_that_is_said_to_be_unmeasured_must_have_been_silent() -> None:
@@ -315,7 +316,7 @@ def test_a_tool_that_is_said_to_be_unmeasured_must_have_been_silent() -> None:
     table = (ToolLabel(label=1, name="take_screenshot"), ToolLabel(label=2, name="music"))
     several = metadata.model_copy(update={"tool": metadata.tool.model_copy(update={"tools": table})})
     assert "tool_accuracy" in refused(several)
-    verify.check_validation(several.model_copy(update={"validation": proof_of(several)}))
+    check_validation(several.model_copy(update={"validation": proof_of(several)}))
 
     def unmeasured(*names: str) -> BuildMetadata:
         said = proof_of(several).model_copy(update={"not_measured": tuple(f"tool_accuracy:{n}" for n in names)})
@@ -324,9 +325,9 @@ def test_a_tool_that_is_said_to_be_unmeasured_must_have_been_silent() -> None:
     silent = unmeasured("music")
     assert "tool_silence" in refused(silent)
     proof = proof_of(silent).model_copy(update={"not_measured": ("tool_accuracy:music",)})
-    verify.check_validation(silent.model_copy(update={"validation": proof}))
+    check_validation(silent.model_copy(update={"validation": proof}))
     # The screenshot can be measured always: saying that it was not does not help.
-    assert "tool_accuracy" in verify.expected_gates(unmeasured("take_screenshot", "music"))
+    assert "tool_accuracy" in expected_gates(unmeasured("take_screenshot", "music"))
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -346,7 +347,7 @@ def test_the_server_asks_for_the_gates_that_the_pipeline_makes(name: str, prequa
     made = {spec.name: spec.relation for spec in SPECS if spec.applies_to(candidate)}
     # How many streams there were is told beside the throughput, and proves nothing.
     made.pop("throughput_streams", None)
-    assert verify.expected_gates(metadata) == made
+    assert expected_gates(metadata) == made
 
 
 @given(st.sampled_from(sorted(OPTIONS, key=str)), st.sampled_from([math.nan, math.inf, -math.inf]))

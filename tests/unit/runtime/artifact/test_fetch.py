@@ -21,9 +21,9 @@ from pipeline.publish.preconditions import Destination
 from pipeline.publish.push import push
 from runtime import artifact
 from runtime.artifact import ArtifactError, verify
+from runtime.artifact.checks.sharing import AS_BUILT, Sharing
 from runtime.artifact.fetch import Fetcher
 from runtime.artifact.repository import Reference
-from runtime.artifact.verify import AS_BUILT, Sharing
 from runtime.host.machine import Machine
 from tests.hub import Account, Hub
 from tests.hub.artifacts import A100, CPU, H100, contents, cpu_artifact, engine_artifact, gpu_machine, random_bytes

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, FileEntry, Limits
-from runtime.artifact.verify import AS_BUILT, Sharing, check_contents, check_machine, check_memory
+from runtime.artifact.checks.contents import check_contents
+from runtime.artifact.checks.machine_fit import check_machine, check_memory
+from runtime.artifact.checks.sharing import AS_BUILT, Sharing
 from runtime.host.machine import Gpu, Machine
 from tests.hub.golden import GIB, GOLDEN, HOPPER
 
