@@ -9,86 +9,39 @@ from typing import Any
 
 import pytest
 
-import pipeline.plan.hardware
 from pipeline import run
 from pipeline.lanes import VLLM, gate_specs
-from pipeline.plan import BuildPlan, BuildRequest, CalibrationPlan, ChatPlan, ToolPlan
+from pipeline.plan import BuildPlan, CalibrationPlan, ChatPlan, ToolPlan
 from pipeline.plan.hardware import Quantizer
-from pipeline.plan.prepare import Prepared, prepare
+from pipeline.plan.prepare import Prepared
+from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.source.utterance_file import UtteranceSet
-from pipeline.stages.stage import StageResult, key_of
+from pipeline.stages.stage import StageResult
 from pipeline.steps import quantize_step, stage_runner, tune_step
 from pipeline.steps.stage_runner import StageRunner
-from runtime.artifact import ToolLabel, hashes
-from tests.harness import pipeline_standins as standins
-
-RESULTS: dict[str, dict[str, Any]] = {
-    "source": {},
-    "tool": {"accuracy": 0.97, "threshold": 0.66},
-    "calibration": {"dataset": "embedded", "digest": "d", "samples": 1, "sequence_length": 64, "tokens": 3},
-    "quantize": {"method": "awq", "scheme": "W4A16", "group_size": 128, "symmetric": True},
-    "tune": {
-        "goal": "latency",
-        "key": {
-            "engine": "vllm 1",
-            "torch": None,
-            "driver": None,
-            "gpu": None,
-            "gpu_memory_bytes": None,
-            "tensor_parallel_size": 1,
-        },
-        "choices": {"cudagraph_mode": "FULL"},
-        "noise": 0.01,
-        "candidates": [],
-    },
-    "build": {"compile_cache": None, "engine_path": None},
-    "reference": {},
-    "validate": {
-        "gates": [{"name": "known_prompts", "value": 1.0}],
-        "validated_at": "2026-01-01T00:00:00+00:00",
-        "digest": "0" * 64,
-    },
-}
-
-
-class Silent:
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
+from runtime.artifact import ToolLabel
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    for name in ("INFERENCE_ENGINE", "QUANTIZATION", "AWQ_CALIB_DATASET", "TRT_BACKEND", "TOOL_UTTERANCES"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pipeline.plan.hardware, "describe", standins.describe)
-    asked = BuildRequest(chat="embedded", tool="embedded", lanes=("cpu",), method="awq", out=tmp_path / "out")
-    return prepare(asked, tmp_path / "cache")
-
-
-@pytest.fixture
-def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+def keys(
+    monkeypatch: pytest.MonkeyPatch, finished: Callable[..., StageResult], silent: Progress
+) -> Callable[..., dict[str, str]]:
     """Tell the key of each stage of a plan; no work is done. `outputs` writes something else into some of them."""
 
     def of(prepared: Prepared, outputs: Mapping[str, str] = {}, results: Mapping[str, Any] = {}) -> dict[str, str]:
         found: dict[str, str] = {}
 
         def stage(self: StageRunner, name: str, inputs: Mapping[str, Any], work: Any, **_: Any) -> StageResult:
-            found[name] = key_of(name, inputs)
-            out = tmp_path / f"{len(list(tmp_path.iterdir()))}-{name}"
-            out.mkdir()
-            for file in ("config.json", "tokenizer.json", "scores.json"):
-                (out / file).write_text(outputs.get(name, "{}"))
-            written = {entry.path: entry.sha256 for entry in hashes.hash_folder(out)}
-            result = {**RESULTS[name], **results.get(name, {})}
-            return StageResult(name, found[name], out, result, 1.0, False, written)
+            done = finished(name, inputs, outputs.get(name, "{}"), results.get(name))
+            found[name] = done.key
+            return done
 
         monkeypatch.setattr(StageRunner, "stage", stage)
         # That the code counts is told elsewhere; reading it anew takes long.
         for module in (run, quantize_step, stage_runner, tune_step):
             monkeypatch.setattr(module, "recipe_of", lambda *_: "code")
-        Run(prepared, Silent()).validate()
+        Run(prepared, silent).validate()
         return found
 
     return of

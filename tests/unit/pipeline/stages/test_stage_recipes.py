@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,20 +14,18 @@ from typing import Any
 
 import pytest
 
-import pipeline.plan.hardware
 from pipeline import run
 from pipeline.lanes import lane_of
-from pipeline.plan import BuildRequest, TrtPlan
-from pipeline.plan.prepare import prepare
+from pipeline.plan import TrtPlan
+from pipeline.plan.prepare import Prepared
+from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.stages import recipe as recipes_home
 from pipeline.stages import recipes
 from pipeline.stages.recipe import CHOOSE_AT_CALL, NOT_COUNTED, OURS, ROOT
-from pipeline.stages.stage import StageResult, key_of
+from pipeline.stages.stage import StageResult
 from pipeline.steps import lane_modules, quantize_step, stage_runner, tune_step
 from pipeline.steps.stage_runner import StageRunner
-from runtime.artifact import hashes
-from tests.harness import pipeline_standins as standins
 
 # The runner: it hands over what stands in the keys. What it calls is followed; what it says itself is not counted.
 RUNNER = (run.__name__, quantize_step.__name__, stage_runner.__name__, tune_step.__name__)
@@ -41,40 +39,6 @@ STARTS = {
     *((stage, engine) for stage in ("reference", "validate") for engine in recipes.ENGINES),
 }
 
-RESULTS: dict[str, dict[str, Any]] = {
-    "source": {},
-    "tool": {"accuracy": 0.97, "threshold": 0.66},
-    "calibration": {"dataset": "embedded", "digest": "d", "samples": 1, "sequence_length": 64, "tokens": 3},
-    "quantize": {"method": "awq", "scheme": "W4A16", "group_size": 128, "symmetric": True},
-    "tune": {
-        "goal": "latency",
-        "key": {
-            "engine": "vllm 1",
-            "torch": None,
-            "driver": None,
-            "gpu": None,
-            "gpu_memory_bytes": None,
-            "tensor_parallel_size": 1,
-        },
-        "choices": {"cudagraph_mode": "FULL"},
-        "noise": 0.01,
-        "candidates": [],
-    },
-    "build": {"compile_cache": None, "engine_path": None},
-    "reference": {},
-    "validate": {
-        "gates": [{"name": "known_prompts", "value": 1.0}],
-        "validated_at": "2026-01-01T00:00:00+00:00",
-        "digest": "0" * 64,
-    },
-}
-
-
-class Silent:
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
-
 
 @dataclass
 class Captured:
@@ -86,13 +50,15 @@ class Captured:
 
 
 @pytest.fixture(params=LANES)
-def captured(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Captured:
+def captured(
+    request: pytest.FixtureRequest,
+    prepared: Prepared,
+    finished: Callable[..., StageResult],
+    stage_names: set[str],
+    silent: Progress,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Captured:
     """A plan for the lane goes through the runner; no work is done."""
-    for name in ("INFERENCE_ENGINE", "QUANTIZATION", "AWQ_CALIB_DATASET", "TRT_BACKEND"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pipeline.plan.hardware, "describe", standins.describe)
-    asked = BuildRequest(chat="embedded", tool="embedded", lanes=("cpu",), method="awq", out=tmp_path / "out")
-    prepared = prepare(asked, tmp_path / "cache")
     lane = lane_of(*LANES[request.param])
     chat = prepared.plan.chat
     assert chat is not None
@@ -102,18 +68,12 @@ def captured(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
     def stage(self: StageRunner, name: str, inputs: Mapping[str, Any], work: Any, *, redo: bool = False) -> StageResult:
         caught.inputs[name], caught.works[name] = inputs, work
-        out = tmp_path / name
-        out.mkdir(exist_ok=True)
-        (out / "config.json").write_text("{}")
-        (out / "tokenizer.json").write_text("{}")
-        (out / "scores.json").write_text("{}")
-        written = {entry.path: entry.sha256 for entry in hashes.hash_folder(out)}
-        return StageResult(name, key_of(name, inputs), out, RESULTS[name], 1.0, False, written)
+        return finished(name, inputs)
 
     monkeypatch.setattr(StageRunner, "stage", stage)
     plan = replace(prepared.plan, lane=lane, chat=chat, tune="latency" if lane.tunes else "off")
-    Run(replace(prepared, plan=plan), Silent()).validate()
-    assert caught.works.keys() == RESULTS.keys() - (set() if lane.tunes else {"tune"})
+    Run(replace(prepared, plan=plan), silent).validate()
+    assert caught.works.keys() == stage_names - (set() if lane.tunes else {"tune"})
     return caught
 
 
