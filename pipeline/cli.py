@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from pipeline import hints, progress
-from pipeline.arguments import options
+from pipeline.arguments import flags, options
 from pipeline.arguments.exits import (
     FAILED_GATE,
     FAILED_STAGE,
@@ -216,8 +216,8 @@ def validate_command(given: options.ValidateOptions) -> None:
 
 @app.command(name="push")
 def push_command(
-    artifact: options.Artifact,
-    sign_key: options.SignKey = None,
+    artifact: flags.Artifact,
+    sign_key: flags.SignKey = None,
 ) -> None:
     """Publish a proven artifact to HF_PUSH_REPO_ID: one commit, whole or not at all. A repeated push goes on.
 
@@ -230,7 +230,7 @@ def push_command(
 
 @app.command(name="sign")
 def sign_command(
-    artifact: options.Artifact,
+    artifact: flags.Artifact,
     sign_key: Annotated[Path, typer.Option(help="Elliptic-curve private key (PEM).")],
 ) -> None:
     """Sign an artifact (OpenSSF model signature); a runtime with ARTIFACT_PUBLIC_KEY_FILE serves nothing else.
@@ -244,7 +244,7 @@ def sign_command(
 
 @app.command(name="inspect")
 def inspect_command(
-    artifact: options.Artifact,
+    artifact: flags.Artifact,
     as_json: Annotated[bool, typer.Option("--json", help="The metadata as JSON.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against its hash too.")] = False,
 ) -> None:

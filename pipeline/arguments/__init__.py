@@ -1,4 +1,4 @@
-"""The command line's options: one object each, and what they are called and say; and how commands end.
+"""The command line's options: what each is called and says (`flags`), an object for each command's; how commands end.
 
 May import `plan` and below.
 """
