@@ -21,7 +21,7 @@ from pipeline.embedded.texts import heldout_texts
 from pipeline.lanes import gate_specs
 from pipeline.lanes.gates import failures
 from pipeline.plan import SEED, BuildRequest
-from pipeline.plan.grouping import HEADS, MOE_GATES
+from pipeline.plan.chat.grouping import HEADS, MOE_GATES
 from pipeline.plan.hardware import find_quantizer
 from pipeline.plan.prepare import Prepared, prepare
 from pipeline.progress import PlainProgress

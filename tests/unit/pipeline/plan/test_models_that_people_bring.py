@@ -17,7 +17,7 @@ from pipeline import settings as pipeline_settings
 from pipeline import source
 from pipeline.checkpoint.tensors import Tensor
 from pipeline.plan import BuildPlan, BuildRequest, planner, tool_plan
-from pipeline.plan.chat_plan import CPU_HEAD_SIZES
+from pipeline.plan.chat.chat_plan import CPU_HEAD_SIZES
 from pipeline.problem import WrongRequestError
 from runtime.host.machine import Gpu, Machine
 from tests.harness.models import tiny

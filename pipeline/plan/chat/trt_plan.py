@@ -14,8 +14,9 @@ from pipeline.checkpoint.shape import Shape
 from pipeline.embedded.texts import WINDOW_TOKENS
 from pipeline.lanes import METHODS
 from pipeline.plan import SEED, CalibrationPlan, ChatPlan, TrtPlan
-from pipeline.plan.chat_plan import ChatPlanner, Grouping
-from pipeline.plan.grouping import HEADS, MOE_GATES, kept_patterns
+from pipeline.plan.chat.chat_plan import ChatPlanner, Grouping
+from pipeline.plan.chat.dataset import choose_dataset
+from pipeline.plan.chat.grouping import HEADS, MOE_GATES, kept_patterns
 from pipeline.source import CHECKPOINTS, HF_QUANT_CONFIG, SourceFacts
 from pipeline.source.model_files import checkpoint_weights
 from runtime.artifact import ArtifactError, Limits, Moe
@@ -202,7 +203,7 @@ class TrtPlanner(ChatPlanner):
     def _calibration(self, method: str | None, facts: SourceFacts, context: int | None) -> CalibrationPlan | None:
         if self._prebuilt_weights() is not None:
             return None
-        dataset, reason = self._dataset(facts)
+        dataset, reason = choose_dataset(facts, self.settings, self.disk, self.diagnostics)
         samples = self.settings.trt_calib_size
         if method == "int4_awq" and self._compiles and samples > AWQ_MOST_SAMPLES:
             samples = AWQ_MOST_SAMPLES

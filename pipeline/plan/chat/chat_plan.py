@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 
 from pipeline.checkpoint.config_reader import ConfigError, ConfigReader
 from pipeline.checkpoint.layers import SMALLEST_GROUP, LayerTable, layer_table, stored_dtype
@@ -14,13 +13,14 @@ from pipeline.checkpoint.shape import Shape, ShapeError, mixture_of_experts
 from pipeline.lanes import LANES, METHODS, Lane
 from pipeline.lanes.methods import SMALL_MODEL
 from pipeline.plan import SEED, BuildRequest, CalibrationPlan, ChatPlan
+from pipeline.plan.chat.dataset import choose_dataset
+from pipeline.plan.chat.grouping import check_sharing, kept_patterns, odd_layers, odd_patterns
 from pipeline.plan.diagnostics import Diagnostics
-from pipeline.plan.disk_facts import DiskFacts, PathEntry
-from pipeline.plan.grouping import check_sharing, kept_patterns, odd_layers, odd_patterns
+from pipeline.plan.disk_facts import DiskFacts
 from pipeline.settings import PipelineSettings
-from pipeline.source import EMBEDDED, SourceFacts
+from pipeline.source import SourceFacts
 from runtime.artifact import Limits, Moe
-from runtime.defaults import CALIBRATION_DATASET, QUANTIZATION, first_set
+from runtime.defaults import QUANTIZATION, first_set
 from runtime.host.machine import Machine
 from runtime.text.thought import THINKS, WAY_OUT
 
@@ -32,7 +32,6 @@ CACHE_BLOCK = 16
 # The size of groups, whether they have no zero point, and what stays in float.
 Grouping = tuple[int | None, bool, tuple[str, ...]]
 
-HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+")
 # Columns of a head for which vLLM's attention on a CPU has a kernel; a test compares them with its own list.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
@@ -277,7 +276,7 @@ class ChatPlanner:
         if method and not METHODS[method].calibrated:
             self.diagnostics.decide("calibration", "none", f"{method} scales activations as they come")
             return None
-        dataset, reason = self._dataset(facts)
+        dataset, reason = choose_dataset(facts, self.settings, self.disk, self.diagnostics)
         samples, length = self.settings.awq_nsamples, self.settings.awq_seqlen
         if context and length > context:
             length, reason = context, f"{reason}; the model was made for {context} tokens"
@@ -285,22 +284,6 @@ class ChatPlanner:
             "calibration", f"{dataset}, {samples} × {length} tokens at most", f"{reason}; seed {SEED}"
         )
         return CalibrationPlan(dataset, samples, length)
-
-    def _dataset(self, facts: SourceFacts) -> tuple[str, str]:
-        named = self.settings.awq_calib_dataset
-        dataset = named or (EMBEDDED if facts.kind == "embedded" else CALIBRATION_DATASET)
-        reason = "AWQ_CALIB_DATASET" if named else f"default for {'the embedded' if dataset == EMBEDDED else 'a'} model"
-        file = PurePath(dataset).suffix in {".txt", ".jsonl"}
-        if file and self.disk.dataset is not PathEntry.FILE:
-            self.diagnostics.problem("AWQ_CALIB_DATASET", "a text or JSONL file", f"no file {dataset}")
-        elif not file and self.disk.dataset is not PathEntry.NOTHING and dataset not in {EMBEDDED, CALIBRATION_DATASET}:
-            self.diagnostics.problem("AWQ_CALIB_DATASET", "a .txt or .jsonl file", dataset, "rename or convert it")
-        elif not file and dataset not in {EMBEDDED, CALIBRATION_DATASET} and not HUB_DATASET.fullmatch(dataset):
-            expected = f"{CALIBRATION_DATASET}, embedded, a hub data set (org/name), or a .txt or .jsonl file"
-            self.diagnostics.problem("AWQ_CALIB_DATASET", expected, repr(dataset))
-        elif self.disk.dataset_problem:
-            self.diagnostics.problems.append(self.disk.dataset_problem)
-        return dataset, reason
 
     def _limits(self, shape: Shape) -> Limits | None:
         settings = self.settings
