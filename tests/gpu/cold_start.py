@@ -38,6 +38,9 @@ WAYS = {
 }
 ROUNDS = 2
 
+# What is printed of the log: times, and what was found compiled or had to be compiled.
+SAID = r"\btook\b|seconds|\bs\b.*GiB|[Ll]oad(ed)?\b|ready|weights|spawn|AOT|memory plan|ache directory"
+
 
 def ways(folder: Path) -> None:
     """Start in turns, and print the median of each phase, each way in a column."""
@@ -64,7 +67,7 @@ def ours(folder: Path, **env: str) -> float:
         for phase, took in server.start_phases().items():
             print(f"    {phase:10} {took:6.2f} s")
         for event in server.log.read_text().splitlines():
-            if re.search(r"\btook\b|seconds|\bs\b.*GiB|loaded|ready|weights|spawn", event):
+            if re.search(SAID, event):
                 print("   ", event[:220])
         server.stop()
     return seconds

@@ -1,6 +1,6 @@
-"""Compile one small graph by vLLM's own compiler manager, or find it compiled: `compile_one.py CACHE`.
+"""Compile one small model as vLLM does on a GPU, or find it compiled: `compile_one.py CACHE`.
 
-Prints how many graphs were known before, and what the graph makes of its inputs.
+Prints how many graphs and how many whole models were found compiled, and what the model makes of its inputs.
 """
 
 from __future__ import annotations
@@ -12,30 +12,37 @@ from pathlib import Path
 
 def main(cache: Path) -> None:
     # Graphs in files of their own, as vLLM keeps them beside the torch versions that cannot put all into one.
-    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_USE_MEGA_AOT_ARTIFACT": "0"}
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor_cache")
+    os.environ |= {
+        "VLLM_CACHE_ROOT": str(cache),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_USE_AOT_COMPILE": "1",
+        "VLLM_USE_MEGA_AOT_ARTIFACT": "0",
+    }
     import torch
-    from torch.fx.experimental.proxy_tensor import make_fx
-    from vllm.compilation.backends import CompilerManager
-    from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
-    from vllm.config.utils import Range
+    from vllm.compilation.counter import compilation_counter
+    from vllm.config import CompilationConfig, CompilationMode, VllmConfig, set_current_vllm_config
 
-    def graph(x, y):  # annotations would become part of the graph, and could not be saved
-        return (torch.relu(x @ y) + 1,)
+    from tests.harness.compiled_model import OneLayer, declare_missing
 
-    config = CompilationConfig(backend="inductor")
-    inputs = [torch.arange(32.0).reshape(4, 8).clone(), torch.eye(8)]
-    home = cache / "torch_compile_cache" / "KEY" / "rank_0_0" / "backbone"
-    home.mkdir(parents=True, exist_ok=True)
-    with set_current_vllm_config(VllmConfig(compilation_config=config)):
-        manager = CompilerManager(config)
-        manager.initialize_cache(str(home))
-        known = len(manager.cache)
-        traced = make_fx(graph, tracing_mode="fake")(*inputs)
-        compiled = manager.compile(traced, inputs, {}, config, Range(4, 4), graph_index=0, num_graphs=1)
-        manager.save_to_file()
-        answer = compiled(*inputs)
-    print(known, float((answer[0] if isinstance(answer, (tuple, list)) else answer).sum()))
+    declared = declare_missing()
+    config = VllmConfig(compilation_config=CompilationConfig(backend="inductor"))
+    compilation = config.compilation_config
+    # On a CPU vLLM has another mode.
+    compilation.mode = CompilationMode.VLLM_COMPILE
+    compilation.splitting_ops, compilation.compile_sizes, compilation.custom_ops = [], [], ["none"]
+    for name, value in vars(compilation.pass_config).items():
+        if value is True and name.startswith(("fuse", "enable")):
+            setattr(compilation.pass_config, name, False)
+    with set_current_vllm_config(config):
+        model = OneLayer(vllm_config=config)
+        answer = model(torch.arange(32.0).reshape(4, 8))
+    del declared
+    print(
+        compilation_counter.num_compiled_artifacts_loaded,
+        compilation_counter.num_aot_artifacts_loaded,
+        float(answer.sum()),
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
 """The compile caches of vLLM and Triton, and how they move from where they were filled to where they serve.
 
 Both write absolute paths into their caches. Triton passes over a file that is not where it is said to be, and compiles
-again; vLLM ends with an error, and its engine does not start.
+again; vLLM ends with an error, and its engine does not start. From torch 2.10 on vLLM also keeps the whole model as it
+was traced and compiled (`torch_aot_compile/KEY/rank_…/model`); that file names no folder and moves as it is. vLLM says
+"torch.compile took" of loading it too.
+
+All of it is code: what vLLM finds is unpickled, and what Triton finds runs on the GPU. So nothing is taken but what the
+artifact's digest covers, and that only where the artifact's signature was checked or the operator trusts it
+(`runtime.artifact.files.view`).
 """
 
 from __future__ import annotations
