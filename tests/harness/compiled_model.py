@@ -1,4 +1,4 @@
-"""A model of one layer that vLLM compiles as it compiles a chat model's: traced, split, compiled, and kept for the next.
+"""A model of one layer, which vLLM compiles as it does a chat model: traced, split, compiled, kept for the next start.
 
 In a module of its own, because what is kept names the source that was traced.
 """
