@@ -48,14 +48,15 @@ TAKEOVERS = 200
 PERSONA = "You are Mia. " + "You like the sea and long walks along it. " * 40
 
 
-async def converse(server: Server, stream: int, turns: int) -> list[float]:
+async def converse(server: Server, stream: int, turns: int, *, at_once: bool = False) -> list[float]:
     """Have a conversation that grows; return the server's own times to the first token, in ms, but the first turn's."""
     headers = {"X-API-Key": server.api_key}
     times = []
     waits = random.Random(stream)
     async with websockets.connect(server.url, additional_headers=headers, compression=None) as socket:
         for number in range(turns):
-            await asyncio.sleep(waits.uniform(0, LISTEN if number else TOKENS * PAUSE))
+            if not at_once:
+                await asyncio.sleep(waits.uniform(0, LISTEN if number else TOKENS * PAUSE))
             message = {"type": "start", "session_id": f"s{stream}", "user_utterance": f"Tell me more about {number}."}
             await socket.send(json.dumps(message if number else {**message, "persona_text": PERSONA}))
             while not (frame := str(await socket.recv())).startswith('{"type":"done"'):
@@ -124,8 +125,8 @@ def share(front: str, kinds: dict[str, dict[str, str]]) -> None:
 
 async def take_over(one: Server, other: Server, stream: int) -> tuple[float, float]:
     """Speak on one server, then on the other; return the times to the first token of the last turns on each, in ms."""
-    first = await converse(one, stream, 3)
-    await asyncio.sleep(0.05)
+    first = await converse(one, stream, 3, at_once=True)
+    await asyncio.sleep(0.15)  # until it is written
     headers = {"X-API-Key": other.api_key}
     async with websockets.connect(other.url, additional_headers=headers, compression=None) as socket:
         await socket.send(json.dumps({"type": "start", "session_id": f"s{stream}", "user_utterance": "And then?"}))

@@ -113,7 +113,11 @@ class Session:
             self.check_screen_prefix = start.check_screen_prefix
         if start.screen_checked_prefix is not None:
             self.screen_checked_prefix = start.screen_checked_prefix
-        self._changed(news=start.history is not None or self._kept() != before)
+        news = start.history is not None or self._kept() != before
+        if news or self.lease is None:
+            self._changed(news=news)
+        else:  # the turn that begins now is told of, and is not worth a write yet
+            self.lease.touched = True
 
     def preview(self, start: Start) -> Session:
         """The session as a turn would see it that a `start` began at this moment. This one stays as it is.
