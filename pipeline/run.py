@@ -25,6 +25,7 @@ from pipeline.source.utterance_file import NO_UTTERANCES
 from pipeline.stages import install
 from pipeline.stages.recipes import recipe_of
 from pipeline.stages.stage import StageError, remove_all_leftovers
+from pipeline.steps.fall_back import PLAIN, FallBack
 from pipeline.steps.lane_modules import BUILDERS
 from pipeline.steps.quantize_step import QuantizeStep
 from pipeline.steps.stage_runner import FetchedModel, StageRunner, tokenizing
@@ -68,6 +69,11 @@ class GateError(Exception):
         return all(gate.name.partition(":")[0] in CLASSIFIERS for gate in self.gates)
 
 
+def classifier_alone(error: Exception) -> bool:
+    """Return whether nothing failed but gates of the classifier."""
+    return isinstance(error, GateError) and error.classifier_alone
+
+
 class Run:
     """One run of a plan, on one cache of stages."""
 
@@ -75,6 +81,8 @@ class Run:
         self.plan, self.hardware, self.cache = prepared.plan, prepared.hardware, prepared.cache
         self.progress = progress
         self.runner = StageRunner(prepared.cache, prepared.hardware.machine, progress, force)
+        self.fall_back = FallBack(self.runner)
+        self._quantized: tuple[FetchedModel, FetchedModel, Quantization] | None = None  # once is enough
         remove_all_leftovers(self.cache)
         # First of all: a run that fails on its way must not keep back what a killed one had moved aside.
         install.recover(self.plan.out)
@@ -94,8 +102,11 @@ class Run:
         """Run the stages up to a complete artifact that is not validated yet; it lies in the cache.
 
         Raises:
-            StageError: a stage failed.
+            StageError: a stage failed, and not for the engine options that were tuned.
         """
+        return self.fall_back.attempt(self._build)
+
+    def _build(self) -> tuple[Path, BuildMetadata]:
         plan = self.plan
         inputs: dict[str, Any] = {
             "lane": plan.lane.name,
@@ -108,10 +119,10 @@ class Run:
         models: dict[str, Path] = {}
         build: Callable[[Path, Path], None] | None = None
         if plan.chat:
-            base, model, quantization = self.quantize(plan.chat)
+            self._quantized = base, model, quantization = self._quantized or self.quantize(plan.chat)
             models["chat"] = model.folder
             told = plan
-            if tuned := tune(plan, plan.chat, model, self.runner):
+            if tuned := self.fall_back.left(tune(plan, plan.chat, model, self.runner)):
                 told = replace(plan, choices=tuned.choices)
                 inputs["choices"] = tuned.choices.model_dump(mode="json")
             build = partial(BUILDERS[plan.engine], source=base.folder, plan=told, progress=self.progress)
@@ -135,7 +146,7 @@ class Run:
         def work(out: Path) -> Mapping[str, Any]:
             return assemble(models, out, build=build, described=described, progress=self.progress)
 
-        done = self.runner.stage("build", inputs, work)
+        done = self.fall_back.stage("build", inputs, work, tuned.choices if tuned else PLAIN)
         self.progress.step("hashing the artifact")
         files = hashes.hash_folder(done.output)
         if changed := next((entry.path for entry in files if done.hashes.get(entry.path) != entry.sha256), None):
@@ -159,10 +170,13 @@ class Run:
         """Run the stages up to an artifact that passed its gates; it lies in the cache.
 
         Raises:
-            StageError: a stage failed.
-            GateError: a gate did.
+            StageError: a stage failed, and not for the engine options that were tuned.
+            GateError: a gate did, in the same way.
         """
-        folder, metadata = self.build()
+        return self.fall_back.attempt(self._validate)
+
+    def _validate(self) -> tuple[Path, BuildMetadata]:
+        folder, metadata = self._build()
         chat, thresholds = self.plan.chat, self.plan.thresholds
         reference: Path | None = None
         if chat and not chat.prequantized:
@@ -199,7 +213,9 @@ class Run:
             "packages": tokenizing(),
             "code": recipe_of("validate", self.plan.engine if chat else None),
         }
-        done = self.runner.stage("validate", inputs, work)
+        tuned = metadata.chat.engine_options if metadata.chat else None
+        options = tuned.choices if tuned else PLAIN
+        done = self.fall_back.stage("validate", inputs, work, options, classifier_alone)
         validation = Validation.model_validate_json(json.dumps(done.result))
         return folder, metadata.model_copy(update={"validation": validation, "stages": self._records()})
 

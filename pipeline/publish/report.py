@@ -160,6 +160,14 @@ def _show_tuning(tuned: TunedOptions, console: Console) -> None:
         verdict = f"{one.outcome}: {printable(one.reason)}" if one.reason else one.outcome
         tried.add_row(printable(one.name), *figures, verdict)
     console.print(tried)
+    if (refused := tuned.refused) is not None:
+        console.print(
+            f"the plain options serve: {refused.stage} failed with {printable(refused.options.text)}: "
+            f"{printable(refused.reason)}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _facts(metadata: BuildMetadata) -> Iterable[tuple[str, str]]:

@@ -133,7 +133,7 @@ class StageCache:
             StageError: the work failed, or the cache cannot be written.
         """
         home = self.folder / stage.name
-        final = home / stage.key[:_KEY_LENGTH]
+        final = self._place(stage)
         try:
             home.mkdir(parents=True, exist_ok=True)
             with locked(final.with_suffix(".lock"), lambda: progress.step(f"{stage.name}: waiting for another run")):
@@ -150,6 +150,21 @@ class StageCache:
                 raise
             remedy = f"look at the free space and the permissions of {self.folder}, then run the same command again"
             raise StageError(stage.name, refusal_text(refused), refused.filename or home, remedy) from error
+
+    def find(self, stage: Stage, progress: Progress) -> StageResult | None:
+        """Return the result of a stage that was done before, whole as it was then; its work is not done."""
+        return None if self._force else load_result(stage, self._place(stage), progress)
+
+    def forget(self, stage: Stage) -> None:
+        """Remove a stage's result, if there is one: it will be done again.
+
+        Without its record a folder is no result, so that nothing is half forgotten.
+        """
+        with suppress(OSError):
+            (self._place(stage) / RECORD_NAME).unlink()
+
+    def _place(self, stage: Stage) -> Path:
+        return self.folder / stage.name / stage.key[:_KEY_LENGTH]
 
     def _work(self, stage: Stage, final: Path) -> StageResult:
         with staging(final, f"{final.name}.partial") as made:

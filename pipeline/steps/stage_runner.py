@@ -72,10 +72,26 @@ class StageRunner:
             return earlier
         self.progress.step(name)
         with sleeping_threads() if name in COMPUTING_HERE else nullcontext():
-            done = StageCache(self.cache, force=self.force).run(stage, self.progress)
+            done = self._cache.run(stage, self.progress)
         self.progress.step(f"{name}: {'done before, in' if done.reused else 'done in'} {done.seconds:.1f} s")
         self.finished.append(done)
         return done
+
+    def known(self, name: str, inputs: Mapping[str, Any]) -> StageResult | None:
+        """Return the result of a stage that was done before; none where it was not, or is to be done again."""
+        return self._cache.find(Stage(name, inputs, _nothing), self.progress)
+
+    def keep(self, name: str, inputs: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Keep a result that has no files; what was made before it is no part of an artifact."""
+        self._cache.run(Stage(name, inputs, lambda _: result), self.progress)
+
+    def forget(self, name: str, inputs: Mapping[str, Any]) -> None:
+        """Let go of a result."""
+        self._cache.forget(Stage(name, inputs, _nothing))
+
+    @property
+    def _cache(self) -> StageCache:
+        return StageCache(self.cache, force=self.force)
 
     def model(self, folder: Path) -> FetchedModel:
         """Return a model's folder with the hash of its content.
@@ -204,6 +220,10 @@ def sleeping_threads() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(WAIT_POLICY, None)
+
+
+def _nothing(out: Path) -> Mapping[str, Any]:
+    return {}
 
 
 def tokenizing() -> dict[str, str]:

@@ -23,7 +23,14 @@ from runtime.artifact.schema.chat_model import Calibration, ChatModel, Limits, M
 from runtime.artifact.schema.entry import Source
 from runtime.artifact.schema.proof import Gate, Validation
 from runtime.artifact.schema.tool_model import SCREENSHOT_TOOL, TOOL_FOLDER, ToolLabel, ToolModel, served_tools
-from runtime.artifact.schema.tuned_options import EngineChoices, TriedOptions, TunedFigures, TunedOptions, TuningKey
+from runtime.artifact.schema.tuned_options import (
+    EngineChoices,
+    RefusedOptions,
+    TriedOptions,
+    TunedFigures,
+    TunedOptions,
+    TuningKey,
+)
 
 __all__ = [
     "CARD_NAME",
@@ -43,6 +50,7 @@ __all__ = [
     "Moe",
     "Platform",
     "Quantization",
+    "RefusedOptions",
     "Source",
     "StageRecord",
     "ToolLabel",

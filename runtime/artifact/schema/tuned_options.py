@@ -91,6 +91,14 @@ class TriedOptions(Entry):
     kernels: tuple[str, ...] = Field(default=(), description="of products and attention, as vLLM tells them")
 
 
+class RefusedOptions(Entry):
+    """Tuned options that the build did without, since one of its stages failed with them and not without."""
+
+    stage: str = Field(description="the stage that failed, such as `validate`")
+    options: EngineChoices = Field(description="what was tuned")
+    reason: str = Field(description="in one line, for a person")
+
+
 class TunedOptions(Entry):
     """`build --tune`: the engine's options that were measured to be the best, and every candidate's figures."""
 
@@ -99,3 +107,7 @@ class TunedOptions(Entry):
     choices: EngineChoices = Field(default=EngineChoices(), description="what the runtime sets; nothing where none won")
     noise: float = Field(ge=0, allow_inf_nan=False, description="part by which equal runs differed; a win is more")
     candidates: tuple[TriedOptions, ...] = Field(description="in the order in which they were tried")
+    # Not in what was written before there were any.
+    refused: RefusedOptions | None = Field(
+        default=None, description="what won, and failed in a later stage; nothing is set then. null where none did"
+    )
