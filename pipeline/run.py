@@ -81,7 +81,7 @@ class Run:
         self.plan, self.hardware, self.cache = prepared.plan, prepared.hardware, prepared.cache
         self.progress = progress
         self.runner = StageRunner(prepared.cache, prepared.hardware.machine, progress, force)
-        self.fall_back = FallBack(self.runner)
+        self._fall_back = FallBack(self.runner)  # does without tuned options that a stage refuses
         self._quantized: tuple[FetchedModel, FetchedModel, Quantization] | None = None  # once is enough
         remove_all_leftovers(self.cache)
         # First of all: a run that fails on its way must not keep back what a killed one had moved aside.
@@ -104,7 +104,7 @@ class Run:
         Raises:
             StageError: a stage failed, and not for the engine options that were tuned.
         """
-        return self.fall_back.attempt(self._build)
+        return self._fall_back.attempt(self._build)
 
     def _build(self) -> tuple[Path, BuildMetadata]:
         plan = self.plan
@@ -122,7 +122,7 @@ class Run:
             self._quantized = base, model, quantization = self._quantized or self.quantize(plan.chat)
             models["chat"] = model.folder
             told = plan
-            if tuned := self.fall_back.left(tune(plan, plan.chat, model, self.runner)):
+            if tuned := self._fall_back.left(tune(plan, plan.chat, model, self.runner)):
                 told = replace(plan, choices=tuned.choices)
                 inputs["choices"] = tuned.choices.model_dump(mode="json")
             build = partial(BUILDERS[plan.engine], source=base.folder, plan=told, progress=self.progress)
@@ -146,7 +146,7 @@ class Run:
         def work(out: Path) -> Mapping[str, Any]:
             return assemble(models, out, build=build, described=described, progress=self.progress)
 
-        done = self.fall_back.stage("build", inputs, work, tuned.choices if tuned else PLAIN)
+        done = self._fall_back.stage("build", inputs, work, tuned.choices if tuned else PLAIN)
         self.progress.step("hashing the artifact")
         files = hashes.hash_folder(done.output)
         if changed := next((entry.path for entry in files if done.hashes.get(entry.path) != entry.sha256), None):
@@ -173,7 +173,7 @@ class Run:
             StageError: a stage failed, and not for the engine options that were tuned.
             GateError: a gate did, in the same way.
         """
-        return self.fall_back.attempt(self._validate)
+        return self._fall_back.attempt(self._validate)
 
     def _validate(self) -> tuple[Path, BuildMetadata]:
         folder, metadata = self._build()
@@ -215,7 +215,7 @@ class Run:
         }
         tuned = metadata.chat.engine_options if metadata.chat else None
         options = tuned.choices if tuned else PLAIN
-        done = self.fall_back.stage("validate", inputs, work, options, classifier_alone)
+        done = self._fall_back.stage("validate", inputs, work, options, classifier_alone)
         validation = Validation.model_validate_json(json.dumps(done.result))
         return folder, metadata.model_copy(update={"validation": validation, "stages": self._records()})
 
