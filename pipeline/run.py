@@ -75,7 +75,15 @@ def classifier_alone(error: Exception) -> bool:
 
 
 class Run:
-    """One run of a plan, on one cache of stages."""
+    """One run of a plan, on one cache of stages.
+
+    Attributes:
+        plan: what is made.
+        hardware: the machine, as it was planned on.
+        cache: folder of finished stages.
+        progress: told of each step.
+        runner: runs the stages.
+    """
 
     def __init__(self, prepared: Prepared, progress: Progress, *, force: bool = False) -> None:
         self.plan, self.hardware, self.cache = prepared.plan, prepared.hardware, prepared.cache
