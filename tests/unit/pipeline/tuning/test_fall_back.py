@@ -16,7 +16,7 @@ from pipeline.run import GateError, Run
 from pipeline.stages.stage import StageError
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, EngineChoices
-from tests.harness.refusing import FULL, WON, Told, replaced, run_in
+from tests.harness.faults.refusing import FULL, WON, Told, replaced, run_in
 
 PLAIN = EngineChoices()
 
@@ -200,7 +200,7 @@ def test_a_run_that_is_killed_in_the_fall_back_ends_in_the_same_digest(tmp_path:
         calls = tmp_path / f"{name}.calls"
         calls.unlink(missing_ok=True)
         environment = {**os.environ, "CALLS": str(calls), "DIE_AT": die_at}
-        command = [sys.executable, "-m", "tests.harness.refusing", str(tmp_path / name), stage]
+        command = [sys.executable, "-m", "tests.harness.faults.refusing", str(tmp_path / name), stage]
         ended = subprocess.run(command, env=environment, check=False, capture_output=True)
         return ended.returncode, calls.read_text().split()
 
