@@ -1,6 +1,7 @@
 """A run on stand-ins whose tuned options some stage refuses: in this process, or in one that is killed on its way.
 
-`python -m tests.harness.faults.refusing FOLDER STAGE` makes an artifact there; `CALLS` and `DIE_AT` as in `pipeline_standins`.
+`python -m tests.harness.faults.refusing FOLDER STAGE` makes an artifact there; `CALLS` and `DIE_AT` as in
+`pipeline_standins`.
 """
 
 from __future__ import annotations
