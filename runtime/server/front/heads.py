@@ -119,7 +119,7 @@ def read_head(held: bytes | bytearray, bodies: Bodies) -> Head:
     return Head(size, body, upgrade and switches, request, tuple(read))
 
 
-def plain(held: bytes, head: Head) -> bool:
+def plain(held: bytes | bytearray, head: Head) -> bool:
     """Whether a head that was judged needs no parser: every byte is where a strict one would have it.
 
     Its fields mean then what they say: one host, a body of the length that was read, a connection that goes on.

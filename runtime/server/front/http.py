@@ -142,34 +142,58 @@ class HttpFront(H11Protocol):
         self._searched = len(self._held)
         if found >= 0:
             self._queued = True
-            self._front.heads.enter(self._read_head)
+            if bytes(self._held[: self._held.find(b"\r\n")]) in self._front.direct:
+                self._front.direct_heads.enter(self._read_direct_head)
+            else:
+                self._front.heads.enter(self._read_head)
             return
         try:
             check_partial(self._held)
         except HeadRefused as refused:
             self._refuse(refused.status, self._held)
 
+    def _read_direct_head(self) -> None:
+        """Serve a request past h11, or let it wait among those that h11 reads."""
+        head = self._next_head()
+        if head is None:
+            return
+        if plain(self._held, head):
+            self._take(head)
+            self._begin(head, self._front.direct[head.request])
+            self._go_on()
+        else:
+            self._front.heads.enter(self._read_head)
+
     def _read_head(self) -> None:
-        self._queued, self._searched = False, 0
-        if self._refused or self.transport.is_closing():
+        head = self._next_head()
+        if head is None:
             return
-        try:
-            head = read_head(self._held, self._front.bodies)
-        except HeadRefused as refused:
-            self._refuse(refused.status, self._held)
-            return
-        self._head = bytes(self._held[: head.size])
-        del self._held[: head.size]
-        self.socket.request_begun()
+        self._take(head)
         if head.websocket:
             self._become_websocket()
             return
-        self._body_left = head.body
-        app = self._front.direct.get(head.request)
-        if app is not None and plain(self._head, head):
-            self._begin(head, app)
-        else:
-            super().data_received(self._head)
+        super().data_received(self._head)
+        self._go_on()
+
+    def _next_head(self) -> Head | None:
+        """Judge the head whose turn it is; none where there will be no answer but a refusal."""
+        try:
+            if not self._refused and not self.transport.is_closing():
+                return read_head(self._held, self._front.bodies)
+        except HeadRefused as refused:
+            self._refuse(refused.status, self._held)
+        self._queued = False
+        return None
+
+    def _take(self, head: Head) -> None:
+        self._queued, self._searched = False, 0
+        self._head = bytes(self._held[: head.size])
+        del self._held[: head.size]
+        self._body_left = 0 if head.websocket else head.body
+        self.socket.request_begun()
+
+    def _go_on(self) -> None:
+        """Read what has come behind a head."""
         self._read_body()
         self._check_bounds()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 from unittest.mock import Mock
@@ -18,9 +19,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
+from runtime.server.front.config import DIRECT_AT_ONCE, Front
 from runtime.server.front.direct import DirectCycle
-from runtime.server.front.heads import Head, HeadRefused, plain, read_head
+from runtime.server.front.heads import Bodies, Head, HeadRefused, plain, read_head
 from runtime.server.front.http import HttpFront
+from runtime.server.front.throttle import LoopThrottle, Step
 from tests.harness.scripted import KEY, Running, ScriptedEngine, serving
 from tests.harness.waiting import eventually
 
@@ -220,6 +223,55 @@ async def test_requests_of_both_kinds_are_answered_in_their_order_on_one_connect
             answer = json.loads(await reader.readexactly(size))
             assert answer["choices"][0]["message"]["content"] == f"n{number}"
         writer.close()
+
+
+@pytest.mark.parametrize("more", [{}, {"X-API-Key": "wrong"}], ids=["known", "strangers"])
+async def test_of_many_requests_at_once_a_few_begin_in_each_step_of_the_loop(
+    more: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: Counter[int] = Counter()
+    step = 0
+
+    def counting(held: bytearray, bodies: Bodies) -> Head:
+        begun[step] += 1
+        return read_head(held, bodies)
+
+    async def count_steps() -> None:
+        nonlocal step
+        while True:
+            step += 1
+            await asyncio.sleep(0)
+
+    async with serving(ScriptedEngine(reply=("one",)), http_max_requests_per_window=0) as running:
+        streams = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(4 * DIRECT_AT_ONCE)]
+        monkeypatch.setattr("runtime.server.front.http.read_head", counting)
+        counter = asyncio.create_task(count_steps())
+        for _, writer in streams:
+            writer.write(request(BODY, **more))
+        for reader, writer in streams:
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 401" if more else b"HTTP/1.1 ")
+            writer.close()
+        counter.cancel()
+    assert begun.total() == len(streams)
+    assert max(begun.values()) <= DIRECT_AT_ONCE
+
+
+async def test_what_a_parser_reads_waits_in_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[LoopThrottle] = []
+    enter = LoopThrottle.enter
+
+    def entering(self: LoopThrottle, step: Step) -> None:
+        entered.append(self)
+        enter(self, step)
+
+    monkeypatch.setattr(LoopThrottle, "enter", entering)
+    async with serving() as running:
+        front: Front = running.server.config.front  # type: ignore[attr-defined]
+        await answered(running, request(BODY))
+        assert entered == [front.direct_heads, front.heads]
+        entered.clear()
+        await answered(running, request(BODY, TE="x"))  # which only its fields tell
+        assert entered == [front.direct_heads, front.heads, front.heads]
 
 
 async def test_a_long_body_in_pieces_is_read_and_its_client_s_end_is_seen() -> None:
