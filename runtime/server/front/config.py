@@ -33,12 +33,22 @@ class FrontError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """What all connections share."""
+    """What all connections share.
+
+    Attributes:
+        sockets: all that are open.
+        bodies: paths that take a body.
+        direct: what goes past the parser and the application.
+        explain: the answer to a head that is refused, of its path and status.
+        heads: those that wait to be read by a parser.
+        direct_heads: those that may not need one.
+        slices: pieces of what came over WebSockets.
+    """
 
     sockets: Sockets
     bodies: Bodies = field(default_factory=dict)
-    direct: Direct = field(default_factory=dict)  # what goes past the parser and `app`
-    explain: Callable[[bytes, HTTPStatus], bytes] = lambda path, status: refusal(status)  # the answer to a refused head
+    direct: Direct = field(default_factory=dict)
+    explain: Callable[[bytes, HTTPStatus], bytes] = lambda path, status: refusal(status)
     heads: LoopThrottle = field(default_factory=lambda: LoopThrottle(HEADS_AT_ONCE))
     direct_heads: LoopThrottle = field(default_factory=lambda: LoopThrottle(DIRECT_AT_ONCE))
     slices: LoopThrottle = field(default_factory=lambda: LoopThrottle(SLICES_AT_ONCE))
