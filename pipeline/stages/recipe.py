@@ -38,7 +38,7 @@ NOT_COUNTED: Mapping[str, tuple[frozenset[str], str]] = {
 # Modules that load one of several others when asked, each with the reason. Imports inside their functions are not
 # followed: with both lanes in every recipe, a change of one would do the other's work again.
 CHOOSE_AT_CALL: Mapping[str, str] = {
-    "runtime.engines.interface": (
+    "runtime.engines.loaders": (
         "it loads the engine that it is asked for; the recipe of a stage that starts one names it"
     ),
 }

@@ -25,13 +25,8 @@ from runtime.engines.interface import (
     TokenScore,
     apart,
     continues,
-    create,
-    finds_cache,
-    for_model,
-    places_of,
-    preload,
-    sharing_of,
 )
+from runtime.engines.loaders import create, finds_cache, for_model, places_of, preload, sharing_of
 from runtime.engines.places import Load, Places
 
 __all__ = [

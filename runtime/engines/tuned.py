@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runtime.artifact import ChatModel, EngineChoices, Limits, TuningKey
 from runtime.defaults import KV_DTYPE
+from runtime.engines.interface import EngineOptions
 from runtime.host.machine import Machine
-
-if TYPE_CHECKING:
-    from runtime.engines.interface import EngineOptions
 
 # Options that an operator can set, and the variable of each. What is no such variable is set by tuning alone.
 VARIABLES = {
@@ -84,8 +82,6 @@ def told_here(chat: ChatModel, machine: Machine) -> list[str]:
 
     What the operator's variables say is not known before it starts; nothing where nothing was tuned.
     """
-    from runtime.engines.interface import EngineOptions
-
     if not chat.tuned:
         return []
     found = tuned(EngineOptions(), chat, key_of(machine, chat.limits))

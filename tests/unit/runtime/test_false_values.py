@@ -179,7 +179,7 @@ def test_the_first_that_is_set_wins(values: list[float | None], default: int) ->
 def test_options_of_an_engine_that_are_zero_are_not_replaced() -> None:
     limits = Limits(max_batch_size=8, max_input_len=9, max_output_len=9, max_model_len=18, tensor_parallel_size=2)
     zero = EngineOptions(max_num_seqs=0, max_model_len=0, tensor_parallel_size=0, kv_free_fraction=0.0)
-    limited = engines.interface._limited(zero, limits)
+    limited = engines.loaders._limited(zero, limits)
     assert (limited.max_num_seqs, limited.max_model_len, limited.tensor_parallel_size) == (0, 0, 0)
     assert kv_cache_arguments(zero, None)["free_gpu_memory_fraction"] == 0.0
 
