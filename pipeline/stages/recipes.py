@@ -7,6 +7,7 @@ quantizer, the builder, and the engine that is started. A test follows the stage
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from pipeline.lanes import STYLES
 from pipeline.stages.recipe import recipe
@@ -65,8 +66,9 @@ def recipe_inputs(stage: str, engine: str | None = None) -> RecipeInputs:
     raise KeyError(f"expected a stage that works with the engine {engine}, found {stage}")
 
 
+@cache
 def recipe_of(stage: str, engine: str | None = None) -> str:
-    """Return the recipe of a stage, for its key.
+    """Return the recipe of a stage, for its key: of the source as it was when this process first asked.
 
     Raises:
         MissingSourceError: a module or a file is missing.
