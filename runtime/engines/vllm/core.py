@@ -22,7 +22,8 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -167,6 +168,20 @@ class ObservedUniProcExecutor(Timed, UniProcExecutor):  # type: ignore[misc, val
         super()._init_executor()
 
 
+@contextmanager
+def _ending(executor: Any) -> Iterator[None]:  # noqa: ANN401 - vLLM's own
+    """End an executor's ranks where a phase of the start fails.
+
+    vLLM leaves that to the end of its process, which waits for them without limit, and one that is told to end in a bad
+    moment does not hear it.
+    """
+    try:
+        yield
+    except BaseException:
+        executor.shutdown()
+        raise
+
+
 class ObservedMultiprocExecutor(Timed, MultiprocExecutor):  # type: ignore[misc, valid-type]
     """vLLM's executor for several workers, defined here so that the engine process imports this module."""
 
@@ -174,6 +189,21 @@ class ObservedMultiprocExecutor(Timed, MultiprocExecutor):  # type: ignore[misc,
         _stand_alone()  # its own processes end with this one: each has a pipe that closes then
         _mark("weights")
         super()._init_executor()
+
+    def determine_available_memory(self) -> Any:  # noqa: ANN401 - vLLM's own
+        """As for one GPU, and no rank outlives its failure."""
+        with _ending(self):
+            return super().determine_available_memory()
+
+    def initialize_from_config(self, *arguments: Any, **words: Any) -> Any:  # noqa: ANN401 - vLLM's own
+        """As for one GPU, and no rank outlives its failure."""
+        with _ending(self):
+            return super().initialize_from_config(*arguments, **words)
+
+    def compile_or_warm_up_model(self, *arguments: Any, **words: Any) -> Any:  # noqa: ANN401 - vLLM's own
+        """As for one GPU, and no rank outlives its failure."""
+        with _ending(self):
+            return super().compile_or_warm_up_model(*arguments, **words)
 
     if contract.seams.holds("end of ranks"):
 

@@ -206,3 +206,22 @@ def test_after_a_rank_s_death_the_others_are_not_waited_for(
     executor.is_failed = lost
     executor._ensure_worker_termination(["a rank"])
     assert told == [(["a rank"], patience)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "arguments"),
+    [("determine_available_memory", ()), ("initialize_from_config", ([],)), ("compile_or_warm_up_model", ())],
+)
+def test_ranks_end_where_a_phase_of_the_start_fails(phase: str, arguments: tuple[Any, ...]) -> None:
+    from runtime.engines.vllm import core
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    told: list[str] = []
+    executor = object.__new__(core.ObservedMultiprocExecutor)
+    executor.collective_rpc = fail
+    executor.shutdown = lambda: told.append("end")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        getattr(executor, phase)(*arguments)
+    assert told == ["end"]
