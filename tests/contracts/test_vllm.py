@@ -174,7 +174,7 @@ def test_no_other_module_imports_vllm(path: Path) -> None:
 ORDINARY = {
     "abort", "outputs", "finished", "num_cached_tokens", "prompt_logprobs", "text", "token_ids", "finish_reason",
     "logprob", "rank", "generate", "shutdown", "errored", "put", "model", "reset_prefix_cache", "tokenizer", "stream",
-    "usage", "cudagraph_mode",
+    "usage", "cudagraph_mode", "collective_rpc", "determine_available_memory",
 }  # fmt: skip
 
 

@@ -344,7 +344,7 @@ SEAMS = (
             "vllm.v1.worker.worker_base:WorkerBase.rank",
         ),
         "what graphs will take of a GPU's memory is measured at every start",
-        upstream="vLLM's own VLLM_ENABLE_STARTUP_PLAN, once its key has the part of the memory that may be used",
+        upstream="vllm-project/vllm#47388 (merged: a plan of its own), once its key has the share of the memory",
         met=("vllm.v1.worker.gpu_worker:Worker.requested_memory",),
     ),
     Seam(
