@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +15,21 @@ from pipeline.progress import PlainProgress
 from pipeline.source.model_source import EMBEDDED, read_facts
 from pipeline.steps.stage_runner import StageRunner
 from runtime.host.machine import describe
+
+# What vLLM, or this project for it, sets in its own process for one engine.
+FOR_ONE_ENGINE = ("VLLM_WORKER_MULTIPROC_METHOD", "TORCHDYNAMO_DISABLE")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_before_the_engine() -> Iterator[None]:
+    """The engines of the next module are asked for as those of this one were."""
+    before = {name: os.environ.get(name) for name in FOR_ONE_ENGINE}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ WORKER = "runtime.engines.vllm.worker.Worker"
 
 # Which cores each rank has, on a CPU.
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
+NO_DYNAMO = "TORCHDYNAMO_DISABLE"
 
 # Of the host's memory, what KV cache may take: it is pinned, and the engine's processes need some themselves.
 OFFLOAD_PART = 0.8
@@ -72,10 +73,21 @@ def prepare_environment(options: EngineOptions) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if built_for_cpu():
-        if options.enforce_eager is not False:
-            # vLLM's sampler would be compiled at the first token: 4 s of a start, and a compiler is needed.
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        # vLLM's sampler would be compiled at the first token: 4 s of a start, and a compiler is needed.
+        _compile(options.enforce_eager is False)
         _bind(binding(sorted(os.sched_getaffinity(0)), _ranks(options)))
+
+
+_disabled: list[str] = []  # what `_compile` has set
+
+
+def _compile(graphs: bool) -> None:
+    """Have nothing compiled without graphs, unless the user has set it; with them, as if no engine had been without."""
+    if graphs and os.environ.get(NO_DYNAMO) in _disabled:
+        del os.environ[NO_DYNAMO]
+    elif not graphs and NO_DYNAMO not in os.environ:
+        os.environ[NO_DYNAMO] = "1"
+        _disabled[:] = ["1"]
 
 
 _bound: list[str] = []  # what `_bind` has set, the newest last: another engine of this process may have other ranks

@@ -66,6 +66,18 @@ def test_workers_are_bound_to_the_cores_of_this_process_unless_the_user_says_oth
     assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 
+def test_nothing_is_compiled_on_a_cpu_without_graphs_and_the_next_engine_with_them_is_not_hindered(monkeypatch):
+    monkeypatch.setattr(arguments, "installed_packages", lambda: {"vllm-cpu": "0.30.0"})
+    monkeypatch.setattr(arguments, "_disabled", [])
+    for before in ({}, {"TORCHDYNAMO_DISABLE": "0"}, {"TORCHDYNAMO_DISABLE": "1"}):  # unset, and by a user
+        arguments._disabled.clear()
+        monkeypatch.setattr(os, "environ", dict(before))
+        for eager in (None, True, False, None, False):
+            prepare_environment(EngineOptions(enforce_eager=eager))
+            unset = None if eager is False else "1"
+            assert os.environ.get("TORCHDYNAMO_DISABLE") == before.get("TORCHDYNAMO_DISABLE", unset)
+
+
 @pytest.mark.parametrize(
     ("packages", "on_cpu"),
     [
