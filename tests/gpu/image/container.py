@@ -36,6 +36,7 @@ LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/sel
 # As Docker hides them.
 HIDDEN = ("proc/kcore", "proc/keys", "proc/timer_list")
 HOST_NAME = "container"
+HANDED_ON = (signal.SIGTERM, signal.SIGINT)
 # What looks for its own address asks for its host's name, and there is no other name server.
 HOSTS = f"127.0.0.1\tlocalhost {HOST_NAME}\n::1\tlocalhost\n"
 
@@ -121,15 +122,18 @@ class Container:
         self.mount()
         # Only now: the next child is the new namespace's first process, and with it the namespace ends.
         refused(libc.unshare(NEW_PROCESSES), "unshare")
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)  # until there is somebody to hand them to
         child = os.fork()
         if child == 0:
             try:
+                usual_signals()
                 self.enter(command)
             except BaseException as error:
                 print(f"container: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 os._exit(125)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in HANDED_ON:
             signal.signal(number, lambda number, frame: os.kill(child, number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
         _, status = os.waitpid(child, 0)
         return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
@@ -185,6 +189,14 @@ class Container:
         if program is None:
             raise FileNotFoundError(f"expected {command[0]} in {path}, found none")
         os.execve(program, command, environment)  # noqa: S606 - no shell is wanted
+
+
+def usual_signals() -> None:
+    """Let no signal be ignored or blocked. What a shell starts with `&`, for one, ignores SIGINT."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def refused(status: int, what: str) -> None:

@@ -156,15 +156,27 @@ def test_the_entry_point_is_the_images(command: list[str]) -> None:
     assert "SAID" not in done.stdout
 
 
+# Starts what follows as a shell starts what it does not wait for.
+IGNORING = ("sh", "-c", "trap '' INT TERM; exec \"$@\"", "sh")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_handed_on_and_the_status_comes_back(command: list[str], number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    "before", [(), ("sh", "-c", "trap '' INT TERM; exec \"$@\"", "sh")], ids=["", "ignored before"]
+)
+def test_a_signal_is_handed_on_and_the_status_comes_back(
+    command: list[str], number: signal.Signals, before: tuple[str, ...]
+) -> None:
     script = f"trap 'echo taken; exit 3' {number.name[3:]}; echo up; while :; do sleep 0.05; done"
-    with subprocess.Popen([*command, "--", "sh", "-c", script], stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == "up\n"
-        running.send_signal(number)
-        assert running.stdout.read() == "taken\n"
-        assert running.wait(30) == 3
+    with subprocess.Popen([*before, *command, "--", "sh", "-c", script], stdout=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "up\n"
+            running.send_signal(number)
+            assert running.stdout.read() == "taken\n"
+            assert running.wait(30) == 3
+        finally:
+            running.kill()
 
 
 def test_a_container_ends_with_whoever_started_it(command: list[str]) -> None:

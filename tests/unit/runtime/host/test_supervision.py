@@ -128,6 +128,7 @@ LOOKED_AFTER = {
     ("host/eager_tasks.py", "start"): "its makers await it",
     ("turns/turn.py", "begin"): "the turn's end looks at what it raised",
     ("server/process.py", "_serve"): "awaited",
+    ("server/front/http.py", "_begin"): "uvicorn's request catches everything, and answers",
     ("server/process.py", "exit_within"): "ends the process in a `finally`",
     ("deployment/classifier/tool_classifier.py", "start"): "its loop catches everything",
     ("artifact/blobs.py", "watch_progress"): "each of its steps is an `attempt`",
