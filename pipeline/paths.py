@@ -22,6 +22,8 @@ READABLE_BYTES = 80
 
 def named(where: str, path: Path) -> Path | Problem:
     """Return the path with the home folder in place of `~`, or why the system takes none such."""
+    if "\0" in str(path):  # the system raises another error of it for a name with `~`
+        return Problem(where, EXPECTED, f"{path}, which holds a NUL")
     try:
         expanded = path.expanduser()
         full = str(expanded.absolute())
@@ -29,8 +31,6 @@ def named(where: str, path: Path) -> Path | Problem:
         return Problem(where, EXPECTED, f"{path}: the home folder of a user who is not known here")
     except OSError as error:
         return Problem(where, EXPECTED, f"{path}: this folder is gone ({error.strerror})", "change to another folder")
-    if "\0" in full:
-        return Problem(where, EXPECTED, f"{path}, which holds a NUL")
     try:
         encoded = full.encode()
     except UnicodeEncodeError:

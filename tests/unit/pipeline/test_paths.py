@@ -39,6 +39,7 @@ def test_every_name_is_taken_or_refused_in_words(text: str) -> None:
     [
         ("~nobody-of-that-name/x", "a user who is not known here"),
         ("a\0b", "which holds a NUL"),
+        ("~\0", "which holds a NUL"),
         ("a" * 256, "a name of 256 bytes, of 255"),
         ("模" * 86, "a name of 258 bytes"),
         ("a/" * 3000, "bytes, of 4095"),
