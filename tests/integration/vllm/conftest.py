@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from runtime.engines import EngineDeadError, EngineOptions
+from runtime.engines.vllm import threads
 from runtime.engines.vllm.engine import VllmEngine
 
 
@@ -26,5 +29,8 @@ async def engine(shared_engine: VllmEngine) -> VllmEngine:
         await shared_engine.health()
     except EngineDeadError:
         await shared_engine.shutdown()
-        await shared_engine.start()
+        with pytest.MonkeyPatch.context() as patch:
+            # What else uses the processor must not decide whether it is forked: a quiet moment is waited for.
+            patch.setattr(threads, "quiet", partial(threads.quiet, 120.0))
+            await shared_engine.start()
     return shared_engine
