@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures from `exec` to readiness: our runtime with its compile cache and without, and vLLM's server.
 
-    python3 tests/gpu/cold_start.py ARTIFACT [--only with both without vllm ways]
+    python3 tests/gpu/cold_start.py ARTIFACT [--only with both without vllm ways] [--rounds 2]
 
 `both` is the chat model and the classifier, with the compile cache; the others are the chat model alone. Each contender
 starts with an empty vLLM cache of its own; the operating system's file cache is warm for all of them. What the server
@@ -36,19 +36,18 @@ WAYS = {
     "measured": {"VLLM_ENABLE_STARTUP_PLAN": "0"},
     "spawned": {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
 }
-ROUNDS = 2
 
 # What is printed of the log: times, and what was found compiled or had to be compiled.
 SAID = r"\btook\b|seconds|\bs\b.*GiB|[Ll]oad(ed)?\b|ready|weights|spawn|AOT|memory plan|ache directory"
 
 
-def ways(folder: Path) -> None:
+def ways(folder: Path, rounds: int) -> None:
     """Start in turns, and print the median of each phase, each way in a column."""
     took: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:
         cache = {"DEPLOY_MODE": "both", "VLLM_CACHE_ROOT": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
         ours(folder, **cache)
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for way, variables in WAYS.items():
                 with Server(folder, **cache, **variables) as server:
                     whole = server.wait_ready(400)
@@ -104,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--only", nargs="+", choices=["with", "both", "without", "vllm", "ways"])
+    parser.add_argument("--rounds", type=int, default=2, help="of `ways`")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started here is ended here
     wanted = arguments.only or ["with", "both", "without", "vllm"]
@@ -125,7 +125,7 @@ def main() -> None:
         times["vllm"] = vllm_serve(arguments.artifact)
         print(f"cold start, vLLM's server, no cache:      {times['vllm']:.1f} s", flush=True)
     if "ways" in wanted:
-        ways(arguments.artifact)
+        ways(arguments.artifact, arguments.rounds)
     if "with" in times and "vllm" in times:
         print(f"cold start: with the cache {times['with'] / times['vllm']:.2f} × vLLM's server without one")
 

@@ -112,7 +112,8 @@ doors() {
 ready() {
     shared || return
     step prepared 200 "$python" tests/gpu/prepared.py "$model"
-    step cold-start 200 "$python" tests/gpu/cold_start.py "$model" --only with
+    step cold-start 150 "$python" tests/gpu/cold_start.py "$model" --only with both
+    step ways 300 "$python" tests/gpu/cold_start.py "$model" --only ways --rounds 1
     step offload 300 "$python" tests/gpu/offload.py "$model"
 }
 
