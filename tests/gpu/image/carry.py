@@ -58,7 +58,7 @@ def make_bases() -> None:
         context = Path(name)
         for folder in ("wheel", "source", "runtime", "devel"):
             (context / folder).mkdir()
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command = ["pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         stand_in.run(*command, "--dest", str(context / "wheel"), f"{CUDART}=={versions[0]}")
         (wheel,) = (context / "wheel").iterdir()
         with zipfile.ZipFile(wheel) as archive:
