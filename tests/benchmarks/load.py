@@ -44,10 +44,12 @@ class Target:
         key: the API key; empty for none.
         model: the model's name, where the server wants one.
         words: length of the system prompt in words.
-        max_tokens: length of a reply (the runtime's is its `CHAT_MAX_OUT`).
+        max_tokens: length of a reply (over a WebSocket it is `CHAT_MAX_OUT`).
+        bounded: whether a WebSocket's turns ask for `max_tokens` as well.
         ignore_eos: whether replies always have the full length.
         keyed: whether each stream names its session at the handshake, for a router.
         keys: the streams' names there; by default made from their numbers.
+        urls: addresses that the streams take one after the other; by default all take `url`.
     """
 
     kind: str
@@ -56,9 +58,15 @@ class Target:
     model: str = ""
     words: int = 200
     max_tokens: int = 150
+    bounded: bool = False
     ignore_eos: bool = False
     keyed: bool = False
     keys: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
+
+    def url_of(self, stream: int) -> str:
+        """Return the address that a stream takes."""
+        return self.urls[stream % len(self.urls)] if self.urls else self.url
 
 
 async def _yap_stream(
@@ -66,17 +74,22 @@ async def _yap_stream(
 ) -> list[Sample]:
     samples = []
     messages = []  # made ahead, so that a turn begins as soon as the last one ends
+    sampling = {**SAMPLING, **({"max_tokens": target.max_tokens} if target.bounded else {})}
     for seed, persona in own.turns:
         item = work(seed, target.words, persona)
         message = {"type": "start", "session_id": f"load-{seed}", "chat_prompt": item.persona, "history": []}
-        messages.append(json.dumps({**message, "user_utterance": item.utterance, "sampling": SAMPLING}))
+        messages.append(json.dumps({**message, "user_utterance": item.utterance, "sampling": sampling}))
     session = target.keys[own.number] if target.keys else f"load-{own.number}"
     headers = {"X-API-Key": target.key} | ({"X-Session-Id": session} if target.keyed else {})
     async with AsyncExitStack() as stack:
         async with opening:
             socket = await stack.enter_async_context(
                 websockets.connect(
-                    target.url, additional_headers=headers, compression=None, max_size=2**22, open_timeout=60
+                    target.url_of(own.number),
+                    additional_headers=headers,
+                    compression=None,
+                    max_size=2**22,
+                    open_timeout=60,
                 )
             )
         ready.set()
@@ -109,7 +122,7 @@ async def _yap_stream(
 async def _openai_stream(
     target: Target, own: Listener, opening: asyncio.Semaphore, ready: asyncio.Event, go: asyncio.Event
 ) -> list[Sample]:
-    address = urlsplit(target.url)
+    address = urlsplit(target.url_of(own.number))
     samples = []
     bodies = []
     for seed, persona in own.turns:

@@ -3,9 +3,9 @@
 
     python3 tests/gpu/cold_start.py ARTIFACT [--only with both without vllm ways] [--rounds 2]
 
-`both` is the chat model and the classifier, with the compile cache; the others are the chat model alone. Each contender
-starts with an empty vLLM cache of its own; the operating system's file cache is warm for all of them. What the server
-and vLLM say about their time is printed too.
+`both` is the chat model and the classifier, if there is one, with the compile cache; the others are the chat model
+alone. Each contender starts with an empty vLLM cache of its own; the operating system's file cache is warm for all of
+them. What the server and vLLM say about their time is printed too.
 
 `ways` fills one cache by a start, and then starts by it in turns: as it is, with the memory measured at every start, or
 with vLLM's processes spawned, each phase beside the others'.
@@ -41,11 +41,16 @@ WAYS = {
 SAID = r"\btook\b|seconds|\bs\b.*GiB|[Ll]oad(ed)?\b|ready|weights|spawn|AOT|memory plan|ache directory"
 
 
+def modes(folder: Path) -> list[str]:
+    """Return how an artifact with a chat model can be deployed, with a classifier last."""
+    return ["chat", *(["both"] if json.loads((folder / "build_metadata.json").read_text())["tool"] else [])]
+
+
 def ways(folder: Path, rounds: int) -> None:
     """Start in turns, and print the median of each phase, each way in a column."""
     took: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:
-        cache = {"DEPLOY_MODE": "both", "VLLM_CACHE_ROOT": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
+        cache = {"DEPLOY_MODE": modes(folder)[-1], "VLLM_CACHE_ROOT": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
         ours(folder, **cache)
         for _ in range(rounds):
             for way, variables in WAYS.items():
@@ -113,7 +118,7 @@ def main() -> None:
             while file.read(1 << 24):
                 pass
     for name, mode in (("with", "chat"), ("both", "both")):
-        if name in wanted:
+        if name in wanted and mode in modes(arguments.artifact):
             times[name] = ours(arguments.artifact, DEPLOY_MODE=mode)
             print(f"cold start, {mode}, the artifact's compile cache: {times[name]:.1f} s", flush=True)
     if "without" in wanted:

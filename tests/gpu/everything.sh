@@ -14,7 +14,7 @@
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
 # Less than everything: SKIP names steps to leave out, STREAMS how many streams (1 64 256), CONTENDERS who is measured
 # with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned ("full
-# graphs", 8), SEQUENCES how many replies at once the artifact is made for (320 for the last four).
+# graphs", 8), PASSES and PARTS how often and what the fleet does (3, router kill), SEQUENCES how many replies at once the artifact is made for (320 for the last four).
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
 # without it `measure`, `doors`, `ready` and `fleet` serve the chat model alone.
 set -uo pipefail
@@ -106,7 +106,7 @@ doors() {
     read -ra contenders <<<"${CONTENDERS:-alone http}"
     shared || return
     step doors 600 "$python" tests/gpu/streams.py "$model" --streams "${streams[@]}" --only "${contenders[@]}" \
-        --json "$out/doors.json"
+        --bursts --json "$out/doors.json"
 }
 
 ready() {
@@ -125,10 +125,12 @@ tuning() {
 }
 
 fleet() {
-    local streams
+    local streams parts
     read -ra streams <<<"${STREAMS:-256}"
+    read -ra parts <<<"${PARTS:-router kill}"
     shared || return
-    step fleet 500 "$python" tests/gpu/fleet.py "$model" --streams "${streams[@]}" --passes 2 --json "$out/fleet.json"
+    step fleet 500 "$python" tests/gpu/fleet.py "$model" --streams "${streams[@]}" --passes "${PASSES:-3}" \
+        --only "${parts[@]}" --json "$out/fleet.json"
 }
 
 prove() {

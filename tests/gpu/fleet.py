@@ -6,9 +6,10 @@
 Needs as many GPUs as it shall have servers, `haproxy` on the path, and cores: a quarter of them for the load, two for
 the router, the rest shared by the servers.
 
-`router`: so many streams for each server, straight to the servers and through the router in turns; every stream names
-its session at the handshake, so that the router hashes it. `kill`: clients (`yap_client`) converse through the router,
-one server is killed with -9, and what the others' listeners and its own notice is printed.
+`router`: so many streams for each server, straight to the servers, through the router, and half of them this way and
+half that way, in turns; every stream names its session at the handshake, so that the router hashes it. `kill`: clients
+(`yap_client`) converse through the router, one server is killed with -9, and what the others' listeners and its own
+notice is printed.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -100,47 +100,33 @@ def number_of_gpus() -> int:
 
 @dataclass(frozen=True)
 class Way:
-    """Straight to the servers, or through the router; each with personas of its own, so that none finds the other's.
+    """Straight to the servers, through the router, or half of each server's streams this way and half that way.
+
+    Each has personas of its own, so that none finds the other's in a prefix cache.
 
     Attributes:
         name: for the output.
-        router: none for straight.
-        servers: all of them.
-        cores: what the load has.
-        keys: session keys, as many for each server: how a router spreads a hundred sockets is not its price.
+        urls: what the streams take one after the other; stream i is the server's with the number i modulo all of them.
+        keys: the streams' session keys, whose servers by the router are in the same order: how a router spreads a
+            hundred sockets is not its price.
+        key: of the API.
+        cpus: what the load has.
+        number: which of the ways it is.
     """
 
     name: str
-    router: HAProxy | None
-    servers: list[Server]
-    cores: Cores
-    keys: tuple[str, ...] = ()
+    urls: tuple[str, ...]
+    keys: tuple[str, ...]
+    key: str
+    cpus: tuple[int, ...]
+    number: int
 
-    def load(self, streams: int, rounds: int, number: int, spread: float) -> list[Sample]:
-        """Let `streams` listeners for each server have `rounds` turns; no two numbers ask the same questions."""
-        persona = (1 if self.router is None else 3) * 10_000_000 + streams * 10_000
+    def load(self, rounds: int, number: int, spread: float) -> list[Sample]:
+        """Let the streams have `rounds` turns; no two numbers ask the same questions."""
+        persona = self.number * 10_000_000 + len(self.keys) * 10_000
         seed = persona + 1_000_000 * (number + 1)
-        if self.router is not None:
-            target = self._target(self.router.url)
-            cpus = self.cores.load
-            return run_load(target, streams * len(self.servers), rounds, len(cpus) or 4, seed, persona, spread, cpus)
-        with ThreadPoolExecutor(len(self.servers)) as pool:
-            shares = [
-                pool.submit(self._one, index, streams, rounds, seed + index * 100_000, persona + index * 1000, spread)
-                for index in range(len(self.servers))
-            ]
-            return [sample for share in shares for sample in share.result()]
-
-    def _target(self, url: str) -> Target:
-        key, keyed = self.servers[0].api_key, self.router is not None
-        return Target("yap", url, key, words=WORDS, max_tokens=REPLY, keyed=keyed, keys=self.keys)
-
-    def _one(self, index: int, streams: int, rounds: int, seed: int, persona: int, spread: float) -> list[Sample]:
-        each = len(self.cores.load) // len(self.servers)
-        cpus = self.cores.load[each * index : each * (index + 1)]
-        target = self._target(self.servers[index].url)
-        samples = run_load(target, streams, rounds, each or 2, seed, persona, spread, cpus)
-        return [replace(sample, stream=sample.stream + index * streams) for sample in samples]
+        target = Target("yap", "", self.key, words=WORDS, max_tokens=REPLY, keyed=True, keys=self.keys, urls=self.urls)
+        return run_load(target, len(self.keys), rounds, len(self.cpus) or 4, seed, persona, spread, self.cpus)
 
 
 def active(server: Server) -> float:
@@ -196,33 +182,54 @@ def pings(servers: list[Server], router: HAProxy) -> None:
 def compare(
     servers: list[Server], router: HAProxy, streams: int, cores: Cores, passes: int
 ) -> dict[str, list[Figures]]:
-    """Measure both ways in turns."""
+    """Measure both ways in turns, which tells tokens; and both at once, which tells what the router adds to a TTFT.
+
+    A step of the engine takes longer than the router, and how many wait for one differs from pass to pass. Listeners of
+    both ways who speak at once to the same servers wait for the same steps.
+    """
     keys = asyncio.run(balanced(servers, router, streams))
-    ways = [Way("straight", None, servers, cores), Way("routed", router, servers, cores, keys)]
-    found: dict[str, list[Figures]] = {way.name: [] for way in ways}
+    straight, routed = tuple(server.url for server in servers), (router.url,) * len(servers)
+    urls = {"straight": straight, "routed": routed, "both at once": straight + routed}
+    ways = [
+        Way(name, taken, keys, servers[0].api_key, cores.load, number)
+        for number, (name, taken) in enumerate(urls.items(), 1)
+    ]
+    found: dict[str, list[Figures]] = {}
     rounds, spread = (6, 1.3) if streams < 128 else (4, 2.5)
     for way in ways:
-        way.load(streams, 1, 0, 0.5)
+        way.load(1, 0, 0.5)
     pids = [server.process.pid for server in servers if server.process is not None]
     for number in range(1, passes + 1):
         for way in ways:
             before = sum(cpu_seconds(pid) for pid in pids), router.cpu_seconds()
-            samples = way.load(streams, rounds, number, spread)
+            samples = way.load(rounds, number, spread)
             tokens = sum(sample.tokens for sample in samples)
             cost = (sum(cpu_seconds(pid) for pid in pids) - before[0]) / tokens * 1e6
             share = (router.cpu_seconds() - before[1]) / tokens * 1e6
-            one = figures(streams * len(servers), samples, steady=True)
-            found[way.name].append(one)
-            line = one.line(f"{way.name}, pass {number}")
-            print(f"{line}  CPU a token: servers {cost:.1f}, router {share:.1f} µs", flush=True)
+            for name, taken in parts(way, samples, len(servers)):
+                one = figures(len({sample.stream for sample in taken}), taken, steady=True)
+                found.setdefault(name, []).append(one)
+                line = one.line(f"{name}, pass {number}")
+                print(f"{line}  CPU a token: servers {cost:.1f}, router {share:.1f} µs", flush=True)
     rate = {name: median(one.tokens_per_s for one in ones) for name, ones in found.items()}
-    ttft = {name: median(one.ttft_p50 for one in ones) for name, ones in found.items()}
+    ttft = {name: median(one.ttft_p50 for one in ones) * 1000 for name, ones in found.items()}
     print(
         f"{len(servers)} servers, {streams} streams each: the router leaves {rate['routed'] / rate['straight']:.3f} × "
-        f"the tokens, TTFT p50 {(ttft['routed'] - ttft['straight']) * 1000:+.2f} ms",
+        f"the tokens, TTFT p50 {ttft['routed'] - ttft['straight']:+.2f} ms in turns, "
+        f"{ttft['routed of both'] - ttft['straight of both']:+.2f} ms at once",
         flush=True,
     )
     return found
+
+
+def parts(way: Way, samples: list[Sample], servers: int) -> list[tuple[str, list[Sample]]]:
+    """Return a way's samples, or each half of both at once."""
+    if len(way.urls) == servers:
+        return [(way.name, samples)]
+    halves: tuple[list[Sample], list[Sample]] = ([], [])
+    for sample in samples:
+        halves[sample.stream // servers % 2].append(sample)
+    return [("straight of both", halves[0]), ("routed of both", halves[1])]
 
 
 @dataclass

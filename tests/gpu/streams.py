@@ -15,7 +15,8 @@ Every number of streams is measured twice. One stream: the next turn begins when
 takes part in it is still awake; `with pauses`, half a second later, as after an answer that somebody has listened to.
 More streams: `spread`, they begin one after another within a reply's time, and what counts is the time in which all of
 them speak; so it is where people talk. `together`, all begin at the same moment, end at the same moment, and begin
-again; nothing is harder for what stands between the socket and the engine.
+again; nothing is harder for what stands between the socket and the engine. With `--bursts` also with replies of two
+tokens: how soon all that came in one moment are in the engine.
 `--profile` adds a pass under py-spy and prints where the server's time goes.
 """
 
@@ -32,7 +33,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -52,17 +53,27 @@ PAUSE = 0.5  # seconds that one listener is silent between turns
 
 @dataclass(frozen=True)
 class Load:
-    """One measurement: how many streams, whether all begin at the same moment, and seconds between a stream's turns."""
+    """One measurement.
+
+    Attributes:
+        streams: how many.
+        together: whether all begin at the same moment.
+        pause: seconds between a stream's turns.
+        reply: tokens of a reply.
+    """
 
     streams: int
     together: bool
     pause: float = 0.0
+    reply: int = REPLY
 
     @property
     def name(self) -> str:
         """The load's name in results."""
         if self.streams == 1:
             return "1 with pauses" if self.pause else "1"
+        if self.reply < REPLY:
+            return f"{self.streams} burst"
         return f"{self.streams} {'together' if self.together else 'spread'}"
 
     @property
@@ -70,6 +81,8 @@ class Load:
         """The number of turns of each listener: enough for steady figures, few enough to be done in seconds."""
         if self.streams < 8:
             return 30
+        if self.reply < REPLY:
+            return 8
         return (4 if self.streams < 128 else 3) + (0 if self.together else 2)
 
     @property
@@ -82,11 +95,13 @@ class Load:
         return figures(self.streams, samples, steady=not self.together)
 
 
-def loads(streams: list[int]) -> list[Load]:
+def loads(streams: list[int], bursts: bool = False) -> list[Load]:
     """Return all measurements, in their order."""
     found = []
     for count in streams:
         found += [Load(1, True), Load(1, True, PAUSE)] if count == 1 else [Load(count, False), Load(count, True)]
+        if bursts and count > 1:
+            found.append(Load(count, True, reply=2))
     return found
 
 
@@ -99,12 +114,12 @@ class Plan:
 
     def seed(self, load: Load) -> int:
         """Return the first seed of the measured turns."""
-        kind = 2_500 if load.pause else 10_000 if load.together else 0
+        kind = 2_500 if load.pause else 15_000 if load.reply < REPLY else 10_000 if load.together else 0
         return self.contender * 10_000_000 + load.streams * 20_000 + kind
 
     def persona(self, load: Load) -> int | None:
         """Return the first persona; none where every turn has one of its own."""
-        return None if self.cold else self.seed(load) + 5_000
+        return None if self.cold else self.seed(load) + 4_000
 
 
 @dataclass(frozen=True)
@@ -154,7 +169,7 @@ def alone(folder: Path, limits: dict, wanted: list[Load], plan: Plan, *, as_vllm
                     await engine_alone.measure(llm, warming, count, 1, 8)
                 prompts = engine_alone.prompts(folder, count, rounds, WORDS, seed, persona)
                 before = cpu_seconds(os.getpid())
-                samples = await engine_alone.measure(llm, prompts, count, rounds, REPLY, load.spread, load.pause)
+                samples = await engine_alone.measure(llm, prompts, count, rounds, load.reply, load.spread, load.pause)
                 used = cpu_seconds(os.getpid()) - before
                 found[load.name] = load.figures(samples)
                 print_figures(
@@ -221,14 +236,26 @@ def socket_price(target: Target, silence: float = 0.02) -> None:
 
 def warm(target: Target, load: Load, generator: LoadGenerator, plan: Plan) -> None:
     """Run a turn of each stream that is not measured, unless the plan is a cold one."""
+    target = asked(target, load)
     if not plan.cold:
         generator.run(target, load.streams, 1, plan.seed(load) - load.streams, plan.persona(load))
+
+
+def asked(target: Target, load: Load) -> Target:
+    """Return the server with what a load asks it for."""
+    return replace(target, max_tokens=load.reply, bounded=load.reply < REPLY)
 
 
 def measure(target: Target, load: Load, generator: LoadGenerator, plan: Plan) -> list[Sample]:
     """Run the measured turns."""
     return generator.run(
-        target, load.streams, load.rounds, plan.seed(load), plan.persona(load), load.spread, load.pause
+        asked(target, load),
+        load.streams,
+        load.rounds,
+        plan.seed(load),
+        plan.persona(load),
+        load.spread,
+        load.pause,
     )
 
 
@@ -273,7 +300,7 @@ def runtime(
         if profiles:
             raw = profiles / f"{name}.raw"
             watch = profile(server.process.pid, raw)
-            most = wanted[-1]
+            most = next(load for load in reversed(wanted) if load.reply == REPLY)
             generator.run(target, most.streams, 8, plan.seed(most) + 4_000_000, plan.persona(most))
             watch.wait(60)
             hot_lines(raw)
@@ -325,6 +352,7 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--only", nargs="+", choices=["vllm", "alone", "runtime", "http", "openai"])
+    parser.add_argument("--bursts", action="store_true", help="replies of two tokens too")
     parser.add_argument("--cold", action="store_true", help="no two prompts share anything")
     parser.add_argument("--processes", type=int, default=8, help="processes that the load comes from")
     parser.add_argument("--listeners-cpus", type=int, metavar="N", help="CPUs for the load alone; default: a quarter")
@@ -335,7 +363,7 @@ def main() -> None:
     limits = json.loads((arguments.artifact / "build_metadata.json").read_text())["chat"]["limits"]
     contenders = arguments.only or ["vllm", "alone", "runtime", "http", "openai"]
     results: dict[str, dict[str, Figures]] = {}
-    folder, wanted = arguments.artifact, loads(arguments.streams)
+    folder, wanted = arguments.artifact, loads(arguments.streams, arguments.bursts)
     serving, listening = split_cpus(os.sched_getaffinity(0), arguments.listeners_cpus)
     os.sched_setaffinity(0, serving)  # every contender inherits it
     generator = LoadGenerator(arguments.processes, tuple(sorted(listening)))
