@@ -74,7 +74,10 @@ class TunedFigures(Entry):
     tokens_per_s: float = Field(gt=0, allow_inf_nan=False, description="of all streams, at the most streams")
     # Not in what the first tuning wrote.
     ttft_one_ms: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="to the first token, one stream; null where not measured"
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="to the first token, one stream, out of silence; null where not measured",
     )
 
 

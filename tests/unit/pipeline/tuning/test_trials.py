@@ -9,6 +9,7 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,6 +170,7 @@ def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_worker_measures_each_repeat_and_keeps_the_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine(reply=("a", "b", "c"), pause=0.0001)
     monkeypatch.setattr(worker.engines, "for_model", lambda *_: engine)
+    monkeypatch.setattr(worker, "SILENCE_S", 0.0)
     words = tuple(Words.ids_of("who is it"))
     job = replace(JOB, asked=tuple(Asked(words, 3) for _ in range(2)), prompts=(words, words))
     found = asyncio.run(worker.work(job))
@@ -177,6 +179,24 @@ def test_a_worker_measures_each_repeat_and_keeps_the_replies(monkeypatch: pytest
     assert all(run.keys() == TunedFigures.model_fields.keys() for run in found["runs"])
     assert len(found["replies"]) == 2
     assert all(found["replies"])
+    runs, streams = worker.REPEATS + 1, len(job.prompts)
+    assert len(engine.woken) == runs * (worker.STARTS + worker.BURSTS)
+    assert len(engine.prompts) == 2 + runs * (2 + worker.STARTS + streams * (worker.BURSTS + 1))
+
+
+def test_first_tokens_are_measured_out_of_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float, *_: Any) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(worker.engines, "for_model", lambda *_: ScriptedEngine(reply=("a", "b"), pause=0.0001))
+    monkeypatch.setattr(worker.asyncio, "sleep", noted)
+    words = tuple(Words.ids_of("who is it"))
+    asyncio.run(worker.work(replace(JOB, asked=(Asked(words, 3),), prompts=(words,))))
+    assert slept.count(worker.SILENCE_S) == (worker.REPEATS + 1) * (worker.STARTS + worker.BURSTS)
 
 
 def test_a_worker_judges(monkeypatch: pytest.MonkeyPatch) -> None:
