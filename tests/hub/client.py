@@ -48,16 +48,3 @@ def key_pair(folder: Path, name: str = "signing") -> tuple[Path, Path]:
         private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     return secret, public
-
-
-class Steps:
-    """A `Progress` that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def step(self, message: str) -> None:
-        self.lines.append(message)
-
-    def advance(self, fraction: float) -> None:
-        raise AssertionError("the client's own bars show the bytes")

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from pipeline.quantize import QuantizeJob
 from pipeline.quantize.vllm import quantize
 from runtime.artifact.hashes import hash_folder
+from tests.harness.builds.progress import RecordedProgress
 from tests.harness.models import tiny
 
 pytestmark = pytest.mark.engine
@@ -19,16 +20,6 @@ QUANTIZER = Path(__file__).parents[2] / ".venv-quantize" / "bin" / "python"
 
 # What compressed-tensors calls each method's checkpoint format.
 FORMATS = {"awq": "pack-quantized", "gptq": "pack-quantized", "fp8": "float-quantized", "int8": "int-quantized"}
-
-
-class Told:
-    def __init__(self) -> None:
-        self.fractions: list[float] = []
-
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None:
-        self.fractions.append(fraction)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +59,7 @@ def test_a_method_writes_a_whole_checkpoint(method: str, llama: Path, samples: P
 
 
 def check_method(method: str, llama: Path, samples: Path, out: Path) -> None:
-    told = Told()
+    told = RecordedProgress()
     made = quantize(job(method, llama, samples, out), python=QUANTIZER, progress=told)
 
     config = json.loads((out / "config.json").read_text())
@@ -94,7 +85,9 @@ def test_the_same_job_writes_the_same_bytes(llama: Path, samples: Path, tmp_path
 def test_the_gates_of_a_mixture_of_experts_stay_in_float(samples: Path, tmp_path: Path) -> None:
     model = tiny.mixtral(tmp_path / "mixtral")
     kept = ("lm_head", "re:.*gate$")
-    quantize(job("gptq", model, samples, tmp_path / "out", kept_in_float=kept), python=QUANTIZER, progress=Told())
+    quantize(
+        job("gptq", model, samples, tmp_path / "out", kept_in_float=kept), python=QUANTIZER, progress=RecordedProgress()
+    )
     names = tensors_of(tmp_path / "out")
     assert any("experts" in name and name.endswith("weight_packed") for name in names)
     assert not any(".gate." in name and "weight_packed" in name for name in names)

@@ -124,7 +124,7 @@ def serve() -> None:
 
     import pipeline.publish.publishing  # noqa: F401
     from pipeline import cli
-    from tests.harness import pipeline_standins as standins
+    from tests.harness.builds import standins
 
     for module, name, standin in standins.REPLACED:
         setattr(module, name, standin)

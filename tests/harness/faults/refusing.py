@@ -1,7 +1,7 @@
 """A run on stand-ins whose tuned options some stage refuses: in this process, or in one that is killed on its way.
 
 `python -m tests.harness.faults.refusing FOLDER STAGE` makes an artifact there; `CALLS` and `DIE_AT` as in
-`pipeline_standins`.
+`builds.standins`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pipeline.plan.prepare import prepare
 from pipeline.run import Run
 from pipeline.steps import quantize_step, stage_runner
 from runtime.artifact import BuildMetadata, EngineChoices, TriedOptions, TunedOptions, TuningKey, Validation
-from tests.harness import pipeline_standins
+from tests.harness.builds import standins
+from tests.harness.builds.progress import RecordedProgress
 from tests.hub.golden import proof_of
 
 FULL = EngineChoices(cudagraph_mode="FULL")
@@ -36,26 +37,12 @@ WON = TunedOptions(
 Refuse = Callable[[str, EngineChoices], bool]
 
 
-class Told:
-    """Keeps what a run tells."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def step(self, message: str) -> None:
-        """Keep a line."""
-        self.lines.append(message)
-
-    def advance(self, fraction: float) -> None:
-        """Keep nothing."""
-
-
 def replaced(refuse: Refuse) -> list[tuple[Any, str, Any]]:
     """What to set where, so that a run takes no model, no engine, and options that won."""
 
     def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress: Any) -> None:
         refuse("build", plan.choices)
-        pipeline_standins.build(model_dir, out, source=source, plan=plan, progress=progress)
+        standins.build(model_dir, out, source=source, plan=plan, progress=progress)
         (out / "compiled.txt").write_text(plan.choices.text)
 
     def validate(folder: Path, metadata: BuildMetadata, *, thresholds: Any, **_: Any) -> Validation:
@@ -64,12 +51,12 @@ def replaced(refuse: Refuse) -> list[tuple[Any, str, Any]]:
         options = metadata.chat.engine_options.choices
         assert (folder / "compiled.txt").read_text() == options.text
         bad = refuse("validate", options)
-        pipeline_standins.record("validate")
+        standins.record("validate")
         figures = {gate_specs.PERPLEXITY_RATIO: 9.0 if bad else 1.0, gate_specs.TOOL_ACCURACY: 0.97}
         return proof_of(metadata, *gates_of(figures, thresholds))
 
     return [
-        *pipeline_standins.REPLACED,
+        *standins.REPLACED,
         (pipeline.run, "BUILDERS", {"vllm": build}),
         (pipeline.run, "validate", validate),
         (pipeline.run, "tune", lambda *_: WON),
@@ -78,10 +65,10 @@ def replaced(refuse: Refuse) -> list[tuple[Any, str, Any]]:
     ]
 
 
-def run_in(folder: Path, *, force: bool = False) -> tuple[Run, Told]:
+def run_in(folder: Path, *, force: bool = False) -> tuple[Run, RecordedProgress]:
     """A run of which everything lies in one folder; the stand-ins are to be set."""
     request = BuildRequest(chat="embedded", lanes=("cpu",), method="awq", out=folder / "artifact")
-    told = Told()
+    told = RecordedProgress()
     return Run(prepare(request, folder / "cache", {}), told, force=force), told
 
 

@@ -1,7 +1,7 @@
 """The pipeline on a machine with a GPU, with stand-ins for its heavy parts, against whatever hub the environment names.
 
 `python -m tests.harness.workflows.publishing_standins SOCKET` runs commands for what `interpreter` writes:
-quantizers, builders and engines are those of `pipeline_standins`; the machine has an H200 with both engines. Plans,
+quantizers, builders and engines are those of `builds.standins`; the machine has an H200 with both engines. Plans,
 stages, the artifact, the preconditions and the upload are the real ones.
 """
 
@@ -25,7 +25,7 @@ from pipeline.plan import BuildPlan
 from pipeline.plan.hardware import Hardware, Quantizer
 from runtime.artifact.labels import ENGINES_FOLDER
 from runtime.text.prompt import Budgets, PromptRenderer
-from tests.harness import pipeline_standins
+from tests.harness.builds import standins
 from tests.harness.trt.lane import H200, model
 
 PACKAGES = {**H200.packages, "vllm": "0.31.0", "llmcompressor": "0.14.0"}
@@ -43,10 +43,10 @@ def compile_engine(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan,
     assert plan.chat.limits.max_batch_size == int(os.environ["TRT_MAX_BATCH_SIZE"])
     folder = out / ENGINES_FOLDER / str(plan.chat.trt.label)
     folder.mkdir(parents=True)
-    pipeline_standins.weights(folder / "rank0.engine", "engine")
+    standins.weights(folder / "rank0.engine", "engine")
     (folder / "config.json").write_text("{}")
     (out / "tokenizer.json").write_text("{}")
-    pipeline_standins.record("build")
+    standins.record("build")
 
 
 CLIENT = """#!{python} -IS
@@ -116,10 +116,10 @@ def run(words: list[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    for module, name, standin in pipeline_standins.REPLACED:
+    for module, name, standin in standins.REPLACED:
         setattr(module, name, standin)
-    both = {"vllm": pipeline_standins.quantize, "trt": pipeline_standins.quantize}
+    both = {"vllm": standins.quantize, "trt": standins.quantize}
     pipeline.steps.quantize_step.QUANTIZERS = both  # type: ignore[assignment]
-    pipeline.run.BUILDERS = {"vllm": pipeline_standins.build, "trt": compile_engine}
+    pipeline.run.BUILDERS = {"vllm": standins.build, "trt": compile_engine}
     pipeline.plan.hardware.describe = describe
     serve(Path(sys.argv[1]))

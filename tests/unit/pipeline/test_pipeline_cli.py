@@ -17,7 +17,7 @@ import pytest
 from pipeline import cli, serving
 from runtime import artifact
 from runtime.artifact import hashes
-from tests.harness import pipeline_standins as standins
+from tests.harness.builds import standins
 from tests.harness.models import tiny
 from tests.hub.client import key_pair
 
@@ -54,7 +54,7 @@ class Shell:
         return code, out, err
 
     def spawn(self, *arguments: str, **environment: str) -> int:
-        command = [sys.executable, "-m", "tests.harness.pipeline_standins", *arguments]
+        command = [sys.executable, "-m", "tests.harness.builds.standins", *arguments]
         full = os.environ | self.environment | environment
         return subprocess.run(command, cwd=ROOT, env=full, capture_output=True, check=False, timeout=120).returncode
 

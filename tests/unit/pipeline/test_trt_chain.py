@@ -33,6 +33,7 @@ from runtime.engines.trt.folders import EngineFolder
 from runtime.host import machine
 from runtime.host.cuda import Failure
 from runtime.server.service import Phase
+from tests.harness.builds.progress import RecordedProgress
 from tests.harness.scripted import Running, serving
 from tests.harness.trt.lane import H200, LABEL, installed, model, quantizer_python
 from tests.harness.waiting import eventually
@@ -41,19 +42,6 @@ from tests.harness.waiting import eventually
 TEXTS = ["The kettle sings on the stove while somebody reads the paper aloud.", "Rain again."]
 BOUNDS = {gates.KNOWN_PROMPTS: 0.0}
 GOLDEN = Path(__file__).parents[2] / "data/trt"
-
-
-class Silent:
-    """Progress that keeps its steps."""
-
-    def __init__(self) -> None:
-        self.steps: list[str] = []
-
-    def step(self, message: str) -> None:
-        self.steps.append(message)
-
-    def advance(self, fraction: float) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +84,7 @@ def prepared(workplace: Path, method: str | None = "4bit", out: str = "artifact"
 
 
 def made(work: Prepared) -> tuple[Path, BuildMetadata, list[str]]:
-    progress = Silent()
+    progress = RecordedProgress()
     run = Run(work, progress)
     folder, metadata = run.validate()
     return run.finish(folder, metadata), metadata, progress.steps
@@ -209,7 +197,9 @@ def test_an_artifact_is_proven_again_where_it_lies(workplace: Path, proven: Path
     place = Path(shutil.copytree(proven, tmp_path / "artifact"))
     before = artifact.read(place)
     source = str(workplace / "prompts/model")
-    again = revalidate.revalidate(place, source, BOUNDS | {gates.TOP1_AGREEMENT: 1.0}, workplace / "cache", Silent())
+    again = revalidate.revalidate(
+        place, source, BOUNDS | {gates.TOP1_AGREEMENT: 1.0}, workplace / "cache", RecordedProgress()
+    )
     assert again.validation is not None
     assert again.validation.passed
     assert again.digest == before.digest
@@ -221,14 +211,14 @@ def test_an_artifact_is_proven_again_where_it_lies(workplace: Path, proven: Path
 def test_the_budget_for_thought_is_recorded_as_it_was_proven(
     workplace: Path, proven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, metadata = Run(prepared(workplace, THINKING_MAX_TOKENS="12"), Silent()).build()
+    _, metadata = Run(prepared(workplace, THINKING_MAX_TOKENS="12"), RecordedProgress()).build()
     assert metadata.chat is not None
     assert metadata.chat.thinking_max_tokens == 12
     place = Path(shutil.copytree(proven, tmp_path / "artifact"))
     source = str(workplace / "prompts/model")
 
     def again() -> int:
-        chat = revalidate.revalidate(place, source, BOUNDS, workplace / "cache", Silent()).chat
+        chat = revalidate.revalidate(place, source, BOUNDS, workplace / "cache", RecordedProgress()).chat
         assert chat is not None
         return chat.thinking_max_tokens
 
@@ -248,7 +238,7 @@ def test_the_budget_for_thought_is_recorded_as_it_was_proven(
 def test_the_float_model_computes_in_the_type_of_the_engine(workplace: Path, proven: Path) -> None:
     import tensorrt_llm._llm as stand_in
 
-    run = Run(prepared(workplace, TRT_DTYPE="bfloat16"), Silent())
+    run = Run(prepared(workplace, TRT_DTYPE="bfloat16"), RecordedProgress())
     before = len(stand_in.MADE)
     run.validate()
     loaded = stand_in.MADE[before:]
@@ -268,7 +258,7 @@ def test_every_variable_reaches_the_call_that_it_is_meant_for(workplace: Path) -
         "TRT_CALIB_SIZE": "9",
         "TRT_CALIB_SEQLEN": "77",
     }
-    run = Run(prepared(workplace, **variables), Silent())
+    run = Run(prepared(workplace, **variables), RecordedProgress())
     assert run.plan.chat is not None
     _, checkpoint, _ = run.quantize(run.plan.chat)
     told = json.loads((checkpoint.folder / "config.json").read_bytes())["stand_in"]
@@ -296,7 +286,7 @@ def test_every_variable_reaches_the_call_that_it_is_meant_for(workplace: Path) -
 
 @pytest.mark.parametrize("method", ["fp8", "int8_sq"])
 def test_the_other_formats_compile_too(workplace: Path, method: str) -> None:
-    folder, metadata = Run(prepared(workplace, method), Silent()).build()
+    folder, metadata = Run(prepared(workplace, method), RecordedProgress()).build()
     assert metadata.chat is not None
     assert EngineFolder.read(folder / str(metadata.chat.engine_path)).weights.method == method
 
@@ -306,7 +296,7 @@ def test_engines_are_kept_apart_by_model_format_limits_gpu_and_version(workplace
         here = changes.pop("machine", H200)
         method = changes.pop("method", "4bit")
         work = prepared(workplace, method, **changes)
-        run = Run(replace(work, hardware=replace(work.hardware, machine=here)), Silent())
+        run = Run(replace(work, hardware=replace(work.hardware, machine=here)), RecordedProgress())
         run.build()
         return run.runner.finished[-1].key
 
@@ -323,7 +313,7 @@ def test_engines_are_kept_apart_by_model_format_limits_gpu_and_version(workplace
 
 
 def test_a_checkpoint_that_exists_is_compiled_without_quantizing(workplace: Path) -> None:
-    run = Run(prepared(workplace), Silent())
+    run = Run(prepared(workplace), RecordedProgress())
     assert run.plan.chat is not None
     checkpoint = run.quantize(run.plan.chat)[1].folder
     work = prepared(workplace, None, "from-checkpoint", TRT_CHECKPOINT_DIR=str(checkpoint))
@@ -335,7 +325,7 @@ def test_a_checkpoint_that_exists_is_compiled_without_quantizing(workplace: Path
 
 
 def test_a_repository_with_a_checkpoint_is_compiled_without_quantizing(workplace: Path) -> None:
-    run = Run(prepared(workplace), Silent())
+    run = Run(prepared(workplace), RecordedProgress())
     assert run.plan.chat is not None
     checkpoint = run.quantize(run.plan.chat)[1].folder
     source = Path(shutil.copytree(workplace / "prompts/model", workplace / "llama-trt-awq"))
@@ -367,7 +357,7 @@ def test_an_engine_that_chooses_otherwise_than_the_float_model_fails_its_gate(
     monkeypatch.setattr(stand_in.TrtLLM, "token_after", lambda _, token: (token + 1 + token % 2) % 256)
     work = prepared(workplace, TRT_MAX_BATCH_SIZE="15", TRT_CALIB_SIZE="6")
     with pytest.raises(GateError, match=r"top1_agreement is 0\.[3-7]") as raised:
-        Run(work, Silent()).validate()
+        Run(work, RecordedProgress()).validate()
     hints.print_next_step(work, raised.value.gates)
     told = capsys.readouterr().err
     assert "try `--fallback fp8`, more samples (TRT_CALIB_SIZE; there were 6), " in told
@@ -399,7 +389,7 @@ def test_a_failed_compilation_fails_the_stage_with_its_last_lines(
     monkeypatch.setenv("STAND_IN_BUILD", "fail")
     before = set((workplace / "cache/build").glob("*/output"))
     with pytest.raises(StageError, match=r"trtllm-build ended with exit code 1: .*OutOfMemory"):
-        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="31"), Silent()).build()
+        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="31"), RecordedProgress()).build()
     assert set((workplace / "cache/build").glob("*/output")) == before
     assert not list((workplace / "cache/build").glob("*.partial-*"))
 
@@ -417,7 +407,7 @@ def test_a_failed_quantization_fails_the_stage_with_its_last_lines(
 ) -> None:
     monkeypatch.setenv("STAND_IN_QUANTIZE", how)
     with pytest.raises(StageError, match=line):
-        Run(prepared(workplace, TRT_CALIB_SIZE="3"), Silent()).build()
+        Run(prepared(workplace, TRT_CALIB_SIZE="3"), RecordedProgress()).build()
 
 
 def test_an_engine_with_other_limits_than_planned_fails_the_stage(
@@ -425,7 +415,7 @@ def test_an_engine_with_other_limits_than_planned_fails_the_stage(
 ) -> None:
     monkeypatch.setenv("STAND_IN_BUILD", "small")
     with pytest.raises(StageError, match="expected an engine with max_batch_size 28, found 14"):
-        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="28"), Silent()).build()
+        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="28"), RecordedProgress()).build()
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["quantize", "build"])
@@ -440,7 +430,7 @@ def test_a_gpu_that_cuda_cannot_use_is_diagnosed_before_work_begins(
     with pytest.raises(
         StageError, match=r"CUDA_ERROR_UNKNOWN \(999\).*device nodes: .*try \(1\).*\(2\).*\(3\)"
     ) as error:
-        Run(work, Silent()).build()
+        Run(work, RecordedProgress()).build()
     assert str(error.value).startswith(f"stage {'build' if given else 'quantize'} failed")
 
 
@@ -452,7 +442,7 @@ def test_a_flag_that_trtllm_build_does_not_know_fails_the_stage(
     flags = trt.flags
     monkeypatch.setattr(trt, "flags", lambda *arguments: [*flags(*arguments), "--max_output_len", "90"])
     with pytest.raises(StageError, match="unrecognized arguments: --max_output_len"):
-        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="30"), Silent()).build()
+        Run(prepared(workplace, TRT_MAX_BATCH_SIZE="30"), RecordedProgress()).build()
 
 
 # Serving

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -22,23 +21,13 @@ from pipeline.steps.stage_runner import StageRunner
 from runtime import artifact
 from runtime.artifact import ArtifactError, Gate, Validation
 from runtime.host.machine import Machine
+from tests.harness.builds.progress import RecordedProgress
 
 GOLDEN = Path(__file__).resolve().parents[3] / "tests/data/artifacts"
 TWO_TOKENS = {"HF_TOKEN": "hf_one", "HUGGINGFACE_HUB_TOKEN": "hf_two"}
 
 LIKE_IT = ["tool_accuracy", "tool_accuracy_on_old_texts", "perplexity_ratio", "yes"]
 names = st.sampled_from(LIKE_IT) | st.text(min_size=1)
-
-
-@dataclass
-class Steps:
-    steps: list[str] = field(default_factory=list)
-
-    def step(self, message: str) -> None:
-        self.steps.append(message)
-
-    def advance(self, fraction: float) -> None:
-        assert 0 <= fraction <= 1
 
 
 @given(st.lists(names, min_size=1, max_size=4))
@@ -80,7 +69,7 @@ def test_a_shape_names_the_dimension_that_is_missing() -> None:
 def test_two_tokens_are_told_by_their_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in TWO_TOKENS.items():
         monkeypatch.setenv(variable, value)
-    runner = StageRunner(tmp_path, Machine(), Steps())
+    runner = StageRunner(tmp_path, Machine(), RecordedProgress())
     with pytest.raises(StageError) as caught:
         runner.chat_source(SourceFacts("org/name", "hub", "org/name", revision="0" * 40))
     assert (caught.value.where, caught.value.what) == (
@@ -101,5 +90,5 @@ def test_an_artifact_error_is_told_whole(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("pipeline.source.fetch", fetch)
     with pytest.raises(StageError) as caught:
-        StageRunner(tmp_path, Machine(), Steps()).chat_source(SourceFacts("org/name", "hub", "org/name"))
+        StageRunner(tmp_path, Machine(), RecordedProgress()).chat_source(SourceFacts("org/name", "hub", "org/name"))
     assert caught.value.what == f"the model could not be read: {line}"

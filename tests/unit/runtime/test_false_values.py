@@ -33,20 +33,13 @@ from runtime.deployment.serving import plan
 from runtime.deployment.settings import RuntimeSettings
 from runtime.engines import EngineOptions
 from runtime.engines.trt.arguments import kv_cache_arguments
+from tests.harness.builds.progress import RecordedProgress
 from tests.harness.scripted import settings
 
 ROOT = Path(__file__).resolve().parents[3]
 TOOL_ONLY = ROOT / "tests" / "data" / "artifacts" / "tool-only"
 
 PROBABILITIES = st.none() | st.sampled_from([0.0, -0.0, 1.0]) | st.floats(0, 1)
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
 
 
 class Unsure:
@@ -88,14 +81,14 @@ def test_a_threshold_is_gated_and_served_as_it_was_set(
     written = artifact.read(tmp_path)
     assert written.tool == tool
     assert written.tool is not None
-    accuracy = tool_accuracy.tool_accuracy(tmp_path, written.tool, "cpu", Silent())
+    accuracy = tool_accuracy.tool_accuracy(tmp_path, written.tool, "cpu", RecordedProgress())
     [gated] = Unsure.made
     served = plan(settings(), written).tool
     assert served is not None
     assert (gated["threshold"], gated["max_tokens"]) == (served.threshold, served.max_tokens)
     assert served.threshold == (defaults.TOOL_THRESHOLD if own is None else own)
     # Of the held-out utterances fewer than all ask for the screen, and fewer than all do not.
-    yes = tool_accuracy.tool_accuracy(tmp_path, planned(0.0, window), "cpu", Silent())
+    yes = tool_accuracy.tool_accuracy(tmp_path, planned(0.0, window), "cpu", RecordedProgress())
     assert accuracy == pytest.approx(yes if served.threshold == 0 else 1 - yes)
     assert 0 < yes < 1
     overridden = plan(settings(tool_decision_threshold=asked), written).tool

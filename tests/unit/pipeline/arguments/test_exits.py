@@ -21,7 +21,7 @@ from pipeline import cli
 from pipeline.arguments import exits
 from pipeline.plan import hardware, prepare
 from pipeline.problem import Problem, printable
-from tests.harness import pipeline_standins
+from tests.harness.builds import standins
 
 ROOT = Path(__file__).resolve().parents[4]
 PLAN = ("plan", "--cpu", "awq", "embedded")
@@ -190,7 +190,7 @@ def test_no_path_is_a_fault(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], name: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hardware, "describe", pipeline_standins.describe)
+    monkeypatch.setattr(hardware, "describe", standins.describe)
     monkeypatch.setattr(sys, "argv", ["yap-pipeline", *(word.format(name) for word in words)])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as end:

@@ -18,19 +18,12 @@ from pipeline.problem import Problem, WrongRequestError
 from pipeline.quantize.calibration import calibrate
 from pipeline.stages.stage import StageError
 from runtime.artifact import Calibration
-from tests.harness import pipeline_standins
+from tests.harness.builds import standins
+from tests.harness.builds.progress import RecordedProgress
 from tests.harness.models import tiny
 
 GOOD = json.dumps({"text": "hello there my friend, how are you doing today in this fine town"}) + "\n"
 LONG = "and some more words to make it long enough"
-
-
-class Silent:
-    def step(self, message: str) -> None:
-        """Nobody listens."""
-
-    def advance(self, fraction: float) -> None:
-        """Nobody listens."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +36,7 @@ def done(model: Path, file: Path, length: int = 64) -> Calibration:
     plan = CalibrationPlan(str(file), 4, length)
     out = file.parent / "out"
     out.mkdir(exist_ok=True)
-    return calibrate(plan, model, out, seed=1, parquet_python=Path(sys.executable), progress=Silent())
+    return calibrate(plan, model, out, seed=1, parquet_python=Path(sys.executable), progress=RecordedProgress())
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -109,7 +102,7 @@ def test_what_can_be_read_is_taken(model: Path, tmp_path: Path, name: str, conte
 
 
 def planned(dataset: str, monkeypatch: pytest.MonkeyPatch, method: str = "awq") -> list[str]:
-    monkeypatch.setattr(hardware, "describe", pipeline_standins.describe)
+    monkeypatch.setattr(hardware, "describe", standins.describe)
     request = BuildRequest(chat="embedded", lanes=("cpu",), method=method, fallback=("magic",))
     with pytest.raises(WrongRequestError) as caught:
         prepare.prepare(request, Path("cache"), {"AWQ_CALIB_DATASET": dataset, "AWQ_NSAMPLES": "many"})

@@ -18,7 +18,7 @@ from pipeline.lanes import METHODS
 from pipeline.lanes.gate_specs import PERPLEXITY_RATIO
 from pipeline.plan import BuildPlan, BuildRequest, disk_facts, hardware, prepare
 from pipeline.problem import WrongRequestError
-from tests.harness import pipeline_standins
+from tests.harness.builds import standins
 from tests.harness.trt import lane
 
 REQUEST = BuildRequest(chat="embedded", lanes=("cpu",), method="awq")
@@ -48,7 +48,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def machine(free_disk: int = 2**40) -> Iterator[None]:
-    here = replace(pipeline_standins.describe(Path(), None), free_disk=free_disk)
+    here = replace(standins.describe(Path(), None), free_disk=free_disk)
     with mock.patch.object(hardware, "describe", return_value=here):
         yield
 

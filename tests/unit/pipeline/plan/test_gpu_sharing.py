@@ -24,7 +24,8 @@ from runtime import artifact
 from runtime.artifact import Limits
 from runtime.engines import EngineOptions
 from runtime.host.machine import Gpu, Machine
-from tests.harness.plans import GIB, LLAMA_8B, Row, hardware, make, model
+from tests.harness.builds.plans import GIB, LLAMA_8B, Row, hardware, make, model
+from tests.harness.builds.progress import RecordedProgress
 from tests.hub.golden import GOLDEN
 
 H100 = Gpu("H100", 90, 80 * GIB, 80 * GIB)
@@ -38,12 +39,6 @@ LLAMA_70B = LLAMA_8B | {
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
 }
-
-
-class Silent:
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
 
 
 def planned(
@@ -222,7 +217,7 @@ def test_the_float_model_is_measured_by_as_many_gpus_and_again_by_another_number
     def measure(folder: Path, out: Path, *, options: EngineOptions, **_: object) -> None:
         seen.append((options, {}))
 
-    runner = Runner(tmp_path, Machine(gpus=(H100,)), Silent())
+    runner = Runner(tmp_path, Machine(gpus=(H100,)), RecordedProgress())
     monkeypatch.setattr(validation, "measure_reference", measure)
     limits = Limits(
         max_batch_size=1,

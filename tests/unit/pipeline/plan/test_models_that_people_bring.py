@@ -20,8 +20,8 @@ from pipeline.plan import BuildPlan, BuildRequest, planner, tool_plan
 from pipeline.plan.chat.chat_plan import CPU_HEAD_SIZES
 from pipeline.problem import WrongRequestError
 from runtime.host.machine import Gpu, Machine
+from tests.harness.builds.plans import CPU, GIB, HOPPER, LLAMA_8B, Row, hardware, make, model
 from tests.harness.models import tiny
-from tests.harness.plans import CPU, GIB, HOPPER, LLAMA_8B, Row, hardware, make, model
 
 EIGHT_GPUS = hardware(
     Machine(

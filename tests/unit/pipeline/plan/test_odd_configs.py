@@ -18,8 +18,8 @@ from pipeline import source
 from pipeline.plan import BuildPlan, BuildRequest, planner
 from pipeline.problem import Problem, WrongRequestError
 from pipeline.source.source_facts import SourceFacts
+from tests.harness.builds.plans import CPU, HOPPER
 from tests.harness.models import tiny
-from tests.harness.plans import CPU, HOPPER
 
 # What stands in configs where something else should: every kind of JSON value, and the odd ones that were seen.
 ODD: tuple[Any, ...] = (

@@ -17,7 +17,7 @@ from pipeline.lanes import gate_specs as gates
 from pipeline.plan import BuildPlan
 from pipeline.problem import WrongRequestError
 from pipeline.source import EMBEDDED_CHAT, read_facts
-from tests.harness.plans import (
+from tests.harness.builds.plans import (
     ADA,
     AMPERE,
     BLACKWELL,

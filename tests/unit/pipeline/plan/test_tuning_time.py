@@ -9,7 +9,7 @@ import pytest
 from pipeline.plan import BuildPlan
 from pipeline.problem import WrongRequestError
 from pipeline.publish.report import steps
-from tests.harness.plans import HOPPER, Row, make, model
+from tests.harness.builds.plans import HOPPER, Row, make, model
 
 
 def planned(env: dict[str, str] | None = None, lane: str = "vllm", **request: Any) -> BuildPlan:

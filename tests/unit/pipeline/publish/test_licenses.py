@@ -21,7 +21,7 @@ from pipeline.publish.model_card import card
 from pipeline.publish.preconditions import SourceModel
 from pipeline.source import licenses, read_facts
 from runtime import artifact
-from tests.harness import pipeline_standins
+from tests.harness.builds import standins
 from tests.harness.trt.lane import model
 from tests.hub import Account, Hub
 from tests.hub.artifacts import cpu_artifact
@@ -126,7 +126,7 @@ def test_what_a_source_calls_its_licence_is_in_the_metadata_and_the_card(tmp_pat
 def test_a_plan_of_a_push_tells_a_licence_that_the_hub_refuses(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "describe", pipeline_standins.describe)
+    monkeypatch.setattr(hardware, "describe", standins.describe)
     folder = model(tmp_path / "model", max_position_embeddings=8192)
     (folder / "README.md").write_text("---\nlicense: Apache License 2.0\n---\n")
     monkeypatch.setenv("HF_PUSH_REPO_ID", REPO)

@@ -23,9 +23,10 @@ from pipeline.publish.push import Published, push
 from pipeline.publish.remote_repository import mismatch, read_repository
 from pipeline.stages.stage import StageError
 from runtime import artifact
+from tests.harness.builds.progress import RecordedProgress
 from tests.hub import Account, Hub, Repository
 from tests.hub.artifacts import A100, H100, contents, cpu_artifact, engine_artifact, gpu_machine, random_bytes
-from tests.hub.client import Steps, configure_client, key_pair
+from tests.hub.client import configure_client, key_pair
 from tests.hub.store import Stored
 
 # The client hands httpx the files that it uploads as `data`.
@@ -46,7 +47,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def publish(folder: Path, *, private: bool = True, sign_key: Path | None = None) -> Published:
-    return push(folder, Destination(REPO, private, SecretStr(TOKEN)), sign_key, Steps())
+    told = RecordedProgress()
+    published = push(folder, Destination(REPO, private, SecretStr(TOKEN)), sign_key, told)
+    assert not told.fractions, "the hub's client shows bars of its own"
+    return published
 
 
 # Before anything starts
@@ -180,7 +184,7 @@ def test_a_job_publishes_by_its_identity(
         return
     assert destination
     folder = cpu_artifact(tmp_path / "artifact")
-    push(folder, destination, None, Steps())
+    push(folder, destination, None, RecordedProgress())
     assert {path: hub.repositories[REPO].files[path] for path in contents(folder)} == contents(folder)
 
 
@@ -457,7 +461,7 @@ def command(hub: Hub, home: Path, *arguments: str, **variables: str) -> subproce
         "HF_HOME": str(home / "hf"),
         **variables,
     }
-    line = [sys.executable, "-m", "tests.harness.pipeline_standins", *arguments]
+    line = [sys.executable, "-m", "tests.harness.builds.standins", *arguments]
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 

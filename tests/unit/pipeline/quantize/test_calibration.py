@@ -25,18 +25,11 @@ from pipeline.quantize.calibration import (
 )
 from pipeline.stages.stage import StageError
 from runtime.artifact import Calibration
+from tests.harness.builds.progress import RecordedProgress
 from tests.harness.models import tiny
 
 WORDS = ["<unk>", "user", "assistant", ":", *(f"w{number}" for number in range(200))]
 PYTHON = Path(sys.executable)
-
-
-class Silent:
-    def step(self, message: str) -> None:
-        assert message
-
-    def advance(self, fraction: float) -> None:
-        assert 0 < fraction <= 1
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +52,7 @@ def texts(path: Path, count: int, words: int = 12) -> Path:
 def run(model: Path, out: Path, dataset: Path | str, samples: int = 4, length: int = 100, seed: int = 1) -> Calibration:
     out.mkdir(exist_ok=True)
     plan = CalibrationPlan(str(dataset), samples, length)
-    return calibrate(plan, model, out, seed=seed, parquet_python=PYTHON, progress=Silent())
+    return calibrate(plan, model, out, seed=seed, parquet_python=PYTHON, progress=RecordedProgress())
 
 
 def tokens(out: Path) -> list[list[int]]:
@@ -198,7 +191,7 @@ def test_a_hub_that_is_out_of_reach_says_what_to_do_instead(
 def test_an_odd_row_is_left_out_and_counted(model: Path, tmp_path: Path, odd: Any, suffix: str) -> None:
     told: list[str] = []
 
-    class Told(Silent):
+    class Told(RecordedProgress):
         def step(self, message: str) -> None:
             told.append(message)
 

@@ -18,20 +18,7 @@ from hypothesis import strategies as st
 from pipeline.quantize import QuantizeJob, read_samples, worker
 from pipeline.quantize.vllm import quantize
 from pipeline.stages.stage import StageError
-
-
-class Told:
-    """Progress that remembers."""
-
-    def __init__(self) -> None:
-        self.steps: list[str] = []
-        self.fractions: list[float] = []
-
-    def step(self, message: str) -> None:
-        self.steps.append(message)
-
-    def advance(self, fraction: float) -> None:
-        self.fractions.append(fraction)
+from tests.harness.builds.progress import RecordedProgress
 
 
 @pytest.fixture
@@ -93,8 +80,8 @@ def test_no_samples_are_refused(tmp_path: Path) -> None:
 
 
 def test_progress_arrives_though_libraries_print(job: QuantizeJob) -> None:
-    told = Told()
-    worker.run_worker("tests.harness.workers", job, python=None, progress=told)
+    told = RecordedProgress()
+    worker.run_worker("tests.harness.builds.workers", job, python=None, progress=told)
     assert told.steps == ["working"]
     assert told.fractions == [0.5]
     assert (job.out / "config.json").is_file()
@@ -114,7 +101,9 @@ def test_waiting_threads_leave_the_processor_to_others(
 
 def test_a_failed_worker_tells_its_last_lines(job: QuantizeJob) -> None:
     with pytest.raises(StageError, match=r"exit code 3: .*bar 99% \| the weights are torn") as failure:
-        worker.run_worker("tests.harness.workers", replace(job, method="crash"), python=None, progress=Told())
+        worker.run_worker(
+            "tests.harness.builds.workers", replace(job, method="crash"), python=None, progress=RecordedProgress()
+        )
     assert "bar 1%" not in str(failure.value)
     assert "\n" not in str(failure.value)
 
@@ -126,7 +115,7 @@ def test_a_worker_does_not_outlive_a_killed_pipeline(job: QuantizeJob, tmp_path:
         "import sys; from pathlib import Path; from pipeline.progress import PlainProgress;"
         "from pipeline.quantize import QuantizeJob, worker;"
         "job = QuantizeJob.read(Path(sys.argv[1]));"
-        "worker.run_worker('tests.harness.workers', job, python=None, progress=PlainProgress())"
+        "worker.run_worker('tests.harness.builds.workers', job, python=None, progress=PlainProgress())"
     )
     pipeline = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "job.json")], stderr=subprocess.DEVNULL)
     try:
@@ -138,25 +127,27 @@ def test_a_worker_does_not_outlive_a_killed_pipeline(job: QuantizeJob, tmp_path:
 
 
 def test_an_interrupted_pipeline_ends_its_worker(job: QuantizeJob) -> None:
-    class Impatient(Told):
+    class Impatient(RecordedProgress):
         def advance(self, fraction: float) -> None:
             wait_for((job.out / "pid").exists)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        worker.run_worker("tests.harness.workers", replace(job, method="sleep"), python=None, progress=Impatient())
+        worker.run_worker(
+            "tests.harness.builds.workers", replace(job, method="sleep"), python=None, progress=Impatient()
+        )
     assert not is_running(int((job.out / "pid").read_text()))
 
 
 def test_an_unknown_method_is_refused_before_anything_starts(job: QuantizeJob) -> None:
     with pytest.raises(StageError, match="expected one of the methods awq, gptq, fp8, int8, found 'nf4'"):
-        quantize(replace(job, method="nf4"), python=Path("/nowhere"), progress=Told())
+        quantize(replace(job, method="nf4"), python=Path("/nowhere"), progress=RecordedProgress())
 
 
 @pytest.mark.parametrize("method", ["awq", "gptq"])
 def test_a_calibrated_method_without_samples_is_refused(job: QuantizeJob, method: str) -> None:
     with pytest.raises(StageError, match="needs calibration samples"):
-        quantize(replace(job, method=method), python=Path("/nowhere"), progress=Told())
+        quantize(replace(job, method=method), python=Path("/nowhere"), progress=RecordedProgress())
 
 
 def wait_for(probe, seconds: float = 20.0):

@@ -13,8 +13,9 @@ import pytest
 from pipeline.checkpoint.tensors import Tensor
 from pipeline.source import model_source as source
 from pipeline.source import remote_headers
+from tests.harness.builds.progress import RecordedProgress
 from tests.hub import Hub
-from tests.hub.client import Steps, configure_client
+from tests.hub.client import configure_client
 from tests.hub.models import LARGE, publish, safetensors
 from tests.hub.store import Stored
 
@@ -79,7 +80,7 @@ def test_what_a_repository_holds_twice_is_counted_read_and_fetched_once(hub: Hub
     assert facts.problems == ()
     assert set(facts.tensors) == {"a", "b"}
     assert facts.weight_bytes == 2 * len(shard("a"))
-    fetched = source.fetch(facts, Steps())
+    fetched = source.fetch(facts, RecordedProgress())
     names = {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()}
     assert {*SHARDS, "model.safetensors.index.json", "additional_chat_templates/tools.jinja"} <= names
     assert not any("consolidated" in name or name.endswith(".bin") or name.startswith("o") for name in names), names

@@ -19,26 +19,15 @@ from pipeline.source import model_source as source
 from pipeline.stages.stage import StageError
 from pipeline.steps.stage_runner import StageRunner
 from runtime.artifact import ArtifactError
+from tests.harness.builds.progress import RecordedProgress
 from tests.hub import Account, Hub
 from tests.hub.artifacts import CPU
-from tests.hub.client import Steps as Lines
 from tests.hub.client import configure_client
 from tests.hub.models import publish, safetensors
 from tests.hub.store import Stored
 
 REPO, TOKEN = "acme/llama", "hf_writer"
 ROOT = Path(__file__).resolve().parents[4]
-
-
-class Steps(Lines):
-    """Remembers the fractions too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fractions: list[float] = []
-
-    def advance(self, fraction: float) -> None:
-        self.fractions.append(fraction)
 
 
 @pytest.fixture
@@ -77,7 +66,7 @@ def weights_sent(hub: Hub) -> int:
 
 def test_what_arrives_is_what_is_on_the_hub(hub: Hub, tmp_path: Path) -> None:
     commit = publish(hub, REPO, tmp_path / "model")
-    steps = Steps()
+    steps = RecordedProgress()
     fetched = source.fetch(read_facts(), steps)
     assert same(fetched, tmp_path / "model")
     assert fetched.name == commit.oid
@@ -86,11 +75,11 @@ def test_what_arrives_is_what_is_on_the_hub(hub: Hub, tmp_path: Path) -> None:
 
 def test_each_large_file_is_sent_once(hub: Hub, tmp_path: Path) -> None:
     commit = publish(hub, REPO, tmp_path / "model")
-    source.fetch(read_facts(), Steps())
+    source.fetch(read_facts(), RecordedProgress())
     large = sum(len(stored.content) for stored in commit.files.values() if stored.lfs)
     assert weights_sent(hub) == large
     hub.seen.clear()
-    source.fetch(read_facts(), Steps())
+    source.fetch(read_facts(), RecordedProgress())
     assert weights_sent(hub) == 0
 
 
@@ -98,7 +87,7 @@ def test_what_the_client_has_brought_is_not_brought_again(hub: Hub, tmp_path: Pa
     publish(hub, REPO, tmp_path / "model")
     huggingface_hub.snapshot_download(REPO)
     hub.seen.clear()
-    assert same_names(source.fetch(read_facts(), Steps()), tmp_path / "model")
+    assert same_names(source.fetch(read_facts(), RecordedProgress()), tmp_path / "model")
     assert weights_sent(hub) == 0
 
 
@@ -109,12 +98,12 @@ def same_names(fetched: Path, folder: Path) -> bool:
 def test_a_new_revision_brings_what_changed(hub: Hub, tmp_path: Path) -> None:
     old = publish(hub, REPO, tmp_path / "model")
     hub.repositories[REPO].tags["v1"] = old.oid
-    source.fetch(read_facts(), Steps())
+    source.fetch(read_facts(), RecordedProgress())
     publish(hub, REPO, tmp_path / "newer", weights=123_456)
     hub.seen.clear()
-    assert same(source.fetch(read_facts(f"{REPO}@main"), Steps()), tmp_path / "newer")
+    assert same(source.fetch(read_facts(f"{REPO}@main"), RecordedProgress()), tmp_path / "newer")
     assert weights_sent(hub) == len(safetensors(123_456))
-    assert same(source.fetch(read_facts(f"{REPO}@v1"), Steps()), tmp_path / "model")
+    assert same(source.fetch(read_facts(f"{REPO}@v1"), RecordedProgress()), tmp_path / "model")
 
 
 @pytest.mark.parametrize("revision", ["", "@main", "@v1"])
@@ -123,11 +112,11 @@ def test_a_model_that_was_fetched_is_there_without_network(
 ) -> None:
     commit = publish(hub, REPO, tmp_path / "model")
     hub.repositories[REPO].tags["v1"] = commit.oid
-    first = source.fetch(read_facts(REPO + revision), Steps())
+    first = source.fetch(read_facts(REPO + revision), RecordedProgress())
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     hub.seen.clear()
     facts = read_facts(REPO + revision)
-    assert source.fetch(facts, Steps()).resolve() == first.resolve()
+    assert source.fetch(facts, RecordedProgress()).resolve() == first.resolve()
     assert same(first, tmp_path / "model")
     assert hub.seen == []
 
@@ -145,7 +134,7 @@ def test_a_bad_link_costs_what_was_not_sent(hub: Hub, tmp_path: Path, fault: dic
     publish(hub, REPO, tmp_path / "model")
     facts = read_facts()
     hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", **fault)
-    assert same(source.fetch(facts, Steps()), tmp_path / "model")
+    assert same(source.fetch(facts, RecordedProgress()), tmp_path / "model")
     assert bool(ranges(hub)) == bool(fault.get("after_bytes"))
 
 
@@ -153,7 +142,7 @@ def test_a_link_that_breaks_often_is_used_as_long_as_it_brings_something(hub: Hu
     publish(hub, REPO, tmp_path / "model", weights=20 << 20)
     facts = read_facts()
     hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", status=0, after_bytes=3 << 19, times=12)
-    steps = Steps()
+    steps = RecordedProgress()
     assert same(source.fetch(facts, steps), tmp_path / "model")
     assert len(ranges(hub)) >= 12
     assert all(0 <= fraction <= 1 for fraction in steps.fractions)
@@ -164,7 +153,7 @@ def test_the_bytes_are_shown_while_they_come(hub: Hub, tmp_path: Path, monkeypat
     facts = read_facts()
     monkeypatch.setattr("pipeline.source.weights.SECONDS_BETWEEN_FRACTIONS", 0.02)
     hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", bytes_per_s=1 << 20)
-    steps = Steps()
+    steps = RecordedProgress()
     source.fetch(facts, steps)
     assert steps.fractions == sorted(steps.fractions)
     assert any(0 < fraction < 1 for fraction in steps.fractions)
@@ -207,7 +196,7 @@ def test_a_private_model_takes_a_token_from_a_file_and_keeps_it(
     assert "none that this token may see" in str(source.read_facts(REPO, "CHAT_MODEL").problems)
     (tmp_path / "token").write_text(TOKEN)
     monkeypatch.setenv("HF_TOKEN_FILE", str(tmp_path / "token"))
-    assert same(source.fetch(read_facts(), Steps()), tmp_path / "model")
+    assert same(source.fetch(read_facts(), RecordedProgress()), tmp_path / "model")
     assert {(request.host, request.token) for request in hub.requests("GET", "^/storage/")} == {("localhost", None)}
 
 
@@ -223,9 +212,9 @@ def test_a_gated_model_is_refused_before_a_byte(hub: Hub, tmp_path: Path) -> Non
     facts = read_facts()
     hub.repositories[REPO].gated = True
     with pytest.raises(huggingface_hub.errors.GatedRepoError):
-        source.fetch(facts, Steps())
+        source.fetch(facts, RecordedProgress())
     with pytest.raises(StageError, match="status 403, the token may not do this"):
-        StageRunner(tmp_path / "cache", CPU, Steps()).chat_source(facts)
+        StageRunner(tmp_path / "cache", CPU, RecordedProgress()).chat_source(facts)
     assert weights_sent(hub) == 0
 
 
@@ -235,9 +224,9 @@ def test_other_bytes_than_the_hub_lists_are_refused(hub: Hub, tmp_path: Path) ->
     wrong = Stored(b"x" * facts.sizes["model.safetensors"], lfs=False)
     hub.repositories[REPO].commits[-1] = type(commit)(commit.oid, "", {**commit.files, "model.safetensors": wrong})
     with pytest.raises(ArtifactError, match=r"model\.safetensors: expected SHA-256 .*, found other bytes on the hub"):
-        source.fetch(facts, Steps())
+        source.fetch(facts, RecordedProgress())
     with pytest.raises(StageError, match="found other bytes on the hub") as refused:
-        StageRunner(tmp_path / "cache", CPU, Steps()).chat_source(facts)
+        StageRunner(tmp_path / "cache", CPU, RecordedProgress()).chat_source(facts)
     assert "\n" not in str(refused.value)
 
 
@@ -247,5 +236,5 @@ def test_one_file_that_fails_ends_the_others(hub: Hub, tmp_path: Path) -> None:
     hub.fail("GET", f"^/storage/{facts.hashes['model.safetensors']}", bytes_per_s=1 << 20, times=99)
     hub.fail("GET", f"^/storage/{facts.hashes['tokenizer.json']}", status=404, times=99)
     with pytest.raises(huggingface_hub.errors.HfHubHTTPError):
-        source.fetch(facts, Steps())
+        source.fetch(facts, RecordedProgress())
     assert all(request.sent < 20 << 20 for request in hub.requests("GET", "^/storage/"))

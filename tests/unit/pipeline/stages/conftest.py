@@ -13,7 +13,8 @@ from pipeline.plan import BuildRequest
 from pipeline.plan.prepare import Prepared, prepare
 from pipeline.stages.stage import StageResult, key_of
 from runtime.artifact import hashes
-from tests.harness import pipeline_standins as standins
+from tests.harness.builds import standins
+from tests.harness.builds.progress import RecordedProgress
 
 RESULTS: dict[str, dict[str, Any]] = {
     "source": {},
@@ -44,12 +45,6 @@ RESULTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Silent:
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
-
-
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     """A plan with every stage but tuning; no work is done for it."""
@@ -61,9 +56,9 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
 
 
 @pytest.fixture
-def silent() -> Silent:
+def silent() -> RecordedProgress:
     """A progress that nobody sees."""
-    return Silent()
+    return RecordedProgress()
 
 
 @pytest.fixture

@@ -21,19 +21,9 @@ from hypothesis import strategies as st
 
 from pipeline.stages import staging
 from pipeline.stages.stage import Stage, StageCache, StageError, key_of, remove_all_leftovers
+from tests.harness.builds.progress import RecordedProgress
 
 ROOT = Path(__file__).resolve().parents[4]
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.steps: list[str] = []
-
-    def step(self, message: str) -> None:
-        self.steps.append(message)
-
-    def advance(self, fraction: float) -> None:
-        assert 0 <= fraction <= 1
 
 
 class Work:
@@ -58,8 +48,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_stage_is_done_once(tmp_path: Path) -> None:
     work = Work({"figure": 1.5})
-    first = StageCache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
-    second = StageCache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
+    first = StageCache(tmp_path).run(Stage("build", {"a": 1}, work), RecordedProgress())
+    second = StageCache(tmp_path).run(Stage("build", {"a": 1}, work), RecordedProgress())
     assert work.times == 1
     assert (first.reused, second.reused) == (False, True)
     assert second.result == {"figure": 1.5}
@@ -70,17 +60,17 @@ def test_a_stage_is_done_once(tmp_path: Path) -> None:
 
 def test_other_inputs_are_another_stage(tmp_path: Path) -> None:
     work = Work()
-    first = StageCache(tmp_path).run(Stage("build", {"a": 1}, work), Silent())
-    second = StageCache(tmp_path).run(Stage("build", {"a": 2}, work), Silent())
-    third = StageCache(tmp_path).run(Stage("quantize", {"a": 1}, work), Silent())
+    first = StageCache(tmp_path).run(Stage("build", {"a": 1}, work), RecordedProgress())
+    second = StageCache(tmp_path).run(Stage("build", {"a": 2}, work), RecordedProgress())
+    third = StageCache(tmp_path).run(Stage("quantize", {"a": 1}, work), RecordedProgress())
     assert work.times == 3
     assert len({first.key, second.key, third.key}) == 3
 
 
 def test_force_does_it_again(tmp_path: Path) -> None:
     work = Work()
-    StageCache(tmp_path).run(Stage("build", {}, work), Silent())
-    again = StageCache(tmp_path, force=True).run(Stage("build", {}, work), Silent())
+    StageCache(tmp_path).run(Stage("build", {}, work), RecordedProgress())
+    again = StageCache(tmp_path, force=True).run(Stage("build", {}, work), RecordedProgress())
     assert work.times == 2
     assert not again.reused
 
@@ -100,7 +90,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_whoever_notices_it(tmp_path:
         raise error
 
     with pytest.raises(StageError, match=r"^stage build failed: .*No space left on device.*; look at the free") as told:
-        StageCache(tmp_path).run(Stage("build", {}, fail), Silent())
+        StageCache(tmp_path).run(Stage("build", {}, fail), RecordedProgress())
     assert "\n" not in str(told.value)
     assert [path.name for path in (tmp_path / "build").iterdir() if not path.name.endswith(".lock")] == []
 
@@ -110,7 +100,7 @@ def test_what_has_nothing_to_do_with_the_disk_is_raised_as_it_is(tmp_path: Path)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        StageCache(tmp_path).run(Stage("build", {}, fail), Silent())
+        StageCache(tmp_path).run(Stage("build", {}, fail), RecordedProgress())
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -119,10 +109,10 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
         raise StageError("build", "expected four wheels, found three", out, "add one")
 
     with pytest.raises(StageError, match=r"stage build failed: expected four wheels, found three \(.*\); add one"):
-        StageCache(tmp_path).run(Stage("build", {}, fail), Silent())
+        StageCache(tmp_path).run(Stage("build", {}, fail), RecordedProgress())
     assert [path.name for path in (tmp_path / "build").iterdir() if not path.name.endswith(".lock")] == []
     work = Work()
-    assert not StageCache(tmp_path).run(Stage("build", {}, work), Silent()).reused
+    assert not StageCache(tmp_path).run(Stage("build", {}, work), RecordedProgress()).reused
 
 
 def flip(path: Path, at: int) -> None:
@@ -138,9 +128,9 @@ def flip(path: Path, at: int) -> None:
 def test_any_byte_that_changed_is_noticed(name: str, at: int) -> None:
     with TemporaryDirectory() as folder:
         work, cache = Work({"figure": 1.5, "passed": True}), StageCache(Path(folder))
-        done = cache.run(Stage("build", {"a": 1}, work), Silent())
+        done = cache.run(Stage("build", {"a": 1}, work), RecordedProgress())
         flip(done.output.parent / name, at)
-        again = cache.run(Stage("build", {"a": 1}, work), Silent())
+        again = cache.run(Stage("build", {"a": 1}, work), RecordedProgress())
         # What stands in the record is told by a seal; between its words, white space may be of another kind.
         assert work.times == 2 or json.loads((done.output.parent / "record.json").read_bytes())
         assert again.result == {"figure": 1.5, "passed": True}
@@ -150,13 +140,13 @@ def test_any_byte_that_changed_is_noticed(name: str, at: int) -> None:
 @pytest.mark.parametrize("stranger", ["link", "dangling", "folder link", "pipe"])
 def test_what_is_no_file_is_noticed(tmp_path: Path, stranger: str) -> None:
     work = Work()
-    done = StageCache(tmp_path).run(Stage("build", {}, work), Silent())
+    done = StageCache(tmp_path).run(Stage("build", {}, work), RecordedProgress())
     if stranger == "pipe":
         os.mkfifo(done.output / "x")
     else:
         targets = {"link": done.output / "weights", "dangling": tmp_path / "gone", "folder link": done.output / "deep"}
         (done.output / "x").symlink_to(targets[stranger])
-    told = Silent()
+    told = RecordedProgress()
     assert not StageCache(tmp_path).run(Stage("build", {}, work), told).reused
     assert told.steps == ["build: x changed on the disk since it was made; doing it again"]
     assert StageCache(tmp_path).run(Stage("build", {}, work), told).reused
@@ -165,7 +155,7 @@ def test_what_is_no_file_is_noticed(tmp_path: Path, stranger: str) -> None:
 @pytest.mark.parametrize("damage", ["truncate", "rewrite", "remove", "add", "record", "no record"])
 def test_a_damaged_stage_is_done_again(tmp_path: Path, damage: str) -> None:
     work = Work()
-    done = StageCache(tmp_path).run(Stage("build", {}, work), Silent())
+    done = StageCache(tmp_path).run(Stage("build", {}, work), RecordedProgress())
     record = done.output.parent / "record.json"
     if damage == "truncate":
         (done.output / "weights").write_bytes(b"w" * 999)
@@ -179,7 +169,7 @@ def test_a_damaged_stage_is_done_again(tmp_path: Path, damage: str) -> None:
         record.write_text(record.read_text()[:-20])
     else:
         record.unlink()
-    again = StageCache(tmp_path).run(Stage("build", {}, work), Silent())
+    again = StageCache(tmp_path).run(Stage("build", {}, work), RecordedProgress())
     assert work.times == 2
     assert contents(again.output) == {"weights": b"w" * 1000, "deep/config.json": b"{}"}
 
@@ -187,29 +177,29 @@ def test_a_damaged_stage_is_done_again(tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize("record", ["[]", "{}", '{"key": null}', "null"])
 def test_a_record_of_another_version_is_done_again(tmp_path: Path, record: str) -> None:
     work = Work()
-    done = StageCache(tmp_path).run(Stage("build", {}, work), Silent())
+    done = StageCache(tmp_path).run(Stage("build", {}, work), RecordedProgress())
     path = done.output.parent / "record.json"
     # As an older pipeline wrote it: the right key, and other fields beside it.
     path.write_text(record if record != "{}" else json.dumps({"key": done.key, "sizes": {}}))
-    assert not StageCache(tmp_path).run(Stage("build", {}, work), Silent()).reused
+    assert not StageCache(tmp_path).run(Stage("build", {}, work), RecordedProgress()).reused
     assert work.times == 2
 
 
 def test_a_stage_that_was_copied_elsewhere_and_back_still_counts(tmp_path: Path) -> None:
     work = Work()
-    done = StageCache(tmp_path).run(Stage("build", {}, work), Silent())
+    done = StageCache(tmp_path).run(Stage("build", {}, work), RecordedProgress())
     os.utime(done.output / "weights", ns=(1, 1))
-    assert StageCache(tmp_path).run(Stage("build", {}, work), Silent()).reused
+    assert StageCache(tmp_path).run(Stage("build", {}, work), RecordedProgress()).reused
 
 
 def test_a_cache_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(StageError, match="look at the free space and the permissions"):
-        StageCache(tmp_path / "cache").run(Stage("build", {}, Work()), Silent())
+        StageCache(tmp_path / "cache").run(Stage("build", {}, Work()), RecordedProgress())
 
 
 def test_the_record_tells_what_was_done(tmp_path: Path) -> None:
-    done = StageCache(tmp_path).run(Stage("build", {"sm": 90}, Work({"x": "y"})), Silent())
+    done = StageCache(tmp_path).run(Stage("build", {"sm": 90}, Work({"x": "y"})), RecordedProgress())
     record = json.loads((done.output.parent / "record.json").read_text())
     assert record["inputs"] == {"sm": 90}
     assert record["result"] == {"x": "y"}

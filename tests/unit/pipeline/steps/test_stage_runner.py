@@ -15,15 +15,8 @@ import pytest
 from pipeline.stages.stage import StageError
 from pipeline.steps.stage_runner import COMPUTING_HERE, WAIT_POLICY, StageRunner
 from runtime.host.machine import Machine
-from tests.harness.pipeline_standins import PARTS
-
-
-class Silent:
-    """Progress that nobody reads."""
-
-    def step(self, text: str) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
+from tests.harness.builds.progress import RecordedProgress
+from tests.harness.builds.standins import PARTS
 
 
 def run_stage(tmp_path: Path, name: str, *, fails: bool = False) -> str | None:
@@ -36,7 +29,7 @@ def run_stage(tmp_path: Path, name: str, *, fails: bool = False) -> str | None:
             raise StageError(name, "it was asked to")
         return {}
 
-    runner = StageRunner(tmp_path, Machine(), Silent())
+    runner = StageRunner(tmp_path, Machine(), RecordedProgress())
     if fails:
         with pytest.raises(StageError):
             runner.stage(name, {}, work)
@@ -68,12 +61,12 @@ from pathlib import Path
 from pipeline import cli
 from pipeline.steps.stage_runner import StageRunner
 from runtime.host.machine import Machine
-from tests.unit.pipeline.steps.test_stage_runner import Silent
+from tests.harness.builds.progress import RecordedProgress
 assert "torch" not in sys.modules, "the command line loads PyTorch before any stage: its policy is read by then"
 def work(out):
     import torch
     return {}
-StageRunner(Path(sys.argv[1]), Machine(), Silent()).stage("tool", {}, work)
+StageRunner(Path(sys.argv[1]), Machine(), RecordedProgress()).stage("tool", {}, work)
 """
 
 

@@ -16,7 +16,8 @@ from pipeline.run import GateError, Run
 from pipeline.stages.stage import StageError
 from runtime import artifact
 from runtime.artifact import ArtifactError, BuildMetadata, EngineChoices
-from tests.harness.faults.refusing import FULL, WON, Told, replaced, run_in
+from tests.harness.builds.progress import RecordedProgress
+from tests.harness.faults.refusing import FULL, WON, replaced, run_in
 
 PLAIN = EngineChoices()
 
@@ -40,7 +41,7 @@ class Stages:
             raise answer
         return answer
 
-    def run(self, *, force: bool = False) -> tuple[BuildMetadata, Told]:
+    def run(self, *, force: bool = False) -> tuple[BuildMetadata, RecordedProgress]:
         run, told = run_in(self.folder, force=force)
         run.finish(*run.validate())
         return artifact.read(self.folder / "artifact"), told
@@ -75,7 +76,7 @@ def test_without_a_refusal_they_are_baked(stages: Stages) -> None:
     metadata, told = stages.run()
     assert options_of(metadata) == WON
     assert stages.asked == [("build", True), ("validate", True)]
-    assert not [line for line in told.lines if "refused" in line]
+    assert not [line for line in told.steps if "refused" in line]
 
 
 @pytest.mark.parametrize(("stage", "answer", "reason"), REFUSALS)
@@ -86,7 +87,7 @@ def test_the_plain_options_are_built_and_proven_once_and_it_is_said_why(
     metadata, told = stages.run()
     tried = [("build", True)] if stage == "build" else [("build", True), ("validate", True)]
     assert stages.asked == [*tried, ("build", False), ("validate", False)]
-    (line,) = [line for line in told.lines if "refused" in line]
+    (line,) = [line for line in told.steps if "refused" in line]
     assert line.isprintable()
     assert "plain" in line
     found = options_of(metadata)

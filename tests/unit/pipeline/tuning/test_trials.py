@@ -22,6 +22,7 @@ from pipeline.validate.text_under_load import Asked, TextLoss
 from runtime.artifact import EngineChoices, Limits, TunedFigures
 from runtime.engines import EngineOptions
 from runtime.host.machine import Machine
+from tests.harness.builds.progress import RecordedProgress
 from tests.harness.scripted import ScriptedEngine, Words
 
 LIMITS = Limits(max_batch_size=4, max_input_len=100, max_output_len=50, max_model_len=160)
@@ -140,13 +141,7 @@ def test_of_a_log_the_error_is_told_that_is_no_consequence(tmp_path: Path) -> No
 def test_a_model_without_a_tokenizer_is_told(tmp_path: Path) -> None:
     request = TuningRequest("latency", tmp_path, "vllm", LIMITS, "none")
     with pytest.raises(StageError, match="stage tune failed"):
-        tune_here(request, Machine(), tmp_path, _Silent())
-
-
-class _Silent:
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
+        tune_here(request, Machine(), tmp_path, RecordedProgress())
 
 
 JOB = Job(

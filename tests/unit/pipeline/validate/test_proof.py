@@ -41,6 +41,7 @@ from runtime.artifact.checks.contents import check_contents
 from runtime.artifact.checks.gates import PARTS, check_validation, expected_gates
 from runtime.artifact.hashes import digest_of, hash_folder
 from runtime.engines import Delta, Sampling, TokenScore
+from tests.harness.builds.progress import RecordedProgress
 from tests.harness.models import tiny
 from tests.hub.golden import proof_of
 
@@ -56,12 +57,6 @@ TUNED = TunedOptions(
     candidates=(),
 )
 NO_FIGURES = (math.nan, math.inf, -math.inf, -1.0)
-
-
-class Silent:
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
 
 
 class Model:
@@ -138,14 +133,14 @@ def measured(made: tuple[Path, BuildMetadata], tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(runtime.engines.vllm.engine, "VllmEngine", lambda *_: Model())
         reference = tmp_path / "scores.json"
         options = engines.EngineOptions(max_model_len=1600)
-        validating.measure_reference(folder, reference, engine="vllm", options=options, progress=Silent())
+        validating.measure_reference(folder, reference, engine="vllm", options=options, progress=RecordedProgress())
         monkeypatch.setattr(engines, "create", lambda *_: Model(**broken))
         candidate = candidate_of(described, compared=True, parameters=10**8)
         # Bounds of time that no busy machine reaches, unless one is asked for.
         slow = {gate_specs.TTFT: 1e9, gate_specs.ITL: 1e9, gate_specs.THROUGHPUT: 1e-9}
         thresholds = {**default_thresholds(candidate), **slow, **(bounds or {})}
         assert missing_bounds(thresholds, candidate) == []
-        return validate(folder, described, reference=reference, thresholds=thresholds, progress=Silent())
+        return validate(folder, described, reference=reference, thresholds=thresholds, progress=RecordedProgress())
 
     return run
 

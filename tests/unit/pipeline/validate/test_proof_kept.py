@@ -13,13 +13,8 @@ from pipeline.validate import validation as validating
 from pipeline.validate.tool_accuracy import ToolFigures
 from runtime import artifact
 from runtime.artifact import ArtifactError, verify
+from tests.harness.builds.progress import RecordedProgress
 from tests.harness.models.classifiers import checkpoint
-
-
-class Silent:
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
 
 
 @pytest.fixture
@@ -30,7 +25,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run_of(model: Path, label: str | None = None) -> Run:
     request = BuildRequest(tool=str(model), lanes=("cpu",), positive_label=label, out=model.parent / "artifact")
-    return Run(prepare(request, model.parent / "cache", {}), Silent())
+    return Run(prepare(request, model.parent / "cache", {}), RecordedProgress())
 
 
 def proven_at(model: Path) -> Path:

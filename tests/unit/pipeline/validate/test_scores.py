@@ -15,6 +15,7 @@ from pipeline.embedded.texts import WINDOW_TOKENS
 from pipeline.stages.stage import StageError
 from pipeline.validate.scores import Scores, perplexity_ratio, score, top1_agreement, windows_of
 from runtime.engines import TokenScore
+from tests.harness.builds.progress import RecordedProgress
 
 
 class Letters:
@@ -34,13 +35,6 @@ class Even:
         self._delay -= 0.01
         await asyncio.sleep(self._delay)
         return [TokenScore(math.log(0.25), token + 1) for token in tokens[1:]]
-
-
-class Silent:
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None:
-        assert 0 <= fraction <= 1
 
 
 @given(st.lists(st.text(max_size=40)), st.integers(3, 20))
@@ -64,14 +58,14 @@ def test_a_context_without_room_is_refused() -> None:
 
 async def test_scores_come_in_the_order_of_the_windows() -> None:
     windows = [[1, 2, 3], [10, 20], [5, 6]]
-    scores = await score(Even(len(windows)), windows, Silent())
+    scores = await score(Even(len(windows)), windows, RecordedProgress())
     assert scores.top_tokens == (3, 4, 21, 7)
     assert scores.perplexity == pytest.approx(4.0)
 
 
 async def test_no_text_is_refused() -> None:
     with pytest.raises(StageError, match="expected held-out text"):
-        await score(Even(0), [], Silent())
+        await score(Even(0), [], RecordedProgress())
 
 
 def test_scores_read_as_they_were_written(tmp_path: Path) -> None:

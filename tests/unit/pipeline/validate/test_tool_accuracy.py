@@ -25,6 +25,7 @@ from pipeline.validate import validation as validating
 from runtime import artifact
 from runtime.artifact import SCREENSHOT_TOOL, ArtifactError, verify
 from runtime.deployment.classifier import Decision, Tool, ToolProbability
+from tests.harness.builds.progress import RecordedProgress
 from tests.harness.models.classifiers import checkpoint
 
 NAMES = ("none", "take_screenshot", "play_music", "set_timer")
@@ -37,12 +38,6 @@ ROWS = [
     *({"text": text, "label": "none"} for text in CHAT),
 ]
 Rule = Callable[[str, str], bool]
-
-
-class Silent:
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
 
 
 def right(tool: str, text: str) -> bool:
@@ -90,7 +85,7 @@ def utterances(tmp_path: Path) -> Path:
 
 def prepared(model: Path, utterances: Path | None = None, environment: dict[str, str] | None = None) -> Run:
     request = BuildRequest(tool=str(model), lanes=("cpu",), tool_utterances=utterances, out=model.parent / "artifact")
-    return Run(prepare(request, model.parent / "cache", environment or {}), Silent())
+    return Run(prepare(request, model.parent / "cache", environment or {}), RecordedProgress())
 
 
 def shown(metadata: artifact.BuildMetadata) -> str:
@@ -191,14 +186,14 @@ def test_an_artifact_is_proven_again_on_utterances(decides, model: Path, utteran
     run = prepared(model)
     place = run.finish(*run.validate())
     cache = model.parent / "cache"
-    again = revalidate.revalidate(place, None, {}, cache, Silent(), utterances)
+    again = revalidate.revalidate(place, None, {}, cache, RecordedProgress(), utterances)
     assert again.validation is not None
     assert again.validation.not_measured == ()
     assert "tool_accuracy:play_music" in {gate.name for gate in again.validation.gates}
     verify.check_proven(place)
     utterances.write_text('{"text": "a", "label": "dance"}\n')
     with pytest.raises(WrongRequestError, match="--tool-utterances: expected labels of"):
-        revalidate.revalidate(place, None, {}, cache, Silent(), utterances)
+        revalidate.revalidate(place, None, {}, cache, RecordedProgress(), utterances)
 
 
 def test_a_classifier_without_a_screenshot_is_measured_on_the_users_utterances_alone(
@@ -254,4 +249,4 @@ def test_a_folder_without_the_classifiers_config_is_one_line(decides, model: Pat
     place = run.finish(*run.validate())
     (place / "tool" / "config.json").unlink()
     with pytest.raises(ArtifactError, match=r"config\.json"):
-        revalidate.revalidate(place, None, {}, model.parent / "cache", Silent(), utterances)
+        revalidate.revalidate(place, None, {}, model.parent / "cache", RecordedProgress(), utterances)

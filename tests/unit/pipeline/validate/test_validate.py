@@ -32,6 +32,7 @@ from runtime.artifact import (
 from runtime.artifact.hashes import digest_of, hash_folder
 from runtime.engines import Delta, EngineDeadError, Sampling, TokenScore
 from runtime.text.prompt import Budgets, PromptRenderer
+from tests.harness.builds.progress import RecordedProgress
 from tests.harness.models import tiny
 from tests.harness.models.classifiers import checkpoint
 from tests.harness.templates import real
@@ -68,12 +69,6 @@ class StandIn:
     async def score(self, tokens: Sequence[int]) -> list[TokenScore]:
         self.calls.append("score")
         return [TokenScore(self.logprob, token) for token in tokens[1:]]
-
-
-class Silent:
-    def step(self, message: str) -> None: ...
-
-    def advance(self, fraction: float) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +115,13 @@ def reference(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(runtime.engines.vllm.engine, "VllmEngine", lambda *_: StandIn())
     path = tmp_path / "scores.json"
     validating.measure_reference(
-        folder, path, engine="vllm", options=engines.EngineOptions(max_model_len=256), progress=Silent()
+        folder, path, engine="vllm", options=engines.EngineOptions(max_model_len=256), progress=RecordedProgress()
     )
     return path
 
 
 def run(folder: Path, metadata: BuildMetadata, reference: Path | None, thresholds: Thresholds = BOUNDS):
-    return validate(folder, metadata, reference=reference, thresholds=thresholds, progress=Silent())
+    return validate(folder, metadata, reference=reference, thresholds=thresholds, progress=RecordedProgress())
 
 
 def values(validation) -> dict[str, float]:
@@ -233,7 +228,7 @@ def test_a_classifier_that_decides_by_nothing_or_the_other_way_round_fails(
     checkpoint("bert", tmp_path / "tool")
     source = Source(repo="someone/classifier", content_sha256="0" * 64)
     tool = ToolModel(source=source, max_tokens=64, positive_label=label, threshold=threshold)
-    accuracy = tool_accuracy(tmp_path, tool, "cpu", Silent())
+    accuracy = tool_accuracy(tmp_path, tool, "cpu", RecordedProgress())
     assert accuracy < LEAST_TOOL_ACCURACY
     assert accuracy > 1 - LEAST_TOOL_ACCURACY, "nor does its opposite"
 
@@ -311,7 +306,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     options = engines.EngineOptions(max_model_len=256)
     with pytest.raises(StageError, match="expected a tokenizer"):
         validating.measure_reference(
-            tmp_path, tmp_path / "scores.json", engine="vllm", options=options, progress=Silent()
+            tmp_path, tmp_path / "scores.json", engine="vllm", options=options, progress=RecordedProgress()
         )
 
 
@@ -361,7 +356,7 @@ def test_a_model_that_always_thinks_needs_a_budget(tmp_path: Path, metadata: Bui
         run(folder, metadata, None)
     assert metadata.chat is not None
     metadata = metadata.model_copy(update={"chat": metadata.chat.model_copy(update={"thinking_max_tokens": 20})})
-    done = validate(folder, metadata, reference=None, thresholds=BOUNDS, progress=Silent())
+    done = validate(folder, metadata, reference=None, thresholds=BOUNDS, progress=RecordedProgress())
     assert values(done)["known_prompts"] == 1
     assert engine.samplings[0].max_tokens == 40  # twenty to think, and twenty of the forty that are left
 
@@ -400,5 +395,5 @@ def test_code_of_somebody_else_is_not_run_to_measure_it(
         return StandIn()
 
     monkeypatch.setattr(engines, "create", create)
-    validate(copied, cached, reference=None, thresholds=BOUNDS, progress=Silent(), with_code=with_code)
+    validate(copied, cached, reference=None, thresholds=BOUNDS, progress=RecordedProgress(), with_code=with_code)
     assert given == [(with_code, "compile_cache" if with_code else None)]

@@ -25,9 +25,10 @@ from runtime.artifact.checks.sharing import AS_BUILT, Sharing
 from runtime.artifact.fetch import Fetcher
 from runtime.artifact.repository import Reference
 from runtime.host.machine import Machine
+from tests.harness.builds.progress import RecordedProgress
 from tests.hub import Account, Hub
 from tests.hub.artifacts import A100, CPU, H100, contents, cpu_artifact, engine_artifact, gpu_machine, random_bytes
-from tests.hub.client import Steps, configure_client, key_pair
+from tests.hub.client import configure_client, key_pair
 from tests.hub.store import Stored
 
 # The client hands httpx the files that it uploads as `data`.
@@ -56,7 +57,7 @@ def published(hub: Hub, tmp_path: Path) -> Path:
 
 
 def put(folder: Path, sign_key: Path | None = None) -> None:
-    push(folder, Destination(REPO, True, SecretStr(TOKEN)), sign_key, Steps())
+    push(folder, Destination(REPO, True, SecretStr(TOKEN)), sign_key, RecordedProgress())
 
 
 def fetcher(tmp_path: Path, machine: Machine = CPU, **more: Any) -> Fetcher:

@@ -17,9 +17,10 @@ from runtime.artifact import METADATA_NAME, ArtifactError, encode, seal_of
 from runtime.artifact.fetch import Fetcher
 from runtime.artifact.labels import ENGINES_FOLDER, EngineLabel
 from runtime.artifact.repository import Reference
+from tests.harness.builds.progress import RecordedProgress
 from tests.hub import Account, Hub
 from tests.hub.artifacts import A100, H100, engine_artifact
-from tests.hub.client import Steps, configure_client
+from tests.hub.client import configure_client
 from tests.hub.store import Repository, Stored
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
@@ -32,7 +33,12 @@ OUTSIDE = ["..", "../..", "trt-llm/engines/..", "/etc", "trt-llm/engines/../../.
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
     with Hub(accounts={TOKEN: Account("acme")}) as hub:
         configure_client(monkeypatch, hub, TOKEN)
-        push(engine_artifact(tmp_path / "made", H100), Destination(REPO, True, SecretStr(TOKEN)), None, Steps())
+        push(
+            engine_artifact(tmp_path / "made", H100),
+            Destination(REPO, True, SecretStr(TOKEN)),
+            None,
+            RecordedProgress(),
+        )
         yield hub.repositories[REPO]
         huggingface_hub.close_session()
 

@@ -1,6 +1,6 @@
 """The pipeline with stand-ins for its heavy parts, so that order, exits and crashes are tested in seconds.
 
-`python -m tests.harness.pipeline_standins ARGUMENTS` is `python -m pipeline` with them. `DIE_AT` names the part at
+`python -m tests.harness.builds.standins ARGUMENTS` is `python -m pipeline` with them. `DIE_AT` names the part at
 whose end the process kills itself, `CALLS` a file that gets a line for each part that did work, and
 `RATIO_AWQ` and the like what validation finds.
 """

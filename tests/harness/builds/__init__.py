@@ -1,0 +1,1 @@
+"""Runs of the pipeline in tests: requests on described machines, stand-ins for heavy parts, what a run tells."""
