@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import re
+import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +29,8 @@ PORT = 6379
 # Database numbers; Valkey has 16 unless it is told otherwise.
 MAX_DATABASE = 16_383
 KEY_BYTES = 32
+# Of a name in the DNS.
+MAX_HOST_CHARS = 254
 
 _SCHEMES = {"valkey": False, "redis": False, "valkeys": True, "rediss": True}
 _FORM = "`memory`, or valkey://[user@]host[:port][/database], or rediss://… for TLS"
@@ -106,7 +111,7 @@ def gather(
         place = None
     password = read("SESSION_STORE_PASSWORD_FILE", password_file, read_password)
     keys = read("SESSION_STORE_KEY_FILE", key_file, read_keys) or ()
-    read("SESSION_STORE_CA_FILE", ca_file, bytes)
+    read("SESSION_STORE_CA_FILE", ca_file, lambda _: _check_certificates(ca_file))
     if place is not None and ca_file is not None and not place.tls:
         problems.append("SESSION_STORE_CA_FILE: expected an address rediss://… beside it, found one without TLS")
     if problems:
@@ -136,13 +141,42 @@ def parse(text: str) -> StoreAddress | None:
         raise ValueError("an address without a password; write that into SESSION_STORE_PASSWORD_FILE")
     if re.search(r"[\s\x00-\x1f\x7f]", text.strip()):
         raise ValueError(_FORM)
+    if not _is_host(parts.hostname):
+        raise ValueError("the name or the address of one host")
     database = parts.path.strip("/")
     if database and (not re.fullmatch(r"[0-9]{1,5}", database) or int(database) > MAX_DATABASE):
         raise ValueError(f"a database number from 0 to {MAX_DATABASE}")
     user = unquote(parts.username) if parts.username else None
+    if user is not None and re.search(r"[\s\x00-\x1f\x7f]", user):
+        raise ValueError("a user's name without spaces and control characters")
     return StoreAddress(
         parts.hostname, PORT if port is None else port, _SCHEMES[parts.scheme], user, int(database or 0)
     )
+
+
+def _is_host(host: str) -> bool:
+    """Whether a host can be called so. A name that is none fails at each connection, and not as a network does."""
+    if ":" in host:
+        try:
+            ipaddress.IPv6Address(host.partition("%")[0])
+        except ValueError:
+            return False
+        return True
+    try:
+        name = host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return False
+    return (
+        len(name) <= MAX_HOST_CHARS and re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?", name) is not None
+    )
+
+
+def _check_certificates(file: Path | None) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with suppress(ssl.SSLError):
+        context.load_verify_locations(file)
+    if not context.cert_store_stats()["x509"]:
+        raise ValueError("certificates (PEM)")
 
 
 def read_password(data: bytes) -> str:

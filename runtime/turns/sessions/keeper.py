@@ -167,6 +167,10 @@ class SessionKeeper:
     async def run(self) -> None:
         """Write what is due, for ever."""
         failures = 0
+        try:  # whoever starts the server hears now of a store that cannot be used, and not with the first turn
+            await self._writer.store.ping()
+        except StoreError as error:
+            self._failed(error)
         while True:
             if self.up:
                 await self._pending.wake.wait()

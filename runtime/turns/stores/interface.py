@@ -112,7 +112,7 @@ class Store(Protocol):
         """Remove every session whose place begins so; return how many there were."""
 
     async def ping(self) -> None:
-        """Ask for a sign of life."""
+        """Ask whether it does what it is for."""
 
     async def close(self) -> None:
         """Let go of all connections."""

@@ -121,4 +121,18 @@ return {'1'}
 """
 )
 
-ALL = (TAKE, LOOK, WRITE, LEAVE)
+# Does what all of the others do, and leaves nothing behind.
+PROBE = (
+    _COMMON
+    + """
+redis.call('HSETNX', key, 'e', '0')
+redis.call('HSET', key, 'e', epoch(), 'l:', redis.call('TIME')[1])
+redis.call('PEXPIRE', key, ARGV[1])
+redis.call('HDEL', key, 'l:')
+local found = {redis.call('HGET', key, 'e'), redis.call('HLEN', key), left()}
+redis.call('DEL', key)
+return found
+"""
+)
+
+ALL = (TAKE, LOOK, WRITE, LEAVE, PROBE)

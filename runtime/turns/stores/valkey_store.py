@@ -12,7 +12,7 @@ from pathlib import Path
 from runtime.deployment.session_store import StoreAddress
 from runtime.host.timeouts import within
 from runtime.turns.stores import scripts
-from runtime.turns.stores.interface import MOST_LEFT, Found, Leave, Outcome, StoreError, Taken, Write
+from runtime.turns.stores.interface import MOST_LEFT, PREFIX, Found, Leave, Outcome, StoreError, Taken, Write
 from runtime.turns.stores.wire import Argument, Command, Refusal, Wire, told
 
 # Open connections at most: one has the writes, the other what clients wait for who have just come.
@@ -48,7 +48,8 @@ class ValkeyStore:
     ) -> None:
         self._address = address
         self._password = password
-        self._ca_file = ca_file
+        # Once: reading the system's certificates takes tens of milliseconds, in which no reply would go on.
+        self._tls = _tls(ca_file) if address.tls else None
         self._ttl = str(max(1, round(ttl * 1000)))
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()  # its clock
@@ -115,8 +116,8 @@ class ValkeyStore:
                 return removed
 
     async def ping(self) -> None:
-        """Ask for a sign of life."""
-        await self._ask(("PING",))
+        """Ask whether it can be written: one that is full, or lets this user only read, answers a PING too."""
+        await self._ask(_call(scripts.PROBE, PREFIX + "probe", self._ttl))
 
     async def close(self) -> None:
         """Let go of all connections."""
@@ -167,15 +168,12 @@ class ValkeyStore:
             return await within(self._timeout, self._open())
         except asyncio.TimeoutError:
             raise StoreError(f"no answer within {self._timeout:g} s") from None
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name that cannot be asked for is a ValueError
             raise StoreError(told(error)) from None
 
     async def _open(self) -> Wire:
-        address, context = self._address, None
-        if address.tls:
-            context = ssl.create_default_context(cafile=self._ca_file)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-        _, wire = await self._loop.create_connection(Wire, address.host, address.port, ssl=context)
+        address = self._address
+        _, wire = await self._loop.create_connection(Wire, address.host, address.port, ssl=self._tls)
         commands: list[Command] = [("SCRIPT", "LOAD", script) for script in scripts.ALL]
         if address.database:
             commands.insert(0, ("SELECT", address.database))
@@ -190,6 +188,12 @@ class ValkeyStore:
             wire.close()
             raise
         return wire
+
+
+def _tls(ca_file: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def _call(script: str, place: str, *arguments: Argument) -> tuple[Argument, ...]:

@@ -118,7 +118,8 @@ class Wire(asyncio.Protocol):
                     request.timer.cancel()
                     if not request.done.done():
                         request.done.set_result(request.answers)
-        except (libvalkey.ProtocolError, IndexError):  # or an answer that nobody waits for
+        # Or an answer that nobody waits for, or a map by what cannot be the key of one.
+        except (libvalkey.ProtocolError, IndexError, TypeError):
             self.close(partial(StoreError, "an answer of another form"))
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,24 +33,36 @@ def test_an_address(text: str, address: StoreAddress | None) -> None:
 NONE = """
 store:6379 http://store valkey:// valkey://:6379 valkey://store:0 valkey://store:99999 valkey://store/x
 valkey://store/99999 valkey://store?db=1 valkey://store#1 valkey://u:geheim@store valkey://:geheim@store valkey://[::1
-memory:
+memory: valkey://one,two:6379 valkey://a..b valkey://. valkey://- valkey://%68 valkey://a\\b valkey://[::1::] valkey://u%00@store
+valkey://u%20v@store valkey://a*
 """
 
 
-@pytest.mark.parametrize("text", ["", "valkey://st ore", *NONE.split()])
+@pytest.mark.parametrize(
+    "text", ["", "valkey://st ore", f"valkey://{'a' * 64}", f"valkey://{'a.' * 128}b", *NONE.split()]
+)
 def test_what_is_no_address_is_told_without_being_shown(text: str) -> None:
     with pytest.raises(ValueError) as refused:
         parse(text)
     assert "geheim" not in str(refused.value)
 
 
-@given(st.text(max_size=40))
+@given(st.text(max_size=40) | st.text("aö%-_.,:/@[]*", max_size=70).map("valkey://{}".format))
 def test_any_text_is_an_address_or_refused(text: str) -> None:
     try:
         address = parse(text)
     except ValueError:
         return
     assert address is None or (address.host and 0 < address.port < 65536)
+    if address is not None:
+        address.host.encode("idna")  # as whoever connects does
+
+
+@pytest.mark.parametrize(
+    "text", ["valkey://yap_store", "valkey://höhle.example", "valkey://store.", "valkey://[fe80::1%eth0]"]
+)
+def test_names_that_hosts_have(text: str) -> None:
+    assert parse(text)
 
 
 @pytest.mark.parametrize("data", [b"geheim", b"geheim\n", b"geheim\r\n", b"\xef\xbb\xbfgeheim\n"])
@@ -102,3 +115,32 @@ def test_everything_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SESSION_STORE_CA_FILE", str(tmp_path / "keys"))
     with pytest.raises(SettingsError, match="SESSION_STORE_CA_FILE: expected an address rediss"):
         load()
+
+
+def test_a_file_of_certificates_has_some(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    values = {
+        "ARTIFACT": "x",
+        "TEXT_API_KEY": "k",
+        "SESSION_STORE": "rediss://store",
+        "SESSION_STORE_CA_FILE": str(file),
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    begin, end = "-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n"
+    for none in (
+        "",
+        "geheim",
+        begin,
+        begin + "AAAA\n" + end,
+        "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n",
+    ):
+        file.write_text(none)
+        with pytest.raises(SettingsError, match=r"SESSION_STORE_CA_FILE: expected certificates \(PEM\)"):
+            load().store()
+    command = ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", "/CN=x", "-keyout", "/dev/null"]
+    made = subprocess.run([*command, "-out", "-"], check=True, capture_output=True, text=True).stdout
+    file.write_text("# whose it is: Höhle\n" + made)  # of one that is no authority of others too
+    store = load().store()
+    assert store is not None
+    assert store.ca_file == file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -239,6 +240,58 @@ async def test_a_full_store_is_told_of_each_change(server: Valkey, real: ValkeyS
     finally:
         await raw(server, "CONFIG", "SET", "maxmemory", "0")
     assert await real.apply([Write(where, taken.epoch, b"v")]) == [Outcome(True)]
+
+
+async def test_a_store_that_answers_and_cannot_be_written_is_told_as_one_that_does_not(server: Valkey) -> None:
+    async def refused(why: str, url: str = server.url, password: str | None = None) -> None:
+        async with opened(url, password=password) as store:
+            with pytest.raises(StoreError, match=why):
+                await store.ping()
+
+    where = f"127.0.0.1:{server.port}"
+    await raw(server, "CONFIG", "SET", "maxmemory", "1")
+    try:
+        await refused("maxmemory")
+    finally:
+        await raw(server, "CONFIG", "SET", "maxmemory", "0")
+    for user, rights in (("reader", ("~*", "+@all", "-@write")), ("stranger", ("~other:*", "+@all"))):
+        await raw(server, "ACL", "SETUSER", user, "on", ">word", *rights)
+        await refused("ACL|NOPERM|permission", f"valkey://{user}@{where}", "word")
+    await raw(server, "REPLICAOF", "127.0.0.1", "1")
+    try:
+        await refused("READONLY")
+    finally:
+        await raw(server, "REPLICAOF", "NO", "ONE")
+    before = await raw(server, "DBSIZE")
+    async with opened(server.url) as store:
+        await store.ping()
+    assert await raw(server, "DBSIZE") == before, "asking leaves nothing"
+
+
+async def test_the_rights_that_the_page_names_are_enough(server: Valkey) -> None:
+    page = (Path(__file__).parents[5] / "docs" / "operations.md").read_text()
+    said = page.partition("It needs ")[2].partition(" on `yap:session:*`")[0]
+    commands = [f"+{name.lower().replace(' ', '|')}" for name in re.findall(r"`([A-Z ]+)`", said)]
+    assert "+evalsha" in commands
+    await raw(server, "ACL", "SETUSER", "least", "on", ">word", "~yap:session:*", "-@all", *commands)
+    async with opened(f"valkey://least@127.0.0.1:{server.port}", password="word") as store:
+        await store.ping()
+        where = a_place()
+        taken = await store.take(where)
+        outcomes = await store.apply(
+            [Write(where, taken.epoch, b"v"), Leave(where, "a", b"t"), Leave(where, "b", b"t")]
+        )
+        outcomes += await store.apply([Write(where, taken.epoch, b"v", ("a",)), Write(a_place(), 1, None)])
+        assert all(outcome.accepted for outcome in outcomes), outcomes
+        assert (await store.look(where)).left == (("b", b"t"),)
+        assert await store.remove_all(where) == 1
+
+
+async def test_a_name_that_cannot_be_asked_for_is_an_error() -> None:
+    for host in ("a..b", "a" * 64, "a\0b"):
+        store = ValkeyStore(StoreAddress(host), ttl=60, timeout=5)
+        with pytest.raises(StoreError):
+            await store.take("p")
 
 
 async def test_many_at_once_share_few_connections(server: Valkey, real: ValkeyStore) -> None:

@@ -252,6 +252,14 @@ async def test_turns_go_on_without_the_store_and_are_written_when_it_is_back(
     assert told.count("session_store_back") >= 1
 
 
+async def test_a_store_that_cannot_be_used_is_told_at_the_start_before_anybody_has_come() -> None:
+    store = StandIn(down=True)
+    async with serving(store=store) as running:
+        await eventually(lambda: metric(running, "yap_session_store_up") == 0)
+        store.down = False
+        await eventually(lambda: metric(running, "yap_session_store_up") == 1)
+
+
 async def test_what_began_during_an_outage_is_put_behind_what_was_said_before() -> None:
     store = StandIn()
     async with two(store) as (one, other):

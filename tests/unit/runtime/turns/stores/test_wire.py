@@ -109,7 +109,11 @@ async def test_whoever_waits_is_told_that_it_is_gone_and_nobody_asks_it_again() 
             await wire.ask(COMMANDS, later())
 
 
-@pytest.mark.parametrize("nonsense", [b"?what\r\n", b"+OK\r\n+OK\r\n+OK\r\n"], ids=["no protocol", "one too many"])
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"?what\r\n", b"%1\r\n*0\r\n+a\r\n", b"~1\r\n*0\r\n", b"+OK\r\n+OK\r\n+OK\r\n"],
+    ids=["no protocol", "a map by a list", "a set of lists", "one too many"],
+)
 async def test_nothing_is_asked_on_a_connection_on_which_nobody_knows_what_comes(nonsense: bytes) -> None:
     wire, transport = opened()
     asked = asyncio.ensure_future(wire.ask([("PING",), ("PING",)], later()))
@@ -117,7 +121,7 @@ async def test_nothing_is_asked_on_a_connection_on_which_nobody_knows_what_comes
     wire.data_received(nonsense)
     assert transport.aborted
     assert not wire.open
-    if nonsense.startswith(b"?"):
+    if not nonsense.startswith(b"+"):
         with pytest.raises(StoreError, match="another form"):
             await asked
     else:
