@@ -9,6 +9,8 @@
 # the next `start`, and not laid out again. PIECES is where the pieces lie, SITE a folder with vLLM for the host's torch, BUILD one with the quantizers, ROOM one for everything.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# Where bytecode is not kept, importing vLLM takes 20 s each time, and what is measured of starts is that.
+unset PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX
 room=${ROOM:-/tmp/yap} site=${SITE:-/tmp/site} build=${BUILD:-/tmp/build} python=${PYTHON:-python3}
 
 lay() {
@@ -44,8 +46,6 @@ surroundings() {
     export PATH=$path PYTHONPATH=$site:$room/more/site PYTHON=$python
     export TOKENIZER=$room/more/tokenizer QUANTIZE_PYTHON=$room/quantize/bin/python
     export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0}
-    # Where packages keep no bytecode, importing vLLM takes 20 s each time.
-    export PYTHONPYCACHEPREFIX=$room/bytecode
     [ ! -e "$room/more/tool" ] || export CLASSIFIER=$room/more/tool
 }
 
