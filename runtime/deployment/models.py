@@ -221,3 +221,8 @@ class Deployment:
     warmed: Callable[[], None] = lambda: None
     prepare_tokens: int = defaults.PREPARE_TOKENS
     prepare_ttl: float = defaults.PREPARE_TTL_S
+
+    def wake_engine(self) -> None:
+        """Tell the chat model's engine, if there is one, that work is on its way."""
+        if self.chat is not None:
+            self.chat.engine.wake()

@@ -14,9 +14,9 @@ from runtime.host.supervision import attempt, watch
 from runtime.host.timeouts import within
 from runtime.server.front.sockets import CLOSE_DEADLINE_S
 from runtime.server.quotas import Seat
+from runtime.turns.actions.refusing import GOES_AWAY
 from runtime.turns.message_handler import MessageHandler
 from runtime.turns.outbox import Close, Outbox
-from runtime.turns.refusing import GOES_AWAY
 from runtime.turns.turn import Stop
 from runtime.wire import frames, messages
 from runtime.wire.decoder import Decoder

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from runtime.deployment.models import Deployment
+from runtime.turns.actions.refusing import GOES_AWAY, Refusing
+from runtime.turns.actions.warming import Prefix, Warming
 from runtime.turns.outbox import Outbox
-from runtime.turns.refusing import GOES_AWAY, Refusing
 from runtime.turns.sessions.hold import SessionHold
-from runtime.turns.warming import Prefix, Warming
 from runtime.wire import frames, messages
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 from runtime.deployment.models import Deployment
+from runtime.turns.actions.refusing import Refusing
 from runtime.turns.answer import TurnRequest
 from runtime.turns.prepared import PreparedReplies, PreparedReply
 from runtime.turns.principal import Principal
-from runtime.turns.refusing import Refusing
 from runtime.turns.sessions.hold import SessionHold
 from runtime.turns.sessions.session import Session
 from runtime.wire import messages
@@ -48,6 +49,7 @@ class Preparing:
         self._newest: PreparedReply | None = None  # none where a `start` has come for it
         self._open: set[PreparedReply] = set()  # those that are not over, and those that a `start` will decide on
         self._ending: set[asyncio.Future[None]] = set()  # tasks of those that were thrown away
+        self._cancelling: set[asyncio.Future[None]] = set()  # those whose end a `cancel` tells
 
     @property
     def replies(self) -> PreparedReplies:
@@ -111,6 +113,21 @@ class Preparing:
         self._forget_over()
         making = newest.making
         return making if making is not None and not making.done() else None
+
+    def cancel(self, tell: Callable[[], None]) -> None:
+        """Throw away what is held, and tell when the engine holds nothing of it."""
+        making = self.end("ended")
+        if making is None:
+            tell()
+            return
+        self._cancelling.add(making)
+        making.add_done_callback(lambda _: tell())
+        making.add_done_callback(self._cancelling.discard)
+
+    async def cancelled(self) -> None:
+        """Wait until every `cancel` has been told."""
+        if self._cancelling:
+            await asyncio.wait(set(self._cancelling))
 
     async def close(self) -> None:
         """Throw away everything, and wait until the engine holds nothing of it."""
