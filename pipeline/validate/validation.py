@@ -29,6 +29,7 @@ from pipeline.validate.text_under_load import Asked, asked_of, loss_of, replies_
 from pipeline.validate.tool_accuracy import measure_tools
 from runtime import engines
 from runtime.artifact import BuildMetadata, Gate, Limits, Validation, hashes
+from runtime.artifact.files.proof import ProofError
 from runtime.artifact.files.view import ScratchError, View
 from runtime.defaults import first_set
 from runtime.engines import Engine, EngineDeadError, EngineOptions
@@ -103,13 +104,14 @@ def validate(
     progress.step("verifying the files")
     try:
         # What is measured is what a server would load, file by file.
-        with View(metadata, with_code=with_code) as view:
+        with View(folder, metadata, with_code=with_code) as view:
             hashes.verify_files(folder, metadata, view.take)
+            view.proven()  # first: what is not what it should be is not worth the minutes of measuring
             if view.leaves_out_code:
                 progress.step("the compile cache is left out: it is code, and ARTIFACT_TRUST is not unsigned")
             found = _measure(view, reference, utterances, progress)
             view.settle()
-    except ScratchError as error:
+    except (ScratchError, ProofError) as error:
         raise StageError("validate", str(error)) from error
     except StageError as error:
         home, named = str(view.folder), str(folder)

@@ -9,14 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runtime.artifact import METADATA_NAME, ArtifactError, BuildMetadata, FileEntry
+from runtime.artifact.files import hasher
 from runtime.artifact.files.opening import opened, paths_under
 from runtime.artifact.files.paths import listing_problem, path_problem
+from runtime.artifact.files.proof import AGAIN, expected_hash, unreadable
 from runtime.artifact.files.references import names_others, reference_problem
 
 BLOCK_BYTES = 8 << 20
 
-# Reads an open file to its end, and returns its SHA-256: what it does beside that is its own affair.
-Take = Callable[[FileEntry, int], str]
+# Reads an open file to its end, and returns its SHA-256: what it does beside that is its own affair. None where it will
+# prove the file itself, later.
+Take = Callable[[FileEntry, int], str | None]
 
 
 def digest_of(files: Iterable[FileEntry]) -> str:
@@ -32,12 +35,15 @@ def digest_of(files: Iterable[FileEntry]) -> str:
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex; memory use does not depend on the file's size."""
     with path.open("rb") as file:
-        return _sha256(iter(lambda: file.read(BLOCK_BYTES), b""))
+        found = hashlib.sha256()
+        while block := file.read(BLOCK_BYTES):
+            found.update(block)
+        return found.hexdigest()
 
 
 def sha256_of_open(entry: FileEntry, descriptor: int) -> str:
     """SHA-256 of an open file, of which no more is read than one byte beside what is listed."""
-    return _sha256(blocks_of(entry, descriptor))
+    return hasher.sha256_of(descriptor, entry.size)
 
 
 def blocks_of(entry: FileEntry, descriptor: int) -> Iterator[bytes]:
@@ -48,13 +54,6 @@ def blocks_of(entry: FileEntry, descriptor: int) -> Iterator[bytes]:
         at += len(block)
         if at > entry.size:
             return
-
-
-def _sha256(blocks: Iterable[bytes]) -> str:
-    hasher = hashlib.sha256()
-    for block in blocks:
-        hasher.update(block)
-    return hasher.hexdigest()
 
 
 def listed_files(folder: Path) -> Iterator[str]:
@@ -103,29 +102,26 @@ def verify_files(folder: Path, metadata: BuildMetadata, take: Take = sha256_of_o
     Raises:
         ArtifactError: the first difference, cheapest checks first.
     """
-    again = "fetch or build the artifact again"
     if digest_of(metadata.files) != metadata.digest:
-        raise ArtifactError(f"{folder}: the digest in {METADATA_NAME} does not match its file list; {again}")
+        raise ArtifactError(f"{folder}: the digest in {METADATA_NAME} does not match its file list; {AGAIN}")
     recorded = {entry.path for entry in metadata.files}
     present = set(listed_files(folder))
     for path in sorted(recorded - present):
-        raise ArtifactError(f"{folder}: expected the file {path}, found none; {again}")
+        raise ArtifactError(f"{folder}: expected the file {path}, found none; {AGAIN}")
     for path in sorted(present - recorded):
-        raise ArtifactError(f"{folder}: found {path}, which {METADATA_NAME} does not list; remove it or {again}")
+        raise ArtifactError(f"{folder}: found {path}, which {METADATA_NAME} does not list; remove it or {AGAIN}")
 
     def opened_and(do: Callable[[FileEntry, int], None], entry: FileEntry) -> None:
         try:
             with opened(folder / entry.path) as descriptor:
                 do(entry, descriptor)
         except OSError as error:
-            raise ArtifactError(
-                f"{folder}/{entry.path}: expected a file that can be read, found: {error.strerror}; {again}"
-            ) from error
+            raise unreadable(f"{folder}/{entry.path}", error) from error
 
     def same_size(entry: FileEntry, descriptor: int) -> None:
         size = os.fstat(descriptor).st_size
         if size != entry.size:
-            raise ArtifactError(f"{folder}/{entry.path}: expected {entry.size} bytes, found {size}; {again}")
+            raise ArtifactError(f"{folder}/{entry.path}: expected {entry.size} bytes, found {size}; {AGAIN}")
 
     def same_hash(entry: FileEntry, descriptor: int) -> None:
         if names_others(entry.path):
@@ -133,13 +129,11 @@ def verify_files(folder: Path, metadata: BuildMetadata, take: Take = sha256_of_o
             same = hashlib.sha256(content).hexdigest() == entry.sha256  # other bytes are told below
             if same and (problem := reference_problem(entry.path, content, recorded)):
                 raise ArtifactError(
-                    f"{folder}/{entry.path}: expected nothing outside of the artifact, found {problem}; {again}"
+                    f"{folder}/{entry.path}: expected nothing outside of the artifact, found {problem}; {AGAIN}"
                 )
         found = take(entry, descriptor)
-        if found != entry.sha256:
-            raise ArtifactError(
-                f"{folder}/{entry.path}: expected SHA-256 {entry.sha256[:12]}…, found {found[:12]}…; {again}"
-            )
+        if found is not None and found != entry.sha256:
+            raise expected_hash(f"{folder}/{entry.path}", entry, found)
 
     for entry in metadata.files:
         opened_and(same_size, entry)

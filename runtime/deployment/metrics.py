@@ -31,7 +31,7 @@ PREPARED_OUTCOMES = ("hit", "miss", "expired", "replaced", "displaced", "ended",
 # Of a start, in their usual order (docs/operations.md).
 START_PHASES = (
     "process", "fetch", "check", "import", "template", "spawn", "weights", "profile", "cache", "graphs", "connect",
-    "exercise", "classifier", "settle",
+    "exercise", "classifier", "proof", "settle",
 )  # fmt: skip
 STORE_OPERATIONS = ("read", "write", "failure", "conflict")
 

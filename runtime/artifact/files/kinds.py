@@ -12,12 +12,19 @@ import re
 WEIGHTS = (".safetensors", ".engine")
 # Formats that PyTorch, joblib and their like unpickle.
 PICKLES = (".bin", ".pt", ".pt2", ".pth", ".ckpt", ".pkl", ".pickle", ".dill", ".joblib")
+# Of these, what holds nothing but numbers, and a list of them that its reader holds against the file's length.
+NUMBERS = (".safetensors",)
 _CODE = re.compile(r".*\.(py|pyc|pyo|pyd|pyz|so(\.\d+)*|dll|dylib|sh|exe)", re.DOTALL)
 
 
 def is_weights(path: str) -> bool:
     """Whether a file holds a model's weights."""
     return path.casefold().endswith(WEIGHTS)
+
+
+def is_numbers(path: str) -> bool:
+    """Whether a file can do nothing but be read as numbers, whoever wrote it: it may be read before it is proven."""
+    return path.casefold().endswith(NUMBERS)
 
 
 def is_pickle(path: str) -> bool:

@@ -7,6 +7,9 @@ Small files are copied, and the copy is what is hashed: whatever is written to t
 are too large for that. Each stays open from before it was hashed until it is loaded, and the view holds a link to the
 open file, so that no other one can take its place; that nobody wrote into it meanwhile is looked at when all is loaded
 (`settle`). Code is in the view where the compile cache is, and nowhere else.
+
+Weights that are numbers and nothing else are hashed while they are loaded, which takes as long: `prove` begins that,
+`proven` waits for it, and nothing is settled before.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from pathlib import Path
 from types import TracebackType
 
 from runtime.artifact import ArtifactError, BuildMetadata, FileEntry
-from runtime.artifact.files.kinds import is_code, is_weights
+from runtime.artifact.files.kinds import is_code, is_numbers, is_weights
 from runtime.artifact.files.paths import lies_in
+from runtime.artifact.files.proof import Proof
 from runtime.artifact.hashes import blocks_of, sha256_of_open
 
 PREFIX = "yap-artifact-"
@@ -45,7 +49,7 @@ class ScratchError(Exception):
 class _OpenWeights:
     """A file of weights that is open until it is loaded."""
 
-    path: str
+    entry: FileEntry
     link: Path
     descriptor: int
     identity: Identity
@@ -55,6 +59,7 @@ class View:
     """The files of one artifact, for those who load it; empty until `hashes.verify_files` fills it through `take`.
 
     Args:
+        source: where the artifact lies, for messages.
         metadata: of the artifact.
         with_code: whether what was compiled ahead of time may be loaded: the artifact's signature is checked, or the
             operator trusts it.
@@ -67,7 +72,8 @@ class View:
         ScratchError: there is no place for temporary files.
     """
 
-    def __init__(self, metadata: BuildMetadata, *, with_code: bool) -> None:
+    def __init__(self, source: Path, metadata: BuildMetadata, *, with_code: bool) -> None:
+        self._source = source
         chat = metadata.chat
         self._cache = chat.compile_cache if chat is not None else None  # also where it is left out
         self._with_code = with_code
@@ -75,6 +81,8 @@ class View:
             metadata = metadata.model_copy(update={"chat": chat.model_copy(update={"compile_cache": None})})
         self.metadata = metadata
         self._open: list[_OpenWeights] = []  # weights that are not loaded yet
+        self._proof: Proof | None = None  # none before it is begun
+        self._proving = threading.Lock()  # who proves begins it once
         self._closing = threading.Lock()  # files are taken in several threads
         with _writing(Path("TMPDIR")):
             remove_leftovers()
@@ -94,8 +102,10 @@ class View:
         """Whether the artifact holds code that was compiled ahead of time and is not loaded."""
         return self._cache is not None and not self._with_code
 
-    def take(self, entry: FileEntry, descriptor: int) -> str:
+    def take(self, entry: FileEntry, descriptor: int) -> str | None:
         """Read an open file to its end, put what was read into the view where it belongs, and return its SHA-256.
+
+        None for weights that `proven` will tell of.
 
         Raises:
             ArtifactError: there is no way to hand an open file to an engine.
@@ -123,11 +133,11 @@ class View:
                 copy.close()
         return hasher.hexdigest()
 
-    def _hold(self, entry: FileEntry, descriptor: int) -> str:
+    def _hold(self, entry: FileEntry, descriptor: int) -> str | None:
         own, link = os.dup(descriptor), self.folder / entry.path
         with self._closing:
-            self._open.append(_OpenWeights(entry.path, link, own, _identity(own)))
-        found = sha256_of_open(entry, own)
+            self._open.append(_OpenWeights(entry, link, own, _identity(own)))
+        found = None if is_numbers(entry.path) else sha256_of_open(entry, own)
         with _writing(link):
             link.parent.mkdir(parents=True, exist_ok=True)
             # Other processes too open the very file that was hashed by this name, whatever its folder holds by then.
@@ -140,19 +150,48 @@ class View:
             raise ArtifactError("expected /proc, by which weights are handed to the engine, found none; mount it")
         return found
 
-    def settle(self) -> None:
-        """Say that everything is loaded: no file is needed any more but the copies.
+    def prove(self) -> None:
+        """Begin to hash the weights that were taken and are not hashed yet, beside whatever is done from now on."""
+        self._begun()
+
+    def proven(self) -> None:
+        """Wait until every file that was taken is proven; begin where that was not done.
 
         Raises:
-            ArtifactError: a file of weights was written to since it was opened to be hashed.
+            ArtifactError: a file of weights is not the listed one, or was written to since it was opened.
+            ProofError: that could not be found out.
         """
-        changed = [held.path for held in self._open if _identity(held.descriptor) != held.identity]
+        try:
+            self._begun().wait()
+        except ArtifactError:
+            self._require_unchanged()  # says more, where somebody writes to it
+            raise
+
+    def _begun(self) -> Proof:
+        with self._proving:
+            if self._proof is None:
+                late = [(held.entry, held.descriptor) for held in self._open if is_numbers(held.entry.path)]
+                self._proof = Proof(self._source, late)
+            return self._proof
+
+    def settle(self) -> None:
+        """Say that everything is loaded: no file is needed any more but the copies. Waits until all is proven.
+
+        Raises:
+            ArtifactError: a file of weights is not the listed one, or was written to since it was opened to be hashed.
+            ProofError: that could not be found out.
+        """
+        self.proven()
+        self._require_unchanged()
+        self._release()
+
+    def _require_unchanged(self) -> None:
+        changed = [held.entry.path for held in self._open if _identity(held.descriptor) != held.identity]
         if changed:
             raise ArtifactError(
                 f"{changed[0]}: expected the file that was checked, found that it changed while it was loaded; "
                 "see that nothing writes to the artifact, then start again"
             )
-        self._release()
 
     def close(self) -> None:
         """Remove the view. Safe to call twice."""
@@ -164,6 +203,9 @@ class View:
             os.close(lock)
 
     def _release(self) -> None:
+        with self._proving:
+            if self._proof is not None:
+                self._proof.close()
         with self._closing:
             held, self._open = self._open, []
         for one in held:

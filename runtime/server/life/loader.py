@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -34,6 +35,8 @@ from runtime.text.thought import THINKS, WAY_OUT
 log = structlog.get_logger(__name__)
 
 TOKENIZER_THREADS = 2
+# What loading has to put itself in order, where it is of no use any more.
+LEAVE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +100,7 @@ class Loader:
             raise ArtifactError(f"{folder}: expected what was read first, found that it changed; start again")
         logs.take_over()  # the engine's library has been imported, and its processes inherit what it does
         try:
-            if serving.tool is not None and metadata.tool is not None:
-                beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
-                self.classifier = _classifier(view.folder, metadata.tool, serving.tool, here.device, beside)
-            # The engine first: its processes are forked from this one, imports and all, while it has not used CUDA.
-            chat = await self._load_chat(view, serving.chat) if serving.chat else None
-            if self.classifier is not None:
-                self._tell("loading the classifier")
-                self._timeline.enter("classifier")  # what is left of it
-                await self.classifier.start()
+            chat = await self._prove_beside(view, partial(self._load_models, view, metadata, serving, here))
         except ArtifactError as error:
             raise ArtifactError(str(error).replace(str(view.folder), str(folder))) from error
         self._timeline.enter("settle")
@@ -151,10 +146,10 @@ class Loader:
     async def _check(
         self, folder: Path, here: Machine, described: BuildMetadata, serving: ServingPlan
     ) -> tuple[View, BuildMetadata]:
-        """Check the artifact's files while the engine is imported, which takes as long and touches no weight."""
+        """Check the artifact's files while the engine is imported, which touches none; weights are hashed from then."""
         settings, chat = self._settings, serving.chat
         with_code = settings.artifact_trust == "unsigned" or settings.artifact_public_key_file is not None
-        self.view = view = await asyncio.to_thread(View, described, with_code=with_code)
+        self.view = view = await asyncio.to_thread(View, folder, described, with_code=with_code)
         _prepare_environment(allow_long_context=settings.vllm_allow_long_max_model_len)
 
         async def check() -> BuildMetadata:
@@ -168,6 +163,7 @@ class Loader:
                 take=view.take,
                 sharing=engines.sharing_of(chat.options) if chat else verify.AS_BUILT,
             )
+            await asyncio.to_thread(view.prove)
             self._timeline.enter("import")  # what is left of it
             return checked
 
@@ -178,6 +174,40 @@ class Loader:
         # Contained: each is a task of its own, out of which asyncio would let a library's exit through to the process.
         metadata, _ = await asyncio.gather(contained(check), contained(preload))
         return view, metadata
+
+    async def _prove_beside(self, view: View, load: Callable[[], Awaitable[Chat | None]]) -> Chat | None:
+        """Load the models while their weights are hashed; return when both are through.
+
+        What is not the listed file is told at once, and before what it did to those that load it.
+        """
+        proof = asyncio.ensure_future(contained(lambda: asyncio.to_thread(view.proven)))
+        loading = asyncio.ensure_future(contained(load))
+        try:
+            await asyncio.wait((proof, loading), return_when=asyncio.FIRST_COMPLETED)
+            if not proof.done():
+                self._tell("proving the weights")
+                self._timeline.enter("proof")  # what is left of it
+            await proof
+            return await loading
+        finally:
+            for task in (proof, loading):
+                task.add_done_callback(_hear)
+                task.cancel()
+            await asyncio.wait((proof, loading), timeout=LEAVE_S)
+
+    async def _load_models(
+        self, view: View, metadata: BuildMetadata, serving: ServingPlan, here: Machine
+    ) -> Chat | None:
+        if serving.tool is not None and metadata.tool is not None:
+            beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
+            self.classifier = _classifier(view.folder, metadata.tool, serving.tool, here.device, beside)
+        # The engine first: its processes are forked from this one, imports and all, while it has not used CUDA.
+        chat = await self._load_chat(view, serving.chat) if serving.chat else None
+        if self.classifier is not None:
+            self._tell("loading the classifier")
+            self._timeline.enter("classifier")  # what is left of it
+            await self.classifier.start()
+        return chat
 
     async def _load_chat(self, view: View, chat: ChatServing) -> Chat:
         self._tell("loading the chat model")
@@ -220,6 +250,12 @@ class Loader:
         if self.classifier is not None:
             await engines.apart(engine)
             self.classifier.begin()
+
+
+def _hear(task: asyncio.Task[object]) -> None:
+    """Hear what a task that nobody waits for any more failed with: there was something to tell before."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _classifier(folder: Path, tool: ToolModel, chosen: ToolServing, device: str, cpu_threads: int) -> ToolClassifier:

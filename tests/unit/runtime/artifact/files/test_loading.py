@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ import structlog
 
 from runtime import artifact, engines
 from runtime.artifact import ArtifactError, BuildMetadata
+from runtime.artifact.files.view import View
 from runtime.server.life import loader
+from runtime.server.process import failure
 from runtime.server.service import Phase, Service
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
 from tests.hub.golden import CPU, copy, relist
@@ -102,6 +107,79 @@ async def test_weights_that_are_written_to_while_they_are_loaded_are_refused(
     with pytest.raises(ArtifactError, match=f"{path}: expected the file that was checked, found that it changed"):
         await load(folder)
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+class Slow(ScriptedEngine):
+    """An engine that is not loaded before everything else has had its say."""
+
+    async def start(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Failing(ScriptedEngine):
+    """An engine that what it reads makes fail."""
+
+    async def start(self) -> None:
+        raise RuntimeError("Error while deserializing header")
+
+
+@pytest.mark.parametrize("engine", [ScriptedEngine, Slow, Failing])
+@pytest.mark.parametrize("path", ["model.safetensors", "tool/model.safetensors"])
+async def test_weights_of_other_bytes_end_the_start_with_one_error_whatever_the_engine_makes_of_them(
+    loading: Loading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, engine: type[ScriptedEngine]
+) -> None:
+    """They may be read before they are proven; nobody is served before."""
+    folder = copy("cpu-int8", tmp_path / "a")
+    content = (folder / path).read_bytes()
+    (folder / path).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    monkeypatch.setattr(engines, "create", lambda *_: engine())
+    opened: list[object] = []
+    monkeypatch.setattr(Service, "open", lambda *_: opened.append(_))
+    service = Service(settings(artifact=str(folder)))
+    service.start()
+    try:
+        with pytest.raises(ArtifactError, match=f"^{folder}/{path}: expected SHA-256 .*; fetch or build") as refused:
+            await asyncio.wait_for(asyncio.shield(service.ended), 60)
+        assert failure(refused.value)[0] == os.EX_DATAERR
+        assert (service.phase, opened) == (Phase.DEAD, [])
+    finally:
+        await service.close()
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+async def test_a_server_is_not_ready_while_a_byte_is_unproven(
+    loading: Loading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proven, asked = threading.Event(), threading.Event()
+    wait = View.proven
+
+    def late(view: View) -> None:
+        asked.set()
+        assert proven.wait(60)
+        wait(view)
+
+    monkeypatch.setattr(View, "proven", late)
+    service = Service(settings(artifact=str(copy("cpu-int8", tmp_path / "a"))))
+    service.start()
+    try:
+        while service.reason != "proving the weights":  # noqa: ASYNC110 - it tells nobody that everything is loaded
+            await asyncio.sleep(0.001)
+        assert asked.is_set()
+        assert service.phase is Phase.LOADING
+        proven.set()
+        await service.opened()
+        assert service.timeline.phases()["proof"] > 0
+    finally:
+        proven.set()
+        await service.close()
+
+
+async def test_an_engines_own_failure_is_told_where_the_weights_are_the_listed_ones(
+    loading: Loading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "create", lambda *_: Failing())
+    with pytest.raises(RuntimeError, match="deserializing header"):
+        await load(copy("cpu-int8", tmp_path / "a"))
 
 
 async def test_an_artifact_that_is_exchanged_between_the_plan_and_the_check_is_refused(

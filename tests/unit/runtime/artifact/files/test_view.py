@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 
 from runtime import artifact
 from runtime.artifact import METADATA_NAME, ArtifactError, verify
+from runtime.artifact.files import hasher
+from runtime.artifact.files.proof import ProofError
 from runtime.artifact.files.view import PREFIX, ScratchError, View, remove_leftovers
 from runtime.cli import app
 from tests.hub.golden import GOLDEN, copy, document, relist, reseal
@@ -43,8 +45,9 @@ def scratch(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 @contextmanager
 def opened(folder: Path, *, with_code: bool = False) -> Iterator[View]:
     """What a server loads of a folder."""
-    with View(artifact.read(folder), with_code=with_code) as view:
+    with View(folder, artifact.read(folder), with_code=with_code) as view:
         verify.check_proven(folder, take=view.take)
+        view.proven()
         yield view
 
 
@@ -378,7 +381,7 @@ def test_the_command_refuses_what_is_no_file_in_one_line(tmp_path: Path, name: s
 
 def test_a_view_leaves_nothing_behind_and_removes_what_killed_processes_left(tmp_path: Path, scratch: Path) -> None:
     metadata = artifact.read(copy("cpu-int8", tmp_path / "a"))
-    killed, living = View(metadata, with_code=False), View(metadata, with_code=False)
+    killed, living = (View(tmp_path / "a", metadata, with_code=False) for _ in range(2))
     os.close(killed._lock)  # what the kernel does for a process that is gone
     assert living.folder.is_dir()
     remove_leftovers()
@@ -393,7 +396,7 @@ def test_a_place_without_room_is_told_in_one_line(tmp_path: Path, monkeypatch: p
     metadata = artifact.read(folder)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(ScratchError, match=r"expected room for a copy of .*, found: No such file"):
-        View(metadata, with_code=False)
+        View(folder, metadata, with_code=False)
 
 
 def test_a_view_is_nobody_elses(tmp_path: Path) -> None:
@@ -401,22 +404,94 @@ def test_a_view_is_nobody_elses(tmp_path: Path) -> None:
         assert view.folder.parent.stat().st_mode & 0o077 == 0
 
 
-def test_weights_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hashing sixteen gigabytes takes seconds: it must not happen twice."""
+def test_this_process_reads_no_weights_and_the_one_that_hashes_reads_them_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashing sixteen gigabytes takes seconds: it must not happen twice, nor hold up what is imported beside it."""
     folder = copy("cpu-int8", tmp_path / "a")
     read: dict[int, int] = {}
-    pread, counting = os.pread, threading.Lock()
+    preadv, pread, counting = os.preadv, os.pread, threading.Lock()
+
+    def count(descriptor: int, most: int) -> None:
+        with counting:
+            inode = os.fstat(descriptor).st_ino
+            read[inode] = read.get(inode, 0) + most
+
+    def counted_in_place(descriptor: int, into: list[memoryview], at: int) -> int:
+        length = preadv(descriptor, into, at)
+        count(descriptor, length)
+        return length
 
     def counted(descriptor: int, most: int, at: int) -> bytes:
         block = pread(descriptor, most, at)
-        with counting:
-            inode = os.fstat(descriptor).st_ino
-            read[inode] = read.get(inode, 0) + len(block)
+        count(descriptor, len(block))
         return block
 
+    monkeypatch.setattr(os, "preadv", counted_in_place)
     monkeypatch.setattr(os, "pread", counted)
     with opened(folder) as view:
         view.settle()
     weights = [folder / path for path in listed(folder) if path.endswith(".safetensors")]
     assert len(weights) == 2
-    assert {path: read[path.stat().st_ino] for path in weights} == {path: path.stat().st_size for path in weights}
+    assert read[(folder / "config.json").stat().st_ino] > 0
+    assert {path.stat().st_ino for path in weights}.isdisjoint(read)
+    for path in weights:
+        with path.open("rb") as file:
+            assert hasher.sha256_of(file.fileno(), path.stat().st_size) == sha256(path.read_bytes()).hexdigest()
+        assert read[path.stat().st_ino] == path.stat().st_size
+
+
+# Weights that are hashed while they are loaded
+
+
+def tampered(path: Path) -> None:
+    """Change one byte of a file, the last, and nothing else."""
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[View]:
+    """What a server loads of a folder whose weights are not proven yet."""
+    with View(folder, artifact.read(folder), with_code=False) as view:
+        verify.check_proven(folder, take=view.take)
+        yield view
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "tool/model.safetensors"])
+@pytest.mark.parametrize("end", [View.proven, View.settle], ids=["proven", "settle"])
+def test_weights_of_other_bytes_are_refused_in_the_line_that_every_file_gets(
+    tmp_path: Path, path: str, end: Callable[[View], None]
+) -> None:
+    folder = copy("cpu-int8", tmp_path / "a")
+    tampered(folder / path)
+    told = refusal_of(lambda: verify.check_proven(folder))
+    assert f"{folder}/{path}: expected SHA-256 " in told
+    with taken(folder) as view:
+        assert refusal_of(lambda: end(view)) == told
+        with pytest.raises((ArtifactError, ProofError)):
+            view.settle()  # nor by asking again
+
+
+@pytest.mark.parametrize(
+    "path", ["config.json", "tokenizer.json", "chat_template.jinja", "tool/config.json", "x.engine"]
+)
+def test_what_is_not_numbers_alone_is_proven_before_anybody_may_read_it(tmp_path: Path, path: str) -> None:
+    folder = copy("cpu-int8", tmp_path / "a")
+    if not (folder / path).exists():
+        (folder / path).write_bytes(b"{}")
+        relist(folder)
+    tampered(folder / path)
+    with pytest.raises(ArtifactError, match="expected SHA-256"), taken(folder):
+        pass
+
+
+def test_a_process_that_hashes_and_ends_early_has_proven_nothing(tmp_path: Path) -> None:
+    with taken(copy("cpu-int8", tmp_path / "a")) as view:
+        view.prove()
+        view._release()  # kills it
+        with pytest.raises(ProofError, match="found that the process which hashes ended"):
+            view.proven()
