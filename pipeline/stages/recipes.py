@@ -60,7 +60,7 @@ def recipe_inputs(stage: str, engine: str | None = None) -> RecipeInputs:
         # The worker is a process of its own, which the trials start by its name.
         return RecipeInputs(("pipeline.tuning.trials", "pipeline.tuning.worker", *started), (HELD_OUT_TEXTS,))
     if stage == "reference" and engine:
-        return RecipeInputs(("pipeline.validate.validation", *started), (HELD_OUT_TEXTS,))
+        return RecipeInputs(("pipeline.validate.chat_figures", *started), (HELD_OUT_TEXTS,))
     if stage == "validate":
         return RecipeInputs(("pipeline.validate.validation", *started), (HELD_OUT_TEXTS, HELD_OUT_UTTERANCES))
     raise KeyError(f"expected a stage that works with the engine {engine}, found {stage}")

@@ -133,7 +133,7 @@ class StageRunner:
         shared by as many GPUs, since one may be too small for it.
         """
         engine, dtype = lane.engine, lane.reference_dtype(dtype)
-        from pipeline.validate.validation import measure_reference
+        from pipeline.validate.chat_figures import measure_reference
 
         context = limits.max_model_len
         options = EngineOptions(

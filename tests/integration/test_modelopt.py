@@ -28,7 +28,8 @@ from pipeline.progress import PlainProgress
 from pipeline.quantize import QuantizeJob, trt
 from pipeline.run import Run
 from pipeline.steps.stage_runner import StageRunner
-from pipeline.validate.validation import measure_reference, validate
+from pipeline.validate.chat_figures import measure_reference
+from pipeline.validate.validation import validate
 from runtime import engines
 from runtime.engines import EngineOptions
 from runtime.engines.trt.folders import METHOD_OF_ALGORITHM
@@ -64,7 +65,7 @@ def prepared(stages: StageRunner, tmp_path_factory: pytest.TempPathFactory):
         every = replace(lanes.TRT_PYTORCH, methods=trt.FORMATS)
         patch.setattr("pipeline.lanes.table.TRT_PYTORCH", every)
         patch.setattr(machine, "describe", lambda: H200)
-        patch.setattr("pipeline.validate.validation.heldout_texts", lambda: TEXTS)
+        patch.setattr("pipeline.validate.chat_figures.heldout_texts", lambda: TEXTS)
         patch.setattr(engines, "for_model", lambda _, folder, __: dequantize.engine_of_float(folder))
         patch.setattr(engines, "create", lambda folder, *_: dequantize.engine_of(folder))
 

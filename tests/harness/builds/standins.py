@@ -24,6 +24,7 @@ import pipeline.run
 import pipeline.stages.install
 import pipeline.steps.quantize_step
 import pipeline.steps.tune_step
+import pipeline.validate.chat_figures
 import pipeline.validate.validation
 from pipeline import cli
 from pipeline.embedded.tool import ToolEvaluation
@@ -141,7 +142,7 @@ REPLACED: tuple[tuple[Any, str, Any], ...] = (
     (pipeline.steps.tune_step, "tune_here", tune_here),
     (pipeline.revalidate, "validate", validate),
     (pipeline.validate.validation, "validate", validate),
-    (pipeline.validate.validation, "measure_reference", measure_reference),
+    (pipeline.validate.chat_figures, "measure_reference", measure_reference),
     (pipeline.plan.hardware, "describe", describe),
     (pipeline.stages.install, "atomic_replace", atomic_replace),
 )

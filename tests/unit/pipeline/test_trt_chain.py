@@ -59,7 +59,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, patches: pytest.MonkeyPa
     quantizer_python(folder)
     sample = "says something about tea, about kettles and about the weather on a long afternoon in June."
     (folder / "calibration.txt").write_text("\n\n".join(f"Sample {n} {sample}" for n in range(40)))
-    patches.setattr("pipeline.validate.validation.heldout_texts", lambda: TEXTS)
+    patches.setattr("pipeline.validate.chat_figures.heldout_texts", lambda: TEXTS)
     patches.setattr("pipeline.plan.hardware._packages_of", lambda _: dict(H200.packages))
     with installed(patches):
         yield folder

@@ -19,7 +19,7 @@ from pipeline.plan.estimate import BuildSize, estimate, serving_memory
 from pipeline.problem import WrongRequestError
 from pipeline.revalidate import too_few
 from pipeline.steps.stage_runner import FetchedModel, StageRunner
-from pipeline.validate import validation
+from pipeline.validate import chat_figures
 from runtime import artifact
 from runtime.artifact import Limits
 from runtime.engines import EngineOptions
@@ -218,7 +218,7 @@ def test_the_float_model_is_measured_by_as_many_gpus_and_again_by_another_number
         seen.append((options, {}))
 
     runner = Runner(tmp_path, Machine(gpus=(H100,)), RecordedProgress())
-    monkeypatch.setattr(validation, "measure_reference", measure)
+    monkeypatch.setattr(chat_figures, "measure_reference", measure)
     limits = Limits(
         max_batch_size=1,
         max_input_len=8,

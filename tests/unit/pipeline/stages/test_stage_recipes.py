@@ -209,7 +209,7 @@ def test_the_works_run_what_one_expects(captured: Captured) -> None:
         assert ran["tune"] == {"pipeline.tuning.trials"}
         # Started by its name, as a process of its own.
         assert "pipeline.tuning.worker" in recipes_home.closure(recipes.recipe_inputs("tune", "vllm").modules)
-    assert {"pipeline.validate.validation"} <= ran["reference"]
+    assert {"pipeline.validate.chat_figures"} <= ran["reference"]
     assert {"pipeline.validate.validation", "pipeline.lanes.gates"} <= ran["validate"]
 
 

@@ -20,6 +20,7 @@ from pipeline.lanes.gate_specs import OPTIONS, SPECS, Candidate
 from pipeline.lanes.gates import default_thresholds, failed_gates, gates_of, inapplicable_bounds, missing_bounds
 from pipeline.publish.report import validation_status
 from pipeline.stages.stage import StageError
+from pipeline.validate import chat_figures
 from pipeline.validate import validation as validating
 from pipeline.validate.scores import Scores
 from pipeline.validate.tool_accuracy import ToolFigures
@@ -112,7 +113,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildMetadata]
 def measured(made: tuple[Path, BuildMetadata], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Validate the folder with an engine and a classifier that are sound, but for what is broken."""
     folder, metadata = made
-    text = validating.long_prompt_of
+    text = chat_figures.long_prompt_of
 
     def follows(*given: Any) -> Any:
         prompt = text(*given)
@@ -120,7 +121,7 @@ def measured(made: tuple[Path, BuildMetadata], tmp_path: Path, monkeypatch: pyte
         FOLLOWS.update({tuple(prompt.tokens[end - 40 : end]): prompt.tokens[end] for end in prompt.ends})
         return prompt
 
-    monkeypatch.setattr(validating, "long_prompt_of", follows)
+    monkeypatch.setattr(chat_figures, "long_prompt_of", follows)
 
     def run(accuracy: float = 1.0, silence: float = 1.0, bounds: dict | None = None, **broken: Any) -> Validation:
         tools = (ToolLabel(label=1, name="take_screenshot"), ToolLabel(label=2, name="music"))
@@ -133,7 +134,7 @@ def measured(made: tuple[Path, BuildMetadata], tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(runtime.engines.vllm.engine, "VllmEngine", lambda *_: Model())
         reference = tmp_path / "scores.json"
         options = engines.EngineOptions(max_model_len=1600)
-        validating.measure_reference(folder, reference, engine="vllm", options=options, progress=RecordedProgress())
+        chat_figures.measure_reference(folder, reference, engine="vllm", options=options, progress=RecordedProgress())
         monkeypatch.setattr(engines, "create", lambda *_: Model(**broken))
         candidate = candidate_of(described, compared=True, parameters=10**8)
         # Bounds of time that no busy machine reaches, unless one is asked for.

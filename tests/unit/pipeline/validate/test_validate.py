@@ -14,6 +14,7 @@ from pipeline.lanes import gate_specs as gates
 from pipeline.lanes.gate_specs import LEAST_TOOL_ACCURACY
 from pipeline.lanes.gates import Thresholds, default_thresholds, failures
 from pipeline.stages.stage import StageError
+from pipeline.validate import chat_figures
 from pipeline.validate import validation as validating
 from pipeline.validate.tool_accuracy import ToolFigures, tool_accuracy
 from pipeline.validate.validation import validate
@@ -114,7 +115,7 @@ def reference(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(runtime.engines.vllm.engine, "VllmEngine", lambda *_: StandIn())
     path = tmp_path / "scores.json"
-    validating.measure_reference(
+    chat_figures.measure_reference(
         folder, path, engine="vllm", options=engines.EngineOptions(max_model_len=256), progress=RecordedProgress()
     )
     return path
@@ -305,7 +306,7 @@ def test_a_reference_of_another_tokenizer_is_refused(
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     options = engines.EngineOptions(max_model_len=256)
     with pytest.raises(StageError, match="expected a tokenizer"):
-        validating.measure_reference(
+        chat_figures.measure_reference(
             tmp_path, tmp_path / "scores.json", engine="vllm", options=options, progress=RecordedProgress()
         )
 
