@@ -14,10 +14,9 @@ drained before the next one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 from loguru import logger
@@ -31,66 +30,30 @@ from pipecat.frames.frames import (
     LLMFullResponseStartFrame,
     UserStoppedSpeakingFrame,
 )
-from pipecat.metrics.metrics import LLMTokenUsage
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.services.llm_service import WebsocketLLMService
-from pipecat.services.settings import LLMSettings
 from pipecat.utils.errors import ErrorCategory
 from pipecat.utils.tracing.service_decorators import traced_llm
-from pipecat.utils.types import NOT_GIVEN, NotGiven, is_given
 
 from yap_client.errors import (
-    AuthenticationError,
     ClosedError,
-    ProtocolError,
-    RateLimitError,
     RefusedError,
     ServerGoneError,
     YapError,
 )
-from yap_client.events import Done, Error, Interrupted, Token, ToolCall, Usage
+from yap_client.events import Done, Error, Interrupted, Token, ToolCall
 from yap_client.frameworks.context import Context
 from yap_client.frameworks.conversation import Conversation
 from yap_client.frameworks.pipecat_context import YapLLMAdapter
+from yap_client.frameworks.pipecat_settings import SAMPLING, YapLLMSettings, given, sampling_of
+from yap_client.frameworks.pipecat_terms import category_of, usage_of
 from yap_client.session import Sampling
 from yap_client.talk import Talk, connect
 from yap_client.turn import came_within
 
 # As long as a server holds a prepared reply, if its operator has not said otherwise.
 HOLD_S = 3.0
-# What Pipecat writes where a call has no result of its own.
-UNFINISHED = frozenset({"IN_PROGRESS", "CANCELLED"})
-SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "max_tokens",
-    "stop",
-    "seed",
-    "sanitize_output",
-)
-
-
-@dataclass
-class YapLLMSettings(LLMSettings):
-    """Settings that can be changed while a pipeline runs. What is not given is as the server has it.
-
-    Parameters:
-        min_p: sampling.
-        repetition_penalty: sampling.
-        stop: texts that end a reply, at most four.
-        sanitize_output: whether replies are made fit to be spoken; the server does it unless told otherwise.
-    """
-
-    min_p: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    repetition_penalty: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    stop: list[str] | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    sanitize_output: bool | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
 
 class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
@@ -202,7 +165,7 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
 
     @traced_llm
     async def _process_context(self, context: LLMContext) -> None:
-        sampling = self._sampling()
+        sampling = sampling_of(self._settings)
         if self._conversation is not None and not self._conversation.can_draw(sampling):
             self._session = None  # another session begins, and is sent the conversation
             await self._disconnect_websocket()
@@ -213,22 +176,31 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
             raise ServerGoneError(f"{self} was disconnected")
         self._log_llm_response(context)
         params = await self.get_llm_adapter().get_llm_invocation_params(
-            context, system_instruction=_given(self._settings.system_instruction)
+            context, system_instruction=given(self._settings.system_instruction)
         )
         if self._speculation_gate.is_speculating and conversation.prepare(params["context"], sampling):
             # What is withdrawn is cancelled here, and was no turn. What is neither withdrawn nor confirmed becomes one.
             self._confirmed.clear()
             await came_within(HOLD_S, self._confirmed)
         await self.start_ttfb_metrics()
-        failure: Error | None = None
-        # Left early by an interruption, this ends the turn on the server.
-        async with aclosing(conversation.reply(params["context"], sampling)) as events:
+        async with aclosing(self._reply(conversation, params["context"], sampling)) as events:
             async for event in events:
                 if isinstance(event, Token):
                     await self.stop_ttfb_metrics()
                     await self._push_llm_text(event.text)
-                elif isinstance(event, ToolCall):
+                else:
                     await self._call_tools(event, context, params["tools"])
+
+    async def _reply(
+        self, conversation: Conversation, context: Context, sampling: Sampling
+    ) -> AsyncGenerator[Token | ToolCall, None]:
+        """What is said and asked for; a reply that does not come to its end raises."""
+        failure: Error | None = None
+        # Left early by an interruption, this ends the turn on the server.
+        async with aclosing(conversation.reply(context, sampling)) as events:
+            async for event in events:
+                if isinstance(event, (Token, ToolCall)):
+                    yield event
                 elif isinstance(event, Error):
                     failure = event
                 elif isinstance(event, Interrupted):
@@ -255,7 +227,7 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
 
     async def _end(self, done: Done, failure: Error | None) -> None:
         if done.usage is not None:
-            await self.start_llm_usage_metrics(_usage(done.usage))
+            await self.start_llm_usage_metrics(usage_of(done.usage))
         elif done.failed:
             code = failure.error_code if failure is not None else "generation_failed"
             raise RefusedError(code, failure.message if failure is not None else "the turn failed")
@@ -275,9 +247,9 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
         """
         self._check_response_schema(response_schema)
         params = await self.get_llm_adapter().get_llm_invocation_params(
-            context, system_instruction=system_instruction or _given(self._settings.system_instruction)
+            context, system_instruction=system_instruction or given(self._settings.system_instruction)
         )
-        sampling = self._sampling()
+        sampling = sampling_of(self._settings)
         async with self._talk(None) as talk:
             if max_tokens is not None:
                 try:
@@ -288,52 +260,8 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
             return await self._whole(talk, params["context"], sampling)
 
     async def _whole(self, talk: Talk, context: Context, sampling: Sampling) -> str:
-        texts: list[str] = []
-        failure: Error | None = None
-        async for event in Conversation(talk, self._prefix).reply(context, sampling):
-            if isinstance(event, Token):
-                texts.append(event.text)
-            elif isinstance(event, Error):
-                failure = event
-            elif isinstance(event, Interrupted):
-                raise ServerGoneError(f"the connection was lost: {event.reason}")
-            elif isinstance(event, Done):
-                await self._end(event, failure)
-        return "".join(texts)
-
-    def _sampling(self) -> Sampling:
-        given = {name: _given(getattr(self._settings, name)) for name in SAMPLING}
-        given.update((name, value) for name, value in self._settings.extra.items() if name in SAMPLING)
-        return cast("Sampling", {name: value for name, value in given.items() if value is not None})
+        events = self._reply(Conversation(talk, self._prefix), context, sampling)
+        return "".join([event.text async for event in events if isinstance(event, Token)])
 
     def _classify_error(self, exception: Exception) -> ErrorCategory | None:
-        return _category(exception)
-
-
-def _category(error: Exception) -> ErrorCategory | None:
-    """Why something was not done, in Pipecat's words. What is permanent there ends the use of a service."""
-    if isinstance(error, AuthenticationError):
-        return ErrorCategory.AUTHENTICATION
-    if isinstance(error, RateLimitError):
-        return ErrorCategory.RATE_LIMIT
-    if isinstance(error, RefusedError):
-        if error.code in ("generation_failed", "generation_timeout", "internal_error", "draining"):
-            return ErrorCategory.SERVER
-        return ErrorCategory.QUOTA if error.code.endswith("_quota_exceeded") else ErrorCategory.INVALID_REQUEST
-    if isinstance(error, ProtocolError):
-        return ErrorCategory.INVALID_REQUEST
-    return ErrorCategory.CONNECTIVITY if isinstance(error, YapError) else None
-
-
-def _usage(usage: Usage) -> LLMTokenUsage:
-    return LLMTokenUsage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        cache_read_input_tokens=usage.cached_tokens,
-        reasoning_tokens=usage.thinking_tokens,
-    )
-
-
-def _given(value: Any) -> Any:  # noqa: ANN401 - of whatever type a setting is
-    return value if is_given(value) else None
+        return category_of(exception)
