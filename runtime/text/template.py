@@ -85,6 +85,7 @@ class ChatTemplate:
         self._user_header = self._header(after, between)
         # The same text beside a system message is no stand-in for one.
         self._keeps_default = self._default_of(plain) in (with_system or "")
+        self._call.shorten([exchange, whole, [("system", SYSTEM), *whole]])
 
     def render(self, system: str, turns: Sequence[TemplateMessage]) -> str:
         """The conversation as text that ends where the reply begins. An empty `system` renders no system message."""

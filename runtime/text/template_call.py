@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 TemplateMessage = tuple[str, str]
@@ -38,6 +38,22 @@ class TemplateCall:
         self.parts = False
         self.empty = ""
         self.told: dict[str, Any] = {}
+        self._short: _ShortWay | None = None  # none where the template is called through transformers
+
+    def shorten(self, samples: Sequence[Sequence[TemplateMessage]]) -> None:
+        """Call the template itself from now on, where it says the same of samples as through transformers.
+
+        To be called when everything is known that it is told: that is put together once.
+        """
+        self._short = None
+        asked = [(self.conversation(turns), reply_begins) for turns in samples for reply_begins in (True, False)]
+        long = [self.attempt_conversation(messages, reply_begins=begins) for messages, begins in asked]
+        try:
+            self._short = _ShortWay(self.source, {**self._tokenizer.special_tokens_map, **self.told})
+        except (ImportError, AttributeError, TypeError):
+            return  # a transformers, or a jinja2, of another build
+        if long != [self.attempt_conversation(messages, reply_begins=begins) for messages, begins in asked]:
+            self._short = None
 
     def apply(self, turns: Iterable[TemplateMessage], *, reply_begins: bool = True) -> str:
         """The conversation as text. Raises what the template raises."""
@@ -73,9 +89,8 @@ class TemplateCall:
     def variables(self) -> list[str]:
         """Names that the template takes from outside."""
         from jinja2 import meta
-        from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        environment = _compile_jinja_template(self.source).environment
+        environment = _compiled(self.source).environment
         found: set[str] = meta.find_undeclared_variables(environment.parse(self.source))
         return sorted(found - RESERVED)
 
@@ -84,12 +99,45 @@ class TemplateCall:
         return [{"type": "text", "text": text}] if self.parts else text
 
     def _apply(self, conversation: list[dict[str, Any]], reply_begins: bool, **told: Any) -> str:  # noqa: ANN401
+        if self._short is not None and conversation and not told:
+            return self._short.render(conversation, reply_begins)
         given = {**self.told, **told}
         return str(
             self._tokenizer.apply_chat_template(
                 conversation, tokenize=False, add_generation_prompt=reply_begins, **given
             )
         )
+
+
+class _ShortWay:
+    """The template as jinja2 compiled it, in transformers' own environment.
+
+    Of what `apply_chat_template` does around it, and jinja2's `render`, most depends on the tokenizer alone: the
+    variables that are the same for every conversation are put together once here.
+    """
+
+    def __init__(self, source: str, told: Mapping[str, Any]) -> None:
+        template = _compiled(source)
+        if template.environment.is_async:
+            raise TypeError("expected a template that is rendered at once")
+        self._context: Callable[..., Any] = template.new_context
+        self._blocks: Callable[[Any], Iterable[str]] = template.root_render_func
+        self._joined: Callable[[Iterable[str]], str] = template.environment.concat
+        # As jinja2 has them: what is given goes before what every template has.
+        self._common = {**template.globals, "tools": None, "documents": None, **told}
+
+    def render(self, conversation: list[dict[str, Any]], reply_begins: bool) -> str:
+        variables = self._common.copy()
+        variables["messages"] = conversation
+        variables["add_generation_prompt"] = reply_begins
+        return self._joined(self._blocks(self._context(variables, True)))  # it holds what all templates have
+
+
+def _compiled(source: str) -> Any:  # noqa: ANN401 - transformers is untyped to us
+    """A template, compiled as transformers does, which keeps it."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(source)
 
 
 def in_order(text: str | None, *markers: str) -> bool:

@@ -13,7 +13,6 @@ import re
 import threading
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, TypeVar
 
 from runtime.host.text_cache import TextCache
@@ -28,6 +27,11 @@ LIKELY_CHARACTERS_PER_TOKEN = 16
 # What the cache of chunks may hold, and the largest of them. A usual chat message is half a kilobyte, tokens included.
 CACHE_BYTES = 32 * 2**20
 CACHED_CHUNK_BYTES = 2**17
+# Longer texts are searched for marks once: looking one up costs as much as searching so many characters.
+SEARCHED_CHARACTERS = 256
+# What the cache of searched texts may hold, and the largest of them; the text itself counts twice.
+SEARCHED_BYTES = 16 * 2**20
+SEARCHED_TEXT_BYTES = 2**18
 # The space of SentencePiece.
 METASPACE = "\u2581"
 ASCII = "".join(map(chr, range(33, 127)))
@@ -72,6 +76,8 @@ class TextTokens:
         self._limit = _WorkLimit()  # what each thread may still tokenize
         # Token ids of what was seen before.
         self._encode_cached = TextCache(self.encode_anew, limit=CACHE_BYTES, entry_limit=CACHED_CHUNK_BYTES)
+        # A client's texts as they go into prompts.
+        self._escape_cached = TextCache(self._escape, limit=SEARCHED_BYTES, entry_limit=SEARCHED_TEXT_BYTES)
         # Whether prompts are tokenized chunk by chunk.
         self.chunked = all(
             [token for chunk in self._chunks(text) for token in self.encode_anew(chunk)] == list(self.encode_anew(text))
@@ -92,6 +98,9 @@ class TextTokens:
 
     def escaped(self, text: str) -> str:
         """A client's text with its control tokens and other marks broken up, and without outer space."""
+        return self._escape(text) if len(text) < SEARCHED_CHARACTERS else self._escape_cached(text)
+
+    def _escape(self, text: str) -> str:
         text = text.strip()
         if self._normalizes_ascii or not text.isascii():
             # A mark may come to be only when the tokenizer normalizes: from full-width brackets, say.
@@ -150,9 +159,14 @@ class TextTokens:
         return text
 
     def _chunks(self, text: str) -> list[str]:
-        starts = [match.start() for match in self._control.finditer(text)]
-        edges = sorted({0, *starts, len(text)})
-        return [text[start:end] for start, end in pairwise(edges)]
+        chunks, begun = [], 0
+        for match in self._control.finditer(text):
+            if (start := match.start()) > begun:
+                chunks.append(text[begun:start])
+                begun = start
+        if begun < len(text):
+            chunks.append(text[begun:])
+        return chunks
 
     def _normalized(self, text: str) -> str:
         """The text as the tokenizer's model gets to see it, with plain spaces."""

@@ -122,6 +122,16 @@ HOSTILE = st.text(max_size=80) | st.lists(
 ).map("".join)
 
 
+@given(st.lists(HOSTILE, max_size=8), st.integers(1, 4))
+def test_a_long_text_is_broken_up_the_same_when_it_comes_again(renderers, parts: list[str], times: int) -> None:
+    text = " ".join(parts) + " and so on" * 30 * times + "".join(parts)
+    for renderer in renderers.values():
+        tokens = renderer._tokens
+        broken = tokens._escape(text)
+        assert [tokens.escaped(text), tokens.escaped("".join(list(text)))] == [broken, broken]
+        assert len(tokens._escape_cached) > 0
+
+
 @given(persona=HOSTILE, runtime_text=HOSTILE, before=HOSTILE, answer=HOSTILE, utterance=HOSTILE)
 @settings(max_examples=150, deadline=None)
 def test_a_client_cannot_write_control_tokens(renderers, persona, runtime_text, before, answer, utterance):
