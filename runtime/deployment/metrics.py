@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from runtime import defaults
+from runtime.deployment.principal_metrics import PrincipalCollector, PrincipalFigures
+from runtime.deployment.store_metrics import StoreMetrics
 from runtime.engines import Load
 from runtime.wire import frames
 from runtime.wire.frames import Usage
@@ -33,68 +34,11 @@ START_PHASES = (
     "process", "fetch", "check", "import", "template", "spawn", "weights", "profile", "cache", "graphs", "connect",
     "exercise", "classifier", "proof", "settle",
 )  # fmt: skip
-STORE_OPERATIONS = ("read", "write", "failure", "conflict")
 
 # What a close code is counted as: the registered ones as themselves, since a client may send any other.
 _CLOSE_CODES = frozenset(range(1000, 1016))
 # Those that a server's life brings.
 _USUAL_CODES = (frames.CLOSE_NORMAL, frames.CLOSE_GOING_AWAY, frames.CLOSE_POLICY, frames.CLOSE_TRY_LATER)
-
-
-@dataclass(frozen=True, slots=True)
-class PrincipalFigures:
-    """What one principal has and has used.
-
-    Attributes:
-        name: the principal's; never a key.
-        connections: that are open, or wait for a slot.
-        sessions: that are kept.
-        session_bytes: of memory that their texts take.
-        turns: that ended.
-        prompt_tokens, cached_tokens, completion_tokens: of all turns.
-        refused: connections and sessions that were over its quota.
-    """
-
-    name: str
-    connections: int
-    sessions: int
-    session_bytes: int
-    turns: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    refused: int
-
-
-class _PrincipalCollector(Collector):
-    """Tells the principals' figures when they are read. Those that are gone are in it no more."""
-
-    def __init__(self, figures: Callable[[], Iterable[PrincipalFigures]]) -> None:
-        self._figures = figures
-
-    def collect(self) -> Iterable[Metric]:
-        """The figures as metrics, one sample a principal."""
-        figures = list(self._figures())
-        gauges: tuple[tuple[str, str, Callable[[PrincipalFigures], int]], ...] = (
-            ("yap_key_connections", "Connections, by the key's holder", lambda one: one.connections),
-            ("yap_key_sessions", "Sessions that are kept, by the key's holder", lambda one: one.sessions),
-            ("yap_key_session_bytes", "Memory of sessions' texts, by the key's holder", lambda one: one.session_bytes),
-        )
-        for name, help_text, value in gauges:
-            gauge = GaugeMetricFamily(name, help_text, labels=["key"])
-            for one in figures:
-                gauge.add_metric([one.name], value(one))
-            yield gauge
-        turns = CounterMetricFamily("yap_key_turns", "Turns that ended, by the key's holder", labels=["key"])
-        refused = CounterMetricFamily("yap_key_refused", "Refused: over the key's quota", labels=["key"])
-        tokens = CounterMetricFamily("yap_key_tokens", "Tokens, by the key's holder", labels=["key", "kind"])
-        for one in figures:
-            turns.add_metric([one.name], one.turns)
-            refused.add_metric([one.name], one.refused)
-            tokens.add_metric([one.name, "prompt"], one.prompt_tokens)
-            tokens.add_metric([one.name, "cached"], one.cached_tokens)
-            tokens.add_metric([one.name, "completion"], one.completion_tokens)
-        yield from (turns, refused, tokens)
 
 
 class _EngineCollector(Collector):
@@ -111,42 +55,6 @@ class _EngineCollector(Collector):
 def _class_of(code: int) -> str:
     """The range of a close code that is not counted by itself."""
     return {3: "3xxx", 4: "4xxx"}.get(code // 1000, "other")
-
-
-class StoreMetrics:
-    """What is told of the session store.
-
-    Attributes:
-        up: whether it answers; 1 where there is none.
-        lag: seconds since the oldest change that is not written.
-    """
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.up = Gauge("yap_session_store_up", "Whether the session store answers", registry=registry)
-        self.up.set(1)
-        self.lag = Gauge(
-            "yap_session_store_lag_seconds", "Age of the oldest change that is not in the store", registry=registry
-        )
-        self._operations = Counter(
-            "yap_session_store_operations", "What was asked of the session store", ["kind"], registry=registry
-        )
-        self._of = {kind: self._operations.labels(kind) for kind in STORE_OPERATIONS}  # looking one up costs more
-
-    def read(self) -> None:
-        """Count a session that was taken, or looked at."""
-        self._of["read"].inc()
-
-    def written(self, number: int) -> None:
-        """Count sessions, and turns, that were written."""
-        self._of["write"].inc(number)
-
-    def failed(self) -> None:
-        """Count what the store did not do, and what lay in it and was refused."""
-        self._of["failure"].inc()
-
-    def lost(self) -> None:
-        """Count a session that another server has taken over."""
-        self._of["conflict"].inc()
 
 
 class Metrics:
@@ -213,7 +121,7 @@ class Metrics:
         self.session_bytes = Gauge("yap_session_bytes", "Memory of all sessions' texts", registry=registry)
         self.session_store = StoreMetrics(registry)
         self.principals: Callable[[], Iterable[PrincipalFigures]] = lambda: ()
-        registry.register(_PrincipalCollector(lambda: self.principals()))
+        registry.register(PrincipalCollector(lambda: self.principals()))
         self.engines_own: Callable[[], Iterable[Metric]] = lambda: ()
         registry.register(_EngineCollector(lambda: self.engines_own()))
         self._hit_ratio = Gauge("yap_cache_hit_ratio", "Cached part of all prompt tokens so far", registry=registry)

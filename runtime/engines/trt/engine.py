@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from runtime.defaults import first_set
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, StartMark, TokenScore
 from runtime.engines.trt.arguments import Backend, check_version, kv_cache_arguments, llm_arguments, sampling_arguments
 from runtime.engines.trt.folders import BLOCK_TOKENS, EngineFolder
+from runtime.engines.trt.requests import TrtRequest, kind_of, request_error
 from runtime.engines.trt.tokens import SpecialTokens
 from runtime.host.supervision import Background, repeat
 
@@ -47,39 +47,6 @@ ENVIRONMENT = {
 }
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one step of the engine added to a reply. `reason` is set on the last one."""
-
-    text: str
-    tokens: tuple[int, ...]
-    reason: str | None
-
-
-@dataclass(eq=False, slots=True)
-class TrtRequest:
-    """A request inside TensorRT-LLM.
-
-    Attributes:
-        output: TensorRT-LLM's own object.
-        steps: what came and was not taken yet, or the error that ended the request.
-        aborted: TensorRT-LLM was told to end it.
-        finished: TensorRT-LLM has ended it.
-    """
-
-    output: Any
-    steps: asyncio.Queue[Step | Exception] = field(default_factory=asyncio.Queue)
-    aborted: bool = False
-    finished: bool = False
-
-    async def next_step(self) -> Step:
-        """The next step. Raises what ended the request."""
-        step = await self.steps.get()
-        if isinstance(step, Exception):
-            raise step
-        return step
 
 
 class TrtEngine:
@@ -193,35 +160,15 @@ class TrtEngine:
             output = llm.generate_async(list(prompt), sampling_params=params, streaming=True, cache_salt=cache_salt)
         except RuntimeError as error:
             refusal = request_error(error)
-            raise refusal or EngineDeadError(f"TensorRT-LLM takes no requests any more ({_kind(error)})") from error
+            raise refusal or EngineDeadError(f"TensorRT-LLM takes no requests any more ({kind_of(error)})") from error
         request = TrtRequest(output)
         self._requests.add(request)
-        self._background.spawn("trt_steps", self._take_steps(request))
+        self._background.spawn("trt_steps", request.take_steps(self._requests.discard))
         return request
 
-    async def _take_steps(self, request: TrtRequest) -> None:
-        """Move a request's steps into its queue until TensorRT-LLM has ended it, aborted or not."""
-        try:
-            async for output in request.output:
-                completion = output.outputs[0]
-                reason = completion.finish_reason
-                request.finished = reason is not None
-                step = Step(completion.text_diff, tuple(completion.token_ids_diff), reason)
-                request.steps.put_nowait(step if reason in (None, "stop", "length") else ended_early(reason))
-            request.steps.put_nowait(ended_early("no reason"))  # nobody reads it after a reason was given
-        except ValueError as error:
-            request.steps.put_nowait(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it reaches the one who asked
-            request.steps.put_nowait(request_error(error) or EngineDeadError(f"TensorRT-LLM failed ({_kind(error)})"))
-        finally:
-            request.finished = True
-            self._requests.discard(request)
-
     def _abort(self, request: TrtRequest) -> None:
-        # Requests never ask for logprobs: aborting one that does crashes TensorRT-LLM 1.2's executor (its issue 10810).
-        if not request.finished and not request.aborted and not self._dead:
-            request.aborted = True
-            request.output.abort()
+        if not self._dead:
+            request.abort()
 
     async def warm(self, prompt: Sequence[int], cache_salt: str | None = None) -> int:
         """Prefill the prompt into the prefix cache, for requests with the same salt.
@@ -333,22 +280,3 @@ class TrtEngine:
         self._dead = error
         for request in self._requests:
             request.steps.put_nowait(error)
-
-
-def ended_early(reason: str) -> EngineDeadError:
-    """The error of a request that TensorRT-LLM ended before it was done."""
-    return EngineDeadError(f"TensorRT-LLM ended the request itself ({reason})")
-
-
-def _kind(error: Exception) -> str:
-    """What an error is, to be told to everybody: its class, since texts may quote a prompt.
-
-    The executor's own errors are plain RuntimeErrors from C++, about the GPU and never about words.
-    """
-    name = type(error).__name__
-    return f"{name}: {error}" if type(error) is RuntimeError else name
-
-
-def request_error(error: Exception) -> ValueError | None:
-    """TensorRT-LLM's `RequestError` is about one request, whatever else happens is about the engine."""
-    return ValueError(str(error)) if type(error).__name__ == "RequestError" else None

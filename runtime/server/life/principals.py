@@ -6,7 +6,7 @@ import asyncio
 
 import structlog
 
-from runtime.deployment.metrics import PrincipalFigures
+from runtime.deployment.principal_metrics import PrincipalFigures
 from runtime.deployment.settings import RuntimeSettings, SettingsError
 from runtime.host import logs
 from runtime.host.ratelimit import SlidingWindow

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from runtime.deployment.metrics import StoreMetrics
+from runtime.deployment.store_metrics import StoreMetrics
 from runtime.turns.sessions import stored
 from runtime.turns.sessions.lease import Lease
 from runtime.turns.sessions.session import Session

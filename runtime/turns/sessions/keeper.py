@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import structlog
 
-from runtime.deployment.metrics import StoreMetrics
+from runtime.deployment.store_metrics import StoreMetrics
 from runtime.host.supervision import Background, report
 from runtime.host.timeouts import within
 from runtime.turns.principal import Principal

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from runtime.deployment.metrics import StoreMetrics
+from runtime.deployment.store_metrics import StoreMetrics
 from runtime.turns.sessions.exchange import Exchange
 from runtime.turns.sessions.lease import Lease
 from runtime.turns.sessions.pending import Pending

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runtime.deployment.metrics import Metrics, PrincipalFigures
+from runtime.deployment.metrics import Metrics
+from runtime.deployment.principal_metrics import PrincipalFigures
 from runtime.engines import Load
 from runtime.wire.frames import Usage
 

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import Counter
 
-from runtime.deployment.metrics import PREPARED_OUTCOMES, START_PHASES, STORE_OPERATIONS, Metrics, PrincipalFigures
+from runtime.deployment.metrics import PREPARED_OUTCOMES, START_PHASES, Metrics
+from runtime.deployment.principal_metrics import PrincipalFigures
+from runtime.deployment.store_metrics import STORE_OPERATIONS
 
 # Each label, and all that it may say. A label that is not here needs an entry: its values must be ours, not a client's.
 CLOSED = {

@@ -10,7 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily
 
-from runtime.deployment.metrics import Metrics, PrincipalFigures
+from runtime.deployment.metrics import Metrics
+from runtime.deployment.principal_metrics import PrincipalFigures
 from runtime.server import metrics_page
 from runtime.server.metrics_page import SAMPLES_AT_ONCE, STEP_S, MetricsPage, pieces
 from runtime.wire.frames import Usage
