@@ -21,7 +21,8 @@ from typing import Any, NoReturn, TextIO
 import typer.core
 
 from runtime.host import machine
-from runtime.host.redaction import HIDDEN, Redactor, is_private
+from runtime.host.redaction.private_fields import HIDDEN, is_private
+from runtime.host.redaction.redactor import Redactor
 
 WRONG_REQUEST, FAULT, UNWRITTEN = os.EX_USAGE, os.EX_SOFTWARE, os.EX_IOERR
 INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + signal.SIGPIPE

@@ -21,7 +21,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from runtime import defaults
 from runtime.host.log_outputs import FLUSH_S, ROTATE_BYTES, CompressingHandler, LogWriter, StandardOutput
-from runtime.host.redaction import HIDDEN, Redactor, explain, without_quotes
+from runtime.host.redaction.errors import explain, without_quotes
+from runtime.host.redaction.private_fields import HIDDEN
+from runtime.host.redaction.redactor import Redactor
 
 __all__ = [
     "HIDDEN",

@@ -21,7 +21,9 @@ from runtime.artifact import ArtifactError
 from runtime.deployment.settings import SettingsError
 from runtime.engines import EngineDeadError, EngineOptionError, EngineVersionError
 from runtime.host.cuda import CudaError
-from runtime.host.redaction import HIDDEN, Redactor, describe, explain, without_quotes
+from runtime.host.redaction.errors import describe, explain, without_quotes
+from runtime.host.redaction.private_fields import HIDDEN
+from runtime.host.redaction.redactor import Redactor
 
 SECRET = "hunter2-Ünter'\"\\x"
 

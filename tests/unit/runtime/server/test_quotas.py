@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as connect_blocking
 
 from runtime.host.ratelimit import SlidingWindow
-from runtime.host.redaction import Redactor
+from runtime.host.redaction.redactor import Redactor
 from runtime.server.quotas import Seat, Seats, connections_for_each, share_for_each
 from runtime.turns.principal import Principal
 from tests.harness.scripted import Client, ScriptedEngine, serving
