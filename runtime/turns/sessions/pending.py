@@ -16,7 +16,7 @@ from runtime.turns.stores.interface import Write
 LAZY_S = 2.0
 # What timers ring too early, at most.
 TOLERANCE_S = 0.01
-# Sessions in one round.
+# Sessions in one round, at most.
 BATCH = 64
 
 
@@ -29,6 +29,8 @@ class Pending:
         gone: sessions that are to be removed.
         wake: set where something may be due.
         hurry: set where somebody waits for the next round.
+        batch: sessions in one round. Fewer where the store did not answer: after an outage, so many at once may take
+            longer on their way than it may take to answer, and would never come there.
     """
 
     def __init__(self) -> None:
@@ -38,6 +40,7 @@ class Pending:
         self.gone: list[Write] = []
         self.wake = asyncio.Event()
         self.hurry = asyncio.Event()
+        self.batch = BATCH
         self._ready: dict[Session, None] = {}  # those of them that may have news
         self._urgent: set[Session] = set()  # somebody waits for these
         self._round_over: asyncio.Event | None = None  # for those who wait for a round's end
@@ -86,6 +89,15 @@ class Pending:
         gone, self.gone = self.gone, []
         return list(self.writing), gone
 
+    def was_answered(self, sessions: int) -> None:
+        """Note that a round of so many sessions was answered: where it was a whole one, the next may be larger."""
+        if sessions >= self.batch:
+            self.batch = min(BATCH, self.batch + max(1, self.batch // 8))
+
+    def was_not_answered(self) -> None:
+        """Note that a round was not answered: the next is half as large."""
+        self.batch = max(1, self.batch // 2)
+
     def end_round(self, *, failed: bool, gone: list[Write]) -> None:
         """Let those go on who wait for a round. What it has not written is due again.
 
@@ -131,7 +143,7 @@ class Pending:
             if session not in changed or lease is None:
                 self._ready.pop(session, None)
             elif not lease.takes:  # else whoever takes it wakes us
-                if len(due) == BATCH:
+                if len(due) == self.batch:
                     self.wake.set()
                     return due
                 self._ready.pop(session, None)
@@ -144,7 +156,7 @@ class Pending:
                     self._timer = self._loop.call_at(since + LAZY_S, self._timer_rang)
                 break
             if session.lease is not None and not session.lease.takes:
-                if len(due) == BATCH:
+                if len(due) == self.batch:
                     self.wake.set()
                     break
                 due[session] = changed.pop(session)

@@ -115,7 +115,12 @@ class Writer:
                 written.append((session, lease, write, tuple(lease.ended)))
         if not changes and not gone:
             return
-        outcomes = await self.store.apply([*changes, *gone])
+        try:
+            outcomes = await self.store.apply([*changes, *gone])
+        except StoreError:
+            pending.was_not_answered()
+            raise
+        pending.was_answered(len(due))
         errors: dict[Session, str] = {}
         accepted = 0
         for (session, lease, whole, ended), outcome in zip(written, outcomes, strict=False):

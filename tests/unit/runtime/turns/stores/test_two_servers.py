@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from runtime.deployment.keys import ApiKey
 from runtime.turns.sessions.keeper import PACE_S
+from runtime.turns.stores.interface import Leave, Outcome, StoreError, Write
 from tests.harness.fleet.rows import reproduces
 from tests.harness.scripted import Running, ScriptedEngine, serving
 from tests.harness.stores.session_store import MISSING, VALKEY, StandIn, Valkey, valkey
@@ -257,6 +258,26 @@ async def test_a_store_that_cannot_be_used_is_told_at_the_start_before_anybody_h
     async with serving(store=store) as running:
         await eventually(lambda: metric(running, "yap_session_store_up") == 0)
         store.down = False
+        await eventually(lambda: metric(running, "yap_session_store_up") == 1)
+
+
+async def test_what_gathered_during_an_outage_is_written_over_a_way_that_is_slow() -> None:
+    class Narrow(StandIn):
+        """Behind a link that carries seven changes in the time that an answer may take."""
+
+        async def apply(self, changes: Sequence[Write | Leave]) -> list[Outcome]:
+            if len(changes) > 7:
+                raise StoreError("no answer within 0.25 s")
+            return await super().apply(changes)
+
+    store = Narrow(down=True)
+    async with serving(store=store, ws_max_messages_per_window=0) as running:
+        async with running.client() as client:
+            for number in range(40):
+                await client.turn(session_id=f"s{number}", user_utterance="hello")
+        store.down = False
+        await settled(running)
+        assert sum(there.value is not None for there in store.places.values()) == 40
         await eventually(lambda: metric(running, "yap_session_store_up") == 1)
 
 
