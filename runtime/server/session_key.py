@@ -6,10 +6,13 @@ only checked, since a router hashes it: a key that cannot be one is told, and no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from runtime.wire.messages import MAX_IDENTIFIER_CHARS
 
+# Not what else cannot be printed: joined emoji, spaces that do not break, and letters newer than this Python are names.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 HEADER, QUERY, COOKIE = "X-Session-Id", "session", "yap_session"
 
 
@@ -40,7 +43,7 @@ def session_key(headers: Mapping[str, str], query: Mapping[str, str]) -> str | N
         return None
     if len(key) > MAX_IDENTIFIER_CHARS:
         raise SessionKeyError(field, f"{len(key)} characters")
-    if not key.isprintable():
+    if _CONTROL.search(key):
         raise SessionKeyError(field, "a control character")
     return key
 

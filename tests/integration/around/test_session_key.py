@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,7 @@ def test_the_header_wins_over_the_query_and_that_over_the_cookie() -> None:
 def test_any_text_is_a_key_or_refused_without_being_told(text: str, where: str) -> None:
     headers = {"header": {"x-session-id": text}, "cookie": {"cookie": f"yap_session={text}"}}.get(where, {})
     query = {"session": text} if where == "query" else {}
-    if where != "cookie" and (len(text) > 256 or (text and not text.isprintable())):
+    if where != "cookie" and (len(text) > 256 or controls(text)):
         with pytest.raises(SessionKeyError) as refused:
             session_key(headers, query)
         assert len(text) < 20 or text not in str(refused.value)
@@ -36,7 +37,19 @@ def test_any_text_is_a_key_or_refused_without_being_told(text: str, where: str) 
     else:
         with contextlib.suppress(SessionKeyError):
             key = session_key(headers, query)
-            assert key is None or (len(key) <= 256 and key.isprintable())
+            assert key is None or (len(key) <= 256 and not controls(key))
+
+
+def controls(text: str) -> bool:
+    return any(unicodedata.category(letter) == "Cc" for letter in text)
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=256)
+    | st.sampled_from(["👨‍👩‍👧", "a\xa0b", "\u2028"])
+)
+def test_what_names_a_session_is_a_key(text: str) -> None:
+    assert session_key({}, {"session": text}) == (text or None)
 
 
 @pytest.mark.parametrize("place", ["header", "query", "cookie"])
