@@ -23,19 +23,9 @@ from tests.client.ending import ending
 from tests.demos.chain import heading
 from tests.harness.scripted import KEY, ScriptedEngine, serving
 from tests.harness.server import Server
+from tests.harness.templates.thought import ALWAYS, SWITCHED
 from yap_client import Token, YapError
 
-CHAT = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-BEGINS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-# Qwen 3's, as far as thought goes.
-SWITCHED = (
-    CHAT
-    + BEGINS
-    + "{% if enable_thinking is defined and enable_thinking is false %}"
-    + "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
-)
-# DeepSeek R1's: the prompt opens a thought, and nothing turns that off.
-ALWAYS = CHAT + BEGINS + "{{ '<think>\n' }}{% endif %}"
 BUDGET = 16
 # Short prompts and replies: the proof takes the longest of both, and this model's speed is not what is shown.
 LIMITS = {"CHAT_MAX_LEN": "1024", "CHAT_MAX_OUT": "48"}

@@ -1,7 +1,10 @@
-"""Points the real client of this process to a hub on loopback, and makes keys to sign with."""
+"""Points the real client of this process to a hub on loopback, makes keys to sign with, and kills clients midway."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -48,3 +51,15 @@ def key_pair(folder: Path, name: str = "signing") -> tuple[Path, Path]:
         private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     return secret, public
+
+
+def kill_midway(fetching: subprocess.Popen[bytes], partial: Path, *, arrived: int = 10 << 20) -> int:
+    """Kill a process once so many bytes of a file have arrived; return how many there are then."""
+    deadline = time.monotonic() + 60
+    while not partial.exists() or partial.stat().st_size < arrived:
+        assert fetching.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline, "nothing arrived"
+        time.sleep(0.02)
+    fetching.send_signal(signal.SIGKILL)
+    fetching.wait()
+    return partial.stat().st_size

@@ -14,21 +14,10 @@ from runtime.engines.vllm.engine import VllmEngine
 from runtime.text.prompt import Budgets, PromptRenderer
 from runtime.text.replies.reply import generate
 from runtime.text.replies.speech import Speech
+from tests.harness.templates.thought import ALWAYS, PLAIN, SWITCHED
 
 pytestmark = pytest.mark.engine
 
-CHAT = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-BEGINS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-PLAIN = CHAT + BEGINS + "{% endif %}"
-# Qwen 3's, as far as thought goes.
-SWITCHED = (
-    CHAT
-    + BEGINS
-    + "{% if enable_thinking is defined and enable_thinking is false %}"
-    + "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
-)
-# DeepSeek R1's: the prompt opens a thought, and nothing turns that off.
-ALWAYS = CHAT + BEGINS + "{{ '<think>\n' }}{% endif %}"
 GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=60)
 
 

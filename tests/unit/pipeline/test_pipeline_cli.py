@@ -363,13 +363,19 @@ def test_a_chat_model_alone(shell: Shell, tmp_path: Path) -> None:
     assert not (tmp_path / "a" / "tool").exists()
 
 
-def test_a_quantized_source_is_not_quantized_again(shell: Shell, tmp_path: Path) -> None:
-    source = tmp_path / "Model-AWQ"
+def quantized_source(folder: Path) -> Path:
+    """Write a model that came quantized."""
+    source = folder / "Model-AWQ"
     source.mkdir()
     config = standins.pipeline.source.EMBEDDED_CHAT | {"quantization_config": {"quant_method": "awq", "bits": 4}}
     (source / "config.json").write_text(json.dumps(config))
     tiny.tokenizer(source)
     standins.weights(source / "model.safetensors", "quantized")
+    return source
+
+
+def test_a_quantized_source_is_not_quantized_again(shell: Shell, tmp_path: Path) -> None:
+    source = quantized_source(tmp_path)
     code, _, err = shell.run("run", "--cpu", str(source), "--out", str(tmp_path / "a"))
     assert code == 0, err
     assert shell.calls() == ["build", "validate", "install"]
@@ -556,12 +562,7 @@ def test_a_byte_that_flipped_in_any_stage_gets_into_no_artifact(
 
 
 def test_a_source_that_was_edited_under_the_same_time_is_another_one(shell: Shell, tmp_path: Path) -> None:
-    source = tmp_path / "Model-AWQ"
-    source.mkdir()
-    config = standins.pipeline.source.EMBEDDED_CHAT | {"quantization_config": {"quant_method": "awq", "bits": 4}}
-    (source / "config.json").write_text(json.dumps(config))
-    tiny.tokenizer(source)
-    standins.weights(source / "model.safetensors", "quantized")
+    source = quantized_source(tmp_path)
     shell.run("run", "--cpu", str(source), "--out", str(tmp_path / "a"))
     flip(source / "model.safetensors")
     shell.calls()

@@ -19,26 +19,14 @@ from pipeline.problem import WrongRequestError
 from pipeline.publish import report
 from pipeline.source import HF_QUANT_CONFIG, SourceFacts, read_facts
 from runtime.host.machine import Gpu, Machine
+from tests.harness.builds.plans import GIB, LLAMA_8B
 from tests.harness.source.no_reading import no_reading
 from tests.harness.trt.lane import H200, LABEL
 
-GIB = 2**30
 DATA = Path(__file__).parents[3] / "data/trt"
 ENGINE, CHECKPOINT = DATA / "engines/llama-int4-awq", DATA / "checkpoints/llama-int4-awq"
 QUANTIZER = Quantizer(Path("/usr/bin/python3"), {"nvidia-modelopt": "0.37.0", "tensorrt-llm": "1.2.1"})
 
-LLAMA_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "torch_dtype": "bfloat16",
-}
 QWEN3 = LLAMA_8B | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
 QWEN3_MOE = QWEN3 | {
     "architectures": ["Qwen3MoeForCausalLM"],

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from runtime.artifact import ArtifactError
 from tests.harness.builds.progress import RecordedProgress
 from tests.hub import Account, Hub
 from tests.hub.artifacts import CPU
-from tests.hub.client import configure_client
+from tests.hub.client import configure_client, kill_midway
 from tests.hub.models import publish, safetensors
 from tests.hub.store import Stored
 
@@ -175,14 +173,7 @@ def test_a_killed_download_goes_on_in_the_next_process(hub: Hub, tmp_path: Path)
     line = [sys.executable, "-c", FETCH, REPO]
     first = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial = tmp_path / f"home/hub/models--acme--llama/blobs/{facts.hashes['model.safetensors']}.partial"
-    deadline = time.monotonic() + 60
-    while not partial.exists() or partial.stat().st_size < 10 << 20:
-        assert first.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline, "nothing arrived"
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    arrived = partial.stat().st_size
+    arrived = kill_midway(first, partial)
     slow.bytes_per_s = 1 << 30
     second = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert same(Path(second.stdout.strip()), tmp_path / "model")

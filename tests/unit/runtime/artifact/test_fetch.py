@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +26,7 @@ from runtime.host.machine import Machine
 from tests.harness.builds.progress import RecordedProgress
 from tests.hub import Account, Hub
 from tests.hub.artifacts import A100, CPU, H100, contents, cpu_artifact, engine_artifact, gpu_machine, random_bytes
-from tests.hub.client import configure_client, key_pair
+from tests.hub.client import configure_client, key_pair, kill_midway
 from tests.hub.store import Stored
 
 # The client hands httpx the files that it uploads as `data`.
@@ -170,16 +168,9 @@ def test_a_killed_download_is_resumed_by_the_next_process(hub: Hub, tmp_path: Pa
     environment = {**os.environ, **hub.environment(TOKEN)}
     first = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     blobs = tmp_path / "cache" / "blobs"
-    deadline = time.monotonic() + 30
     [weights] = [entry for entry in artifact.read(folder).files if entry.path == "model.safetensors"]
     partial = blobs / f"{weights.sha256}.partial"
-    while not partial.exists() or partial.stat().st_size < 10 << 20:
-        assert first.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline, "nothing arrived"
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    arrived = partial.stat().st_size
+    arrived = kill_midway(first, partial)
     assert not list((tmp_path / "cache" / "artifacts").glob("*/*/whole"))
     slow.bytes_per_s = 1 << 30
     hub.seen.clear()

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,22 +37,7 @@ class Held(Output):
         self.lines.append(line)
 
 
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    root = logging.getLogger()
-    before, level, raising = list(root.handlers), root.level, logging.raiseExceptions
-    yield
-    for handler in list(root.handlers):
-        if handler not in before:
-            root.removeHandler(handler)
-            if isinstance(handler, LogWriter):
-                handler.end()
-    for handler in before:
-        if handler not in root.handlers:
-            root.addHandler(handler)
-    root.setLevel(level)
-    logging.raiseExceptions = raising
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("log_restored")
 
 
 def record(text: str, *args: object) -> logging.LogRecord:

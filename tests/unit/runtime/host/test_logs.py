@@ -7,7 +7,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,27 +16,10 @@ import structlog
 from pydantic import Secret, SecretBytes, SecretStr
 
 from runtime.host import logs
-from runtime.host.log_outputs import LogWriter
 from runtime.host.logs import CompressingHandler
 from tests.harness.scripted import KEY, serving
 
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    yield
-    for handler in list(root.handlers):
-        if handler not in before:
-            root.removeHandler(handler)
-            if isinstance(handler, LogWriter):
-                handler.end()
-    for handler in before:
-        if handler not in root.handlers:
-            root.addHandler(handler)
-    root.setLevel(level)
-    logging.raiseExceptions = True
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("log_restored")
 
 
 def lines(folder: Path) -> list[dict[str, object]]:

@@ -23,6 +23,7 @@ from runtime.server.life import loader
 from runtime.server.service import Phase, Service
 from runtime.text.replies.channels import ReplyFormat
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
+from tests.harness.scripted_loading import scripted_loading
 from tests.harness.server import start_phases_in
 
 GOLDEN = Path(__file__).resolve().parents[3] / "data" / "artifacts"
@@ -45,24 +46,10 @@ class Loaded(ScriptedClassifier):
 
 
 @pytest.fixture(autouse=True)
-def _collected() -> Iterator[None]:
-    """Loading tells the garbage collector what stays; the test's end takes that back."""
-    thresholds = gc.get_threshold()
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
-
-
-@pytest.fixture(autouse=True)
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM"):
-        monkeypatch.setenv(name, "1")  # loading sets them; the test's end takes them back
-    monkeypatch.setattr(verify, "check_artifact", lambda folder, *_, **__: artifact.read(folder))
-    monkeypatch.setattr(engines, "preload", lambda *_: None)
-    monkeypatch.setattr(engines, "create", lambda *_: ScriptedEngine())
-    monkeypatch.setattr(loader, "PromptRenderer", lambda *_, **__: ScriptedRenderer())
-    monkeypatch.setattr(loader, "ToolClassifier", Loaded)
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Loaded, "options", {})
+    with scripted_loading(monkeypatch, Loaded):
+        yield
 
 
 async def loaded(**values: Any) -> Service:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import tempfile
 import threading
@@ -21,6 +20,7 @@ from runtime.server.life import loader
 from runtime.server.process import failure
 from runtime.server.service import Phase, Service
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
+from tests.harness.scripted_loading import collector_restored
 from tests.hub.golden import CPU, copy, relist
 
 CACHED = "compile_cache/inductor_cache/ab/entry.py"
@@ -28,10 +28,8 @@ CACHED = "compile_cache/inductor_cache/ab/entry.py"
 
 @pytest.fixture(autouse=True)
 def _collected() -> Iterator[None]:
-    thresholds = gc.get_threshold()
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
+    with collector_restored():
+        yield
 
 
 class Loading:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from runtime.deployment import traces
 from runtime.server.life import loader
 from runtime.server.process import failure
 from runtime.server.service import Phase, Service
-from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
+from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, settings
+from tests.harness.scripted_loading import scripted_loading
 
 GOLDEN = Path(__file__).resolve().parents[4] / "data" / "artifacts" / "cpu-int8"
 # Everything of others' that runs while a server loads.
@@ -48,17 +48,8 @@ class Classifier(ScriptedClassifier):
 
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM"):
-        monkeypatch.setenv(name, "1")  # loading sets them; the test's end takes them back
-    monkeypatch.setattr(verify, "check_artifact", lambda folder, *_, **__: artifact.read(folder))
-    monkeypatch.setattr(engines, "preload", lambda *_: None)
-    monkeypatch.setattr(engines, "create", lambda *_: ScriptedEngine())
-    monkeypatch.setattr(loader, "PromptRenderer", lambda *_, **__: ScriptedRenderer())
-    monkeypatch.setattr(loader, "ToolClassifier", Classifier)
-    thresholds = gc.get_threshold()
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
+    with scripted_loading(monkeypatch, Classifier):
+        yield
 
 
 def raising(error: BaseException) -> Callable[..., None]:
