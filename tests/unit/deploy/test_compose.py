@@ -14,13 +14,14 @@ import pytest
 import yaml
 
 from runtime import defaults
+from runtime.artifact.hub import TOKEN_VARIABLES
 from runtime.deployment.settings import RuntimeSettings
 from runtime.server.process import SHUTDOWN_TIMEOUT_S
 from runtime.server.session_key import COOKIE, HEADER, QUERY
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 FILES = ("compose.yaml", "compose.tensor-parallel.yaml")
-VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::?([-?])([^}]*))?\}")
+VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::?([-?+])([^}]*))?\}")
 
 
 class Loader(yaml.SafeLoader):
@@ -104,15 +105,15 @@ def test_a_runtime_has_the_time_that_it_needs_to_leave() -> None:
 
 
 def test_variables_are_the_servers_own_and_secrets_are_files_that_the_service_has() -> None:
-    known = {name.upper() for name in RuntimeSettings.model_fields}
+    known = {name.upper() for name in RuntimeSettings.model_fields} | {f"{name}_FILE" for name in TOKEN_VARIABLES}
     for name, service in compose()["services"].items():
         environment = service.get("environment", {})
         if name.startswith("runtime-"):
             assert environment.keys() <= known, environment.keys() - known
         for variable, value in environment.items():
-            if str(value).startswith("/run/secrets/"):
+            if (path := re.search(r"/run/secrets/(\w+)", str(value))) is not None:
                 assert variable.endswith("_FILE")
-                assert str(value).removeprefix("/run/secrets/") in service["secrets"]
+                assert path[1] in service["secrets"]
             else:
                 assert not re.search(r"KEY$|PASSWORD$|SECRET$|TOKEN$", variable)
     for secret in compose()["secrets"].values():
@@ -128,7 +129,7 @@ def test_one_file_is_to_be_filled_in_and_it_shows_every_variable_with_its_defaul
     used: dict[str, str] = {}
     for name in FILES:
         for variable, kind, default in VARIABLE.findall((DEPLOY / name).read_text("utf-8")):
-            used[variable] = default if kind == "-" else ""
+            used[variable] = default if kind == "-" else used.get(variable, "")
     assert shown.keys() - {"COMPOSE_PROFILES"} == used.keys()
     assert {name: shown[name] for name in used} == used
     assert "deploy/.env\n" in (DEPLOY.parent / ".gitignore").read_text()

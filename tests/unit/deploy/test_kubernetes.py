@@ -263,6 +263,28 @@ def test_routes_lead_clients_to_the_service_and_nobody_to_metrics() -> None:
     assert cookie == {"name": COOKIE, "ttl": f"{int(ttl) // 60}m"}
 
 
+def test_the_gateways_log_has_no_query_where_a_browsers_key_stands() -> None:
+    named = base("Gateway", "yap")["spec"]["infrastructure"]["parametersRef"]
+    proxy = base(named["kind"], named["name"])
+    assert proxy["apiVersion"].startswith(named["group"])
+    (setting,) = proxy["spec"]["telemetry"]["accessLog"]["settings"]
+    told = " ".join(setting["format"]["json"].values())
+    assert "%RESPONSE_CODE%" in told
+    assert not re.search(r"REQ\(|PATH|QUERY|HEADER|TRAILER|DYNAMIC_METADATA|FILTER_STATE", told)
+
+
+def test_the_command_of_the_page_makes_rules_of_the_alerts() -> None:
+    page = (ROOT / "docs/scaling.md").read_text("utf-8")
+    (command,) = re.findall(r"^\{ printf .*?; \} \| kubectl apply -f -$", page, re.M | re.S)
+    shown = subprocess.run(
+        ["sh", "-c", command.replace("kubectl apply -f -", "cat")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    rule = yaml.safe_load(shown.stdout)
+    assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert rule["metadata"]["namespace"] == base("Namespace", "yap")["metadata"]["name"]
+    assert rule["spec"] == yaml.safe_load((ROOT / "deploy/observability/alerts.yaml").read_text("utf-8"))
+
+
 def test_selectors_find_the_pods_and_the_job_is_that_of_the_alerts() -> None:
     labels = base("Deployment")["spec"]["template"]["metadata"]["labels"]
     assert base("Service")["spec"]["selector"] == labels
