@@ -95,13 +95,12 @@ class ToolOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanOptions:
-    """The options of what is planned, for `plan` and `run`.
+class ArtifactOptions:
+    """The options of whatever makes an artifact.
 
     Attributes:
         lane: the lane, the method and the models.
         out: where the artifact will lie.
-        fallback: methods to take where this one fails its gates.
         cache_dir: what the stages keep.
         tool: the classifier's.
         allow_emulated: whether a method may be emulated.
@@ -111,7 +110,6 @@ class PlanOptions:
 
     lane: LaneOptions
     out: Out = None
-    fallback: Fallback = None
     cache_dir: CacheDir = None
     tool: ToolOptions
     allow_emulated: Emulated = False
@@ -127,11 +125,29 @@ class PlanOptions:
         return replace(
             self.tool.within(self.lane.request(tool_only=self.tool.tool_only)),
             out=self.out,
-            fallback=tuple(self.fallback or ()),
             allow_emulated=self.allow_emulated,
             tune=self.tune,
             tune_minutes=self.tune_minutes,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions(ArtifactOptions):
+    """The options of what is planned, for `plan` and `run`.
+
+    Attributes:
+        fallback: methods to take where this one fails its gates.
+    """
+
+    fallback: Fallback = None
+
+    def request(self) -> BuildRequest:
+        """Make the request of the options.
+
+        Raises:
+            WrongRequestError: too few or too many words.
+        """
+        return replace(ArtifactOptions.request(self), fallback=tuple(self.fallback or ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,43 +228,14 @@ class QuantizeOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
+class BuildOptions(ArtifactOptions):
     """The options of `build`.
 
     Attributes:
-        lane: the lane, the method and the models.
-        out: where the folder will lie.
         force: whether what is there is replaced.
-        cache_dir: what the stages keep.
-        tool: the classifier's.
-        allow_emulated: whether a method may be emulated.
-        tune: what the engine's options are to make better.
-        tune_minutes: that this may take.
     """
 
-    lane: LaneOptions
-    out: Out = None
     force: Force = False
-    cache_dir: CacheDir = None
-    tool: ToolOptions
-    allow_emulated: Emulated = False
-    tune: TuneFor = None
-    tune_minutes: TuneMinutes = None
-
-    def request(self) -> BuildRequest:
-        """Make the request of the options.
-
-        Raises:
-            WrongRequestError: too few or too many words.
-        """
-        asked = self.tool.within(self.lane.request(tool_only=self.tool.tool_only))
-        return replace(
-            asked,
-            out=self.out,
-            allow_emulated=self.allow_emulated,
-            tune=self.tune,
-            tune_minutes=self.tune_minutes,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
