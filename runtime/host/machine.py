@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform as host
+import runpy
 from dataclasses import dataclass, field
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 # The packages whose versions decide what an artifact is and whether it loads.
@@ -178,8 +180,10 @@ def _cuda_of_torch(version: str | None) -> str | None:
     label = version.partition("+")[2]
     if label.startswith("cu") and label[2:].isdigit():
         return f"{label[2:-1]}.{label[-1]}"
-    try:
-        from torch.version import cuda
-    except ImportError:
-        return None
-    return str(cuda) if cuda else None
+    # Read, because importing torch takes seconds.
+    torch = find_spec("torch")
+    for folder in torch.submodule_search_locations or () if torch is not None else ():
+        with contextlib.suppress(OSError):
+            cuda = runpy.run_path(str(Path(folder) / "version.py")).get("cuda")
+            return str(cuda) if cuda else None
+    return None  # it is not installed, or not whole

@@ -21,7 +21,8 @@ from runtime.deployment.serving import ChatServing, ServingPlan
 from runtime.deployment.settings import load
 from runtime.engines import Delta, Engine, EngineOptions, Load, Sampling, TokenScore
 from runtime.server import process as server
-from runtime.server.life.loader import TOKENIZER_THREADS, freeze_heap
+from runtime.server.life.heap import freeze_heap
+from runtime.server.life.loader import TOKENIZER_THREADS
 from runtime.server.service import Service
 from runtime.text.prompt import Budgets, PromptRenderer
 from tests.harness.scripted import ScriptedRenderer

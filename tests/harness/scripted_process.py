@@ -24,7 +24,7 @@ from runtime.deployment.serving import ChatServing, ServingPlan
 from runtime.deployment.settings import load
 from runtime.engines import Delta, EngineOptions, Sampling
 from runtime.server import process as server
-from runtime.server.life.loader import freeze_heap
+from runtime.server.life.heap import freeze_heap
 from runtime.server.service import Service
 from runtime.text.prompt import Budgets, PromptRenderer
 from tests.harness.scripted import ScriptedEngine, ScriptedRenderer

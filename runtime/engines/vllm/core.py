@@ -19,6 +19,7 @@ is made: the subclasses of vLLM's executors defined here bring it along (`contra
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import time
@@ -146,6 +147,7 @@ class Timed:
 def _stand_alone() -> None:
     """Part this process from the server's where it was forked: signals to it are not told to the server's loop."""
     signal.set_wakeup_fd(-1)
+    gc.enable()  # the server looks for no garbage while it loads
     # The server's log is its own here too, and torch tells all that it does; vLLM's loggers have vLLM's level.
     logging.getLogger("torch").setLevel(logging.WARNING)
     end_with_parent()

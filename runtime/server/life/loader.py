@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from runtime.engines import Engine
 from runtime.host import logs, machine
 from runtime.host.machine import Machine
 from runtime.host.supervision import contained
+from runtime.server.life.heap import freeze_heap, keep, uncollected
 from runtime.text.prompt import PromptRenderer
 from runtime.text.replies.channels import PLAIN, ReplyFormat
 from runtime.text.thought import THINKS, WAY_OUT
@@ -87,15 +87,19 @@ class Loader:
             ArtifactError: the artifact cannot be served here.
             SettingsError: the settings do not fit the artifact.
         """
+        with uncollected():
+            return await self._load()
+
+    async def _load(self) -> Loaded:
         self._timeline.enter("fetch")
-        here = await asyncio.to_thread(machine.describe)
-        folder = await asyncio.to_thread(self._folder, here)
+        folder, fetched_on = await asyncio.to_thread(self._folder)
         self._tell("checking the artifact")
         self._timeline.enter("check")
         described = await asyncio.to_thread(artifact.read, folder)
         serving = plan(self._settings, described)
-        view, metadata = await self._check(folder, here, described, serving)
+        view, metadata, here = await self._check(folder, fetched_on, described, serving)
         self._timeline.enter("settle")
+        keep()  # the engine's processes, which inherit all that is imported, need not go through it either
         if not same(metadata, described):
             raise ArtifactError(f"{folder}: expected what was read first, found that it changed; start again")
         logs.take_over()  # the engine's library has been imported, and its processes inherit what it does
@@ -127,32 +131,37 @@ class Loader:
                 self.pool.shutdown(wait=False, cancel_futures=True)
                 await self.discard_view()
 
-    def _folder(self, here: Machine) -> Path:
-        """Where the artifact lies, fetched first where it is named on the hub."""
+    def _folder(self) -> tuple[Path, Machine | None]:
+        """Where the artifact lies, fetched first where it is named on the hub; and for which machine that was done."""
         settings = self._settings
         name = settings.artifact or ""
         if not named_on_hub(name):
-            return Path(name)
+            return Path(name), None
         from runtime.artifact.fetch import Fetcher, cache_folder
 
         self._tell("fetching the artifact")
+        here = machine.describe()
         cache = settings.artifact_cache_dir or cache_folder(os.environ)
         sharing = verify.Sharing(settings.tensor_parallel_size, settings.pipeline_parallel_size)
         fetcher = Fetcher(
             cache, here, lambda line: log.info("fetch", what=line), settings.artifact_public_key_file, sharing
         )
-        return fetcher.fetch(name)
+        return fetcher.fetch(name), here
 
     async def _check(
-        self, folder: Path, here: Machine, described: BuildMetadata, serving: ServingPlan
-    ) -> tuple[View, BuildMetadata]:
-        """Check the artifact's files while the engine is imported, which touches none; weights are hashed from then."""
+        self, folder: Path, fetched_on: Machine | None, described: BuildMetadata, serving: ServingPlan
+    ) -> tuple[View, BuildMetadata, Machine]:
+        """Check the artifact's files while the engine is imported, which touches none; weights are hashed from then.
+
+        Looking at the machine takes a second where it has GPUs, and so is done beside the import too.
+        """
         settings, chat = self._settings, serving.chat
         with_code = settings.artifact_trust == "unsigned" or settings.artifact_public_key_file is not None
         self.view = view = await asyncio.to_thread(View, folder, described, with_code=with_code)
         _prepare_environment(allow_long_context=settings.vllm_allow_long_max_model_len)
 
-        async def check() -> BuildMetadata:
+        async def check() -> tuple[BuildMetadata, Machine]:
+            here = fetched_on if fetched_on is not None else await asyncio.to_thread(machine.describe)
             checked = await asyncio.to_thread(
                 verify.check_artifact,
                 folder,
@@ -165,15 +174,15 @@ class Loader:
             )
             await asyncio.to_thread(view.prove)
             self._timeline.enter("import")  # what is left of it
-            return checked
+            return checked, here
 
         async def preload() -> None:
             if chat is not None:
                 await asyncio.to_thread(engines.preload, described, chat.options)
 
         # Contained: each is a task of its own, out of which asyncio would let a library's exit through to the process.
-        metadata, _ = await asyncio.gather(contained(check), contained(preload))
-        return view, metadata
+        (metadata, here), _ = await asyncio.gather(contained(check), contained(preload))
+        return view, metadata, here
 
     async def _prove_beside(self, view: View, load: Callable[[], Awaitable[Chat | None]]) -> Chat | None:
         """Load the models while their weights are hashed; return when both are through.
@@ -269,18 +278,6 @@ def _classifier(folder: Path, tool: ToolModel, chosen: ToolServing, device: str,
         gpu_fraction=chosen.gpu_fraction,
         cpu_threads=cpu_threads,
     )
-
-
-def freeze_heap() -> None:
-    """Exempt what is loaded from garbage collection: it stays. Call when everything is loaded.
-
-    The libraries are hundreds of thousands of objects; going through them would hold up every turn now and then. Small
-    collections come less often too: turns make hardly any cycles. The middle ones do not: each goes through five times
-    ten thousand objects at most, and holds everybody up meanwhile.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 5, 20)
 
 
 def _prepare_environment(*, allow_long_context: bool) -> None:

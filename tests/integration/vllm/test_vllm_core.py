@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import signal
 import time
@@ -101,6 +102,15 @@ def module() -> Any:
     from runtime.engines.vllm import core as vllm_core
 
     return vllm_core
+
+
+def test_an_engines_process_looks_for_garbage_though_the_server_does_not_while_it_loads(module: Any) -> None:
+    gc.disable()
+    try:
+        module._stand_alone()
+        assert gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

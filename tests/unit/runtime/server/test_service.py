@@ -19,6 +19,7 @@ from runtime.artifact import ArtifactError, ToolLabel, verify
 from runtime.deployment.classifier import Tool
 from runtime.deployment.metrics import START_PHASES
 from runtime.deployment.settings import SettingsError
+from runtime.host import machine
 from runtime.server.life import loader
 from runtime.server.service import Phase, Service
 from runtime.text.replies.channels import ReplyFormat
@@ -199,6 +200,20 @@ async def test_the_engine_is_imported_while_the_files_are_hashed(monkeypatch: py
     monkeypatch.setattr(engines, "preload", lambda *_: imported.set())
     monkeypatch.setattr(verify, "check_artifact", check)
     assert (await loaded(deploy_mode="chat")).phase is Phase.READY
+
+
+async def test_the_engine_is_imported_while_the_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported, describe = threading.Event(), machine.describe
+
+    def look() -> machine.Machine:
+        assert imported.wait(5)
+        assert not gc.isenabled(), "nothing looks for garbage meanwhile"
+        return describe()
+
+    monkeypatch.setattr(engines, "preload", lambda *_: imported.set())
+    monkeypatch.setattr(machine, "describe", look)
+    assert (await loaded(deploy_mode="chat")).phase is Phase.READY
+    assert gc.isenabled()
 
 
 async def test_a_refused_artifact_does_not_wait_for_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
