@@ -53,8 +53,8 @@ SCHEME_OF_ALGORITHM = {
 SCHEME_OF_FORMAT = {"fp8": "FP8", "fbgemm_fp8": "FP8", "mxfp4": "MXFP4", "gpt_oss_mxfp4": "MXFP4", "mxfp8": "MXFP8"}
 # compressed-tensors' way to store weights that are quantized alone.
 PACKED = "pack-quantized"
-# Group sizes that tell NVIDIA's 4-bit float from the microscaling one.
-NVFP4_GROUP, MXFP4_GROUP = 16, 32
+# The group size that tells the microscaling 4-bit float from NVIDIA's, whose groups have 16.
+MXFP4_GROUP = 32
 BITS_KEYS = ("bits", "w_bit", "weight_bits", "wbits")
 GROUP_KEYS = ("group_size", "q_group_size")
 KEPT_KEYS = ("ignore", "modules_to_not_convert", "exclude_modules", "ignored_layers")

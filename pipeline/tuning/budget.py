@@ -69,5 +69,5 @@ class Budget:
         self._took.append(seconds)
 
     def now(self) -> float:
-        """The clock."""
+        """Seconds on the clock that trials are timed by."""
         return self._clock()

@@ -41,7 +41,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One candidate.
+    """Options of the engine that may be better than its own.
 
     Attributes:
         name: for a person.

@@ -187,7 +187,7 @@ class Trials:
         )
 
     def measure(self, choices: EngineChoices) -> Measured:
-        """Measure options.
+        """Measure what options make of speed, in a process of their own.
 
         Raises:
             TrialError: the engine did not start, died, hung, or what it measured is none.

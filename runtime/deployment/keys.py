@@ -29,7 +29,7 @@ _SEPARATOR = re.compile(r"[:=]")
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """One key.
+    """A key that a client may come with.
 
     Attributes:
         secret: the key.

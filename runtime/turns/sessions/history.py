@@ -35,7 +35,7 @@ class History:
         return self._size
 
     def extend(self, messages: Iterable[Message]) -> None:
-        """Append messages."""
+        """Append messages; the oldest go where there are too many."""
         for message in messages:
             self._messages.append(message)
             self._size += message_size(message)

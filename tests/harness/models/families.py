@@ -64,7 +64,6 @@ TOWER: Mapping[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
-QWEN_TOWER: Mapping[str, Any] = {"depth": 1, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2}
 
 
 @dataclass(frozen=True, slots=True)
