@@ -1,7 +1,7 @@
 """The log: one stream of events, as JSON lines on standard output and in `server.log`, without keys and prompts.
 
 What other libraries say through `logging` takes the same way, and what nobody caught. `server.log` rotates at 100 MB;
-three old files are kept, compressed. `redaction` decides what is shown, `log_outputs` writes it, off the event loop.
+three old files are kept, compressed. `redaction` decides what is shown; `log_writer` has it written off the event loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pydantic import SecretStr
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from runtime import defaults
-from runtime.host.log_outputs import FLUSH_S, ROTATE_BYTES, CompressingHandler, LogWriter, StandardOutput
+from runtime.host.log_outputs import ROTATE_BYTES, CompressingHandler, StandardOutput
+from runtime.host.log_writer import FLUSH_S, LogWriter
 from runtime.host.redaction.errors import explain, without_quotes
 from runtime.host.redaction.private_fields import HIDDEN
 from runtime.host.redaction.redactor import Redactor

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from runtime.host.log_outputs import LogWriter
+from runtime.host.log_writer import LogWriter
 
 
 @pytest.fixture

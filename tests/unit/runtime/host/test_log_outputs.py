@@ -19,8 +19,9 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from runtime.host import log_outputs, logs
-from runtime.host.log_outputs import CompressingHandler, LogWriter, Output
+from runtime.host import log_outputs, log_writer, logs
+from runtime.host.log_outputs import CompressingHandler, Output
+from runtime.host.log_writer import LogWriter
 from tests.harness.waiting import eventually
 
 
@@ -81,7 +82,7 @@ def test_a_thread_without_a_loop_has_it_written_when_it_goes_on() -> None:
 
 
 def test_nobody_waits_for_ever_for_an_output_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_outputs, "FLUSH_S", 0.01)
+    monkeypatch.setattr(log_writer, "FLUSH_S", 0.01)
     held = Held()
     writer = LogWriter([held])
     for _ in range(200):

@@ -132,7 +132,7 @@ LOOKED_AFTER = {
     ("server/process.py", "exit_within"): "ends the process in a `finally`",
     ("deployment/classifier/tool_classifier.py", "start"): "its loop catches everything",
     ("artifact/blobs.py", "watch_progress"): "each of its steps is an `attempt`",
-    ("host/log_outputs.py", "_start"): "its loop catches everything",
+    ("host/log_writer.py", "_start"): "its loop catches everything",
     ("host/log_outputs.py", "_compress_later"): "fails by itself",
     ("artifact/files/hasher.py", "main"): "what it has not written a line of is not proven",
 }
