@@ -110,7 +110,7 @@ start() { # LANE …
 watch() {
     local until=$((SECONDS + ${1:?seconds})) out=${2:?a folder}
     while [ "$SECONDS" -lt "$until" ]; do
-        sleep 15
+        sleep 5
         tar -cz -C "$room" logs >"$out/logs.part" 2>/dev/null || true # a log may grow while it is read
         mv "$out/logs.part" "$out/logs.tgz"
         [ -n "$(unfinished)" ] || break
