@@ -16,10 +16,13 @@ from runtime.host.timeouts import within
 
 log = structlog.get_logger(__name__)
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
+# What a step has to put itself in order, when it is of no use any more.
+LEAVE_S = 1.0
 
 
 class StepFailedError(RuntimeError):
@@ -93,6 +96,35 @@ async def contained(step: Callable[[], Awaitable[T]]) -> T:
         raise StepFailedError(f"a library asked for exit status {error.code or 0}") from error
     except KeyboardInterrupt as error:
         raise StepFailedError(f"it raised {type(error).__name__}") from error
+
+
+async def beside(
+    aside: Callable[[], Awaitable[A]], work: Callable[[], Awaitable[T]], left: Callable[[], None]
+) -> tuple[A, T]:
+    """Take two steps at once, each contained, and return when both are through.
+
+    What is found out aside counts more: its failure is told at once, and rather than what the work failed with.
+
+    Args:
+        left: called when the work is through and what is done aside is not.
+    """
+    found, working = asyncio.ensure_future(contained(aside)), asyncio.ensure_future(contained(work))
+    try:
+        await asyncio.wait((found, working), return_when=asyncio.FIRST_COMPLETED)
+        if not found.done():
+            left()
+        return await found, await working
+    finally:
+        for task in (found, working):
+            task.add_done_callback(_hear)
+            task.cancel()
+        await asyncio.wait((found, working), timeout=LEAVE_S)
+
+
+def _hear(task: asyncio.Task[Any]) -> None:
+    """Hear what a task that nobody waits for any more failed with: there was something to tell before."""
+    if not task.cancelled():
+        task.exception()
 
 
 def attempt(name: str, call: Callable[[], object]) -> bool:

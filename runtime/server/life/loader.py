@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -26,7 +27,7 @@ from runtime.deployment.timeline import Timeline
 from runtime.engines import Engine
 from runtime.host import logs, machine
 from runtime.host.machine import Machine
-from runtime.host.supervision import contained
+from runtime.host.supervision import beside, contained
 from runtime.server.life.heap import freeze_heap, keep, uncollected
 from runtime.text.prompt import PromptRenderer
 from runtime.text.replies.channels import PLAIN, ReplyFormat
@@ -35,8 +36,6 @@ from runtime.text.thought import THINKS, WAY_OUT
 log = structlog.get_logger(__name__)
 
 TOKENIZER_THREADS = 2
-# What loading has to put itself in order, where it is of no use any more.
-LEAVE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,12 @@ class Loader:
             raise ArtifactError(f"{folder}: expected what was read first, found that it changed; start again")
         logs.take_over()  # the engine's library has been imported, and its processes inherit what it does
         try:
-            chat = await self._prove_beside(view, partial(self._load_models, view, metadata, serving, here))
+            # What is not the listed file is told at once, and before what it did to those that load it.
+            _, chat = await beside(
+                partial(asyncio.to_thread, view.proven),
+                partial(self._load_models, view, metadata, serving, here),
+                partial(self._left, "proof", "proving the weights"),
+            )
         except ArtifactError as error:
             raise ArtifactError(str(error).replace(str(view.folder), str(folder))) from error
         self._timeline.enter("settle")
@@ -184,43 +188,26 @@ class Loader:
         (metadata, here), _ = await asyncio.gather(contained(check), contained(preload))
         return view, metadata, here
 
-    async def _prove_beside(self, view: View, load: Callable[[], Awaitable[Chat | None]]) -> Chat | None:
-        """Load the models while their weights are hashed; return when both are through.
-
-        What is not the listed file is told at once, and before what it did to those that load it.
-        """
-        proof = asyncio.ensure_future(contained(lambda: asyncio.to_thread(view.proven)))
-        loading = asyncio.ensure_future(contained(load))
-        try:
-            await asyncio.wait((proof, loading), return_when=asyncio.FIRST_COMPLETED)
-            if not proof.done():
-                self._tell("proving the weights")
-                self._timeline.enter("proof")  # what is left of it
-            await proof
-            return await loading
-        finally:
-            for task in (proof, loading):
-                task.add_done_callback(_hear)
-                task.cancel()
-            await asyncio.wait((proof, loading), timeout=LEAVE_S)
+    def _left(self, phase: str, reason: str) -> None:
+        """Say that nothing is waited for any more but this, which is done beside the rest."""
+        self._tell(reason)
+        self._timeline.enter(phase)
 
     async def _load_models(
         self, view: View, metadata: BuildMetadata, serving: ServingPlan, here: Machine
     ) -> Chat | None:
         if serving.tool is not None and metadata.tool is not None:
-            beside = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
-            self.classifier = _classifier(view.folder, metadata.tool, serving.tool, here.device, beside)
+            threads = BESIDE_CHAT_THREADS if serving.chat is not None else ALONE_THREADS
+            self.classifier = _classifier(view.folder, metadata.tool, serving.tool, here.device, threads)
         # The engine first: its processes are forked from this one, imports and all, while it has not used CUDA.
         chat = await self._load_chat(view, serving.chat) if serving.chat else None
         if self.classifier is not None:
-            self._tell("loading the classifier")
-            self._timeline.enter("classifier")  # what is left of it
+            self._left("classifier", "loading the classifier")
             await self.classifier.start()
         return chat
 
     async def _load_chat(self, view: View, chat: ChatServing) -> Chat:
         self._tell("loading the chat model")
-        self._timeline.enter("template")
         if view.leaves_out_code:
             log.warning(
                 "compile_cache_left_out",
@@ -233,38 +220,57 @@ class Loader:
                 reason=f"it was compiled for {built.limits.gpus} GPU(s) that share the model; the engine compiles anew",
                 remedy="unset TENSOR_PARALLEL_SIZE and PIPELINE_PARALLEL_SIZE, or build the artifact with them",
             )
-        try:
-            renderer = await asyncio.to_thread(PromptRenderer, view.folder, chat.budgets, chat.thinking > 0)
-        except ValueError as error:
-            raise ArtifactError(str(error)) from error
-        form: ReplyFormat = getattr(renderer, "format", PLAIN)  # a renderer that tells none has plain replies
-        proven = view.metadata.chat.thinking_max_tokens if view.metadata.chat else defaults.THINKING_TOKENS
-        if form.thinks and chat.thinking != proven:
-            log.warning("thought has another budget than it was proven with", tokens=chat.thinking, proven=proven)
-        if form.thinks and not chat.thinking:
-            raise SettingsError([f"THINKING_MAX_TOKENS: expected {THINKS}; found 0; {WAY_OUT}"])
         self.engine = engine = engines.create(view.folder, view.metadata, chat.options)
+        started = asyncio.Event()
+
+        async def start() -> None:
+            try:
+                await engine.start()
+            finally:
+                started.set()
+
+        async def prepare() -> PromptRenderer:
+            # Threads that compute are not forked with the engine's processes.
+            if await _sooner(engines.apart(engine), started) and self.classifier is not None:
+                self.classifier.begin()
+            return await asyncio.to_thread(_renderer, view, chat)
+
         self._timeline.enter("spawn")
-        beside = asyncio.ensure_future(self._begin_beside(engine))
-        try:
-            await engine.start()
-        finally:
-            beside.cancel()
+        renderer, _ = await beside(prepare, start, partial(self._left, "template", "preparing the chat template"))
         self._timeline.splice(engine.start_marks())
-        places = engines.places_of(view.metadata, chat.options)
+        form, places = _form_of(renderer), engines.places_of(view.metadata, chat.options)
         return Chat(engine, renderer, self.pool, chat.budgets, form=form, thinking=chat.thinking, places=places)
 
-    async def _begin_beside(self, engine: Engine) -> None:
-        """Have the classifier load beside an engine that starts, from when the engine's processes are its own on."""
-        if self.classifier is not None:
-            await engines.apart(engine)
-            self.classifier.begin()
+
+async def _sooner(awaited: Coroutine[Any, Any, None], other: asyncio.Event) -> bool:
+    """Whether what is awaited is through before something else happens; it is cancelled where it is not."""
+    waiting, otherwise = asyncio.ensure_future(awaited), asyncio.ensure_future(other.wait())
+    try:
+        await asyncio.wait((waiting, otherwise), return_when=asyncio.FIRST_COMPLETED)
+        return waiting.done() and waiting.result() is None
+    finally:
+        waiting.cancel()
+        otherwise.cancel()
 
 
-def _hear(task: asyncio.Task[object]) -> None:
-    """Hear what a task that nobody waits for any more failed with: there was something to tell before."""
-    if not task.cancelled():
-        task.exception()
+def _renderer(view: View, chat: ChatServing) -> PromptRenderer:
+    """What makes prompts of turns; refuses a template that cannot, and settings that do not fit it."""
+    try:
+        renderer = PromptRenderer(view.folder, chat.budgets, chat.thinking > 0)
+    except ValueError as error:
+        raise ArtifactError(str(error)) from error
+    form = _form_of(renderer)
+    proven = view.metadata.chat.thinking_max_tokens if view.metadata.chat else defaults.THINKING_TOKENS
+    if form.thinks and chat.thinking != proven:
+        log.warning("thought has another budget than it was proven with", tokens=chat.thinking, proven=proven)
+    if form.thinks and not chat.thinking:
+        raise SettingsError([f"THINKING_MAX_TOKENS: expected {THINKS}; found 0; {WAY_OUT}"])
+    return renderer
+
+
+def _form_of(renderer: PromptRenderer) -> ReplyFormat:
+    form: ReplyFormat = getattr(renderer, "format", PLAIN)  # a renderer that tells none has plain replies
+    return form
 
 
 def _classifier(folder: Path, tool: ToolModel, chosen: ToolServing, device: str, cpu_threads: int) -> ToolClassifier:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from runtime.host import supervision
-from runtime.host.supervision import Background, attempt, repeat, wait_after, watch
+from runtime.host.supervision import Background, StepFailedError, attempt, beside, repeat, wait_after, watch
 from tests.harness.waiting import eventually
 
 ODD = (RuntimeError("odd"), KeyError(1), AssertionError(), asyncio.CancelledError(), SystemExit(3), KeyboardInterrupt())
@@ -113,6 +113,67 @@ async def test_a_task_that_nobody_awaits_has_its_failure_told() -> None:
         await eventually(lambda: len(told) == 2)
     await background.cancel()
     assert sorted(entry["task"] for entry in told) == ["spawned", "watched"]
+
+
+class Step:
+    """A step that ends when it is told to, in a way."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error, self.go_on, self.cancelled = error, asyncio.Event(), False
+
+    async def __call__(self) -> str:
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        if self.error is not None:
+            raise self.error
+        return "done"
+
+
+@pytest.mark.parametrize("first", ["aside", "work"])
+@pytest.mark.parametrize("aside", [None, ValueError("aside"), SystemExit(3)])
+@pytest.mark.parametrize("work", [None, LookupError("work"), SystemExit(4)])
+async def test_what_is_done_aside_counts_more_whichever_is_through_first(
+    first: str, aside: BaseException | None, work: BaseException | None
+) -> None:
+    steps, left = {"aside": Step(aside), "work": Step(work)}, []
+    both = asyncio.ensure_future(beside(steps["aside"], steps["work"], lambda: left.append(True)))
+    await asyncio.sleep(0)
+    steps[first].go_on.set()
+    if first == "work":
+        await eventually(lambda: left == [True])
+    elif aside is None:
+        await asyncio.sleep(0.01)
+        assert not both.done()
+    for step in steps.values():
+        step.go_on.set()
+    counts = aside or work
+    if counts is None:
+        assert await both == ("done", "done")
+    else:
+        told = {SystemExit: StepFailedError}.get(type(counts), type(counts))
+        with pytest.raises(told, match=str(counts)):
+            await both
+    assert left == [True] * (first == "work")
+
+
+async def test_work_is_given_up_when_what_is_done_aside_fails_or_nobody_waits() -> None:
+    aside, work = Step(ValueError("aside")), Step()
+    both = asyncio.ensure_future(beside(aside, work, lambda: None))
+    await asyncio.sleep(0.01)
+    aside.go_on.set()
+    with pytest.raises(ValueError, match="aside"):
+        await both
+    assert work.cancelled
+    aside, work = Step(), Step()
+    both = asyncio.ensure_future(beside(aside, work, lambda: None))
+    await asyncio.sleep(0.01)
+    both.cancel()
+    await asyncio.wait((both,))
+    assert aside.cancelled
+    assert work.cancelled
 
 
 def test_an_attempt_says_whether_it_succeeded() -> None:

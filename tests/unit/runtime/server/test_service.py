@@ -111,6 +111,47 @@ async def test_the_classifier_loads_beside_the_engine_from_when_its_processes_ar
     assert order == ["starts", "forks", "classifier begins", "started", "classifier starts"]
 
 
+async def test_the_template_is_prepared_beside_the_engine_from_when_its_processes_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before, threads that it computes with would be forked in the middle of their work."""
+    made, order, began = asyncio.Event(), [], asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def render(*_: object, **__: object) -> ScriptedRenderer:
+        order.append("renderer")
+        loop.call_soon_threadsafe(began.set)
+        return ScriptedRenderer()
+
+    monkeypatch.setattr(engines, "create", lambda *_: Parting(made, began, order))
+    monkeypatch.setattr(loader, "PromptRenderer", render)
+    await loaded(deploy_mode="chat")
+    assert order == ["starts", "forks", "renderer", "started"]
+
+
+@pytest.mark.parametrize("engine_fails", [True, False])
+async def test_a_template_that_cannot_be_used_is_what_is_told_whatever_the_engine_does(
+    monkeypatch: pytest.MonkeyPatch, engine_fails: bool
+) -> None:
+    class Odd(ScriptedEngine):
+        async def start(self) -> None:
+            if engine_fails:
+                raise RuntimeError("no tokenizer either")
+            await asyncio.Event().wait()
+
+        async def apart(self) -> None:
+            if engine_fails:
+                await asyncio.Event().wait()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("the template is none")
+
+    monkeypatch.setattr(engines, "create", lambda *_: Odd())
+    monkeypatch.setattr(loader, "PromptRenderer", refuse)
+    with pytest.raises(ArtifactError, match="the template is none"):
+        await asyncio.wait_for(loaded(deploy_mode="chat"), 60)
+
+
 async def test_where_an_engine_does_not_tell_the_classifier_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
