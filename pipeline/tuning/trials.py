@@ -1,16 +1,8 @@
-"""Runs each candidate's engine in a process of its own, which gets so much time and no more."""
+"""The trials of one tuning: what each is asked, and what is made of its answer."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
@@ -20,33 +12,28 @@ from typing import Any
 from pipeline.embedded.texts import heldout_texts
 from pipeline.progress import Progress
 from pipeline.stages.stage import StageError
+from pipeline.tuning import trial_process
 from pipeline.tuning.budget import Budget
 from pipeline.tuning.candidates import Situation, candidates
 from pipeline.tuning.choosing import Goal
-from pipeline.tuning.tuner import REASON_CHARACTERS, Measured, Replies, TrialError, tune
+from pipeline.tuning.trial_process import WORKER
+from pipeline.tuning.tuner import Measured, Replies, TrialError, tune
 from pipeline.tuning.worker import MOST_STREAMS, Job
 from pipeline.validate.text_under_load import TextLoss, asked_of
 from runtime.artifact import EngineChoices, Limits, TunedFigures, TunedOptions
 from runtime.defaults import TUNE_MINUTES
 from runtime.engines import EngineOptions
 from runtime.engines.tuned import key_of, with_choices
-from runtime.engines.vllm.caches import caches
 from runtime.host.machine import Machine
 from runtime.text.tokenizer import load_tokenizer
 
-WORKER = (sys.executable, "-m", "pipeline.tuning.worker")
 # A start with cold compile caches took 160 s at most, and the measuring takes less than a minute; what takes longer
 # than this hangs.
 TRIAL_LIMIT_S = 600.0
 # The prompts of the speed test, as a conversation's are with a persona.
 PROMPT_TOKENS = 480
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 # Architectures whose layers norm queries and keys.
 WITH_QK_NORM = ("qwen3", "gemma3", "olmo2", "olmo3")
-# How vLLM tells its kernels in the log: by the name of a class, or of an attention backend.
-KERNEL = re.compile(r"(?:Using|Selected) (\w+(?:Kernel|LinearMethod))\b|Using (\w+) attention backend\b")
-# A process whose GPU hangs does not end when it is killed: the next one is tried all the same.
-END_LIMIT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +185,7 @@ class Trials:
             replies = tuple(tuple(map(int, reply)) for reply in found["replies"])
         except Exception as error:  # whatever a broken engine's process may write
             raise TrialError(f"expected figures and replies, found {type(error).__name__}") from error
-        return Measured(runs, replies, kernels_in(log))
+        return Measured(runs, replies, trial_process.kernels_in(log))
 
     def judge(self, served: Replies, plain: Replies) -> TextLoss:
         """Have the plain engine without graphs say by how much less probable served replies are than plain ones.
@@ -222,85 +209,4 @@ class Trials:
         )
 
     def _run(self, job: Job) -> tuple[dict[str, Any], str]:
-        """Run one job to its end, or to the end of its time, and return what it wrote, and its log."""
-        with tempfile.TemporaryDirectory(prefix="trial-", dir=self.scratch) as folder:
-            job_file, log_file, out = Path(folder, "job.json"), Path(folder, "log"), Path(folder, "found.json")
-            replace(job, out=out).write(job_file)
-            self._finish(job_file, log_file, min(self.limit_s, self.budget.limit_s))
-            try:
-                found: dict[str, Any] = json.loads(out.read_bytes())
-            except (OSError, ValueError, RecursionError) as error:
-                raise TrialError(f"its process wrote no result ({type(error).__name__})") from error
-            if not isinstance(found, dict):
-                raise TrialError("its process wrote no result (not an object)")
-            return found, _read(log_file)
-
-    def _finish(self, job_file: Path, log_file: Path, limit_s: float) -> None:
-        """Run the worker to its end; it and all that it started is gone then."""
-        # vLLM tells its kernels as information.
-        environment = caches(self.scratch / "caches") | {"PYTHONPATH": str(PROJECT_ROOT), "VLLM_LOGGING_LEVEL": "INFO"}
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(
-                [*self.command, str(job_file)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=os.environ | environment,
-                start_new_session=True,  # the engine's processes end with it, whatever they do
-            )
-            try:
-                code = process.wait(limit_s)
-            except subprocess.TimeoutExpired:
-                last = reason(log_file)
-                raise TrialError(f"nothing within {limit_s:.4g} s: it was ended; its log: {last}") from None
-            finally:
-                _end(process)
-        if code != 0:
-            raise TrialError(f"its process ended with {code}: {reason(log_file)}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started, and wait until they hold nothing, but not for ever.
-
-    What is killed while the GPU's driver does not answer goes on; the next trial then says so.
-    """
-    with contextlib.suppress(OSError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(END_LIMIT_S)
-    until = time.monotonic() + END_LIMIT_S
-    while _lives(process.pid) and time.monotonic() < until:
-        time.sleep(0.05)
-    if process.stdin is not None:
-        process.stdin.close()
-
-
-def _lives(group: int) -> bool:
-    """Whether a process of a group lives; one that is dead and that nobody waits for holds nothing."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError):
-            state, _, member = status.read_text("utf-8", "replace").rpartition(")")[2].split()[:3]
-            if member == str(group) and state not in "ZX":
-                return True
-    return False
-
-
-def _read(log: Path) -> str:
-    return log.read_text("utf-8", "replace")
-
-
-def kernels_in(log: str) -> tuple[str, ...]:
-    """Return the kernels that vLLM says it uses, each once.
-
-    >>> kernels_in("Using MacheteLinearKernel for CompressedTensorsWNA16\\nUsing FLASH_ATTN attention backend")
-    ('MacheteLinearKernel', 'FLASH_ATTN')
-    """
-    return tuple(dict.fromkeys(found[1] or found[2] for found in KERNEL.finditer(log)))
-
-
-def reason(log: Path) -> str:
-    """Return the last line of a log that says what went wrong: of several errors the first that is no consequence."""
-    lines = [line.strip() for line in _read(log).splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line and not re.search(r"\b(INFO|DEBUG)\b", line)]
-    told = [line for line in errors if "See root cause" not in line and "EngineDead" not in line]
-    return (told[-1] if told else lines[-1] if lines else "no output")[:REASON_CHARACTERS]
+        return trial_process.run(self.command, job, self.scratch, min(self.limit_s, self.budget.limit_s))

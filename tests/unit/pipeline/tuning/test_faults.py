@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.progress import PlainProgress
-from pipeline.tuning import trials as trials_module
+from pipeline.tuning import trial_process
 from pipeline.tuning.candidates import Candidate
 from pipeline.tuning.trials import Trials, TuningRequest
 from pipeline.tuning.tuner import BASE, BASE_AGAIN, PLAIN, Measured, Replies, TrialError, tune
@@ -154,11 +155,11 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     trials = Trials(TuningRequest("latency", tmp_path, "vllm", LIMITS, "none"), [list(range(1, 400))], tmp_path)
 
     def trials_of(content: bytes) -> Trials:
-        def finish(self: Trials, job: Path, log: Path, limit_s: float) -> None:
+        def finish(line: Sequence[str], log: Path, scratch: Path, limit_s: float) -> None:
             log.write_bytes(b"\xff\x00 Using \xfe")
-            job.with_name("found.json").write_bytes(content)
+            log.with_name("found.json").write_bytes(content)
 
-        monkeypatch.setattr(trials_module.Trials, "_finish", finish)
+        monkeypatch.setattr(trial_process, "finish", finish)
         return trials
 
     return trials_of

@@ -15,7 +15,8 @@ import pytest
 
 from pipeline.stages.stage import StageError
 from pipeline.tuning import worker
-from pipeline.tuning.trials import Trials, TuningRequest, reason, tune_here
+from pipeline.tuning.trial_process import PROJECT_ROOT, WORKER, reason
+from pipeline.tuning.trials import Trials, TuningRequest, tune_here
 from pipeline.tuning.tuner import TrialError
 from pipeline.tuning.worker import Job
 from pipeline.validate.text_under_load import Asked, TextLoss
@@ -201,8 +202,6 @@ def test_a_worker_judges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_worker_is_started_with_this_interpreter() -> None:
-    from pipeline.tuning.trials import PROJECT_ROOT, WORKER
-
     assert WORKER[0] == sys.executable
     assert (PROJECT_ROOT / "pipeline/tuning/worker.py").is_file()
     assert os.access(sys.executable, os.X_OK)
