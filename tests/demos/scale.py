@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument(
         "--artifact", type=Path, default=Path("artifacts/demo"), help="made as by `make demo` where it is not there"
     )
-    parser.add_argument("--servers", type=int, help="2 or 3; by default what the memory holds")
+    parser.add_argument("--servers", type=int, choices=(2, 3), help="by default what the memory holds")
     parser.add_argument(
         "--scripted", action="store_true", help="engines that reply out of a script: seconds instead of minutes"
     )

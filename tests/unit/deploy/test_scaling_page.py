@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
+
+import pytest
+
+from tests.demos import scale
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/scaling.md").read_text("utf-8")
@@ -43,3 +48,16 @@ def test_what_never_ran_is_told() -> None:
     assert "Nothing of it has run in a cluster" in PAGE
     assert "Grafana never ran" in PAGE
     assert "Nobody has run this" in PAGE
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--servers", "1"], ["--servers", "0"], ["--servers", "4"], ["--listeners", "3"]]
+)
+def test_the_demo_refuses_what_it_cannot_show_before_it_does_anything(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["scale", *arguments])
+    monkeypatch.setattr(scale, "install", lambda: pytest.fail("it began"))
+    with pytest.raises(SystemExit) as ended:
+        scale.main()
+    assert ended.value.code == 2
