@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from urllib.parse import quote, quote_plus
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -42,6 +43,26 @@ async def test_a_session_key_comes_to_the_same_server_by_whichever_way_it_is_nam
         query, cookie = f"?session={two.replace(' ', '%20').replace('/', '%2F')}", "yap_session=sess%20ion%2F0"
         assert await three.asked(one, query, Cookie=cookie) == "server 0", "the header before the query"
         assert await three.asked(query=query, Cookie=cookie) == "server 1", "the query before the cookie"
+
+
+async def test_any_letters_of_a_session_key_lead_to_one_server() -> None:
+    keys = ["50% off", "100%", "%zz", "a+b c", "one,two", "x, y", "löwe/🦁", "a;b&c=d", '"', "~" * 256]
+    servers = set()
+    async with fleet() as three:
+        for key in keys:
+            sent = key.encode().decode("latin-1")  # a header's bytes, as they are
+            escaped, form = quote(key, safe=""), quote_plus(key)
+            ways: list[tuple[str | None, str, dict[str, str]]] = [(sent, "", {}), (sent, "", {})]
+            ways += [(None, f"?session={one}", {}) for one in (escaped, form)]
+            ways += [(None, "", {"Cookie": f"yap_session={escaped}"})]
+            if "%" not in key:
+                ways += [(escaped, "", {})]
+            names = {await three.asked(way, query, **headers) for way, query, headers in ways}
+            assert len(names) == 1, key
+            servers |= names
+        assert len(servers) == 3
+        others = {await three.asked(f"{number},the same") for number in range(12)}
+        assert len(others) > 1, "what stands before a comma counts too"
 
 
 @pytest.mark.parametrize("key", [lambda number: f"key-{number}", lambda number: "the same", lambda number: None])

@@ -192,5 +192,5 @@ def test_prometheus_reads_its_configuration(tmp_path: Path) -> None:
 
 
 def test_the_router_reads_the_session_key_where_the_server_does_and_in_its_order() -> None:
-    read = re.findall(r"set-var\(txn\.session\) (req\.hdr|url_param|req\.cook)\(([^)]+)\)", haproxy())
-    assert read == [("req.hdr", HEADER), ("url_param", QUERY), ("req.cook", COOKIE)]
+    read = re.findall(r"set-var\(txn\.session\) (req\.fhdr|url_param|req\.cook)\(([^)]+)\)", haproxy())
+    assert read == [("req.fhdr", HEADER), ("url_param", QUERY), ("req.cook", COOKIE)]
