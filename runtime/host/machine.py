@@ -24,6 +24,7 @@ RELEVANT_PACKAGES = (
     "tensorrt",
 )
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written
 
 
@@ -114,7 +115,7 @@ def describe() -> Machine:
     memory = host_memory_bytes()
     gpus, driver, driver_cuda = _nvml_facts()
     packages = installed_packages()
-    return Machine(
+    here = Machine(
         gpus=gpus,
         driver=driver,
         driver_cuda=driver_cuda,
@@ -123,6 +124,22 @@ def describe() -> Machine:
         shared_bytes=_free_shared_memory(),
         packages=packages,
     )
+    _known[:] = [(os.environ.get(VISIBLE), here)]
+    return here
+
+
+def described() -> Machine:
+    """This machine as it was described last, here or in the process that this one was forked from; else described now.
+
+    For what does not change: what is free may be another amount by now. NVML takes a part of a second to begin.
+    """
+    for visible, here in _known:
+        if visible == os.environ.get(VISIBLE):
+            return here
+    return describe()
+
+
+_known: list[tuple[str | None, Machine]] = []  # the last description, and the GPUs that it was to tell of
 
 
 def _free_shared_memory() -> int:
@@ -156,7 +173,7 @@ def _nvml_facts() -> tuple[tuple[Gpu, ...], str | None, str | None]:
 def _visible_handles() -> list[object]:
     import pynvml
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get(VISIBLE)
     if visible is None:
         return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
     handles: list[object] = []

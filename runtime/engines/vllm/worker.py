@@ -35,7 +35,7 @@ class Worker:
         memory = contract.memory_of(self)
         if memory is None:
             return None
-        here = machine.describe()
+        here = machine.described()
         gpu = {"gpus": [(gpu.name, gpu.memory_bytes) for gpu in here.gpus[:1]], "driver": here.driver}
         packages = {"torch": here.packages.get("torch"), "cuda": here.torch_cuda}
         return Facts(key_of(contract.memory_factors(self) | gpu | packages), *memory)

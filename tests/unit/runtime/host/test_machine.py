@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.host import machine
+
 ROOT = Path(__file__).resolve().parents[4]
 ASK = """
 import sys
@@ -42,3 +44,25 @@ def test_the_cuda_of_torch_is_known_without_torch(
         command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True, timeout=60
     )
     assert told.stdout.split() == [found, "False"]
+
+
+def test_the_machine_is_looked_at_once_for_what_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def facts() -> tuple[tuple[machine.Gpu, ...], str, str]:
+        looks.append(len(looks))
+        return (machine.Gpu("NVIDIA H200", 90, 141 << 30, len(looks)),), "580.65.06", "13.0"
+
+    monkeypatch.setattr(machine, "_nvml_facts", facts)
+    monkeypatch.setattr(machine, "_known", [])
+    monkeypatch.delenv(machine.VISIBLE, raising=False)
+    assert machine.described() is machine.described()
+    assert len(looks) == 1
+    child = os.fork()
+    if not child:
+        os._exit(0 if machine.described().gpus[0].free_bytes == 1 and len(looks) == 1 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert machine.describe().gpus[0].free_bytes == 2, "what changes is looked at"
+    assert machine.described().gpus[0].free_bytes == 2
+    monkeypatch.setenv(machine.VISIBLE, "1")
+    assert machine.described().gpus[0].free_bytes == 3, "these are other GPUs"
