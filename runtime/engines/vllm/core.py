@@ -30,6 +30,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from runtime.engines.vllm import contract, memory_plan
+from runtime.engines.vllm.context import open_beside
 from runtime.engines.vllm.contract import Core, Step
 from runtime.engines.vllm.lifeline import end_with_parent
 
@@ -166,6 +167,8 @@ class ObservedUniProcExecutor(Timed, UniProcExecutor):  # type: ignore[misc, val
 
     def _init_executor(self) -> None:
         _stand_alone()  # this is the engine's process, and no weight has been read yet
+        if not contract.on_cpu():
+            open_beside()  # its one GPU, on which vLLM begins when it has imported its worker
         _mark("weights")
         super()._init_executor()
 

@@ -195,6 +195,7 @@ LOOKED_AFTER = {
     ("artifact/blobs.py", "watch_progress"): "each of its steps is an `attempt`",
     ("host/log_writer.py", "_start"): "its loop catches everything",
     ("host/log_outputs.py", "_compress_later"): "fails by itself",
+    ("engines/vllm/context.py", "open_beside"): "PyTorch says what it fails at",
     ("artifact/files/hasher.py", "main"): "what it has not written a line of is not proven",
 }
 
