@@ -29,7 +29,9 @@ from pipeline.arguments.exits import (
 from pipeline.arguments.option_objects import with_options
 from pipeline.plan import prepare
 from pipeline.problem import Problem, WrongRequestError
-from pipeline.publish import report
+from pipeline.publish.reports.artifact_report import show_artifact
+from pipeline.publish.reports.plan_report import show_plan
+from pipeline.publish.reports.printing import PlainConsole
 from runtime import __version__
 from runtime.artifact import BuildMetadata
 
@@ -79,8 +81,8 @@ def plan_command(given: options.PlanCommandOptions) -> None:
         destination = publishing.check_before_run(
             request, cache, pushing=given.push_quant, sign_key=given.sign_key, gpu=gpu
         )
-    console = report.PlainConsole()
-    report.show_plan(prepare.prepare(request, cache, gpu=gpu).plan, console)
+    console = PlainConsole()
+    show_plan(prepare.prepare(request, cache, gpu=gpu).plan, console)
     if destination is not None:
         console.print(f"It can be published to {destination.repo}, as things are now.", soft_wrap=True)
 
@@ -103,8 +105,8 @@ def run_command(given: options.RunOptions) -> None:
         given.request(), given.plan.cache_dir, pushing=given.push_quant, sign_key=given.sign_key
     )
     place, metadata = _make(given)
-    console = report.PlainConsole()
-    report.show_artifact(metadata, console)
+    console = PlainConsole()
+    show_artifact(metadata, console)
     console.print(f"\nThe artifact is at {place}", highlight=False, soft_wrap=True)
     publishing.publish(place, destination, given.sign_key)
 
@@ -208,7 +210,7 @@ def validate_command(given: options.ValidateOptions) -> None:
         metadata = revalidate.revalidate(
             given.artifact, given.reference, given.bounds, given.cache_dir, steps, given.tool_utterances
         )
-    report.show_artifact(metadata, report.PlainConsole())
+    show_artifact(metadata, PlainConsole())
     if metadata.validation and (failed := failures(metadata.validation)):
         hints.print_failures(metadata.chat.quantization.method if metadata.chat else "tool", failed)
         raise typer.Exit(FAILED_GATE)
@@ -254,7 +256,7 @@ def inspect_command(
     """
     from pipeline.publish.inspect import inspect
 
-    inspect(artifact, report.PlainConsole(), as_json=as_json, verify=verify)
+    inspect(artifact, PlainConsole(), as_json=as_json, verify=verify)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.publish.report import show_artifact
+from pipeline.publish.reports.artifact_report import show_artifact
 from runtime import artifact
 from runtime.artifact import hashes
 from runtime.engines.tuned import told_here

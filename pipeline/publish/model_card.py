@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from pipeline.lanes import lane_of_artifact
 from pipeline.lanes.gate_specs import BY_NAME, CardRow
 from pipeline.lanes.gates import bound_text
-from pipeline.publish.report import GIB, NOT_MEASURED, duration, measured
+from pipeline.publish.reports.printing import GIB, NOT_MEASURED, duration, measured
 from pipeline.source import EMBEDDED, licenses
 from runtime.artifact import METADATA_NAME, BuildMetadata, ChatModel, Gate, Platform, Source
 from runtime.defaults import PORT

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from pipeline import settings as environment_settings
 from pipeline.plan import BuildPlan, ChatPlan
 from pipeline.problem import Problem
-from pipeline.publish.report import validation_status
+from pipeline.publish.reports.validation_status import validation_status
 from pipeline.publish.sign import key_problem
 from pipeline.source import SourceFacts, licenses
 from pipeline.stages.stage import StageError

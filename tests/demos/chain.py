@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from pipeline.lanes.gates import bound_text
-from pipeline.publish.report import measured
+from pipeline.publish.reports.printing import measured
 from runtime import artifact
 from tests.client import Options, TurnRecord, connect, plain, told
 from tests.client.ending import ending

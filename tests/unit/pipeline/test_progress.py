@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipeline import progress
 from pipeline.progress import LiveProgress, PlainProgress
-from pipeline.publish.report import duration
+from pipeline.publish.reports.printing import duration
 
 
 def test_a_log_gets_a_line_a_step_with_the_time() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.checkpoint.shape import Shape, ShapeError
 from pipeline.lanes import LANES, METHODS, TRT_PYTORCH, Lane
 from pipeline.lanes.gates import describe_failure
-from pipeline.publish.report import validation_status
+from pipeline.publish.reports.validation_status import validation_status
 from pipeline.quantize import calibration
 from pipeline.run import GateError
 from pipeline.source import SourceFacts

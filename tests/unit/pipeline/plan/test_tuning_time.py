@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.plan import BuildPlan
 from pipeline.problem import WrongRequestError
-from pipeline.publish.report import steps
+from pipeline.publish.reports.plan_report import steps
 from tests.harness.builds.plans import HOPPER, Row, make, model
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.publish import inspect as module
-from pipeline.publish.report import PlainConsole
+from pipeline.publish.reports.printing import PlainConsole
 from runtime.artifact import EngineChoices, TriedOptions, TunedFigures, TunedOptions
 from runtime.engines.tuned import key_of
 from runtime.host.machine import Gpu, Machine

@@ -239,7 +239,15 @@ def test_what_chooses_at_call_chooses_among_the_lanes_engines_alone() -> None:
 
 
 def test_no_recipe_counts_commands_the_server_or_the_runner() -> None:
-    wide = ("cli", "run", "steps.stage_runner", "plan.planner", "plan.prepare", "publish.push", "publish.report")
+    wide = (
+        "cli",
+        "run",
+        "steps.stage_runner",
+        "plan.planner",
+        "plan.prepare",
+        "publish.push",
+        "publish.reports.plan_report",
+    )
     wide += ("stages.recipe", "stages.recipes", "stages.stage")
     never = {f"pipeline.{name}" for name in wide} | {
         "runtime.server.process",

@@ -18,7 +18,7 @@ from pipeline.embedded.texts import known_prompts
 from pipeline.lanes import LANES, gate_specs, lane_of_artifact
 from pipeline.lanes.gate_specs import OPTIONS, SPECS, Candidate
 from pipeline.lanes.gates import default_thresholds, failed_gates, gates_of, inapplicable_bounds, missing_bounds
-from pipeline.publish.report import validation_status
+from pipeline.publish.reports.validation_status import validation_status
 from pipeline.stages.stage import StageError
 from pipeline.validate import chat_figures
 from pipeline.validate import validation as validating

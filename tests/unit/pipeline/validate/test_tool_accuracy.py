@@ -17,8 +17,8 @@ from pipeline.lanes.gates import default_thresholds, failures
 from pipeline.plan import BuildRequest
 from pipeline.plan.prepare import prepare
 from pipeline.problem import WrongRequestError
-from pipeline.publish import report
 from pipeline.publish.model_card import card
+from pipeline.publish.reports.artifact_report import show_artifact
 from pipeline.run import GateError, Run
 from pipeline.validate import tool_accuracy as measuring
 from pipeline.validate import validation as validating
@@ -90,7 +90,7 @@ def prepared(model: Path, utterances: Path | None = None, environment: dict[str,
 
 def shown(metadata: artifact.BuildMetadata) -> str:
     console = Console(file=StringIO(), width=200)
-    report.show_artifact(metadata, console)
+    show_artifact(metadata, console)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
