@@ -147,6 +147,12 @@ class Metrics:
         ):
             for value in values:
                 metric.labels(value)
+        # What every turn and request counts in is found once: turns by outcome,
+        self._ended = {outcome: self._turns.labels(outcome) for outcome in OUTCOMES}
+        # requests by status,
+        self._answered = {int(status): self._requests.labels(status) for status in STATUSES}
+        # tokens by kind.
+        self._of_kind = {kind: self._tokens.labels(kind) for kind in TOKEN_KINDS}
         self.load = Load(0, 0, 0.0)
         self._prompt_tokens = 0  # of all turns so far, for the hit ratio
         self._cached_tokens = 0  # those of them that came out of the prefix cache
@@ -163,15 +169,15 @@ class Metrics:
 
     def turn_ended(self, outcome: str, usage: Usage, gaps: Iterable[float]) -> None:
         """Count a turn: done, cancelled, failed or timeout. `gaps` are sampled times between tokens in seconds."""
-        self._turns.labels(outcome).inc()
+        self._ended[outcome].inc()
         self._duration.observe(usage.duration_ms / 1000)
         if usage.ttft_ms is not None:
             self._ttft.observe(usage.ttft_ms / 1000)
         for gap in gaps:
             self._itl.observe(gap)
-        self._tokens.labels("prompt").inc(usage.prompt_tokens)
-        self._tokens.labels("cached").inc(usage.cached_tokens)
-        self._tokens.labels("completion").inc(usage.completion_tokens)
+        self._of_kind["prompt"].inc(usage.prompt_tokens)
+        self._of_kind["cached"].inc(usage.cached_tokens)
+        self._of_kind["completion"].inc(usage.completion_tokens)
         self._prompt_tokens += usage.prompt_tokens
         self._cached_tokens += usage.cached_tokens
         if self._prompt_tokens:
@@ -201,7 +207,7 @@ class Metrics:
 
     def request_ended(self, status: int) -> None:
         """Count a request under `/v1`."""
-        self._requests.labels(str(status)).inc()
+        (self._answered.get(status) or self._requests.labels(str(status))).inc()
 
     def socket_dropped(self, reason: str) -> None:
         """Count a socket that was dropped."""

@@ -243,13 +243,20 @@ class Connection:
         self._sending = None
 
     async def _send_all(self, taken: Sequence[Frame | Close]) -> bool:
-        """Send frames. False: nothing can follow them."""
+        """Send frames. False: nothing can follow them.
+
+        Those that are there together go to the socket together, where the server knows of `more`.
+        """
         send, encode = self._send, frames.encode
         try:
-            for frame in taken:
+            end = len(taken) - 1
+            for number, frame in enumerate(taken):
                 if isinstance(frame, Close):
                     await send({"type": "websocket.close", "code": frame.code, "reason": frame.reason})
                     break
+                if number < end and not isinstance(taken[number + 1], Close):
+                    await send({"type": "websocket.send", "text": encode(frame), "more": True})
+                    continue
                 await send({"type": "websocket.send", "text": encode(frame)})
             else:
                 return True

@@ -72,13 +72,17 @@ class Outbox:
             self.close()
         self._wake_writer()
 
-    def put_text(self, text: str, request_id: RequestId | None) -> None:
-        """Queue a piece of the reply. `request_id` is the turn's; a turn's first text always follows another frame."""
+    def put_text(self, text: str, request_id: RequestId | None, last: bool = False) -> None:
+        """Queue a piece of the reply. `request_id` is the turn's; a turn's first text always follows another frame.
+
+        With `last` the turn's end is about to follow, and both go together: the writer is not woken for the text alone.
+        """
         if self._closed:
             return
         self._text_request_id = request_id
         self._text.append(text)
-        self._wake_writer()
+        if not last:
+            self._wake_writer()
 
     def close(self) -> None:
         """Drop whatever comes later, and let a paused reader go on."""

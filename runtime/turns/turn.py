@@ -80,6 +80,7 @@ class Turn:
         self._completion_tokens = 0  # for `usage`
         self._thinking_tokens = 0  # for `usage`
         self._finish_reason = "stop"  # for `usage`
+        self._generated = False  # what the engine made last was the last of all, unless it is asked for more
         self.heard: int | None = None
         self.ended_at = 0.0
 
@@ -189,8 +190,10 @@ class Turn:
             self._cached_tokens = delta.cached_tokens
         self._completion_tokens += delta.tokens
         self._thinking_tokens += heard.hidden
-        if delta.finish_reason is not None:
-            self._finish_reason = delta.finish_reason
+        reason = delta.finish_reason
+        self._generated = reason is not None
+        if reason is not None:
+            self._finish_reason = reason
         if self._first_token is None:
             if heard.speech:
                 self._first_token = self._last_token = time.perf_counter()
@@ -204,7 +207,7 @@ class Turn:
     def on_text(self, text: str) -> None:
         """Send a piece of the reply."""
         self._said.append(text)
-        self._outbox.put_text(text, self.request_id)
+        self._outbox.put_text(text, self.request_id, self._generated)
 
     # The end
 

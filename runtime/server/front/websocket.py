@@ -6,6 +6,7 @@ What costs nothing stays as uvicorn does it: a message that came in one small pi
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +14,7 @@ import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.frames import Frame
+from websockets.protocol import State
 
 from runtime.server.front.config import FrontConfig
 from runtime.server.front.heads import refusal
@@ -143,6 +145,17 @@ class WebSocketFront(WebSocketsSansIOProtocol):
             else:
                 self.transport.resume_reading()
         return message
+
+    def send(self, message: Any) -> Coroutine[Any, Any, None]:  # noqa: ANN401 - uvicorn's own event
+        """Send; a text with `more` goes together with what follows at once, in one piece for the socket."""
+        return self._hold(message) if message.get("more") else super().send(message)
+
+    async def _hold(self, message: Any) -> None:  # noqa: ANN401
+        conn = self.conn
+        if self.handshake_complete and conn.state is State.OPEN and not self.close_sent and self.writable.is_set():
+            conn.send_text(message["text"].encode())  # it stays with the connection until the next is sent
+        else:
+            await super().send(message)
 
     async def run_asgi(self) -> None:
         """Serve, then read on for the peer's answer to our close frame."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from runtime.engines import Delta, Generates, Sampling
 from runtime.text.replies.channels import ReplyFormat
 from runtime.text.replies.speech import Speech
+
+# Ways to draw that are kept: a server's turns share a few. Not those with a text or a seed of a client's own.
+KNOWN_SAMPLINGS = 256
 
 
 class _EnoughThoughtError(Exception):
@@ -49,11 +53,8 @@ async def generate(
         EngineDeadError, ValueError: as `Engine.generate`.
     """
     if form.stop_token_ids or form.shows_special_tokens:
-        sampling = replace(
-            sampling,
-            stop_token_ids=(*sampling.stop_token_ids, *form.stop_token_ids),
-            show_special_tokens=form.shows_special_tokens,
-        )
+        make = _ending if sampling.seed is None and not sampling.stop else _ending.__wrapped__
+        sampling = make(sampling, form.stop_token_ids, form.shows_special_tokens)
     if not thinking and not sampling.stop:
         await engine.generate(prompt, sampling, speech.feed, cache_salt)
         return
@@ -64,6 +65,13 @@ async def generate(
             await engine.generate(prompt, sampling, lambda delta: _feed(speech, delta), cache_salt)
     except _StopSaidError:
         return  # the engine has ended the request
+
+
+@lru_cache(KNOWN_SAMPLINGS)
+def _ending(sampling: Sampling, stop_token_ids: tuple[int, ...], shows_special_tokens: bool) -> Sampling:
+    """The sampling of replies that end as a model's do."""
+    ends = (*sampling.stop_token_ids, *stop_token_ids)
+    return replace(sampling, stop_token_ids=ends, show_special_tokens=shows_special_tokens)
 
 
 def _feed(speech: Speech, delta: Delta) -> None:

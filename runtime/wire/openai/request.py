@@ -53,6 +53,8 @@ IGNORED = frozenset(
         "user",
     }
 )
+# What is kept of these: numbers that were found to be within their bounds.
+KNOWN_SAMPLINGS = 256
 # Fields that are not served, each with the values that ask for what is done anyway. Null is one for all of them.
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
@@ -111,6 +113,9 @@ class RequestReader:
         self._grammar = grammar
         self._models = models
         self._tools = tools
+        self._longest = Bound(1, grammar.max_tokens, whole=True)  # of a reply
+        self._sampled = (*grammar.bounds, "sanitize_output", "max_tokens", "max_completion_tokens")
+        self._known: dict[object, SamplingChange] = {}  # by the values of these: a server's clients ask a few
 
     def read(self, body: bytes) -> ChatRequest:
         """One request.
@@ -120,8 +125,9 @@ class RequestReader:
         """
         raw = self._object(body)
         model = self._model(raw.get("model"))
-        for name, neutral in REFUSED.items():
-            _refuse(name, raw.get(name), neutral)
+        if not REFUSED.keys().isdisjoint(raw):
+            for name, neutral in REFUSED.items():
+                _refuse(name, raw.get(name), neutral)
         stream = _flag("stream", raw.get("stream"))
         include_usage = _stream_options(raw.get("stream_options"), stream=stream)
         return ChatRequest(
@@ -156,6 +162,22 @@ class RequestReader:
         return value
 
     def _sampling(self, raw: Mapping[str, object]) -> SamplingChange:
+        if raw.get("stop") is not None or raw.get("seed") is not None:  # hardly ever the same again
+            return self._read_sampling(raw)
+        asked = tuple(map(raw.get, self._sampled))
+        key = asked, tuple(map(type, asked))  # for `1`, `1.0` and `true` are equal
+        try:
+            known = self._known.get(key)
+        except TypeError:  # what cannot be a key is no value of any either
+            return self._read_sampling(raw)
+        if known is None:
+            known = self._read_sampling(raw)
+            if len(self._known) >= KNOWN_SAMPLINGS:
+                self._known.clear()
+            self._known[key] = known
+        return known
+
+    def _read_sampling(self, raw: Mapping[str, object]) -> SamplingChange:
         values = {}
         for name, bound in self._grammar.bounds.items():
             value = raw.get(name)
@@ -171,9 +193,8 @@ class RequestReader:
         )
 
     def _max_tokens(self, raw: Mapping[str, object]) -> int | None:
-        bound = Bound(1, self._grammar.max_tokens, whole=True)
         found = {
-            name: int(_number(name, value, bound))
+            name: int(_number(name, value, self._longest))
             for name in ("max_completion_tokens", "max_tokens")
             if (value := raw.get(name)) is not None
         }

@@ -20,6 +20,22 @@ async def test_text_that_lies_together_becomes_one_frame() -> None:
     assert await outbox.take() == [Token(text="ab", request_id=1), Pong(), Token(text="c", request_id=1)]
 
 
+async def test_a_replys_last_text_goes_with_its_end_and_the_others_at_once() -> None:
+    outbox = Outbox()
+    taking = asyncio.create_task(outbox.take())
+    await asyncio.sleep(0)
+    outbox.put_text("a", 1)
+    assert await taking == [Token(text="a", request_id=1)]
+    taking = asyncio.create_task(outbox.take())
+    await asyncio.sleep(0)
+    outbox.put_text("b", 1, last=True)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not taking.done()
+    outbox.put(Done(request_id=1))
+    assert await taking == [Token(text="b", request_id=1), Done(request_id=1)]
+
+
 async def test_nothing_follows_a_close() -> None:
     outbox = Outbox()
     outbox.put(Close(1000, "bye"))

@@ -318,3 +318,23 @@ def test_no_frames_make_the_server_deaf_or_keep_a_slot(clients: list[tuple[str, 
             assert running.service.admission.held == 1
 
     asyncio.run(run())
+
+
+async def test_frames_that_are_there_together_go_to_the_socket_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[str] = []
+    hold = WebSocketFront._hold
+
+    async def noted(self: WebSocketFront, message: Any) -> None:
+        before = len(self.conn.writes)
+        await hold(self, message)
+        assert len(self.conn.writes) == before + 1  # it waits there, and nothing was written
+        held.append(json.loads(message["text"])["type"])
+
+    monkeypatch.setattr(WebSocketFront, "_hold", noted)
+    async with serving() as running, running.client() as client:
+        for _ in range(3):
+            kinds = [frame["type"] for frame in await client.turn()]
+            assert kinds[0] == "ack"
+            assert kinds[-2:] == ["final", "done"]
+    assert "final" in held
+    assert "done" not in held

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai.types.chat import completion_create_params
 
@@ -89,6 +89,41 @@ def test_sampling_within_the_servers_bounds_is_taken_and_nothing_beyond_is() -> 
             assert error.code == f"{'integer' if bound.whole else 'decimal'}_{side}_value"
         for wrong in ("0.7", True, [], {}):
             assert refused(**{name: wrong}).code == "invalid_type"
+
+
+NUMBERS = st.sampled_from([None, 0, 1, 1.0, True, False, 0.5, "1", [], {}, 10**400, 30, 30.0])
+ASKED = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        ("temperature", "top_k", "top_p", "max_tokens", "max_completion_tokens", "sanitize_output", "seed", "stop"),
+        NUMBERS,
+    ),
+)
+
+
+@given(st.lists(ASKED, max_size=6))
+@settings(deadline=None)
+def test_what_others_asked_before_changes_nothing(bodies: list[dict[str, Any]]) -> None:
+    def outcome(reader: RequestReader, body: dict[str, Any]) -> str:
+        try:
+            return repr(reader._sampling(body))
+        except ApiError as error:
+            return repr((error.status, error.code, error.message))
+
+    experienced = RequestReader(Grammar(), ["chat"], [])
+    for body in (*bodies, *bodies):
+        assert outcome(experienced, body) == outcome(RequestReader(Grammar(), ["chat"], []), body)
+
+
+def test_no_more_is_kept_of_what_was_asked_than_some() -> None:
+    reader = RequestReader(Grammar(), ["chat"], [])
+    for number in range(3 * fields.KNOWN_SAMPLINGS):
+        assert reader._sampling({"temperature": number / 1000}).values == {"temperature": number / 1000}
+        assert len(reader._known) <= fields.KNOWN_SAMPLINGS
+    kept = len(reader._known)
+    reader._sampling({"temperature": 0.5, "seed": 5})
+    reader._sampling({"temperature": 0.5, "stop": ["words of a client"]})
+    assert len(reader._known) == kept
 
 
 def test_the_length_of_a_reply_has_two_names_and_one_bound() -> None:
