@@ -266,10 +266,14 @@ def leave(service: Service) -> dict[str, object]:
         service.drain()
     elif service.phase is Phase.LOADING:
         # Soon, so that whoever asked is answered.
-        asyncio.get_running_loop().call_later(ANSWER_S, _on_signal, service)
-        return {"status": service.phase.value, "deadline_s": 0}
+        asyncio.get_running_loop().call_later(ANSWER_S, _leave_once, service)
     left = service.draining().deadline_s if service.phase is Phase.DRAINING else 0
     return {"status": service.phase.value, "deadline_s": left, "connections": len(service.connections)}
+
+
+def _leave_once(service: Service) -> None:
+    if service.phase in (Phase.LOADING, Phase.READY):  # else somebody was quicker, and this is no second signal
+        _on_signal(service)
 
 
 def _on_signal(service: Service) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -16,8 +17,12 @@ from pydantic import SecretStr
 from websockets.sync.client import connect
 
 from runtime.deployment.settings import SettingsError, is_loopback, load
+from runtime.server import process
 from runtime.server.admin import create_admin_app
+from runtime.server.service import Phase
+from tests.harness.scripted import serving
 from tests.harness.server import Server, free_port
+from tests.harness.waiting import eventually
 
 
 @pytest.mark.parametrize("token", [None, "geheim"])
@@ -114,3 +119,24 @@ def test_a_post_drains_as_sigterm_does_and_a_second_one_changes_nothing() -> Non
                     socket.recv(10)
         assert server.process is not None
         assert server.process.wait(20) == 0
+
+
+async def test_posts_while_it_loads_are_one_wish_also_where_it_is_ready_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exits: list[int] = []
+    monkeypatch.setattr(process, "exit_now", exits.append)
+    monkeypatch.setattr(process, "ANSWER_S", 0.0)
+    async with serving() as running:
+        service = running.service
+        service.phase = Phase.LOADING
+        for _ in range(3):
+            assert process.leave(service) == {"status": "loading", "deadline_s": 0, "connections": 0}
+        service.phase = Phase.READY
+        assert process.leave(service)["status"] == "draining"
+        await asyncio.sleep(0.05)
+        assert exits == [], "a second wish is no second signal"
+        service.phase = Phase.LOADING
+        process.leave(service)
+        await eventually(lambda: exits == [0])
+        service.phase = Phase.DRAINING
