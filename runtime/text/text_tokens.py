@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import threading
-from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -24,9 +23,9 @@ T = TypeVar("T")
 # Ordinary text has 3 to 5 characters a token. Longer texts than this many are tokenized in part first: most are over
 # their budget by then and need not be tokenized whole.
 LIKELY_CHARACTERS_PER_TOKEN = 16
-# What the cache of chunks may hold, and the largest of them. A usual chat message is half a kilobyte, tokens included.
-CACHE_BYTES = 32 * 2**20
-CACHED_CHUNK_BYTES = 2**17
+# What the cache of chunks may hold, and the largest of them. A usual chat message is a kilobyte, tokens included.
+CACHE_BYTES = 48 * 2**20
+CACHED_CHUNK_BYTES = 3 * 2**16
 # Longer texts are searched for marks once: looking one up costs as much as searching so many characters.
 SEARCHED_CHARACTERS = 256
 # What the cache of searched texts may hold, and the largest of them; the text itself counts twice.
@@ -73,6 +72,9 @@ class TextTokens:
         self._normalizer = self._tokenizer.normalizer  # what text goes through first; may be none
         self._normalizes_ascii = self._normalized(ASCII) != ASCII  # whether that changes plain text
         self._longest_token = max(len(token) for token in tokenizer.get_vocab())  # characters
+        # Each token id that was met, once. To make the same thousands of numbers for every prompt costs more than all
+        # else that puts cached chunks together.
+        self._ids: dict[int, int] = {}
         self._limit = _WorkLimit()  # what each thread may still tokenize
         # Token ids of what was seen before.
         self._encode_cached = TextCache(self.encode_anew, limit=CACHE_BYTES, entry_limit=CACHED_CHUNK_BYTES)
@@ -109,15 +111,16 @@ class TextTokens:
                 text = normalized.strip()
         return self._breaker.broken(text)
 
-    def encode(self, text: str) -> array[int]:
+    def encode(self, text: str) -> tuple[int, ...]:
         """Token ids, from the cache when the text was seen before."""
         return self._encode_cached(text)
 
-    def encode_anew(self, text: str) -> array[int]:
+    def encode_anew(self, text: str) -> tuple[int, ...]:
         """Token ids, past the cache."""
         self._charge(len(text))
         # The fast form keeps no offsets.
-        return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return tuple(map(self._ids.setdefault, ids, ids))
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a text whose control tokens are the template's own."""
@@ -125,7 +128,7 @@ class TextTokens:
             return list(self.encode(text))
         tokens: list[int] = []
         for chunk in self._chunks(text):
-            tokens.extend(self.encode(chunk))
+            tokens += self._encode_cached(chunk)
         return tokens
 
     def count_to(self, text: str, limit: int) -> int:

@@ -108,6 +108,14 @@ def test_composing_from_chunks_gives_the_tokens_of_the_whole_text(renderer):
     assert prompt.token_ids == renderer._tokens._tokenizer.encode(text, add_special_tokens=False).ids
 
 
+def test_prompts_share_the_numbers_that_they_are_made_of(renderer):
+    tokens = renderer._tokens
+    text = "Hello, world: é🙂 你好"
+    first, second = tokens.encode_anew(text), tokens.encode_anew("x " + text)
+    assert list(first) == tokens._tokenizer.encode(text, add_special_tokens=False).ids
+    assert all(tokens._ids[token] is token for token in (*first, *second))
+
+
 def test_a_tokenizer_whose_control_tokens_swallow_space_is_tokenized_whole(tmp_path):
     renderer = PromptRenderer(templates.write("chatml", tmp_path, swallow_left=True), SMALL)
     assert not renderer._tokens.chunked
