@@ -4,8 +4,9 @@ May import `embedded` and below.
 """
 
 from pipeline.source.known_config import with_known_config
+from pipeline.source.model_content import content_hash, held_twice
 from pipeline.source.model_files import CHECKPOINTS
-from pipeline.source.model_source import HF_QUANT_CONFIG, checkpoint_in, content_hash, fetch, held_twice, read_facts
+from pipeline.source.model_source import HF_QUANT_CONFIG, checkpoint_in, fetch, read_facts
 from pipeline.source.prompt_format import with_prompt_format
 from pipeline.source.source_facts import CONTENT_SUFFIXES, EMBEDDED, EMBEDDED_CHAT, SourceFacts
 

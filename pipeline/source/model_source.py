@@ -1,26 +1,21 @@
 """Model sources: a folder, a repository on the hub, or the package itself.
 
 `read_facts` reads what a plan needs (config, names and sizes of files) and downloads no weights. `fetch` brings the
-whole model here. `content_hash` names its bytes.
+whole model here.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from pipeline import paths
-from pipeline.checkpoint.config_reader import ConfigError
-from pipeline.checkpoint.tensors import weights_in
 from pipeline.problem import Problem
 from pipeline.progress import Progress
 from pipeline.source import licenses, weights
@@ -43,15 +38,12 @@ from pipeline.source.source_facts import (
     EMBEDDED_CHAT,
     EMBEDDED_TOOL,
     SourceFacts,
-    is_content,
 )
-from runtime.artifact import ArtifactError, hub, hub_client
-from runtime.artifact.hashes import sha256_of
+from runtime.artifact import hub, hub_client
 from runtime.artifact.hub import TokenError
 from runtime.artifact.repository import Reference
 from runtime.engines.trt.folders import is_checkpoint
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 # ModelOpt says there how it quantized; older releases of it only there.
@@ -249,55 +241,6 @@ def fetch(facts: SourceFacts, progress: Progress) -> Path:
     named = HUB_ID.fullmatch(facts.ref)
     weights.write_ref(Reference(facts.name, (named and named["revision"]) or "main"), facts.revision)
     return folder
-
-
-def content_hash(folder: Path, expected: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Return a SHA-256 over the names, sizes and hashes of the files that decide a model's answers.
-
-    Every byte is read each time: a disk that fails, and an edit that puts the time back, leave size and time as they
-    were. Hashing runs in threads: hashlib releases the GIL.
-
-    Args:
-        folder: the model.
-        expected: SHA-256 of files by name, as the hub lists them; a file in the hub's cache is named by its own too.
-
-    Raises:
-        ArtifactError: a file has another hash.
-        OSError: a file cannot be read.
-    """
-    taken = _weights_of(folder)
-    templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
-    paths = [path for path in (*sorted(folder.iterdir()), *templates) if path.is_file()]
-    paths = [path for path in paths if path.name.endswith(CONTENT_SUFFIXES)]
-    paths = [path for path in paths if is_content(path.relative_to(folder).as_posix(), taken)]
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(sha256_of, paths))
-    lines = []
-    for path, sha256 in zip(paths, found, strict=True):
-        name, blob = path.relative_to(folder).as_posix(), path.resolve()
-        named = blob.name if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) else sha256
-        if (right := expected.get(name, named)) != sha256:
-            raise ArtifactError(
-                f"{blob}: expected SHA-256 {right[:12]}…, found {sha256[:12]}…: it changed since it came; "
-                "remove it and fetch it again"
-            )
-        lines.append(f"{sha256}  {path.stat().st_size}  {name}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def held_twice(folder: Path) -> frozenset[str]:
-    """Return the weights of a folder, and their indices, that nothing loads: the same again in another form."""
-    taken = _weights_of(folder)
-    names = (path.name for path in folder.iterdir() if ".safetensors" in path.name)
-    return frozenset(name for name in names if not is_content(name, taken))
-
-
-def _weights_of(folder: Path) -> tuple[str, ...]:
-    """Return the files that hold a folder's weights; all that could, where its index cannot be read."""
-    try:
-        return weights_in(folder)
-    except ConfigError:
-        return tuple(path.name for path in folder.glob("*.safetensors"))
 
 
 def _license_of(card: Path) -> License:
