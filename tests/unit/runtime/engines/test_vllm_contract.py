@@ -31,7 +31,7 @@ class Thing:
         self.shape, self.colour = size, "red"
 
     def act(self, what: int, *, word: str = "") -> str:
-        return "said" if what else self.act.__name__
+        return "said" if what.numerator else self.act.__name__
 
     @staticmethod
     def plain(one: int) -> None: ...
@@ -72,7 +72,7 @@ def test_what_is_there_is_met(need: str) -> None:
     [
         "Thing()", "Thing(_, _)", "Thing(length=_)", "Thing.weight", "Thing.seen()", "Thing.act()", "Thing.act(_, _)",
         "Thing.act(_, colour=_)", "Thing.plain()", "Thing.made(_, _)", "Thing.act 'sang'", "table[LOCK]", "Other",
-        "Other.act(_)", "Thing.declared()",
+        "Other.act(_)", "Thing.numerator", "Thing.declared()",
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_told(need: str) -> None:
