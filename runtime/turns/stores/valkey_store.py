@@ -18,6 +18,9 @@ from runtime.turns.stores.wire import Argument, Command, Refusal, Wire, told
 # Open connections at most: one has the writes, the other what clients wait for who have just come.
 CONNECTIONS = 2
 _ACCEPTED, _REFUSED = Outcome(True), Outcome(False)
+# A connection may take as many times longer than an answer: it is several of them, one after the other. Nobody waits so
+# long; who comes when it is made has it.
+CONNECT_TIMES = 6
 # Keys that one step of a search looks at.
 _SCAN = "1000"
 # What a server says that has forgotten the scripts, or is a replica now: a new connection brings them, or finds it.
@@ -140,6 +143,9 @@ class ValkeyStore:
         wire = self._wires.get(writes)
         if wire is None or not wire.open:
             wire = await self._connected(writes)
+            if deadline - self._loop.time() < self._timeout / 2:
+                # A late answer would end the connection; the next attempt has it, and all of its time.
+                raise StoreError("connecting left no time for an answer")
         try:
             answers = await wire.ask(commands, deadline)
         except asyncio.TimeoutError:
@@ -151,12 +157,15 @@ class ValkeyStore:
         return answers
 
     async def _connected(self, writes: bool) -> Wire:
-        """A new connection, which all who want it meanwhile share."""
+        """A new connection, which all who want it meanwhile share. Where it takes long nobody waits, and it is made."""
         opening = self._opening.get(writes)
         if opening is None:
             opening = self._opening[writes] = asyncio.ensure_future(self._connect())
             opening.add_done_callback(partial(self._connect_ended, writes))
-        return await asyncio.shield(opening)
+        try:
+            return await within(self._timeout, asyncio.shield(opening))
+        except asyncio.TimeoutError:
+            raise StoreError(f"no connection within {self._timeout:g} s") from None
 
     def _connect_ended(self, writes: bool, opening: asyncio.Future[Wire]) -> None:
         del self._opening[writes]
@@ -165,9 +174,9 @@ class ValkeyStore:
 
     async def _connect(self) -> Wire:
         try:
-            return await within(self._timeout, self._open())
+            return await within(self._timeout * CONNECT_TIMES, self._open())
         except asyncio.TimeoutError:
-            raise StoreError(f"no answer within {self._timeout:g} s") from None
+            raise StoreError(f"no connection within {self._timeout * CONNECT_TIMES:g} s") from None
         except (OSError, ValueError) as error:  # a name that cannot be asked for is a ValueError
             raise StoreError(told(error)) from None
 
@@ -181,7 +190,7 @@ class ValkeyStore:
             user = (address.user,) if address.user is not None else ()
             commands.insert(0, ("AUTH", *user, self._password or ""))
         try:
-            for answer in await wire.ask(commands, self._loop.time() + self._timeout):
+            for answer in await wire.ask(commands, self._loop.time() + self._timeout * CONNECT_TIMES):
                 if isinstance(answer, Refusal):
                     raise StoreError(str(answer))
         except BaseException:

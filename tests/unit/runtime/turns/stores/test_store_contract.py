@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
 import subprocess
@@ -220,6 +221,49 @@ async def test_no_answer_is_an_error_in_time_and_not_for_ever(server: Valkey) ->
             await store.take(where)
         await asyncio.sleep(0.5)
         assert await store.take(where)
+
+
+@asynccontextmanager
+async def far_away(port: int, seconds: float) -> AsyncIterator[int]:
+    """A port that leads to another one, over a way that takes so long."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await asyncio.sleep(seconds)
+                writer.write(data)
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        ways = [asyncio.ensure_future(carry(reader, back)), asyncio.ensure_future(carry(there, writer))]
+        running.extend(ways)
+        await asyncio.wait(ways)
+
+    running: list[asyncio.Future[None]] = []
+    listening = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        listening.close()
+        if running:
+            await asyncio.wait(running)
+
+
+async def test_connecting_may_take_longer_than_an_answer(server: Valkey) -> None:
+    """Else a store over a way on which each answer is in time would never be reached."""
+    async with far_away(server.port, 0.3) as port, opened(f"valkey://127.0.0.1:{port}", timeout=1) as store:
+        refusals = []
+        for _ in range(50):
+            try:
+                await store.ping()
+                break
+            except StoreError as error:
+                refusals.append(str(error))
+                await asyncio.sleep(0.05)
+        else:
+            pytest.fail(f"never reached: {refusals[:5]}")
+        assert refusals, "whoever comes first does not wait for all of it"
 
 
 async def test_a_server_that_is_not_there_is_an_error() -> None:
