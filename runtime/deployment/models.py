@@ -14,7 +14,7 @@ from runtime.deployment.classifier import Decision
 from runtime.deployment.metrics import Metrics
 from runtime.deployment.traces import Tracer
 from runtime.engines import Engine, EngineDeadError, Places, Sampling
-from runtime.host.text_cache import for_salt
+from runtime.host.text_cache import TextCache, for_salt
 from runtime.text.prompt import BOUNDARY_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
 from runtime.text.replies import reply
 from runtime.text.replies.channels import PLAIN, ReplyFormat
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 # Characters of a token that few texts have on average.
 LONG_TOKEN = 16
+# Bytes of the system prompts that are known to fit.
+FITTING_BYTES = 8 * 2**20
 
 
 class PromptParts(TypedDict):
@@ -87,6 +89,8 @@ class Chat:
         self._renderer = renderer  # makes prompts
         self._pool = pool  # where that takes long
         self._budgets = budgets  # of a prompt's parts
+        # System prompts that were found to fit: clients send the same with every turn.
+        self._fitting = TextCache(len, limit=FITTING_BYTES, entry_limit=FITTING_BYTES // 16)
 
     async def persona_excess(
         self, persona: str, runtime_text: str, cache_salt: str | None = None
@@ -96,12 +100,20 @@ class Chat:
         # A token is at least one byte, so short texts need no counting.
         if len(persona.encode()) + len(runtime_text.encode()) <= budgets.persona:
             return None
+        both = f"{len(persona)} {persona}{runtime_text}"  # tells where the one ends
+        with for_salt(cache_salt):
+            if both in self._fitting:
+                return None
         try:
             tokens = await self.render(persona, runtime_text, (), "", cache_salt)
         except PersonaTooLongError as error:
             return error
         room = budgets.input - budgets.utterance - BOUNDARY_TOKENS
-        return PersonaTooLongError(len(tokens), room) if len(tokens) > room else None
+        if len(tokens) > room:
+            return PersonaTooLongError(len(tokens), room)
+        with for_salt(cache_salt):
+            self._fitting.keep(both, len(tokens))
+        return None
 
     async def render(
         self,

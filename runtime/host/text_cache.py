@@ -64,11 +64,24 @@ class TextCache(Generic[V]):
                 self._entries.move_to_end(key)
                 return entry[0]
         value = self._make(text)
+        self.keep(text, value)
+        return value
+
+    def __contains__(self, text: str) -> bool:
+        """Whether the value of a text is there; then it counts as used."""
+        key = (_FOR.get(), text)
+        with self._lock:
+            if key not in self._entries:
+                return False
+            self._entries.move_to_end(key)
+            return True
+
+    def keep(self, text: str, value: V) -> None:
+        """Put the value of a text in, unless it is too large."""
         size = ENTRY_BYTES + sys.getsizeof(text) + sys.getsizeof(value)
         if size <= self._entry_limit:
             with self._lock:
-                self._keep(key, value, size)
-        return value
+                self._keep((_FOR.get(), text), value, size)
 
     def _keep(self, key: tuple[str | None, str], value: V, size: int) -> None:
         known = self._entries.pop(key, None)
