@@ -232,6 +232,9 @@ def _complete(session: Session, lease: Lease, turn: StoredTurn, cut: str) -> Non
 
 
 def _insert(session: Session, lease: Lease, messages: list[Message]) -> None:
+    last = session.last_reply
+    if messages and last is not None and last.kept and lease.seam >= session.history.end:
+        session.last_reply = session.reply = None  # it is not the last any more, and what is cut stands last
     session.history.insert(lease.seam, messages)
     lease.seam += len(messages)
 

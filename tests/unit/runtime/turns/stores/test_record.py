@@ -14,12 +14,14 @@ from runtime.engines import Sampling
 from runtime.host.ratelimit import SlidingWindow
 from runtime.text.prompt import Message
 from runtime.turns.sessions import stored
+from runtime.turns.sessions.heard import LastReply
 from runtime.turns.sessions.lease import Lease
 from runtime.turns.sessions.session import Session
 from runtime.turns.stores.record import (
     VERSION,
     Record,
     RecordError,
+    StoredReply,
     StoredSampling,
     StoredTurn,
     decode,
@@ -135,3 +137,31 @@ def test_keys_are_changed_one_after_the_other() -> None:
     both = Sealer([new, old])
     assert both.open(written, b"p") == b"v"
     assert Sealer([new]).open(both.seal(b"v", b"p"), b"p") == b"v"
+
+
+@pytest.mark.parametrize("here", [False, True])
+@pytest.mark.parametrize("left", [0, 1, 2])
+@pytest.mark.parametrize("chars", [0, 2, 8])
+def test_a_reply_is_cut_where_it_stands_last_and_nothing_is_doubled(left: int, here: bool, chars: int) -> None:
+    """What other servers said meanwhile comes behind what the store had, and before what was said here."""
+    session, lease = session_of()
+    known = ((True, "u1"), (False, "R1 whole"))
+    record = Record(version=VERSION, history=known, turns=("1",), reply=StoredReply("t1", "R1 whole", True, True))
+    stored.restore(session, record, DEFAULT_BOUNDS)
+    if here:
+        session.reply = Message("assistant", "R2 whole")
+        session.history.extend((Message("user", "u2"), session.reply))
+        session.last_reply = LastReply("t2", "R2 whole", True)
+    for number in range(left):
+        stored.merge(session, StoredTurn(f"left {number}", f"v{number}", f"S{number}", 0))
+    session.cut(chars)
+    before = [text for number in range(left) for text in (f"v{number}", f"S{number}")]
+    cut = [part for part in ("R2 whole" if here else "R1 whole",) if chars]
+    expected = ["u1", "R1 whole", *before, "u2", *(part[:chars] for part in cut)] if here else ["u1"]
+    if not here:
+        expected += ["R1 whole", *before] if left else [part[:chars] for part in cut]
+    assert [message.content for message in session.history.messages()] == expected
+    again, _ = session_of()
+    stored.restore(again, decode(encode(stored.record_of(session, lease), 1 << 20)), DEFAULT_BOUNDS)
+    again.cut(chars)
+    assert [message.content for message in again.history.messages()] == expected
