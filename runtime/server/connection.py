@@ -249,6 +249,9 @@ class Connection:
         """
         send, encode = self._send, frames.encode
         try:
+            if len(taken) == 1 and not isinstance(frame := taken[0], Close):  # a token, nearly always
+                await send({"type": "websocket.send", "text": encode(frame)})
+                return True
             end = len(taken) - 1
             for number, frame in enumerate(taken):
                 if isinstance(frame, Close):

@@ -38,6 +38,8 @@ LINGER_BYTES = 1_048_576
 class WebSocketFront(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket with our bounds."""
 
+    _send_plain = WebSocketsSansIOProtocol.send  # found without `super()`, at each token
+
     def __init__(
         self,
         config: uvicorn.Config,
@@ -148,14 +150,14 @@ class WebSocketFront(WebSocketsSansIOProtocol):
 
     def send(self, message: Any) -> Coroutine[Any, Any, None]:  # noqa: ANN401 - uvicorn's own event
         """Send; a text with `more` goes together with what follows at once, in one piece for the socket."""
-        return self._hold(message) if message.get("more") else super().send(message)
+        return self._hold(message) if "more" in message else self._send_plain(message)
 
     async def _hold(self, message: Any) -> None:  # noqa: ANN401
         conn = self.conn
         if self.handshake_complete and conn.state is State.OPEN and not self.close_sent and self.writable.is_set():
             conn.send_text(message["text"].encode())  # it stays with the connection until the next is sent
         else:
-            await super().send(message)
+            await self._send_plain(message)
 
     async def run_asgi(self) -> None:
         """Serve, then read on for the peer's answer to our close frame."""
