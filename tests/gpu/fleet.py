@@ -4,7 +4,7 @@
     python3 tests/gpu/fleet.py ARTIFACT [--streams 64 256] [--only router kill]
 
 Needs as many GPUs as it shall have servers, `haproxy` on the path, and cores: a quarter of them for the load, two for
-the router, the rest shared by the servers.
+each server for the router, the rest shared by the servers.
 
 `router`: so many streams for each server, straight to the servers, through the router, and half of them this way and
 half that way, in turns; every stream names its session at the handshake, so that the router hashes it. `kill`: clients
@@ -73,7 +73,8 @@ class Cores:
         """Share this process's CPUs."""
         serving, load = split_cpus(os.sched_getaffinity(0))
         rest = sorted(serving)
-        router, rest = (rest[-2:], rest[:-2]) if len(rest) > 2 * number + 2 else (rest, rest)
+        wanted = 2 * number  # the frames of a step of each server come at once, and wait for one another
+        router, rest = (rest[-wanted:], rest[:-wanted]) if len(rest) > 2 * wanted else (rest, rest)
         each = max(1, len(rest) // number)
         shares = [set(rest[each * index : each * (index + 1)]) or set(rest) for index in range(number)]
         return cls(tuple(sorted(load)), set(router), shares)
