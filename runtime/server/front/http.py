@@ -186,6 +186,7 @@ class HttpFront(H11Protocol):
         return None
 
     def _take(self, head: Head) -> None:
+        self._unset_keepalive_if_required()  # set after the answer before, where this one came meanwhile
         self._queued, self._searched = False, 0
         self._head = bytes(self._held[: head.size])
         del self._held[: head.size]

@@ -225,6 +225,22 @@ async def test_requests_of_both_kinds_are_answered_in_their_order_on_one_connect
         writer.close()
 
 
+@pytest.mark.parametrize("second", [{}, {"TE": "x"}], ids=["plain", "odd"])
+@pytest.mark.parametrize("first", [{}, {"TE": "x"}], ids=["plain", "odd"])
+async def test_an_answer_takes_its_time_behind_another(first: dict[str, str], second: dict[str, str]) -> None:
+    """The time that a connection may be idle begins behind every answer, and ends when the next request is read."""
+    async with serving(ScriptedEngine(reply=["word "] * 10, pause=0.02)) as running:
+        running.server.config.timeout_keep_alive = 0.05  # type: ignore[assignment]
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        body = {**BODY, "stream": True}
+        writer.write(request(body, **first) + request(body, **second))
+        for _ in range(2):
+            stream = await reader.readuntil(b"0\r\n\r\n")
+            assert stream.count(b"word ") == 10
+        assert await reader.read() == b""  # and nobody asks for more
+        writer.close()
+
+
 @pytest.mark.parametrize("more", [{}, {"X-API-Key": "wrong"}], ids=["known", "strangers"])
 async def test_of_many_requests_at_once_a_few_begin_in_each_step_of_the_loop(
     more: dict[str, str], monkeypatch: pytest.MonkeyPatch
