@@ -86,9 +86,10 @@ class HttpFront(H11Protocol):
         """The peer has nothing more to say; whether it still waits for an answer.
 
         Who hangs up looks the same as who has said all. What holds a slot is not made for nobody: there it has hung up.
+        So it has where the rest of a body was still to come: nobody waits for what cannot be asked any more.
         """
         self._ended = self.socket.ended = True
-        return self._answering and not self._refused and not self.socket.admitted
+        return self._answering and not self._body_left and not self._refused and not self.socket.admitted
 
     @property
     def _answering(self) -> bool:
@@ -196,6 +197,9 @@ class HttpFront(H11Protocol):
     def _go_on(self) -> None:
         """Read what has come behind a head."""
         self._read_body()
+        if self._ended and self._body_left:  # the rest will not come
+            self.transport.close()
+            return
         self._check_bounds()
 
     def _read_body(self) -> None:

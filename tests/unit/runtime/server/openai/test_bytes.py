@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from tests.harness.scripted import KEY, REPLY, Running, ScriptedEngine, serving
+from tests.harness.waiting import eventually
 
 BODY: Any = {"model": "chat", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -92,6 +95,25 @@ async def test_a_body_that_does_not_come_ends_the_connection_and_holds_nothing()
         assert await reader.read() == b""
         assert running.service.admission.held == 0
     assert running.engine.prompts == []
+
+
+@pytest.mark.parametrize("more", [{}, {"TE": "x"}], ids=["plain", "odd"])
+@pytest.mark.parametrize("before", [0, 1], ids=["alone", "behind another"])
+@pytest.mark.parametrize("steps", [0, 5])
+async def test_who_hangs_up_in_the_middle_of_a_body_is_not_waited_for(
+    more: dict[str, str], before: int, steps: int
+) -> None:
+    """The deadline, which would end it too, is far away."""
+    async with serving(handshake_deadline_s=300) as running, connection(running) as (reader, writer):
+        wrong = request(BODY, **{"X-API-Key": "wrong"})
+        writer.write(before * wrong + request(BODY, **more)[:-1])
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        writer.write_eof()
+        answers = await asyncio.wait_for(reader.read(), 60)
+        assert answers.count(b"HTTP/1.1 401 ") == before
+        assert answers.count(b"HTTP/1.1 ") == before
+        await eventually(lambda: not running.server.server_state.connections)
 
 
 async def test_a_body_that_drips_has_the_same_time_as_one_that_does_not_come() -> None:
