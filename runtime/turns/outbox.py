@@ -16,6 +16,9 @@ from runtime.wire.frames import Final, Frame, RequestId, Token
 HIGH_WATER_FRAMES = 64
 # Replies may be long: with so much of them waiting no new turn is read, whatever the number of frames.
 HIGH_WATER_LETTERS = 65_536
+# A reply's last text waits so long for its end, which mostly comes with it. Not where the engine takes its time to let
+# go, or is asked for more after all: whoever listens must not wait for that.
+END_WAIT_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Outbox:
 
     __slots__ = (
         "_closed",
+        "_end_wait",
         "_frames",
         "_gathering",
         "_loop",
@@ -49,6 +53,7 @@ class Outbox:
         self._weight = 0  # letters of replies in the frames that wait
         self._writer: asyncio.Future[None] | None = None  # the writer's wait for a frame
         self._reader: asyncio.Future[None] | None = None  # the reader's wait for room
+        self._end_wait: asyncio.TimerHandle | None = None  # set while a last text waits for its turn's end
         self._gathering = False  # the writer is not woken
         self._closed = False  # nothing is taken any more
 
@@ -62,6 +67,7 @@ class Outbox:
         """Queue a frame; nothing follows a `Close`."""
         if self._closed:
             return
+        self._end_last_wait()
         if self._text:
             self._weight += sum(map(len, self._text))
             self._flush_text()
@@ -75,7 +81,8 @@ class Outbox:
     def put_text(self, text: str, request_id: RequestId | None, last: bool = False) -> None:
         """Queue a piece of the reply. `request_id` is the turn's; a turn's first text always follows another frame.
 
-        With `last` the turn's end is about to follow, and both go together: the writer is not woken for the text alone.
+        With `last` the turn's end is about to follow, and both go together: the writer is not woken for the text alone,
+        unless the end is late.
         """
         if self._closed:
             return
@@ -83,10 +90,13 @@ class Outbox:
         self._text.append(text)
         if not last:
             self._wake_writer()
+        elif self._end_wait is None:
+            self._end_wait = self._loop.call_later(END_WAIT_S, self._send_last_text)
 
     def close(self) -> None:
         """Drop whatever comes later, and let a paused reader go on."""
         self._closed = True
+        self._end_last_wait()
         self._wake_reader()
 
     async def take(self) -> list[Frame | Close]:
@@ -130,6 +140,15 @@ class Outbox:
             text = self._text[0] if len(self._text) == 1 else "".join(self._text)
             self._frames.append(Token(text=text, request_id=self._text_request_id))
             self._text.clear()
+
+    def _send_last_text(self) -> None:
+        self._end_wait = None
+        self._wake_writer()
+
+    def _end_last_wait(self) -> None:
+        if self._end_wait is not None:
+            self._end_wait.cancel()
+            self._end_wait = None
 
     def _wake_writer(self) -> None:
         if self._writer is not None and not self._gathering and not self._writer.done():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +22,8 @@ async def test_text_that_lies_together_becomes_one_frame() -> None:
     assert await outbox.take() == [Token(text="ab", request_id=1), Pong(), Token(text="c", request_id=1)]
 
 
-async def test_a_replys_last_text_goes_with_its_end_and_the_others_at_once() -> None:
+async def test_a_replys_last_text_goes_with_its_end_and_the_others_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.turns.outbox.END_WAIT_S", 60.0)
     outbox = Outbox()
     taking = asyncio.create_task(outbox.take())
     await asyncio.sleep(0)
@@ -34,6 +37,32 @@ async def test_a_replys_last_text_goes_with_its_end_and_the_others_at_once() -> 
     assert not taking.done()
     outbox.put(Done(request_id=1))
     assert await taking == [Token(text="b", request_id=1), Done(request_id=1)]
+
+
+async def test_a_last_text_whose_end_is_late_goes_alone() -> None:
+    outbox = Outbox()
+    outbox.put_text("a", 1)
+    await outbox.take()
+    outbox.put_text("b", 1, last=True)
+    outbox.put_text("c", 1, last=True)
+    # The writer waits already, and no end follows.
+    assert await asyncio.wait_for(asyncio.create_task(outbox.take()), 30) == [Token(text="bc", request_id=1)]
+
+
+async def test_nobody_waits_for_the_end_of_a_turn_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def call_later(delay: float, call: Callable[..., None], *given: object) -> asyncio.TimerHandle:
+        timers.append(asyncio.TimerHandle(loop.time() + delay, call, given, loop))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    for end in (lambda outbox: outbox.put(Done(request_id=1)), Outbox.close):
+        outbox = Outbox()
+        outbox.put_text("b", 1, last=True)
+        end(outbox)
+    assert [timer.cancelled() for timer in timers] == [True, True]
 
 
 async def test_nothing_follows_a_close() -> None:
