@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from urllib.parse import quote, quote_plus
 
 import pytest
+from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 
 from runtime import defaults
@@ -45,12 +46,18 @@ async def test_a_session_key_comes_to_the_same_server_by_whichever_way_it_is_nam
         assert await three.asked(query=query, Cookie=cookie) == "server 1", "the query before the cookie"
 
 
+def as_header(text: str) -> str:
+    """Return what the client's library writes as a text's bytes; since 17.0 it takes each letter for one byte."""
+    utf8 = Headers(x="é").serialize().count("é".encode())
+    return text if utf8 else text.encode().decode("latin-1")
+
+
 async def test_any_letters_of_a_session_key_lead_to_one_server() -> None:
     keys = ["50% off", "100%", "%zz", "a+b c", "one,two", "x, y", "löwe/🦁", "a;b&c=d", '"', "~" * 256]
     servers = set()
     async with fleet() as three:
         for key in keys:
-            sent = key.encode().decode("latin-1")  # a header's bytes, as they are
+            sent = as_header(key)
             escaped, form = quote(key, safe=""), quote_plus(key)
             ways: list[tuple[str | None, str, dict[str, str]]] = [(sent, "", {}), (sent, "", {})]
             ways += [(None, f"?session={one}", {}) for one in (escaped, form)]
