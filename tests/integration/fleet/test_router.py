@@ -46,8 +46,8 @@ async def test_a_session_key_comes_to_the_same_server_by_whichever_way_it_is_nam
         assert await three.asked(query=query, Cookie=cookie) == "server 1", "the query before the cookie"
 
 
-# Whether the client's library writes each letter of a header as one byte, as since 17.0; before, there is no way to send
-# a key's bytes as they are.
+# Whether the client's library writes each letter of a header as one byte, as since 17.0; before, there is no way to
+# send a key's bytes as they are.
 WRITES_BYTES = Headers(x="é").serialize() == "x: é\r\n\r\n".encode("latin-1")
 
 
