@@ -199,8 +199,7 @@ class OpenAiDoor:
             raise RuntimeError("a request was admitted before anything was loaded")
         outbox = Outbox()
         heading = Heading(_completion_id(exchange), int(time.time()), request.model, service.served.fingerprint)
-        if service.deployment.chat is not None:
-            service.deployment.chat.engine.wake()
+        service.deployment.wake_engine()
         completion = Completion(
             exchange,
             Turn(None, outbox, service.deployment, credential.principal),
