@@ -32,6 +32,8 @@ from runtime.text.tokenizer import load_tokenizer
 TRIAL_LIMIT_S = 600.0
 # The prompts of the speed test, as a conversation's are with a persona.
 PROMPT_TOKENS = 480
+# A long history that no cache has: several steps of the scheduler.
+LONG_TOKENS = 4096
 # Architectures whose layers norm queries and keys.
 WITH_QK_NORM = ("qwen3", "gemma3", "olmo2", "olmo3")
 
@@ -132,6 +134,7 @@ class Trials:
         streams: those that the speed test opens at once.
         asked: prompts and lengths of the test of the text.
         prompts: those of the speed test.
+        long: its long one.
         plain: the engine's options without a choice.
 
     Args:
@@ -166,6 +169,7 @@ class Trials:
             tuple(islice(cycle(flat), (number * step) % len(flat), (number * step) % len(flat) + length))
             for number in range(self.streams)
         )
+        self.long = tuple(islice(cycle(flat), min(LONG_TOKENS, longest_prompt)))
         self.plain = EngineOptions(
             max_num_seqs=limits.max_batch_size,
             max_model_len=limits.max_model_len,
@@ -204,9 +208,8 @@ class Trials:
         return loss
 
     def _job(self, kind: Any, options: EngineOptions) -> Job:  # noqa: ANN401 - a literal
-        return Job(
-            kind, self.request.folder, self.request.engine, options, self.streams, self.asked, self.prompts, Path()
-        )
+        asked = self.request
+        return Job(kind, asked.folder, asked.engine, options, self.streams, self.asked, self.prompts, self.long, Path())
 
     def _run(self, job: Job) -> tuple[dict[str, Any], str]:
         return trial_process.run(self.command, job, self.scratch, min(self.limit_s, self.budget.limit_s))

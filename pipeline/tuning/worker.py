@@ -26,7 +26,7 @@ from runtime.engines import Engine, EngineOptions
 ALONE_TOKENS, BURST_TOKENS, FULL_TOKENS = 96, 4, 64
 BURST_STREAMS, MOST_STREAMS = 64, 256
 # A first token takes tens of milliseconds, and one of them tells little: so many are begun, and so many bursts.
-STARTS, BURSTS = 8, 3
+STARTS, BURSTS, LONGS = 8, 3, 3
 # Seconds without a request before each of them, as between a listener's turns: out of silence the processor that
 # launches the GPU's work is slow, which is most of such a first token, and what some options change.
 SILENCE_S = 0.3
@@ -47,6 +47,7 @@ class Job:
         streams: that run at once.
         asked: prompts of several lengths, with how long their replies may be.
         prompts: of the speed test, one a stream; equally long.
+        long: one that is longer, and new each time that it is asked.
         served: replies to judge.
         plain: replies to hold them against.
         out: file to write.
@@ -59,6 +60,7 @@ class Job:
     streams: int
     asked: tuple[Asked, ...]
     prompts: tuple[tuple[int, ...], ...]
+    long: tuple[int, ...]
     out: Path
     served: tuple[tuple[int, ...], ...] = ()
     plain: tuple[tuple[int, ...], ...] = ()
@@ -83,6 +85,7 @@ class Job:
             streams=told["streams"],
             asked=tuple(Asked(tuple(one["prompt"]), one["reply_tokens"]) for one in told["asked"]),
             prompts=_tuples(told["prompts"]),
+            long=tuple(told["long"]),
             out=Path(told["out"]),
             served=_tuples(told["served"]),
             plain=_tuples(told["plain"]),
@@ -101,11 +104,13 @@ async def measure(engine: Engine, job: Job, repeats: int = REPEATS) -> Mapping[s
     """
     replies = await replies_of(engine, job.asked, job.streams)
     turns = count()
-    runs = [await _run(engine, job.prompts, turns) for _ in range(repeats + 1)][1:]
+    runs = [await _run(engine, job, turns) for _ in range(repeats + 1)][1:]
     return {"runs": runs, "replies": replies}
 
 
-async def _run(engine: Engine, prompts: Sequence[Sequence[int]], turns: Iterator[int]) -> dict[str, float]:
+async def _run(engine: Engine, job: Job, turns: Iterator[int]) -> dict[str, float]:
+    prompts = job.prompts
+
     async def say(prompt: Sequence[int], tokens: int) -> Reply:
         return await reply_to(engine, turn(prompt, next(turns)), greedy(tokens, ignore_eos=True))
 
@@ -118,6 +123,7 @@ async def _run(engine: Engine, prompts: Sequence[Sequence[int]], turns: Iterator
         return await together(prompts, tokens)
 
     alone = [await say(prompts[0], ALONE_TOKENS) for _ in range(2)]
+    long = [await reply_to(engine, unseen(job.long, next(turns)), greedy(1, ignore_eos=True)) for _ in range(LONGS)]
     starts = [reply for _ in range(STARTS) for reply in await out_of_silence(prompts[:1], 1)]
     bursts = [reply for _ in range(BURSTS) for reply in await out_of_silence(prompts[:BURST_STREAMS], BURST_TOKENS)]
     loop = asyncio.get_running_loop()
@@ -129,6 +135,7 @@ async def _run(engine: Engine, prompts: Sequence[Sequence[int]], turns: Iterator
         "itl_ms": 1000 * median(gaps),
         "ttft_one_ms": 1000 * median(reply.ttft_s for reply in starts),
         "ttft_ms": 1000 * median(reply.ttft_s for reply in bursts),
+        "ttft_long_ms": 1000 * median(reply.ttft_s for reply in long),
         "tokens_per_s": sum(reply.tokens for reply in replies) / seconds,
     }
 
@@ -142,6 +149,16 @@ def turn(prompt: Sequence[int], number: int) -> list[int]:
     new = min(NEW_TOKENS, len(prompt) // 2)
     known = len(prompt) - new
     return [*prompt[:known], *(prompt[(number + place) % len(prompt)] for place in range(new))]
+
+
+def unseen(prompt: Sequence[int], number: int) -> list[int]:
+    """Return a prompt that begins elsewhere for each number, so that no prefix cache has any of it.
+
+    >>> unseen([1, 2, 3, 4, 5, 6], 4)
+    [5, 6, 1, 2, 3, 4]
+    """
+    begin = number % len(prompt)
+    return [*prompt[begin:], *prompt[:begin]]
 
 
 async def judge(engine: Engine, job: Job) -> Mapping[str, Any]:

@@ -9,6 +9,9 @@ them. What the server and vLLM say about their time is printed too.
 
 `ways` fills one cache by a start, and then starts by it in turns: as it is, with the memory measured at every start, or
 with vLLM's processes spawned, each phase beside the others'.
+
+`--profile FILE` has py-spy (root, on the path) look at all processes of a start with the chat model, and writes what
+each thread did when, as a trace that Chromium's `about:tracing` shows.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,10 +68,14 @@ def ways(folder: Path, rounds: int) -> None:
         print(f"{phase:10} " + " ".join(f"{seconds:10.2f}" for seconds in middle), flush=True)
 
 
-def ours(folder: Path, **env: str) -> float:
+def ours(folder: Path, profile: Path | None = None, **env: str) -> float:
     """Measure the seconds until /readyz answers 200."""
     with Server(folder, VLLM_LOGGING_LEVEL="INFO", **env) as server:
+        looker = looking_at(server, profile) if profile else None
         seconds = server.wait_ready(400)
+        if looker:
+            looker.send_signal(signal.SIGINT)  # it writes then
+            looker.wait(60)
         for phase, took in server.start_phases().items():
             print(f"    {phase:10} {took:6.2f} s")
         for event in server.log.read_text().splitlines():
@@ -75,6 +83,16 @@ def ours(folder: Path, **env: str) -> float:
                 print("   ", event[:220])
         server.stop()
     return seconds
+
+
+def looking_at(server: Server, out: Path) -> subprocess.Popen[bytes]:
+    """Start py-spy on a server and all that it starts, 50 times a second."""
+    assert server.process is not None
+    program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}") or "py-spy"
+    command = [program, "record", "--pid", str(server.process.pid), "--subprocesses", "--idle", "--rate", "50"]
+    return subprocess.Popen(
+        [*command, "--nonblocking", "--duration", "300", "--format", "chrometrace", "--output", str(out)]
+    )
 
 
 def vllm_serve(folder: Path) -> float:
@@ -109,6 +127,7 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--only", nargs="+", choices=["with", "both", "without", "vllm", "ways"])
     parser.add_argument("--rounds", type=int, default=2, help="of `ways`")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="write what each thread did in a start")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started here is ended here
     wanted = arguments.only or ["with", "both", "without", "vllm"]
@@ -121,6 +140,11 @@ def main() -> None:
         if name in wanted and mode in modes(arguments.artifact):
             times[name] = ours(arguments.artifact, DEPLOY_MODE=mode)
             print(f"cold start, {mode}, the artifact's compile cache: {times[name]:.1f} s", flush=True)
+    if arguments.profile:
+        print(
+            f"cold start under py-spy: {ours(arguments.artifact, arguments.profile, DEPLOY_MODE='chat'):.1f} s",
+            flush=True,
+        )
     if "without" in wanted:
         with tempfile.TemporaryDirectory() as scratch:
             empty = {"VLLM_CACHE_ROOT": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}

@@ -5,16 +5,18 @@
 #     bash tests/gpu/everything.sh prove OUT WORK       the embedded models: the pipeline, the protocol, classifiers (14)
 #     bash tests/gpu/everything.sh doors OUT WORK       64 and 256 streams: the engine alone and HTTP (8)
 #     bash tests/gpu/everything.sh ready OUT WORK       prepared replies, starts, prefixes from host memory (7)
+#     bash tests/gpu/everything.sh starts OUT WORK      starts by phase, what each thread does in one, and held against others (5)
 #     bash tests/gpu/everything.sh tuning OUT WORK      candidates of `--tune` on the 8B shape (9)
+#     bash tests/gpu/everything.sh tuning-fp8 OUT WORK  the same on its weights in FP8, `tuning-awq` in 4 bits (10)
 #     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
 #
-# The last four share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
+# The last seven share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
 # WORK is a folder for 60 GB, best on a tmpfs. Where there are two GPUs, run both at once, each with a
 # CUDA_VISIBLE_DEVICES and cores of its own (`taskset`), `prove` by `setsid`: while speed is measured, `measure` stops the
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
 # Less than everything: SKIP names steps to leave out, STREAMS how many streams (1 64 256), CONTENDERS who is measured
-# with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned ("full
-# graphs", 8), PASSES and PARTS how often and what the fleet does (3, router kill), SEQUENCES how many replies at once the artifact is made for (320 for the last four).
+# with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned and for how long
+# (8), PASSES and PARTS how often and what the fleet does (3, router kill), SEQUENCES how many replies at once the artifact is made for (320 for the last seven).
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
 # without it `measure`, `doors`, `ready` and `fleet` serve the chat model alone.
 set -uo pipefail
@@ -117,11 +119,38 @@ ready() {
     step offload 300 "$python" tests/gpu/offload.py "$model"
 }
 
+starts() {
+    shared || return
+    step cold-start 150 "$python" tests/gpu/cold_start.py "$model" --only with both --profile "$out/start.json"
+    gzip -f "$out/start.json"
+    step ways 300 "$python" tests/gpu/cold_start.py "$model" --only ways --rounds 1
+}
+
+# tuned METHOD FOLDER CANDIDATES
+tuned() {
+    step tune 900 "$python" tests/gpu/tune.py "$2" --method "$1" --minutes "${MINUTES:-8}" \
+        --candidates "${CANDIDATES:-$3}" --json "$out/tune.json"
+}
+
 tuning() {
     once parts parts || return
     # Not the artifact's own folder, to which another lane adds what it compiles.
-    step tune 900 "$python" tests/gpu/tune.py "$work/8b-source" --minutes "${MINUTES:-8}" \
-        --candidates "${CANDIDATES:-full graphs}" --json "$out/tune.json"
+    tuned none "$work/8b-source" "full graphs, steps of 512, steps of 1,024"
+}
+
+tuning-fp8() {
+    once parts parts || return
+    quantized_8b fp8 && tuned fp8 "$work/q/8b-fp8" "full graphs, norms fused with quantizing, steps of 512"
+}
+
+tuning-awq() {
+    once parts parts || return
+    quantized_8b awq && tuned awq "$work/q/8b-awq" "Machete, Marlin, full graphs, steps of 512"
+}
+
+quantized_8b() { # fp8 or awq
+    AWQ_CACHE_DIR=$work/cache-8b-$1 AWQ_CALIB_DATASET=embedded AWQ_NSAMPLES=${AWQ_NSAMPLES_8B:-8} AWQ_SEQLEN=${AWQ_SEQLEN:-256} \
+        step "quantize-8b-$1" 400 "$python" -m pipeline quantize --vllm "$1" "$work/8b-source" --out "$work/q/8b-$1"
 }
 
 fleet() {
@@ -145,10 +174,8 @@ prove() {
     else
         parts
     fi
-    AWQ_CACHE_DIR=$work/cache-8b-fp8 step quantize-8b-fp8 400 \
-        "$python" -m pipeline quantize --vllm fp8 "$work/8b-source" --out "$work/q/8b-fp8" &
-    AWQ_CACHE_DIR=$work/cache-8b-awq AWQ_CALIB_DATASET=embedded AWQ_NSAMPLES=8 step quantize-8b-awq 400 \
-        "$python" -m pipeline quantize --vllm awq "$work/8b-source" --out "$work/q/8b-awq" &
+    quantized_8b fp8 &
+    quantized_8b awq &
     wait
     rm -rf "$work"/cache-8b-*
     for method in fp8 awq gptq; do
@@ -175,9 +202,9 @@ roofline_quantized() {
 }
 
 case $lane in
-measure | prove | doors | ready | tuning | fleet) "$lane" ;;
+measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | fleet) "$lane" ;;
 *)
-    echo "everything.sh: expected measure, prove, doors, ready, tuning or fleet, found $lane" >&2
+    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq or fleet, found $lane" >&2
     exit 64
     ;;
 esac

@@ -46,6 +46,7 @@ from tests.gpu.roofline import bytes_per_step, copy_bandwidth
 FIGURES = (
     ("ttft_one_ms", "TTFT, 1 stream, ms"),
     ("ttft_ms", "TTFT, 64 together, ms"),
+    ("ttft_long_ms", "TTFT, 4,096 new tokens, ms"),
     ("tokens_per_s", "tokens/s, all streams"),
     ("itl_ms", "ITL, 1 stream, ms"),
 )

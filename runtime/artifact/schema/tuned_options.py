@@ -79,6 +79,12 @@ class TunedFigures(Entry):
         allow_inf_nan=False,
         description="to the first token, one stream, out of silence; null where not measured",
     )
+    ttft_long_ms: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="to the first token of a long prompt that is all new; null where not measured",
+    )
 
 
 class TriedOptions(Entry):

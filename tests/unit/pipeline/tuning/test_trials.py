@@ -153,6 +153,7 @@ JOB = Job(
     4,
     (Asked((1, 2), 3), Asked((4,), 2)),
     ((5, 6), (7, 8)),
+    (5, 6, 7),
     Path("out"),
 )
 
@@ -168,7 +169,7 @@ def test_a_worker_measures_each_repeat_and_keeps_the_replies(monkeypatch: pytest
     monkeypatch.setattr(worker.engines, "for_model", lambda *_: engine)
     monkeypatch.setattr(worker, "SILENCE_S", 0.0)
     words = tuple(Words.ids_of("who is it"))
-    job = replace(JOB, asked=tuple(Asked(words, 3) for _ in range(2)), prompts=(words, words))
+    job = replace(JOB, asked=tuple(Asked(words, 3) for _ in range(2)), prompts=(words, words), long=words)
     found = asyncio.run(worker.work(job))
     assert len(found["runs"]) == worker.REPEATS
     assert all(value > 0 for run in found["runs"] for value in run.values())
@@ -177,7 +178,7 @@ def test_a_worker_measures_each_repeat_and_keeps_the_replies(monkeypatch: pytest
     assert all(found["replies"])
     runs, streams = worker.REPEATS + 1, len(job.prompts)
     assert len(engine.woken) == runs * (worker.STARTS + worker.BURSTS)
-    assert len(engine.prompts) == 2 + runs * (2 + worker.STARTS + streams * (worker.BURSTS + 1))
+    assert len(engine.prompts) == 2 + runs * (2 + worker.LONGS + worker.STARTS + streams * (worker.BURSTS + 1))
 
 
 def test_first_tokens_are_measured_out_of_silence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +192,7 @@ def test_first_tokens_are_measured_out_of_silence(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(worker.engines, "for_model", lambda *_: ScriptedEngine(reply=("a", "b"), pause=0.0001))
     monkeypatch.setattr(worker.asyncio, "sleep", noted)
     words = tuple(Words.ids_of("who is it"))
-    asyncio.run(worker.work(replace(JOB, asked=(Asked(words, 3),), prompts=(words,))))
+    asyncio.run(worker.work(replace(JOB, asked=(Asked(words, 3),), prompts=(words,), long=words)))
     assert slept.count(worker.SILENCE_S) == (worker.REPEATS + 1) * (worker.STARTS + worker.BURSTS)
 
 
