@@ -7,7 +7,7 @@ bounds stand in `engines.Sampling` and `wire.messages.DEFAULT_BOUNDS`.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -72,6 +72,7 @@ GPU_TOOL_BESIDE_CHAT = 0.20
 
 # Engines
 KV_DTYPE = "auto"
+WEIGHTS_LOADER: Literal["auto", "safetensors", "instanttensor"] = "auto"
 # Host memory, in GiB, for KV cache that the GPU had to drop; 0 is none.
 KV_OFFLOAD_GIB = 0.0
 KV_BLOCK_REUSE = True

@@ -156,6 +156,7 @@ def _chat(settings: RuntimeSettings, chat: ChatModel, lane: ServedLane, mode: Mo
         pipeline_parallel_size=settings.pipeline_parallel_size,
         kv_cache_dtype=settings.kv_dtype,
         attention_backend=settings.vllm_attention_backend,
+        weights_loader=settings.weights_loader,
         enforce_eager=settings.enforce_eager,
         own_metrics=settings.metrics_engine,
         cpu_kv_cache_gib=settings.vllm_cpu_kvcache_space,

@@ -50,6 +50,8 @@ class EngineOptions:
         dtype: TensorRT-LLM's PyTorch backend: type of what is not quantized; `auto` is the model's own.
         kv_cache_dtype: `auto` is the model's own; `fp8` halves the cache on GPUs that have it.
         attention_backend: the engine's name of an attention kernel, such as `FLASH_ATTN`.
+        weights_loader: vLLM: what brings weights to the GPU, `safetensors` or `instanttensor`; `auto` takes the faster
+            where it is known to do.
         enforce_eager: run without compiled graphs; none means eager on a CPU, compiled on a GPU.
         own_metrics: vLLM keeps its own statistics, which costs time for every token; `own_metrics` then has them.
         cpu_kv_cache_gib: size of the KV cache on a CPU.
@@ -72,6 +74,7 @@ class EngineOptions:
     dtype: str = "auto"
     kv_cache_dtype: str = defaults.KV_DTYPE
     attention_backend: str | None = None
+    weights_loader: str = defaults.WEIGHTS_LOADER
     enforce_eager: bool | None = None
     own_metrics: bool = False
     cpu_kv_cache_gib: float = defaults.CPU_KV_CACHE_GIB

@@ -55,6 +55,11 @@ class EngineSettings(BaseSettings):
         allow_inf_nan=False,
     )
     vllm_attention_backend: str | None = var(None, "vLLM's attention kernel, such as `FLASH_ATTN`; vLLM's own choice")
+    weights_loader: Annotated[Literal["auto", "safetensors", "instanttensor"], ANY_CASE] = var(
+        defaults.WEIGHTS_LOADER,
+        "what brings vLLM's weights to the GPU: `instanttensor` reads on many cores at once, `safetensors` on one; "
+        "`auto`: the former where one GPU has the model and the package is there",
+    )
     enforce_eager: bool | None = var(None, "vLLM without compiled graphs; on a CPU yes, on a GPU no")
     metrics_engine: bool = var(
         False, "vLLM keeps its own statistics, and `/metrics` has them too (`vllm:…`); costs CPU for every token"

@@ -70,6 +70,8 @@ TEXT = "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer"
 CORE = "vllm.v1.engine.core:EngineCore"
 SCHEDULER = "vllm.v1.core.sched.interface:SchedulerInterface"
 MODEL = "vllm.config.model:ModelConfig"
+LOADER = "vllm.model_executor.model_loader.default_loader"
+MANY_CORES, ONE_CORE = "instanttensor_weights_iterator", "safetensors_weights_iterator"
 INT8_ON_CPU = "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel"
 
 
@@ -315,6 +317,13 @@ SEAMS = (
         ),
         "an artifact's compile cache is found nowhere else than where it was filled, and vLLM compiles again",
         upstream="vllm-project/vllm#53193",
+    ),
+    Seam(
+        "weights on many cores",
+        "worker",
+        ("vllm.engine.arg_utils:AsyncEngineArgs(load_format=_)",),
+        "weights are read on one core, or a start ends where the package that reads them on many cannot",
+        met=(f"{LOADER}:{MANY_CORES}(_, _)", f"{LOADER}:{ONE_CORE}(_, _)"),
     ),
     Seam(
         "matrix unit",
@@ -784,6 +793,34 @@ def memory_of(worker: Any) -> tuple[int, int] | None:  # noqa: ANN401 - vLLM is 
     if worker.vllm_config.cache_config.kv_cache_memory_bytes is not None:
         return None
     return int(torch.cuda.mem_get_info()[0]), int(worker.requested_memory)
+
+
+def read_on_one_core_else() -> None:
+    """Have weights read on one core where the package that reads them on many fails before the first of them.
+
+    It may: a file system that is not known to it, or a container that forbids what it does.
+    """
+    try:
+        loader = importlib.import_module(LOADER)
+        many, one = getattr(loader, MANY_CORES), getattr(loader, ONE_CORE)
+    except (ImportError, AttributeError) as error:
+        seams.give_up("weights on many cores", repr(error))
+        return
+
+    def weights(files: list[str], bar: bool) -> Iterator[tuple[str, Any]]:
+        read = iter(many(files, bar))
+        try:
+            first = next(read)
+        except StopIteration:
+            return
+        except Exception as error:  # noqa: BLE001 - whatever the package met, another way is known
+            log.warning("weights are read on one core, since on many it failed: %r", error)
+            yield from one(files, bar)
+            return
+        yield first
+        yield from read
+
+    setattr(loader, MANY_CORES, weights)
 
 
 def give_cache(worker: Any, size: int) -> None:  # noqa: ANN401 - vLLM is untyped to us
