@@ -8,6 +8,7 @@
 #     bash tests/gpu/everything.sh starts OUT WORK      starts by phase, what each thread does in one, and held against others (5)
 #     bash tests/gpu/everything.sh tuning OUT WORK      candidates of `--tune` on the 8B shape (9)
 #     bash tests/gpu/everything.sh tuning-fp8 OUT WORK  the same on its weights in FP8, `tuning-awq` in 4 bits (10)
+#     bash tests/gpu/everything.sh image OUT WORK       the image that image/carry.py packed: from its stack check to its tables (11)
 #     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
 #
 # The last seven share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
@@ -153,6 +154,15 @@ quantized_8b() { # fp8 or awq
         step "quantize-8b-$1" 400 "$python" -m pipeline quantize --vllm "$1" "$work/8b-source" --out "$work/q/8b-$1"
 }
 
+image() {
+    local streams contenders
+    read -ra streams <<<"${STREAMS:-64 256}"
+    read -ra contenders <<<"${CONTENDERS:-alone runtime openai}"
+    step image 900 "$python" tests/gpu/image/prove.py "$out" --layers "${LAYERS:-32}" --and bash -c "
+        for start in 1 2 3; do python /repo/tests/gpu/cold_start.py /artifact --only with; done
+        python /repo/tests/gpu/streams.py /artifact --streams ${streams[*]} --only ${contenders[*]}"
+}
+
 fleet() {
     local streams parts
     read -ra streams <<<"${STREAMS:-256}"
@@ -202,9 +212,9 @@ roofline_quantized() {
 }
 
 case $lane in
-measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | fleet) "$lane" ;;
+measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | fleet) "$lane" ;;
 *)
-    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq or fleet, found $lane" >&2
+    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image or fleet, found $lane" >&2
     exit 64
     ;;
 esac

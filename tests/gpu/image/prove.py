@@ -109,6 +109,8 @@ class Proof:
         words += ["--image", str(self.room / "image.json"), "--bind", f"{self.cache}:/cache"]
         words += ["--bind", f"{self.room / 'repo'}:/repo:ro"]
         words += ["--bind", f"{self.model}:/artifact:ro"] if artifact else ["--bind", f"{self.work}:/work"]
+        if "CUDA_VISIBLE_DEVICES" in os.environ:
+            variables = {"CUDA_VISIBLE_DEVICES": os.environ["CUDA_VISIBLE_DEVICES"], **variables}
         for name, value in variables.items():
             words += ["--env", f"{name}={value}"]
         return [*words, *(["--entrypoint"] if entrypoint else []), "--", *command]
