@@ -152,7 +152,8 @@ def take_over() -> None:
             logger.removeHandler(handler)
         if own:
             logger.propagate = True
-            logger.setLevel(max(logger.level, min(handler.level for handler in own)))
+            # One that has no level has its parent's: torch's loggers would tell each step of a start otherwise.
+            logger.setLevel(max(logger.getEffectiveLevel(), min(handler.level for handler in own)))
 
 
 def _keep_open() -> None:

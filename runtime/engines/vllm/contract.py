@@ -59,7 +59,7 @@ PRELOADED = os.environ.get("LD_PRELOAD", "")
 # A request that nobody has: ending it makes vLLM's processes look up, and says nothing.
 UNKNOWN_REQUEST = "unknown"
 
-# vLLM's handler of outputs is told to end by its shutdown, and has nothing more to do.
+# vLLM's handler of outputs is told to end, and has nothing more to do.
 HANDLER_ENDS_S = 5.0
 
 LLM = "vllm.v1.engine.async_llm:AsyncLLM"
@@ -698,13 +698,18 @@ def block_tokens(llm: AsyncLLM) -> int:
     return int(llm.vllm_config.cache_config.block_size) if seams.holds("block size") else 1
 
 
-async def end_requests(llm: AsyncLLM) -> None:
-    """After its shutdown: end what still waits for outputs, and the handler of outputs."""
-    if not seams.holds("end of requests"):
-        return
-    llm.output_processor.propagate_error(dead()())
-    if llm.output_handler is not None:
+async def shut_down(llm: AsyncLLM) -> None:
+    """Stop vLLM's processes, and end what still waits for outputs.
+
+    The handler of outputs is ended first: it takes the end of the engine's process for its death, and logs that.
+    """
+    known = seams.holds("end of requests")
+    if known and llm.output_handler is not None:
+        llm.output_handler.cancel()
         await asyncio.wait((llm.output_handler,), timeout=HANDLER_ENDS_S)
+    await asyncio.to_thread(llm.shutdown)
+    if known:
+        llm.output_processor.propagate_error(dead()())
 
 
 # In vLLM's engine process

@@ -326,8 +326,7 @@ class VllmEngine:
         """Stop vLLM's processes and end what still runs with EngineDeadError; safe to call twice."""
         llm, self._llm = self._llm, None
         if llm is not None:
-            await asyncio.to_thread(llm.shutdown)
-            await contract.end_requests(llm)
+            await contract.shut_down(llm)
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             await asyncio.to_thread(scratch.remove)

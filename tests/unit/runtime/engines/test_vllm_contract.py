@@ -172,7 +172,38 @@ def impatient(monkeypatch: pytest.MonkeyPatch, all_hold: None) -> None:
 
     async def no_requests(llm: object) -> None: ...
 
-    monkeypatch.setattr(contract, "end_requests", no_requests)
+    monkeypatch.setattr(contract, "shut_down", no_requests)
+
+
+@pytest.mark.parametrize("handler", ["listens", "has ended", "none"])
+async def test_vllm_hears_nothing_of_the_end_of_its_engine(
+    handler: str, all_hold: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handler of outputs takes an engine's end for its death: `AsyncLLM output_handler failed`, at every stop."""
+    told: list[str] = []
+    ended = asyncio.Event()
+
+    async def listen() -> None:
+        if handler == "listens":
+            try:
+                await ended.wait()
+                told.append("failed")
+            except asyncio.CancelledError:
+                told.append("cancelled")
+                raise
+
+    def shutdown() -> None:
+        told.append("shut down")
+        loop.call_soon_threadsafe(ended.set)
+
+    monkeypatch.setattr(contract, "dead", lambda: EngineDeadError)
+    loop = asyncio.get_running_loop()
+    task = None if handler == "none" else asyncio.create_task(listen())
+    await asyncio.sleep(0)
+    outputs = SimpleNamespace(propagate_error=lambda error: told.append(type(error).__name__))
+    llm = SimpleNamespace(output_handler=task, output_processor=outputs, shutdown=shutdown)
+    await contract.shut_down(llm)  # type: ignore[arg-type]
+    assert told == [*(["cancelled"] if handler == "listens" else []), "shut down", "EngineDeadError"]
 
 
 @pytest.mark.parametrize("way", ["silence", AttributeError("put"), TypeError("put() takes 3 arguments")])

@@ -7,12 +7,15 @@ import json
 import logging
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import Secret, SecretBytes, SecretStr
 
 from runtime.host import logs
@@ -20,6 +23,8 @@ from runtime.host.logs import CompressingHandler
 from tests.harness.scripted import KEY, serving
 
 pytestmark = pytest.mark.usefixtures("log_restored")
+
+LEVELS = [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR]
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
@@ -175,6 +180,40 @@ def test_loggers_of_who_started_the_process_are_left_to_it(tmp_path: Path) -> No
         for name, handler in handlers.items():
             logging.getLogger(name).removeHandler(handler)
         logs.configure(level="info", log_format="json", folder=folder, secrets=[])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@given(
+    parent=st.sampled_from(LEVELS), child=st.sampled_from([logging.NOTSET, *LEVELS]), handler=st.sampled_from(LEVELS)
+)
+def test_a_library_says_no_more_here_than_it_said_itself(parent: int, child: int, handler: int) -> None:
+    """Each of torch's loggers has a handler that takes everything, and its parent's level."""
+    names = ("library", "library.inner")
+    loggers = [logging.getLogger(name) for name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        logs.configure(level="debug", log_format="json", folder=Path(folder), secrets=[])
+        try:
+            heard: list[logging.LogRecord] = []
+            own = logging.StreamHandler()
+            own.emit = heard.append  # type: ignore[method-assign]
+            own.setLevel(handler)
+            for logger, level in zip(loggers, (parent, child), strict=True):
+                logger.setLevel(level)
+            loggers[1].addHandler(own)
+            loggers[1].propagate = False
+            for level in LEVELS:
+                loggers[1].log(level, str(level))
+            before = [record.getMessage() for record in heard]
+            logs.take_over()
+            for level in LEVELS:
+                loggers[1].log(level, str(level))
+            logs.flush()
+            said = [line["event"] for line in lines(Path(folder)) if line["logger"] == names[1]]
+            assert said == before
+        finally:
+            loggers[1].handlers.clear()
+            for logger in loggers:
+                logger.setLevel(logging.NOTSET)
 
 
 # What a library does to `logging` when it is imported, as vLLM does.
