@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Measures a server a GPU behind the router of `deploy/compose/`, beside the same servers without it.
 
-    python3 tests/gpu/fleet.py ARTIFACT [--streams 64 256] [--only router kill]
+    python3 tests/gpu/fleet.py ARTIFACT [--streams 64 256] [--only router kill] [--busy-polling]
 
 Needs as many GPUs as it shall have servers, `haproxy` on the path, and cores: a quarter of them for the load, two for
-each server for the router, the rest shared by the servers.
+the router, the rest shared by the servers.
 
 `router`: so many streams for each server, straight to the servers, through the router, and half of them this way and
 half that way, in turns; every stream names its session at the handshake, so that the router hashes it. `kill`: clients
@@ -43,6 +43,7 @@ from tests.harness.fleet.router import samples as samples_of
 from tests.harness.server import Server
 
 WORDS, REPLY = 200, 150
+THREADS = 2  # of the router, as its configuration has them
 VARIABLES = {
     "MAX_CONCURRENT_CONNECTIONS": "2200",
     "WS_MAX_MESSAGES_PER_WINDOW": "0",
@@ -73,8 +74,7 @@ class Cores:
         """Share this process's CPUs."""
         serving, load = split_cpus(os.sched_getaffinity(0))
         rest = sorted(serving)
-        wanted = 2 * number  # the frames of a step of each server come at once, and wait for one another
-        router, rest = (rest[-wanted:], rest[:-wanted]) if len(rest) > 2 * wanted else (rest, rest)
+        router, rest = (rest[-THREADS:], rest[:-THREADS]) if len(rest) > 2 * THREADS else (rest, rest)
         each = max(1, len(rest) // number)
         shares = [set(rest[each * index : each * (index + 1)]) or set(rest) for index in range(number)]
         return cls(tuple(sorted(load)), set(router), shares)
@@ -323,6 +323,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--listeners", type=int, default=32, help="for each server, where one is killed")
     parser.add_argument("--only", nargs="+", choices=["router", "kill"], default=["router", "kill"])
+    parser.add_argument("--busy-polling", action="store_true", help="keep the router's threads awake")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     number = arguments.servers or number_of_gpus()
@@ -338,7 +339,8 @@ def main() -> None:
         ready = [server.wait_ready(400) for server in servers]
         print(f"{number} servers: ready after {', '.join(f'{took:.0f}' for took in ready)} s", flush=True)
         with pinned(cores.router):
-            router = stack.enter_context(Plain([server.port for server in servers]))
+            awake = [("# busy-polling", "busy-polling")] if arguments.busy_polling else []
+            router = stack.enter_context(Plain([server.port for server in servers], changes=awake))
         router.wait_up()
         pings(servers, router)
         if "router" in arguments.only:

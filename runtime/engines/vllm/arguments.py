@@ -41,6 +41,8 @@ ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     # By the system's file cache, out of which the same files are hashed at that moment, and which a next start finds.
     "INSTANTTENSOR_BACKEND": "BUFFERED",
+    # Bars among the lines of the log are for nobody.
+    "TQDM_DISABLE": "1",
 }
 
 
@@ -150,6 +152,7 @@ def engine_arguments(folder: Path, options: EngineOptions) -> AsyncEngineArgs:
         "kv_cache_dtype": options.kv_cache_dtype,
         "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
         "enable_prefix_caching": True,
+        "use_tqdm_on_load": False,
         "disable_log_stats": not options.own_metrics,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,

@@ -89,8 +89,8 @@ SEAMS = (
             f"{LLM}.errored",
             "vllm.engine.arg_utils:AsyncEngineArgs(model=_, served_model_name=_, gpu_memory_utilization=_, "
             "tensor_parallel_size=_, pipeline_parallel_size=_, distributed_executor_backend=_, kv_cache_dtype=_, "
-            "enforce_eager=_, enable_prefix_caching=_, disable_log_stats=_, max_num_seqs=_, max_num_batched_tokens=_, "
-            "max_model_len=_, attention_backend=_, kv_cache_memory_bytes=_)",
+            "enforce_eager=_, enable_prefix_caching=_, use_tqdm_on_load=_, disable_log_stats=_, max_num_seqs=_, "
+            "max_num_batched_tokens=_, max_model_len=_, attention_backend=_, kv_cache_memory_bytes=_)",
             "vllm.engine.arg_utils:AsyncEngineArgs.create_engine_config(_)",
             "vllm.usage.usage_lib:UsageContext.ENGINE_CONTEXT",
             "vllm.v1.executor.abstract:Executor.get_class(_)",
