@@ -18,7 +18,8 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
+from itertools import count
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from runtime.engines import EngineOptionError
@@ -73,6 +74,8 @@ MODEL = "vllm.config.model:ModelConfig"
 RENDERERS, POOL = "vllm.renderers.hf", "maybe_make_thread_pool"
 LOADER = "vllm.model_executor.model_loader.default_loader"
 MANY_CORES, ONE_CORE = "instanttensor_weights_iterator", "safetensors_weights_iterator"
+CUDA, PLATFORM = "vllm.platforms.cuda", "CudaPlatformBase"
+VALID, PRIORITIES = "get_valid_backends", "_get_backend_priorities"
 INT8_ON_CPU = "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel"
 
 
@@ -331,6 +334,13 @@ SEAMS = (
         ("vllm.engine.arg_utils:AsyncEngineArgs(load_format=_)",),
         "weights are read on one core, or a start ends where the package that reads them on many cannot",
         met=(f"{LOADER}:{MANY_CORES}(_, _)", f"{LOADER}:{ONE_CORE}(_, _)"),
+    ),
+    Seam(
+        "first attention",
+        "worker",
+        (),
+        "a start imports every kernel of attention to choose one: FlashInfer's, which takes a second and a half, too",
+        met=(f"{CUDA}:{PLATFORM}.{VALID}", f"{CUDA}:{PRIORITIES}"),
     ),
     Seam(
         "matrix unit",
@@ -820,6 +830,40 @@ def memory_of(worker: Any) -> tuple[int, int] | None:  # noqa: ANN401 - vLLM is 
     if worker.vllm_config.cache_config.kv_cache_memory_bytes is not None:
         return None
     return int(torch.cuda.mem_get_info()[0]), int(worker.requested_memory)
+
+
+def look_for_the_first_attention() -> None:
+    """Have vLLM look at kernels of attention in its order, and no further than to the first that will do.
+
+    It looks at all of them and takes the first, and to look at one is to import it.
+    """
+    try:
+        module = importlib.import_module(CUDA)
+        platform, every = getattr(module, PLATFORM), getattr(module, PRIORITIES)
+        valid = vars(platform)[VALID].__func__
+    except (ImportError, OSError, AttributeError, KeyError) as error:
+        seams.give_up("first attention", repr(error))
+        return
+
+    @wraps(valid)
+    def first(cls: Any, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - vLLM's own
+        for most in count(1):
+            known: list[int] = []
+
+            def some(*about: Any, most: int = most, known: list[int] = known, **more: Any) -> Any:  # noqa: ANN401
+                found = every(*about, **more)
+                known.append(len(found))
+                return found[:most]
+
+            setattr(module, PRIORITIES, some)
+            try:
+                will_do, reasons = valid(cls, *given, **named)
+            finally:
+                setattr(module, PRIORITIES, every)
+            if will_do or most >= max(known, default=0):
+                return will_do, reasons
+
+    setattr(platform, VALID, classmethod(first))
 
 
 def read_on_one_core_else() -> None:

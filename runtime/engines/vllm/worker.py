@@ -53,8 +53,10 @@ if contract.seams.holds("cache key"):
     contract.key_model_as_at(PLACEHOLDER_MODEL)
     contract.key_size_as_measured()
     contract.key_no_places()
-if not contract.on_cpu() and contract.seams.holds("weights on many cores"):
-    contract.read_on_one_core_else()
+if not contract.on_cpu():
+    contract.look_for_the_first_attention()
+    if contract.seams.holds("weights on many cores"):
+        contract.read_on_one_core_else()
 if contract.on_cpu():
     contract.ask_for_matrix_unit()
     contract.flatten_rows()
