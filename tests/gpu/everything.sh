@@ -89,7 +89,7 @@ measure() {
     step first-token 500 "$python" tests/gpu/first_token.py "$model"
     step behaviour 700 "$python" tests/gpu/behaviour.py "$model" "${sections[@]}" --soak-seconds 150
     step cold-start 300 "$python" tests/gpu/cold_start.py "$model" --only with both
-    step roofline 300 "$python" tests/gpu/roofline.py "$model"
+    step roofline 300 "$python" tests/gpu/limits/roofline.py "$model"
     roofline_quantized
     classifiers
     wait
@@ -208,7 +208,7 @@ classifiers() {
 roofline_quantized() {
     local folders=("$work/q/8b-fp8" "$work/q/8b-awq")
     [ -e "${folders[0]}" ] && [ -e "${folders[1]}" ] && mkdir "$work/roofline-taken" 2>/dev/null || return 0
-    step roofline-quantized 500 "$python" tests/gpu/roofline.py "${folders[@]}"
+    step roofline-quantized 500 "$python" tests/gpu/limits/roofline.py "${folders[@]}"
 }
 
 case $lane in

@@ -19,6 +19,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -211,7 +212,11 @@ def compare(
                 one = figures(len({sample.stream for sample in taken}), taken, steady=True)
                 found.setdefault(name, []).append(one)
                 line = one.line(f"{name}, pass {number}")
-                print(f"{line}  CPU a token: servers {cost:.1f}, router {share:.1f} µs", flush=True)
+                inside = percentile(sorted(sample.server_ttft for sample in taken), 50) * 1000
+                print(
+                    f"{line}  in the server {inside:.1f} ms  CPU a token: servers {cost:.1f}, router {share:.1f} µs",
+                    flush=True,
+                )
     rate = {name: median(one.tokens_per_s for one in ones) for name, ones in found.items()}
     ttft = {name: median(one.ttft_p50 for one in ones) * 1000 for name, ones in found.items()}
     print(
@@ -221,6 +226,17 @@ def compare(
         flush=True,
     )
     return found
+
+
+def threads_of(router: HAProxy) -> None:
+    """Print what the router's threads did: sockets that each took, what the machine took from them, their loops."""
+    with socket.socket(socket.AF_UNIX) as admin:
+        admin.connect(str(router.folder / "admin.sock"))
+        admin.sendall(b"show activity\n")
+        told = b"".join(iter(lambda: admin.recv(1 << 16), b"")).decode()
+    for line in told.splitlines():
+        if line.startswith(("accq_pushed", "cpust_ms_tot", "avg_loop_us", "loops", "ctxsw")):
+            print(f"router: {line}", flush=True)
 
 
 def parts(way: Way, samples: list[Sample], servers: int) -> list[tuple[str, list[Sample]]]:
@@ -349,6 +365,7 @@ def main() -> None:
                 results[str(streams)] = {way: [asdict(one) for one in ones] for way, ones in found.items()}
                 if arguments.json:
                     arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+        threads_of(router)
         if "kill" in arguments.only:
             results["kill"] = kill(servers, router, arguments.listeners, cores)
     if arguments.json:

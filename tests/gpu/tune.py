@@ -40,7 +40,7 @@ from pipeline.validate.text_under_load import TextLoss
 from runtime.artifact import EngineChoices, Limits, TriedOptions, TunedFigures, TunedOptions
 from runtime.engines.tuned import key_of
 from runtime.host import machine
-from tests.gpu.roofline import bytes_per_step, copy_bandwidth
+from tests.gpu.limits.roofline import bytes_per_step, copy_bandwidth
 
 # Each figure: its field and its heading.
 FIGURES = (

@@ -14,6 +14,7 @@ later runs go on with it by `--steps`.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -215,6 +216,8 @@ class Proof:
             status = server.wait(60)
             took = time.monotonic() - stopped
             self.tell(f"  drained in {took:.1f} s: server {status}, the reply under way {client.returncode}")
+            if odd := unexpected(log):
+                return f"the server's log says {odd}"
             if first != b"speaking\n":
                 return f"expected a first token before SIGTERM, found {first!r}"
             return f"exit status {status}, the reply's {client.returncode}" if status or client.returncode else None
@@ -235,6 +238,20 @@ def status_of(url: str) -> int:
             return error.code
     except OSError:
         return 0
+
+
+def unexpected(log: Path) -> str | None:
+    """Return the first event of a server's log that a start, some turns and a drain have no place for."""
+    for line in log.read_text("utf-8", "replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        # torch tells all that it does, if it is let.
+        told = str(event.get("logger")).startswith("torch") and event.get("level") in ("debug", "info")
+        if told or event.get("level") in ("error", "critical"):
+            return line[:300]
+    return None
 
 
 def last_line(log: Path) -> str:

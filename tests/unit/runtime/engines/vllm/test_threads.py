@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from runtime.engines.vllm import contract, threads
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[5]
 
 lists = st.lists(st.integers(0, 500), min_size=1, max_size=20, unique=True)
 

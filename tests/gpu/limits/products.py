@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times the matrix products of a step of 8B shape, as one graph of the GPU, by how many rows the step has.
 
-    python3 tests/gpu/products.py [--rows 1 8 64 256 512]
+    python3 tests/gpu/limits/products.py [--rows 1 8 64 256 512]
 
 The least that a step takes: everything else (attention, norms, sampling, what lies between kernels) comes on top. For
 other kernels of cuBLAS: `TORCH_BLAS_PREFER_CUBLASLT=1`, and `CUBLASLT_WORKSPACE_SIZE=32768` with it.

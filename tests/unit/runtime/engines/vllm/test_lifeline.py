@@ -53,7 +53,7 @@ def refused(port: int) -> bool:
 @pytest.mark.parametrize("end", ["time.sleep(600)", "os._exit(3)"])
 def test_it_ends_with_whoever_started_it(method: str, end: str, tmp_path: Path) -> None:
     program = tmp_path / "starter.py"
-    program.write_text(STARTER.format(root=str(Path(__file__).parents[4]), method=method, end=end))
+    program.write_text(STARTER.format(root=str(Path(__file__).parents[5]), method=method, end=end))
     with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         child, port = (int(word) for word in starter.stdout.readline().split())

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures how far decoding at one stream is from what the memory allows.
 
-    python3 tests/gpu/roofline.py FOLDER [FOLDER …]        artifacts, or any Hugging Face folders
+    python3 tests/gpu/limits/roofline.py FOLDER [FOLDER …]        artifacts, or any Hugging Face folders
 
 A decode step reads every weight once, but for the embedding table, of which it reads a row. Weight bytes over the copy
 bandwidth measured here is the least time between tokens; a copied byte counts twice, because it is read and written.
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from tests.benchmarks import engine_alone
 from tests.benchmarks.work import figures
