@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 RUN := .venv/bin/python
-SCRIPTS := images/*.sh .ci/run .ci/docker tests/gpu/*.sh
+SCRIPTS := images/*.sh .ci/run .ci/docker .ci/packages tests/gpu/*.sh
 # Engines in one worker, containers in another; the rest fills both.
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --no-loadscope-reorder

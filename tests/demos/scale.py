@@ -131,15 +131,11 @@ class Listener:
 
 def install() -> None:
     """Install what is run here and missing, where that can be done; else ask for it."""
-    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
-    if not missing:
+    if all(map(shutil.which, PROGRAMS)):
         return
-    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing]
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        print("$ " + " ".join(command), flush=True)
-        subprocess.run(
-            command, check=False, stdout=subprocess.DEVNULL, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        )
+        programs = [f"{program}:{package}" for program, package in PROGRAMS.items()]
+        subprocess.run([str(Path(__file__).parents[2] / ".ci/packages"), *programs], check=False)
     if still := [package for program, package in PROGRAMS.items() if shutil.which(program) is None]:
         sys.exit(f"demo: expected {', '.join(PROGRAMS)}; install the packages {' '.join(still)}")
 
