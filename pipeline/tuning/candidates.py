@@ -15,6 +15,8 @@ from runtime.artifact import EngineChoices
 # Methods whose weights have 4 bits.
 FOUR_BITS = frozenset({"awq", "gptq", "int4_awq"})
 HOPPER, AMPERE = 90, 80
+# Tokens of the largest step that vLLM captures a graph for by itself.
+MOST_GRAPHED = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Situation:
     Attributes:
         sm: compute capability of the GPU; none on a CPU.
         method: how the weights are quantized.
-        streams: sequences that run at once.
+        streams: sequences that run at once, in the trials.
+        sequences: that the engine takes at once, which may be more.
         context: the longest prompt with its reply, in tokens.
         kv_fp8: whether a KV cache in FP8 was asked for.
         gpus: that share the model.
@@ -34,6 +37,7 @@ class Situation:
     sm: int | None
     method: str
     streams: int
+    sequences: int
     context: int
     kv_fp8: bool = False
     gpus: int = 1
@@ -61,22 +65,22 @@ def candidates(at: Situation) -> list[Candidate]:
     sm = at.sm or 0
     four_bits = at.method in FOUR_BITS
     quantized = at.method == "fp8"
-    graphs = capture_sizes(at.streams)
+    graphs = capture_sizes(min(at.sequences, MOST_GRAPHED))
     not_fused = "" if quantized else f"nothing is quantized between layers with {at.method}"
     # By their worth: a budget that ends leaves the last untried.
     table = (
         ("full graphs", EngineChoices(cudagraph_mode="FULL"), ""),
-        # Of many prompts that come at once the first are answered while the last still wait, and a step of 512 tokens
-        # is the largest that vLLM has a graph for.
+        # Of many prompts that come at once the first are answered while the last still wait; and vLLM has no graph for
+        # a step of more than 512 tokens.
         (
             "full graphs, steps of 512 tokens",
             EngineChoices(cudagraph_mode="FULL", max_num_batched_tokens=512),
-            _too_few(at, 512),
+            _no_step(at, 512),
         ),
         (
             "full graphs, steps of 1,024 tokens",
             EngineChoices(cudagraph_mode="FULL", max_num_batched_tokens=1024),
-            _too_few(at, 1024),
+            _no_step(at, 1024),
         ),
         ("Marlin's products", EngineChoices(linear_backend="marlin"), _no_four_bits(at.method, four_bits)),
         (
@@ -101,8 +105,8 @@ def candidates(at: Situation) -> list[Candidate]:
         ),
         ("full graphs of decoding alone", EngineChoices(cudagraph_mode="FULL_DECODE_ONLY"), ""),
         ("graphs for every eighth batch", EngineChoices(capture_sizes=graphs), _one_batch(graphs)),
-        ("steps of 16,384 tokens", EngineChoices(max_num_batched_tokens=16384), _too_few(at, 16384)),
-        ("steps of 8,192 tokens", EngineChoices(max_num_batched_tokens=8192), _too_few(at, 8192)),
+        ("steps of 16,384 tokens", EngineChoices(max_num_batched_tokens=16384), _no_step(at, 16384)),
+        ("steps of 8,192 tokens", EngineChoices(max_num_batched_tokens=8192), _no_step(at, 8192)),
         (
             "KV cache in FP8",
             EngineChoices(kv_cache_dtype="fp8"),
@@ -138,9 +142,12 @@ def _one_batch(graphs: tuple[int, ...]) -> str:
     return "" if len(graphs) > 1 else "there is one batch alone"
 
 
-def _too_few(at: Situation, tokens: int) -> str:
-    """Why a step cannot have so many tokens; empty where it can."""
-    return "" if tokens >= 2 * at.streams else f"half of a step are tokens of {at.streams} sequences that run"
+def _no_step(at: Situation, tokens: int) -> str:
+    """Why a step of so many tokens is none, or the same as others; empty where it is one."""
+    if 2 * tokens < 3 * at.sequences:
+        return f"two thirds of a step and more are tokens of {at.sequences} sequences that run"
+    most = at.sequences * at.context
+    return f"no step has more than {most} tokens" if tokens >= most else ""
 
 
 def _no_four_bits(method: str, four_bits: bool) -> str:

@@ -107,6 +107,7 @@ def situation(request: TuningRequest, machine: Machine, streams: int) -> Situati
         sm=machine.sm,
         method=request.method,
         streams=streams,
+        sequences=limits.max_batch_size,
         context=limits.max_model_len,
         kv_fp8=request.kv_fp8,
         gpus=limits.gpus,

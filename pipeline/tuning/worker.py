@@ -152,7 +152,7 @@ def turn(prompt: Sequence[int], number: int) -> list[int]:
 
 
 def unseen(prompt: Sequence[int], number: int) -> list[int]:
-    """Return a prompt that begins elsewhere for each number, so that no prefix cache has any of it.
+    """Return a prompt that begins elsewhere for each number, so that a prefix cache has nothing of one that is long.
 
     >>> unseen([1, 2, 3, 4, 5, 6], 4)
     [5, 6, 1, 2, 3, 4]

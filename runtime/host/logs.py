@@ -143,17 +143,17 @@ def take_over() -> None:
     if not _writing or _writing[0].ended:
         return
     _take_root()
-    for logger in list(logging.root.manager.loggerDict.values()):
-        if not isinstance(logger, logging.Logger) or _is_left(logger):
-            continue
+    known = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    # One that has no level has its parent's, which is about to change: torch's loggers would tell each step of a start.
+    ours = [(logger, logger.getEffectiveLevel()) for logger in known if not _is_left(logger)]
+    for logger, level in ours:
         logger.disabled = False
         own = [handler for handler in logger.handlers if not isinstance(handler, logging.NullHandler)]
         for handler in own:
             logger.removeHandler(handler)
         if own:
             logger.propagate = True
-            # One that has no level has its parent's: torch's loggers would tell each step of a start otherwise.
-            logger.setLevel(max(logger.getEffectiveLevel(), min(handler.level for handler in own)))
+            logger.setLevel(max(level, min(handler.level for handler in own)))
 
 
 def _keep_open() -> None:

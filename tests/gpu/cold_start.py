@@ -72,10 +72,14 @@ def ours(folder: Path, profile: Path | None = None, **env: str) -> float:
     """Measure the seconds until /readyz answers 200."""
     with Server(folder, VLLM_LOGGING_LEVEL="INFO", **env) as server:
         looker = looking_at(server, profile) if profile else None
-        seconds = server.wait_ready(400)
-        if looker:
-            looker.send_signal(signal.SIGINT)  # it writes then
-            looker.wait(60)
+        try:
+            seconds = server.wait_ready(400)
+            if looker:
+                looker.send_signal(signal.SIGINT)  # it writes then
+                looker.wait(60)
+        finally:
+            if looker:
+                looker.kill()
         for phase, took in server.start_phases().items():
             print(f"    {phase:10} {took:6.2f} s")
         for event in server.log.read_text().splitlines():

@@ -11,7 +11,7 @@
 #     bash tests/gpu/everything.sh image OUT WORK       the image that image/carry.py packed: from its stack check to its tables (11)
 #     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
 #
-# The last seven share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
+# All of the last but `image` share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
 # WORK is a folder for 60 GB, best on a tmpfs. Where there are two GPUs, run both at once, each with a
 # CUDA_VISIBLE_DEVICES and cores of its own (`taskset`), `prove` by `setsid`: while speed is measured, `measure` stops the
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
@@ -122,7 +122,7 @@ ready() {
 
 starts() {
     shared || return
-    step cold-start 150 "$python" tests/gpu/cold_start.py "$model" --only with both --profile "$out/start.json"
+    step cold-start 300 "$python" tests/gpu/cold_start.py "$model" --only with both --profile "$out/start.json"
     gzip -f "$out/start.json"
     step ways 300 "$python" tests/gpu/cold_start.py "$model" --only ways --rounds 1
 }
@@ -158,7 +158,7 @@ image() {
     local streams contenders
     read -ra streams <<<"${STREAMS:-64 256}"
     read -ra contenders <<<"${CONTENDERS:-alone runtime openai}"
-    step image 900 "$python" tests/gpu/image/prove.py "$out" --layers "${LAYERS:-32}" --and bash -c "
+    step image 1500 "$python" tests/gpu/image/prove.py "$out" --layers "${LAYERS:-32}" --and bash -c "
         for start in 1 2 3; do python /repo/tests/gpu/cold_start.py /artifact --only with; done
         python /repo/tests/gpu/streams.py /artifact --streams ${streams[*]} --only ${contenders[*]}"
 }

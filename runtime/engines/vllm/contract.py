@@ -92,8 +92,8 @@ SEAMS = (
             f"{LLM}.errored",
             "vllm.engine.arg_utils:AsyncEngineArgs(model=_, served_model_name=_, gpu_memory_utilization=_, "
             "tensor_parallel_size=_, pipeline_parallel_size=_, distributed_executor_backend=_, kv_cache_dtype=_, "
-            "enforce_eager=_, enable_prefix_caching=_, use_tqdm_on_load=_, disable_log_stats=_, max_num_seqs=_, "
-            "max_num_batched_tokens=_, max_model_len=_, attention_backend=_, kv_cache_memory_bytes=_)",
+            "enforce_eager=_, enable_prefix_caching=_, disable_log_stats=_, max_num_seqs=_, max_num_batched_tokens=_, "
+            "max_model_len=_, attention_backend=_, kv_cache_memory_bytes=_)",
             "vllm.engine.arg_utils:AsyncEngineArgs.create_engine_config(_)",
             "vllm.usage.usage_lib:UsageContext.ENGINE_CONTEXT",
             "vllm.v1.executor.abstract:Executor.get_class(_)",
@@ -169,6 +169,12 @@ SEAMS = (
             "vllm.config.kernel:LinearBackend",
         ),
         "options that `build --tune` measured are left at vLLM's own",
+    ),
+    Seam(
+        "no bars",
+        "server",
+        ("vllm.engine.arg_utils:AsyncEngineArgs(use_tqdm_on_load=_)",),
+        "a bar of what is loaded stands among the lines of the log",
     ),
     Seam(
         "host memory",
@@ -714,10 +720,12 @@ async def shut_down(llm: AsyncLLM) -> None:
     The handler of outputs is ended first: it takes the end of the engine's process for its death, and logs that.
     """
     known = seams.holds("end of requests")
-    if known and llm.output_handler is not None:
-        llm.output_handler.cancel()
-        await asyncio.wait((llm.output_handler,), timeout=HANDLER_ENDS_S)
-    await asyncio.to_thread(llm.shutdown)
+    try:
+        if known and llm.output_handler is not None:
+            llm.output_handler.cancel()
+            await asyncio.wait((llm.output_handler,), timeout=HANDLER_ENDS_S)
+    finally:  # nobody could do it again
+        await asyncio.to_thread(llm.shutdown)
     if known:
         llm.output_processor.propagate_error(dead()())
 
@@ -881,17 +889,27 @@ def read_on_one_core_else() -> None:
     def weights(files: list[str], bar: bool) -> Iterator[tuple[str, Any]]:
         read = iter(many(files, bar))
         try:
-            first = next(read)
-        except StopIteration:
+            first = next(read, None)
+        except Exception as error:  # whatever the package met, another way is known
+            if _ranks_share():
+                raise  # the others wait for this one, which would go its own way
+            log.warning("weights are read on one core, since on many it failed: %s", repr(error))
+            del read  # and with the error, what was held for it
+        else:
+            if first is not None:
+                yield first
+                del first  # it may be the largest of all, and a copy of its own
+                yield from read
             return
-        except Exception as error:  # noqa: BLE001 - whatever the package met, another way is known
-            log.warning("weights are read on one core, since on many it failed: %r", error)
-            yield from one(files, bar)
-            return
-        yield first
-        yield from read
+        yield from one(files, bar)
 
     setattr(loader, MANY_CORES, weights)
+
+
+def _ranks_share() -> bool:
+    import torch.distributed as ranks
+
+    return bool(ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1)
 
 
 def give_cache(worker: Any, size: int) -> None:  # noqa: ANN401 - vLLM is untyped to us

@@ -247,6 +247,8 @@ def unexpected(log: Path) -> str | None:
             event = json.loads(line)
         except ValueError:
             continue
+        if not isinstance(event, dict):
+            continue
         # torch tells all that it does, if it is let.
         told = str(event.get("logger")).startswith("torch") and event.get("level") in ("debug", "info")
         if told or event.get("level") in ("error", "critical"):
@@ -317,7 +319,7 @@ def main() -> None:
         if name in arguments.steps and not proof.step(name, steps[name]) and name == "unpack":
             break
     if arguments.last:
-        proof.step("last", proof.inside(*arguments.last, artifact=True, limit=560, **made))
+        proof.step("last", proof.inside(*arguments.last, artifact=True, limit=1100, **made))
         print((proof.out / "last.log").read_text("utf-8", "replace")[-6000:])
     sys.exit(1 if proof.failed else 0)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from pipeline.tuning.candidates import Situation, candidates
@@ -43,7 +46,7 @@ def test_targets_are_told_by_the_best_row() -> None:
 
 
 def test_candidates_are_picked_by_name_or_a_part_of_it() -> None:
-    table = candidates(Situation(90, "awq", 256, 4096))
+    table = candidates(Situation(90, "awq", 256, 256, 4096))
     for names, wanted in (
         (["full graphs"], {"full graphs"}),
         (["MACHETE", "marlin"], {"Machete's products", "Marlin's products"}),
@@ -52,3 +55,15 @@ def test_candidates_are_picked_by_name_or_a_part_of_it() -> None:
     assert tune.picked(table, []) == table
     with pytest.raises(ValueError, match="no candidate is called 'turbo'"):
         tune.picked(table, ["turbo"])
+
+
+def test_the_lanes_of_a_gpu_host_pick_what_their_names_say() -> None:
+    """`everything.sh` has them by names, with commas between and within."""
+    script = (Path(__file__).parents[4] / "tests/gpu/everything.sh").read_text("utf-8")
+    lanes = re.findall(r'tuned (\w+) "[^"]+" "([^"]+)"', script)
+    assert [method for method, _ in lanes] == ["none", "fp8", "awq"]
+    for method, text in lanes:
+        names = tune.names_in(text)
+        table = candidates(Situation(90, method, 256, 320, 4096))
+        asked = [one.name for one in tune.picked(table, names) if not one.not_tried]
+        assert len(asked) == len(names), (method, names, asked)

@@ -284,7 +284,7 @@ def test_whatever_happens_only_what_won_and_was_proven_is_baked(
 def test_the_table_has_no_trap_and_says_why_what_is_not_tried() -> None:
     for method in ("none", "fp8", "awq", "gptq", "int8"):
         for sm in (None, 75, 89, 90, 100):
-            table = candidates(Situation(sm, method, 256, 4096))
+            table = candidates(Situation(sm, method, 256, 256, 4096))
             assert len({one.name for one in table}) == len(table)
             assert len({one.choices.text for one in table}) == len(table)
             assert all(one.choices != PLAIN for one in table)
@@ -292,11 +292,11 @@ def test_the_table_has_no_trap_and_says_why_what_is_not_tried() -> None:
             assert flashinfer.not_tried
             if sm is None:
                 assert all(one.not_tried for one in table)
-    tried = {one.name for one in candidates(Situation(90, "awq", 256, 4096)) if not one.not_tried}
+    tried = {one.name for one in candidates(Situation(90, "awq", 256, 256, 4096)) if not one.not_tried}
     assert {"full graphs", "Marlin's products", "Machete's products"} <= tried
     assert not {"KV cache in FP8"} & tried
     assert not next(
-        one for one in candidates(Situation(90, "awq", 256, 4096, kv_fp8=True)) if one.choices.kv_cache_dtype
+        one for one in candidates(Situation(90, "awq", 256, 256, 4096, kv_fp8=True)) if one.choices.kv_cache_dtype
     ).not_tried
 
 
@@ -314,3 +314,12 @@ def test_together_the_better_ones_choice_stands_and_passes_add_up() -> None:
     assert merged([one, other]) == EngineChoices(
         cudagraph_mode="FULL", fusions=("fuse_act_quant", "fuse_norm_quant"), max_num_batched_tokens=9
     )
+
+
+@given(sequences=st.integers(1, 2048), context=st.integers(16, 32768))
+def test_a_step_is_tried_where_the_engine_takes_it_and_it_is_another(sequences: int, context: int) -> None:
+    """vLLM refuses steps of fewer tokens than sequences, and none has more than all of them together."""
+    for one in candidates(Situation(90, "none", min(sequences, 256), sequences, context)):
+        tokens = one.choices.max_num_batched_tokens
+        if tokens and not one.not_tried:
+            assert 1.5 * sequences <= tokens < sequences * context

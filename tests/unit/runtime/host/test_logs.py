@@ -182,24 +182,33 @@ def test_loggers_of_who_started_the_process_are_left_to_it(tmp_path: Path) -> No
         logs.configure(level="info", log_format="json", folder=folder, secrets=[])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(
-    parent=st.sampled_from(LEVELS), child=st.sampled_from([logging.NOTSET, *LEVELS]), handler=st.sampled_from(LEVELS)
+    parent=st.sampled_from(LEVELS),
+    child=st.sampled_from([logging.NOTSET, *LEVELS]),
+    handlers=st.tuples(st.sampled_from([None, *LEVELS]), st.sampled_from(LEVELS)),
+    child_first=st.booleans(),
 )
-def test_a_library_says_no_more_here_than_it_said_itself(parent: int, child: int, handler: int) -> None:
+def test_a_library_says_no_more_here_than_it_said_itself(
+    parent: int, child: int, handlers: tuple[int | None, int], child_first: bool
+) -> None:
     """Each of torch's loggers has a handler that takes everything, and its parent's level."""
     names = ("library", "library.inner")
-    loggers = [logging.getLogger(name) for name in names]
+    for name in names:
+        logging.root.manager.loggerDict.pop(name, None)
+    made = {name: logging.getLogger(name) for name in (reversed(names) if child_first else names)}
+    loggers = [made[name] for name in names]
     with tempfile.TemporaryDirectory() as folder:
         logs.configure(level="debug", log_format="json", folder=Path(folder), secrets=[])
         try:
             heard: list[logging.LogRecord] = []
-            own = logging.StreamHandler()
-            own.emit = heard.append  # type: ignore[method-assign]
-            own.setLevel(handler)
-            for logger, level in zip(loggers, (parent, child), strict=True):
+            for logger, level, of_handler in zip(loggers, (parent, child), handlers, strict=True):
                 logger.setLevel(level)
-            loggers[1].addHandler(own)
+                if of_handler is not None:
+                    own = logging.StreamHandler()
+                    own.emit = heard.append if logger is loggers[1] else lambda record: None  # type: ignore[method-assign]
+                    own.setLevel(of_handler)
+                    logger.addHandler(own)
             loggers[1].propagate = False
             for level in LEVELS:
                 loggers[1].log(level, str(level))
@@ -211,8 +220,8 @@ def test_a_library_says_no_more_here_than_it_said_itself(parent: int, child: int
             said = [line["event"] for line in lines(Path(folder)) if line["logger"] == names[1]]
             assert said == before
         finally:
-            loggers[1].handlers.clear()
             for logger in loggers:
+                logger.handlers.clear()
                 logger.setLevel(logging.NOTSET)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -138,6 +139,36 @@ def all_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this process had looked at vLLM, and found all that is needed."""
     monkeypatch.setattr(contract.seams, "_wrong", {seam.name: None for seam in contract.SEAMS})
     monkeypatch.setattr(contract.seams, "_warned", set())
+
+
+async def test_whoever_gives_up_waiting_leaves_no_engine_behind(
+    all_hold: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = asyncio.Event()
+    monkeypatch.setattr(contract, "dead", lambda: EngineDeadError)
+    loop = asyncio.get_running_loop()
+
+    async def deaf() -> None:
+        while not stopped.is_set():
+            with suppress(asyncio.CancelledError):
+                await stopped.wait()
+
+    handler = asyncio.create_task(deaf())
+    await asyncio.sleep(0)
+    outputs = SimpleNamespace(propagate_error=lambda error: None)
+    llm = SimpleNamespace(
+        output_handler=handler,
+        output_processor=outputs,
+        shutdown=lambda: loop.call_soon_threadsafe(stopped.set),
+    )
+    ending = asyncio.create_task(contract.shut_down(llm))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    await asyncio.wait_for(stopped.wait(), 30)
+    await handler
 
 
 class Started(engine.VllmEngine):

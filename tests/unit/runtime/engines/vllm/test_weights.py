@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+import weakref
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -92,7 +93,7 @@ def test_many_cores_read_where_that_is_known_to_do(
 ) -> None:
     monkeypatch.setattr(arguments.contract, "seams", SimpleNamespace(holds=lambda _: True))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if there else None)
-    assert _load_format(options) == expected
+    assert _load_format(options, on_cpu=False) == expected
 
 
 @pytest.mark.parametrize(("holds", "there"), [(True, False), (False, True)])
@@ -101,6 +102,54 @@ def test_a_package_that_was_asked_for_and_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setattr(arguments.contract, "seams", SimpleNamespace(holds=lambda _: holds))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if there else None)
-    assert _load_format(EngineOptions()) is None
+    assert _load_format(EngineOptions(), on_cpu=False) is None
     with pytest.raises(EngineOptionError, match="WEIGHTS_LOADER: expected safetensors or auto"):
-        _load_format(EngineOptions(weights_loader="instanttensor"))
+        _load_format(EngineOptions(weights_loader="instanttensor"), on_cpu=False)
+
+
+def test_on_a_cpu_there_is_nothing_to_bring() -> None:
+    assert _load_format(EngineOptions(), on_cpu=True) is None
+    with pytest.raises(EngineOptionError, match="on a CPU"):
+        _load_format(EngineOptions(weights_loader="instanttensor"), on_cpu=True)
+
+
+class Weight:
+    """Something that can be told to be gone."""
+
+
+def test_no_weight_is_held_longer_than_it_is_read(loader: ModuleType) -> None:
+    """The first may be the largest: an embedding of gigabytes."""
+
+    def many(files: list[str], bar: bool) -> Iterator[tuple[str, Any]]:
+        for name in files:
+            yield name, Weight()
+
+    vars(loader).update({contract.MANY_CORES: many, contract.ONE_CORE: many})
+    contract.read_on_one_core_else()
+    seen: list[weakref.ref[Weight]] = []
+    for _, weight in getattr(loader, contract.MANY_CORES)(["a", "b", "c"], False):
+        assert all(one() is None for one in seen[:-1])
+        seen.append(weakref.ref(weight))
+        del weight
+    assert len(seen) == 3
+
+
+def test_what_a_failed_attempt_held_is_gone_when_the_other_way_begins(loader: ModuleType) -> None:
+    held: list[weakref.ref[Weight]] = []
+
+    def many(files: list[str], bar: bool) -> Iterator[tuple[str, Any]]:
+        buffer = Weight()
+        held.append(weakref.ref(buffer))
+        raise MemoryError(buffer.__class__.__name__)
+        yield "never", None
+
+    vars(loader).update({contract.MANY_CORES: many, contract.ONE_CORE: lambda files, bar: iter([(held[0](), bar)])})
+    contract.read_on_one_core_else()
+    assert [weight for weight, _ in getattr(loader, contract.MANY_CORES)(["a"], False)] == [None]
+
+
+def test_where_ranks_share_a_model_none_goes_its_own_way(loader: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would wait for it without end."""
+    monkeypatch.setattr(contract, "_ranks_share", lambda: True)
+    with pytest.raises(RuntimeError, match="io_uring"):
+        reading(loader, ["a"], 0)
