@@ -587,7 +587,7 @@ def _one_tokenizer() -> Iterator[None]:
     if not seams.holds("one tokenizer"):
         yield
         return
-    renderers = importlib.import_module(RENDERERS)
+    renderers = importlib.import_module("vllm.renderers.hf")
     pool = getattr(renderers, POOL)
     setattr(renderers, POOL, lambda tokenizer, *_: tokenizer)
     try:
@@ -846,7 +846,7 @@ def look_for_the_first_attention() -> None:
     It looks at all of them and takes the first, and to look at one is to import it.
     """
     try:
-        module = importlib.import_module(CUDA)
+        module = importlib.import_module("vllm.platforms.cuda")
         platform, every = getattr(module, PLATFORM), getattr(module, PRIORITIES)
         valid = vars(platform)[VALID].__func__
     except (ImportError, OSError, AttributeError, KeyError) as error:
@@ -880,7 +880,7 @@ def read_on_one_core_else() -> None:
     It may: a file system that is not known to it, or a container that forbids what it does.
     """
     try:
-        loader = importlib.import_module(LOADER)
+        loader = importlib.import_module("vllm.model_executor.model_loader.default_loader")
         many, one = getattr(loader, MANY_CORES), getattr(loader, ONE_CORE)
     except (ImportError, AttributeError) as error:
         seams.give_up("weights on many cores", repr(error))

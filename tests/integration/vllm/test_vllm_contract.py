@@ -21,7 +21,13 @@ ENDLESS = Sampling(max_tokens=1500, ignore_eos=True)
 PROMPT = list(range(100, 180))
 
 
-@pytest.mark.parametrize("need", sorted({need for seam in contract.SEAMS for need in (*seam.needs, *seam.met)}))
+# Code of CUDA's is not in a build for a CPU; the recorded sources have it (tests/contracts/test_vllm.py).
+HERE = {
+    need for seam in contract.SEAMS for need in (*seam.needs, *seam.met) if not need.startswith(f"{contract.CUDA}:")
+}
+
+
+@pytest.mark.parametrize("need", sorted(HERE))
 async def test_the_installed_vllm_has_what_each_seam_needs(need: str) -> None:
     assert unmet(read_need(need)) is None
 
