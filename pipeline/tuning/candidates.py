@@ -2,8 +2,8 @@
 
 The plain options are no candidate: they are measured first and last, and everything is held against them. What was
 measured to be a trap is not in the table: inductor's `max_autotune`, no asynchronous scheduling. Steps of 2,048 tokens
-are the plain ones: vLLM's own choice for an engine in process. FlashInfer is not
-tried: its kernels are compiled with nvcc when they are first used, and a runtime image has no compiler.
+are the plain ones: vLLM's own choice for an engine in process. FlashInfer is not tried: its
+kernels are compiled with nvcc when they are first used, and a runtime image has no compiler.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from runtime.artifact import EngineChoices
+from runtime.engines.tuned import filled
 
 # Methods whose weights have 4 bits.
 FOUR_BITS = frozenset({"awq", "gptq", "int4_awq"})
@@ -144,7 +145,7 @@ def _one_batch(graphs: tuple[int, ...]) -> str:
 
 def _no_step(at: Situation, tokens: int) -> str:
     """Why a step of so many tokens is none, or the same as others; empty where it is one."""
-    if 2 * tokens < 3 * at.sequences:
+    if filled(tokens, at.sequences):
         return f"two thirds of a step and more are tokens of {at.sequences} sequences that run"
     most = at.sequences * at.context
     return f"no step has more than {most} tokens" if tokens >= most else ""

@@ -72,6 +72,16 @@ def test_a_variable_of_the_operator_wins_and_is_told(option: str, value: object)
     assert found.options.cudagraph_mode == "FULL"
 
 
+@pytest.mark.parametrize(("sequences", "taken"), [(None, True), (16, True), (320, True), (400, False), (1024, False)])
+def test_steps_that_more_sequences_would_fill_are_left(sequences: int | None, taken: bool) -> None:
+    """vLLM does not start with steps of fewer tokens than sequences, which MAX_NUM_SEQS_CHAT may raise."""
+    choices = EngineChoices(cudagraph_mode="FULL", max_num_batched_tokens=512)
+    found = tuned(EngineOptions(max_num_seqs=sequences), chat_with(choices), KEY)
+    assert found.options.max_num_batched_tokens == (512 if taken else None)
+    assert found.options.cudagraph_mode == "FULL"
+    assert bool(found.left) is not taken
+
+
 def test_an_engine_without_graphs_is_told_nothing_of_graphs() -> None:
     found = tuned(EngineOptions(enforce_eager=True), chat_with(CHOICES), KEY)
     assert (found.options.cudagraph_mode, found.options.capture_sizes, found.options.fusions) == (None, (), ())
