@@ -72,8 +72,8 @@ def tuned(options: EngineOptions, chat: ChatModel, here: TuningKey) -> Tuned:
             left[name] = f"{name}: {VARIABLES[name]} says {getattr(options, name)}"
         elif name in OF_GRAPHS and options.enforce_eager:
             left[name] = f"{name}: ENFORCE_EAGER says true"
-        elif name == "max_num_batched_tokens" and filled(wanted[name], options.max_num_seqs or 0):
-            left[name] = f"{name}: {options.max_num_seqs} sequences would fill steps of {wanted[name]} tokens"
+        elif name == "max_num_batched_tokens" and (at := options.max_num_seqs) is not None and filled(wanted[name], at):
+            left[name] = f"{name}: {at} sequences would fill steps of {wanted[name]} tokens"
     taken = {name: value for name, value in wanted.items() if name not in left}
     used = tuple(f"{name}={_text(value)}" for name, value in taken.items())
     return Tuned(replace(options, **taken), used, tuple(left.values()))
