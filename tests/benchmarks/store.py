@@ -27,7 +27,7 @@ from runtime.host.ratelimit import SlidingWindow
 from runtime.text.prompt import Message
 from runtime.turns.principal import Principal
 from runtime.turns.sessions.exchange import Exchange
-from runtime.turns.sessions.keeper import SessionKeeper
+from runtime.turns.sessions.keeper import PACE_S, SessionKeeper
 from runtime.turns.sessions.registry import SessionRegistry
 from runtime.turns.sessions.session import Session
 from runtime.turns.stores.sealing import Sealer
@@ -40,10 +40,12 @@ from tests.harness.stores.session_store import MISSING, VALKEY, valkey
 from tests.harness.stores.store_cpu import SERVER, STORE
 
 # A token comes in the time that an H100 takes with 64 streams of a model of 8B shape.
-STREAMS, TURNS, TOKENS, PAUSE = 64, 5, 150, 0.0086
+STREAMS, TOKENS, PAUSE = 64, 150, 0.0086
+# A short conversation, of which the store's part is larger: it is taken and first written in it; and one that goes on.
+TURNS, LONG = 5, 20
 # Longest time between a reply's end and the next turn, in seconds: people do not speak in step.
 LISTEN = 0.3
-ROUNDS, SHARE_ROUNDS = 5, 3
+ROUNDS, LONG_ROUNDS, SHARE_ROUNDS = 5, 3, 3
 TAKEOVERS = 200
 PERSONA = "You are Mia. " + "You like the sea and long walks along it. " * 40
 
@@ -73,16 +75,16 @@ def used(server: Server) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
-def measure(servers: dict[str, Server], round_: int) -> dict[str, float]:
+def measure(servers: dict[str, Server], round_: int, turns: int = TURNS) -> dict[str, float]:
     """Return each server's µs of CPU a token, where all converse at the same time."""
 
     async def main() -> None:
         streams = range(round_ * STREAMS, (round_ + 1) * STREAMS)
-        await asyncio.gather(*(converse(server, stream, TURNS) for server in servers.values() for stream in streams))
+        await asyncio.gather(*(converse(server, stream, turns) for server in servers.values() for stream in streams))
 
     before = {name: used(server) for name, server in servers.items()}
     asyncio.run(main())
-    tokens = STREAMS * TURNS * TOKENS
+    tokens = STREAMS * turns * TOKENS
     return {name: (used(server) - before[name]) / tokens * 1e6 for name, server in servers.items()}
 
 
@@ -126,7 +128,7 @@ def share(front: str, kinds: dict[str, dict[str, str]]) -> None:
 async def take_over(one: Server, other: Server, stream: int) -> tuple[float, float]:
     """Speak on one server, then on the other; return the times to the first token of the last turns on each, in ms."""
     first = await converse(one, stream, 3, at_once=True)
-    await asyncio.sleep(0.15)  # until it is written
+    await asyncio.sleep(PACE_S + 0.05)  # until it is written
     headers = {"X-API-Key": other.api_key}
     async with websockets.connect(other.url, additional_headers=headers, compression=None) as socket:
         await socket.send(json.dumps({"type": "start", "session_id": f"s{stream}", "user_utterance": "And then?"}))
@@ -172,7 +174,8 @@ def first_tokens(url: str) -> None:
 
 def store_section(folder: Path) -> None:
     """Measure servers with a store and without, that take turns, and what a takeover adds; no artifact is needed."""
-    print(f"\nstore: {STREAMS} conversations of {TURNS} turns, {TOKENS} tokens a reply, {PAUSE * 1000:g} ms apart")
+    print(f"\nstore: {STREAMS} conversations of {TURNS} turns and of {LONG}")
+    print(f"store: {TOKENS} tokens a reply, {PAUSE * 1000:g} ms apart")
     if VALKEY is None:
         print(f"store: not measured: {MISSING}")
         return
@@ -187,7 +190,8 @@ def store_section(folder: Path) -> None:
         if (folder / "tokenizer.json").exists():
             fronts["vLLM's output handling"] = {"INSTANT_MODEL": str(folder), "INSTANT_ENGINE": "vllm"}
         for front, more in fronts.items():
-            compare(front, more, store.url)
+            compare(front, more, store.url, TURNS, ROUNDS)
+            compare(front, more, store.url, LONG, LONG_ROUNDS)
             share(front, {name: variables | more for name, variables in kinds.items()})
         first_tokens(store.url)
         write_cost(store.url)
@@ -206,28 +210,29 @@ def store_section(folder: Path) -> None:
                 print(f"store: first token of {name}: {cells}")
 
 
-def compare(front: str, more: dict[str, str], url: str) -> None:
-    """Compare servers with a store and without."""
-    kinds = {"memory": more, "again": more, "valkey": more | {"SESSION_STORE": url}}
+def compare(front: str, more: dict[str, str], url: str, turns: int, rounds: int) -> None:
+    """Compare servers with a store and without, in conversations of so many turns."""
+    # Between the two without: of servers that converse at once each later one uses a little more, whatever it does.
+    kinds = {"memory": more, "valkey": more | {"SESSION_STORE": url}, "again": more}
     found: list[dict[str, float]] = []
     with ExitStack() as stack:
         servers = {name: stack.enter_context(instant(TOKENS, PAUSE, **variables)) for name, variables in kinds.items()}
         for server in servers.values():
             server.wait_ready()
             measure_few(server)
-        for round_ in range(ROUNDS):
+        for round_ in range(rounds):
             before = written(servers["valkey"])
-            found.append(measure(servers, round_))
+            found.append(measure(servers, round_, turns))
             cells = ", ".join(f"{name} {cpu:.1f} µs" for name, cpu in found[-1].items())
-            writes = (written(servers["valkey"]) - before) / (STREAMS * TURNS)
-            print(f"store: {front}: server CPU a token: {cells}; {writes:.2f} writes a turn", flush=True)
+            writes = (written(servers["valkey"]) - before) / (STREAMS * turns)
+            print(f"store: {front}, {turns} turns: server CPU a token: {cells}; {writes:.2f} writes a turn", flush=True)
         for server in servers.values():
             server.stop()
     for name in ("valkey", "again"):  # the latter as a measure of chance
         others = ("memory",) if name == "again" else ("memory", "again")
         ratios = [one[name] / mean(one[other] for other in others) - 1 for one in found]
         print(
-            f"store: {front}: {name} uses {median(ratios):+.1%} of the CPU without a store "
+            f"store: {front}, {turns} turns: {name} uses {median(ratios):+.1%} of the CPU without a store "
             f"(by round: {min(ratios):+.1%} to {max(ratios):+.1%})",
             flush=True,
         )

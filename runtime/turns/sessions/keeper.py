@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 # From a change to the round that writes it: what gathers meanwhile is one request. Most of a round's price is that its
 # code and data have left the processor's caches, however many sessions it has.
-PACE_S = 0.1
+PACE_S = 0.2
 # Between attempts while the store does not answer.
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 # Time for the last writes, where something ends that was about to be written.

@@ -10,6 +10,7 @@ import pytest
 
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Sampling
 from runtime.engines.vllm import contract
+from runtime.engines.vllm.contract import table
 from runtime.engines.vllm.engine import VllmEngine
 from runtime.engines.vllm.seams import read_need, unmet
 from tests.harness import vllm_api as api
@@ -22,9 +23,7 @@ PROMPT = list(range(100, 180))
 
 
 # Code of CUDA's is not in a build for a CPU; the recorded sources have it (tests/contracts/test_vllm.py).
-HERE = {
-    need for seam in contract.SEAMS for need in (*seam.needs, *seam.met) if not need.startswith(f"{contract.CUDA}:")
-}
+HERE = {need for seam in contract.SEAMS for need in (*seam.needs, *seam.met) if not need.startswith(f"{table.CUDA}:")}
 
 
 @pytest.mark.parametrize("need", sorted(HERE))

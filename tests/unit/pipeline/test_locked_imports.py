@@ -58,7 +58,7 @@ def places(path: str, package: str) -> set[str]:
 
 
 def test_engines_and_workers_run_where_they_are_installed() -> None:
-    assert places("runtime/engines/vllm/contract.py", "vllm") == {"vllm", "cpu"}
+    assert places("runtime/engines/vllm/contract/life.py", "vllm") == {"vllm", "cpu"}
     assert places("runtime/engines/trt/engine.py", "tensorrt_llm") == {"trt"}
     assert places("pipeline/quantize/vllm.py", "llmcompressor") == {"vllm-quantize", "cpu-quantize"}
     assert places("pipeline/quantize/trt_checkpoint.py", "tensorrt_llm") == {"trt"}

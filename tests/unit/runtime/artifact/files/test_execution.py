@@ -27,7 +27,8 @@ KNOWN = {
     ("runtime/engines/vllm/context.py", "ctypes.CDLL"): "the driver's library",
     ("runtime/host/machine.py", "runpy.run_path"): "the version of torch, in its own file",
     ("pipeline/stages/disk.py", "ctypes.CDLL"): "the C library of this process",
-    ("runtime/engines/vllm/contract.py", "importlib.import_module"): "modules of vLLM by name",
+    ("runtime/engines/vllm/contract/life.py", "importlib.import_module"): "modules of vLLM by name",
+    ("runtime/engines/vllm/contract/loading.py", "importlib.import_module"): "modules of vLLM by name",
 }
 # Loaders of transformers that look for code in the folder, unless they are told not to; and those of one class, which
 # never do.

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engines.vllm import contract
+from runtime.engines.vllm.contract import loading, table
 from runtime.engines.vllm.seams import Seams
 
 
 def platform_of(kernels: dict[str, bool]) -> tuple[ModuleType, list[str]]:
     """vLLM's module as far as it chooses: kernels in their order, and whether each will do; and those looked at."""
-    module, looked_at = ModuleType(contract.CUDA), []
+    module, looked_at = ModuleType(table.CUDA), []
 
     class Platform:
         order: ClassVar[dict[str, bool]] = kernels
@@ -35,51 +36,49 @@ def platform_of(kernels: dict[str, bool]) -> tuple[ModuleType, list[str]]:
                     reasons[name] = "will not do"
             return valid, reasons
 
-    vars(module).update(
-        {contract.PLATFORM: Platform, contract.PRIORITIES: lambda capability, heads=None: list(kernels)}
-    )
+    vars(module).update({table.PLATFORM: Platform, table.PRIORITIES: lambda capability, heads=None: list(kernels)})
     return module, looked_at
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.booleans(), max_size=6))
 def test_the_first_that_will_do_is_taken_and_none_after_it_is_looked_at(kernels: dict[str, bool]) -> None:
     module, looked_at = platform_of(kernels)
-    platform = getattr(module, contract.PLATFORM)
+    platform = getattr(module, table.PLATFORM)
     told = {"device_capability": 90, "attn_selector_config": None, "num_heads": 8}
     every, reasons = platform.get_valid_backends(**told)
     looked_at.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, contract.CUDA, module)
+        patch.setitem(sys.modules, table.CUDA, module)
         contract.look_for_the_first_attention()
     found, why_not = type("Nvml", (platform,), {}).get_valid_backends(**told)
     assert found == every[:1]  # vLLM takes the one of the lowest number
     before = list(kernels)[: every[0][0]] if every else list(kernels)
     assert why_not == {name: reasons[name] for name in before}
     assert set(looked_at) == {*before, *(name for _, name in found)}
-    assert getattr(module, contract.PRIORITIES)(90) == list(kernels)
+    assert getattr(module, table.PRIORITIES)(90) == list(kernels)
 
 
 def test_what_fails_while_it_looks_is_raised_and_changes_nothing() -> None:
     module, _ = platform_of({"a": True})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, contract.CUDA, module)
+        patch.setitem(sys.modules, table.CUDA, module)
         contract.look_for_the_first_attention()
     with pytest.raises(TypeError):
-        getattr(module, contract.PLATFORM).get_valid_backends()
-    assert getattr(module, contract.PRIORITIES)(90) == ["a"]
+        getattr(module, table.PLATFORM).get_valid_backends()
+    assert getattr(module, table.PRIORITIES)(90) == ["a"]
 
 
-@pytest.mark.parametrize("missing", [contract.PLATFORM, contract.PRIORITIES, contract.VALID])
+@pytest.mark.parametrize("missing", [table.PLATFORM, table.PRIORITIES, table.VALID])
 def test_another_vllm_is_left_alone(
     missing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(contract, "seams", Seams("vLLM", contract.SEAMS, ("1", "2")))
+    monkeypatch.setattr(loading, "seams", Seams("vLLM", contract.SEAMS, ("1", "2")))
     module, _ = platform_of({"a": True, "b": True})
-    platform = getattr(module, contract.PLATFORM)
-    delattr(platform if missing == contract.VALID else module, missing)
-    monkeypatch.setitem(sys.modules, contract.CUDA, module)
+    platform = getattr(module, table.PLATFORM)
+    delattr(platform if missing == table.VALID else module, missing)
+    monkeypatch.setitem(sys.modules, table.CUDA, module)
     with caplog.at_level(logging.WARNING):
         contract.look_for_the_first_attention()
     assert "first attention" in caplog.text
-    if missing != contract.VALID:
-        assert contract.VALID in vars(platform)
+    if missing != table.VALID:
+        assert table.VALID in vars(platform)

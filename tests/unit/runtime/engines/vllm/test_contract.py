@@ -15,6 +15,7 @@ import pytest
 
 from runtime.engines import EngineDeadError, EngineOptions, EngineVersionError, Load
 from runtime.engines.vllm import contract, engine
+from runtime.engines.vllm.contract import life
 from runtime.engines.vllm.seams import Need, Seam, Seams, read_need, unmet
 
 PACKAGE = "invented"
@@ -145,7 +146,7 @@ async def test_whoever_gives_up_waiting_leaves_no_engine_behind(
     all_hold: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = asyncio.Event()
-    monkeypatch.setattr(contract, "dead", lambda: EngineDeadError)
+    monkeypatch.setattr(life, "dead", lambda: EngineDeadError)
     loop = asyncio.get_running_loop()
 
     async def deaf() -> None:
@@ -227,7 +228,7 @@ async def test_vllm_hears_nothing_of_the_end_of_its_engine(
         told.append("shut down")
         loop.call_soon_threadsafe(ended.set)
 
-    monkeypatch.setattr(contract, "dead", lambda: EngineDeadError)
+    monkeypatch.setattr(life, "dead", lambda: EngineDeadError)
     loop = asyncio.get_running_loop()
     task = None if handler == "none" else asyncio.create_task(listen())
     await asyncio.sleep(0)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engines.vllm import contract, threads
+from runtime.engines.vllm.contract import life, table
 
 ROOT = Path(__file__).parents[5]
 
@@ -149,7 +150,7 @@ class Arguments:
     worker_extension_cls = "a.module.not.imported.Worker"
 
     def create_engine_config(self, usage: object) -> object:
-        os.environ[contract.METHOD] = "spawn"
+        os.environ[table.METHOD] = "spawn"
         return self
 
 
@@ -170,15 +171,15 @@ def test_an_engine_is_forked_where_nothing_computes_and_nobody_said_otherwise(
 ) -> None:
     executor = pytest.importorskip("vllm.v1.executor").Executor
     monkeypatch.setattr(executor, "get_class", lambda config: config)
-    monkeypatch.setattr(contract, "on_cpu", lambda: on_cpu)
-    monkeypatch.setattr(contract, "PRELOADED", "")
+    monkeypatch.setattr(life, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(life, "PRELOADED", "")
     monkeypatch.setattr(threads, "quiet", lambda: quiet)
-    monkeypatch.setattr(contract, "llm_class", lambda: lambda *_, **__: os.environ[contract.METHOD])
-    monkeypatch.setenv(contract.METHOD, chosen or "")
+    monkeypatch.setattr(life, "llm_class", lambda: lambda *_, **__: os.environ[table.METHOD])
+    monkeypatch.setenv(table.METHOD, chosen or "")
     if chosen is None:
-        monkeypatch.delenv(contract.METHOD)
+        monkeypatch.delenv(table.METHOD)
     assert contract.start(Arguments(), lambda found: found) == method  # type: ignore[arg-type]
-    assert os.environ.get(contract.METHOD) == chosen, "the next engine is asked for as this one was"
+    assert os.environ.get(table.METHOD) == chosen, "the next engine is asked for as this one was"
 
 
 def test_a_child_of_a_thread_that_computed_nothing_can_compute() -> None:

@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 from runtime.engines import EngineOptionError, EngineOptions
 from runtime.engines.vllm import arguments, contract
 from runtime.engines.vllm.arguments import _load_format
+from runtime.engines.vllm.contract import loading, table
 from runtime.engines.vllm.seams import Seams
 
 
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = ModuleType(contract.LOADER)
-    monkeypatch.setitem(sys.modules, contract.LOADER, module)
+    module = ModuleType(table.LOADER)
+    monkeypatch.setitem(sys.modules, table.LOADER, module)
     # What is given up here is given up for no other test.
-    monkeypatch.setattr(contract, "seams", Seams("vLLM", contract.SEAMS, ("1", "2")))
+    monkeypatch.setattr(loading, "seams", Seams("vLLM", contract.SEAMS, ("1", "2")))
     return module
 
 
@@ -41,10 +42,10 @@ def reading(module: ModuleType, names: list[str], fails_after: int | None) -> li
             raise RuntimeError("io_uring is not permitted")
 
     vars(module).update(
-        {contract.MANY_CORES: many, contract.ONE_CORE: lambda files, bar: iter((f"one {name}", bar) for name in files)}
+        {table.MANY_CORES: many, table.ONE_CORE: lambda files, bar: iter((f"one {name}", bar) for name in files)}
     )
     contract.read_on_one_core_else()
-    return [name for name, _ in getattr(module, contract.MANY_CORES)(names, False)]
+    return [name for name, _ in getattr(module, table.MANY_CORES)(names, False)]
 
 
 def test_what_the_package_reads_is_given_as_it_is(loader: ModuleType) -> None:
@@ -60,9 +61,9 @@ def test_a_package_that_cannot_begin_is_done_without(loader: ModuleType, caplog:
 
 @given(st.lists(st.text("abc", max_size=3), max_size=5), st.one_of(st.none(), st.integers(0, 6)))
 def test_every_weight_comes_once_or_the_start_fails(names: list[str], fails_after: int | None) -> None:
-    module = ModuleType(contract.LOADER)
+    module = ModuleType(table.LOADER)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, contract.LOADER, module)
+        patch.setitem(sys.modules, table.LOADER, module)
         begun = fails_after not in (None, 0) and bool(names)
         if begun:
             with pytest.raises(RuntimeError, match="io_uring"):
@@ -74,7 +75,7 @@ def test_every_weight_comes_once_or_the_start_fails(names: list[str], fails_afte
 def test_a_vllm_without_the_functions_is_left_alone(loader: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         contract.read_on_one_core_else()
-    assert not hasattr(loader, contract.MANY_CORES)
+    assert not hasattr(loader, table.MANY_CORES)
 
 
 CASES = [
@@ -124,10 +125,10 @@ def test_no_weight_is_held_longer_than_it_is_read(loader: ModuleType) -> None:
         for name in files:
             yield name, Weight()
 
-    vars(loader).update({contract.MANY_CORES: many, contract.ONE_CORE: many})
+    vars(loader).update({table.MANY_CORES: many, table.ONE_CORE: many})
     contract.read_on_one_core_else()
     seen: list[weakref.ref[Weight]] = []
-    for _, weight in getattr(loader, contract.MANY_CORES)(["a", "b", "c"], False):
+    for _, weight in getattr(loader, table.MANY_CORES)(["a", "b", "c"], False):
         assert all(one() is None for one in seen[:-1])
         seen.append(weakref.ref(weight))
         del weight
@@ -143,13 +144,13 @@ def test_what_a_failed_attempt_held_is_gone_when_the_other_way_begins(loader: Mo
         raise MemoryError(buffer.__class__.__name__)
         yield "never", None
 
-    vars(loader).update({contract.MANY_CORES: many, contract.ONE_CORE: lambda files, bar: iter([(held[0](), bar)])})
+    vars(loader).update({table.MANY_CORES: many, table.ONE_CORE: lambda files, bar: iter([(held[0](), bar)])})
     contract.read_on_one_core_else()
-    assert [weight for weight, _ in getattr(loader, contract.MANY_CORES)(["a"], False)] == [None]
+    assert [weight for weight, _ in getattr(loader, table.MANY_CORES)(["a"], False)] == [None]
 
 
 def test_where_ranks_share_a_model_none_goes_its_own_way(loader: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others would wait for it without end."""
-    monkeypatch.setattr(contract, "_ranks_share", lambda: True)
+    monkeypatch.setattr(loading, "_ranks_share", lambda: True)
     with pytest.raises(RuntimeError, match="io_uring"):
         reading(loader, ["a"], 0)

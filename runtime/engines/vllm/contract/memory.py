@@ -1,0 +1,35 @@
+"""In vLLM's workers: what a model needs of a GPU's memory, and the size of its KV cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def memory_factors(worker: Any) -> dict[str, object]:  # noqa: ANN401 - vLLM is untyped to us
+    """All that a model's need of a GPU's memory depends on, beside the GPU itself."""
+    import vllm
+
+    config = worker.vllm_config
+    scheduler, compilation = config.scheduler_config, config.compilation_config
+    return {
+        "vllm": vllm.__version__,
+        "config": config.compute_hash(),
+        "sequences": scheduler.max_num_seqs,
+        "batched_tokens": scheduler.max_num_batched_tokens,
+        "model_len": config.model_config.max_model_len,
+        "graphs": (str(compilation.cudagraph_mode), compilation.cudagraph_capture_sizes),
+    }
+
+
+def memory_of(worker: Any) -> tuple[int, int] | None:  # noqa: ANN401 - vLLM is untyped to us
+    """Bytes that are free on a worker's GPU, and bytes that it may use; none where its KV cache has a size already."""
+    import torch
+
+    if worker.vllm_config.cache_config.kv_cache_memory_bytes is not None:
+        return None
+    return int(torch.cuda.mem_get_info()[0]), int(worker.requested_memory)
+
+
+def give_cache(worker: Any, size: int) -> None:  # noqa: ANN401 - vLLM is untyped to us
+    """Have a worker lay out a KV cache of so many bytes, without measuring what is left for it."""
+    worker.vllm_config.cache_config.kv_cache_memory_bytes = size
