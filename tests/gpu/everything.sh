@@ -17,7 +17,8 @@
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
 # Less than everything: SKIP names steps to leave out, STREAMS how many streams (1 64 256), CONTENDERS who is measured
 # with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned and for how long
-# (8), PASSES and PARTS how often and what the fleet does (3, router kill), SEQUENCES how many replies at once the artifact is made for (320 for the last seven).
+# (8), PASSES, PARTS and ROUTERS how often, what and with whom the fleet does (3, router kill, 2), SEQUENCES how many replies at once the artifact is made for (320 for the last seven), CHOSEN
+# the candidate of `--tune` with whose options artifacts serve (none).
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
 # without it `measure`, `doors`, `ready` and `fleet` serve the chat model alone.
 set -uo pipefail
@@ -98,7 +99,7 @@ measure() {
 sealed() {
     local tool=()
     [ ! -e "$work/tool" ] || tool=(--tool "$work/tool")
-    step artifact 400 "$python" tests/gpu/inputs/make_artifact.py "$model" "${tool[@]}" "$@"
+    step artifact 400 "$python" tests/gpu/inputs/make_artifact.py "$model" "${tool[@]}" ${CHOSEN:+--chosen "$CHOSEN"} "$@"
 }
 
 shared() { once parts parts && once artifact sealed --sequences "${SEQUENCES:-320}"; }
@@ -158,18 +159,19 @@ image() {
     local streams contenders
     read -ra streams <<<"${STREAMS:-64 256}"
     read -ra contenders <<<"${CONTENDERS:-alone runtime openai}"
-    step image 1500 "$python" tests/gpu/image/prove.py "$out" --layers "${LAYERS:-32}" --and bash -c "
+    step image 1500 "$python" tests/gpu/image/prove.py "$out" --layers "${LAYERS:-32}" ${CHOSEN:+--chosen "$CHOSEN"} --and bash -c "
         for start in 1 2 3; do python /repo/tests/gpu/cold_start.py /artifact --only with; done
         python /repo/tests/gpu/streams.py /artifact --streams ${streams[*]} --only ${contenders[*]}"
 }
 
 fleet() {
-    local streams parts
+    local streams parts routers
     read -ra streams <<<"${STREAMS:-256}"
+    read -ra routers <<<"${ROUTERS:-2}"
     read -ra parts <<<"${PARTS:-router kill}"
     shared || return
     step fleet 500 "$python" tests/gpu/fleet.py "$model" --streams "${streams[@]}" --passes "${PASSES:-3}" \
-        --only "${parts[@]}" --json "$out/fleet.json"
+        --only "${parts[@]}" --routers "${routers[@]}" --json "$out/fleet.json"
 }
 
 prove() {

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Measures a server a GPU behind the router of `deploy/compose/`, beside the same servers without it.
 
-    python3 tests/gpu/fleet.py ARTIFACT [--streams 64 256] [--only router kill] [--busy-polling]
+    python3 tests/gpu/fleet.py ARTIFACT [--streams 64 256] [--only router kill] [--routers 2 2-busy 4-busy]
 
-Needs as many GPUs as it shall have servers, `haproxy` on the path, and cores: a quarter of them for the load, two for
-the router, the rest shared by the servers.
+Needs as many GPUs as it shall have servers, `haproxy` on the path, and cores: a quarter of them for the load, one for
+each of the router's threads, the rest shared by the servers. A router is told by its threads, `busy` where they are
+kept awake (`busy-polling`); several are measured one after the other, before the same servers.
 
 `router`: so many streams for each server, straight to the servers, through the router, and half of them this way and
 half that way, in turns; every stream names its session at the handshake, so that the router hashes it. `kill`: clients
@@ -44,7 +45,6 @@ from tests.harness.fleet.router import samples as samples_of
 from tests.harness.server import Server
 
 WORDS, REPLY = 200, 150
-THREADS = 2  # of the router, as its configuration has them
 VARIABLES = {
     "MAX_CONCURRENT_CONNECTIONS": "2200",
     "WS_MAX_MESSAGES_PER_WINDOW": "0",
@@ -54,8 +54,18 @@ VARIABLES = {
 }
 
 
+SHIPPED = "nbthread 2", "# busy-polling"  # as the configuration has them
+
+
 class Plain(HAProxy):
     """HAProxy without its master process, which only reloads need."""
+
+    @classmethod
+    def called(cls, name: str, servers: list[Server]) -> Plain:
+        """Return a router by its name, such as `2` or `4-busy`."""
+        threads, _, awake = name.partition("-")
+        ways = [(SHIPPED[0], f"nbthread {threads}")] + ([(SHIPPED[1], "busy-polling")] if awake else [])
+        return cls([server.port for server in servers], changes=ways)
 
     def command(self) -> list[str]:
         """Return the command of compose.yaml, less `-W`."""
@@ -71,11 +81,11 @@ class Cores:
     servers: list[set[int]]
 
     @classmethod
-    def shared_by(cls, number: int) -> Cores:
-        """Share this process's CPUs."""
+    def shared_by(cls, number: int, threads: int) -> Cores:
+        """Share this process's CPUs between so many servers and a router's threads."""
         serving, load = split_cpus(os.sched_getaffinity(0))
         rest = sorted(serving)
-        router, rest = (rest[-THREADS:], rest[:-THREADS]) if len(rest) > 2 * THREADS else (rest, rest)
+        router, rest = (rest[-threads:], rest[:-threads]) if len(rest) > 2 * threads else (rest, rest)
         each = max(1, len(rest) // number)
         shares = [set(rest[each * index : each * (index + 1)]) or set(rest) for index in range(number)]
         return cls(tuple(sorted(load)), set(router), shares)
@@ -182,19 +192,20 @@ def pings(servers: list[Server], router: HAProxy) -> None:
 
 
 def compare(
-    servers: list[Server], router: HAProxy, streams: int, cores: Cores, passes: int
+    servers: list[Server], router: HAProxy, streams: int, cores: Cores, passes: int, first: int
 ) -> dict[str, list[Figures]]:
     """Measure both ways in turns, which tells tokens; and both at once, which tells what the router adds to a TTFT.
 
     A step of the engine takes longer than the router, and how many wait for one differs from pass to pass. Listeners of
-    both ways who speak at once to the same servers wait for the same steps.
+    both ways who speak at once to the same servers wait for the same steps. Ways are counted from `first`: none asks
+    what another one asked before.
     """
     keys = asyncio.run(balanced(servers, router, streams))
     straight, routed = tuple(server.url for server in servers), (router.url,) * len(servers)
     urls = {"straight": straight, "routed": routed, "both at once": straight + routed}
     ways = [
         Way(name, taken, keys, servers[0].api_key, cores.load, number)
-        for number, (name, taken) in enumerate(urls.items(), 1)
+        for number, (name, taken) in enumerate(urls.items(), first)
     ]
     found: dict[str, list[Figures]] = {}
     rounds, spread = (6, 1.3) if streams < 128 else (4, 2.5)
@@ -339,11 +350,11 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--listeners", type=int, default=32, help="for each server, where one is killed")
     parser.add_argument("--only", nargs="+", choices=["router", "kill"], default=["router", "kill"])
-    parser.add_argument("--busy-polling", action="store_true", help="keep the router's threads awake")
+    parser.add_argument("--routers", nargs="+", default=["2"], metavar="THREADS[-busy]")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     number = arguments.servers or number_of_gpus()
-    cores = Cores.shared_by(number)
+    cores = Cores.shared_by(number, max(int(name.partition("-")[0]) for name in arguments.routers))
     print(f"CPUs: load {list(cores.load)}, router {sorted(cores.router)}, servers {[sorted(s) for s in cores.servers]}")
     results: dict[str, object] = {}
     with ExitStack() as stack:
@@ -354,20 +365,21 @@ def main() -> None:
                 servers.append(stack.enter_context(server))
         ready = [server.wait_ready(400) for server in servers]
         print(f"{number} servers: ready after {', '.join(f'{took:.0f}' for took in ready)} s", flush=True)
-        with pinned(cores.router):
-            awake = [("# busy-polling", "busy-polling")] if arguments.busy_polling else []
-            router = stack.enter_context(Plain([server.port for server in servers], changes=awake))
-        router.wait_up()
-        pings(servers, router)
-        if "router" in arguments.only:
-            for streams in arguments.streams:
-                found = compare(servers, router, streams, cores, arguments.passes)
-                results[str(streams)] = {way: [asdict(one) for one in ones] for way, ones in found.items()}
-                if arguments.json:
-                    arguments.json.write_text(json.dumps(results, indent=2) + "\n")
-        threads_of(router)
-        if "kill" in arguments.only:
-            results["kill"] = kill(servers, router, arguments.listeners, cores)
+        for index, name in enumerate(arguments.routers):
+            with ExitStack() as routed:
+                with pinned(cores.router):
+                    router = routed.enter_context(Plain.called(name, servers))
+                router.wait_up()
+                print(f"router of {name} threads", flush=True)
+                pings(servers, router)
+                for streams in arguments.streams if "router" in arguments.only else ():
+                    found = compare(servers, router, streams, cores, arguments.passes, 1 + 3 * index)
+                    results[f"{name}, {streams}"] = {way: [asdict(one) for one in ones] for way, ones in found.items()}
+                    if arguments.json:
+                        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+                threads_of(router)
+                if "kill" in arguments.only and name == arguments.routers[-1]:
+                    results["kill"] = kill(servers, router, arguments.listeners, cores)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Runs `runtime-vllm` on a GPU host without Docker, from what carry.py packed: from its stack check to its drain.
 
-    python3 tests/gpu/image/prove.py OUT [--pieces /tmp/img] [--room DIR] [--layers 32] [--steps …] [--and COMMAND …]
+    python3 tests/gpu/image/prove.py OUT [--pieces /tmp/img] [--room DIR] [--layers 32] [--steps …]
+        [--chosen "full graphs"] [--and COMMAND …]
 
 All but the unpacking and the driver happens inside the image, as `docker run --gpus all --read-only` would run it
 (container.py), with nothing of the host's Python. OUT/image-logs.tgz has a log for each step, and `steps`: how each
 ended, after how many seconds. The artifact is of 8B shape with random weights, unproven, compiled by the image's own
-engine; where that fails, the engine serves without. `--and` runs a last command inside the image, with /repo and the
-artifact at /artifact, such as `--and python /repo/tests/gpu/streams.py /artifact`. What is unpacked is kept in ROOM:
-later runs go on with it by `--steps`.
+engine, with options that `--chosen` names; where that fails, the engine serves without. `--and` runs a last command
+inside the image, with /repo and the artifact at /artifact, such as `--and python /repo/tests/gpu/streams.py /artifact`.
+What is unpacked is kept in ROOM: later runs go on with it by `--steps`.
 """
 
 from __future__ import annotations
@@ -275,6 +276,7 @@ def main() -> None:
     parser.add_argument("--room", type=Path, default=roomy())
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--chosen", metavar="CANDIDATE", help="options of `build --tune` that it shall serve with")
     parser.add_argument("--and", dest="last", nargs=argparse.REMAINDER, default=[])
     arguments = parser.parse_args()
     if os.geteuid() != 0:
@@ -295,6 +297,7 @@ def main() -> None:
 
     def artifact(log: Path) -> str | None:
         words = ["python", "/repo/tests/gpu/inputs/make_artifact.py", "/work/8b"]
+        words += ["--chosen", arguments.chosen] if arguments.chosen else []
         problem = proof.inside(*words, limit=400, **made)(log)
         if problem:
             shutil.rmtree(proof.model / COMPILE_CACHE, ignore_errors=True)

@@ -2,9 +2,11 @@
 """Makes an artifact of a model folder for measuring, in place: compiled ahead as `build` does, and not validated.
 
     python3 tests/gpu/inputs/make_artifact.py FOLDER [--tool FOLDER] [--parallel GPUS] [--sequences N] [--uncompiled]
+        [--chosen "full graphs"]
 
 A model with random weights has the speed of a real one and passes no gate of quality, so the pipeline would refuse
-it, and rightly. The metadata says `unproven` where figures would be; nothing made here is fit to be published.
+it, and rightly. `--chosen` seals it as if a candidate of `build --tune` had won. The metadata says `unproven` where
+figures would be; nothing made here is fit to be published.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from pipeline.build.layout import COMPILE_CACHE
 from pipeline.build.vllm import compile_ahead
+from pipeline.tuning.candidates import Situation, candidates
 from runtime.artifact import (
     BuildMetadata,
     ChatModel,
@@ -29,12 +32,29 @@ from runtime.artifact import (
     Quantization,
     Source,
     ToolModel,
+    TriedOptions,
+    TunedOptions,
     hashes,
 )
+from runtime.engines.tuned import key_of
 from runtime.host import machine
+from runtime.host.machine import Machine
 from tests.hub.golden import proof_of
 
 LIMITS = Limits(max_batch_size=256, max_input_len=5525, max_output_len=150, max_model_len=5808)
+
+
+def chosen(name: str, limits: Limits, here: Machine) -> TunedOptions:
+    """A candidate of the tuning as if it had won here."""
+    sm = here.gpus[0].sm if here.gpus else None
+    at = Situation(sm, "none", limits.max_batch_size, limits.max_batch_size, limits.max_model_len)
+    table = {one.name: one for one in candidates(at)}
+    if name not in table or table[name].not_tried:
+        known = ", ".join(known for known, one in table.items() if not one.not_tried)
+        sys.exit(f"--chosen: expected one of {known or 'no candidates here'}; found {name}")
+    tried = TriedOptions(name=name, options=table[name].choices, outcome="won", reason="unproven")
+    key = key_of(here, limits)
+    return TunedOptions(goal="latency", key=key, choices=table[name].choices, noise=0.0, candidates=(tried,))
 
 
 def main() -> None:
@@ -45,21 +65,23 @@ def main() -> None:
     parser.add_argument("--uncompiled", action="store_true", help="seal it without a compile cache")
     parser.add_argument("--parallel", type=int, default=1, metavar="GPUS", help="GPUs that share the model")
     parser.add_argument("--sequences", type=int, default=LIMITS.max_batch_size, help="replies at once")
+    parser.add_argument("--chosen", metavar="CANDIDATE", help="options of `build --tune` that it shall serve with")
     arguments = parser.parse_args()
     folder = arguments.folder
     shape = {"tensor_parallel_size": arguments.parallel, "max_batch_size": arguments.sequences}
     limits = LIMITS.model_copy(update=shape)
+    here = machine.describe()
+    gpu = here.gpus[0] if here.gpus else None  # none where the scripts themselves are tried out
+    tuned = chosen(arguments.chosen, limits, here) if arguments.chosen else None
     began = time.monotonic()
     if not arguments.uncompiled:
-        compile_ahead(folder, limits)
+        compile_ahead(folder, limits, tuned.choices if tuned else None)
         print(f"compiled ahead in {time.monotonic() - began:.1f} s, the engine's whole start", flush=True)
     source = Source(repo="unproven", content_sha256="0" * 64)
     tool = None
     if arguments.tool:
         shutil.copytree(arguments.tool, folder / "tool")
         tool = ToolModel(source=source, max_tokens=arguments.tool_tokens)
-    here = machine.describe()
-    gpu = here.gpus[0] if here.gpus else None  # none where the scripts themselves are tried out
     files = tuple(hashes.hash_folder(folder))
     digest = hashes.digest_of(files)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -73,6 +95,7 @@ def main() -> None:
             limits=limits,
             dtype="bfloat16",
             compile_cache=None if arguments.uncompiled else COMPILE_CACHE,
+            engine_options=tuned,
         ),
         tool=tool,
         platform=Platform(
