@@ -15,6 +15,7 @@ from typing import Literal
 from runtime.artifact import ArtifactError, BuildMetadata, ChatModel, Limits
 from runtime.artifact.checks.sharing import Sharing
 from runtime.defaults import first_set
+from runtime.engines.imports import looking_once
 from runtime.engines.interface import Engine, EngineOptions
 from runtime.engines.places import Places
 from runtime.engines.tuned import key_of, tuned
@@ -105,7 +106,8 @@ def preload(metadata: BuildMetadata, options: EngineOptions) -> None:
     What cannot be imported is told by the engine's `start`.
     """
     if metadata.chat is not None and (loader := LOADERS.get(metadata.engine)):
-        loader.preload(_limited(options, metadata.chat.limits))
+        with looking_once():
+            loader.preload(_limited(options, metadata.chat.limits))
 
 
 def places_of(metadata: BuildMetadata, options: EngineOptions) -> Places:
