@@ -9,7 +9,7 @@ WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --no-loadscope-reorder
 export PYTHON
 
-.PHONY: help setup setup-lane demo demo-publish demo-thinking demo-scale test test-unit test-models test-writes test-formats test-ray test-images lint format locks locks-check images images-size bench clean
+.PHONY: help setup setup-lane demo demo-publish demo-thinking demo-scale test test-house test-unit test-models test-writes test-formats test-ray test-images lint format locks locks-check images images-size bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ demo-scale: setup ## servers behind a router, a store, Prometheus: one killed, o
 
 test: setup ## everything that proves it
 	@$(RUN) -m pytest $(PARALLEL) --durations=25
+
+test-house: setup ## what reads all the code, its pages and its rooms: what a small change breaks far from itself (a minute)
+	@$(RUN) -m pytest $(PARALLEL) -q -m house
 
 test-unit: setup ## the tests that need neither engine nor network (minutes)
 	@$(RUN) -m pytest $(PARALLEL) -m "not engine and not docker and not network"

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 FIRST = ("engines", "images")
+PAGES = ROOT / "tests/unit/docs"
 
 # Threads of PyTorch that spin while they wait take the processor from those they wait for, and two workers share two
 # cores: training and quantizing take twice the processor's time then. OpenMP reads it when it is loaded, so: here.
@@ -45,12 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give tests with engines time, and let the longest groups begin, so that no worker waits for them at the end.
+    """Mark tests, give those with engines time, and let the longest groups begin, so that no worker waits at the end.
 
     Raises:
         pytest.UsageError: a plain function is marked as asynchronous, which its plugin would tell only when it ran.
     """
     for item in items:
+        if item.path.is_relative_to(PAGES):
+            item.add_marker(pytest.mark.house)
         if item.get_closest_marker("asyncio") and not is_asynchronous(item):
             raise pytest.UsageError(f"expected `async def` or no mark `asyncio`, found {item.nodeid}")
         if item.get_closest_marker("engine") and item.get_closest_marker("timeout") is None:

@@ -165,6 +165,7 @@ class Imports(ast.NodeVisitor):
         self.found.add((node.module or "").partition(".")[0])
 
 
+@pytest.mark.house
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.name)
 def test_no_other_module_imports_vllm(path: Path) -> None:
     assert not Imports(ast.parse(path.read_text("utf-8"))).found & {"vllm", "tokenizers"}
@@ -178,6 +179,7 @@ ORDINARY = {
 }  # fmt: skip
 
 
+@pytest.mark.house
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.name)
 def test_no_other_module_uses_a_private_name(path: Path) -> None:
     private = {read_need(need).path.rpartition(".")[2] for _, need in NEEDS} - ORDINARY

@@ -55,6 +55,7 @@ def expressions() -> Iterator[tuple[str, str]]:
             yield rule["alert"], rule["expr"]
 
 
+@pytest.mark.house
 @pytest.mark.parametrize(("place", "expression"), list(expressions()))
 def test_names_are_emitted(place: str, expression: str) -> None:
     series = emitted()
@@ -103,6 +104,7 @@ def test_panels_do_not_overlap_and_their_queries_have_letters() -> None:
         assert "" not in letters
 
 
+@pytest.mark.house
 def test_advice_names_what_exists() -> None:
     """Variables, log events, metrics and pages in what an alert says to do next."""
     rules = [rule for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]]

@@ -11,6 +11,7 @@ from tests.harness.source import imports
 from tests.harness.source.imports import ENVIRONMENTS, Import, all_imports, environments_of, imports_of, unpinned
 
 
+@pytest.mark.house
 def test_every_import_is_pinned_in_every_environment_in_which_it_runs() -> None:
     assert unpinned(all_imports()) == []
 
@@ -57,6 +58,7 @@ def places(path: str, package: str) -> set[str]:
     return {place for one in source if one.package == package for place in environments_of(one, source)}
 
 
+@pytest.mark.house
 def test_engines_and_workers_run_where_they_are_installed() -> None:
     assert places("runtime/engines/vllm/contract/life.py", "vllm") == {"vllm", "cpu"}
     assert places("runtime/engines/trt/engine.py", "tensorrt_llm") == {"trt"}
@@ -73,6 +75,7 @@ def test_every_environment_of_the_images_is_in_the_table() -> None:
     assert {path.stem for path in imports.LOCKS.glob("*.txt")} - {"embedded", "build"} == ENVIRONMENTS.keys()
 
 
+@pytest.mark.house
 def test_one_module_knows_the_transports() -> None:
     users = {one.path for one in all_imports() if one.package in {"httpx", "requests", "urllib3", "httpcore"}}
     assert users == {"runtime/artifact/hub_client.py"}

@@ -80,6 +80,7 @@ def differences(text: str) -> list[str]:
 TWO_DEFAULTS = {"CHAT_GPU_FRAC", "TOOL_GPU_FRAC"}
 
 
+@pytest.mark.house
 @pytest.mark.parametrize("page", sorted(PAGES.keys() - GENERATED))
 def test_a_page_names_the_codes_defaults(page: str) -> None:
     assert [line for line in differences(PAGES[page]) if line.partition(":")[0] not in TWO_DEFAULTS] == []
@@ -353,6 +354,7 @@ DISTINCT = {
 OTHERS = {("source_facts.py", defaults.TOOL_TOKENS), ("estimate.py", defaults.IDLE_CLOSE_CODE)}
 
 
+@pytest.mark.house
 def test_a_default_is_written_once() -> None:
     places: dict[object, set[str]] = {value: set() for value in DISTINCT}
     for path in [*ROOT.glob("runtime/**/*.py"), *ROOT.glob("pipeline/**/*.py")]:

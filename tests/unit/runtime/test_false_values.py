@@ -242,6 +242,7 @@ def test_a_guess_is_noticed(source: str) -> None:
     assert guesses(source)
 
 
+@pytest.mark.house
 def test_no_code_takes_zero_for_unset() -> None:
     assert {"threshold", "max_num_seqs", "kv_free_fraction", "tool_decision_threshold"} <= optional_numbers()
     found = {

@@ -74,11 +74,13 @@ def elsewhere() -> dict[tuple[str, str], list[int]]:
     return found
 
 
+@pytest.mark.house
 def test_no_code_outside_their_rooms_names_a_lane_or_an_engine() -> None:
     told = [f"{where}:{lines[0]} {name}" for (where, name), lines in elsewhere().items()]
     assert {key for key in elsewhere() if key not in OTHER_MEANINGS} == set(), told
 
 
+@pytest.mark.house
 def test_every_other_meaning_is_still_there() -> None:
     assert OTHER_MEANINGS.keys() <= elsewhere().keys()
 

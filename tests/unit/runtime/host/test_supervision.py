@@ -219,6 +219,7 @@ def made(path: Path) -> Iterator[tuple[str, str]]:
                     yield path.relative_to(RUNTIME).as_posix(), function.name
 
 
+@pytest.mark.house
 def test_nothing_runs_in_the_background_unwatched() -> None:
     unwatched = {place for path in RUNTIME.rglob("*.py") for place in made(path)}
     assert unwatched <= LOOKED_AFTER.keys()

@@ -46,11 +46,13 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
                 yield path.relative_to(ROOT).as_posix(), node
 
 
+@pytest.mark.house
 def test_nothing_of_ours_runs_what_it_reads() -> None:
     found = {(path, name_of(call.func)) for path, call in calls() if name_of(call.func) in RUNS}
     assert found == KNOWN.keys(), found ^ KNOWN.keys()
 
 
+@pytest.mark.house
 def test_every_loader_of_transformers_is_told_to_run_no_code() -> None:
     loaders = [(path, call) for path, call in calls() if name_of(call.func).endswith(".from_pretrained")]
     assert len(loaders) > 5
@@ -63,6 +65,7 @@ def test_every_loader_of_transformers_is_told_to_run_no_code() -> None:
         assert value.value is False, f"{path}:{call.lineno}: {ast.unparse(value)}"
 
 
+@pytest.mark.house
 def test_no_argument_anywhere_allows_remote_code() -> None:
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
