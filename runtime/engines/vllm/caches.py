@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 from runtime.artifact.files.paths import path_problem
-from runtime.engines.vllm.contract import GRAPH_FIELD, GRAPH_LIST
+from runtime.engines.vllm.contract import GRAPH_FIELD, GRAPH_LIST, seams
 
 # Stands for the cache's folder in an artifact, which names no machine's.
 PLACEHOLDER_FOLDER = Path("/compile_cache")
@@ -48,6 +48,15 @@ def _never_listed(folder: str, names: list[str]) -> list[str]:
         return path_problem(name) is None and (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
     return [name for name in names if not listable(name)]
+
+
+def copy_of(folder: Path) -> CacheCopy | None:
+    """An artifact's caches, where vLLM may write; none when they are not as the versions known to us write them."""
+    try:
+        return CacheCopy(folder)
+    except ValueError as error:
+        seams.give_up("cache format", str(error))
+        return None
 
 
 class CacheCopy:

@@ -12,9 +12,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from multiprocessing.process import BaseProcess
@@ -25,13 +23,12 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import Metric
 
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, StartMark, TokenScore
-from runtime.engines.vllm import contract
+from runtime.engines.vllm import contract, exercise, threads
 from runtime.engines.vllm.arguments import engine_arguments, parameters, prepare_environment
-from runtime.engines.vllm.caches import CacheCopy
+from runtime.engines.vllm.caches import CacheCopy, copy_of
 from runtime.engines.vllm.contract import seams
 from runtime.engines.vllm.text import forget_prompt
 from runtime.host import eager_tasks
-from runtime.host.timeouts import within
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -52,12 +49,6 @@ KNOWN_SAMPLINGS = 256
 
 # While it starts, how often is looked whether its process is there.
 APART_CHECK_S = 0.05
-
-# Enough streams for the batched form of vLLM's sampler, which small batches do not use.
-EXERCISE_STREAMS = 32
-
-# Each exercise at start: kernels are compiled in it, which took 7 s at most (an H200); a CPU generates two tokens.
-EXERCISE_TIMEOUT_S = 120.0
 
 
 class VllmEngine:
@@ -99,9 +90,9 @@ class VllmEngine:
         try:
             self._others = set(multiprocessing.active_children())
             self._marks = [(time.monotonic(), "spawn")]
-            self._llm = await _in_new_thread(self._load_model)
+            self._llm = await threads.in_a_new_one(self._load_model)
             self._marks.append((time.monotonic(), "exercise"))
-            await self._prove()
+            await exercise.prove(self._exercise, self.load)
             await self._note_marks(self._llm)
         except BaseException:
             await self.shutdown()
@@ -112,24 +103,6 @@ class VllmEngine:
         while self._llm is None and not set(multiprocessing.active_children()) - self._others:  # noqa: ASYNC110
             await asyncio.sleep(APART_CHECK_S)  # vLLM makes it in a thread, and tells nobody
 
-    async def _prove(self) -> None:
-        """Generate a little and ask for the load; what fails at that, though all was there, is not used from now on."""
-        direct = seams.holds("direct tokens")
-        try:
-            await within(EXERCISE_TIMEOUT_S, self._exercise())
-        except (asyncio.TimeoutError, AttributeError, TypeError) as error:
-            if not direct:
-                raise EngineDeadError(f"{seams.release} did not generate: {_reason(error)}") from error
-            seams.give_up("direct tokens", f"generating failed: {_reason(error)}")
-            await self._prove()
-            return
-        try:
-            await within(EXERCISE_TIMEOUT_S, self.load())
-        except EngineDeadError:
-            raise
-        except Exception as error:  # noqa: BLE001 - vLLM raises its own engine's failure as a plain one
-            seams.give_up("load", f"asking for it failed: {_reason(error)}")
-
     async def _note_marks(self, llm: AsyncLLM) -> None:
         """Ask the engine's process when the phases of its start began."""
         if not seams.holds("load"):
@@ -137,35 +110,21 @@ class VllmEngine:
         from runtime.engines.vllm.core import MARKS
 
         try:
-            marks = await within(EXERCISE_TIMEOUT_S, self._call(llm, contract.ask_core(llm, MARKS)))
+            marks = await exercise.in_time(self._call(llm, contract.ask_core(llm, MARKS)))
             self._marks += [(float(at), str(phase)) for at, phase in marks]
         except EngineDeadError:
             raise
         except Exception as error:  # noqa: BLE001 - what is only told keeps nobody from being served
-            log.info("its start's phases are unknown: %s", _reason(error))
+            log.info("its start's phases are unknown: %s", exercise.told(error))
 
     async def _exercise(self) -> None:
-        """Generate a little, alone and in a batch, the way that turns do.
-
-        vLLM compiles its sampling kernels when they are first needed, which is not while it captures its graphs:
-        without this the first full batch of real turns waits for seconds.
-        """
-
-        async def once(number: int, sampling: Sampling) -> None:
-            await self.generate([number], replace(sampling, max_tokens=2, ignore_eos=True), lambda delta: None)
-
-        # Three kernels: both filters, one of them, none.
-        ways = (Sampling(), Sampling(top_k=0), Sampling(top_k=0, top_p=1.0))
-        on_cpu = contract.on_cpu()
-        for streams in (1,) if on_cpu else (1, EXERCISE_STREAMS):
-            for sampling in ways[:1] if on_cpu else ways:
-                await asyncio.gather(*(once(number, sampling) for number in range(streams)))
+        await exercise.generate_a_little(self.generate)
 
     def _load_model(self) -> AsyncLLM:
         prepare_environment(self._options)
         seams.check()
         if self._compile_cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
-            self._scratch = _copy_of(self._compile_cache)
+            self._scratch = copy_of(self._compile_cache)
         arguments = engine_arguments(self._folder, self._options)
         if not seams.holds("load") and not seams.holds("first token"):
             return contract.start(arguments, lambda executor: executor, statistics=self._options.own_metrics)
@@ -350,35 +309,6 @@ class VllmEngine:
             raise EngineDeadError("the vLLM engine process died") from None
         finally:
             call.cancel()
-
-
-async def _in_new_thread(work: Callable[[], T]) -> T:
-    """Work in a thread that has done nothing before.
-
-    In a thread, because loading takes up to minutes, and the server answers /healthz meanwhile. In a new one, because
-    the engine is forked from it: a thread that has computed with OpenMP leaves its child to wait for threads that the
-    child does not have.
-    """
-    thread = ThreadPoolExecutor(1, "engine-start")
-    try:
-        return await asyncio.get_running_loop().run_in_executor(thread, work)
-    finally:
-        thread.shutdown(wait=False)
-
-
-def _copy_of(caches: Path) -> CacheCopy | None:
-    """An artifact's compile cache, where vLLM may write; none when it is not as the versions known to us write it."""
-    try:
-        return CacheCopy(caches)
-    except ValueError as error:
-        seams.give_up("cache format", str(error))
-        return None
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, asyncio.TimeoutError):
-        return f"nothing within {EXERCISE_TIMEOUT_S:.0f} s"
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def delta_of(output: RequestOutput) -> Delta:

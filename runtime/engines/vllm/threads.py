@@ -10,16 +10,21 @@ long before, by the server, so the same is done by hand here.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # The variables by which vLLM tells OpenMP the cores of a worker, as its versions of OpenMP read them.
 PLACES = ("GOMP_CPU_AFFINITY", "OMP_PLACES")
@@ -28,6 +33,20 @@ TASKS = Path("/proc/self/task")
 # How long is waited for a moment in which no other thread computes. OpenMP's idle ones look for work for some time.
 QUIET_S = 0.5
 LOOK_S = 0.005
+
+
+async def in_a_new_one(work: Callable[[], T]) -> T:
+    """Work in a thread that has done nothing before.
+
+    In a thread, because loading takes up to minutes, and the server answers /healthz meanwhile. In a new one, because
+    the engine is forked from it: a thread that has computed with OpenMP leaves its child to wait for threads that the
+    child does not have.
+    """
+    thread = ThreadPoolExecutor(1, "engine-start")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
+    finally:
+        thread.shutdown(wait=False)
 
 
 def cores_of(environment: Mapping[str, str]) -> list[int]:

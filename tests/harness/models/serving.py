@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runtime import engines
 from runtime.engines import EngineOptions, Sampling
-from runtime.engines.vllm import engine as vllm
+from runtime.engines.vllm import exercise
 
 TOKENS = 4
 # A machine that does much else at once is no reason to call a model one that cannot be loaded.
@@ -42,7 +42,7 @@ def main() -> None:
     """Serve the folder that the command line names."""
     from vllm.model_executor.models import registry
 
-    vllm.EXERCISE_TIMEOUT_S = PATIENCE_S
+    exercise.TIMEOUT_S = PATIENCE_S
     # vLLM's processes would import it anew, one after the other, which takes most of the time.
     multiprocessing.get_context = lambda method=None: multiprocessing.context.ForkContext()
     registry._run_in_subprocess = lambda look: look()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from runtime.engines import EngineDeadError, EngineOptions, EngineVersionError, Load
-from runtime.engines.vllm import contract, engine
+from runtime.engines.vllm import contract, engine, exercise
 from runtime.engines.vllm.contract import life
 from runtime.engines.vllm.seams import Need, Seam, Seams, read_need, unmet
 
@@ -200,7 +200,7 @@ class Started(engine.VllmEngine):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch, all_hold: None) -> None:
-    monkeypatch.setattr(engine, "EXERCISE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(exercise, "TIMEOUT_S", 0.01)
 
     async def no_requests(llm: object) -> None: ...
 
