@@ -68,6 +68,8 @@ def candidates(at: Situation) -> list[Candidate]:
     quantized = at.method == "fp8"
     graphs = capture_sizes(min(at.sequences, MOST_GRAPHED))
     not_fused = "" if quantized else f"nothing is quantized between layers with {at.method}"
+    not_four_bits = "" if four_bits else f"it is for weights of 4 bits, these are {at.method}"
+    not_fp8 = "" if quantized else f"it is for weights in FP8, these are {at.method}"
     # By their worth: a budget that ends leaves the last untried.
     table = (
         ("full graphs", EngineChoices(cudagraph_mode="FULL"), ""),
@@ -83,11 +85,12 @@ def candidates(at: Situation) -> list[Candidate]:
             EngineChoices(cudagraph_mode="FULL", max_num_batched_tokens=1024),
             _no_step(at, 1024),
         ),
-        ("Marlin's products", EngineChoices(linear_backend="marlin"), _no_four_bits(at.method, four_bits)),
+        # With weights in FP8 it multiplies by 16 bits: nothing is quantized between layers, and long prompts cost more.
+        ("Marlin's products", EngineChoices(linear_backend="marlin"), "" if quantized else not_four_bits),
         (
             "Machete's products",
             EngineChoices(linear_backend="machete"),
-            _no_four_bits(at.method, four_bits) or ("" if sm == HOPPER else f"it is for sm{HOPPER}, this is sm{sm}"),
+            not_four_bits or ("" if sm == HOPPER else f"it is for sm{HOPPER}, this is sm{sm}"),
         ),
         (
             "full graphs, norms fused with quantizing",
@@ -99,6 +102,7 @@ def candidates(at: Situation) -> list[Candidate]:
             EngineChoices(cudagraph_mode="FULL", fusions=("fuse_norm_quant", "fuse_act_quant", "fuse_attn_quant")),
             not_fused,
         ),
+        ("PyTorch's products", EngineChoices(linear_backend="torch"), not_fp8),
         (
             "full graphs, norm fused with rotary positions",
             EngineChoices(cudagraph_mode="FULL", fusions=("enable_qk_norm_rope_fusion",)),
@@ -149,10 +153,6 @@ def _no_step(at: Situation, tokens: int) -> str:
         return f"two thirds of a step and more are tokens of {at.sequences} sequences that run"
     most = at.sequences * at.context
     return f"no step has more than {most} tokens" if tokens >= most else ""
-
-
-def _no_four_bits(method: str, four_bits: bool) -> str:
-    return "" if four_bits else f"it is for weights of 4 bits, these are {method}"
 
 
 def merged(best_first: list[EngineChoices]) -> EngineChoices:

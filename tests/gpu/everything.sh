@@ -8,10 +8,11 @@
 #     bash tests/gpu/everything.sh starts OUT WORK      starts by phase, what each thread does in one, and held against others (5)
 #     bash tests/gpu/everything.sh tuning OUT WORK      candidates of `--tune` on the 8B shape (9)
 #     bash tests/gpu/everything.sh tuning-fp8 OUT WORK  the same on its weights in FP8, `tuning-awq` in 4 bits (10)
+#     bash tests/gpu/everything.sh image-tuning OUT WORK  candidates again, by the image's own engine; `image-tuning-fp8`, `image-tuning-awq`
 #     bash tests/gpu/everything.sh image OUT WORK       the image that image/carry.py packed: from its stack check to its tables (11)
 #     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
 #
-# All of the last but `image` share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
+# All of the last but `image` itself share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
 # WORK is a folder for 60 GB, best on a tmpfs. Where there are two GPUs, run both at once, each with a
 # CUDA_VISIBLE_DEVICES and cores of its own (`taskset`), `prove` by `setsid`: while speed is measured, `measure` stops the
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
@@ -26,7 +27,7 @@ cd "$(dirname "$0")/../.." || exit 1
 lane=${1:?measure or prove} out=${2:?a folder for logs} work=${3:?a folder for 60 GB}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 mkdir -p "$out" "$work"
-out=$(realpath "$out") model=$work/8b
+out=$(realpath "$out") model=$work/8b image_room=$work-image
 
 # step NAME SECONDS COMMAND …: its output to OUT/NAME.log, how it ended to OUT/steps.
 step() {
@@ -150,6 +151,39 @@ tuning-awq() {
     quantized_8b awq && tuned awq "$work/q/8b-awq" "Machete, Marlin, full graphs, steps of 512"
 }
 
+# The image's root file system, and this checkout in it; whichever lane comes first lays it out.
+image_root() {
+    once image-root step image-root 300 "$python" tests/gpu/image/prove.py "$out/root" --room "$image_room" --steps unpack app drivers
+}
+
+# image_tuned METHOD FOLDER CANDIDATES: as `tuned`, inside the image.
+image_tuned() {
+    image_root || return
+    # The image's user is another one.
+    chmod -R a+rX "$2" && mkdir -p "$out/told" && chmod 777 "$out/told"
+    step tune 900 "$python" tests/gpu/image/container.py --root "$image_room/root" --image "$image_room/image.json" \
+        --bind "$image_room/cache:/cache" --bind "$image_room/repo:/repo:ro" --bind "$(realpath "$2"):/model:ro" --bind "$out/told:/told" \
+        --env PYTHONPATH=/opt/yap/app:/repo:/repo/client --env HF_HUB_OFFLINE=1 \
+        ${CUDA_VISIBLE_DEVICES:+--env "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"} -- \
+        python /repo/tests/gpu/tune.py /model --method "$1" --minutes "${MINUTES:-9.5}" \
+        --candidates "${CANDIDATES:-$3}" --json /told/tune.json
+}
+
+image-tuning() {
+    once parts parts || return
+    image_tuned none "$work/8b-source" "full graphs, steps of 512"
+}
+
+image-tuning-fp8() {
+    once parts parts || return
+    quantized_8b fp8 && image_tuned fp8 "$work/q/8b-fp8" "full graphs, norms fused with quantizing, Marlin's products, PyTorch's products"
+}
+
+image-tuning-awq() {
+    once parts parts || return
+    quantized_8b awq && image_tuned awq "$work/q/8b-awq" "Machete, Marlin's products, full graphs"
+}
+
 quantized_8b() { # fp8 or awq
     AWQ_CACHE_DIR=$work/cache-8b-$1 AWQ_CALIB_DATASET=embedded AWQ_NSAMPLES=${AWQ_NSAMPLES_8B:-8} AWQ_SEQLEN=${AWQ_SEQLEN:-256} \
         step "quantize-8b-$1" 400 "$python" -m pipeline quantize --vllm "$1" "$work/8b-source" --out "$work/q/8b-$1"
@@ -159,7 +193,9 @@ image() {
     local streams contenders
     read -ra streams <<<"${STREAMS:-64 256}"
     read -ra contenders <<<"${CONTENDERS:-alone runtime openai}"
-    step image 1500 "$python" tests/gpu/image/prove.py "$out" --layers "${LAYERS:-32}" ${CHOSEN:+--chosen "$CHOSEN"} --and bash -c "
+    image_root || return
+    step image 1500 "$python" tests/gpu/image/prove.py "$out" --room "$image_room" --steps probe stack start torch model artifact check inspect serve \
+        --layers "${LAYERS:-32}" ${CHOSEN:+--chosen "$CHOSEN"} --and bash -c "
         for start in 1 2 3; do python /repo/tests/gpu/cold_start.py /artifact --only with; done
         python /repo/tests/gpu/streams.py /artifact --streams ${streams[*]} --only ${contenders[*]}"
 }
@@ -214,9 +250,11 @@ roofline_quantized() {
 }
 
 case $lane in
-measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | fleet) "$lane" ;;
+measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | fleet)
+    "$lane"
+    ;;
 *)
-    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image or fleet, found $lane" >&2
+    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq or fleet, found $lane" >&2
     exit 64
     ;;
 esac

@@ -163,13 +163,15 @@ class Proof:
         with log.open("ab") as file:
             subprocess.run(self.words("nvidia-smi"), stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=True)
 
-    def lay_out(self) -> None:
+    def lay_out(self, *, renew: bool) -> None:
         """Make the folders that the image may write, and copy of this checkout what it is asked with."""
         self.out.mkdir(parents=True, exist_ok=True)
         for folder in (self.work, self.cache):
             folder.mkdir(parents=True, exist_ok=True)
             os.chown(folder, 2000, 0)
             folder.chmod(0o2775)
+        if not renew and (self.room / "repo").exists():  # another run may be reading it
+            return
         shutil.rmtree(self.room / "repo", ignore_errors=True)
         for name in CARRIED:
             shutil.copytree(ROOT / name, self.room / "repo" / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -285,7 +287,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     room: Path = arguments.room.resolve()
     proof = Proof(out.resolve(), room)
-    proof.lay_out()
+    proof.lay_out(renew="app" in arguments.steps)
     stack = ["python", "/opt/yap/bin/preflight.py", "vllm"]
     made = {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
     make = ["python", "/repo/tests/gpu/inputs/make_model.py", "/work/8b", "--tokenizer", "/work/tokenizer"]
