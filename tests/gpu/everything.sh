@@ -206,7 +206,7 @@ fleet() {
     read -ra routers <<<"${ROUTERS:-2}"
     read -ra parts <<<"${PARTS:-router kill}"
     shared || return
-    step fleet 500 "$python" tests/gpu/fleet.py "$model" --streams "${streams[@]}" --passes "${PASSES:-3}" \
+    step fleet 900 "$python" tests/gpu/fleet.py "$model" --streams "${streams[@]}" --passes "${PASSES:-3}" \
         --only "${parts[@]}" --routers "${routers[@]}" --json "$out/fleet.json"
 }
 
