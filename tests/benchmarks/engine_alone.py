@@ -70,14 +70,19 @@ async def measure(
 def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
     """Start an AsyncLLM on an artifact's model, with the engine arguments that the runtime would choose.
 
-    With `as_vllm_ships` without what the runtime adds to vLLM's workers.
+    With `as_vllm_ships` without what the runtime adds to vLLM's workers, and without what the artifact's build tuned.
     """
+    from runtime import artifact
     from runtime.engines import EngineOptions
+    from runtime.engines.tuned import with_choices
     from runtime.engines.vllm import contract
     from runtime.engines.vllm.arguments import engine_arguments, prepare_environment
     from runtime.engines.vllm.caches import CacheCopy
 
     chosen = EngineOptions(**options)
+    tuned = artifact.read(folder).chat if (folder / artifact.METADATA_NAME).exists() else None
+    if tuned is not None and tuned.engine_options is not None and not as_vllm_ships:
+        chosen = with_choices(chosen, tuned.engine_options.choices)
     prepare_environment(chosen)
     if (folder / "compile_cache").is_dir() and "VLLM_CACHE_ROOT" not in os.environ:
         atexit.register(CacheCopy(folder / "compile_cache").remove)

@@ -14,6 +14,7 @@ import re
 import time
 import urllib.request
 from contextlib import AsyncExitStack, ExitStack
+from itertools import count
 from pathlib import Path
 from statistics import mean, median
 
@@ -47,6 +48,7 @@ TURNS, LONG = 5, 20
 LISTEN = 0.3
 ROUNDS, LONG_ROUNDS, SHARE_ROUNDS = 5, 3, 3
 TAKEOVERS = 200
+BATCHES = count()  # of sessions, so that none is had twice
 PERSONA = "You are Mia. " + "You like the sea and long walks along it. " * 40
 
 
@@ -75,11 +77,15 @@ def used(server: Server) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
-def measure(servers: dict[str, Server], round_: int, turns: int = TURNS) -> dict[str, float]:
-    """Return each server's µs of CPU a token, where all converse at the same time."""
+def measure(servers: dict[str, Server], turns: int = TURNS) -> dict[str, float]:
+    """Return each server's µs of CPU a token, where all converse at the same time in sessions that nobody had before.
+
+    The store would know them, and prompts would be longer on its side.
+    """
+    first = next(BATCHES) * STREAMS
 
     async def main() -> None:
-        streams = range(round_ * STREAMS, (round_ + 1) * STREAMS)
+        streams = range(first, first + STREAMS)
         await asyncio.gather(*(converse(server, stream, turns) for server in servers.values() for stream in streams))
 
     before = {name: used(server) for name, server in servers.items()}
@@ -109,9 +115,9 @@ def share(front: str, kinds: dict[str, dict[str, str]]) -> None:
             server.wait_ready()
             measure_few(server)
             parts = []
-            for round_ in range(SHARE_ROUNDS):
+            for _ in range(SHARE_ROUNDS):
                 before, writes, began = told(server, STORE, SERVER), written(server), time.perf_counter()
-                measure({name: server}, round_)
+                measure({name: server})
                 took, wrote = time.perf_counter() - began, written(server) - writes
                 store, all_ = (now - then for now, then in zip(told(server, STORE, SERVER), before, strict=True))
                 turns = STREAMS * TURNS
@@ -220,9 +226,9 @@ def compare(front: str, more: dict[str, str], url: str, turns: int, rounds: int)
         for server in servers.values():
             server.wait_ready()
             measure_few(server)
-        for round_ in range(rounds):
+        for _ in range(rounds):
             before = written(servers["valkey"])
-            found.append(measure(servers, round_, turns))
+            found.append(measure(servers, turns))
             cells = ", ".join(f"{name} {cpu:.1f} µs" for name, cpu in found[-1].items())
             writes = (written(servers["valkey"]) - before) / (STREAMS * turns)
             print(f"store: {front}, {turns} turns: server CPU a token: {cells}; {writes:.2f} writes a turn", flush=True)

@@ -103,7 +103,16 @@ sealed() {
     step artifact 400 "$python" tests/gpu/inputs/make_artifact.py "$model" "${tool[@]}" ${CHOSEN:+--chosen "$CHOSEN"} "$@"
 }
 
-shared() { once parts parts && once artifact sealed --sequences "${SEQUENCES:-320}"; }
+shared() {
+    local shape="${SEQUENCES:-320} sequences, ${CHOSEN:-plain options}"
+    once parts parts && once artifact sealed --sequences "${SEQUENCES:-320}" || return
+    # One artifact for all lanes: another one is not made in its place.
+    [ -e "$work/artifact.shape" ] || echo "$shape" >"$work/artifact.shape"
+    [ "$(cat "$work/artifact.shape")" = "$shape" ] || {
+        echo "artifact: expected $shape, found $(cat "$work/artifact.shape")" | tee -a "$out/steps"
+        return 1
+    }
+}
 
 doors() {
     local streams contenders

@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -57,14 +58,25 @@ VARIABLES = {
 SHIPPED = "nbthread 2", "# busy-polling"  # as the configuration has them
 
 
+def threads_in(name: str) -> int:
+    """Return a router's threads by its name, such as `2` or `4-busy`.
+
+    Raises:
+        ValueError: it is no such name.
+    """
+    if found := re.fullmatch(r"(\d+)(-busy)?", name):
+        return int(found[1])
+    raise ValueError(f"--routers: expected names such as 2 or 4-busy, found {name}")
+
+
 class Plain(HAProxy):
     """HAProxy without its master process, which only reloads need."""
 
     @classmethod
     def called(cls, name: str, servers: list[Server]) -> Plain:
         """Return a router by its name, such as `2` or `4-busy`."""
-        threads, _, awake = name.partition("-")
-        ways = [(SHIPPED[0], f"nbthread {threads}")] + ([(SHIPPED[1], "busy-polling")] if awake else [])
+        ways = [(SHIPPED[0], f"nbthread {threads_in(name)}")]
+        ways += [(SHIPPED[1], "busy-polling")] if name.endswith("busy") else []
         return cls([server.port for server in servers], changes=ways)
 
     def command(self) -> list[str]:
@@ -192,7 +204,7 @@ def pings(servers: list[Server], router: HAProxy) -> None:
 
 
 def compare(
-    servers: list[Server], router: HAProxy, streams: int, cores: Cores, passes: int, first: int
+    servers: list[Server], router: HAProxy, keys: tuple[str, ...], cores: Cores, passes: int, first: int
 ) -> dict[str, list[Figures]]:
     """Measure both ways in turns, which tells tokens; and both at once, which tells what the router adds to a TTFT.
 
@@ -200,7 +212,7 @@ def compare(
     both ways who speak at once to the same servers wait for the same steps. Ways are counted from `first`: none asks
     what another one asked before.
     """
-    keys = asyncio.run(balanced(servers, router, streams))
+    streams = len(keys) // len(servers)
     straight, routed = tuple(server.url for server in servers), (router.url,) * len(servers)
     urls = {"straight": straight, "routed": routed, "both at once": straight + routed}
     ways = [
@@ -354,7 +366,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     number = arguments.servers or number_of_gpus()
-    cores = Cores.shared_by(number, max(int(name.partition("-")[0]) for name in arguments.routers))
+    cores = Cores.shared_by(number, max(map(threads_in, arguments.routers)))
     print(f"CPUs: load {list(cores.load)}, router {sorted(cores.router)}, servers {[sorted(s) for s in cores.servers]}")
     results: dict[str, object] = {}
     with ExitStack() as stack:
@@ -365,20 +377,25 @@ def main() -> None:
                 servers.append(stack.enter_context(server))
         ready = [server.wait_ready(400) for server in servers]
         print(f"{number} servers: ready after {', '.join(f'{took:.0f}' for took in ready)} s", flush=True)
+        keys: dict[int, tuple[str, ...]] = {}  # by streams: routers spread them alike
         for index, name in enumerate(arguments.routers):
             with ExitStack() as routed:
-                with pinned(cores.router):
+                with pinned(set(sorted(cores.router)[: threads_in(name)])):
                     router = routed.enter_context(Plain.called(name, servers))
                 router.wait_up()
                 print(f"router of {name} threads", flush=True)
                 pings(servers, router)
                 for streams in arguments.streams if "router" in arguments.only else ():
-                    found = compare(servers, router, streams, cores, arguments.passes, 1 + 3 * index)
-                    results[f"{name}, {streams}"] = {way: [asdict(one) for one in ones] for way, ones in found.items()}
+                    if streams not in keys:
+                        keys[streams] = asyncio.run(balanced(servers, router, streams))
+                    found = compare(servers, router, keys[streams], cores, arguments.passes, 1 + 3 * index)
+                    results[f"router {index + 1}, {name}, {streams}"] = {
+                        way: [asdict(one) for one in ones] for way, ones in found.items()
+                    }
                     if arguments.json:
                         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
                 threads_of(router)
-                if "kill" in arguments.only and name == arguments.routers[-1]:
+                if "kill" in arguments.only and index == len(arguments.routers) - 1:
                     results["kill"] = kill(servers, router, arguments.listeners, cores)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")

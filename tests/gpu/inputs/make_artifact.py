@@ -48,13 +48,16 @@ def chosen(name: str, limits: Limits, here: Machine) -> TunedOptions:
     """A candidate of the tuning as if it had won here."""
     sm = here.gpus[0].sm if here.gpus else None
     at = Situation(sm, "none", limits.max_batch_size, limits.max_batch_size, limits.max_model_len)
-    table = {one.name: one for one in candidates(at)}
-    if name not in table or table[name].not_tried:
-        known = ", ".join(known for known, one in table.items() if not one.not_tried)
-        sys.exit(f"--chosen: expected one of {known or 'no candidates here'}; found {name}")
-    tried = TriedOptions(name=name, options=table[name].choices, outcome="won", reason="unproven")
+    table = [one for one in candidates(at) if not one.not_tried]
+    # As `tune.py --candidates` takes them: a name, or a part of one alone.
+    found = [one for one in table if one.name == name] or [one for one in table if name in one.name]
+    if len(found) != 1:
+        known = "; ".join(one.name for one in table)
+        sys.exit(f"--chosen: expected the name of one of these: {known or 'none, without a GPU'}; found {name}")
+    choices = found[0].choices
+    tried = TriedOptions(name=found[0].name, options=choices, outcome="won", reason="unproven")
     key = key_of(here, limits)
-    return TunedOptions(goal="latency", key=key, choices=table[name].choices, noise=0.0, candidates=(tried,))
+    return TunedOptions(goal="latency", key=key, choices=choices, noise=0.0, candidates=(tried,))
 
 
 def main() -> None:
@@ -76,7 +79,8 @@ def main() -> None:
     began = time.monotonic()
     if not arguments.uncompiled:
         compile_ahead(folder, limits, tuned.choices if tuned else None)
-        print(f"compiled ahead in {time.monotonic() - began:.1f} s, the engine's whole start", flush=True)
+        starts = "two whole starts of the engine" if tuned else "the engine's whole start"
+        print(f"compiled ahead in {time.monotonic() - began:.1f} s, {starts}", flush=True)
     source = Source(repo="unproven", content_sha256="0" * 64)
     tool = None
     if arguments.tool:

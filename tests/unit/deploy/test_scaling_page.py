@@ -21,6 +21,7 @@ def section(title: str) -> str:
     return found.partition("\n## ")[0]
 
 
+@pytest.mark.house
 def test_every_failure_names_the_test_that_reproduces_it() -> None:
     rows = [
         row.strip("| ").split(" | ") for row in section("What listeners notice").splitlines() if row.startswith("| ")
@@ -38,12 +39,14 @@ def test_every_failure_names_the_test_that_reproduces_it() -> None:
         above = row[-1]
 
 
+@pytest.mark.house
 def test_derived_figures_say_from_what() -> None:
     (title,) = [line for line in PAGE.splitlines() if line.startswith("## On paper")]
     rows = [row.strip("|").split(" | ") for row in section(title[3:]).splitlines() if row.startswith("| ")]
     assert all(len(row) == 3 for row in rows)
 
 
+@pytest.mark.house
 def test_what_never_ran_is_told() -> None:
     assert "Nothing of it has run in a cluster" in PAGE
     assert "Grafana never ran" in PAGE
