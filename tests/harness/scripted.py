@@ -21,6 +21,7 @@ from runtime.deployment.serving import ChatServing, ServingPlan, ToolServing
 from runtime.deployment.settings import RuntimeSettings
 from runtime.deployment.traces import Tracer
 from runtime.engines import Delta, EngineDeadError, EngineOptions, Load, Sampling, StartMark, TokenScore
+from runtime.engines.places import Places
 from runtime.server.process import Server, bind, web_config
 from runtime.server.service import Service
 from runtime.text.prompt import Budgets, Message, PersonaTooLongError, Prompt
@@ -348,13 +349,18 @@ async def serving(
     max_out: int = 150,
     form: ReplyFormat = PLAIN,
     thinking: int = 0,
+    places: int | None = None,
     opened: bool = True,
     listens_on: int = 0,
     tracer: Tracer | None = None,
     store: Store | None = None,
     **values: Any,
 ) -> AsyncIterator[Running]:
-    """Run a server on a loopback port (0: a free one) over scripted parts; `chat=False` makes it tool-only."""
+    """Run a server on a loopback port (0: a free one) over scripted parts; `chat=False` makes it tool-only.
+
+    `places` are what the engine runs at once. Where that is not known, as of a scripted one, a request that waits for the
+    next step counts as one for which there is no room, and ends what was prepared.
+    """
     engine = engine or ScriptedEngine()
     chosen = settings(**values)
     service = Service(chosen)
@@ -363,7 +369,9 @@ async def serving(
     pool = ThreadPoolExecutor(2)
     renderer = renderer or ScriptedRenderer()
     budgets = renderer.budgets if isinstance(renderer, ScriptedRenderer) else Budgets()
-    stack = Chat(engine, renderer, pool, budgets, form=form, thinking=thinking) if chat else None
+    stack = None
+    if chat:
+        stack = Chat(engine, renderer, pool, budgets, form=form, thinking=thinking, places=Places(places))
     plan = ServingPlan(
         "both" if chat and classifier else "chat" if chat else "tool",
         ChatServing(budgets, max_out, EngineOptions()) if chat else None,

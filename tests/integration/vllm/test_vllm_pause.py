@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from runtime.engines import Delta, Sampling
 from runtime.engines.vllm.engine import VllmEngine
@@ -63,6 +64,12 @@ def lent(running: Running) -> int:
     return deployment.chat.places.lent
 
 
+def outcomes(running: Running) -> list[str]:
+    """What became of replies that were prepared, for whoever wonders."""
+    told = generate_latest(running.service.metrics.registry).decode()
+    return [line for line in told.splitlines() if line.startswith("yap_prepared") and not line.endswith(" 0.0")]
+
+
 async def likeliest(engine: VllmEngine, prompt: list[int], reply: list[int]) -> float:
     """The part of a reply's tokens that are the most probable ones where they stand."""
     scores = (await engine.score([*prompt, *reply]))[len(prompt) - 1 :]
@@ -80,6 +87,7 @@ async def test_a_greedy_reply_is_one_reply_with_a_rest_and_without(engine: VllmE
             max_out=REPLY,
             cache_sharing="server",
             prepare_max_tokens=REST,
+            places=16,  # as conftest.py starts it
             **limits,
         ) as running,
         running.client() as client,
@@ -93,7 +101,8 @@ async def test_a_greedy_reply_is_one_reply_with_a_rest_and_without(engine: VllmE
                 if rests:
                     await eventually(lambda: bool(recording.requests) and lent(running) == 0)
                 ready = await client.turn(**asked, session_id=f"s{number}")
-                assert ready[-1]["usage"]["prepared"] is True
+                usage = ready[-1]["usage"]
+                assert usage.get("prepared") is True, (number, rests, outcomes(running), recording.requests)
                 assert ready[-1]["usage"]["prompt_tokens"] == plain[-1]["usage"]["prompt_tokens"]
                 prompt, reply = recording.requests[0]
                 if len(recording.requests) > 1:  # a stop may have ended it before its rest
