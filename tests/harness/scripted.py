@@ -358,8 +358,8 @@ async def serving(
 ) -> AsyncIterator[Running]:
     """Run a server on a loopback port (0: a free one) over scripted parts; `chat=False` makes it tool-only.
 
-    `places` are what the engine runs at once. Where that is not known, as of a scripted one, a request that waits for the
-    next step counts as one for which there is no room, and ends what was prepared.
+    `places` are what the engine runs at once. Where that is not known, as of a scripted one, a request that waits for
+    the next step counts as one for which there is no room, and ends what was prepared.
     """
     engine = engine or ScriptedEngine()
     chosen = settings(**values)
