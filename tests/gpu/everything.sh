@@ -160,9 +160,12 @@ tuning-awq() {
     quantized_8b awq && tuned awq "$work/q/8b-awq" "Machete, Marlin, full graphs, steps of 512"
 }
 
-# The image's root file system, and this checkout in it; whichever lane comes first lays it out.
+# The image's root file system, and this checkout in it; whichever lane comes first lays it out. Once unpacked it stays.
 image_root() {
-    once image-root step image-root 300 "$python" tests/gpu/image/prove.py "$out/root" --room "$image_room" --steps unpack app drivers
+    local steps=(unpack app drivers)
+    [ ! -e "$image_room/unpacked" ] || steps=(app)
+    once image-root step image-root 300 "$python" tests/gpu/image/prove.py "$out/root" --room "$image_room" --steps "${steps[@]}" &&
+        touch "$image_room/unpacked"
 }
 
 # image_tuned METHOD FOLDER CANDIDATES: as `tuned`, inside the image.

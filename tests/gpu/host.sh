@@ -92,6 +92,7 @@ start() { # LANE …
     work=$([ -d /dev/shm ] && echo /dev/shm/yap || echo "$room/work")
     last=$(($(nproc) - 1)) half=$(($(nproc) / 2))
     mkdir -p "$work"
+    rm -f "$work/image-root.done" # the image gets this checkout, too
     cd "$room/repo"
     if [[ "${lanes[*]}" == *@* ]]; then
         start_at_once "$work" "${lanes[@]}"

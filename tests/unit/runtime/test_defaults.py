@@ -29,7 +29,7 @@ from runtime.host import logs
 from runtime.server import process as server
 from runtime.server.connection import ConnectionLimits
 from runtime.text.prompt import Budgets
-from runtime.turns.sessions import history
+from runtime.turns.sessions import history, keeper
 from runtime.wire import frames
 from runtime.wire.messages import DEFAULT_BOUNDS, MAX_IDENTIFIER_CHARS, MAX_PREFIX_CHARS, MAX_STYLE_CHARS, Grammar
 from tests.harness.scripted import settings
@@ -121,6 +121,8 @@ def test_the_pages_other_figures_are_the_codes() -> None:
     assert f"`TOOL_GPU_FRAC` ({tool:.2f})" in operations
     assert f"alone, either takes {alone:.2f}" in operations
     assert f"within {server.SHUTDOWN_TIMEOUT_S:g} seconds" in operations
+    assert f"off its way: within {keeper.PACE_S * 1000:.0f} ms," in operations
+    assert f"turns that ended in the last {keeper.PACE_S:g} s," in (ROOT / "docs/scaling.md").read_text("utf-8")
     assert f"rotated at {defaults.LOG_MEGABYTES} MB with three old files kept" in operations
     assert defaults.LOG_FILES == 3
     assert f"`{defaults.LOG_NAME}`" in operations

@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.tuning.candidates import Situation, candidates
+from runtime import artifact
 from runtime.artifact import EngineChoices, TriedOptions, TunedFigures, TunedOptions, TuningKey
-from tests.gpu import tune
+from runtime.engines import EngineOptions
+from runtime.engines.tuned import key_of
+from runtime.engines.tuned import tuned as options_here
+from runtime.host.machine import Gpu, Machine
+from tests.gpu import fleet, tune
+from tests.gpu.inputs import make_artifact
+
+GOLDEN = Path(__file__).parents[4] / "tests/data/artifacts/vllm-fp8"
 
 KEY = TuningKey(engine="vllm 1", torch="2", driver="5", gpu="H", gpu_memory_bytes=1, tensor_parallel_size=1)
 PLAIN = TunedFigures(itl_ms=6.0, ttft_ms=100.0, tokens_per_s=14000, ttft_one_ms=20.0)
@@ -67,3 +75,31 @@ def test_the_lanes_of_a_gpu_host_pick_what_their_names_say() -> None:
         table = candidates(Situation(90, method, 256, 320, 4096))
         asked = [one.name for one in tune.picked(table, names) if not one.not_tried]
         assert len(asked) == len(names), (method, names, asked)
+
+
+HOST = Machine(gpus=(Gpu("NVIDIA H100 80GB HBM3", 90, 80 << 30, 80 << 30),), driver="580", packages={"vllm": "0.31.0"})
+
+
+@pytest.mark.parametrize("name", ["full graphs", "full graphs, steps of 512 tokens", "steps of 512"])
+def test_an_artifact_for_measuring_serves_with_what_was_chosen(name: str) -> None:
+    sealed = make_artifact.chosen(name, make_artifact.LIMITS, HOST)
+    assert name in sealed.candidates[0].name
+    chat = artifact.read(GOLDEN).chat
+    assert chat is not None
+    chat = chat.model_copy(update={"engine_options": sealed})
+    served = options_here(EngineOptions(), chat, key_of(HOST, make_artifact.LIMITS))
+    assert served.options.cudagraph_mode == "FULL"
+    assert not served.left
+
+
+@pytest.mark.parametrize("name", ["steps", "Machete's products", "nothing"])
+def test_a_name_of_several_or_none_is_refused_before_anything_is_compiled(name: str) -> None:
+    with pytest.raises(SystemExit, match="expected the name of one of these: full graphs; "):
+        make_artifact.chosen(name, make_artifact.LIMITS, HOST)
+
+
+def test_a_router_is_told_by_its_threads() -> None:
+    assert [fleet.threads_in(name) for name in ("2", "2-busy", "16-busy")] == [2, 2, 16]
+    for name in ("busy", "2-buzy", "2 busy", ""):
+        with pytest.raises(ValueError, match="--routers: expected names such as 2 or 4-busy"):
+            fleet.threads_in(name)
