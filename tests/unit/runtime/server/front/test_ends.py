@@ -6,6 +6,7 @@ import asyncio
 import collections
 import gc
 import json
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,8 +16,8 @@ from tests.harness.scripted import KEY, serving
 from tests.harness.waiting import all_gone
 
 CONNECTIONS = 20
-# Of asyncio's own transport; uvloop's is none of Python's objects.
-OF_THE_TRANSPORT = 10
+# What asyncio's own transport leaves; uvloop's is none of Python's objects. A cycle of ours has an object of ours in it.
+OF_THE_TRANSPORT = frozenset({"_SelectorSocketTransport", "TransportSocket", "socket", "method", "dict", "tuple"})
 
 
 def closes(port: int, key: str) -> None:
@@ -30,6 +31,9 @@ def leaves(port: int, sent: bytes, *, answered: bool = True) -> None:
         connection.sendall(sent)
         if answered:
             connection.recv(65_536)
+        else:  # the server ends it too: who only closes may be gone before a busy one has taken the connection
+            connection.shutdown(socket.SHUT_WR)
+            raw.to_the_end(connection)
 
 
 ENDS: dict[str, Callable[[int], None]] = {
@@ -84,4 +88,5 @@ async def test_a_connection_that_ends_leaves_no_cycles(end: str, no_collections:
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         left = collections.Counter(type(one).__name__ for one in gc.garbage)
-    assert left.total() < CONNECTIONS * OF_THE_TRANSPORT, left.most_common(12)
+    ours = {name: count for name, count in left.items() if name not in OF_THE_TRANSPORT}
+    assert sum(ours.values()) < CONNECTIONS, ours
