@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
+from runtime.text.sanitizer.markup import BRACKETS, DROPPED
 from runtime.text.sanitizer.names import ABBREVIATION, words
+from runtime.text.sanitizer.reading import UNDECIDED, Reading
 
 _FACES = [f"{eye}{nose}{mouth}" for eye in ":;" for nose in ("", "-", "'") for mouth in ")(DPp/|]["]
 EMOTICONS = frozenset(_FACES).union(
@@ -60,3 +62,46 @@ def reads_as_content(emoticon: str, before: str, following: str) -> bool:
         return True
     sentence = re.split(r"[.!?…] ", before)[-1]
     return following not in ("", "!", "\n", "\r") and _CONDITION.search(sentence) is not None
+
+
+def may_open_emoticon(reading: Reading, first: str) -> bool:
+    """Whether an emoticon may stand here: behind a blank, an end of a sentence, or what went."""
+    if reading.row:
+        return False
+    if first == "=" and reading.last == "!" and not reading.blank:
+        return False  # `!=`
+    begins = reading.after_blank() or reading.removed or reading.open != ""
+    return begins or (not first.isalpha() and reading.last in ".!?,…")
+
+
+def _closes_bracket(reading: Reading, closing: str) -> bool:
+    """Whether a bracket was opened in the word that is being said, and not closed: `(?:)`."""
+    if reading.blank or reading.removed:
+        return False
+    word = reading.word()
+    return word.count("(" if closing == ")" else "[") > word.count(closing)
+
+
+def emoticon_end(reading: Reading, text: str, at: int) -> int:
+    """Where the emoticon at `at` ends, `at` when there is none."""
+    for emoticon in EMOTICONS_BY_FIRST[text[at]]:
+        end = at + len(emoticon)
+        if not text.startswith(emoticon, at):
+            if not reading.final and end > len(text) and emoticon.startswith(text[at:]):
+                return UNDECIDED
+            continue
+        if len(text) < end + 2 and not reading.final and text[end:] in ("", ".", ","):
+            return UNDECIDED
+        following, beyond = text[end : end + 1], text[end + 1 : end + 2]
+        if emoticon[-1] in ")]" and following != emoticon[-1] and _closes_bracket(reading, emoticon[-1]):
+            continue
+        if emoticon == "(:" and beyond == ")":  # `(:*)` holds another one
+            continue
+        stands_alone = not following or following.isspace() or following in DROPPED or following in "!?…\"'*"
+        if reading.open and following == BRACKETS[reading.open[-1]]:
+            stands_alone = True
+        if stands_alone or (following in ".," and not beyond.isalnum()):
+            if not reading.removed and reads_as_content(emoticon, reading.said(), following):
+                return reading.emit(emoticon, at)
+            return reading.drop(end)
+    return at

@@ -23,30 +23,41 @@ _CLOSING = frozenset(".;:…)")
 
 
 class Output:
-    """What came out of one reply so far, and what is about to: space, and brackets that may be hollow."""
+    """What came out of one reply so far, and what is about to: space, and brackets that may be hollow.
 
-    __slots__ = ("_begun", "_blank", "_last", "_line_start", "_open", "_out", "_recent", "_removed")
+    Attributes:
+        out: decided, not returned yet.
+        last: the last character that came out.
+        blank: there was space since.
+        removed: something was removed since.
+        begun: the first letter or digit is out.
+        line_start: nothing of the line came out.
+        open: brackets that nothing was said in yet, with the space before them.
+        recent: what came out last, in pieces of a character or more.
+    """
+
+    __slots__ = ("begun", "blank", "last", "line_start", "open", "out", "recent", "removed")
 
     def __init__(self) -> None:
-        self._out: list[str] = []  # decided, not returned yet
-        self._last = ""  # the last character that came out
-        self._blank = False  # there was space since
-        self._removed = False  # something was removed since
-        self._begun = False  # the first letter or digit is out
-        self._line_start = True  # nothing of the line came out
-        self._open = ""  # brackets that nothing was said in yet, with the space before them
-        self._recent: deque[str] = deque(maxlen=RECENT)  # what came out last, in pieces of a character or more
+        self.out: list[str] = []
+        self.last = ""
+        self.blank = False
+        self.removed = False
+        self.begun = False
+        self.line_start = True
+        self.open = ""
+        self.recent: deque[str] = deque(maxlen=RECENT)
 
-    def _emit(self, text: str, at: int, *, keep_space: bool = False) -> int:
+    def emit(self, text: str, at: int, *, keep_space: bool = False) -> int:
         """Let text without space or emoji come out. Returns where it ends in the input."""
-        self._line_start = False
+        self.line_start = False
         self._write(text, keep_space=keep_space)
         return at + len(text)
 
-    def _emit_run(self, text: str, at: int) -> int:
+    def emit_run(self, text: str, at: int) -> int:
         """Let text without space come out, up to and without its first emoji."""
-        self._line_start = False
-        if self._open and self._removed and text[0] == BRACKETS[self._open[-1]]:
+        self.line_start = False
+        if self.open and self.removed and text[0] == BRACKETS[self.open[-1]]:
             self._close_hollow()
             return at + 1
         if text.isascii() and text.isprintable():
@@ -54,94 +65,97 @@ class Output:
             return at + len(text)
         for found in _MAY_GO.finditer(text):
             # The joiner belongs to what stands before it: an emoji, or a letter of a script that needs it.
-            joins = found[0] == _JOINER and found.start() == 0 and self._removed
+            joins = found[0] == _JOINER and found.start() == 0 and self.removed
             if found[0] not in DROPPED and not joins:
                 continue
             if found.start():
                 self._write(text[: found.start()])
-            self._removed = True
+            self.removed = True
             return at + found.end()
         self._write(text)
         return at + len(text)
 
     def _write(self, text: str, *, keep_space: bool = False) -> None:
-        if self._open:
-            if self._removed and text[0] == BRACKETS[self._open[-1]]:
+        if self.open:
+            if self.removed and text[0] == BRACKETS[self.open[-1]]:
                 self._close_hollow()
                 if len(text) > 1:
                     self._write(text[1:], keep_space=keep_space)
                 return
             self._keep_brackets()
-            self._blank = self._blank and not self._removed
-        if self._blank and self._last:
-            closes = text[0] in ",?!" or (self._removed and text[0] in _CLOSING)
+            self.blank = self.blank and not self.removed
+        if self.blank and self.last:
+            closes = text[0] in ",?!" or (self.removed and text[0] in _CLOSING)
             if keep_space or not closes:
                 text = " " + text
-        self._blank = self._removed = False
-        self._last = text[-1]
-        if not self._begun:
+        self.blank = self.removed = False
+        self.last = text[-1]
+        if not self.begun:
             text = self._capitalized(text)
-        self._out.append(text)
-        self._recent.append(text)
+        self.out.append(text)
+        self.recent.append(text)
 
-    def _open_bracket(self, bracket: str, at: int) -> int:
+    def open_bracket(self, bracket: str, at: int) -> int:
         """Keep a bracket until it is known whether anything stands in it."""
-        if len(self._open) >= OPEN_LIMIT:
+        if len(self.open) >= OPEN_LIMIT:
             self._keep_brackets()
-        if self._blank and self._last:
-            self._open += " "
-        self._open += bracket
-        self._blank = self._removed = self._line_start = False
-        self._last = bracket
+        if self.blank and self.last:
+            self.open += " "
+        self.open += bracket
+        self.blank = self.removed = self.line_start = False
+        self.last = bracket
         return at + 1
 
     def _keep_brackets(self) -> None:
         """Let out the brackets that were opened."""
-        self._out.append(self._open)
-        self._recent.append(self._open)
-        self._open = ""
+        self.out.append(self.open)
+        self.recent.append(self.open)
+        self.open = ""
 
     def _close_hollow(self) -> None:
         """Nothing is left of what stood in the bracket that was opened last: it goes as well."""
-        outer = self._open[:-1]
-        self._open = outer.rstrip(" ")
-        self._blank = outer != self._open
-        self._removed = True
-        self._last = (self._open or self._said())[-1:]
+        outer = self.open[:-1]
+        self.open = outer.rstrip(" ")
+        self.blank = outer != self.open
+        self.removed = True
+        self.last = (self.open or self.said())[-1:]
 
-    def _said(self) -> str:
+    def said(self) -> str:
         """What came out last."""
-        return "".join(self._recent)[-RECENT:]
+        return "".join(self.recent)[-RECENT:]
 
     def _capitalized(self, text: str) -> str:
         for index, char in enumerate(text):
             if char.isalnum():
-                self._begun = True
+                self.begun = True
                 capital = char.title()  # where a script has no capitals for titles, its upper case is another script
                 return text[:index] + (capital if len(capital) == 1 else char) + text[index + 1 :]
         return text
 
-    def _drop(self, after: int) -> int:
-        self._removed = True
-        self._line_start = False
+    def drop(self, after: int) -> int:
+        """Let what stands before `after` go; return it."""
+        self.removed = True
+        self.line_start = False
         return after
 
     # What stands around
 
-    def _after_blank(self) -> bool:
-        return self._blank or not self._last
+    def after_blank(self) -> bool:
+        """Whether nothing touches what comes next on its left."""
+        return self.blank or not self.last
 
-    def _after_word(self) -> bool:
-        return self._last.isalnum() and not self._blank and not self._removed
+    def after_word(self) -> bool:
+        """Whether a word touches what comes next on its left."""
+        return self.last.isalnum() and not self.blank and not self.removed
 
-    def _word(self) -> str:
+    def word(self) -> str:
         """What was said of the word that is being said."""
-        return (self._said() + self._open).rpartition(" ")[2]
+        return (self.said() + self.open).rpartition(" ")[2]
 
-    def _in_address(self) -> bool:
+    def in_address(self) -> bool:
         """Whether the word that is being said is an address."""
-        return not self._blank and not self._removed and is_address(self._said().rpartition(" ")[2])
+        return not self.blank and not self.removed and is_address(self.said().rpartition(" ")[2])
 
-    def _in_path(self) -> bool:
+    def in_path(self) -> bool:
         """Whether the word that is being said is a path, or an address."""
-        return not self._blank and not self._removed and ("/" in self._word() or self._in_address())
+        return not self.blank and not self.removed and ("/" in self.word() or self.in_address())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runtime.deployment.metrics import Metrics
 from runtime.deployment.settings import RuntimeSettings
-from runtime.text.sanitizer.sanitize import RULES
+from runtime.text.sanitizer.rules import RULES
 from runtime.wire import frames
 from runtime.wire.decoder import Decoder
 from runtime.wire.messages import DEFAULT_BOUNDS

@@ -16,7 +16,7 @@ from tests.harness.scripted import KEY, serving
 from tests.harness.waiting import all_gone
 
 CONNECTIONS = 20
-# What asyncio's own transport leaves; uvloop's is none of Python's objects. A cycle of ours has an object of ours in it.
+# What asyncio's own transport leaves; uvloop's is none of Python's objects. A cycle of ours has an object of ours.
 OF_THE_TRANSPORT = frozenset({"_SelectorSocketTransport", "TransportSocket", "socket", "method", "dict", "tuple"})
 
 

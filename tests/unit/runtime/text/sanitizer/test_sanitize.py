@@ -13,8 +13,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from runtime.text.sanitizer.emoticons import EMOTICONS
+from runtime.text.sanitizer.emphasis import STAGE_LIMIT
 from runtime.text.sanitizer.markup import DROPPED
-from runtime.text.sanitizer.sanitize import RULES, STAGE_LIMIT, Sanitizer, sanitize
+from runtime.text.sanitizer.rules import RULES
+from runtime.text.sanitizer.sanitize import Sanitizer, sanitize
 from tests.harness.costs.growth import assert_linear
 
 CONTENT = [
@@ -303,7 +305,7 @@ def test_what_is_held_back_is_bounded(held):
     filler = "word, " if not held.endswith(('"', "&am", "http://a")) else "word"
     for _ in range(400):
         sanitizer.feed(filler)
-    assert len(sanitizer._text) + len(sanitizer._open) <= STAGE_LIMIT
+    assert len(sanitizer.held) + len(sanitizer.open) <= STAGE_LIMIT
 
 
 def test_plain_words_come_out_at_once():
