@@ -95,8 +95,11 @@ def emoticon_end(reading: Reading, text: str, at: int) -> int:
         following, beyond = text[end : end + 1], text[end + 1 : end + 2]
         if emoticon[-1] in ")]" and following != emoticon[-1] and _closes_bracket(reading, emoticon[-1]):
             continue
-        if emoticon == "(:" and beyond == ")":  # `(:*)` holds another one
-            continue
+        if emoticon == "(:" and following and not following.isspace():  # `(:*)` holds another one
+            if not beyond and not reading.final:
+                return UNDECIDED
+            if beyond == ")":
+                continue
         stands_alone = not following or following.isspace() or following in DROPPED or following in "!?…\"'*"
         if reading.open and following == BRACKETS[reading.open[-1]]:
             stands_alone = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import time
@@ -138,6 +139,11 @@ PIECES = [
 MESSY = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=40).map("".join)
 
 
+def by_character(text: str) -> str:
+    sanitizer = Sanitizer()
+    return "".join([sanitizer.feed(char) for char in text]) + sanitizer.finish()
+
+
 def streamed(text: str, cuts: list[int]) -> str:
     sanitizer = Sanitizer()
     edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
@@ -152,6 +158,23 @@ def test_any_chunking_gives_the_one_pass_form(text, cuts):
     whole = sanitize(text)
     assert streamed(text, cuts) == whole
     assert streamed(text, list(range(len(text)))) == whole
+
+
+# A character of each kind that the sanitizer tells apart.
+KINDS = "(:)*[]!<>&;_~`#-=|\\ \n.,aA13D/“”😀你\u200b^x\"'"
+
+
+@pytest.mark.parametrize("before", ["", "a "])
+def test_any_three_characters_give_the_same_text_one_by_one(before):
+    texts = (before + "".join(chars) for chars in itertools.product(KINDS, repeat=3))
+    assert [text for text in texts if by_character(text) != sanitize(text)] == []
+
+
+@example(text="(: )")
+@given(text=st.text(alphabet=KINDS, max_size=12))
+@settings(max_examples=1500, deadline=None)
+def test_a_few_characters_give_the_same_text_one_by_one(text):
+    assert by_character(text) == sanitize(text)
 
 
 @given(text=MESSY)
