@@ -11,8 +11,9 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,7 @@ from tests.harness.scripted import KEY, ScriptedEngine, ScriptedRenderer
 from tests.harness.scripted import settings as server_settings
 from tests.harness.stores.inline import InlineExecutor
 from tests.harness.stores.session_store import MISSING, VALKEY, StandIn, Valkey, valkey
+from tests.harness.waiting import TIMEOUT_S
 
 SESSIONS = st.sampled_from(["a", "b"])
 WHICH = st.integers(0, 5)
@@ -263,6 +265,10 @@ class World(RuleBasedStateMachine):
         if self.broken is not None:
             raise self.broken
 
+    def run_until(self, condition: Callable[[], object], steps: int) -> None:
+        """Run so many steps, in which it must come to hold; where answers take real time, for as long as they do."""
+        self.run(steps)
+
     def pick(self, number: int) -> Peer | None:
         alive = [peer for peer in self.peers if not peer.left and not peer.closed and peer.server.alive]
         return alive[number % len(alive)] if alive else None
@@ -471,7 +477,7 @@ class World(RuleBasedStateMachine):
             for peer in self.peers:
                 if not peer.left and peer.server.alive:
                     peer.leave()
-            self.run(600)
+            self.run_until(lambda: all(server.settled for server in self.servers), 600)
             for server in self.servers:
                 assert server.settled, "what has changed is in the store when that answers"
             for session in "ab":
@@ -490,7 +496,7 @@ class World(RuleBasedStateMachine):
         self.peers.append(peer)
         peer.turns["last"] = Spoken(0, session, last)
         peer.say(type="start", session_id=session, request_id="last", user_utterance="what was said")
-        self.run(100)
+        self.run_until(lambda: last.engine.prompts, 100)
         words = last.engine.prompts[-1]
         told = Counter(words)
         replaced = [turn for turn in self.turns if turn.session == session and turn.replaces]
@@ -573,6 +579,12 @@ class RealWorld(World):
         store = Switched(self.within_loop(lambda: ValkeyStore(address, ttl=60, timeout=10)))
         self.loop.run_until_complete(store.remove_all(""))
         return store
+
+    def run_until(self, condition: Callable[[], object], steps: int) -> None:
+        super().run_until(condition, steps)
+        patience = time.monotonic() + TIMEOUT_S
+        while not condition() and time.monotonic() < patience:
+            self.run(10)
 
     def close_loop(self) -> None:
         self.loop.run_until_complete(self.store.store.close())
