@@ -265,11 +265,12 @@ def shown(value: object) -> str:
 
 
 # Spaces and tabs only: `\s` would also run over the blank lines before a label, and cost quadratic time there.
-_LABEL = re.compile(r"^[ \t]*(user|assistant)[ \t]*:", re.IGNORECASE | re.MULTILINE)
+# Letters of ASCII alone: where the case is ignored `ſ` is an `s` as well, and no such word is one of the roles.
+_LABEL = re.compile(r"^[ \t]*((?ai:user|assistant))[ \t]*:", re.MULTILINE)
 # A whole number of at most 64 bits.
 _WHOLE = re.compile(r"[0-9]{1,19}")
 # A text that begins with a label.
-_FIRST_LABEL = re.compile(r"\s*(?:\n|\A)[ \t]*(?:user|assistant)[ \t]*:", re.IGNORECASE)
+_FIRST_LABEL = re.compile(r"\s*(?:\n|\A)[ \t]*(?ai:user|assistant)[ \t]*:")
 # As JSON writes numbers, which is less than Python's `float` takes: no `1_0`, no `٣`. One way to read each text.
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
 

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import re
+import sys
 import tracemalloc
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from runtime.text.prompt import Message
 from runtime.wire.decoder import Decoder
-from runtime.wire.fields import parse_transcript
+from runtime.wire.fields import ROLES, parse_transcript
 from runtime.wire.messages import MAX_HISTORY_MESSAGES, MAX_NUMBER_CHARS, Rejected
 from tests.harness.costs.growth import assert_linear
 
@@ -77,6 +78,42 @@ def test_reading_is_linear_in_every_field_of_every_type(kind: str, field: str, s
     assert_linear(lambda text: read(json.dumps(message | {field: SHAPES[shape](text)})), unit, characters=4_000)
 
 
+def calls_of(text: str) -> int:
+    """Functions written in Python that reading a text calls."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        read(text)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+# What a string may hold that has to be looked at where a text is no JSON: escapes, and halves of pairs.
+ESCAPES = ["\\n", "\\\\", '\\"', "\\ud83d", "\\ude00", "\\ud83d\\ude00", "\\\\ud83d", "\\u0041", "\\x", "\\"]
+
+
+@pytest.mark.parametrize("end", ["", '"}', '\\ud83d"}', '\0\\ud83d"}'])
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_no_escape_of_a_text_costs_a_call(escape: str, end: str) -> None:
+    def message(escapes: int) -> str:
+        return '{"type":"ping","x":"' + escape * escapes + end
+
+    read(message(1))  # what is kept of an error is kept
+    assert abs(calls_of(message(2000)) - calls_of(message(2))) < 10
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_texts_of_escapes_are_read_in_linear_time(escape: str) -> None:
+    for end in ("", '\\ud83d"}'):
+        assert_linear(lambda text: read('{"type":"ping","x":"' + text + end), escape)  # noqa: B023
+
+
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("field", ["temperature", "history_text"])
 def test_what_is_matched_by_patterns_is_read_in_linear_time(field: str, unit: str) -> None:
@@ -96,17 +133,18 @@ def test_a_number_longer_than_any_is_refused_by_its_length() -> None:
         assert len(refused.value.message) < 300
 
 
-LABEL = re.compile(r"^[ \t]*(user|assistant)[ \t]*:", re.IGNORECASE | re.MULTILINE)
-LINES = st.lists(
-    st.sampled_from(["User:", "assistant :", " \tUSER:", "\n", "\r\n", "\x0b", " ", "hi", "user", ":", "x" * 50_000]),
-    max_size=30,
-).map("".join)
+LABEL = re.compile(r"^[ \t]*([uU][sS][eE][rR]|[aA][sS]{2}[iI][sS][tT][aA][nN][tT])[ \t]*:", re.MULTILINE)
+PARTS = ["User:", "assistant :", " \tUSER:", "\n", "\r\n", "\x0b", "\u2003", " ", "hi", "user", ":", "x" * 50_000]
+# What ignoring the case takes for a letter of a label, or makes one of.
+LIKE_LABELS = ["u\u017fer:", "A\u017f\u017fistant:", "ass\u0131stant:", "ass\u0130stant:"]
+LINES = st.lists(st.sampled_from([*PARTS, *LIKE_LABELS]), max_size=30).map("".join)
 
 
 @given(text=LINES)
 def test_a_transcript_is_what_lies_between_its_labels(text: str) -> None:
     parts = LABEL.split(text)
     expected = [Message(r.lower(), c.strip()) for r, c in zip(parts[1::2], parts[2::2], strict=True)]
+    assert {message.role for message in expected} <= set(ROLES)
     if parts[0].strip():
         with pytest.raises(ValueError, match="before the first label"):
             parse_transcript(text)
