@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from runtime.wire.decoder import Decoder
 from runtime.wire.messages import Rejected
-from runtime.wire.near_names import near
+from runtime.wire.near_names import LIKENESS, near
 from runtime.wire.unknown_fields import KNOWN, MOST, SAMPLING, warnings
 from tests.harness.scripted import ScriptedEngine, serving
 
@@ -117,6 +118,61 @@ def test_whatever_comes_the_answer_is_small(raw: dict[str, object], kind: str) -
 @given(st.text(max_size=70), st.lists(st.sampled_from(sorted(KNOWN["start"])), max_size=10))
 def test_what_is_near_is_known(name: str, known: list[str]) -> None:
     assert near(name, known) in {None, *known}
+
+
+def likeness(one: str, other: str) -> float:
+    """How much of two names are letters that both have in the same order, as the book has it."""
+    longest = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
+    for i, letter in enumerate(one):
+        for j, its in enumerate(other):
+            longer = max(longest[i][j + 1], longest[i + 1][j])
+            longest[i + 1][j + 1] = longest[i][j] + 1 if letter == its else longer
+    return 2 * longest[-1][-1] / (len(one) + len(other))
+
+
+@given(
+    st.sampled_from(sorted(KNOWN["start"])),
+    st.lists(st.tuples(st.integers(0, 24), st.sampled_from(["", "e", "t", "q", "é", "\u0451"])), max_size=4),
+)
+def test_no_name_that_is_alike_is_passed_over(meant: str, edits: list[tuple[int, str]]) -> None:
+    name = meant.replace("_", "")
+    for place, letter in edits:
+        name = name[:place] + letter + name[place + 1 :] if place % 2 else name[:place] + letter + name[place:]
+    known = {one: one.replace("_", "") for one in KNOWN["start"]}
+    best = max(likeness(name, plain) for plain in known.values()) if name else 0.0
+    found = near(name, known)
+    if best >= LIKENESS:
+        assert found is not None
+        assert likeness(name, known[found]) == best
+    else:  # but for two letters that changed places
+        assert found is None or sorted(known[found]) == sorted(name)
+
+
+def steps_of(text: str) -> int:
+    """Functions that reading a message calls, those of C too."""
+    steps = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal steps
+        steps += event in ("call", "c_call")
+
+    decoder = Decoder()
+    sys.setprofile(count)
+    try:
+        decoder.decode(text)
+    finally:
+        sys.setprofile(None)
+    return steps
+
+
+@given(st.tuples(st.permutations("requestidx"), st.permutations("sessionidtex"), st.permutations("requestid")))
+def test_names_that_are_almost_alike_cost_little(names: tuple[list[str], ...]) -> None:
+    def message(**extra: object) -> str:
+        return json.dumps({"type": "heard", "chars": 0, **extra})
+
+    steps_of(message(**dict.fromkeys(map("".join, names), 1)))  # what is known of a length is found out once
+    costs = steps_of(message(**{"".join(name)[::-1]: 1 for name in names})) - steps_of(message())
+    assert costs < 90 * len(names)
 
 
 @given(st.sampled_from(sorted(KNOWN["start"])))
