@@ -11,7 +11,6 @@ of its reply. An event is a frame of the server's, or `Interrupted`.
 
 from __future__ import annotations
 
-from yap_client.backoff import Backoff
 from yap_client.errors import (
     AuthenticationError,
     CapacityError,
@@ -38,6 +37,7 @@ from yap_client.events import (
     Usage,
     Warmed,
 )
+from yap_client.network.backoff import Backoff
 from yap_client.session import Facts, Sampling
 from yap_client.sync import SyncTalk, SyncTurn
 from yap_client.sync import connect as connect_sync

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from yap_client import talk
-from yap_client.backoff import Backoff
 from yap_client.errors import ClosedError
 from yap_client.events import Ack, Done, Interrupted, TurnEvent, Usage, Warmed
+from yap_client.network.backoff import Backoff
 from yap_client.session import Facts, HistoryItem, Sampling
 from yap_client.talk import Talk
 from yap_client.transcript import Message

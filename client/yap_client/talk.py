@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from yap_client.backoff import Backoff
-from yap_client.connection import Connection
 from yap_client.dialogue import Dialogue
 from yap_client.dialogue.exchanges import Request, TurnState
 from yap_client.errors import ProtocolError, ServerGoneError, YapError
 from yap_client.events import Ack, Frame, Warmed
+from yap_client.network.backoff import Backoff
+from yap_client.network.connection import Connection
 from yap_client.session import Facts, HistoryItem, Sampling, Session, read_messages, some
 from yap_client.transcript import Message, Transcript
 from yap_client.turn import Turn, came_within

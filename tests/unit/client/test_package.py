@@ -25,9 +25,9 @@ ADAPTERS = {"pipecat", "livekit"}
 CORE = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "frameworks")
 # From the ground up: each imports from those before it.
 FLOORS = [
-    *("errors", "backoff", "transcript", "events", "session"),
+    *("errors", "transcript", "events", "session"),
     *("dialogue.exchanges", "dialogue.outbox", "dialogue.inquiry", "dialogue.answers", "dialogue.protocol"),
-    *("dialogue", "turn", "connection", "talk", "sync"),
+    *("dialogue", "turn", "network.backoff", "network.handshake", "network.connection", "network", "talk", "sync"),
 ]
 
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import re
 
 from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as open_socket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed
 
-from yap_client.backoff import Backoff
 from yap_client.dialogue import Dialogue
 from yap_client.errors import (
     AuthenticationError,
@@ -21,30 +17,13 @@ from yap_client.errors import (
     ServerGoneError,
     YapError,
 )
+from yap_client.network.backoff import Backoff
+from yap_client.network.handshake import CLOSE_TIMEOUT_S, open_socket
 from yap_client.turn import came_within
 
-SESSION_HEADER = "X-Session-Id"
-# What goes through every proxy as it is.
-PLAIN = re.compile(r"[!-~](?:[ -~]{0,254}[!-~])?")
 # A connection that lasted as long was a good one: the next loss is a new misfortune.
 LASTING_S = 5.0
-CLOSE_TIMEOUT_S = 2.0
-MOST_FRAME_BYTES = 2**22
 NOT_OPENED = "the client was not opened: `async with connect(…) as talk`"
-SENDABLE_KEY = re.compile(r"[ -~]*")
-# What an address may have before its host.
-USER = re.compile(r"//[^/@]*@")
-# Statuses of a handshake that say that a later one may succeed.
-PASSING = frozenset({408, 425, 429})
-
-
-def routing_key(session: str) -> str:
-    """The session's name as a router sees it: itself where a header can hold it, else its hash.
-
-    >>> routing_key("caller-42"), routing_key("Ä")
-    ('caller-42', '2fe5ca1c1a3d50bd92f1d3cf6da34ceddabe02022b2a0183ab0b805ada6f787a')
-    """
-    return session if PLAIN.fullmatch(session) else hashlib.sha256(session.encode()).hexdigest()
 
 
 class Connection:
@@ -66,11 +45,7 @@ class Connection:
     ) -> None:
         self._dialogue = dialogue
         self._url = url
-        # Of each handshake.
-        self._headers = {SESSION_HEADER: routing_key(dialogue.session.key)}
         self._key = (key or "").strip()  # of a file that ends with its line, say
-        if self._key:
-            self._headers["X-API-Key"] = self._key
         self._backoff = backoff
         self._open_timeout = open_timeout
         dialogue.dead = ClosedError(NOT_OPENED)
@@ -177,33 +152,10 @@ class Connection:
     async def _connect_once(self) -> YapError:
         """Open a socket and converse over it to its end; return why it ended."""
         self._lasted = False
-        shown = USER.sub("//", self._url.partition("?")[0])  # a key may be behind it, and a password in it
-        if not SENDABLE_KEY.fullmatch(self._key):
-            return AuthenticationError(
-                "the key has characters that a field of a head cannot hold; put it into the address: ?api_key=…, "
-                "percent-encoded"
-            )
         try:
-            socket = await open_socket(
-                self._url,
-                additional_headers=self._headers,
-                compression=None,
-                max_size=MOST_FRAME_BYTES,
-                open_timeout=self._open_timeout,
-                close_timeout=CLOSE_TIMEOUT_S,
-            )
-        except (InvalidURI, ValueError) as wrong:
-            why = wrong.msg if isinstance(wrong, InvalidURI) else wrong
-            return ProtocolError(f"expected an address such as ws://127.0.0.1:8000/ws, found {shown}: {why}")
-        except InvalidStatus as refused:
-            status = refused.response.status_code
-            if status in (401, 403):
-                return AuthenticationError(f"{shown} answered {status}")
-            kind = ProtocolError if 400 <= status < 500 and status not in PASSING else ServerGoneError
-            return kind(f"cannot reach {shown}: it answered {status}")
-        except (OSError, asyncio.TimeoutError, InvalidHandshake, EOFError) as wrong:
-            why = str(wrong) or f"no answer within {self._open_timeout:g} s"
-            return ServerGoneError(f"cannot reach {shown}: {why}")
+            socket = await open_socket(self._url, self._key, self._dialogue.session.key, self._open_timeout)
+        except YapError as wrong:
+            return wrong
         self.socket, self._lasted = socket, True
         loop = asyncio.get_running_loop()
         writer = loop.create_task(self._write(socket))
