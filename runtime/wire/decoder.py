@@ -68,19 +68,12 @@ class Decoder:
             return End()
         fields = Fields(self._object(text))
         try:
+            # First: how a message is refused, and what that counts against, depends on what it is.
+            fields.kind = kind = self._kind(fields)
             fields.request_id = fields.identifier()
-            kind = self._kind(fields)
-            reader = self._readers.get(kind)
-            if reader is None:
-                raise Rejected(
-                    "unknown_message_type",
-                    f"type: expected one of {', '.join(self._readers)}, found {shown(kind)}",
-                    field="type",
-                    expected=f"one of {', '.join(self._readers)}",
-                    found=shown(kind),
-                )
-            fields.kind = kind
-            message = reader(fields)
+            if kind is None:
+                raise self._no_kind(fields)
+            message = self._readers[kind](fields)
             unknown = fields.unknown(kind)
             return replace(message, warnings=unknown) if unknown else message
         except Rejected as rejected:
@@ -97,17 +90,24 @@ class Decoder:
             raise _not_an_object(shown(raw))
         return raw
 
-    def _kind(self, fields: Fields) -> str:
+    def _kind(self, fields: Fields) -> str | None:
+        """The message's type; none where it has none that is known."""
         kind = fields.get("type")
         if kind is None:
-            if fields.get("cancel") is True:
-                return "cancel"
-            if fields.get("end") is True:
-                return "end"
-            raise fields.missing("type", "the message's type")
-        if not isinstance(kind, str):
-            raise fields.invalid("type", "a string")
-        return kind.strip().lower()
+            return next((word for word in ("cancel", "end") if fields.get(word) is True), None)
+        word = kind.strip().lower() if isinstance(kind, str) else None
+        return word if word in self._readers else None
+
+    def _no_kind(self, fields: Fields) -> Rejected:
+        kind = fields.get("type")
+        if kind is not None and not isinstance(kind, str):
+            return fields.invalid("type", "a string")
+        word = kind.strip().lower() if kind is not None else ""
+        if not word:
+            return fields.missing("type", "the message's type")
+        expected, found = f"one of {', '.join(self._readers)}", shown(word)
+        message = f"type: expected {expected}, found {found}"
+        return Rejected("unknown_message_type", message, field="type", expected=expected, found=found)
 
     def _start(self, fields: Fields) -> Start:
         session = fields.session()

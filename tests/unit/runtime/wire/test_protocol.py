@@ -15,6 +15,7 @@ from runtime.wire import frames, messages
 from runtime.wire.decoder import Decoder
 from runtime.wire.fields import parse_transcript
 from runtime.wire.messages import Bound, Grammar, Inbound, Rejected, SamplingChange
+from runtime.wire.schema import CLIENT_MESSAGES
 
 DECODER = Decoder()
 
@@ -199,7 +200,11 @@ def test_a_wrong_field_is_named_with_what_was_expected_and_what_came(fields: dic
     [
         ({"type": "dance"}, "unknown_message_type"),
         ({"type": 1}, "invalid_type"),
+        ({"type": "x" * 1000}, "unknown_message_type"),
         ({}, "missing_type"),
+        ({"type": ""}, "missing_type"),
+        ({"type": " \t"}, "missing_type"),
+        ({"type": None}, "missing_type"),
         ({"cancel": False}, "missing_type"),
         ({"type": "followup"}, "missing_analysis_text"),
         ({"type": "followup", "analysis_text": "  "}, "missing_analysis_text"),
@@ -267,6 +272,14 @@ def test_a_refusal_of_a_message_with_half_of_a_surrogate_pair_echoes_the_request
     with pytest.raises(Rejected) as caught:
         DECODER.decode(r'{"type": "cance\ud800", "request_id": "r"}')
     assert (caught.value.code, caught.value.request_id) == ("unknown_message_type", "r")
+
+
+@pytest.mark.parametrize("kind", CLIENT_MESSAGES)
+@pytest.mark.parametrize("request_id", [[], True, "x" * 257, 2**80])
+def test_a_message_whose_request_id_cannot_be_read_is_refused_as_what_it_is(kind: str, request_id: Any) -> None:
+    rejected = refused(type=f" {kind.upper()} ", request_id=request_id)
+    assert (rejected.code, rejected.kind, rejected.request_id) == ("invalid_request_id", kind, None)
+    assert isinstance(rejection(rejected), frames.ChatPromptAck if kind == "chat_prompt" else frames.Error)
 
 
 def test_a_refusal_echoes_the_request_id() -> None:
