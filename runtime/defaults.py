@@ -20,6 +20,8 @@ ADMIN_HOST = "127.0.0.1"
 CONNECTIONS = 64
 HANDSHAKE_TIMEOUT_S = 0.5
 HANDSHAKE_DEADLINE_S = 10.0
+# Longer than what stands before servers keeps connections: nginx 60 s, Caddy 120 s. Who closes first loses no request.
+KEEP_ALIVE_S = 150.0
 # Sockets without a slot, besides one for each slot: everybody may come back at once.
 UNADMITTED = 256
 IDLE_TIMEOUT_S = 150.0

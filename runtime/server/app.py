@@ -18,7 +18,7 @@ from runtime.server.auth import Credential, origin_allowed
 from runtime.server.connection import Connection
 from runtime.server.front.sockets import Socket, socket_of
 from runtime.server.metrics_page import MetricsPage
-from runtime.server.openai.door import PREFIX, OpenAiDoor
+from runtime.server.openai.door import BARE, PREFIX, OpenAiDoor
 from runtime.server.playground import pages
 from runtime.server.quotas import Seat
 from runtime.server.service import Phase, Service
@@ -31,7 +31,7 @@ from runtime.wire.frames import Frame
 
 def create_app(service: Service) -> Starlette:
     """Make the application around a service. Its lifespan starts loading and, at the end, stops what was started."""
-    page, door = MetricsPage(service.metrics.registry), OpenAiDoor(service)
+    page, door, settings = MetricsPage(service.metrics.registry), OpenAiDoor(service), service.settings
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -59,13 +59,21 @@ def create_app(service: Service) -> Starlette:
             WebSocketRoute("/ws", WebSocketEndpoint(service)),
             Route("/ws", upgrade_required),
             WebSocketRoute("/{path:path}", no_such_socket),
-            *(Route(path, door) for path in (PREFIX, f"{PREFIX}/{{path:path}}") if service.settings.openai_api),
-            *(pages.routes() if service.settings.playground else ()),
+            *(Route(path, door) for path in (PREFIX, f"{PREFIX}/{{path:path}}", BARE) if settings.openai_api),
+            *(pages.routes() if settings.playground else ()),
         ],
         lifespan=lifespan,
     )
     # Else `/healthz/` would be: to whatever host the client names, and to plain HTTP where TLS ends before the server.
     app.router.redirect_slashes = False
+    unknown = app.router.default
+
+    async def anything_else(scope: Scope, receive: Receive, send: Send) -> None:
+        """What no pattern of a path matches: one with a line end in it, say."""
+        known = scope["type"] == "http" and settings.openai_api and scope["path"].startswith(f"{PREFIX}/")
+        await (door if known else unknown)(scope, receive, send)
+
+    app.router.default = anything_else
     return app
 
 

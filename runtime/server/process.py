@@ -22,7 +22,6 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from http import HTTPStatus
 from pathlib import Path
 
 import structlog
@@ -41,12 +40,10 @@ from runtime.host.descriptors import BACKLOG, raise_limit, share
 from runtime.server.admin import DEADLINE_S, SOCKETS, create_admin_app
 from runtime.server.app import create_app
 from runtime.server.front.config import Front, FrontError, check_uvicorn
-from runtime.server.front.direct import Direct
-from runtime.server.front.heads import Bodies, refusal
 from runtime.server.front.http import serve_behind
 from runtime.server.front.log_throttle import install as throttle_log
 from runtime.server.front.sockets import Sockets
-from runtime.server.openai.door import COMPLETIONS, PREFIX, OpenAiDoor, refused_head, without_prefix
+from runtime.server.openai.door import BARE, COMPLETIONS, PREFIX, OpenAiDoor
 from runtime.server.service import Phase, Service
 
 EX_TERMINATED = 128 + signal.SIGTERM
@@ -171,30 +168,25 @@ def bind(host: str, port: int, backlog: int = BACKLOG) -> socket.socket:
 def web_config(service: Service, backlog: int = BACKLOG) -> uvicorn.Config:
     """Make uvicorn's configuration for the application."""
     return serve_behind(
-        Front(service.sockets, _bodies(service), _direct(service), explain=_explain),
+        _front(service),
         create_app(service),
         max_message_bytes=service.settings.ws_max_message_bytes,
         backlog=backlog,
+        keep_alive=service.settings.http_keep_alive_s,
     )
 
 
-def _bodies(service: Service) -> Bodies:
-    """Paths that take a body, each with its largest one."""
-    return {f"{PREFIX}/".encode(): service.settings.ws_max_message_bytes} if service.settings.openai_api else {}
-
-
-def _direct(service: Service) -> Direct:
-    """What is asked for so often that it goes the short way."""
-    return {f"POST {COMPLETIONS} HTTP/1.1".encode(): OpenAiDoor(service)} if service.settings.openai_api else {}
-
-
-def _explain(path: bytes, status: HTTPStatus) -> bytes:
-    """What is answered to a head that is refused, in the words of the door that it was for."""
-    if path == COMPLETIONS.removeprefix(PREFIX).encode():  # a client whose base_url is the server's bare address
-        return refusal(HTTPStatus.NOT_FOUND, without_prefix().body(), "application/json")
-    if not path.startswith(f"{PREFIX}/".encode()):
-        return refusal(status)
-    return refusal(status, refused_head(status).body(), "application/json")
+def _front(service: Service) -> Front:
+    """What all connections share: paths that take a body, and what is asked so often that it goes the short way."""
+    if not service.settings.openai_api:
+        return Front(service.sockets)
+    door, largest = OpenAiDoor(service), service.settings.ws_max_message_bytes
+    return Front(
+        service.sockets,
+        bodies={f"{PREFIX}/".encode(): largest, BARE.encode(): largest},
+        direct={f"POST {COMPLETIONS} HTTP/1.1".encode(): door},
+        explain=door.refused_head,
+    )
 
 
 def admin_config(service: Service) -> uvicorn.Config:

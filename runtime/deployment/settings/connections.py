@@ -38,6 +38,13 @@ class ConnectionSettings(BaseSettings):
         unit="s",
         gt=0,
     )
+    http_keep_alive_s: float = var(
+        defaults.KEEP_ALIVE_S,
+        "longest silence between an answer over HTTP and the next request on its connection; what stands before the "
+        "server keeps connections for less",
+        unit="s",
+        gt=0,
+    )
     max_unadmitted_sockets: int | None = var(
         None,
         "open sockets that hold no slot; beyond it the one that was silent longest is dropped; "

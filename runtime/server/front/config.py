@@ -39,7 +39,7 @@ class Front:
         sockets: all that are open.
         bodies: paths that take a body.
         direct: what goes past the parser and the application.
-        explain: the answer to a head that is refused, of its path and status.
+        explain: the answer to a head that is refused, of what has come of it and its status.
         heads: those that wait to be read by a parser.
         direct_heads: those that may not need one.
         slices: pieces of what came over WebSockets.
@@ -48,7 +48,7 @@ class Front:
     sockets: Sockets
     bodies: Bodies = field(default_factory=dict)
     direct: Direct = field(default_factory=dict)
-    explain: Callable[[bytes, HTTPStatus], bytes] = lambda path, status: refusal(status)
+    explain: Callable[[bytes, HTTPStatus], bytes] = lambda head, status: refusal(status)
     heads: LoopThrottle = field(default_factory=lambda: LoopThrottle(HEADS_AT_ONCE))
     direct_heads: LoopThrottle = field(default_factory=lambda: LoopThrottle(DIRECT_AT_ONCE))
     slices: LoopThrottle = field(default_factory=lambda: LoopThrottle(SLICES_AT_ONCE))
@@ -76,6 +76,7 @@ class FrontConfig(uvicorn.Config):
         ws: type[asyncio.Protocol],
         max_message_bytes: int,
         backlog: int,
+        keep_alive: float,
     ) -> None:
         """Serve `app` behind `front` with these two protocols.
 
@@ -98,4 +99,5 @@ class FrontConfig(uvicorn.Config):
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=1,
+            timeout_keep_alive=keep_alive,  # type: ignore[arg-type] # given to a timer, which takes any number
         )

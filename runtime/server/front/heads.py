@@ -9,7 +9,7 @@ requires is what it lets a server refuse.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -25,6 +25,10 @@ _LISTS = frozenset(
 
 END = b"\r\n\r\n"
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+# What a request may begin with, and the empty lines that some send before one (RFC 9112, 2.2).
+_FIRST = re.compile(rb"[!-~]|\r\Z")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+_ABSOLUTE = re.compile(rb"[A-Z]+ (?P<origin>https?://[^\s/?#@]+)(?=[/? ])", re.IGNORECASE)
 _DIGITS = re.compile(rb"[0-9]{1,15}")
 # Names of tokens, values of visible letters and space (RFC 9110, 5.1 and 5.5).
 _FIELDS = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9a-zA-Z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*")
@@ -66,8 +70,10 @@ def check_partial(held: bytes | bytearray) -> None:
     """Refuse what cannot become a head any more.
 
     Raises:
-        HeadRefused: it is too long.
+        HeadRefused: it is too long, or begins as no text does: TLS, where there is none.
     """
+    if held and not _FIRST.match(held):
+        raise HeadRefused(HTTPStatus.BAD_REQUEST)
     if len(held) > HEAD_BYTES:
         raise HeadRefused(_too_long(first_line=b"\r\n" not in held[:LINE_BYTES]))
 
@@ -86,6 +92,8 @@ def read_head(held: bytes | bytearray, bodies: Bodies) -> Head:
     if _BARE_LINE_FEED.search(head):
         raise HeadRefused(HTTPStatus.BAD_REQUEST)
     request, *fields = head[:end].split(b"\r\n")
+    if request.count(b" ") == 2 and not request.split(b" ")[1].startswith(b"/"):
+        raise HeadRefused(HTTPStatus.BAD_REQUEST)
     if len(request) + 2 > LINE_BYTES or request.count(b"&") > ITEMS:
         raise HeadRefused(_too_long(first_line=True))
     if len(fields) > FIELDS or any(len(field) + 2 > LINE_BYTES for field in fields):
@@ -111,12 +119,24 @@ def read_head(held: bytes | bytearray, bodies: Bodies) -> Head:
         elif name == b"upgrade":
             upgrade = value.lower() == b"websocket"
         elif name == b"connection":
-            switches = b"upgrade" in [token.strip().lower() for token in value.split(b",")]
+            switches |= b"upgrade" in [token.strip().lower() for token in value.split(b",")]
     if items > ITEMS:
         raise HeadRefused(_too_long(first_line=False))
     if body > _largest_body(path_of(head), bodies):
         raise HeadRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     return Head(size, body, upgrade and switches, request, tuple(read))
+
+
+def drop_empty_lines(held: bytearray) -> None:
+    """Leave out what may stand before a request line and says nothing."""
+    if found := _EMPTY_LINES.match(held):
+        del held[: found.end()]
+
+
+def to_origin_form(held: bytearray) -> None:
+    """Leave scheme and host out of a target that names them, as who speaks to a proxy does (RFC 9112, 3.2.2)."""
+    if found := _ABSOLUTE.match(held):
+        held[found.start("origin") : found.end("origin")] = b"" if held[found.end()] == ord("/") else b"/"
 
 
 def plain(held: bytes | bytearray, head: Head) -> bool:
@@ -159,8 +179,23 @@ def path_of(held: bytes | bytearray) -> bytes:
     return words[1].partition(b"?")[0] if end and len(words) == 3 else b""
 
 
-def refusal(status: HTTPStatus, body: bytes | None = None, kind: str = "text/plain; charset=utf-8") -> bytes:
+def field_of(held: bytes | bytearray, name: bytes) -> bytes | None:
+    """The value of a field, as far as the head has come and can be read; none where there is no such field."""
+    for line in bytes(held[:HEAD_BYTES]).partition(END)[0].split(b"\r\n")[1 : FIELDS + 1]:
+        found, colon, value = line.partition(b":")
+        if colon and found.lower() == name and fields_are_valid(line + b"\r\n"):
+            return value.strip(b" \t")
+    return None
+
+
+def refusal(
+    status: HTTPStatus,
+    body: bytes | None = None,
+    kind: bytes = b"text/plain; charset=utf-8",
+    more: Sequence[tuple[bytes, bytes]] = (),
+) -> bytes:
     """A whole answer, which by itself says no more than its status."""
     text = status.phrase.encode() if body is None else body
-    fields = f"content-type: {kind}\r\ncontent-length: {len(text)}\r\nconnection: close"
-    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{fields}\r\n\r\n".encode() + text
+    known = ((b"content-type", kind), (b"content-length", b"%d" % len(text)), (b"connection", b"close"))
+    fields = b"".join(b"%b: %b\r\n" % field for field in (*known, *more))
+    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status.value, status.phrase.encode(), fields, text)

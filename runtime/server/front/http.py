@@ -16,9 +16,20 @@ from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from runtime.defaults import KEEP_ALIVE_S
 from runtime.server.front.config import Front, FrontConfig
 from runtime.server.front.direct import DirectCycle
-from runtime.server.front.heads import END, HEAD_BYTES, Head, HeadRefused, check_partial, path_of, plain, read_head
+from runtime.server.front.heads import (
+    END,
+    HEAD_BYTES,
+    Head,
+    HeadRefused,
+    check_partial,
+    drop_empty_lines,
+    plain,
+    read_head,
+    to_origin_form,
+)
 from runtime.server.front.sockets import socket_of
 from runtime.server.front.websocket import WebSocketFront
 
@@ -77,6 +88,8 @@ class HttpFront(H11Protocol):
                 self.socket.drop("malformed")
             return
         self._unset_keepalive_if_required()
+        if self.socket.idle:
+            self.socket.request_begun()
         self._held += data
         if self._body_left:
             self._read_body()
@@ -114,7 +127,9 @@ class HttpFront(H11Protocol):
         if self._body_left:  # answered without reading: where the next request begins is no use to anybody
             self._close_slowly()
             return
-        self.socket.request_begun()
+        self.socket.answered()
+        if self._held:  # the next one
+            self.socket.request_begun()
         self._check_bounds()
         if self._ended and not self._answering:
             self.transport.close()
@@ -139,10 +154,13 @@ class HttpFront(H11Protocol):
             if len(self._held) > HEAD_BYTES:  # requests that come without waiting for answers have an end
                 self.socket.drop("malformed")
             return
+        if not self._searched:
+            drop_empty_lines(self._held)
         found = self._held.find(END, max(0, self._searched - len(END) + 1))
         self._searched = len(self._held)
         if found >= 0:
             self._queued = True
+            to_origin_form(self._held)
             if bytes(self._held[: self._held.find(b"\r\n")]) in self._front.direct:
                 self._front.direct_heads.enter(self._read_direct_head)
             else:
@@ -232,7 +250,7 @@ class HttpFront(H11Protocol):
 
     def _refuse(self, status: HTTPStatus, head: bytes | bytearray) -> None:
         self._front.sockets.count("malformed")
-        self.transport.write(self._front.explain(path_of(head), status))
+        self.transport.write(self._front.explain(bytes(head), status))
         self._close_slowly()
 
     def _close_slowly(self) -> None:
@@ -260,12 +278,20 @@ def pieces_of(scope: Scope) -> Pieces | None:
     return peer.cycle if isinstance(peer.cycle, DirectCycle) else peer
 
 
-def serve_behind(front: Front, app: ASGIApp, *, max_message_bytes: int, backlog: int) -> FrontConfig:
+def serve_behind(
+    front: Front, app: ASGIApp, *, max_message_bytes: int, backlog: int, keep_alive: float = KEEP_ALIVE_S
+) -> FrontConfig:
     """uvicorn's configuration for an application.
 
     Raises:
         FrontError: uvicorn is not the one that this was written for.
     """
     return FrontConfig(
-        app, front, http=HttpFront, ws=WebSocketFront, max_message_bytes=max_message_bytes, backlog=backlog
+        app,
+        front,
+        http=HttpFront,
+        ws=WebSocketFront,
+        max_message_bytes=max_message_bytes,
+        backlog=backlog,
+        keep_alive=keep_alive,
     )

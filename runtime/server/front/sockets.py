@@ -4,9 +4,9 @@
        │         │                                    │
        └─────────┴────────────────────────────────────┴──► dropped
 
-A socket without a slot has a deadline, and there is a cap on their number: one too many, and the one that has been
-silent the longest goes. So silence cannot keep anybody out, health checks least of all. Who is told to leave and does
-not is dropped after `CLOSE_DEADLINE_S`, whatever still waits to be read by it.
+A socket without a slot has a deadline while a request comes or is answered, and there is a cap on their number: one too
+many, and the one that has been silent the longest goes. So silence cannot keep anybody out, health checks least of all.
+Who is told to leave and does not is dropped after `CLOSE_DEADLINE_S`, whatever still waits to be read by it.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ class Socket:
         admitted: whether it holds a slot.
         ended: whether no more comes from the peer.
         since: when its deadline began.
+        idle: whether its requests are answered, and none has begun since.
         leaving_since: when its end was first seen to have begun.
     """
 
-    __slots__ = ("_sockets", "_transport", "admitted", "ended", "leaving_since", "peer", "since")
+    __slots__ = ("_sockets", "_transport", "admitted", "ended", "idle", "leaving_since", "peer", "since")
 
     def __init__(self, sockets: Sockets | None = None, transport: asyncio.Transport | None = None) -> None:
         self._sockets = sockets  # the registry
@@ -63,6 +64,7 @@ class Socket:
         self.admitted = False
         self.ended = False
         self.since = 0.0
+        self.idle = False
         self.leaving_since: float | None = None
 
     @property
@@ -71,7 +73,14 @@ class Socket:
         return self._transport is not None and self._transport.is_closing()
 
     def request_begun(self) -> None:
-        """Begin a new deadline: a whole request has come, or an answer has gone."""
+        """Begin a new deadline: a request begins to come, or all of it has come."""
+        self.idle = False
+        if self._sockets is not None:
+            self._sockets.renew(self)
+
+    def answered(self) -> None:
+        """Go without a deadline until the next request begins: whoever speaks HTTP on it ends it in time."""
+        self.idle = True
         if self._sockets is not None:
             self._sockets.renew(self)
 
@@ -197,7 +206,7 @@ class Sockets:
                 socket.leaving_since = now
             if now - socket.leaving_since >= CLOSE_DEADLINE_S:
                 self.drop(socket, "unread")
-        elif not socket.admitted and now - socket.since >= self._deadline:
+        elif not socket.admitted and not socket.idle and now - socket.since >= self._deadline:
             self.drop(socket, "deadline")
 
 

@@ -13,9 +13,17 @@ from starlette.types import Receive, Scope, Send
 
 from runtime.host.supervision import attempt
 from runtime.server.auth import Credential, origin_allowed
+from runtime.server.front.heads import field_of, path_of, refusal
 from runtime.server.front.sockets import Socket, socket_of
 from runtime.server.openai.completion import Completion
-from runtime.server.openai.exchange import ClientGoneError, Exchange, Header
+from runtime.server.openai.exchange import (
+    JSON,
+    ClientGoneError,
+    Exchange,
+    Header,
+    new_request_id,
+    shared_with,
+)
 from runtime.server.openai.prompts import check_budgets, turn_request
 from runtime.server.service import Phase, Service
 from runtime.turns.answer import TurnRequest
@@ -28,6 +36,8 @@ from runtime.wire.openai.request import ChatRequest
 
 PREFIX = "/v1"
 COMPLETIONS, MODELS = f"{PREFIX}/chat/completions", f"{PREFIX}/models"
+# Where a client asks whose base_url is the server's bare address.
+BARE = COMPLETIONS.removeprefix(PREFIX)
 
 # Seconds after which a client may come again. What drains or is full may be well in a moment; a model loads for longer.
 SOON, LATER = 1, 5
@@ -42,18 +52,6 @@ _HEADS = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ("The body is larger than WS_MAX_MESSAGE_BYTES.", "request_too_large"),
     HTTPStatus.LENGTH_REQUIRED: ("Expected a Content-Length: bodies in chunks are not read.", "length_required"),
 }
-
-
-def refused_head(status: HTTPStatus) -> ApiError:
-    """The error of a request that was refused when its head was read."""
-    message, code = _HEADS.get(status, (f"{status.phrase}.", "invalid_http"))
-    return ApiError(status.value, message, code=code)
-
-
-def without_prefix() -> ApiError:
-    """The error of a request for a completion where the address lacks the prefix."""
-    message = f"No such path. It is {COMPLETIONS}: the base_url ends with {PREFIX}, as in http://HOST:8000{PREFIX}."
-    return ApiError(404, message, code="unknown_url")
 
 
 class OpenAiDoor:
@@ -86,6 +84,22 @@ class OpenAiDoor:
         except ApiError as error:
             await exchange.refuse(error, _allow(exchange) if error.status == 405 else ())
 
+    def refused_head(self, head: bytes, status: HTTPStatus) -> bytes:
+        """The whole answer to a request that is refused by its head, of which so much has come."""
+        path = path_of(head).decode("latin-1")
+        if path != BARE and not path.startswith(f"{PREFIX}/"):
+            return refusal(status)
+        message, code = _HEADS.get(status, (f"{status.phrase}.", "invalid_http"))
+        error, request_id = ApiError(status.value, message, code=code), new_request_id()
+        origin, allowed = field_of(head, b"origin"), self._service.settings.ws_allowed_origins
+        if origin is not None and not origin_allowed(origin.decode("latin-1"), allowed):
+            origin = None
+        self._service.metrics.request_ended(status.value)
+        if self._service.settings.log_turns:
+            log.info("request", path=_known(path), status=status.value, error=code, request_id=request_id)
+        more = [(b"x-request-id", request_id.encode()), *shared_with(origin)]
+        return refusal(status, error.body(), JSON, more)
+
     def _note(self, exchange: Exchange, seconds: float) -> None:
         """Count a request that was answered, and tell of it where turns are told of."""
         status = exchange.status if exchange.status else CLIENT_GONE  # it has not begun: there was nobody to answer
@@ -95,7 +109,7 @@ class OpenAiDoor:
         if self._service.settings.log_turns:
             log.info(
                 "request",
-                path=exchange.path if exchange.path in (COMPLETIONS, MODELS) else "other",
+                path=_known(exchange.path),
                 status=status,
                 error=exchange.error,
                 key=exchange.holder,
@@ -109,6 +123,11 @@ class OpenAiDoor:
         exchange.allow_origin()
         if exchange.method == "OPTIONS":
             return await exchange.answer_nothing(_preflight(exchange.headers))
+        if exchange.path == BARE:
+            message = (
+                f"No such path. It is {COMPLETIONS}: the base_url ends with {PREFIX}, as in http://HOST:8000{PREFIX}."
+            )
+            raise ApiError(404, message, code="unknown_url")
         if exchange.path == COMPLETIONS:
             self._expect(exchange, "POST")
             return await self._complete(exchange, self._identify(exchange), socket)
@@ -133,7 +152,8 @@ class OpenAiDoor:
         if phase is Phase.DRAINING:
             raise ApiError(503, "The server goes away; send this again.", code="draining", retry_after=SOON)
         if phase is not Phase.READY:
-            raise ApiError(503, f"Not ready: {self._service.reason}.", code=phase.value, retry_after=LATER)
+            code = "engine_died" if phase is Phase.DEAD and self._service.deployment is not None else "loading"
+            raise ApiError(503, f"Not ready: {self._service.reason}.", code=code, retry_after=LATER)
         return credential
 
     async def _tell_models(self, exchange: Exchange) -> None:
@@ -243,3 +263,8 @@ def _preflight(headers: Mapping[str, str]) -> tuple[Header, ...]:
         (b"access-control-allow-headers", (names or "authorization, content-type").encode("ascii", "ignore")),
         (b"access-control-max-age", b"600"),
     )
+
+
+def _known(path: str) -> str:
+    """A path as it may stand in the log: what a client made up does not."""
+    return path if path in (COMPLETIONS, MODELS) else "other"

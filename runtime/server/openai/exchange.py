@@ -17,7 +17,23 @@ Header = tuple[bytes, bytes]
 
 JSON, EVENTS = b"application/json", b"text/event-stream; charset=utf-8"
 # What a browser's script may see beside the body.
-EXPOSED = b"x-request-id, retry-after"
+EXPOSED = b"x-request-id, retry-after, x-should-retry"
+
+
+def new_request_id() -> str:
+    """The name of a request, told in its answer."""
+    return f"req_{secrets.token_hex(12)}"
+
+
+def shared_with(origin: bytes | None) -> list[Header]:
+    """Fields of an answer that a script of an origin may read, or no script."""
+    if origin is None:
+        return [(b"vary", b"origin")]
+    return [
+        (b"access-control-allow-origin", origin),
+        (b"access-control-expose-headers", EXPOSED),
+        (b"vary", b"origin"),
+    ]
 
 
 class ClientGoneError(Exception):
@@ -42,7 +58,7 @@ class Exchange:
         self._receive = receive  # ASGI
         self._send = send  # ASGI
         self._pieces = pieces_of(scope)  # the shorter way for them, where there is one
-        self.request_id = f"req_{secrets.token_hex(12)}"
+        self.request_id = new_request_id()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers = {
@@ -110,10 +126,7 @@ class Exchange:
         headers = [(b"x-request-id", self.request_id.encode()), *extra]
         if kind is not None:
             headers.insert(0, (b"content-type", kind))
-        if self._allowed_origin is not None:
-            headers.append((b"access-control-allow-origin", self._allowed_origin))
-            headers.append((b"access-control-expose-headers", EXPOSED))
-        headers.append((b"vary", b"origin"))
+        headers += shared_with(self._allowed_origin)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def piece(self, body: bytes, *, last: bool = False) -> None:

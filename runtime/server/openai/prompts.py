@@ -16,6 +16,8 @@ from runtime.wire.openai.messages import Said
 from runtime.wire.openai.request import ChatRequest
 
 TOO_LONG = "context_length_exceeded"
+# LangChain and LiteLLM know by these words of OpenAI's, and not by the code, that a conversation is too long.
+EXCEEDED = "Input tokens exceed the configured limit."
 
 
 def turn_request(
@@ -69,7 +71,7 @@ async def check_budgets(chat: Chat, turn: TurnRequest, cache_salt: str | None, *
 
 
 def _too_long(text: str) -> ApiError:
-    return ApiError(400, text, code=TOO_LONG, param="messages")
+    return ApiError(400, f"{EXCEEDED} {text}", code=TOO_LONG, param="messages")
 
 
 def _prefixed(said: Said, screen_checked_prefix: str) -> str:

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runtime.server.front.heads import END, FIELDS, HEAD_BYTES, ITEMS, LINE_BYTES, HeadRefused, check_partial, read_head
+from runtime.server.front.heads import (
+    END,
+    FIELDS,
+    HEAD_BYTES,
+    ITEMS,
+    LINE_BYTES,
+    HeadRefused,
+    check_partial,
+    drop_empty_lines,
+    field_of,
+    read_head,
+    to_origin_form,
+)
 
 BODIES = {b"/v1/chat": 1000}
 
@@ -60,6 +72,8 @@ LONG = b"a" * LINE_BYTES
         (head(b"X-Forwarded-For: a" + b",a" * (ITEMS + 1)), 0),
         (head(request=b"GET /ws?a" + b"&a" * ITEMS + b" HTTP/1.1"), 0),
         (head(request=b"GET /ws?a" + b"&a" * (ITEMS + 1) + b" HTTP/1.1"), 414),
+        (head(request=b"GET * HTTP/1.1"), 400),
+        (head(request=b"CONNECT x:80 HTTP/1.1"), 400),
         (head(b"no colon"), 400),
         (head(b": nothing"), 400),
         (b"GET /ws HTTP/1.1\nHost: x\r\n\r\n", 400),
@@ -75,6 +89,7 @@ def test_bounds_and_their_statuses(text: bytes, expected: int) -> None:
     [
         ((b"Connection: Upgrade", b"Upgrade: websocket"), True),
         ((b"connection: keep-alive, upgrade", b"upgrade: WebSocket "), True),
+        ((b"Connection: Upgrade", b"Connection: keep-alive", b"Upgrade: websocket"), True),
         ((b"Upgrade: websocket",), False),
         ((b"Connection: Upgrade", b"Upgrade: h2c"), False),
         ((b"Connection: Upgrade",), False),
@@ -82,6 +97,61 @@ def test_bounds_and_their_statuses(text: bytes, expected: int) -> None:
 )
 def test_a_handshake_is_known(fields: tuple[bytes, ...], expected: bool) -> None:
     assert read_head(head(*fields), {}).websocket == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (b"http://x/ws?a=b", b"/ws?a=b"),
+        (b"HTTPS://x:8000/", b"/"),
+        (b"http://user@x/ws", b"http://user@x/ws"),
+        (b"https://x:8000/v1/models", b"/v1/models"),
+        (b"http://x", b"/"),
+        (b"http://x?a=b", b"/?a=b"),
+        (b"/ws?to=http://x/", b"/ws?to=http://x/"),
+        (b"http:///ws", b"http:///ws"),
+        (b"ftp://x/ws", b"ftp://x/ws"),
+    ],
+)
+def test_a_target_that_names_the_host_is_the_path_on_it(target: bytes, expected: bytes) -> None:
+    held = bytearray(head(b"Host: x", request=b"GET " + target + b" HTTP/1.1"))
+    to_origin_form(held)
+    assert bytes(held) == head(b"Host: x", request=b"GET " + expected + b" HTTP/1.1")
+
+
+@given(st.binary(max_size=60))
+def test_what_stands_before_a_request_is_left_out_where_it_says_nothing(behind: bytes) -> None:
+    held = bytearray(b"\r\n" * 3 + behind)
+    drop_empty_lines(held)
+    assert (b"\r\n" * 3 + behind).endswith(held)
+    assert not held.startswith(b"\r\n")
+
+
+@given(st.integers(0, 255), st.binary(max_size=20))
+def test_what_begins_as_no_text_does_is_refused_at_its_first_byte(first: int, behind: bytes) -> None:
+    held = bytes([first]) + behind
+    if 0x21 <= first <= 0x7E or held == b"\r":
+        check_partial(held)
+    else:
+        with pytest.raises(HeadRefused):
+            check_partial(held)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (head(b"Origin: https://a.b", b"X: y"), b"https://a.b"),
+        (head(b"X: y", b"ORIGIN:  a  "), b"a"),
+        (b"GET / HTTP/1.1\r\nOrigin: https://a", b"https://a"),
+        (head(b"X-Origin: a"), None),
+        (head(b"Origin : a"), None),
+        (head(b"Origin: a\x00b"), None),
+        (head() + b"Origin: a", None),
+        (b"", None),
+    ],
+)
+def test_a_field_is_found_in_a_head_that_was_refused(text: bytes, expected: bytes | None) -> None:
+    assert field_of(text, b"origin") == expected
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from contextlib import closing
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from runtime import defaults
 from runtime.server.front import config
 from runtime.server.front.config import FrontError, check_uvicorn
 from runtime.server.front.heads import HEAD_BYTES
@@ -163,6 +165,41 @@ async def test_whoever_does_not_ask_in_time_is_dropped(sent: bytes) -> None:
         assert b'yap_sockets_dropped_total{reason="deadline"} 20.0' in running.service.metrics.render()
         for connection in connections:
             connection.close()
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.6])
+async def test_between_requests_a_connection_waits_longer_than_one_may_take(wait: float) -> None:
+    """Whoever stands before the server keeps connections for a minute or two: who closes first loses no request."""
+    async with serving(handshake_deadline_s=0.2) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        for _ in range(3):
+            writer.write(GET)
+            assert b"live" in await reader.readuntil(b"}")
+            await asyncio.sleep(wait)
+        assert b'yap_sockets_dropped_total{reason="deadline"} 0.0' in running.service.metrics.render()
+        writer.write(b"GET /heal")
+        assert await read_rest(reader) == b""
+        assert b'yap_sockets_dropped_total{reason="deadline"} 1.0' in running.service.metrics.render()
+        writer.close()
+
+
+def test_connections_are_kept_longer_than_by_what_stands_before_the_server() -> None:
+    nginx, caddy = 60, 120  # what they do unless told otherwise
+    assert max(nginx, caddy) < defaults.KEEP_ALIVE_S
+
+
+async def test_tls_where_there_is_none_is_told_so_at_once() -> None:
+    async with serving(handshake_deadline_s=1000) as running:
+        hello = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent := ssl.MemoryBIO(), server_hostname="x")
+        with pytest.raises(ssl.SSLWantReadError):
+            hello.do_handshake()
+        assert (await asked(running, sent.read())).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("request_line", [b"GET http://x/healthz HTTP/1.1", b"\r\n\r\nGET /healthz HTTP/1.1"])
+async def test_what_the_standard_lets_clients_write_is_understood(request_line: bytes) -> None:
+    async with serving() as running:
+        assert ask_ok(await asked(running, request_line + b"\r\nHost: x\r\n\r\n"))
 
 
 async def test_a_byte_now_and_then_does_not_move_the_deadline() -> None:

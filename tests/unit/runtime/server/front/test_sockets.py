@@ -83,6 +83,30 @@ async def test_an_answer_begins_a_new_deadline() -> None:
     assert wire.aborted
 
 
+async def test_between_requests_there_is_no_deadline_and_the_next_one_has_its_own() -> None:
+    house = House()
+    socket, wire = house.open()
+    socket.answered()
+    house.later(10 * DEADLINE)
+    assert not wire.aborted
+    socket.request_begun()
+    house.later(DEADLINE - 0.1)
+    assert not wire.aborted
+    house.later(0.1)
+    assert wire.aborted
+
+
+async def test_who_is_between_requests_goes_first_where_there_are_too_many() -> None:
+    house = House()
+    (idle, wire), *others = [house.open() for _ in range(CAP)]
+    for socket, _ in others:
+        socket.request_begun()
+    house.open()
+    assert wire.aborted
+    assert not any(other.aborted for _, other in others)
+    assert not idle.admitted
+
+
 async def test_one_too_many_and_the_one_silent_longest_goes() -> None:
     house = House()
     found = [house.open() for _ in range(CAP)]
@@ -159,10 +183,20 @@ def test_texts_that_peers_cause_are_told_once_in_a_while() -> None:
 
 def test_without_a_front_nothing_is_in_the_way() -> None:
     socket = socket_of({"type": "websocket"})
-    for act in (socket.request_begun, socket.admit, socket.slot_released, socket.connection_lost, socket.abort):
+    for act in (
+        socket.request_begun,
+        socket.answered,
+        socket.admit,
+        socket.slot_released,
+        socket.connection_lost,
+        socket.abort,
+    ):
         act()
     socket.drop("flood")
     assert not socket.closing
+
+
+ACTS = ["request_begun", "answered", "admit", "slot_released", "connection_lost"]
 
 
 class AnyLife(RuleBasedStateMachine):
@@ -185,7 +219,9 @@ class AnyLife(RuleBasedStateMachine):
     def arrive(self, count: int) -> None:
         self._in_loop(lambda: self.open.extend(self.house.open() for _ in range(count)))
 
-    @rule(data=st.data(), act=st.sampled_from(["request_begun", "admit", "slot_released", "connection_lost"]))
+    @rule(
+        data=st.data(), act=st.sampled_from(["request_begun", "answered", "admit", "slot_released", "connection_lost"])
+    )
     def act(self, data: st.DataObject, act: str) -> None:
         if self.open:
             socket, _ = data.draw(st.sampled_from(self.open))

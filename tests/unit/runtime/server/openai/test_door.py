@@ -127,6 +127,38 @@ async def test_a_client_whose_address_lacks_the_prefix_is_told_so() -> None:
     assert refused.value.code == "unknown_url"
 
 
+@pytest.mark.parametrize(
+    ("path", "content", "status"),
+    [
+        (PATH, "too large", 413),
+        (PATH, "in chunks", 411),
+        ("/chat/completions", "fits", 404),
+        ("/chat/completions", "too large", 413),
+        ("/v1/%0a", "fits", 404),
+        (PATH, "of a wrong type", 400),
+    ],
+)
+async def test_every_refusal_has_an_id_and_can_be_read_by_a_page(path: str, content: str, status: int) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"{}"
+
+    sent = {"too large": b"x" * 2049, "in chunks": pieces(), "fits": b"{}", "of a wrong type": b"[]"}[content]
+    async with serving(ws_max_message_bytes=2048, ws_allowed_origins="https://app.example") as running:
+        for origin, allowed in (("https://app.example", True), ("https://evil.example", False)):
+            async with browser(running, Origin=origin) as http:
+                preflight = await http.options(path, headers={"Access-Control-Request-Method": "POST"})
+                answer = await http.post(path, content=sent)
+            assert answer.headers["x-request-id"].startswith("req_")
+            assert answer.headers["vary"] == "origin"
+            assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
+            if allowed:
+                assert preflight.status_code == 204
+                assert answer.status_code == status
+                error_of(answer)
+                shown = answer.headers["access-control-expose-headers"].split(", ")
+                assert {"x-request-id", "retry-after", "x-should-retry"} == set(shown)
+
+
 async def test_a_body_in_another_encoding_is_refused_as_what_it_is() -> None:
     async with serving() as running, browser(running) as http:
         for encoding, status in (("gzip", 415), ("br, gzip", 415), ("Identity", 200)):
@@ -198,6 +230,13 @@ async def test_while_the_server_loads_it_says_when_to_come_again() -> None:
         for answer in (await http.get("/v1/models"), await http.post(PATH, json=BODY)):
             assert (answer.status_code, error_of(answer)["code"]) == (503, "loading")
             assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_whoever_asks_a_dead_server_is_told_of_the_engine() -> None:
+    async with serving() as running, browser(running) as http:
+        running.service.phase = Phase.DEAD
+        for answer in (await http.get("/v1/models"), await http.post(PATH, json=BODY)):
+            assert (answer.status_code, error_of(answer)["code"]) == (503, "engine_died")
 
 
 async def test_slots_are_the_sockets_own() -> None:
