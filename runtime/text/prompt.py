@@ -145,7 +145,7 @@ class PromptRenderer:
         """
         system = self._system(persona, runtime_text)
         kept = self._trim_history(system, history)
-        said = self._tokens.tail(self._tokens.escaped(utterance), self._budgets.utterance)
+        said = self._tokens.escaped_tail(utterance, self._budgets.utterance)
         tokens = self._compose(system, kept, said)
         if len(tokens) > self._budgets.input:
             limit = self._budgets.input - (len(tokens) - len(self._tokens.encode(system)))

@@ -143,6 +143,17 @@ class TextTokens:
                 return head
         return len(self.encode(text))
 
+    def escaped_tail(self, text: str, limit: int) -> str:
+        """The longest end of a client's text that has at most `limit` tokens, as it goes into prompts.
+
+        What is a mark depends on what stands before it: one that filled no line does where it is cut behind its
+        beginning, and one in another word's middle begins one. So what was cut is looked at again.
+        """
+        text = self.escaped(text)
+        while (end := self.tail(text, limit)) != text:
+            text = self.escaped(end)
+        return text
+
     def tail(self, text: str, limit: int) -> str:
         """The longest end of a text that has at most `limit` tokens, cut before a token."""
         if len(text.encode()) <= limit:  # a token is at least one byte
