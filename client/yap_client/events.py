@@ -238,6 +238,8 @@ _head: msgspec.json.Decoder[_Head] = msgspec.json.Decoder(_Head)
 _TYPES = frozenset(
     {"ack", "toolcall", "token", "final", "done", "pong", "warmed", "connection_closed", "error", "draining"}
 )
+# What a decoder raises: also of texts that are no UTF-8, and of lists in lists in lists.
+UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 
 def decode(text: str | bytes) -> Frame:
@@ -251,12 +253,12 @@ def decode(text: str | bytes) -> Frame:
     """
     try:
         return _decoder.decode(text)
-    except msgspec.MsgspecError as wrong:
+    except UNREADABLE as wrong:
         try:
             head = _head.decode(text)
             if head.type not in _TYPES:
                 return Unknown(type=head.type, request_id=head.request_id, raw=msgspec.json.decode(text))
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             pass
         shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
         raise ProtocolError(f"the server does not speak this protocol: {wrong}, found {shown[:80]!r}") from None
