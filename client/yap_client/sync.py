@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 T = TypeVar("T")
+
+CLOSED = "the client is closed, or was not opened: `with connect(…) as talk`"
 
 
 class Options(Facts, total=False):
@@ -61,31 +64,60 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._stopped = False
+        self._lock = (
+            threading.RLock()
+        )  # nothing comes to a loop that will not run it; a collected iterator may come in between
         # A daemon: a script that forgets to close can end all the same.
         self._thread = threading.Thread(target=self._loop.run_forever, name="yap-client", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[None, None, T]) -> T:
-        """Run a coroutine to its end; whoever stops waiting, by Ctrl-C say, cancels it."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Run a coroutine to its end; whoever stops waiting, by Ctrl-C say, cancels it.
+
+        Raises:
+            ClosedError: the thread has ended, or ends meanwhile.
+        """
+        with self._lock:
+            if self._stopped:
+                work.close()
+                raise ClosedError(CLOSED)
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except CancelledError:
+            if self._stopped:
+                raise ClosedError(CLOSED) from None
+            raise
         except BaseException:
             future.cancel()
             raise
 
     def soon(self, call: Callable[[], None]) -> None:
         """Call something in the thread, and do not wait."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call)
+        with self._lock:
+            if not self._stopped:
+                self._loop.call_soon_threadsafe(call)
 
     def stop(self) -> None:
-        """End the thread."""
-        if not self._loop.is_closed():
-            self.run(self._loop.shutdown_asyncgens())
+        """End the thread, and whatever still runs in it."""
+        with self._lock:
+            stopped, self._stopped = self._stopped, True
+        if not stopped:
+            asyncio.run_coroutine_threadsafe(_end_all(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+
+
+async def _end_all() -> None:
+    """End every other task of this loop."""
+    loop = asyncio.get_running_loop()
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others)
+    await loop.shutdown_asyncgens()
 
 
 class SyncTurn:
@@ -218,7 +250,7 @@ class SyncTalk:
     @property
     def _running(self) -> LoopThread:
         if self._thread is None:
-            raise ClosedError("the client is closed, or was not opened: `with connect(…) as talk`")
+            raise ClosedError(CLOSED)
         return self._thread
 
     def __enter__(self) -> SyncTalk:

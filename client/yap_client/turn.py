@@ -53,6 +53,7 @@ class Turn:
         self._came = asyncio.Event()  # set when anything has
         state.wake = self._came.set
         self._raised = False  # whether its error was told
+        self._gone: ServerGoneError | None = None  # that nothing came for so long
         self.text = ""
         self.ended: Done | Interrupted | None = None
 
@@ -85,13 +86,15 @@ class Turn:
             await self._wait()
 
     async def reply(self) -> str:
-        """Take all events, and return the whole text.
+        """Take all events, and return the whole text. Asked again, it says the same again.
 
         Raises:
             YapError: there is no whole reply: the turn was refused, failed, or was cut short.
         """
         async for _ in self:
             pass
+        if error := self._state.error or self._gone:
+            raise error
         if isinstance(self.ended, Done) and self.ended.usage is not None:
             return self.text
         ended = self.ended
@@ -102,7 +105,8 @@ class Turn:
         self._came.clear()
         if not await came_within(self._silence, self._came):
             self.cancel()
-            raise ServerGoneError(f"expected an event within {self._silence:g} s, got none")
+            self._gone = ServerGoneError(f"expected an event within {self._silence:g} s, got none")
+            raise self._gone
 
     async def __anext__(self) -> TurnEvent:
         state = self._state

@@ -11,9 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.harness.scripted import KEY, REPLY, Running, ScriptedClassifier, serving
+from tests.harness.scripted import KEY, REPLY, Running, ScriptedClassifier, ScriptedEngine, serving
 from tests.harness.waiting import all_gone
-from yap_client import AuthenticationError, CapacityError, ClosedError, Message, Talk, YapError, connect, connect_sync
+from yap_client import (
+    AuthenticationError,
+    CapacityError,
+    ClosedError,
+    Message,
+    RateLimitError,
+    RefusedError,
+    ServerGoneError,
+    Talk,
+    YapError,
+    connect,
+    connect_sync,
+)
 from yap_client.session import sendable, sendable_text
 
 SAID = "".join(REPLY)
@@ -192,3 +204,40 @@ def test_a_client_that_found_no_place_can_be_opened_again_in_another_loop() -> N
             return await talk[0].say("one").reply()
 
     assert asyncio.run(free(asyncio.run(full()))) == SAID
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["refused", "too early"])
+async def test_who_asks_a_refused_turn_again_is_told_the_same(limited: bool) -> None:
+    options: dict[str, Any] = {"ws_max_messages_per_window": 1} if limited else {}
+    async with serving(**options) as running, connect(running.url, KEY) as talk:
+        assert await talk.say("one").reply() == SAID
+        turn = talk.say("two", sampling={"temperature": 7})
+        with pytest.raises(RateLimitError if limited else RefusedError) as first:
+            await turn.reply()
+        for _ in range(2):
+            with pytest.raises(RefusedError) as again:
+                await turn.reply()
+            assert again.value is first.value
+        assert [event async for event in turn] == []
+
+
+async def test_who_asks_a_turn_of_a_silent_server_again_is_told_the_same() -> None:
+    engine = ScriptedEngine(gate=asyncio.Event())
+    async with serving(engine) as running, connect(running.url, KEY, silence=0.3) as talk:
+        turn = talk.say("one")
+        for _ in range(3):
+            with pytest.raises(ServerGoneError, match="within"):
+                await turn.reply()
+
+
+async def test_a_refused_turn_tells_each_of_two_who_wait_for_it() -> None:
+    async with talking() as (_, talk):
+        turn = talk.say("one", sampling={"temperature": 7})
+        told = await asyncio.gather(turn.reply(), turn.reply(), return_exceptions=True)
+        assert [type(each) for each in told] == [RefusedError] * 2
+
+
+async def test_a_whole_turn_says_the_same_as_often_as_it_is_asked() -> None:
+    async with talking() as (_, talk):
+        turn = talk.say("one")
+        assert [await turn.reply() for _ in range(3)] == [SAID] * 3

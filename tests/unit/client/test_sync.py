@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
 
 from tests.harness.scripted import KEY, REPLY, ScriptedClassifier, ScriptedEngine, serving
 from tests.harness.waiting import all_gone, eventually
-from yap_client import AuthenticationError, ClosedError, Done, RefusedError, Token, connect_sync
+from yap_client import AuthenticationError, ClosedError, Done, RefusedError, SyncTurn, Token, YapError, connect_sync
+from yap_client.sync import LoopThread
 
 CLIENT = Path(__file__).parents[3] / "client"
 LONG = ["word "] * 500
@@ -121,3 +124,82 @@ async def test_ctrl_c_ends_the_turn_on_the_server_and_the_script_goes_on() -> No
         engine.reply = REPLY
         out, error = await asyncio.wait_for(process.communicate(b"\n"), 30)
     assert (out.decode(), error.decode(), process.returncode) == (f"{SAID}\n", "", 0)
+
+
+async def test_a_turn_that_is_kept_past_the_end_says_that_the_client_is_closed() -> None:
+    def keep(url: str) -> None:
+        with connect_sync(url, KEY) as talk:
+            whole, taken, running = talk.say("one"), talk.say("two"), None
+            taken.reply()
+            running = talk.say("three")
+            begun = iter(talk.say("four"))
+            next(begun)
+        for turn in (whole, taken, running):
+            for use in (turn.reply, lambda turn=turn: next(iter(turn))):
+                with pytest.raises(ClosedError, match="closed"):
+                    use()
+            turn.cancel()
+        with pytest.raises(ClosedError, match="closed"):
+            next(begun)
+        assert taken.text == SAID
+        for call in (talk.cancel, talk.ping, talk.warm, talk.heard, lambda: talk.set_persona("You are Mia.")):
+            with pytest.raises(ClosedError, match="closed"):
+                call()
+        talk.close()
+
+    async with serving() as running:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            await asyncio.to_thread(keep, running.url)
+            gc.collect()
+        await all_gone(running)
+
+
+async def test_who_waits_in_another_thread_while_the_client_is_closed_waits_no_longer() -> None:
+    engine = ScriptedEngine(gate=asyncio.Event())
+
+    def race(url: str) -> list[str]:
+        told: list[str] = []
+
+        def wait(turn: SyncTurn) -> None:
+            try:
+                turn.reply()
+            except YapError as error:
+                told.append(type(error).__name__)
+
+        with connect_sync(url, KEY) as talk:
+            threads = [threading.Thread(target=wait, args=(talk.say(str(number)),)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        return told
+
+    async with serving(engine) as running:
+        assert len(await asyncio.to_thread(race, running.url)) == 4
+        await all_gone(running)
+
+
+def test_nothing_waits_for_a_thread_that_ends() -> None:
+    """Whatever comes while it ends is run, or is told so."""
+    for _ in range(20):
+        thread, told = LoopThread(), []
+
+        def ask(thread: LoopThread = thread, told: list[object] = told) -> None:
+            try:
+                while True:
+                    thread.run(asyncio.sleep(0))
+            except ClosedError as error:
+                told.append(error)
+
+        askers = [threading.Thread(target=ask) for _ in range(3)]
+        for asker in askers:
+            asker.start()
+        thread.stop()
+        for asker in askers:
+            asker.join(60)
+            assert not asker.is_alive()
+        assert len(told) == 3
+        thread.stop()
+        thread.soon(pytest.fail)
