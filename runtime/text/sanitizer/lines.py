@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from runtime.text.sanitizer.markup import DELIMITER
 from runtime.text.sanitizer.reading import BLANK_LIMIT, KEYCAP, NEWLINE, UNDECIDED, Reading
+
+# Longest cell of a delimiter row that is waited for, in characters.
+CELL_LIMIT = 200
 
 
 def line_mark(reading: Reading, text: str, at: int, end: int) -> int:
@@ -23,24 +27,15 @@ def line_mark(reading: Reading, text: str, at: int, end: int) -> int:
 
 def line_signs(reading: Reading, text: str, at: int) -> int:
     """`-`, `+`, `•` and `=`: signs that are marks at the start of a line alone."""
-    if reading.row and text[at] == "-":
-        return _delimiter(reading, text, at)
-    if not reading.line_start:
+    if not reading.line_start and not (reading.row and text[at] == "-"):
         return reading.emit(text[at], at)
     end = reading.run_end(text, at)
     if end < 0:
         return reading.no_end(end, text, at)
+    if not reading.line_start:
+        return reading.emit(text[at:end], at)
     after = line_mark(reading, text, at, end)
     return reading.emit(text[at:end], at) if after == at else after
-
-
-def _delimiter(reading: Reading, text: str, at: int) -> int:
-    end = reading.run_end(text, at)
-    if end < 0:
-        return reading.no_end(end, text, at)
-    if end - at < 3:
-        return reading.emit(text[at:end], at)
-    return end + 1 if text[end : end + 1] == ":" else end
 
 
 def hashes(reading: Reading, text: str, at: int) -> int:
@@ -64,21 +59,13 @@ def greater(reading: Reading, text: str, at: int) -> int:
 
 
 def bar(reading: Reading, text: str, at: int) -> int:
-    """The edge of a cell, in a line that begins with one."""
+    """The edge of a cell, in a line that begins with one; a cell of a delimiter row goes with it."""
     if not reading.line_start and not reading.row:
         return reading.emit("|", at)
+    delimiter = DELIMITER.match(text, at, at + CELL_LIMIT + 1, partial=True)
+    if delimiter is not None and delimiter.end() == len(text) <= at + CELL_LIMIT and not reading.final:
+        return UNDECIDED  # it may go on
     reading.row = True
     reading.line_start = False
     reading.blank = True
-    return at + 1
-
-
-def colon(reading: Reading, text: str, at: int) -> int:
-    """Part of a delimiter row; content elsewhere."""
-    if reading.row and reading.after_blank():
-        following = text[at + 1 : at + 2]
-        if not following and not reading.final:
-            return UNDECIDED
-        if following == "-":
-            return at + 1
-    return reading.emit(":", at)
+    return at + 1 if delimiter is None or delimiter.partial else int(delimiter.end())

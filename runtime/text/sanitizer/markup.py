@@ -82,6 +82,8 @@ TAG = regex.compile(
     regex.IGNORECASE | regex.DOTALL,
 )
 ENTITY = regex.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
+# A cell of the row under a table's head, with the edge before it.
+DELIMITER = regex.compile(r"\|[ \t]*:?-+:?[ \t]*(?=[|\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]|\Z)")
 _TITLE = r"""(?:"[^"\n]*"|'[^'\n]*'|\([^()\n]*\))"""
 _ADDRESS = r"(?:<[^<>\n]*>|[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)"
 _LINK_TEXT = r"!?\[(?P<text>(?:[^\[\]\n]|\[[^\[\]\n]*\])*+)\]"

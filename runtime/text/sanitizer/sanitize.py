@@ -14,7 +14,7 @@ from functools import lru_cache
 from runtime.text.sanitizer.backticks import backticks
 from runtime.text.sanitizer.emoticons import EMOTICONS_BY_FIRST, emoticon_end, may_open_emoticon
 from runtime.text.sanitizer.emphasis import asterisks, tildes, underscores
-from runtime.text.sanitizer.lines import bar, colon, greater, hashes, line_signs
+from runtime.text.sanitizer.lines import bar, greater, hashes, line_signs
 from runtime.text.sanitizer.links import bang, bracket, closing_bracket, link_address, opening
 from runtime.text.sanitizer.markup import BRACKETS, class_of
 from runtime.text.sanitizer.names import begins_as_word
@@ -55,7 +55,6 @@ _MARKS: dict[str, Callable[[Reading, str, int], int]] = {
     "#": hashes,
     ">": greater,
     "|": bar,
-    ":": colon,
     "[": bracket,
     "]": closing_bracket,
     "!": bang,

@@ -160,11 +160,29 @@ def test_any_chunking_gives_the_one_pass_form(text, cuts):
     assert streamed(text, list(range(len(text)))) == whole
 
 
+@pytest.mark.parametrize("delimiter", ["|-|-|", "|--|--|", "|:-:|:-:|", "|:--|--:|", "| - | :-: |", "|---|---"])
+def test_a_delimiter_row_of_any_width_goes(delimiter):
+    assert by_character(f"|A|B|\n{delimiter}\n|1|2|") == "A B 1 2"
+
+
+@pytest.mark.parametrize(
+    ("row", "spoken"),
+    [
+        ("|a - b|-5|", "A - b -5"),
+        ("|5 -|a:b|", "5 - a:b"),
+        ("|10:30|:-)|", "10:30 :-)"),
+        ("|" + "-" * 400 + "|x|", "X"),
+    ],
+)
+def test_what_stands_in_a_cell_beside_dashes_stays(row, spoken):
+    assert by_character(row) == spoken
+
+
 # A character of each kind that the sanitizer tells apart.
 KINDS = "(:)*[]!<>&;_~`#-=|\\ \n.,aA13D/“”😀你\u200b^x\"'"
 
 
-@pytest.mark.parametrize("before", ["", "a "])
+@pytest.mark.parametrize("before", ["", "a ", "|a|"])
 def test_any_three_characters_give_the_same_text_one_by_one(before):
     texts = (before + "".join(chars) for chars in itertools.product(KINDS, repeat=3))
     assert [text for text in texts if by_character(text) != sanitize(text)] == []
