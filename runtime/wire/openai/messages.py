@@ -103,14 +103,15 @@ def _wrong_role(path: str, role: object) -> ApiError:
 
 
 def _content(path: str, message: dict[str, object], parts: Sequence[str] = ("text",)) -> str:
-    """The text of a message: a string, or parts that are text."""
+    """The text of a message: a string, or parts that are text, each on a line of its own."""
     value = message.get("content")
     path = f"{path}.content"
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise invalid_type(path, "a string or an array of parts", value)
-    return "".join(_part(f"{path}[{index}]", part, parts) for index, part in enumerate(value))
+    # As vLLM's server joins them: parts are blocks of their own, and words of two may not become one.
+    return "\n".join(_part(f"{path}[{index}]", part, parts) for index, part in enumerate(value))
 
 
 def _part(path: str, part: object, parts: Sequence[str]) -> str:

@@ -180,13 +180,13 @@ def test_models_are_known_by_any_of_their_names() -> None:
 def test_instructions_come_before_what_was_said_or_between() -> None:
     messages = [
         {"role": "system", "content": "You are Mia."},
-        {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
+        {"role": "developer", "content": [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief."}]},
         {"role": "assistant", "content": "Hello!"},
         {"role": "developer", "content": "Now ask for a name."},
         {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "Ann"},
     ]
     assert read(messages=messages).conversation == Conversation(
-        "You are Mia.\n\nBe brief.", "Now ask for a name.", (Said("assistant", "Hello!"), Said("user", "hi"))
+        "You are Mia.\n\nBe\nbrief.", "Now ask for a name.", (Said("assistant", "Hello!"), Said("user", "hi"))
     )
 
 
