@@ -255,6 +255,7 @@ def test_routes_lead_clients_to_the_service_and_nobody_to_metrics() -> None:
         assert policy["targetRefs"][0]["name"] == name
         assert policy["healthCheck"]["active"]["http"]["path"] == "/readyz"
         assert min(policy["circuitBreaker"].values()) > 1024
+        assert int(policy["timeout"]["http"]["connectionIdleTimeout"].removesuffix("s")) < defaults.KEEP_ALIVE_S
     assert paths == {("Exact", "/ws"), ("PathPrefix", "/v1")}
     hashed = base("BackendTrafficPolicy", "yap-by-header")["spec"]["loadBalancer"]["consistentHash"]
     assert hashed == {"type": "Header", "header": {"name": HEADER}}
