@@ -5,11 +5,14 @@ What the server would refuse is told by the plan. Of a model on the hub the few 
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.checkpoint.config_reader import ConfigError, read_object, shown, text_config
 from pipeline.problem import Problem
 from pipeline.source.model_files import TOKENIZER_FILES
 from pipeline.source.source_facts import SourceFacts
@@ -18,6 +21,7 @@ from runtime.text.prompt import Budgets, PromptRenderer, vocabulary_size
 
 # How the runtime words what it refuses.
 REFUSAL = re.compile(r"expected (?P<expected>.*?), found:? (?P<found>[^;]*)")
+CORRECT = "correct it, or delete it"
 NEXT = "choose an instruct model with a fast tokenizer"
 NEEDED_PREFIXES = ("tokenizer", "chat_template", "special_tokens", "added_tokens", "additional_chat_templates/")
 GENERATION = "generation_config.json"
@@ -40,19 +44,23 @@ def with_prompt_format(facts: SourceFacts, *, think: bool) -> SourceFacts:
     except ValueError as error:
         told = REFUSAL.search(str(error))
         expected, found = (told["expected"], told["found"]) if told else ("a chat template", str(error))
-        problem = Problem("CHAT_MODEL", f"{expected}, in {facts.ref}", found, NEXT)
-        return replace(facts, problems=(problem,))
+        refused = Problem("CHAT_MODEL", f"{expected}, in {facts.ref}", found, NEXT)
+        return replace(facts, problems=(refused,))
     except hub_client.failures() as error:
-        problem = Problem("CHAT_MODEL", f"the tokenizer of {facts.ref}", hub.reason(error), "try again")
-        return replace(facts, problems=(problem,))
+        unread = Problem("CHAT_MODEL", f"the tokenizer of {facts.ref}", hub.reason(error), "try again")
+        return replace(facts, problems=(unread,))
     except Exception as error:  # noqa: BLE001 - whatever odd files make of a tokenizer and its template
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        problem = Problem("CHAT_MODEL", f"a tokenizer and a chat template that load, in {facts.ref}", found, NEXT)
-        return replace(facts, problems=(problem,))
-    if (odd := _generation_problem(folder, facts.ref)) is not None:
+        odd = Problem("CHAT_MODEL", f"a tokenizer and a chat template that load, in {facts.ref}", found, NEXT)
         return replace(facts, problems=(odd,))
-    if (beyond := _vocabulary_problem(folder, renderer, facts.ref)) is not None:
-        return replace(facts, problems=(beyond,))
+    problem = (
+        _mark_problem(folder, facts.ref)
+        or _vocabulary_problem(folder, renderer, facts.ref)
+        or _generation_problem(folder, facts.ref)
+        or _config_problem(facts, folder)
+    )
+    if problem is not None:
+        return replace(facts, problems=(problem,))
     return replace(facts, thinks=renderer.format.thinks, thought_off=tuple(renderer.off))
 
 
@@ -72,13 +80,56 @@ def _generation_problem(folder: Path, ref: str) -> Problem | None:
     """Return what engines would have with a model's generation config; one that is no JSON they take for none."""
     from transformers import GenerationConfig
 
-    try:
-        GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except OSError:
+    path = folder / GENERATION
+    if not path.is_file():
         return None
+    try:
+        told = _token_problem(read_object(path), f"{GENERATION} of {ref}", vocabulary_size(folder), CORRECT)
+        if told is not None:
+            return told
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except ConfigError as error:
+        return Problem("CHAT_MODEL", f"{error.expected} in {GENERATION} of {ref}", error.found, CORRECT)
     except Exception as error:  # noqa: BLE001 - whatever a value makes it raise
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return Problem("CHAT_MODEL", f"a {GENERATION} that can be read, in {ref}", found, "correct it, or delete it")
+        return Problem("CHAT_MODEL", f"a {GENERATION} that can be read, in {ref}", found, CORRECT)
+    return None
+
+
+def _config_problem(facts: SourceFacts, folder: Path) -> Problem | None:
+    """Return the problem with the tokens that a model's config names: engines end replies by them, too."""
+    try:
+        text = text_config(facts.config).values
+    except ConfigError:
+        return None  # told with the rest of the config
+    return _token_problem(text, f"the config.json of {facts.ref}", vocabulary_size(folder), "correct it")
+
+
+def _token_problem(stated: Mapping[str, object], where: str, size: int | None, next_step: str) -> Problem | None:
+    """Return the first of the tokens that a config names which is none: what begins, ends or fills up a text.
+
+    What begins or fills up one is -1 in many configs, for none, or lies behind the vocabulary: no engine reads it.
+    """
+    for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        ends = key == "eos_token_id"
+        named = stated.get(key)
+        for token in named if isinstance(named, list) and ends else [] if named is None else [named]:
+            if not isinstance(token, int) or isinstance(token, bool) or token < (0 if ends else -1):
+                expected = "a token's number" + (", or a list of them," if ends else "")
+                return Problem("CHAT_MODEL", f"{expected} as {key} in {where}", shown(named), next_step)
+            if ends and size and token >= size:
+                expected = f"tokens below {size}, which the model has, as {key} in {where}"
+                return Problem("CHAT_MODEL", expected, shown(named), next_step)
+    return None
+
+
+def _mark_problem(folder: Path, ref: str) -> Problem | None:
+    """Return the problem of a template that begins with a byte order mark, which every prompt would begin with."""
+    for path in (folder / "chat_template.jinja", *sorted(folder.glob("additional_chat_templates/*.jinja"))):
+        if path.is_file() and path.read_bytes().startswith(codecs.BOM_UTF8):
+            name = path.relative_to(folder).as_posix()
+            expected = f"UTF-8 without a byte order mark in {name} of {ref}"
+            return Problem("CHAT_MODEL", expected, "one", "save it without")
     return None
 
 

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import source
+from pipeline.checkpoint.tensors import INDEX_SUFFIX
 from pipeline.plan import BuildPlan, CalibrationPlan, ChatPlan
 from pipeline.plan.hardware import Hardware
 from pipeline.quantize import QuantizeJob, calibration
-from pipeline.source.model_files import TOKENIZER_FILES
 from pipeline.stages.recipes import recipe_of
 from pipeline.stages.stage import StageError
 from pipeline.steps.lane_modules import QUANTIZERS
 from pipeline.steps.stage_runner import FetchedModel, StageRunner, tokenizing
 from runtime.artifact import Calibration, Quantization
+
+# Files that a tokenizer may read, and those with such names that none does.
+TOKENIZER_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".vocab", ".bpe")
+NO_TOKENIZER = (INDEX_SUFFIX, "generation_config.json", "LICENSE.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +140,15 @@ class QuantizeStep:
 
 
 def tokenizer_hash(folder: Path) -> str:
-    """Return a SHA-256 over the files that decide how text becomes tokens."""
-    prefixes = ("tokenizer", "chat_template", "special_tokens")
+    """Return a SHA-256 over the files that may decide how text becomes tokens.
+
+    Which of them a tokenizer reads differs from class to class. So all are taken that any could read, the model's
+    config among them, which names the class where nothing else does. One too many costs a calibration, and no more.
+    """
     hasher = hashlib.sha256()
     templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
     for path in (*sorted(folder.iterdir()), *templates):
-        if path in templates or path.name in TOKENIZER_FILES or path.name.startswith(prefixes):
-            hasher.update(path.name.encode() + b"\0" + path.read_bytes())
+        if path.is_file() and path.name.endswith(TOKENIZER_SUFFIXES) and not path.name.endswith(NO_TOKENIZER):
+            content = path.read_bytes()
+            hasher.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode() + content)
     return hasher.hexdigest()

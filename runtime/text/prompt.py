@@ -284,14 +284,21 @@ def _format(template: ChatTemplate, tokenizer: Any, tokens: TextTokens, vocabula
     )
 
 
+# Where configs keep the language model's own section, as the pipeline reads them too.
+TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
+
+
 def vocabulary_size(folder: Path) -> int | None:
-    """How many tokens the model can say, where its config tells."""
+    """How many tokens the model can say, where its config tells: the language model's own word before the whole's."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        sizes = [part.get("vocab_size") for part in (config, config.get("text_config")) if isinstance(part, dict)]
+        thinker = config.get("thinker_config")
+        held = [part for part in (config, thinker) if isinstance(part, dict)]
+        sections = [part.get(name) for part in held for name in TEXT_SECTIONS]
     except (OSError, ValueError, AttributeError):
         return None
-    return next((size for size in sizes if isinstance(size, int)), None)
+    sizes = [part.get("vocab_size") for part in (*sections, *reversed(held)) if isinstance(part, dict)]
+    return next((size for size in sizes if isinstance(size, int) and not isinstance(size, bool)), None)
 
 
 def _step(messages: int) -> int:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from runtime.artifact import ArtifactError
 
@@ -28,20 +28,35 @@ class SpecialTokens:
         """Read them from a model's folder.
 
         Raises:
-            ArtifactError: no file names a token that ends a reply.
+            ArtifactError: no file names a token that ends a reply, or what one names is no token.
         """
         for name in SOURCES:
             config = _json(folder / name)
-            ends = config.get("eos_token_id")
-            ids = tuple(ends) if isinstance(ends, list) else (ends,) if isinstance(ends, int) else ()
+            ids = _ends(config.get("eos_token_id"), folder / name)
             if ids:
                 pad = config.get("pad_token_id")
-                return cls(ids[0], pad if isinstance(pad, int) and pad >= 0 else ids[0], ids[1:])
+                return cls(ids[0], pad if _is_token(pad) else ids[0], ids[1:])
         if (end := _tokenizers_end(folder)) is not None:
             return cls(end, end, ())
         raise ArtifactError(
             f"{folder}: expected eos_token_id in {' or '.join(SOURCES)}, found none; choose a source that names it"
         )
+
+
+def _ends(named: object, path: Path) -> tuple[int, ...]:
+    """The tokens that a file names, one or a list of them; none where it is silent."""
+    listed = named if isinstance(named, list) else [] if named is None else [named]
+    ids = tuple(token for token in listed if _is_token(token))
+    if len(ids) < len(listed):
+        raise ArtifactError(
+            f"{path}: expected a token's number, or a list of them, as eos_token_id, found {str(named)[:60]!r}; "
+            "correct it and make the artifact again"
+        )
+    return ids
+
+
+def _is_token(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _tokenizers_end(folder: Path) -> int | None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline.checkpoint.config_reader import TEXT_SECTIONS, text_config
 from pipeline.plan import BuildRequest
 from pipeline.plan.prepare import Prepared, prepare
 from pipeline.problem import WrongRequestError
 from pipeline.source import read_facts, with_prompt_format
 from runtime.host.machine import Gpu
-from runtime.text.prompt import Budgets, PromptRenderer
+from runtime.text.prompt import Budgets, PromptRenderer, vocabulary_size
 from tests.harness.models import tiny
 from tests.harness.templates import real
 from tests.harness.trt import lane
@@ -117,6 +120,68 @@ def test_a_token_without_an_embedding_is_refused_and_named(tmp_path: Path, neste
         else:
             assert len(told) == 1
             assert f"the {size} tokens that the model has, in {folder}, found token {highest}, {text!r};" in told[0]
+
+
+NO_ENDS = ["2", "</s>", ["2"], [2, None], [[2]], 2.0, True, -1, 10**9, [2, 512], {"id": 2}]
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | values))
+
+
+@pytest.mark.parametrize("named", NO_ENDS)
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_what_is_to_end_a_reply_is_a_token_of_the_model(tmp_path: Path, name: str, named: Any) -> None:
+    folder = folder_with("qwen2_5", tmp_path)
+    change(folder / name, eos_token_id=named)
+    [line] = problems(folder)
+    # What transformers' own class refuses is told in its words.
+    assert "eos_token_id" in line
+    assert line.startswith("CHAT_MODEL: expected ")
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "pad_token_id"])
+@pytest.mark.parametrize(
+    ("named", "right"), [("2", False), ([2], False), (1.5, False), (-2, False), (-1, True), (2, True)]
+)
+def test_what_begins_or_fills_up_a_text_is_a_token_or_none(tmp_path: Path, key: str, named: Any, right: bool) -> None:
+    folder = folder_with("qwen2_5", tmp_path)
+    change(folder / "generation_config.json", **{key: named})
+    found = [
+        str(problem) for problem in with_prompt_format(read_facts(str(folder), "CHAT_MODEL"), think=False).problems
+    ]
+    assert not found if right else len(found) == 1 and key in found[0]
+
+
+@pytest.mark.parametrize("ends", [2, [2], [2, 3], [], None])
+def test_ends_that_engines_understand_are_taken(tmp_path: Path, ends: Any) -> None:
+    folder = folder_with("qwen2_5", tmp_path)
+    change(folder / "generation_config.json", eos_token_id=ends)
+    change(folder / "config.json", eos_token_id=ends)
+    assert planned(folder).plan.chat is not None
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/chat.jinja"])
+def test_a_template_with_a_byte_order_mark_is_refused(tmp_path: Path, name: str) -> None:
+    folder = folder_with("qwen2_5", tmp_path)
+    template = (folder / "chat_template.jinja").read_bytes()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(codecs.BOM_UTF8 + template)
+    [line] = problems(folder)
+    assert f"without a byte order mark in {name}" in line
+
+
+@pytest.mark.parametrize("section", TEXT_SECTIONS)
+@pytest.mark.parametrize("thinker", [False, True])
+@pytest.mark.parametrize("beside", [None, 100, 10**6])
+def test_a_model_with_several_senses_has_the_tokens_of_its_language_model(
+    tmp_path: Path, section: str, thinker: bool, beside: int | None
+) -> None:
+    config: dict[str, Any] = {section: {"vocab_size": 256}}
+    config = {"thinker_config": config} if thinker else config
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": beside, **config}))
+    assert vocabulary_size(tmp_path) == 256
+    assert text_config(json.loads((tmp_path / "config.json").read_bytes())).number("vocab_size") == 256
 
 
 @pytest.mark.parametrize("where", ["chat_template.json", "additional_chat_templates"])

@@ -362,6 +362,7 @@ def test_a_seed_is_drawn_unless_one_is_given() -> None:
         ({"generation_config.json": {"eos_token_id": 5}}, SpecialTokens(5, 5, ())),
         ({"generation_config.json": {}, "config.json": {"eos_token_id": 9}}, SpecialTokens(9, 9, ())),
         ({"generation_config.json": {"eos_token_id": 5, "pad_token_id": -1}}, SpecialTokens(5, 5, ())),
+        ({"generation_config.json": {"eos_token_id": 5, "pad_token_id": True}}, SpecialTokens(5, 5, ())),
         ({"tokenizer_config.json": {"eos_token": "</s>"}, "tokenizer.json": TOKENS}, SpecialTokens(2, 2, ())),
         (
             {"tokenizer_config.json": {"eos_token": {"content": "</s>"}}, "tokenizer.json": TOKENS},
@@ -373,6 +374,14 @@ def test_the_ends_of_a_reply_are_the_models_own(tmp_path: Path, files: dict[str,
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     assert SpecialTokens.read(tmp_path) == found
+
+
+@pytest.mark.parametrize("named", ["2", "</s>", ["2"], [2, None], [[2]], 2.0, True, -1, [2, -1], {}, {"id": 2}])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_an_end_that_is_no_token_is_refused(tmp_path: Path, name: str, named: Any) -> None:
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": named}))
+    with pytest.raises(ArtifactError, match=rf"{name}: expected a token's number, or a list of them, as eos_token_id"):
+        SpecialTokens.read(tmp_path)
 
 
 def test_a_model_that_never_ends_is_refused(tmp_path: Path) -> None:
