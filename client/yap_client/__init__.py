@@ -11,6 +11,7 @@ of its reply. An event is a frame of the server's, or `Interrupted`.
 
 from __future__ import annotations
 
+from yap_client.arguments import Facts, Sampling
 from yap_client.errors import (
     AuthenticationError,
     CapacityError,
@@ -38,7 +39,6 @@ from yap_client.events import (
     Warmed,
 )
 from yap_client.network.backoff import Backoff
-from yap_client.session import Facts, Sampling
 from yap_client.sync import SyncTalk, SyncTurn
 from yap_client.sync import connect as connect_sync
 from yap_client.talk import Talk, connect

@@ -18,12 +18,12 @@ from livekit.agents import APIConnectionError, APIConnectOptions, APIError, APIS
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, NOT_GIVEN, NotGivenOr
 from livekit.agents.utils import is_given
 
+from yap_client.arguments import Sampling
 from yap_client.errors import AuthenticationError, CapacityError, RefusedError, ServerGoneError, YapError
 from yap_client.events import Done, Error, Interrupted, Token, ToolCall, TurnEvent, Usage
 from yap_client.frameworks.context import Context
 from yap_client.frameworks.conversations import Conversations
 from yap_client.frameworks.livekit_context import read
-from yap_client.session import Sampling
 from yap_client.talk import connect
 
 # What the server answers to a message, as a status of HTTP.

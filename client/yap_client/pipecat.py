@@ -36,6 +36,7 @@ from pipecat.services.llm_service import WebsocketLLMService
 from pipecat.utils.errors import ErrorCategory
 from pipecat.utils.tracing.service_decorators import traced_llm
 
+from yap_client.arguments import Sampling
 from yap_client.errors import (
     ClosedError,
     RefusedError,
@@ -48,7 +49,6 @@ from yap_client.frameworks.conversation import Conversation
 from yap_client.frameworks.pipecat_context import YapLLMAdapter
 from yap_client.frameworks.pipecat_settings import SAMPLING, YapLLMSettings, given, sampling_of
 from yap_client.frameworks.pipecat_terms import category_of, usage_of
-from yap_client.session import Sampling
 from yap_client.talk import Talk, connect
 from yap_client.turn import came_within
 

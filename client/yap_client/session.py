@@ -5,73 +5,22 @@ A message carries what differs, and nothing else: persona and history go once, a
 
 from __future__ import annotations
 
+import reprlib
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
-from typing import Literal, TypedDict
 
 import msgspec
 
+from yap_client.arguments import WIRE, Facts, HistoryItem, Sampling, check_facts
 from yap_client.transcript import Message, Transcript
 
 # What a message holds: texts, numbers, and lists and objects of them.
 Value = str | int | float | bool | None | list["Value"] | dict[str, "Value"]
 
-HistoryItem = Message | Mapping[str, str]
-
-
-class Sampling(TypedDict, total=False):
-    """How replies are drawn; what is left out is as the session has it, and at first as the server has it.
-
-    Attributes:
-        temperature, top_p, top_k, min_p: which tokens are drawn, and how boldly.
-        repetition_penalty, presence_penalty, frequency_penalty: against saying things twice.
-        max_tokens: bounds the reply.
-        stop: texts that end the reply.
-        seed: makes it repeatable.
-        sanitize_output: whether it is made fit to be spoken.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    max_tokens: int
-    stop: list[str]
-    seed: int
-    sanitize_output: bool
-
-
-class Facts(TypedDict, total=False):
-    """What a session keeps beside its history; what is left out, or none, stays as it is.
-
-    Attributes:
-        persona: the system prompt.
-        gender: `woman`, `man`, `female` or `male`.
-        style: the persona's style: letters, at most 20.
-        user_identity: `woman`, `man` or `non-binary`.
-        check_screen_prefix: precedes the utterance after a decision for a screenshot.
-        screen_checked_prefix: precedes the analysis of a followup; to be said where the server's operator has set
-            another than `SCREEN_CHECKED_PREFIX`, so that a history that is sent again has it too.
-    """
-
-    persona: str | None
-    gender: Literal["woman", "man", "female", "male"] | str | None
-    style: str | None
-    user_identity: Literal["woman", "man", "non-binary"] | str | None
-    check_screen_prefix: str | None
-    screen_checked_prefix: str | None
-
-
 # What a server puts before the analysis of a followup where neither its operator (`SCREEN_CHECKED_PREFIX`) nor a client
 # has said otherwise. No message tells it; a history that is sent again has to have it all the same.
 SCREEN_CHECKED_PREFIX = "ON THE SCREEN NOW:"
-
-# The names on the wire.
-WIRE = {"persona": "persona_text", "style": "persona_style"}
 
 
 def behind(prefix: str, text: str) -> str:
@@ -122,9 +71,25 @@ def read_messages(history: Iterable[HistoryItem]) -> list[Message]:
 
     >>> read_messages([{"role": "user", "content": "Hello."}])
     [Message(role='user', content='Hello.')]
+
+    Raises:
+        TypeError: it is none.
     """
-    read = (each if isinstance(each, Message) else msgspec.convert(each, Message) for each in history)
-    return [Message(each.role, sendable_text(each.content)) for each in read]
+    if isinstance(history, (str, bytes, Mapping)) or not isinstance(history, Iterable):
+        raise TypeError(f"history: expected messages, one after the other, found {type(history).__name__}")
+    return [_read_message(place, item) for place, item in enumerate(history)]
+
+
+def _read_message(place: int, item: HistoryItem) -> Message:
+    found = {"role": item.role, "content": item.content} if isinstance(item, Message) else item
+    try:
+        message = msgspec.convert(found, Message)
+    except msgspec.ValidationError as wrong:
+        raise TypeError(
+            f"history[{place}]: expected a Message, or a mapping whose role is user or assistant and whose content is "
+            f"a text, found {reprlib.repr(item)}: {wrong}"
+        ) from None
+    return Message(message.role, sendable_text(message.content))
 
 
 class Session:
@@ -157,6 +122,7 @@ class Session:
 
     def want(self, facts: Facts, sampling: Sampling | None = None) -> Callable[[], None]:
         """Change what the server shall know; it is told with the next turn. Returns what takes it back."""
+        check_facts("want", facts)
         before, version = dict(self._wanted), next(self._changes)
         self._change = version
         for name, value in facts.items():

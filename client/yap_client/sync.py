@@ -14,19 +14,16 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from yap_client import talk
+from yap_client.arguments import Facts, HistoryItem, Sampling, Unpack
 from yap_client.errors import ClosedError
 from yap_client.events import Ack, Done, Interrupted, TurnEvent, Usage, Warmed
 from yap_client.network.backoff import Backoff
-from yap_client.session import Facts, HistoryItem, Sampling
 from yap_client.talk import Talk
 from yap_client.transcript import Message
 from yap_client.turn import Turn
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 T = TypeVar("T")
 
@@ -65,9 +62,8 @@ class LoopThread:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._stopped = False
-        self._lock = (
-            threading.RLock()
-        )  # nothing comes to a loop that will not run it; a collected iterator may come in between
+        # Nothing comes to a loop that will not run it. Reentrant: an iterator may be collected anywhere.
+        self._lock = threading.RLock()
         # A daemon: a script that forgets to close can end all the same.
         self._thread = threading.Thread(target=self._loop.run_forever, name="yap-client", daemon=True)
         self._thread.start()

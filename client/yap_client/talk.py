@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from yap_client.arguments import Facts, HistoryItem, Sampling, Unpack, check_facts, check_text
 from yap_client.dialogue import Dialogue
 from yap_client.dialogue.exchanges import Request, TurnState
 from yap_client.errors import ProtocolError, ServerGoneError, YapError
 from yap_client.events import Ack, Frame, Warmed
 from yap_client.network.backoff import Backoff
 from yap_client.network.connection import Connection
-from yap_client.session import Facts, HistoryItem, Sampling, Session, read_messages, some
+from yap_client.session import Session, read_messages, some
 from yap_client.transcript import Message, Transcript
 from yap_client.turn import Turn, came_within
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 # The server closes what is silent for 150 s; people think for longer.
 KEEP_ALIVE_S = 50.0
@@ -88,12 +85,17 @@ class Talk:
             runtime_text: follows the persona in this turn.
             traceparent: the caller's span, as W3C Trace Context writes it.
             facts: what the session keeps from now on.
+
+        Raises:
+            TypeError: one of them is something else; nothing was said.
         """
-        _check_text("utterance", utterance)
+        check_text("utterance", utterance)
+        check_facts("say", facts, Talk.say.__kwdefaults__)
+        past = None if history is None else read_messages(history)
         self._say_heard(heard)
         undo = self._session.want(facts, sampling)
-        if history is not None:
-            self._session.replace_history(history)
+        if past is not None:
+            self._session.replace_history(past)
         fields = {"user_utterance": utterance, **some(runtime_text=runtime_text, traceparent=traceparent)}
         state = self._dialogue.say("start", fields, utterance)
         state.undo = undo
@@ -122,10 +124,15 @@ class Talk:
 
         Returns:
             Whether the server was asked.
+
+        Raises:
+            TypeError: an argument is something else; nothing was asked.
         """
-        _check_text("utterance", utterance)
+        check_text("utterance", utterance)
+        check_facts("prepare", facts, Talk.prepare.__kwdefaults__)
+        past = None if history is None else read_messages(history)
         self._say_heard(heard)
-        due = self._session.due_with(facts, sampling, history)
+        due = self._session.due_with(facts, sampling, past)
         return self._dialogue.prepare({**due, "user_utterance": utterance, **some(runtime_text=runtime_text)})
 
     def followup(self, analysis: str, *, heard: str | int | None = None, sampling: Sampling | None = None) -> Turn:
@@ -136,7 +143,7 @@ class Talk:
             heard: as for `say`.
             sampling: how this reply is drawn.
         """
-        _check_text("analysis", analysis)
+        check_text("analysis", analysis)
         self._say_heard(heard)
         fields = {"analysis_text": analysis, **some(sampling=msgspec.to_builtins(sampling))}
         return self._listen(self._dialogue.say("followup", fields, self._session.followed_up(analysis)))
@@ -212,6 +219,7 @@ class Talk:
             RateLimitError: the server takes so many new personas a minute.
             RefusedError: it does not take this one.
         """
+        check_text("persona", persona)
         undo = self._session.want({"persona": persona, "gender": gender, "style": style})
         if not self._session.begun:
             return None
@@ -297,12 +305,11 @@ def connect(
 
     Raises:
         AuthenticationError, CapacityError, ServerGoneError, ProtocolError: on entering.
+        TypeError: an argument is something else.
     """
+    check_text("url", url)
+    for name, value in (("key", key), ("session", session)):
+        check_text(name, value or "")
+    check_facts("connect", facts, connect.__kwdefaults__)
     dialogue = Dialogue(Session(session, facts, sampling, history))
     return Talk(dialogue, Connection(dialogue, url, key, backoff=backoff, open_timeout=open_timeout), silence)
-
-
-def _check_text(name: str, value: object) -> None:
-    """Refuse what is no text before anything is changed by it."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: expected a text, found {type(value).__name__}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
+from yap_client.arguments import Sampling
 from yap_client.events import Ack, Done, Interrupted, ToolCall, TurnEvent
 from yap_client.frameworks.context import Comparison, Context, Plan, in_order
-from yap_client.session import Sampling
 from yap_client.talk import Talk
 from yap_client.turn import Turn
 

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from yap_client.arguments import Sampling
 from yap_client.errors import ClosedError
 from yap_client.frameworks.context import Context
 from yap_client.frameworks.conversation import Conversation
-from yap_client.session import Sampling
 from yap_client.talk import Talk
 from yap_client.turn import came_within
 

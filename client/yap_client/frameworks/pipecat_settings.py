@@ -8,7 +8,7 @@ from typing import Any, cast
 from pipecat.services.settings import LLMSettings
 from pipecat.utils.types import NOT_GIVEN, NotGiven, is_given
 
-from yap_client.session import Sampling
+from yap_client.arguments import Sampling
 
 SAMPLING = (
     "temperature",

@@ -25,7 +25,7 @@ ADAPTERS = {"pipecat", "livekit"}
 CORE = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "frameworks")
 # From the ground up: each imports from those before it.
 FLOORS = [
-    *("errors", "transcript", "events", "session"),
+    *("errors", "transcript", "arguments", "events", "session"),
     *("dialogue.exchanges", "dialogue.outbox", "dialogue.inquiry", "dialogue.answers", "dialogue.protocol"),
     *("dialogue", "turn", "network.backoff", "network.handshake", "network.connection", "network", "talk", "sync"),
 ]
