@@ -21,6 +21,8 @@ class Breaker:
 
     Attributes:
         open: whether the classifier is to be left alone.
+        answers: that were noted. Who waited too long while others got one waited for those, and not for a classifier
+            that hangs: that is no miss.
     """
 
     def __init__(self, opened: Callable[[], None] = lambda: None) -> None:
@@ -28,6 +30,7 @@ class Breaker:
         self._misses = 0
         self._opening: asyncio.Future[None] | None = None  # what those wait on who wait for an answer as well
         self.open = False
+        self.answers = 0
 
     def opening(self) -> asyncio.Future[None]:
         """Done as soon as it is open: whoever waits for an answer need not wait any longer. One for all who wait."""
@@ -50,6 +53,7 @@ class Breaker:
     def answered(self) -> None:
         """Note an answer: all is well."""
         self._misses = 0
+        self.answers += 1
         if self.open:
             self.open = False
             self._opening = None

@@ -20,7 +20,7 @@ from runtime.deployment.classifier import Decision
 from runtime.deployment.models import Chat, Classifier, Deployment
 from runtime.engines import Delta, Sampling
 from runtime.host import eager_tasks
-from runtime.text.prompt import Message
+from runtime.text.prompt import Message, Prompt
 from runtime.text.replies.pause import Pause
 from runtime.text.replies.speech import Heard, Speech
 from runtime.turns.principal import Principal
@@ -172,9 +172,9 @@ class Answer:
         untold: ToolCalls | None = None
         try:
             prompt = await self._render(chat, request.utterance)
-            speech = self._speech(chat, held=True)
+            speech = self._speech(chat, prompt, held=True)
             reply = eager_tasks.start(
-                chat.reply(prompt, request.sampling, speech, self._principal.cache_salt, self._pause)
+                chat.reply(prompt.token_ids, request.sampling, speech, self._principal.cache_salt, self._pause)
             )
             # A reply that fails is told at once: what the classifier says does not matter then.
             await asyncio.wait((decision, reply), return_when=asyncio.FIRST_COMPLETED)
@@ -204,12 +204,12 @@ class Answer:
         sampling, salt = self._request.sampling, self._principal.cache_salt
         prompt = await self._render(chat, text)
         if self._pause is None:
-            speech = self._speech(chat, held=False)
-            await chat.reply(prompt, sampling, speech, salt)
+            speech = self._speech(chat, prompt, held=False)
+            await chat.reply(prompt.token_ids, sampling, speech, salt)
             speech.finish()
             return
-        speech = self._speech(chat, held=True)
-        reply = eager_tasks.start(chat.reply(prompt, sampling, speech, salt, self._pause))
+        speech = self._speech(chat, prompt, held=True)
+        reply = eager_tasks.start(chat.reply(prompt.token_ids, sampling, speech, salt, self._pause))
         try:
             await self._when_asked_for(lambda: self._tell_held(untold, speech), reply)
             await reply
@@ -238,14 +238,14 @@ class Answer:
         finally:
             self._ready = None
 
-    def _speech(self, chat: Chat, *, held: bool) -> Speech:
+    def _speech(self, chat: Chat, prompt: Prompt, *, held: bool) -> Speech:
         request, listener = self._request, self._listener
         return Speech(
             listener.on_delta if listener is not None else self._on_delta,
             listener.on_text if listener is not None else self._on_text,
             sanitize=request.sanitize,
             held=held,
-            form=chat.form,
+            form=chat.form.behind(prompt.begun),
             stops=request.sampling.stop,
         )
 
@@ -270,12 +270,12 @@ class Answer:
         if speech is not None:
             speech.release()
 
-    async def _render(self, chat: Chat, text: str) -> list[int]:
+    async def _render(self, chat: Chat, text: str) -> Prompt:
         request = self._request
         prompt = await chat.render(
             request.persona, request.runtime_text, request.history, text, self._principal.cache_salt
         )
-        self.prompt_tokens = len(prompt)
+        self.prompt_tokens = len(prompt.token_ids)
         self.asked = time.perf_counter()
         return prompt
 
@@ -288,7 +288,8 @@ class Answer:
             metrics.tool_skipped()
             return ()
         users = [message.content for message in request.history if message.role == "user"]
-        started = self.decided_from = time.perf_counter()
+        started, answers = time.perf_counter(), breaker.answers
+        self.decided_from = started
         question = asyncio.ensure_future(classifier.decide(users, request.utterance))
         opening = breaker.opening()
         try:
@@ -314,10 +315,10 @@ class Answer:
             metrics.tool_skipped()
             return ()
         metrics.tool_decided(status, time.perf_counter() - started)
-        if status == "timeout":
-            breaker.missed()
-        else:
+        if status != "timeout":
             breaker.answered()
+        elif breaker.answers == answers:
+            breaker.missed()
         return calls
 
 

@@ -20,6 +20,10 @@ from runtime.text.tokenizer import load_fast_tokenizer
 
 # Tokens of one forward pass, padding included: bounds memory, and the time that one long request costs the others.
 BATCH_TOKENS = 16384
+# Characters of a question that are tokenized at least, where they give fewer tokens than the window has. Long words are
+# one unknown token to some tokenizers, spaces none: without an end a long text of them would be tokenized whole, for
+# every decision again that it is in the history of, and everybody would wait for that.
+LEAST_CHARACTERS = 4096
 # How far apart a question's answers alone and in a batch may be: the arithmetic of float32 or float16, and no more.
 SAME_ON_CPU, SAME_ON_GPU = 1e-3, 0.03
 
@@ -157,9 +161,14 @@ class SequenceClassifier:
                 found[index] = row
         return found
 
+    @property
+    def most_characters(self) -> int:
+        """Characters of a question that are tokenized at most, counted from its end."""
+        return max(self._window * LIKELY_CHARACTERS_PER_TOKEN, LEAST_CHARACTERS)
+
     def _encode(self, utterances: tuple[str, ...]) -> list[int]:
         """Token ids of the newest part of the turns. Text that cannot be in the window is not tokenized."""
-        characters = self._window * LIKELY_CHARACTERS_PER_TOKEN
+        characters, most = self._window * LIKELY_CHARACTERS_PER_TOKEN, self.most_characters
         while True:
             newest, size = len(utterances), 0
             while newest and size <= characters:
@@ -169,9 +178,9 @@ class SequenceClassifier:
             # A tokenizer may have no token at all for a text; the model needs one.
             ids: list[int] = self._tokenizer.encode(text).ids or [self._pad]
             # A cut inside a word changes that word's tokens; it is out of the window when the window is full.
-            if len(ids) >= self._window or (newest == 0 and len(text) < characters):
+            if len(ids) >= self._window or (newest == 0 and len(text) < characters) or characters == most:
                 return ids
-            characters *= 2
+            characters = min(2 * characters, most)
 
     def _forward(self, batch: list[list[int]]) -> list[Row]:
         import torch

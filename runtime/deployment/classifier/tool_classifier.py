@@ -1,8 +1,8 @@
 """The tool classifier: a model that says whether an utterance asks for a look at the screen, or for other tools.
 
 Any `AutoModelForSequenceClassification` folder serves, always in float: float16 on a GPU, float32 on a CPU. Tokenizing
-and classifying happen in one worker thread. It takes whatever waits as a batch and never waits for more, so a lone
-request pays nothing for batching and a burst of them shares forward passes.
+and classifying happen in one worker thread. It takes what waits as a batch and never waits for more, so a lone request
+pays nothing for batching and a burst of them shares forward passes. A batch is bounded: nobody waits for all others.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from runtime.host.supervision import contained
 # core, and the engine's would wait for both cores.
 ALONE_THREADS = 2
 BESIDE_CHAT_THREADS = 1
+# Characters of the questions that are taken at once, as far as they are tokenized: hundreds of short ones, a few that
+# are as long as any.
+BATCH_CHARACTERS = 32_768
 
 
 class ToolClosedError(RuntimeError):
@@ -151,9 +154,10 @@ class ToolClassifier:
 
     def _work(self, model: SequenceClassifier) -> None:
         while True:
-            waiting = [self._queue.get()]
-            while not self._queue.empty():
-                waiting.append(self._queue.get())
+            waiting = self._take(model.most_characters)
+            if self._worker is None:  # what waits is failed, up to the end that `shutdown` has put there
+                while waiting[-1] is not None:
+                    waiting.append(self._queue.get())
             pending = [entry for entry in waiting if entry is not None]
             if len(pending) < len(waiting):
                 self._resolve(pending, ToolClosedError("the classifier was shut down"))
@@ -164,6 +168,18 @@ class ToolClassifier:
             except BaseException as error:  # noqa: BLE001 - it belongs to those who wait; the thread goes on
                 outcome = error if isinstance(error, Exception) else RuntimeError(f"it raised {type(error).__name__}")
             self._resolve(pending, outcome)
+
+    def _take(self, most_characters: int) -> list[_PendingDecision | None]:
+        """What waits, in its order, and no more of it than a batch may have. Waits for the first."""
+        waiting = [self._queue.get()]
+        characters = 0
+        while (last := waiting[-1]) is not None:
+            if not last.answer.cancelled():
+                characters += min(sum(map(len, last.utterances)), most_characters)
+            if characters >= BATCH_CHARACTERS or self._queue.empty():
+                break
+            waiting.append(self._queue.get())
+        return waiting
 
     @staticmethod
     def _resolve(pending: list[_PendingDecision], outcome: list[Row] | Exception) -> None:

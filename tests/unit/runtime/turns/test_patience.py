@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.deployment.breaker import MISSES, Breaker
+from runtime.deployment.classifier import Decision
 from tests.harness.scripted import Client, Running, ScriptedClassifier, ScriptedEngine, serving
 from tests.harness.waiting import eventually
 
@@ -145,6 +147,28 @@ async def test_a_hung_classifier_is_not_waited_for_after_three_timeouts_and_aske
         assert (await ready(running)).json()["degraded"] == []
         assert b"yap_tool_degraded 0.0" in running.service.metrics.render()
         assert (await decided(client, user_utterance="look"))["status"] == "yes"
+
+
+async def test_a_classifier_that_answers_others_meanwhile_is_busy_and_no_case_for_the_breaker() -> None:
+    class Busy(ScriptedClassifier):
+        """Answers others before it comes to a question that waits too long."""
+
+        async def decide(self, history: Sequence[str], utterance: str) -> Decision:
+            if utterance == "long":
+                breaker.answered()
+            return await super().decide(history, utterance)
+
+    async with serving(classifier=Busy(gate=asyncio.Event()), tool_timeout_s=0.05) as running:
+        assert running.service.deployment is not None
+        breaker = running.service.deployment.breaker
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(running.client()) for _ in range(2 * MISSES)]
+            every = [decided(client, session_id=f"s{n}", user_utterance="long") for n, client in enumerate(clients)]
+            assert [frame["status"] for frame in await asyncio.gather(*every)] == ["no"] * len(clients)
+            assert not breaker.open
+            for _ in range(MISSES):
+                await decided(clients[0], user_utterance="look")
+            assert breaker.open
 
 
 async def test_a_classifier_that_fails_is_left_alone_as_well_and_its_probe_goes_on() -> None:
