@@ -105,7 +105,7 @@ class Chat:
             if both in self._fitting:
                 return None
         try:
-            tokens = await self.render(persona, runtime_text, (), "", cache_salt)
+            tokens = (await self.render(persona, runtime_text, (), "", cache_salt)).token_ids
         except PersonaTooLongError as error:
             return error
         room = budgets.input - budgets.utterance - BOUNDARY_TOKENS
@@ -122,15 +122,27 @@ class Chat:
         history: Sequence[Message],
         utterance: str,
         cache_salt: str | None = None,
-    ) -> list[int]:
-        """Token ids of a turn's prompt. What has another salt shares no cache with it, so that no time tells of it."""
-        return (await self._prompt(persona, runtime_text, history, utterance, cache_salt)).token_ids
+    ) -> Prompt:
+        """A turn's prompt. What has another salt shares no cache with it, so that no time tells of it."""
+        # Most turns are quick. When many begin at once, handing each to a thread and back costs more than rendering it,
+        # and the threads wait for the loop, which holds the interpreter.
+        parts: PromptParts = {
+            "persona": persona,
+            "runtime_text": runtime_text,
+            "history": history,
+            "utterance": utterance,
+        }
+        with for_salt(cache_salt):
+            prompt = self._renderer.render_inline(**parts)
+        if prompt is None:
+            prompt = await self._in_thread(lambda: self._renderer.render(**parts), cache_salt)
+        return prompt
 
     async def history_fits(
         self, persona: str, runtime_text: str, history: Sequence[Message], cache_salt: str | None = None
     ) -> bool:
         """Whether a turn's prompt holds the whole history. The persona must be within its budget."""
-        prompt = await self._prompt(persona, runtime_text, history, "", cache_salt)
+        prompt = await self.render(persona, runtime_text, history, "", cache_salt)
         return prompt.history_kept == len(history)
 
     async def utterance_budget(self, utterance: str, cache_salt: str | None = None) -> int | None:
@@ -147,28 +159,6 @@ class Chat:
             )
 
         return budget if await self._in_thread(over, cache_salt) else None
-
-    async def _prompt(
-        self,
-        persona: str,
-        runtime_text: str,
-        history: Sequence[Message],
-        utterance: str,
-        cache_salt: str | None,
-    ) -> Prompt:
-        # Most turns are quick. When many begin at once, handing each to a thread and back costs more than rendering it,
-        # and the threads wait for the loop, which holds the interpreter.
-        parts: PromptParts = {
-            "persona": persona,
-            "runtime_text": runtime_text,
-            "history": history,
-            "utterance": utterance,
-        }
-        with for_salt(cache_salt):
-            prompt = self._renderer.render_inline(**parts)
-        if prompt is None:
-            prompt = await self._in_thread(lambda: self._renderer.render(**parts), cache_salt)
-        return prompt
 
     async def reply(
         self,

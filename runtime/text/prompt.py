@@ -56,10 +56,17 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids for the engine, and how many of the newest history messages they hold."""
+    """A prompt for the engine.
+
+    Attributes:
+        token_ids: the whole of it.
+        history_kept: how many of the newest history messages it holds.
+        begun: what it ends with, after the user's words; none where that is what all prompts end with.
+    """
 
     token_ids: list[int]
     history_kept: int
+    begun: str | None = None
 
 
 class PersonaTooLongError(ValueError):
@@ -146,11 +153,12 @@ class PromptRenderer:
         system = self._system(persona, runtime_text)
         kept = self._trim_history(system, history)
         said = self._tokens.escaped_tail(utterance, self._budgets.utterance)
-        tokens = self._compose(system, kept, said)
+        text = self._text(system, kept, said)
+        tokens = self._tokens.encode_prompt(text)
         if len(tokens) > self._budgets.input:
             limit = self._budgets.input - (len(tokens) - len(self._tokens.encode(system)))
             raise PersonaTooLongError(len(self._tokens.encode(system)), limit)
-        return Prompt(tokens, len(kept))
+        return Prompt(tokens, len(kept), self._template.begun_of(text))
 
     def render_inline(
         self, *, persona: str | None, runtime_text: str | None, history: Sequence[Message], utterance: str
@@ -246,9 +254,11 @@ class PromptRenderer:
         return _stable_start(len(history) - len(escaped), len(history)), room, escaped
 
     def _compose(self, system: str, history: Sequence[Message], utterance: str) -> list[int]:
+        return self._tokens.encode_prompt(self._text(system, history, utterance))
+
+    def _text(self, system: str, history: Sequence[Message], utterance: str) -> str:
         messages = [(message.role, message.content) for message in history]
-        text = self._template.render(system, [*messages, ("user", utterance)])
-        return self._tokens.encode_prompt(text)
+        return self._template.render(system, [*messages, ("user", utterance)])
 
     def _samples(self) -> list[str]:
         turns = [("user", "One, 2 "), ("assistant", "  x\n"), ("user", "é\n\n🙂"), ("assistant", "y"), ("user", "z")]

@@ -13,6 +13,10 @@ the places where the markers come out tell:
 - it refuses roles that do not alternate (Gemma, Llama 2): neighbours of one role are joined;
 - it refuses empty content: `EMPTY` stands for it.
 
+Then conversations of every other shape are rendered, so mended (`shapes`): at the first turn, of many turns, where the
+assistant spoke first, where somebody spoke twice. What one of them brings out is mended in the same ways; a template
+that none of these helps is refused.
+
 Nothing that was said is lost on the way. Where a reply opens a conversation and the template wants a user to, the
 system text is the user's first message, or `EMPTY` is where there is none or the system text has a place of its own.
 """
@@ -21,13 +25,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from runtime.text.replies.channels import ChannelFilter
-from runtime.text.template_call import TemplateCall, TemplateMessage, in_order
+from runtime.text.shapes import SYSTEM, endings_of, fault_of
+from runtime.text.template_call import TemplateCall, TemplateMessage, in_order, reason_of
 from runtime.text.thought import FIRST, REPLY, Thought, hides, thought_of
 
-SYSTEM, SECOND = "Qsystemq", "Qsecondq"
+SECOND = "Qsecondq"
 EMPTY = "…"
 
 
@@ -42,12 +48,13 @@ class ChatTemplate:
 
     Attributes:
         thought: how the model thinks.
-        begun: what the prompt ends with, after the user's words.
-        thinks: the reply begins with thought, and nothing turns that off.
+        begun: what a prompt ends with, after the user's words.
+        endings: the same of each shape of conversation, the longest first; one where all end alike.
+        thinks: the reply begins with thought, in some of them at least, and nothing turns that off.
         turn_end: the control token after a reply; none where there is none.
 
     Raises:
-        ValueError: the template cannot render a plain exchange of user and assistant.
+        ValueError: the template cannot render a plain exchange of user and assistant, or another conversation.
     """
 
     def __init__(self, tokenizer: Any, control: re.Pattern[str], *, think: bool = False) -> None:  # noqa: ANN401
@@ -61,11 +68,10 @@ class ChatTemplate:
         plain = self._call.attempt(whole) or plain
         words = self.thought.off_words
         prompt = (self._call.attempt([("system", words), *whole]) if words else None) or plain
-        self.begun = prompt[prompt.rindex(SECOND) + len(SECOND) :]
-        # What is said for the model at the beginning of its reply.
+        # What the template ends a prompt with, and what is said for the model at the beginning of its reply behind it.
+        self._opened = self.begun = prompt[prompt.rindex(SECOND) + len(SECOND) :]
         self._opener = "" if think else self._speech_header(plain)
         self.begun += self._opener
-        self.thinks = ChannelFilter(self.thought.marks, self.begun).hidden
         with_system = self._call.attempt([("system", SYSTEM), *whole])
         # Whether the system text goes into a user message.
         self._folds_system = not in_order(with_system, SYSTEM, FIRST, REPLY, SECOND)
@@ -85,11 +91,21 @@ class ChatTemplate:
         self._user_header = self._header(after, between)
         # The same text beside a system message is no stand-in for one.
         self._keeps_default = self._default_of(plain) in (with_system or "")
+        self._mend_other_shapes()
+        self.endings = endings_of(self.render)
+        self.thinks = any(ChannelFilter(self.thought.marks, ending).hidden for ending in self.endings)
         self._call.shorten([exchange, whole, [("system", SYSTEM), *whole]])
 
     def render(self, system: str, turns: Sequence[TemplateMessage]) -> str:
         """The conversation as text that ends where the reply begins. An empty `system` renders no system message."""
-        return self._render(system, turns, reply_begins=True) + self._opener
+        text = self._render(system, turns, reply_begins=True)
+        return text + self._opener if text.endswith(self._opened) else text
+
+    def begun_of(self, prompt: str) -> str | None:
+        """What a prompt ends with, after the user's words, where prompts do not all end alike; else none."""
+        if len(self.endings) == 1 and self.endings[0] == self.begun:
+            return None
+        return next((ending for ending in self.endings if prompt.endswith(ending)), None)
 
     def attempt(self, turns: Sequence[TemplateMessage]) -> str | None:
         """Render a conversation as it is, nothing mended; none where the template refuses it."""
@@ -131,11 +147,28 @@ class ChatTemplate:
     # What is found out
 
     def _in_some_form(self, turns: Sequence[TemplateMessage]) -> str:
+        found = "loses words of them"
         for self._call.parts in (False, True):
-            plain = self._call.attempt(turns)
-            if plain is not None and in_order(plain, FIRST, REPLY, SECOND):
-                return plain
-        raise ValueError("expected a chat template that renders user and assistant turns, found one that does not")
+            try:
+                plain = self._call.apply(turns)
+            except Exception as error:  # noqa: BLE001 - a template raises whatever it stumbles over
+                found = f"refuses them: {reason_of(error)}" if not self._call.parts else found
+            else:
+                if in_order(plain, FIRST, REPLY, SECOND):
+                    return plain
+        raise ValueError(f"expected a chat template that renders user and assistant turns, found one that {found}")
+
+    def _mend_other_shapes(self) -> None:
+        """Mend what only other conversations than the plain ones bring out, in the ways that are known."""
+        if (fault := fault_of(self.render)) is None:
+            return
+        found = (self._folds_system, self._must_alternate, self._must_begin)
+        for mends in product((False, True), repeat=len(found)):
+            if all(now or not before for now, before in zip(mends, found, strict=True)):
+                self._folds_system, self._must_alternate, self._must_begin = mends
+                if fault_of(self.render) is None:
+                    return
+        raise ValueError(f"expected a chat template that renders every conversation, found {fault}")
 
     def _takes_neighbours(self, exchange: Sequence[TemplateMessage]) -> bool:
         users = self._call.attempt([("user", FIRST), ("user", SECOND)])

@@ -8,6 +8,10 @@ from typing import Any
 TemplateMessage = tuple[str, str]
 """Role (`user` or `assistant`) and content."""
 
+# What is told of a template's own reason, in characters; and what jinja2 calls the file of a template that has none.
+LONGEST_REASON = 160
+TEMPLATE_FILE = "<template>"
+
 # What `apply_chat_template` takes for itself, and what transformers gives every template.
 RESERVED = frozenset(
     {
@@ -138,6 +142,21 @@ def _compiled(source: str) -> Any:  # noqa: ANN401 - transformers is untyped to 
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return _compile_jinja_template(source)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a template refuses, in its own words: one line, with the number of the template's where it is known.
+
+    No `;` is in it: what stands behind one is the next step, in what the runtime refuses.
+    """
+    line, trace = getattr(error, "lineno", None), error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == TEMPLATE_FILE:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    text = " ".join(str(error).split()).replace(";", ",") or type(error).__name__
+    text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
+    return f"line {line}: {text}" if line is not None else text
 
 
 def in_order(text: str | None, *markers: str) -> bool:

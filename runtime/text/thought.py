@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from runtime.text.replies.channels import DEFAULT_MARKS, PAIRS, ChannelFilter, Marks
+from runtime.text.shapes import SYSTEM
 from runtime.text.template_call import TemplateCall, TemplateMessage, in_order
 
 FIRST, REPLY, THOUGHT = "Qfirstq", "Qreplyq", "Qthoughtq"
@@ -68,6 +69,16 @@ def thought_of(call: TemplateCall) -> Thought:
     return Thought(pairs, marks, ends, off, words)
 
 
+# Conversations that may begin a thought: some templates let a model think only beside a system message.
+OPENINGS: Sequence[Sequence[TemplateMessage]] = (
+    [("user", FIRST)],
+    [("system", SYSTEM), ("user", FIRST)],
+    [("user", "Qaq"), ("assistant", REPLY), ("user", FIRST)],
+    [("assistant", REPLY), ("user", FIRST)],
+    [("system", SYSTEM), ("assistant", REPLY), ("user", FIRST)],
+)
+
+
 def hides(marks: Marks, beginning: str) -> bool:
     """Whether a reply that begins so is a thought; not where its channel is still to be named."""
     channel = ChannelFilter(marks, beginning)
@@ -99,10 +110,11 @@ def _off_value(
     def closes(beginning: str) -> bool:
         return any(end and end in beginning for end in pairs.values()) and not hides(marks, beginning)
 
-    before = _beginning(call.attempt([("user", FIRST)], **off)) or ""
+    turns = _opening(call, marks, off) or OPENINGS[0]
+    before = _beginning(call.attempt(turns, **off)) or ""
     opened = hides(marks, before)
     for value in OFF:
-        beginning = _beginning(call.attempt([("user", FIRST)], **{**off, name: value}))
+        beginning = _beginning(call.attempt(turns, **{**off, name: value}))
         if beginning is None or beginning == before or hides(marks, beginning):
             continue
         if opened or (closes(beginning) and not closes(before)):
@@ -110,16 +122,22 @@ def _off_value(
     if opened or not SWITCH.search(name):
         return None
     meant = bool(NEGATED.search(name))
-    wanted, other = (call.attempt([("user", FIRST)], **{**off, name: value}) for value in (meant, not meant))
+    wanted, other = (call.attempt(turns, **{**off, name: value}) for value in (meant, not meant))
     if wanted is None or other in (None, wanted) or hides(marks, _beginning(wanted) or ""):
         return None
     return (meant,)
 
 
+def _opening(call: TemplateCall, marks: Marks, off: Mapping[str, Any]) -> Sequence[TemplateMessage] | None:
+    """A conversation whose prompt begins a thought; none where no prompt does."""
+    return next((turns for turns in OPENINGS if hides(marks, _beginning(call.attempt(turns, **off)) or "")), None)
+
+
 def _opens(call: TemplateCall, marks: Marks, off: Mapping[str, Any], words: str = "") -> bool:
-    """Whether the prompt begins a thought."""
-    turns: list[TemplateMessage] = [("system", words)] if words else []
-    return hides(marks, _beginning(call.attempt([*turns, ("user", FIRST)], **off)) or "")
+    """Whether a prompt begins a thought; with `words` in the system message, one that has them."""
+    if not words:
+        return _opening(call, marks, off) is not None
+    return hides(marks, _beginning(call.attempt([("system", words), ("user", FIRST)], **off)) or "")
 
 
 def _beginning(text: str | None) -> str | None:

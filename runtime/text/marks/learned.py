@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from runtime.text.replies.channels import HEADER_MARKS, MESSAGE, MESSAGE_ENDS, PAIRS
-from runtime.text.template import SECOND, SYSTEM
+from runtime.text.shapes import SYSTEM
+from runtime.text.template import SECOND
 from runtime.text.template_call import TemplateMessage
 from runtime.text.thought import FIRST, REPLY
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from runtime.text.marks.breaker import any_of
 from runtime.text.marks.learned import CHANNEL_MARKS, TemplateMarks
-from runtime.text.template import SECOND, SYSTEM
+from runtime.text.shapes import SYSTEM
+from runtime.text.template import SECOND
 from runtime.text.template_call import TemplateMessage
 from runtime.text.thought import FIRST, REPLY, SWITCH
 

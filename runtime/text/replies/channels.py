@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # What opens something that is not speech, and what ends it. An empty end: the rest of the reply.
 PAIRS: Mapping[str, str] = {
@@ -248,8 +248,8 @@ class ReplyFormat:
 
     Attributes:
         marks: of everything that is not speech.
-        begun: what the prompt ends with, after the user's words.
-        thinks: every reply begins with thought, and nothing in the template turns that off.
+        begun: what a prompt ends with, after the user's words; a prompt that ends otherwise says so (`behind`).
+        thinks: replies begin with thought, in some conversations at least, and nothing in the template turns that off.
         thought_ends: what ends thought, up to the first spoken word.
         stop_token_ids: the control tokens that end a turn.
         shows_special_tokens: marks are among the special tokens, which the engine must then leave in the text.
@@ -267,6 +267,10 @@ class ReplyFormat:
     def filter(self) -> ChannelFilter:
         """Make the filter of one reply."""
         return ChannelFilter(self.marks, self.begun)
+
+    def behind(self, begun: str | None) -> ReplyFormat:
+        """The format of a reply to a prompt that ends so; none where it ends as all do."""
+        return self if begun is None or begun == self.begun else replace(self, begun=begun)
 
 
 PLAIN = ReplyFormat()
