@@ -37,7 +37,7 @@ rm -f "$pins"
 cpu cpu-quantize
 cpu tool
 compile build "$locks/build.in"
-compile frameworks --override "$locks/frameworks.overrides" --extra livekit --extra pipecat \
+compile frameworks --override "$locks/frameworks.overrides" --extra livekit \
     "$locks/frameworks.in" client/pyproject.toml
 compile vllm -c "$locks/vllm.constraints" --extra vllm pyproject.toml
 pins=$(mktemp)

@@ -14,9 +14,14 @@ from contextlib import aclosing
 from typing import Any, cast
 from uuid import uuid4
 
-from livekit.agents import APIConnectionError, APIConnectOptions, APIError, APIStatusError, APITimeoutError, llm
-from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, NOT_GIVEN, NotGivenOr
-from livekit.agents.utils import is_given
+from yap_client.frameworks.missing import missing
+
+try:
+    from livekit.agents import APIConnectionError, APIConnectOptions, APIError, APIStatusError, APITimeoutError, llm
+    from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, NOT_GIVEN, NotGivenOr
+    from livekit.agents.utils import is_given
+except ImportError as wrong:
+    raise missing("livekit", "livekit.agents", "livekit-agents 1.8", (3, 10), wrong) from wrong
 
 from yap_client.arguments import Sampling
 from yap_client.errors import AuthenticationError, CapacityError, RefusedError, ServerGoneError, YapError
@@ -69,6 +74,7 @@ class LLM(llm.LLM):
         self._model = model
         self._sampling: Sampling = sampling or {}
         options = dict(connect_options or {})
+        connect(url, api_key, **options)  # what is wrong in them is told now, and not by the first reply
         self._conversations = Conversations(
             lambda: connect(url, api_key, **options), prefix=screen_checked_prefix, most=max_connections
         )

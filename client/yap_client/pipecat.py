@@ -19,22 +19,27 @@ from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
-from loguru import logger
-from pipecat.adapters.llm.base_llm_adapter import LLMContextConversionError
-from pipecat.frames.frames import (
-    ErrorFrame,
-    Frame,
-    FunctionCallFromLLM,
-    LLMContextFrame,
-    LLMFullResponseEndFrame,
-    LLMFullResponseStartFrame,
-    UserStoppedSpeakingFrame,
-)
-from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.frame_processor import FrameDirection
-from pipecat.services.llm_service import WebsocketLLMService
-from pipecat.utils.errors import ErrorCategory
-from pipecat.utils.tracing.service_decorators import traced_llm
+from yap_client.frameworks.missing import missing
+
+try:
+    from loguru import logger
+    from pipecat.adapters.llm.base_llm_adapter import LLMContextConversionError
+    from pipecat.frames.frames import (
+        ErrorFrame,
+        Frame,
+        FunctionCallFromLLM,
+        LLMContextFrame,
+        LLMFullResponseEndFrame,
+        LLMFullResponseStartFrame,
+        UserStoppedSpeakingFrame,
+    )
+    from pipecat.processors.aggregators.llm_context import LLMContext
+    from pipecat.processors.frame_processor import FrameDirection
+    from pipecat.services.llm_service import WebsocketLLMService
+    from pipecat.utils.errors import ErrorCategory
+    from pipecat.utils.tracing.service_decorators import traced_llm
+except ImportError as wrong:
+    raise missing("pipecat", "pipecat", "pipecat-ai 1.14", (3, 11), wrong) from wrong
 
 from yap_client.arguments import Sampling
 from yap_client.errors import (
@@ -97,6 +102,7 @@ class YapLLMService(WebsocketLLMService[YapLLMAdapter]):
         self._url, self._api_key, self._session = url, api_key, session
         self._prefix = screen_checked_prefix  # precedes what was seen
         self._connect_options = dict(connect_options or {})
+        self._talk(session)  # what is wrong in them is told now, and not by the pipeline
         self._conversation: Conversation | None = None  # none while there is no connection
         self._unknown_tools: set[str] = set()  # that were told of
         self._confirmed = asyncio.Event()  # set when a user's turn has ended

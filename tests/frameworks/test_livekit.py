@@ -326,3 +326,8 @@ async def test_the_frameworks_fallback_takes_over_from_a_server_that_is_gone(scr
         assert (await stream.collect()).text == whole("one")
     await gone.aclose()
     await there.aclose()
+
+
+def test_an_option_that_is_none_is_told_where_it_was_given() -> None:
+    with pytest.raises(TypeError, match="did you mean 'persona'"):
+        LLM(url="ws://127.0.0.1:9/ws", connect_options={"personna": PERSONA})

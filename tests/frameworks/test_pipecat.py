@@ -406,3 +406,8 @@ async def test_a_tool_that_a_guess_asks_for_is_called_when_the_turn_has_ended(sc
     assert calls == ["take_screenshot"]
     assert '-11"Cat"-0' in said
     assert len(scripted.state().prompts) == 1, "the answer to what was seen alone: the rest was ready"
+
+
+def test_an_option_that_is_none_is_told_where_it_was_given() -> None:
+    with pytest.raises(TypeError, match="did you mean 'persona'"):
+        YapLLMService(url="ws://127.0.0.1:9/ws", connect_options={"personna": PERSONA})
