@@ -181,9 +181,6 @@ class OpenAiDoor:
         if deployment.chat is None and not request.tools:
             raise ApiError(400, "This server has no chat model: it decides on tools alone.", code="chat_not_deployed")
         turn = turn_request(request, service.sampling, service.settings.screen_checked_prefix, exchange.headers)
-        if deployment.chat is not None:
-            salt = credential.principal.cache_salt
-            await check_budgets(deployment.chat, turn, salt, whole_history=request.whole_history)
         await self._admit(exchange, credential, socket, request, turn)
 
     async def _admit(
@@ -199,6 +196,7 @@ class OpenAiDoor:
             if slot is None:
                 raise ApiError(429, "Server is at capacity.", code="server_at_capacity", retry_after=SOON)
             try:
+                await self._check_budgets(credential, request, turn)
                 if socket.closing or socket.ended:  # who hung up meanwhile waits for nothing
                     socket.abort()
                     await exchange.gone()
@@ -210,6 +208,12 @@ class OpenAiDoor:
                 socket.slot_released()
         finally:
             seat.leave()
+
+    async def _check_budgets(self, credential: Credential, request: ChatRequest, turn: TurnRequest) -> None:
+        """Refuse what is too long. Finding that out may cost as much as a turn: a client does it for its slots alone."""
+        chat = self._service.deployment.chat if self._service.deployment is not None else None
+        if chat is not None:
+            await check_budgets(chat, turn, credential.principal.cache_salt, whole_history=request.whole_history)
 
     async def _run(
         self, exchange: Exchange, credential: Credential, socket: Socket, request: ChatRequest, turn: TurnRequest

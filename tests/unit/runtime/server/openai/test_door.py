@@ -277,6 +277,33 @@ async def test_quotas_of_a_key_hold_here_too() -> None:
     assert (refused.status_code, error_of(refused)["code"]) == (429, "connection_quota_exceeded")
 
 
+@pytest.mark.parametrize("limits", [{"max_connections_per_key": 2}, {"max_concurrent_connections": 2}])
+async def test_no_more_is_tokenized_at_once_than_a_key_may_have_answered(limits: dict[str, int]) -> None:
+    checked, gate = 0, asyncio.Event()
+
+    async def utterance_budget(*_: Any) -> int:
+        nonlocal checked
+        checked += 1
+        await gate.wait()
+        return 500
+
+    limit: Any = {**limits, "ws_handshake_acquire_timeout_s": 0.1}
+    async with serving(**limit) as running, browser(running) as http:
+        assert running.service.deployment is not None
+        chat = running.service.deployment.chat
+        assert chat is not None
+        chat.utterance_budget = utterance_budget  # type: ignore[method-assign]
+        asking = [asyncio.ensure_future(http.post(PATH, json=BODY)) for _ in range(2)]
+        await until(lambda: checked == 2)
+        refused = [await http.post(PATH, json=BODY) for _ in range(3)]
+        assert checked == 2
+        gate.set()
+        told = [(answer.status_code, error_of(answer)["code"]) for answer in await asyncio.gather(*asking)]
+        await all_back(running)
+    assert told == [(400, "context_length_exceeded")] * 2
+    assert {answer.status_code for answer in refused} == {429}
+
+
 @pytest.mark.parametrize(
     "limits",
     [
