@@ -17,9 +17,9 @@ from typing import Any
 from runtime import defaults
 from runtime.host.text_cache import TextCache
 from runtime.text.marks.breaker import any_of
-from runtime.text.marks.learned import template_marks
+from runtime.text.marks.learned import MARKUP, template_marks, turn_marks
 from runtime.text.marks.switches import switches_of
-from runtime.text.replies.channels import Marks, ReplyFormat
+from runtime.text.replies.channels import Marks, ReplyFormat, TurnMarks
 from runtime.text.template import EMPTY, ChatTemplate
 from runtime.text.text_tokens import TextTokens, TokenizeLimitError, control_tokens
 from runtime.text.tokenizer import load_tokenizer
@@ -121,7 +121,7 @@ class PromptRenderer:
         # Tokens that open a conversation for a reply, at most.
         self._opening = self._overhead + self._tokens.count_to(EMPTY, len(EMPTY.encode()))
         self.off = dict(self._template.thought.off)
-        self.format = _format(self._template, tokenizer, self._tokens, vocabulary_size(folder))
+        self.format = _format(self._template, tokenizer, control, self._tokens, vocabulary_size(folder))
 
     def count(self, text: str) -> int:
         """Tokens of a text on its own, as budgets count them."""
@@ -273,22 +273,32 @@ class PromptRenderer:
         return max(0, (lengths[1] - lengths[0] + 1) // 2 - 1)
 
 
-def _format(template: ChatTemplate, tokenizer: Any, tokens: TextTokens, vocabulary: int | None) -> ReplyFormat:  # noqa: ANN401
+def _format(
+    template: ChatTemplate,
+    tokenizer: Any,  # noqa: ANN401 - transformers is untyped to us
+    control: re.Pattern[str],
+    tokens: TextTokens,
+    vocabulary: int | None,
+) -> ReplyFormat:
     added = {str(token.content): (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
     special = {text for text, (_, hidden) in added.items() if hidden}
     marks = template.thought.marks
     shows = any(text.lower() in marks.decisive for text in special)
-    if shows:
-        # Then none of the others may be said either.
-        marks = Marks(template.thought.pairs, dropped=special)
+    # Special tokens are in no text unless one of them is to be seen; then none of the others may be said either. Marks
+    # that are no special tokens always are.
+    dropped = {text for text, (_, hidden) in added.items() if (shows if hidden else MARKUP.fullmatch(text))}
     ends = [added[template.turn_end][0]] if template.turn_end in added else []
+    # One that the model has no output for can end nothing, and vLLM refuses it.
+    ends = [end for end in ends if vocabulary is None or end < vocabulary]
+    turns = turn_marks(template.render, control, ends_by_token=bool(ends))
+    if dropped - marks.decisive or turns != TurnMarks():
+        marks = Marks(template.thought.pairs, dropped, turns)
     return ReplyFormat(
         marks=marks,
         begun=template.begun,
         thinks=template.thinks,
         thought_ends=template.thought.ends,
-        # One that the model has no output for can end nothing, and vLLM refuses it.
-        stop_token_ids=tuple(end for end in ends if vocabulary is None or end < vocabulary),
+        stop_token_ids=tuple(ends),
         shows_special_tokens=shows,
         encode=tokens.encode_prompt,
     )

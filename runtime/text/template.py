@@ -48,7 +48,7 @@ class ChatTemplate:
 
     Attributes:
         thought: how the model thinks.
-        begun: what a prompt ends with, after the user's words.
+        begun: what the prompt of a first turn ends with, after the user's words.
         endings: the same of each shape of conversation, the longest first; one where all end alike.
         thinks: the reply begins with thought, in some of them at least, and nothing turns that off.
         turn_end: the control token after a reply; none where there is none.
@@ -92,6 +92,8 @@ class ChatTemplate:
         # The same text beside a system message is no stand-in for one.
         self._keeps_default = self._default_of(plain) in (with_system or "")
         self._mend_other_shapes()
+        first = self.render("", [("user", FIRST)])
+        self.begun = first[first.rindex(FIRST) + len(FIRST) :]
         self.endings = endings_of(self.render)
         self.thinks = any(ChannelFilter(self.thought.marks, ending).hidden for ending in self.endings)
         self._call.shorten([exchange, whole, [("system", SYSTEM), *whole]])

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from runtime.text.replies.channels import HEADER_MARKS, MESSAGE, MESSAGE_ENDS, PAIRS
+from runtime.text.replies.channels import HEADER_MARKS, MESSAGE, MESSAGE_ENDS, PAIRS, TurnMarks
 from runtime.text.shapes import SYSTEM
 from runtime.text.template import SECOND
 from runtime.text.template_call import TemplateMessage
@@ -33,8 +33,14 @@ CHANNEL_MARKS = frozenset(
 _MARKER = re.compile("|".join((SYSTEM, FIRST, REPLY, SECOND)))
 # `<|user|>`, `<<SYS>>`, `[/INST]`, `{{user}}`, `【user】`: no space inside.
 _BRACKETED = re.compile(r"<{1,2}[^<>\[\]\s]+>{1,2}|\[[^\[\]<>\s]+\]|\{{1,2}[^{}\s]+\}{1,2}|【[^【】\s]+】")
+# Of them what nobody writes who means something else: `<|user|>`, `<end_of_turn>`, `[INST]`; no `<b>`, `[1]`.
+MARKUP = re.compile(
+    r"<{1,2}[^<>\[\]\s]*[|｜▁_][^<>\[\]\s]*>{1,2}|<<[^<>\[\]\s]+>>|\[/?[A-Z][A-Z_]+\]|\{\{[^{}\s]+\}\}|【[^【】\s]+】"
+)
 # In a template's source, brackets also index and compare.
 _LITERAL = re.compile(r"<{1,2}[|/]?[^\W\d][\w|/:=.-]+>{1,2}|\[/?[A-Z][A-Z_]{2,}\]")
+# A user's name that nobody writes so who means something else.
+_LOUD = re.compile(r"[A-Z][A-Z ]{3,30}:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,54 @@ def template_marks(
                 elif not in_header and number > 0:
                     lines.add(rest)
     return TemplateMarks(frozenset(anywhere), frozenset(lines))
+
+
+def turn_marks(
+    render: Callable[[str, Sequence[TemplateMessage]], str], control: re.Pattern[str], *, ends_by_token: bool
+) -> TurnMarks:
+    """The plain text that a reply ends before, of a template.
+
+    Markup ends it wherever it stands. What may be an ordinary word does not: `### Response:` and `USER:` end it where a
+    line begins with them. Where no control token ends a turn, what stands between a reply and the user's next words is
+    all that ends one, and counts as it is written.
+
+    Args:
+        render: renders a system message and turns.
+        control: matches control tokens, at which engines stop or which they leave out.
+        ends_by_token: whether a control token ends a turn.
+    """
+    turns = [("user", FIRST), ("assistant", REPLY), ("user", SECOND)]
+    anywhere: set[str] = set()
+    exact: set[str] = set()
+    for system in (SYSTEM, ""):
+        opening, *between = _MARKER.split(render(system, turns))
+        for segment in (opening.rstrip("\n").rpartition("\n")[2], *between):
+            for line, _ in _lines(segment, control):
+                anywhere.update(MARKUP.findall(line))
+                if (
+                    line[-1] == ":"
+                    and not line[0].isalnum()
+                    and any(map(str.isalnum, line))
+                    and not MARKUP.search(line)
+                ):
+                    exact.add(f"\n{line}")
+        exact.update(_separator(between[-2], control, ends_by_token=ends_by_token))
+    header = control.split(between[-1])[-1].strip().rpartition("\n")[2].strip()
+    return TurnMarks(frozenset(anywhere), frozenset(exact), frozenset([header] if MARKUP.search(header) else []))
+
+
+def _separator(segment: str, control: re.Pattern[str], *, ends_by_token: bool) -> Iterable[str]:
+    """The word, no markup, with which a user's turn begins behind a reply, with the space before it."""
+    if ends_by_token:
+        word = segment[max((match.end() for match in control.finditer(segment)), default=0) :].strip()
+        return [f"\n{word}"] if _LOUD.fullmatch(word) else []
+    if control.search(segment) or MARKUP.search(segment) or not any(map(str.isalnum, segment)):
+        return []
+    word = segment.strip()
+    space = segment[: segment.index(word)]
+    if word[-1].isalnum():
+        return [segment] if "\n" in space and segment.endswith("\n") else []
+    return [f"\n{word}" if "\n" in space else f"{space}{word}"] if space or not word[0].isalnum() else []
 
 
 def _lines(segment: str, control: re.Pattern[str]) -> Iterable[tuple[str, bool]]:

@@ -6,7 +6,9 @@ A model that thinks aloud says so by marks, in one stream with its speech. They 
   opening one may stand in the prompt already, and then the reply begins hidden;
 - channels with headers: `<|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…`
   (gpt-oss), `<|start|>assistant to=self<|message|>…<|eom|>`. Speech is what is addressed to the user;
-- marks that hide nothing and are not said either: the control tokens of the model.
+- marks that hide nothing and are not said either: the control tokens of the model;
+- marks that end the reply: with which the template ends a turn or begins the next, where they are plain text. Engines
+  stop at tokens alone, and what a model makes up behind one is not its reply.
 
 Engines leave special tokens out of the text unless told otherwise; where a mark is one, they are told (`ReplyFormat`),
 so that every mark is in the text. A `ChannelFilter` reads that once, from left to right. What it says does not depend
@@ -75,22 +77,46 @@ HEADER_LIMIT = 200
 _RECIPIENT = re.compile(r"\bto=(\S+)")
 
 
+@dataclass(frozen=True, slots=True)
+class TurnMarks:
+    """The plain text by which a template tells that a reply is over.
+
+    Attributes:
+        anywhere: marks wherever they stand, in any case.
+        exact: marks as they are written, with the break of line before them.
+        headers: what a reply begins behind. One that says it again before anything else goes on.
+    """
+
+    anywhere: frozenset[str] = frozenset()
+    exact: frozenset[str] = frozenset()
+    headers: frozenset[str] = frozenset()
+
+
 class Marks:
     """The marks that a model uses, compiled; shared by all of its replies.
 
     Args:
         pairs: what opens a hidden part, and what ends it.
         dropped: further marks that are not said.
+        turns: what the reply ends before.
     """
 
-    __slots__ = ("begins", "decisive", "ends", "longest", "pattern", "unfinished")
+    __slots__ = ("begins", "decisive", "ends", "headers", "longest", "pattern", "stops", "unfinished")
 
-    def __init__(self, pairs: Mapping[str, str] = PAIRS, dropped: Iterable[str] = ()) -> None:
+    def __init__(
+        self, pairs: Mapping[str, str] = PAIRS, dropped: Iterable[str] = (), turns: TurnMarks | None = None
+    ) -> None:
+        turns = turns or TurnMarks()
         self.ends = {opens.lower(): ends.lower() for opens, ends in pairs.items()}
         # Those that tell where speech begins and ends.
         self.decisive = frozenset({*self.ends, *self.ends.values(), *HEADER_MARKS} - {""})
         known = {*self.decisive, MESSAGE, *MESSAGE_ENDS}
         known |= {mark.lower() for mark in dropped}
+        # What the reply ends before, each with how it is written where only that counts.
+        self.headers = frozenset(mark.lower() for mark in turns.headers)
+        self.stops = {mark.lower(): "" for mark in (*turns.anywhere, *turns.headers)}
+        self.stops |= {mark.lower(): mark for mark in turns.exact if mark.lower() not in self.stops}
+        known |= self.stops.keys()
         marks = sorted(known, key=len, reverse=True)
         self.longest = len(marks[0])
         # Longest first: one mark may begin like another.
@@ -116,9 +142,22 @@ class ChannelFilter:
         plain: whether text in which no mark begins is speech as it comes.
         begins: finds where a mark may begin.
         said: whether something was speech.
+        ended: whether the reply has come to the mark of another turn: it is over, whatever the engine goes on to make.
     """
 
-    __slots__ = ("_fresh", "_header", "_held", "_marks", "_waits_for", "begins", "hidden", "plain", "said")
+    __slots__ = (
+        "_fresh",
+        "_header",
+        "_held",
+        "_marks",
+        "_stops",
+        "_waits_for",
+        "begins",
+        "ended",
+        "hidden",
+        "plain",
+        "said",
+    )
 
     def __init__(self, marks: Marks = DEFAULT_MARKS, begun: str = "") -> None:
         self._marks = marks
@@ -130,12 +169,15 @@ class ChannelFilter:
         self._held = ""  # may become a mark
         self.said = False
         self._fresh = False  # speech begins here: space before it belongs to what was hidden
+        self._stops: Mapping[str, str] = {}  # none in the prompt: its marks are the template's
+        self.ended = False
         if begun:
             self.feed(begun)
             self.said = False
             self._held = ""
             self._fresh = self.hidden
             self.plain = not self.hidden
+        self._stops = marks.stops
 
     @property
     def in_header(self) -> bool:
@@ -154,6 +196,8 @@ class ChannelFilter:
             if text:
                 self.said = True
             return text
+        if self.ended:
+            return ""
         self._held += text
         return self._run(final=False)
 
@@ -169,14 +213,27 @@ class ChannelFilter:
             if not final and text[match.start() :].lower() in marks.unfinished:
                 undecided = match.start()  # a longer mark may come of it
                 break
-            spoken.append(self._take(text[at : match.start()]))
-            self._mark(match[0].lower())
-            at = match.end()
+            mark, at, before = match[0].lower(), match.end(), at
+            if self._waits_for is None and (written := self._stops.get(mark)) is not None:
+                if written and written != match[0]:  # an ordinary word in another case
+                    at = match.start() + 1
+                    spoken.append(self._take(text[before:at]))
+                    continue
+                spoken.append(self._take(text[before : match.start()]))
+                if self.said or mark not in marks.headers:
+                    return self._end(spoken)
+                continue
+            spoken.append(self._take(text[before : match.start()]))
+            self._mark(mark)
         if not final:
             undecided = min(undecided, self._unfinished_from(text, at))
         spoken.append(self._take(text[at:undecided]))
         self._held = text[undecided:]
         self.plain = not (self.hidden or self._held or self._fresh)
+        return "".join(spoken)
+
+    def _end(self, spoken: Iterable[str]) -> str:
+        self.ended, self.plain, self._held = True, False, ""
         return "".join(spoken)
 
     def _unfinished_from(self, text: str, at: int) -> int:

@@ -23,7 +23,7 @@ class _EnoughSpeechError(Exception):
 
 
 class _StopSaidError(Exception):
-    """Speech has come to a stop text."""
+    """Speech has come to what ends it."""
 
 
 async def generate(
@@ -55,7 +55,7 @@ async def generate(
     if form.stop_token_ids or form.shows_special_tokens:
         make = _ending if sampling.seed is None and not sampling.stop else _ending.__wrapped__
         sampling = make(sampling, form.stop_token_ids, form.shows_special_tokens)
-    if not thinking and not sampling.stop:
+    if not thinking and not sampling.stop and not form.marks.stops:
         await engine.generate(prompt, sampling, speech.feed, cache_salt)
         return
     try:

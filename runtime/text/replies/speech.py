@@ -109,8 +109,8 @@ class Speech:
 
     @property
     def stopped(self) -> bool:
-        """Whether the reply has said a stop text: it is over, whatever the engine goes on to make."""
-        return self._stops is not None and self._stops.stopped
+        """Whether the reply has said what ends it: it is over, whatever the engine goes on to make."""
+        return self._channel.ended or (self._stops is not None and self._stops.stopped)
 
     @property
     def hidden(self) -> bool:
@@ -134,6 +134,8 @@ class Speech:
             else:
                 self.spoken_tokens += delta.tokens
                 heard = SPEECH if text else SILENCE
+            if channel.ended:
+                delta = replace(delta, finish_reason="stop")
         if text and self._stops is not None:
             text = self._stops.feed(text)
             if self._stops.stopped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.text.replies.channels import ReplyFormat
-from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, Words, serving
+from runtime.text.prompt import Message, Prompt
+from runtime.text.replies.channels import Marks, ReplyFormat, TurnMarks
+from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, Words, serving
 
 THINKING = ("<think>", "\n", "Okay,", " they", " say", " hi.", "</think>", "\n\n", "Hi", " there!")
 HARMONY = ("<|channel|>", "analysis", "<|message|>", "Hm.", "<|end|>", "<|start|>", "assistant", "<|channel|>")
@@ -177,3 +179,30 @@ async def test_stop_tokens_and_special_tokens_are_the_formats() -> None:
         await client.turn(user_utterance="Hi!")
     assert engine.samplings[0].stop_token_ids == (7,)
     assert engine.samplings[0].show_special_tokens
+
+
+class SometimesOpened(ScriptedRenderer):
+    """Opens a thought beside a persona alone, and says so of those prompts."""
+
+    def render(self, *, persona: str, runtime_text: str, history: Sequence[Message], utterance: str) -> Prompt:
+        """Render, with what the prompt ends with."""
+        prompt = super().render(persona=persona, runtime_text=runtime_text, history=history, utterance=utterance)
+        return replace(prompt, begun="<think>\n" if persona else None)
+
+
+@pytest.mark.parametrize(("persona", "heard"), [("Be kind.", "Hi"), ("", "Hm. Hi")])
+async def test_a_thought_that_only_this_prompt_has_opened_is_not_said(persona: str, heard: str) -> None:
+    engine = ScriptedEngine(reply=("Hm.", "</think>", " Hi"))
+    async with serving(engine, renderer=SometimesOpened()) as running, running.client() as client:
+        assert spoken(await client.turn(user_utterance="Hi!", persona_text=persona)) == heard
+
+
+async def test_a_reply_that_goes_on_for_the_user_ends_and_is_remembered_so() -> None:
+    engine = ScriptedEngine(reply=("Hi", " there!", "<|im_", "end|>", "<|im_start|>user", "\nAnd", " you?"))
+    form = ReplyFormat(Marks(turns=TurnMarks(frozenset({"<|im_start|>", "<|im_end|>"}))))
+    async with serving(engine, form=form) as running, running.client() as client:
+        frames = await client.turn(user_utterance="Hi!")
+        assert spoken(frames) == "Hi there!"
+        assert frames[-1]["usage"]["finish_reason"] == "stop"
+        await client.turn(user_utterance="Bye!")
+        assert engine.prompts[1] == ["[user]", "Hi!", "[assistant]", "Hi", "there!", "[user]", "Bye!"]
