@@ -3,7 +3,7 @@
 // One connection. Frames that carry a request_id go to whoever waits for that id, in order; all others to `onFrame`.
 export class Client {
   #socket;
-  #waiting = new Map(); // request_id -> { frames, wake }
+  #waiting = new Map(); // request_id -> Entry, until its last answer has come
   #next = 0;
 
   // Resolves when the socket is open. A server that refuses says why in a frame, then closes: see `refusal` and `closed`.
@@ -19,7 +19,7 @@ export class Client {
     client.closed = new Promise((resolve) =>
       socket.addEventListener("close", (event) => {
         resolve({ code: event.code, reason: event.reason });
-        for (const entry of client.#waiting.values()) entry.wake?.();
+        for (const entry of client.#waiting.values()) entry.lose();
       }),
     );
     client.open = true;
@@ -32,11 +32,15 @@ export class Client {
     return client;
   }
 
+  // How many messages have not got their last answer yet.
+  get pending() {
+    return this.#waiting.size;
+  }
+
   #receive(frame, onFrame) {
     const entry = this.#waiting.get(frame.request_id);
     if (entry !== undefined) {
-      entry.frames.push(frame);
-      entry.wake?.();
+      this.#answer(entry, frame);
     } else if (frame.type === "draining") {
       this.draining = frame;
     } else if (frame.type === "error") {
@@ -45,44 +49,50 @@ export class Client {
     onFrame(frame);
   }
 
+  #answer(entry, frame) {
+    // The first cancel of a turn shares its `done` with the turn: with the newest that was sent before it and runs still.
+    if (entry.cancels && frame.type === "done") {
+      const running = ({ turn, ended, number }) => turn && !ended && number < entry.number;
+      const newest = [...this.#waiting.values()].filter(running).at(-1);
+      if (newest !== undefined) this.#answer(newest, { ...frame, request_id: newest.id });
+    }
+    entry.take(frame);
+    if (entry.ended && entry.heards.length === 0) this.#waiting.delete(entry.id);
+  }
+
   sendRaw(data) {
     this.#socket.send(data);
   }
 
-  #submit(message) {
-    const id = message.request_id ?? `m${(this.#next += 1)}`;
-    if (!this.#waiting.has(id)) this.#waiting.set(id, { frames: [], wake: null });
+  #submit(message, turn) {
+    const number = (this.#next += 1);
+    const id = message.request_id ?? `m${number}`;
+    let entry = this.#waiting.get(id);
+    if (entry?.ended ?? true)
+      entry = new Entry(id, number, turn, message.cancel === true || /^cancel$/i.test(message.type));
+    if (!this.open) throw new Error("the socket is closed");
+    this.#waiting.set(id, entry);
     this.#socket.send(JSON.stringify({ ...message, request_id: id }));
-    return id;
+    return entry;
   }
 
-  async #frame(id) {
-    const entry = this.#waiting.get(id);
-    while (entry.frames.length === 0) {
-      if (!this.open) throw new Error("the socket was closed before the answer");
-      await new Promise((resolve) => (entry.wake = resolve));
-    }
-    return entry.frames.shift();
-  }
-
-  // Messages that have one answer: ping, warm_*, chat_prompt, cancel, end, and whatever is refused.
+  // Messages that have one answer: ping, warm_*, chat_prompt, cancel, end, and whatever is refused. That of a cancel
+  // which has a turn's own id is the turn's end.
   async ask(message) {
-    const id = this.#submit(message);
-    const answer = await this.#frame(id);
-    this.#waiting.delete(id);
-    return answer;
+    return this.#submit(message, false).last;
   }
 
   // A `start` or a `followup`.
   turn(message) {
-    const id = this.#submit(message);
-    return new Turn(id, () => this.#frame(id), this);
+    return new Turn(this.#submit(message, true), this);
   }
 
-  // What the listener got of a turn's reply. Its answer has the turn's id too.
+  // What the listener got of a turn's reply. Its answer has the turn's id too, and may come after its end.
   async heard(turn, what) {
+    if (!this.open) throw new Error("the socket is closed");
+    if (!this.#waiting.has(turn.id)) this.#waiting.set(turn.id, turn.entry);
     this.#socket.send(JSON.stringify({ type: "heard", request_id: turn.id, ...what }));
-    return turn.heardAnswer();
+    return turn.entry.heard();
   }
 
   async end() {
@@ -91,22 +101,62 @@ export class Client {
   }
 }
 
+// What was sent under one id, and what has come to it.
+class Entry {
+  frames = []; // of a turn, that nobody has read yet
+  wake = null; // called when there are more
+  ended = false; // whether its last answer has come; those to a `heard` may follow
+  heards = []; // who waits for the answers to those, in order
+  #acknowledged = false;
+  #settle;
+
+  constructor(id, number, turn, cancels) {
+    Object.assign(this, { id, number, turn, cancels });
+    this.last = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
+    this.last.catch(() => {}); // a turn that is lost says so to its reader
+  }
+
+  heard() {
+    return new Promise((resolve, reject) => this.heards.push({ resolve, reject }));
+  }
+
+  take(frame) {
+    const code = frame.type === "error" ? frame.error_code : undefined;
+    const about = this.#acknowledged ? !FAILURES.has(code) : HEARD_ERRORS.has(code);
+    const refused = code !== undefined && this.heards.length > 0 && about;
+    if (this.turn && (refused || (frame.type === "ack" && frame.for === "heard"))) {
+      this.heards.shift()?.resolve(frame);
+      return;
+    }
+    this.#acknowledged ||= frame.type === "ack";
+    this.ended ||= !this.turn || frame.type === "done" || (frame.type === "error" && !this.#acknowledged);
+    if (this.turn) this.frames.push(frame);
+    if (this.ended) this.#settle.resolve(frame);
+    this.wake?.();
+  }
+
+  lose() {
+    const error = new Error("the socket was closed before the answer");
+    this.#settle.reject(error);
+    for (const each of this.heards.splice(0)) each.reject(error);
+    this.wake?.();
+  }
+}
+
 // A turn, which is read frame by frame. It checks what the page says always holds.
 export class Turn {
-  #read;
   #acknowledged = false;
   #toolcall = null;
-  #heard = [];
 
-  constructor(id, read, client) {
-    this.id = id;
+  constructor(entry, client) {
+    this.id = entry.id;
+    this.entry = entry;
     this.client = client;
     this.text = "";
     this.ack = null;
     this.error = null;
     this.final = null;
     this.done = null;
-    this.#read = read;
   }
 
   get decision() {
@@ -119,10 +169,6 @@ export class Turn {
     const frame = await this.#read();
     switch (frame.type) {
       case "ack":
-        if (frame.for === "heard") {
-          this.#heard.push(frame);
-          return frame;
-        }
         if (this.#acknowledged) throw new Error("a second ack");
         this.#acknowledged = true;
         this.ack = frame;
@@ -140,8 +186,7 @@ export class Turn {
         this.final = frame;
         break;
       case "error":
-        if (HEARD_ERRORS.has(frame.error_code)) this.#heard.push(frame);
-        else this.error = frame;
+        this.error = frame;
         break;
       case "done":
         this.done = frame;
@@ -167,13 +212,16 @@ export class Turn {
     return this;
   }
 
-  async heardAnswer() {
-    while (this.#heard.length === 0) {
-      if (this.done !== null) this.#heard.push(await this.#read());
-      else await this.next();
+  async #read() {
+    const { frames } = this.entry;
+    while (frames.length === 0) {
+      if (!this.client.open) throw new Error("the socket was closed before the answer");
+      await new Promise((resolve) => (this.entry.wake = resolve));
     }
-    return this.#heard.shift();
+    return frames.shift();
   }
 }
 
+// A turn's own errors after its `ack`; others with its id answer a `heard`. Before it, these do.
+const FAILURES = new Set(["generation_failed", "generation_timeout", "internal_error"]);
 const HEARD_ERRORS = new Set(["no_such_reply", "invalid_text", "invalid_chars", "chars_out_of_range", "missing_text"]);

@@ -71,8 +71,60 @@ conversation("a cancel ends the turn, and the history has what was sent", async 
   await turn.until(({ text }) => text.length > 20);
   const cancel = client.ask({ type: "cancel" });
   assert.equal((await cancel).cancelled, true); // the turn's `done` has the id of the cancel
+  assert.equal((await turn.whole()).done.cancelled, true); // and ends the turn all the same
   const next = await client.turn(start("next")).whole();
   assert.ok(next.text.includes(`[assistant] ${turn.text.split(" ")[0]}`));
+});
+
+// Each ends on its own way out: a turn that waits for an end that never comes would be waited for here.
+const cancels = {
+  "of its own id": () => client.ask({ type: "cancel", request_id: `cancel-${session}` }),
+  "of a made id": () => client.ask({ cancel: true }),
+  "of the turn's id": ({ id }) => client.ask({ type: "CANCEL", request_id: id }),
+  "without an id": async () => client.sendRaw('{"type":"cancel"}'),
+};
+for (const [name, cancel] of Object.entries(cancels))
+  conversation(`a cancel ${name} ends its turn, and no other`, async () => {
+    const turn = client.turn(start("word ".repeat(200)));
+    await turn.until(({ text }) => text !== "");
+    const answer = cancel(turn);
+    const next = client.turn(start("next"));
+    assert.equal((await turn.whole()).done.cancelled, true);
+    assert.equal((await answer)?.cancelled ?? true, true);
+    assert.ok("usage" in (await next.whole()).done);
+    assert.equal(client.pending, 0);
+  });
+
+conversation("a cancel ends every turn that was sent before it, and a second one nothing more", async () => {
+  const turns = [client.turn(start("word ".repeat(200)))];
+  await turns[0].until(({ text }) => text !== "");
+  turns.push(client.turn(start("one")), client.turn(start("two")));
+  const answers = [client.ask({ type: "cancel" }), client.ask({ type: "cancel" })];
+  for (const turn of turns) assert.equal((await turn.whole()).done.cancelled, true);
+  for (const answer of await Promise.all(answers)) assert.equal(answer.cancelled, true);
+  assert.equal((await client.ask({ type: "cancel" })).cancelled, true);
+  assert.ok("usage" in (await client.turn(start("three")).whole()).done);
+});
+
+conversation("of a long conversation nothing is kept", async () => {
+  for (let each = 0; each < 20; each += 1) {
+    const turn = await client.turn(start("one two")).whole();
+    await client.heard(turn, { chars: 3 });
+    await client.turn(start("one", { sampling: { max_tokens: 0 } })).whole(); // is refused
+    await client.ask({ type: "ping" });
+  }
+  assert.equal(client.pending, 0);
+});
+
+conversation("whoever waits hears of a socket that is lost", async () => {
+  const other = await Client.connect(url, key);
+  const turn = other.turn(start("word ".repeat(3000)));
+  await turn.until(({ text }) => text !== "");
+  const asked = other.ask({ type: "dance", request_id: "never", padding: "x".repeat(2 ** 21) }); // is too big
+  const told = await Promise.allSettled([turn.whole(), asked, other.heard(turn, { chars: 1 })]);
+  assert.deepEqual(told.map(({ status }) => status), ["rejected", "rejected", "rejected"]);
+  assert.throws(() => other.turn(start("late")), /closed/);
+  await assert.rejects(other.ask({ type: "ping" }), /closed/);
 });
 
 conversation("a barge-in ends the old turn before the new one begins", async () => {
@@ -98,6 +150,7 @@ conversation("what was heard is what the history keeps", async () => {
   const next = await client.turn(start("next")).whole();
   assert.equal(next.text.trim(), "[user] one two three [assistant] [user] one [user] next");
   assert.equal((await client.heard(turn, { chars: 0 })).error_code, "no_such_reply");
+  assert.equal((await client.heard(turn, { session_id: "nobody's", chars: 0 })).error_code, "no_active_session");
 });
 
 conversation("words that were cut before the reply began are in the next prompt", async () => {
