@@ -40,7 +40,7 @@ class ConfigError(ValueError):
         self.key, self.expected, self.found = key, expected, found
 
 
-def shown(value: object) -> str:
+def shown(value: object, longest: int = SHOWN) -> str:
     """Return a value on one line, short enough for a message, with nothing in it that a terminal would obey."""
     try:
         text = repr(value)
@@ -48,7 +48,7 @@ def shown(value: object) -> str:
         text = type(value).__name__
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def parse_object(data: bytes) -> dict[str, object]:

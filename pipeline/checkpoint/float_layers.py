@@ -44,6 +44,11 @@ _FIRST_MAMBA = re.compile(r"^(.+)\.x_proj(?:\.|$)")
 _ONE_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?|decoder_layers)\.\d+$")
 
 
+def is_tower(name: str) -> bool:
+    """Tell whether a module or a tensor belongs to another sense, or joins one to the language model."""
+    return _TOWER.search(name) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class FloatRule:
     """The rule for one model.
@@ -70,7 +75,7 @@ class FloatRule:
         """Return why a module with a weight of this shape stays in float; none for one that is quantized."""
         if _HEAD.search(module):
             return HEAD
-        if _TOWER.search(module):
+        if is_tower(module):
             return TOWER
         if _EMBEDDING.search(module):
             return EMBEDDING

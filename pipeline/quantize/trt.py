@@ -112,7 +112,8 @@ def main() -> None:
         # What follows hides PyTorch's exception ("Device 0 seems unavailable"); this one tells.
         torch.zeros(1, device="cuda:0")
     write = trt_checkpoint.write if job.backend == "engine" else trt_folder.write
-    write(job, progress)
+    with progress.refusals():
+        write(job, progress)
     copy_auxiliary_files(job.model, job.out)
     write_for_older(job.out)
 

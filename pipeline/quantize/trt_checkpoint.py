@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.quantize import QuantizeJob, samples_of, worker
+from pipeline.quantize import QuantizeJob, samples_of, whole_weights, worker
 from pipeline.quantize.trt_folder import CONFIGURATIONS, SMOOTHING
 from pipeline.quantize.trt_source import link_model
 from runtime.defaults import TRT_GROUP_SIZES, first_set
@@ -45,7 +45,7 @@ def write(job: QuantizeJob, progress: worker.WorkerProgress) -> None:
     getattr(mtq, CONFIGURATIONS["int8_sq"])["algorithm"] = SMOOTHING
     progress.step(f"{job.method}: quantizing through TensorRT-LLM, {len(texts)} texts of {length} tokens")
     out = job.out.resolve()
-    with working_directory(job.model, texts):
+    with whole_weights.required(job.model), working_directory(job.model, texts):
         quantize_and_export(**arguments(job, out, len(texts), length))
 
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pipeline.quantize import QuantizeJob, loading, samples_of, worker
+from pipeline.quantize import QuantizeJob, loading, samples_of, whole_weights, worker
 from pipeline.quantize.trt_source import link_model
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def write(job: QuantizeJob, progress: worker.WorkerProgress) -> None:
         loading.forget_broken_modules()
         kind = loading.class_of(folder)
         dtype = getattr(torch, job.dtype)
-        model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
+        with whole_weights.required(job.model):
+            model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
         model.generation_config = GenerationConfig()
         kept = loading.float_linears(model, job)
         loading.check(model, job, kept, apart=False)

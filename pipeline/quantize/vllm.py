@@ -23,6 +23,7 @@ from pipeline.quantize import (
     read_back,
     samples_of,
     smoothing,
+    whole_weights,
     worker,
 )
 from pipeline.stages.stage import StageError
@@ -88,6 +89,11 @@ def main() -> None:
     """Run the worker: quantize the job whose file is the only argument."""
     job = QuantizeJob.read(Path(sys.argv[1]))
     progress = worker.open_progress()
+    with progress.refusals():
+        _write(job, progress)
+
+
+def _write(job: QuantizeJob, progress: worker.WorkerProgress) -> None:
     progress.step("loading llm-compressor")
     import torch
     from llmcompressor import oneshot
@@ -102,7 +108,7 @@ def main() -> None:
     with loading.plain_folder(job.model) as folder:
         loading.forget_broken_modules()
         kind = loading.class_of(folder)
-        with load_context(kind):
+        with whole_weights.required(job.model), load_context(kind):
             model = kind.from_pretrained(folder, dtype="auto", local_files_only=True, trust_remote_code=False)
         model.generation_config = GenerationConfig()
         kept = loading.float_linears(model, job)

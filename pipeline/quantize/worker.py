@@ -6,12 +6,14 @@ standard error, and ends when its standard input closes: a pipeline that was kil
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 TAIL_LINES = 12
+# How a worker exits that refused the job.
+REFUSED = 65
 
 
 class WorkerProgress:
@@ -39,7 +43,16 @@ class WorkerProgress:
         """Tell which part of the present step is done, 0 to 1."""
         self._write({"fraction": round(min(fraction, 1.0), 4)})
 
-    def _write(self, line: dict[str, str | float]) -> None:
+    @contextlib.contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Tell the pipeline of a refusal as what it is, one line, where another error ends in its traceback."""
+        try:
+            yield
+        except StageError as error:
+            self._write({"refused": error.what, "where": error.where, "next": error.next_step})
+            sys.exit(REFUSED)
+
+    def _write(self, line: Mapping[str, str | float]) -> None:
         self._channel.write(json.dumps(line) + "\n")
         self._channel.flush()
 
@@ -53,7 +66,7 @@ def run_worker(module: str, job: QuantizeJob, *, python: Path | None, progress: 
         progress: told of each step.
 
     Raises:
-        StageError: the worker failed; the message ends with the last lines of its output.
+        StageError: the worker refused the job, or failed; then the message ends with the last lines of its output.
     """
     # Beside its output, where a run that is killed leaves nothing that the next one does not remove.
     with tempfile.TemporaryDirectory(prefix="yap-quantize-", dir=job.out.absolute().parent) as folder:
@@ -69,13 +82,16 @@ def run_worker(module: str, job: QuantizeJob, *, python: Path | None, progress: 
                 env=_environment(job),
             )
             with process:
+                refusal: StageError | None = None
                 try:
                     for line in process.stdout or ():
-                        _forward(progress, line)
+                        refusal = _forward(progress, line) or refusal
                     code = process.wait()
                 except BaseException:
                     process.kill()
                     raise
+            if code != 0 and refusal is not None:
+                raise refusal
             if code != 0:
                 what = f"{job.method} ended with exit code {code}: {_tail(log)}"
                 raise StageError("quantize", what, job.model, "read the last lines above, then run the same command")
@@ -95,12 +111,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _forward(progress: Progress, line: str) -> None:
+def _forward(progress: Progress, line: str) -> StageError | None:
+    """Tell a worker's progress, or return its refusal."""
     message = json.loads(line)
     if "step" in message:
         progress.step(message["step"])
     if "fraction" in message:
         progress.advance(message["fraction"])
+    if "refused" in message:
+        return StageError("quantize", message["refused"], message["where"], message["next"])
+    return None
 
 
 def _environment(job: QuantizeJob) -> dict[str, str]:

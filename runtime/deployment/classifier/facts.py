@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,29 @@ def detach_from_files(model: PreTrainedModel) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
+
+
+def require_whole(model: PreTrainedModel, told: Mapping[str, Collection[str]], folder: Path) -> None:
+    """Refuse a model that transformers made weights up for: it would decide otherwise after every start.
+
+    Buffers are no weights: those that files lack are computed, and many classes once stored what they no longer do.
+
+    Args:
+        model: as loaded.
+        told: by `from_pretrained` with `output_loading_info`.
+        folder: where it came from.
+
+    Raises:
+        ValueError: its files lack some.
+    """
+    weights = {name for name, _ in model.named_parameters()}
+    missing = sorted(weights.intersection(told["missing_keys"]))
+    if missing:
+        some, rest = ", ".join(missing[:3]), len(missing) - 3
+        raise ValueError(
+            f"{folder}: expected all weights of {type(model).__name__}, found none for {some}"
+            f"{f' and {rest} others' if rest > 0 else ''}; save it whole, or choose another classifier"
+        )
 
 
 def positions_of(model: PreTrainedModel, token: int) -> int | None:

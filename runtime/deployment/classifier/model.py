@@ -13,6 +13,7 @@ from runtime.deployment.classifier.facts import (
     ordinary_token,
     padding_of,
     positions_of,
+    require_whole,
 )
 from runtime.deployment.classifier.window import is_multi_label, trained_window, window_of
 from runtime.text.text_tokens import LIKELY_CHARACTERS_PER_TOKEN
@@ -70,14 +71,16 @@ class SequenceClassifier:
 
         on_gpu = device.startswith("cuda")
         tokenizer = load_fast_tokenizer(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, told = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=model_config(folder),
             dtype=torch.float16 if on_gpu else torch.float32,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,  # the other format is unpickled
+            output_loading_info=True,
         )
+        require_whole(model, told, folder)
         count = model.config.num_labels
         if count > 1 and max(labels) >= count:
             what = "tools with labels" if len(labels) > 1 else "positive_label"

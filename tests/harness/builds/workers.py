@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from pipeline.quantize import QuantizeJob, worker
+from pipeline.stages.stage import StageError
 
 
 def main() -> None:
@@ -19,6 +20,9 @@ def main() -> None:
     if job.method == "crash":
         print("\rbar 1%\rbar 99%\nthe weights are torn", file=sys.stderr)
         sys.exit(3)
+    if job.method == "refuse":
+        with progress.refusals():
+            raise StageError("quantize", "expected all weights, found none", job.model, "fetch it again")
     if job.method == "sleep":
         (job.out / "pid").write_text(str(os.getpid()))
         time.sleep(60)

@@ -108,6 +108,15 @@ def test_a_failed_worker_tells_its_last_lines(job: QuantizeJob) -> None:
     assert "\n" not in str(failure.value)
 
 
+def test_what_a_worker_refuses_is_told_in_its_own_line(job: QuantizeJob) -> None:
+    with pytest.raises(StageError) as refused:
+        worker.run_worker(
+            "tests.harness.builds.workers", replace(job, method="refuse"), python=None, progress=RecordedProgress()
+        )
+    told = f"stage quantize failed: expected all weights, found none ({job.model}); fetch it again"
+    assert str(refused.value) == told
+
+
 def test_a_worker_does_not_outlive_a_killed_pipeline(job: QuantizeJob, tmp_path: Path) -> None:
     sleeping = replace(job, method="sleep")
     sleeping.write(tmp_path / "job.json")
