@@ -210,7 +210,7 @@ class OpenAiDoor:
             seat.leave()
 
     async def _check_budgets(self, credential: Credential, request: ChatRequest, turn: TurnRequest) -> None:
-        """Refuse what is too long. Finding that out may cost as much as a turn: a client does it for its slots alone."""
+        """Refuse what is too long. To find that out may cost as much as a turn does: so it is done within the slot."""
         chat = self._service.deployment.chat if self._service.deployment is not None else None
         if chat is not None:
             await check_budgets(chat, turn, credential.principal.cache_salt, whole_history=request.whole_history)

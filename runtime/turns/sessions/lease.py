@@ -7,15 +7,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
+from sys import getsizeof
 
 import msgspec
 
 from runtime.engines import Sampling
+from runtime.turns.sessions.history import HISTORY_MAX_BYTES
 from runtime.turns.stores.record import TURN_IDS, StoredTurn
 
 # Of this process; asking the system for another with each turn would cost as much as everything else about it.
 _OWN = secrets.token_hex(5)
 _numbers = count(1)
+# As measured, and a little more: a lease without texts, and each turn that it knows by its name.
+LEASE_OVERHEAD_BYTES, KNOWN_TURN_BYTES = 3_072, 256
 
 
 def turn_id() -> str:
@@ -88,6 +92,18 @@ class Lease:
         self.merged: list[str] = []
         self.too_long = False
 
+    @property
+    def texts(self) -> list[str]:
+        """What was said in the turns that it holds."""
+        turns = [turn for turn in (self.open, self.unsettled, *self.ended) if turn is not None]
+        return [text for turn in turns for text in (turn.utterance, turn.said)]
+
+    @property
+    def overhead(self) -> int:
+        """Bytes of memory that it takes beside these."""
+        known = len(self.ids) + len(self.cuts) + len(self.ended) + len(self.merged)
+        return LEASE_OVERHEAD_BYTES + KNOWN_TURN_BYTES * known
+
     def begin(self, utterance: str, make_id: Callable[[], str] = turn_id) -> None:
         """Note that a turn runs."""
         self.touched = True
@@ -99,15 +115,23 @@ class Lease:
         if kept:
             name, epoch = (running.id, running.epoch) if running is not None else (turn_id(), self.epoch)
             self.ended.append(StoredTurn(name, utterance, "", epoch))
-            if len(self.ended) > TURN_IDS:
-                del self.ended[:-TURN_IDS]
             self.ids.append(name)
+            self._trim()
 
     def hear(self, said: str) -> None:
         """Note what the history has of the last turn's reply."""
         if self.ended:
             last = self.ended[-1]
             self.ended[-1] = StoredTurn(last.id, last.utterance, said, last.epoch)
+            self._trim()
+
+    def _trim(self) -> None:
+        """Let the oldest go of what the store has not confirmed: no history would keep more, were it away for long."""
+        del self.ended[:-TURN_IDS]
+        size = sum(getsizeof(turn.utterance) + getsizeof(turn.said) for turn in self.ended)
+        while self.ended and size > HISTORY_MAX_BYTES:
+            oldest = self.ended.pop(0)
+            size -= getsizeof(oldest.utterance) + getsizeof(oldest.said)
 
     def replace_history(self) -> None:
         """Note that a client has said itself what was said before: nothing of that is to be brought again."""

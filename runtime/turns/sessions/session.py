@@ -43,7 +43,7 @@ class Session:
         updates: limits changes of the persona.
         owner: the message handler whose connection has it; none between connections.
         turn: the one that runs; none between turns.
-        utterance: the user's words in the last turn that began.
+        utterance: the user's words in the turn that runs; empty between turns.
         last_reply: what `heard` may still cut; none before a turn has ended, and once the next one has begun.
         reply: what the history has of it; its last message.
         lease: what its server knows of it in the store; none where sessions are kept in memory alone.
@@ -77,7 +77,7 @@ class Session:
     @property
     def size(self) -> int:
         """Bytes of memory that its texts take, and it itself."""
-        texts = (
+        texts = [
             self.session_id,
             self.persona,
             self.runtime_text,
@@ -86,9 +86,17 @@ class Session:
             self.user_identity,
             self.check_screen_prefix,
             self.screen_checked_prefix,
-            self.last_reply.said if self.last_reply is not None else "",
-        )
-        return SESSION_OVERHEAD_BYTES + self.history.size + sum(getsizeof(text) for text in texts if text)
+            self.utterance,
+            *(self.sampling.stop or ()),
+        ]
+        if self.last_reply is not None:
+            texts += self.last_reply.said, str(self.last_reply.request_id or "")
+        overhead = SESSION_OVERHEAD_BYTES
+        if self.lease is not None:
+            overhead += self.lease.overhead
+            # The turn that runs is in the lease as well.
+            texts += [text for text in self.lease.texts if text is not self.utterance]
+        return overhead + self.history.size + sum(getsizeof(text) for text in texts if text)
 
     @property
     def lost(self) -> bool:
@@ -162,7 +170,7 @@ class Session:
     def forget(self, turn: Turn) -> None:
         """Let go of a turn that has ended: sessions are kept for long, and a turn holds its connection's queue."""
         if self.turn is turn:
-            self.turn = None
+            self.turn, self.utterance = None, ""
 
     def begin(self, turn: Turn, utterance: str = "") -> None:
         """Let a turn run; nothing that was said before can be cut any more."""
@@ -175,6 +183,8 @@ class Session:
     def remember(self, turn: Turn, utterance: str, *, kept: bool) -> None:
         """Take over an ended turn: where it is kept, the user's words and the reply, each where there is any."""
         self.last_reply = LastReply(turn.request_id, turn.said, kept)
+        if self.turn is turn:
+            self.utterance = ""  # the history has it
         if kept and utterance.strip():
             self.history.extend((Message("user", utterance),))
         if self.lease is not None:

@@ -1,4 +1,4 @@
-"""Whatever a question holds, it costs a bounded part of the worker's time, and nobody waits for all others' questions."""
+"""Whatever a question holds, it costs a bounded part of the worker's time, and nobody waits for all others'."""
 
 from __future__ import annotations
 
