@@ -113,7 +113,8 @@ class PromptRenderer:
         switches = switches_of(self._template.attempt, source)
         marks = template_marks(self._template.render, source, control).union(switches)
         # Text to token ids.
-        self._tokens = TextTokens(tokenizer, self._samples(), marks)
+        told = self._template.everywhere if self._template.alters else None
+        self._tokens = TextTokens(tokenizer, self._samples(), marks, told)
         # Tokens of a prompt with a system message and nothing said.
         self._minimum = TextCache(self._measure_minimum, limit=SYSTEMS_BYTES, entry_limit=SYSTEMS_BYTES // 16)
         # Tokens that the template adds to a message, at most.

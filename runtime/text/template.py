@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import product
+from string import punctuation, whitespace
 from typing import Any
 
 from runtime.text.replies.channels import ChannelFilter
@@ -35,6 +36,11 @@ from runtime.text.thought import FIRST, REPLY, Thought, hides, thought_of
 
 SECOND = "Qsecondq"
 EMPTY = "…"
+# Every sign that a template might take out of what is said, each between letters; how often `everywhere` says a text.
+UNALTERED = "Q" + "".join(
+    f"{sign}q" for sign in (*punctuation, *whitespace, "\u200b", "\u200d", "\ufeff", "\u00a0", "｜", "▁")
+)
+EVERYWHERE = 4
 
 
 class ChatTemplate:
@@ -51,6 +57,7 @@ class ChatTemplate:
         begun: what the prompt of a first turn ends with, after the user's words.
         endings: the same of each shape of conversation, the longest first; one where all end alike.
         thinks: the reply begins with thought, in some of them at least, and nothing turns that off.
+        alters: whether what is said is not in the prompt as it was said, outer space aside.
         turn_end: the control token after a reply; none where there is none.
 
     Raises:
@@ -96,12 +103,18 @@ class ChatTemplate:
         self.begun = first[first.rindex(FIRST) + len(FIRST) :]
         self.endings = endings_of(self.render)
         self.thinks = any(ChannelFilter(self.thought.marks, ending).hidden for ending in self.endings)
+        everywhere = self.everywhere(UNALTERED)
+        self.alters = everywhere.count(UNALTERED) < EVERYWHERE
         self._call.shorten([exchange, whole, [("system", SYSTEM), *whole]])
 
     def render(self, system: str, turns: Sequence[TemplateMessage]) -> str:
         """The conversation as text that ends where the reply begins. An empty `system` renders no system message."""
         text = self._render(system, turns, reply_begins=True)
         return text + self._opener if text.endswith(self._opened) else text
+
+    def everywhere(self, text: str) -> str:
+        """A conversation in which everybody says the same."""
+        return self.render(text, [("user", text), ("assistant", text), ("user", text)])
 
     def begun_of(self, prompt: str) -> str | None:
         """What a prompt ends with, after the user's words, where prompts do not all end alike; else none."""

@@ -1,7 +1,8 @@
 """Text to token ids: without control tokens from outside, in chunks that a cache remembers, and no longer than allowed.
 
 - A client's text must not become control tokens, nor other marks of the template (`marks`). They are broken up
-  (`<|im_end|>` becomes `< |im_end|>`), so that every one in a prompt comes from the template.
+  (`<|im_end|>` becomes `< |im_end|>`), so that every one in a prompt comes from the template. Those of one sign are
+  left out, and where a tokenizer or a template takes the space out again, another sign breaks them up.
 - A control token ends the tokenizer's view: what stands on either side is tokenized independently. So a prompt is
   tokenized in chunks that begin at control tokens, and chunks that were seen before come from a cache. A new turn
   costs the tokenization of its utterance, not of its whole history.
@@ -33,7 +34,13 @@ SEARCHED_BYTES = 16 * 2**20
 SEARCHED_TEXT_BYTES = 2**18
 # The space of SentencePiece.
 METASPACE = "\u2581"
-ASCII = "".join(map(chr, range(33, 127)))
+ASCII = " ".join(map(chr, range(33, 127)))
+# Some text without marks.
+PLAIN = "a"
+# What breaks a mark up: the first of these that is still there when tokenizer and template have had the text.
+GAPS = (" ", "-", "_", ". ")
+# How tokens begin and end that look like markup.
+BRACKETS = frozenset({"<>", "[]", "{}", "◁▷", "｟｠", "【】"})
 
 
 class TokenizeLimitError(Exception):
@@ -54,6 +61,7 @@ class TextTokens:
         samples: prompts. Where chunks do not give the tokens of the whole for each of them, none is chunked: they do
             not where control tokens swallow space on their left.
         marks: what else a client must not write: the template's marks that are plain text.
+        told: a text as the template tells it, with what stands around; none where it stays as it is.
     """
 
     def __init__(
@@ -61,16 +69,29 @@ class TextTokens:
         tokenizer: Any,  # noqa: ANN401 - transformers is untyped to us
         samples: Sequence[str],
         marks: TemplateMarks,
+        told: Callable[[str], str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         control = control_tokens(tokenizer)
         self._control = re.compile(any_of(control))  # the template's own, once a client's are broken up
-        # What a client must not write.
-        self._breaker = Breaker({*control, *marks.anywhere, *CHANNEL_MARKS}, marks.lines)
         self._normalizer = self._tokenizer.normalizer  # what text goes through first; may be none
         self._normalizes_ascii = self._normalized(ASCII) != ASCII  # whether that changes plain text
+        # Tokens that are found in what has gone through it, as they are found there.
+        found = {
+            self._normalized(token.content) for token in tokenizer.added_tokens_decoder.values() if token.normalized
+        }
+        normalized = {token for token in map(str.strip, control) if self._normalized(token) in found}
+        # What a client must not write.
+        self._breaker = Breaker(
+            {*control, *map(self._normalized, normalized), *marks.anywhere, *CHANNEL_MARKS}, marks.lines
+        )
+        # Of one character, so that nothing breaks them up; none in nearly every tokenizer.
+        single = {token.strip() for token in control if len(token.strip()) == 1}
+        self._single = re.compile(any_of(single)) if single else None
+        self._told = told
+        self._told_plain = 0 if told is None else self._count(told(PLAIN))  # marks of the template itself
         self._longest_token = max(len(token) for token in tokenizer.get_vocab())  # characters
         # Each token id that was met, once. To make the same thousands of numbers for every prompt costs more than all
         # else that puts cached chunks together.
@@ -104,12 +125,34 @@ class TextTokens:
 
     def _escape(self, text: str) -> str:
         text = text.strip()
-        if self._normalizes_ascii or not text.isascii():
+        folds = self._normalizes_ascii or not text.isascii()
+        if folds:
             # A mark may come to be only when the tokenizer normalizes: from full-width brackets, say.
             normalized = self._normalized(text)
-            if normalized != text and self._breaker.holds(normalized):
+            if normalized != text and self._count(normalized):
                 text = normalized.strip()
-        return self._breaker.broken(text)
+        broken = self._broken(text, GAPS[0])
+        # Nearly every text holds no mark, and is what it was.
+        if (folds and broken != text) or self._told is not None:
+            safe = (said for said in (broken, *(self._broken(text, gap) for gap in GAPS[1:])) if self._is_safe(said))
+            broken = next(safe, "")
+        return broken
+
+    def _broken(self, text: str, gap: str) -> str:
+        if self._single is not None:
+            text = self._single.sub("", text).strip()
+        return self._breaker.broken(text, gap)
+
+    def _is_safe(self, text: str) -> bool:
+        """Whether no mark is made of a text on its way to the model."""
+        if self._count(self._normalized(text)):
+            return False
+        return self._told is None or self._count(self._normalized(self._told(text))) <= self._told_plain
+
+    def _count(self, text: str) -> int:
+        """Marks in a text."""
+        singles = 0 if self._single is None else len(self._single.findall(text))
+        return singles + self._breaker.count(text)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids, from the cache when the text was seen before."""
@@ -195,9 +238,17 @@ class TextTokens:
 
 
 def control_tokens(tokenizer: Any) -> list[str]:  # noqa: ANN401 - transformers is untyped to us
-    """Every control token: the special ones, and added ones that look like markup, such as `<think>`."""
+    """Every control token: the special ones, and added ones that look like markup, such as `<think>`.
+
+    No letter or digit and no space is one on its own, whatever a tokenizer says: there would be no writing without it.
+    """
     return [
         token.content
         for token in tokenizer.added_tokens_decoder.values()
-        if len(token.content.strip()) > 1 and (token.special or token.content[0] + token.content[-1] in ("<>", "[]"))
+        if (len(token.content.strip()) > 1 or _is_sign(token.content.strip()))
+        and (token.special or token.content[0] + token.content[-1] in BRACKETS)
     ]
+
+
+def _is_sign(text: str) -> bool:
+    return len(text) == 1 and not text.isalnum()

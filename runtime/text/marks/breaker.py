@@ -45,18 +45,23 @@ class Breaker:
         patterns = (self._begin.search, self._first_line.match, self._later_line.search)
         return any(find(text) is not None for find in patterns)
 
-    def broken(self, text: str) -> str:
-        """The text with every mark in it broken up."""
+    def count(self, text: str) -> int:
+        """How many marks are in the text."""
+        first = self._first_line.match(text) is not None
+        return first + sum(1 for find in (self._begin, self._later_line) for _ in find.finditer(text))
+
+    def broken(self, text: str, gap: str = " ") -> str:
+        """The text with every mark in it broken up, by a gap that is none of any mark's letters."""
         while True:
             # Again, because some marks have spaces in them. Each round widens the gaps, so that there is a last one.
             # Nearly all texts hold none, and searching costs less than replacing nothing.
             broken = text
             if self._begin.search(broken) is not None:
-                broken = self._begin.sub(r"\g<0> ", broken)
+                broken = self._begin.sub(rf"\g<0>{gap}", broken)
             if (first := self._first_line.match(broken)) is not None:
-                broken = f"{first[0]} {broken[first.end() :]}"
+                broken = f"{first[0]}{gap}{broken[first.end() :]}"
             if self._later_line.search(broken) is not None:
-                broken = self._later_line.sub(r"\g<0> ", broken)
+                broken = self._later_line.sub(rf"\g<0>{gap}", broken)
             if broken == text:
                 return text
             text = broken

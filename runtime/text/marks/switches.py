@@ -5,7 +5,7 @@ does. Qwen 3 was trained on `/think` and `/no_think`, which its template knows n
 model to read, not for the template to obey: what switches is broken up in them, as marks are.
 
 Which words the template looks for is found by rendering: each literal of its source is put into each kind of message,
-and it is a switch when anything but that message changes.
+and it is a switch when anything but that message changes, as with no other word.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ TRAINED_LINES = frozenset({"detailed thinking on", "detailed thinking off"})
 _BROKEN_UP = re.compile(any_of(CHANNEL_MARKS))
 # A longer literal is no word that somebody would look for.
 LONGEST_SWITCH = 64
+
+# A word that nobody looks for.
+OTHER = "Qotherq"
 
 # Renders a conversation; none where the template refuses it.
 Attempt = Callable[[Sequence[TemplateMessage]], "str | None"]
@@ -59,9 +62,14 @@ def _acts(attempt: Attempt, word: str) -> bool:
         if plain is None:
             continue
         for place, (role, marker) in enumerate(turns):
-            for content in (f"{marker} {word}", f"{word} {marker}", f"{marker}\n{word}\n{marker}", word):
+            for form in (f"{marker} {{}}", f"{{}} {marker}", f"{marker}\n{{}}\n{marker}", "{}"):
+                content = form.format(word)
                 said = attempt([*turns[:place], (role, content), *turns[place + 1 :]])
-                if said != plain.replace(marker, content):
+                if said == plain.replace(marker, content):
+                    continue
+                # Some templates alter all that is said: then another word in its place tells.
+                other = attempt([*turns[:place], (role, form.format(OTHER)), *turns[place + 1 :]])
+                if said is None or other is None or said != other.replace(OTHER, word):
                     return True
     return False
 

@@ -140,8 +140,7 @@ def _sometimes(tmp_path_factory: pytest.TempPathFactory, condition: str) -> Prom
 @pytest.mark.parametrize("condition", SOMETIMES.values(), ids=SOMETIMES)
 def test_a_switch_for_thought_that_only_some_conversations_open_is_found(tmp_path: Path, condition: str) -> None:
     opens = (
-        f"{{% if ({condition}) and enable_thinking | default(true) %}}"
-        "{{ '<think>\n' }}{% endif %}{% endif %}"
+        f"{{% if ({condition}) and enable_thinking | default(true) %}}{{{{ '<think>\n' }}}}{{% endif %}}{{% endif %}}"
     )
     renderer = PromptRenderer(real.write_template(CHAT + BEGINS + opens, tmp_path), Budgets())
     assert renderer.off == {"enable_thinking": False}
