@@ -19,7 +19,7 @@ from runtime.host.text_cache import TextCache
 from runtime.text.marks.breaker import any_of
 from runtime.text.marks.learned import MARKUP, template_marks, turn_marks
 from runtime.text.marks.switches import switches_of
-from runtime.text.replies.channels import Marks, ReplyFormat, TurnMarks
+from runtime.text.replies.channels import Marks, ReplyFormat, TurnMarks, small
 from runtime.text.template import EMPTY, ChatTemplate
 from runtime.text.text_tokens import TextTokens, TokenizeLimitError, control_tokens
 from runtime.text.tokenizer import load_tokenizer
@@ -284,7 +284,7 @@ def _format(
     added = {str(token.content): (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
     special = {text for text, (_, hidden) in added.items() if hidden}
     marks = template.thought.marks
-    shows = any(text.lower() in marks.decisive for text in special)
+    shows = any(small(text) in marks.decisive for text in special)
     # Special tokens are in no text unless one of them is to be seen; then none of the others may be said either. Marks
     # that are no special tokens always are.
     dropped = {text for text, (_, hidden) in added.items() if (shows if hidden else MARKUP.fullmatch(text))}

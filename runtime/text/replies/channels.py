@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from string import ascii_lowercase, ascii_uppercase
 
 # What opens something that is not speech, and what ends it. An empty end: the rest of the reply.
 PAIRS: Mapping[str, str] = {
@@ -92,6 +93,18 @@ class TurnMarks:
     headers: frozenset[str] = frozenset()
 
 
+_SMALL = str.maketrans(ascii_uppercase, ascii_lowercase)
+
+
+def small(text: str) -> str:
+    """A mark in one case: of plain letters, that is. The long s, say, is an s in neither, whatever its capital is.
+
+    >>> small("<THINK>"), small("\u017f\u212a")
+    ('<think>', '\u017f\u212a')
+    """
+    return text.translate(_SMALL)
+
+
 class Marks:
     """The marks that a model uses, compiled; shared by all of its replies.
 
@@ -107,20 +120,20 @@ class Marks:
         self, pairs: Mapping[str, str] = PAIRS, dropped: Iterable[str] = (), turns: TurnMarks | None = None
     ) -> None:
         turns = turns or TurnMarks()
-        self.ends = {opens.lower(): ends.lower() for opens, ends in pairs.items()}
+        self.ends = {small(opens): small(ends) for opens, ends in pairs.items()}
         # Those that tell where speech begins and ends.
         self.decisive = frozenset({*self.ends, *self.ends.values(), *HEADER_MARKS} - {""})
         known = {*self.decisive, MESSAGE, *MESSAGE_ENDS}
-        known |= {mark.lower() for mark in dropped}
+        known |= {small(mark) for mark in dropped}
         # What the reply ends before, each with how it is written where only that counts.
-        self.headers = frozenset(mark.lower() for mark in turns.headers)
-        self.stops = {mark.lower(): "" for mark in (*turns.anywhere, *turns.headers)}
-        self.stops |= {mark.lower(): mark for mark in turns.exact if mark.lower() not in self.stops}
+        self.headers = frozenset(small(mark) for mark in turns.headers)
+        self.stops = {small(mark): "" for mark in (*turns.anywhere, *turns.headers)}
+        self.stops |= {small(mark): mark for mark in turns.exact if small(mark) not in self.stops}
         known |= self.stops.keys()
         marks = sorted(known, key=len, reverse=True)
         self.longest = len(marks[0])
         # Longest first: one mark may begin like another.
-        self.pattern = re.compile("|".join(map(re.escape, marks)), re.IGNORECASE)
+        self.pattern = re.compile("|".join(map(re.escape, marks)), re.IGNORECASE | re.ASCII)
         # In either case: a mark is one in both.
         firsts = {char for mark in marks for char in (mark[0], mark[0].upper())}
         self.begins = re.compile(f"[{re.escape(''.join(sorted(firsts)))}]")
@@ -210,10 +223,10 @@ class ChannelFilter:
         marks = self._marks
         undecided = len(text)
         while match := marks.pattern.search(text, at):
-            if not final and text[match.start() :].lower() in marks.unfinished:
+            if not final and small(text[match.start() :]) in marks.unfinished:
                 undecided = match.start()  # a longer mark may come of it
                 break
-            mark, at, before = match[0].lower(), match.end(), at
+            mark, at, before = small(match[0]), match.end(), at
             if self._waits_for is None and (written := self._stops.get(mark)) is not None:
                 if written and written != match[0]:  # an ordinary word in another case
                     at = match.start() + 1
@@ -240,7 +253,7 @@ class ChannelFilter:
         """Where an end of the text begins that may become a mark."""
         marks = self._marks
         for first in marks.begins.finditer(text, max(at, len(text) - marks.longest)):
-            if text[first.start() :].lower() in marks.unfinished:
+            if small(text[first.start() :]) in marks.unfinished:
                 return first.start()
         return len(text)
 

@@ -33,6 +33,20 @@ def test_any_chunking_gives_the_same_speech(text: str, cuts: tuple[int, ...], be
     assert filtered(text, tuple(range(len(text))), begun) == whole
 
 
+# Letters that some ways to compare without regard to case take for others.
+ALIKE = {"s": "\u017f", "k": "\u212a", "K": "\u212a", "i": "\u0131", "I": "\u0130", "S": "\u017f"}
+
+
+@given(st.sampled_from([*PAIRS, *PAIRS.values(), "<|message|>"]), st.data())
+def test_letters_that_only_resemble_a_marks_make_none_however_the_text_is_cut(mark: str, data: st.DataObject) -> None:
+    alike = [letter if not data.draw(st.booleans()) else ALIKE.get(letter, letter) for letter in mark]
+    text = f"Hi {''.join(alike)} there"
+    cut = filtered(text, tuple(range(len(text))))
+    assert filtered(text) == cut
+    if "".join(alike) != mark:
+        assert cut == text
+
+
 @given(st.text(alphabet=st.characters(exclude_characters="<[◁")))
 def test_text_without_marks_comes_out_as_it_is_and_at_once(text: str) -> None:
     channel = ChannelFilter()
