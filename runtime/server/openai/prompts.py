@@ -46,7 +46,7 @@ def turn_request(
         decide=last.role == "user" and bool(request.tools),
         ended=_forget,
         # For traces alone: a gateway in front of several servers may go by it.
-        conversation=headers.get("x-session-id", "")[:MAX_IDENTIFIER_CHARS],
+        conversation=_readable(headers.get("x-session-id", "")[:MAX_IDENTIFIER_CHARS]),
         traceparent=headers.get("traceparent"),
         tools=request.tools,
         stream=request.stream,
@@ -81,6 +81,11 @@ def _prefixed(said: Said, screen_checked_prefix: str) -> str:
     prefix = screen_checked_prefix if said.tool == SCREENSHOT_TOOL else f"{said.tool}:"
     gap = "" if not prefix or prefix[-1].isspace() else " "
     return f"{prefix}{gap}{said.text}"
+
+
+def _readable(header: str) -> str:
+    """A header's text, with U+FFFD for what is no UTF-8: a trace's exporter cannot write that, and fails."""
+    return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _forget(kept: bool) -> None:

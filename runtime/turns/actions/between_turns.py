@@ -43,12 +43,17 @@ class BetweenTurns:
         if session.has_persona(update):
             self._answer(update, 204, "no change")
         elif retry := session.updates.wait():
-            text = f"Too many persona updates; try again in {retry} s."
-            refusing.refuse(update, "chat_prompt_rate_limited", text, retry)
+            self._refuse_limited(update, retry)
         elif not await refusing.too_long(chat, update.persona, session.runtime_text, update):
-            session.updates.take()
+            if retry := session.updates.take():  # those of other connections have come first meanwhile
+                self._refuse_limited(update, retry)
+                return
             session.set_persona(update)
             self._answer(update, 200, "updated")
+
+    def _refuse_limited(self, update: messages.ChatPrompt, retry: int) -> None:
+        text = f"Too many persona updates; try again in {retry} s."
+        self._refusing.refuse(update, "chat_prompt_rate_limited", text, retry)
 
     async def warm_persona(self, warm: messages.WarmPersona) -> None:
         """Prefill a system prompt."""

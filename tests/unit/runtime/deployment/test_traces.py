@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from runtime.deployment import traces
 from runtime.deployment.traces import SpanMaker, TracesError, TurnFacts, TurnTimes
 from runtime.wire.frames import Usage
-from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, serving
+from tests.harness.scripted import KEY, ScriptedClassifier, ScriptedEngine, serving
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="the extra `otel` is not installed")
 
@@ -98,6 +99,20 @@ async def test_the_clients_own_span_is_the_parent() -> None:
     assert found[0] == PARENT.split("-")[1]
     assert found[1] not in (PARENT.split("-")[1], other.split("-")[1])
     assert found[2] == other.split("-")[1]
+
+
+@pytest.mark.parametrize("name", [b"fine", "é🦭".encode(), b"\xff", b"a\xc3", b"\xed\xa0\xbd"])
+async def test_a_conversations_name_can_be_written_whatever_bytes_a_client_gave_it(name: bytes) -> None:
+    kept = Kept()
+    body = {"model": "chat", "messages": [{"role": "user", "content": "hello"}]}
+    headers = {b"authorization": f"Bearer {KEY}".encode(), b"x-session-id": name}
+    async with serving(tracer=kept.tracer) as running, httpx.AsyncClient() as http:
+        answer = await http.post(
+            f"http://127.0.0.1:{running.port}/v1/chat/completions", json=body, headers=list(headers.items())
+        )
+        assert answer.status_code == 200
+    told = dict(kept.whole.attributes)["gen_ai.conversation.id"]
+    assert told.encode() == name.decode("utf-8", "replace").encode()
 
 
 USAGE = Usage(

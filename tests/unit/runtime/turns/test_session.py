@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from runtime.engines import Delta, Sampling
 from runtime.text.prompt import Budgets, PromptRenderer
 from tests.harness.models import chat_templates
 from tests.harness.scripted import REPLY, ScriptedClassifier, ScriptedEngine, ScriptedRenderer, serving
+from tests.harness.waiting import eventually
 
 TEXT = "".join(REPLY)
 
@@ -151,6 +154,32 @@ async def test_chat_prompt_replaces_the_persona_from_the_next_turn_on() -> None:
         assert answers[4]["retry_in"] > 0
         await client.turn(user_utterance="two")
         assert prompt(running).startswith("[system] newer [user] one")
+
+
+async def test_however_many_update_a_persona_at_once_no_more_of_them_do_than_may() -> None:
+    waiting, gate = 0, asyncio.Event()
+
+    async def persona_excess(*_: object) -> None:
+        nonlocal waiting
+        waiting += 1
+        await gate.wait()
+
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(serving(chat_prompt_update_max_per_window=2))
+        async with running.client() as client:
+            await client.turn(session_id="shared", user_utterance="one", persona_text="old")
+        assert running.service.deployment is not None
+        chat = running.service.deployment.chat
+        assert chat is not None
+        chat.persona_excess = persona_excess  # type: ignore[method-assign,assignment]
+        clients = [await stack.enter_async_context(running.client()) for _ in range(6)]
+        for number, client in enumerate(clients):
+            await client.send(type="chat_prompt", session_id="shared", persona_text=f"new {number}")
+        await eventually(lambda: waiting == len(clients))
+        gate.set()
+        answers = [await client.receive() for client in clients]
+    assert sorted(answer["code"] for answer in answers) == [200, 200, 429, 429, 429, 429]
+    assert {answer.get("error_code") for answer in answers} == {None, "chat_prompt_rate_limited"}
 
 
 async def test_a_persona_that_is_too_long_changes_nothing_and_stops_nothing() -> None:
