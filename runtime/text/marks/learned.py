@@ -39,6 +39,8 @@ MARKUP = re.compile(
 )
 # In a template's source, brackets also index and compare.
 _LITERAL = re.compile(r"<{1,2}[|/]?[^\W\d][\w|/:=.-]+>{1,2}|\[/?[A-Z][A-Z_]{2,}\]")
+# A mark without a word: `>>>`, `::`. A single sign is none.
+_SIGNS = re.compile(r"[^\w\s]{2,}")
 # A user's name that nobody writes so who means something else.
 _LOUD = re.compile(r"[A-Z][A-Z ]{3,30}:")
 
@@ -80,11 +82,14 @@ def template_marks(
             for line, in_header in _lines(segment, control):
                 rest = _BRACKETED.sub(" ", line).strip()
                 anywhere.update(found for found in _BRACKETED.findall(line) if len(found) > 2)
-                if not any(char.isalnum() for char in rest) or len(rest) > LONGEST_MARK:
+                if len(rest) > LONGEST_MARK:
                     continue
-                if not (rest[0].isalnum() and rest[-1].isalnum()):
+                if not any(char.isalnum() for char in rest):
+                    if _SIGNS.fullmatch(rest) and not in_header:
+                        anywhere.add(rest)
+                elif not (rest[0].isalnum() and rest[-1].isalnum()):
                     anywhere.add(rest)
-                elif not in_header and number > 0:
+                elif not in_header and (number > 0 or rest.isalnum()):  # one word in the opening: who speaks there
                     lines.add(rest)
     return TemplateMarks(frozenset(anywhere), frozenset(lines))
 
