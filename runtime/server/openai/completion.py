@@ -23,6 +23,9 @@ from runtime.wire.openai.errors import ApiError
 # Of a stream: not to be kept, nor held back by a proxy (nginx's own word for it).
 STREAMED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
+# Seconds that a client has for the rest of an answer which the server ends: less than the service waits for that.
+LAST_WORDS_S = 1.0
+
 # Why the server ended a turn, as the client is told.
 _ENDED = {
     "draining": (503, "The server goes away; send this again.", "draining", 1),
@@ -107,6 +110,8 @@ class Completion:
         if self._ended_for is None:
             self._ended_for = reason
             self._turn.stop(why)
+            if not self.closed.is_set():
+                self._call_last(LAST_WORDS_S)
 
     def drain(self, seconds: float) -> None:
         """Let the reply go on for so many seconds."""
@@ -120,8 +125,13 @@ class Completion:
 
     def _on_turn_ended(self) -> None:
         """Give the client its last deadline: a slot is not for those who do not read."""
-        if not self.closed.is_set():
-            self._last_call = self._loop.call_later(self._patience, self._abort)
+        if not self.closed.is_set() and self._ended_for is None:
+            self._call_last(self._patience)
+
+    def _call_last(self, seconds: float) -> None:
+        if self._last_call is not None:
+            self._last_call.cancel()
+        self._last_call = self._loop.call_later(seconds, self._abort)
 
     # The writers
 

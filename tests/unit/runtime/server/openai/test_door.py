@@ -503,6 +503,21 @@ async def test_a_client_that_does_not_read_costs_one_reply_and_loses_its_slot() 
     assert engine.most_held == 1
 
 
+async def test_a_drain_does_not_wait_for_a_client_that_does_not_read() -> None:
+    engine = ScriptedEngine(reply=["word " * 400] * 2000)  # more than sockets hold
+    async with serving(engine, drain_timeout_s=0.1) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=2**14)
+        body = json.dumps({**BODY, "stream": True}).encode()
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await until(lambda: engine.prompts and not engine.held)
+        assert running.service.admission.held == 1
+        running.service.drain()
+        await asyncio.wait_for(all_back(running), 60)  # long before `ws_idle_timeout_s`
+        writer.close()
+        assert reader.exception() is None
+
+
 async def test_a_slow_reader_gets_all_of_it_in_fewer_pieces() -> None:
     words = ["x" * 20_000] * 1000  # more than sockets hold
     async with (
