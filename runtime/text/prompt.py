@@ -21,6 +21,7 @@ from runtime.text.marks.learned import MARKUP, template_marks, turn_marks
 from runtime.text.marks.switches import switches_of
 from runtime.text.replies.channels import Marks, ReplyFormat, TurnMarks, small
 from runtime.text.template import EMPTY, ChatTemplate
+from runtime.text.template_call import TemplateMessage
 from runtime.text.text_tokens import TextTokens, TokenizeLimitError, control_tokens
 from runtime.text.tokenizer import load_tokenizer
 
@@ -117,10 +118,10 @@ class PromptRenderer:
         self._tokens = TextTokens(tokenizer, self._samples(), marks, told)
         # Tokens of a prompt with a system message and nothing said.
         self._minimum = TextCache(self._measure_minimum, limit=SYSTEMS_BYTES, entry_limit=SYSTEMS_BYTES // 16)
-        # Tokens that the template adds to a message, at most.
-        self._overhead = self._message_overhead()
+        # Tokens that the template adds to a message, on average over both sides and at most.
+        self._overhead, self._most_overhead = self._message_overheads()
         # Tokens that open a conversation for a reply, at most.
-        self._opening = self._overhead + self._tokens.count_to(EMPTY, len(EMPTY.encode()))
+        self._opening = self._most_overhead + self._tokens.count_to(EMPTY, len(EMPTY.encode()))
         self.off = dict(self._template.thought.off)
         self.format = _format(self._template, tokenizer, control, self._tokens, vocabulary_size(folder))
 
@@ -158,7 +159,7 @@ class PromptRenderer:
         tokens = self._tokens.encode_prompt(text)
         if len(tokens) > self._budgets.input:
             limit = self._budgets.input - (len(tokens) - len(self._tokens.encode(system)))
-            raise PersonaTooLongError(len(self._tokens.encode(system)), limit)
+            raise PersonaTooLongError(len(self._tokens.encode(system)), max(0, limit))
         return Prompt(tokens, len(kept), self._template.begun_of(text))
 
     def render_inline(
@@ -204,6 +205,9 @@ class PromptRenderer:
         return _common_prefix(renderings)
 
     def _system(self, persona: str | None, runtime_text: str | None) -> str:
+        for text, limit in ((persona or "", self._budgets.persona), (runtime_text or "", self._budgets.input)):
+            if (excess := self._tokens.known_excess(text, limit)) is not None:
+                raise PersonaTooLongError(excess, limit)
         persona = self._tokens.escaped(persona or "")
         system = "\n\n".join(part for part in (persona, self._tokens.escaped(runtime_text or "")) if part)
         for text, limit in ((persona, self._budgets.persona), (system, self._budgets.input)):
@@ -218,14 +222,15 @@ class PromptRenderer:
         minimum = self._minimum(system)
         if minimum > room:
             found = len(self._tokens.encode(system))
-            raise PersonaTooLongError(found, room - (minimum - found))
+            raise PersonaTooLongError(found, max(0, room - (minimum - found)))
         if not history:
             return []
         start, left, escaped = self._first_that_fits(history, room - minimum)
         while True:
             kept = escaped[len(escaped) - (len(history) - start) :]
             # Far from the limit nothing needs to be composed to know that it fits.
-            if len(kept) * BOUNDARY_TOKENS + self._opening <= left or len(self._compose(system, kept, "")) <= room:
+            most = len(kept) * (BOUNDARY_TOKENS + self._most_overhead - self._overhead) + self._opening
+            if most <= left or len(self._compose(system, kept, "")) <= room:
                 return kept
             start += _step(len(history) - start)
 
@@ -243,8 +248,10 @@ class PromptRenderer:
         budget = self._budgets.history
         escaped: list[Message] = []
         for message in reversed(history):
-            text = self._tokens.escaped(message.content)
             limit = min(budget, room - self._overhead)
+            if self._tokens.known_excess(message.content, max(0, limit)) is not None:
+                break
+            text = self._tokens.escaped(message.content)
             cost = self._tokens.count_to(text, limit) if limit >= 0 else 1
             if cost > limit:
                 break
@@ -265,13 +272,18 @@ class PromptRenderer:
         turns = [("user", "One, 2 "), ("assistant", "  x\n"), ("user", "é\n\n🙂"), ("assistant", "y"), ("user", "z")]
         return [self._template.render(system, turns) for system in ("", "Be brief.\n")]
 
-    def _message_overhead(self) -> int:
-        """Tokens that the template adds to one message, at most."""
-        turns = [("user", "a"), ("assistant", "a")]
-        lengths = [
-            len(self._tokens.encode_anew(self._template.render("", [*turns * n, ("user", "a")]))) for n in (1, 2)
-        ]
-        return max(0, (lengths[1] - lengths[0] + 1) // 2 - 1)
+    def _message_overheads(self) -> tuple[int, int]:
+        """Tokens that the template adds to one message: on average over both sides, and at most."""
+        user, reply = ("user", "a"), ("assistant", "a")
+
+        def length(*turns: TemplateMessage) -> int:
+            return len(self._tokens.encode_anew(self._template.render("", [*turns, user])))
+
+        base = length(user, reply)
+        both = max(0, length(user, reply, user, reply) - base - 2)
+        # One side may have all of it, and neighbours may have what no exchange has.
+        most = max(both, length(user, reply, user, user) - length(user, reply, user), length(user, reply, reply) - base)
+        return (both + 1) // 2, most
 
 
 def _format(

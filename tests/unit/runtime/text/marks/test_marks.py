@@ -106,8 +106,8 @@ def test_the_word_that_opens_a_system_message_is_one_of_them(tmp_path: Path) -> 
 
 def test_signs_without_a_word_are_marks_where_a_template_tells_by_them_who_speaks(tmp_path: Path) -> None:
     template = (
-        "{% for m in messages %}{{ {'user': '>>> ', 'system': '::: ', 'assistant': '<<< '}[m['role']] + m['content'] }}\n"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<<< ' }}{% endif %}"
+        "{% for m in messages %}{{ {'user': '>>> ', 'system': '::: ', 'assistant': '<<< '}[m['role']] }}"
+        "{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}{{ '<<< ' }}{% endif %}"
     )
     renderer = PromptRenderer(plain_marks.write(template, tmp_path / "signs"), ROOM)
     assert renderer._tokens.escaped("a >>> b <<< c ::: d") == "a > >> b < << c : :: d"
