@@ -153,10 +153,12 @@ class Chat:
             return None
 
         def over() -> bool:
-            beginning = utterance[: budget * LONG_TOKEN]
-            return self._renderer.count(beginning) > budget or (
-                len(beginning) < len(utterance) and self._renderer.count(utterance) > budget
-            )
+            characters = budget * LONG_TOKEN
+            while self._renderer.count(utterance[:characters]) <= budget:
+                if characters >= len(utterance):
+                    return False
+                characters *= 4
+            return True
 
         return budget if await self._in_thread(over, cache_salt) else None
 

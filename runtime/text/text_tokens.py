@@ -186,13 +186,31 @@ class TextTokens:
                 return head
         return len(self.encode(text))
 
+    def known_excess(self, text: str, limit: int) -> int | None:
+        """Some number of tokens above `limit` where a client's text surely has more; none where that must be counted.
+
+        Its length or its beginning tells, before all of it is searched for marks: that costs as much as it is long,
+        and whoever sends what is too long may send it again and again.
+        """
+        if len(text) <= limit * LIKELY_CHARACTERS_PER_TOKEN:
+            return None
+        text = text.strip()
+        if len(text) > limit * self._longest_token:
+            return limit + 1
+        for characters in (2 * limit, limit * LIKELY_CHARACTERS_PER_TOKEN):
+            found = len(self.encode_anew(self._escape(text[:characters]))) - self._longest_token
+            if len(text) > characters and found > limit:
+                return found
+        return None
+
     def escaped_tail(self, text: str, limit: int) -> str:
         """The longest end of a client's text that has at most `limit` tokens, as it goes into prompts.
 
         What is a mark depends on what stands before it: one that filled no line does where it is cut behind its
         beginning, and one in another word's middle begins one. So what was cut is looked at again.
         """
-        text = self.escaped(text)
+        # No token is longer: what stands before these is not in the end.
+        text = self.escaped(text.rstrip()[-limit * self._longest_token - 1 :])
         while (end := self.tail(text, limit)) != text:
             text = self.escaped(end)
         return text
