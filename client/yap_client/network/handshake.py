@@ -9,7 +9,7 @@ from urllib.parse import urljoin
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as handshake
-from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import InvalidHandshake, InvalidProxy, InvalidStatus, InvalidURI
 
 from yap_client.errors import AuthenticationError, ProtocolError, ServerGoneError, YapError
 
@@ -20,8 +20,8 @@ PLAIN = re.compile(r"[!-~](?:[ -~]{0,254}[!-~])?")
 CLOSE_TIMEOUT_S = 2.0
 MOST_FRAME_BYTES = 2**22
 SENDABLE_KEY = re.compile(r"[ -~]*")
-# What an address may have before its host.
-USER = re.compile(r"//[^/@]*@")
+# What an address may have before its host, whatever a password is made of.
+USER = re.compile(r"^([\w+.-]*:?//)?.*@", re.DOTALL)
 # Of an address that is told, so much.
 MOST_SHOWN = 200
 # Statuses of a handshake that say that a later one may succeed.
@@ -50,10 +50,12 @@ def routing_key(session: str) -> str:
 def shown(url: str) -> str:
     """An address as an error may tell it: a key may be behind it, and a password in it.
 
+    >>> shown("me:p@ss@example.com:1")
+    'example.com:1'
     >>> shown("wss://me:secret@example.com/ws?api_key=secret")
     'wss://example.com/ws'
     """
-    return USER.sub("//", re.split("[?#]", url, maxsplit=1)[0])[:MOST_SHOWN]
+    return USER.sub(r"\1", re.split("[?#]", url, maxsplit=1)[0])[:MOST_SHOWN]
 
 
 async def open_socket(url: str, key: str, session: str, timeout: float) -> ClientConnection:
@@ -90,6 +92,11 @@ async def open_socket(url: str, key: str, session: str, timeout: float) -> Clien
         error: YapError = ProtocolError(
             f"expected an address such as ws://127.0.0.1:8000{PATH}, found {shown(url)}: {why}"
         )
+    except InvalidProxy as wrong:
+        proxy = f"the proxy that the environment names, {shown(wrong.proxy)}, is none: {wrong.msg}"
+        error = ServerGoneError(f"cannot reach {shown(url)}: {proxy}")
+    except ImportError as wrong:  # of what a proxy of the environment needs
+        error = ServerGoneError(f"cannot reach {shown(url)}: {wrong}")
     except InvalidStatus as answer:
         error = _refused(url, answer)
     except (OSError, asyncio.TimeoutError, InvalidHandshake, EOFError) as wrong:

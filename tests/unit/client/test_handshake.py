@@ -99,6 +99,31 @@ async def test_who_asks_at_ws_already_is_not_told_to(path: str) -> None:
     assert str(error).endswith("answered 404")
 
 
-@given(st.text(), st.sampled_from("?#"))
-def test_nothing_behind_an_address_is_told(path: str, mark: str) -> None:
-    assert SECRET not in shown(f"wss://me:{SECRET}@host/{path}{mark}{SECRET}")
+@given(st.text(), st.text(), st.sampled_from("?#"), st.sampled_from(["wss://", "//", "http://", ""]))
+def test_nothing_before_and_behind_an_address_is_told(text: str, path: str, mark: str, scheme: str) -> None:
+    told = shown(f"{scheme}{text}:{SECRET}{text}@host/{path}{mark}{SECRET}")
+    assert SECRET not in told
+    if not set(text) & set("/@?#") | set(path) & set("@?#"):
+        assert told == f"{scheme}host/{path}"[:200]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "why"),
+    [
+        ("SOCKS_PROXY=socks5://me:{}@127.0.0.1:1", "cannot reach ws://127.0.0.1:1/ws: "),
+        ("HTTP_PROXY=me:{}@127.0.0.1:1", "cannot reach ws://127.0.0.1:1/ws: the proxy that the environment names"),
+        ("HTTP_PROXY=ftp://me:{}@127.0.0.1:1", "ftp://127.0.0.1:1, is none: scheme ftp isn't supported"),
+        ("HTTP_PROXY=http://me:{}@127.0.0.1:1", "cannot reach ws://127.0.0.1:1/ws: "),
+        ("HTTP_PROXY=http://me:{}@[:1", "ws://127.0.0.1:1/ws"),
+        ("HTTP_PROXY=", "cannot reach ws://127.0.0.1:1/ws: "),
+    ],
+)
+async def test_a_proxy_of_the_environment_that_is_of_no_use_is_told(
+    proxy: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SOCKS_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    name, _, value = proxy.partition("=")
+    monkeypatch.setenv(name, value.format(SECRET))
+    assert why in str(await refusal("ws://127.0.0.1:1/ws"))
