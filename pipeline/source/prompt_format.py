@@ -20,7 +20,7 @@ from runtime.artifact import hub, hub_client
 from runtime.text.prompt import Budgets, PromptRenderer, vocabulary_size
 
 # How the runtime words what it refuses.
-REFUSAL = re.compile(r"expected (?P<expected>.*?), found:? (?P<found>[^;]*)")
+REFUSAL = re.compile(r"expected (?P<expected>.*?), found:? (?P<found>[^;]*)(?:; (?P<next>.*))?")
 CORRECT = "correct it, or delete it"
 NEXT = "choose an instruct model with a fast tokenizer"
 NEEDED_PREFIXES = ("tokenizer", "chat_template", "special_tokens", "added_tokens", "additional_chat_templates/")
@@ -44,7 +44,8 @@ def with_prompt_format(facts: SourceFacts, *, think: bool) -> SourceFacts:
     except ValueError as error:
         told = REFUSAL.search(str(error))
         expected, found = (told["expected"], told["found"]) if told else ("a chat template", str(error))
-        refused = Problem("CHAT_MODEL", f"{expected}, in {facts.ref}", found, NEXT)
+        next_step = told["next"] if told and told["next"] else NEXT
+        refused = Problem("CHAT_MODEL", f"{expected}, in {facts.ref}", found, next_step)
         return replace(facts, problems=(refused,))
     except hub_client.failures() as error:
         unread = Problem("CHAT_MODEL", f"the tokenizer of {facts.ref}", hub.reason(error), "try again")

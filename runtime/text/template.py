@@ -31,11 +31,13 @@ from typing import Any
 
 from runtime.text.replies.channels import ChannelFilter
 from runtime.text.shapes import SYSTEM, endings_of, fault_of
-from runtime.text.template_call import TemplateCall, TemplateMessage, in_order, reason_of
-from runtime.text.thought import FIRST, REPLY, Thought, hides, thought_of
+from runtime.text.template_call import LONGEST_REASON, TemplateCall, TemplateMessage, in_order, reason_of
+from runtime.text.thought import FIRST, REPLY, Thought, hides, thought_of, unknown_opening
 
 SECOND = "Qsecondq"
 EMPTY = "…"
+# What to do about a template that is refused.
+CORRECT = "correct the chat template, or choose another instruct model"
 # Every sign that a template might take out of what is said, each between letters; how often `everywhere` says a text.
 UNALTERED = "Q" + "".join(
     f"{sign}q" for sign in (*punctuation, *whitespace, "\u200b", "\u200d", "\ufeff", "\u00a0", "｜", "▁")
@@ -102,6 +104,13 @@ class ChatTemplate:
         first = self.render("", [("user", FIRST)])
         self.begun = first[first.rindex(FIRST) + len(FIRST) :]
         self.endings = endings_of(self.render)
+        header = plain[plain.index(FIRST) + len(FIRST) : plain.index(REPLY)]
+        for ending in self.endings:
+            if (opening := unknown_opening(self.thought.marks, header, ending)) is not None:
+                raise ValueError(
+                    "expected a chat template that opens no thought, or one by marks that are known such as <think>, "
+                    f"found {opening[:LONGEST_REASON]!r} at the end of a prompt; {CORRECT}"
+                )
         self.thinks = any(ChannelFilter(self.thought.marks, ending).hidden for ending in self.endings)
         everywhere = self.everywhere(UNALTERED)
         self.alters = everywhere.count(UNALTERED) < EVERYWHERE
@@ -171,7 +180,9 @@ class ChatTemplate:
             else:
                 if in_order(plain, FIRST, REPLY, SECOND):
                     return plain
-        raise ValueError(f"expected a chat template that renders user and assistant turns, found one that {found}")
+        raise ValueError(
+            f"expected a chat template that renders user and assistant turns, found one that {found}; {CORRECT}"
+        )
 
     def _mend_other_shapes(self) -> None:
         """Mend what only other conversations than the plain ones bring out, in the ways that are known."""
@@ -183,7 +194,7 @@ class ChatTemplate:
                 self._folds_system, self._must_alternate, self._must_begin = mends
                 if fault_of(self.render) is None:
                     return
-        raise ValueError(f"expected a chat template that renders every conversation, found {fault}")
+        raise ValueError(f"expected a chat template that renders every conversation, found {fault}; {CORRECT}")
 
     def _takes_neighbours(self, exchange: Sequence[TemplateMessage]) -> bool:
         users = self._call.attempt([("user", FIRST), ("user", SECOND)])

@@ -28,6 +28,17 @@ NEGATED = re.compile(r"^(no|not|disable|skip|without|suppress)_?|_off$|no_?think
 OFF_WORDS = ("/no_think", "/nothink", "detailed thinking off")
 
 
+# What tells of thought in what a prompt ends with, unless it is closed again, and what of a tag tells that it is none.
+OF_THOUGHT = re.compile(
+    r"think|thought|reason|reflect|ponder|scratch|analy[sz]|deliberat|\bplan|\bcot\b|chain.of|step.by.step",
+    re.IGNORECASE,
+)
+CLOSED = re.compile(r"<([^<>\s/]+)>\s*</\1>")
+OF_SPEECH = re.compile(
+    r"respon|answer|reply|repl|final|output|speech|say|assistant|bot|model|text|message", re.IGNORECASE
+)
+
+
 # Why a model that always thinks is refused, and the way out.
 THINKS = "a budget for thought: the model thinks before each reply, and its chat template has no switch for that"
 WAY_OUT = "set it to the tokens that thought may take, such as 512, or choose a model that need not think"
@@ -85,6 +96,23 @@ def hides(marks: Marks, beginning: str) -> bool:
     return channel.hidden and not channel.in_header
 
 
+def unknown_opening(marks: Marks, header: str, beginning: str) -> str | None:
+    """What opens a thought in a way whose end nobody knows; none where nothing does.
+
+    Args:
+        marks: those that are known.
+        header: what stands before a reply in the history.
+        beginning: what a prompt ends with.
+    """
+    header = header.rstrip()
+    if not beginning.startswith(header):
+        return None
+    channel = ChannelFilter(marks)
+    more = CLOSED.sub("", channel.feed(beginning[len(header) :]) + channel.finish()).strip()
+    tags = [tag for tag in TAG.findall(more) if not OF_SPEECH.search(tag)]
+    return more if tags or OF_THOUGHT.search(more) else None
+
+
 def _own_marks(call: TemplateCall) -> tuple[Mapping[str, str], str]:
     """The pairs, with one that the template puts around a thought that it is given; and how it ends that."""
     conversation = call.conversation([("user", FIRST), ("assistant", REPLY)])
@@ -98,6 +126,8 @@ def _own_marks(call: TemplateCall) -> tuple[Mapping[str, str], str]:
     if not after:
         return PAIRS, USUAL_ENDS
     if before and before[-1] != after[0] and not ChannelFilter(begun=opens).hidden:
+        if before[-1] in text[: text.index(FIRST)]:
+            return PAIRS, USUAL_ENDS  # it opens messages: thought is one of its own, and a reply begins behind it
         return {**PAIRS, before[-1]: after[0]}, ends
     return PAIRS, ends
 

@@ -200,3 +200,17 @@ def test_templates_in_other_places_are_seen(tmp_path: Path, where: str) -> None:
 
 def test_the_tiny_models_of_other_tests_are_served(tmp_path: Path) -> None:
     assert PromptRenderer(tiny.tokenizer(tmp_path), Budgets()).format.stop_token_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('A system message is required') }}", "line 1: A system message is required"),
+        ("\n{% for m in messages %}{{ m.content", "line 2: unexpected end of template"),
+        ("{{ 1 / 0 }}", "line 1: division by zero"),
+    ],
+)
+def test_a_template_that_refuses_is_quoted_with_what_to_do(tmp_path: Path, template: str, reason: str) -> None:
+    [line] = problems(folder_with(template, tmp_path))
+    assert f"found one that refuses them: {reason}" in line
+    assert line.endswith("; correct the chat template, or choose another instruct model")

@@ -169,6 +169,38 @@ def test_marks_that_only_the_template_knows_are_learnt(tmp_path: Path) -> None:
     assert form.thought_ends == "</ponder>\n"
 
 
+@pytest.mark.parametrize(
+    "opening", ["<cot>\n", "Here are my reasoning steps:\n", "Let me think.\n", "[STEPS]", "◁ponder▷", "<hm><answer>"]
+)
+def test_a_prompt_that_opens_a_thought_whose_end_nobody_knows_is_refused(tmp_path: Path, opening: str) -> None:
+    template = CHAT + BEGIN.replace("assistant\n", f"assistant\n{opening}")
+    for think in (False, True):
+        with pytest.raises(ValueError, match="expected a chat template that opens no thought") as caught:
+            PromptRenderer(real.write_template(template, tmp_path), Budgets(), think=think)
+        assert repr(opening.strip()) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "opening", ["", "Sure, ", "<answer>", "<|response|>", "<hm></hm>\n", "<think>\n</think>", "(", "* "]
+)
+def test_a_prompt_that_opens_a_reply_in_another_way_is_taken(tmp_path: Path, opening: str) -> None:
+    template = CHAT + BEGIN.replace("assistant\n", f"assistant\n{opening}")
+    form = PromptRenderer(real.write_template(template, tmp_path), Budgets()).format
+    assert not form.thinks
+    assert form.filter().feed("Hi") == "Hi"
+
+
+def test_a_thought_that_is_a_message_of_its_own_makes_a_roles_mark_none_of_thoughts(tmp_path: Path) -> None:
+    thought = (
+        "{% for m in messages %}{% if m.reasoning_content %}<|im_start|>think\n{{ m.reasoning_content }}<|im_end|>\n"
+        "{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    )
+    form = PromptRenderer(real.write_template(thought + BEGIN, tmp_path), Budgets()).format
+    assert not form.thinks
+    assert form.filter().feed("Hi") == "Hi"
+    assert form.stop_token_ids
+
+
 def test_marks_that_are_special_tokens_are_asked_for(tmp_path: Path) -> None:
     hidden = PromptRenderer(real.write_template(CHAT + BEGIN, tmp_path / "a", "[THINK]", "[/THINK]"), Budgets())
     assert hidden.format.shows_special_tokens
