@@ -17,6 +17,21 @@ SCHEME_BITS = re.compile(r"W(\d)A|(?:NV|MX)?FP(\d)")
 BLOCK_WEIGHTS = 32
 # Names that a weight in float never has.
 PACKED = (".weight_packed", ".qweight", ".weight_scale", ".weight_scale_inv", "_blocks")
+# Types of weights that are in no float of two bytes or more.
+ROUNDED = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2", "I8", "U8", "I32"})
+FLOATS = frozenset({"BF16", "F16", "F32"})
+# How the weights of a format are named; those with `F8` may be told by their type as well. Others have many ways.
+MARKS: Mapping[str, tuple[str, ...]] = {
+    "awq": (".qweight",),
+    "gptq": (".qweight", ".B"),
+    "fp8": ("F8", ".weight_scale", ".weight_scale_inv"),
+    "fbgemm_fp8": ("F8", ".weight_scale"),
+    "mxfp4": ("_blocks", ".weight_packed"),
+    "gpt_oss_mxfp4": ("_blocks", ".weight_packed"),
+}
+QUANTIZED_NAME = re.compile(
+    r"(?:weight_packed|qweight|_scales?(?:_\w+)?|scaling_factors?(?:_\w+)?|zero_points?|_blocks|absmax|SCB|codes|W_q)$"
+)
 # What lies beside a packed weight.
 BESIDE = (".scales", ".qzeros", ".g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")
 MORE_BESIDE = (".weight_scale_2", ".weight_scale_inv", ".weight_global_scale", ".input_scale", ".input_global_scale")
@@ -57,8 +72,26 @@ def unpacked(tensors: Mapping[str, Tensor], schemes: Iterable[str]) -> dict[str,
 
 
 def packed_weight(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of a weight that came quantized; none where all are in float."""
-    return next((name for name in tensors if name.endswith(PACKED)), None)
+    """Return the name of a weight that came quantized, by its own or by its type; none where all are in float."""
+    named = (name for name in tensors if name.endswith(PACKED))
+    rounded = (name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.dtype in ROUNDED)
+    return next(named, None) or next(rounded, None)
+
+
+def float_weight(tensors: Mapping[str, Tensor], form: str) -> str | None:
+    """Return a matrix in float of a model that holds no weight as its format has them; none where one is there.
+
+    Args:
+        tensors: from its headers.
+        form: as its config names it; of one that is not known any weight that came quantized is taken.
+    """
+    marks = MARKS.get(form)
+    for name, tensor in tensors.items():
+        if (marks is None or "F8" in marks) and tensor.dtype in ROUNDED and len(tensor.shape) > 1:
+            return None
+        if QUANTIZED_NAME.search(name) if marks is None else name.endswith(marks):
+            return None
+    return next((name for name, tensor in tensors.items() if len(tensor.shape) > 1 and tensor.dtype in FLOATS), None)
 
 
 def _in_one(tensor: Tensor, bits: int) -> int:

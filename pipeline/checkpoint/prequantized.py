@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.checkpoint.config_reader import ConfigReader
+from pipeline.checkpoint.config_reader import ConfigError, ConfigReader
 from pipeline.lanes import METHODS
 from runtime.defaults import TRT_GROUP_SIZES
 from runtime.engines.trt.folders import METHOD_OF_ALGORITHM, is_checkpoint
@@ -58,6 +58,9 @@ MXFP4_GROUP = 32
 BITS_KEYS = ("bits", "w_bit", "weight_bits", "wbits")
 GROUP_KEYS = ("group_size", "q_group_size")
 KEPT_KEYS = ("ignore", "modules_to_not_convert", "exclude_modules", "ignored_layers")
+
+# What is to be done where the config speaks of another quantization than the weights have.
+PREQUANTIZED = "remove quantization_config from config.json, or bring the weights that it speaks of"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ def _of_checkpoint(stated: ConfigReader) -> Prequantized:
 
 
 def _of_config(stated: ConfigReader, name: str) -> Prequantized:
-    kind = (stated.word("quant_method") or "compressed-tensors").lower().replace("intel/", "")
+    kind = _kind(stated).lower().replace("intel/", "")
     by = f"config.json ({kind})"
     kept, group = _kept(stated), _group_size(stated)
     if kind.startswith("modelopt"):
@@ -141,10 +144,29 @@ def _of_config(stated: ConfigReader, name: str) -> Prequantized:
         return Prequantized(kind, kind, (scheme,), group, by, symmetric, kept)
     found = list(_groups(stated))
     sparse = not found and stated.states("sparsity_config")
-    usual = "sparse" if sparse else f"W{stated.number(*BITS_KEYS) or 4}A16"
+    bits = stated.number(*BITS_KEYS)
+    if not found and not sparse and bits is None:
+        raise ConfigError(stated.key("config_groups"), "groups of layers that are quantized", "none")
+    usual = "sparse" if sparse else f"W{bits}A16"
     schemes = tuple(dict.fromkeys(scheme for scheme, _ in found)) or (usual,)
     symmetric = all(flag for _, flag in found if flag is not None) if found else None
     return Prequantized(kind, _method(schemes, name), schemes, group, by, symmetric, kept)
+
+
+def _kind(stated: ConfigReader) -> str:
+    """Return the format that a config states; what other keys say where it names none.
+
+    Raises:
+        ConfigError: none can be told.
+    """
+    if named := stated.word("quant_method"):
+        return named
+    if stated.states("config_groups") or stated.states("sparsity_config"):
+        return "compressed-tensors"
+    for key in ("load_in_8bit", "load_in_4bit"):
+        if stated.flag(key, default=False):
+            return "bitsandbytes"
+    raise ConfigError(stated.key("quant_method"), "the quantization's name", "none")
 
 
 def _groups(stated: ConfigReader) -> Iterator[tuple[str, bool | None]]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipeline.checkpoint.config_reader import ConfigError, read_object
+from pipeline.checkpoint.config_reader import ConfigError, read_object, shown
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -21,6 +22,14 @@ SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 PREFIX_BYTES = 8
 # safetensors itself refuses longer ones.
 MOST_HEADER_BYTES = 100 << 20
+# More bytes than any file has, so that sizes stay numbers that can be computed with.
+MOST_BYTES = 1 << 60
+# The bits of an element of each type that safetensors knows.
+BITS = {
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16},
+    **{"F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8},
+    **{"I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64},
+}
 # The same weights in the format of Mistral's own code, and weights that are no model of their own.
 OTHER_WEIGHTS = ("consolidated", "adapter_model")
 
@@ -82,13 +91,14 @@ def read_header(read: PartReader) -> Header:
         raise HeaderError(f"{len(data)} of the header's {length} bytes")
     try:
         document = json.loads(data)
-        tensors = {name: _tensor(entry) for name, entry in document.items() if name != "__metadata__"}
-        end = max(
-            (int(entry["data_offsets"][1]) for name, entry in document.items() if name != "__metadata__"), default=0
-        )
+        entries = {name: entry for name, entry in document.items() if name != "__metadata__"}
+        tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
+        places = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
+    except HeaderError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise HeaderError(f"a header that is no table of tensors ({type(error).__name__})") from error
-    return Header(tensors, PREFIX_BYTES + length + end)
+    return Header(tensors, PREFIX_BYTES + length + _end(places))
 
 
 def header_of(path: Path) -> Header:
@@ -182,6 +192,34 @@ def indexed_files(index: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _tensor(entry: Mapping[str, list[int]]) -> Tensor:
-    begin, end = entry["data_offsets"]
-    return Tensor(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), int(end) - int(begin))
+def _tensor(name: str, entry: Mapping[str, Any]) -> Tensor:
+    """Read a tensor's entry, as strictly as safetensors does when it loads it.
+
+    Raises:
+        HeaderError: it does not agree with itself.
+    """
+    dtype, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
+    told = f"{shown(name)} with the type {shown(dtype)}, the shape {shown([*shape])} and bytes {shown([begin, end])}"
+    numbers = (*shape, begin, end)
+    if dtype not in BITS or not all(type(number) is int and 0 <= number <= MOST_BYTES for number in numbers):
+        raise HeaderError(f"{told}, which no file has")
+    if 8 * (end - begin) != math.prod(shape) * BITS[dtype]:
+        raise HeaderError(f"{told}, which do not agree")
+    return Tensor(dtype, shape, end - begin)
+
+
+def _end(places: Sequence[tuple[int, int, str]]) -> int:
+    """Return where the last of a file's tensors ends.
+
+    Args:
+        places: where each begins and ends, with its name, in order.
+
+    Raises:
+        HeaderError: there is anything between two of them, or they share bytes.
+    """
+    reached = 0
+    for begin, end, name in places:
+        if begin != reached:
+            raise HeaderError(f"{shown(name)} at byte {begin}, where the one before it ends at {reached}")
+        reached = end
+    return reached

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pipeline.checkpoint.config_reader import ConfigError, read_object
-from pipeline.checkpoint.tensors import Header, HeaderError, Tensor, chosen_weights, header_of, index_name
+from pipeline.checkpoint.tensors import (
+    INDEX_NAME,
+    OTHER_WEIGHTS,
+    Header,
+    HeaderError,
+    Tensor,
+    chosen_weights,
+    header_of,
+    index_name,
+)
 from pipeline.problem import Problem
 
 Role = Literal["CHAT_MODEL", "TOOL_MODEL"]
@@ -16,6 +26,8 @@ Role = Literal["CHAT_MODEL", "TOOL_MODEL"]
 TOKENIZER_FILES = frozenset({"tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tekken.json"})
 # Where a repository holds a TensorRT-LLM checkpoint beside a tokenizer and the float model's config.
 CHECKPOINTS = "trt-llm/checkpoints"
+# What numbers the files of a model that is in several.
+SHARD = re.compile(r"-\d+-of-(\d{1,9})\.safetensors$")
 AGAIN = "fetch it again"
 AGAIN_OR_ANOTHER = "fetch it again or choose another model"
 
@@ -82,6 +94,7 @@ def missing_files(role: Role, where: str, sizes: Mapping[str, int], documents: D
     problems += [
         Problem(role, f"the shard {where}/{shard}", "none", AGAIN) for shard in documents.weights if shard not in sizes
     ]
+    problems += _unlisted_shards(role, where, documents.weights) if index_name(sizes) is None else []
     if not TOKENIZER_FILES & sizes.keys():
         problems.append(Problem(role, f"a tokenizer in {where} (tokenizer.json)", "none", AGAIN_OR_ANOTHER))
     if role == "CHAT_MODEL" and not has_template(sizes, documents):
@@ -91,16 +104,46 @@ def missing_files(role: Role, where: str, sizes: Mapping[str, int], documents: D
     return problems
 
 
+def _unlisted_shards(role: Role, where: str, weights: tuple[str, ...]) -> list[Problem]:
+    """Return the problem of several files without an index, which alone tells that they are all of them."""
+    ours = [name for name in weights if "/" not in name and not name.startswith(OTHER_WEIGHTS)]
+    counted = {int(match[1]) for name in ours if (match := SHARD.search(name))}
+    most = max(counted, default=1)
+    if len(ours) <= 1 and most <= 1:
+        return []
+    expected = f"{INDEX_NAME} in {where}" + (f", and all {most} shards" if most > len(ours) else "")
+    return [Problem(role, expected, f"none, and {ours[0]} to {ours[-1]}" if len(ours) > 1 else ours[0], AGAIN)]
+
+
+def index_problems(role: Role, where: str, documents: Documents, tensors: Mapping[str, Tensor]) -> list[Problem]:
+    """Return the problem of an index that lists weights which no file holds: one that was cut off, or of another model.
+
+    Args:
+        role: of the model.
+        where: folder or repository.
+        documents: the model's, its index among them.
+        tensors: of all files that the index names.
+    """
+    index = index_name(documents.found)
+    table = documents.get(index).get("weight_map") if index else None
+    lacking = sorted(name for name in table if name not in tensors) if isinstance(table, Mapping) else []
+    if not lacking:
+        return []
+    rest = f" and {len(lacking) - 1} others" if len(lacking) > 1 else ""
+    return [Problem(role, f"the weights that {index} lists, in {where}", f"none for {lacking[0]}{rest}", AGAIN)]
+
+
 def checkpoint_weights(names: Iterable[str]) -> tuple[str, ...]:
     """Return the weights of a TensorRT-LLM checkpoint inside a model."""
     return tuple(sorted(name for name in names if name.startswith(f"{CHECKPOINTS}/") and name.endswith(".safetensors")))
 
 
 def local_tensors(
-    role: Role, folder: Path, sizes: Mapping[str, int], weights: tuple[str, ...]
+    role: Role, folder: Path, sizes: Mapping[str, int], documents: Documents
 ) -> tuple[dict[str, Tensor], list[Problem]]:
     """Return the tensors that a folder's weights list in their headers, and what is wrong with these files."""
     headers: list[Header | HeaderError] = []
+    weights = documents.weights
     names = tuple(dict.fromkeys((*weights, *checkpoint_weights(sizes))))
     for name in names:
         try:
@@ -110,7 +153,8 @@ def local_tensors(
         except OSError as error:
             headers.append(HeaderError(error.strerror or type(error).__name__))
     problems = header_problems(role, str(folder), sizes, dict(zip(names, headers, strict=True)))
-    return merged_tensors(headers[: len(weights)]), problems
+    tensors = merged_tensors(headers[: len(weights)])
+    return tensors, problems or index_problems(role, str(folder), documents, tensors)
 
 
 def header_problems(

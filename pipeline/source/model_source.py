@@ -26,6 +26,7 @@ from pipeline.source.model_files import (
     Role,
     has_template,
     header_problems,
+    index_problems,
     local_tensors,
     merged_tensors,
     missing_files,
@@ -94,7 +95,7 @@ def _read_folder(ref: str, folder: Path, role: Role) -> SourceFacts:
     documents = read_documents(role, str(folder), sizes, READ_FIRST, lambda name: folder / name)
     problems = missing_files(role, str(folder), sizes, documents)
     stated = _license_of(folder / "README.md")
-    tensors, damaged = local_tensors(role, folder, sizes, documents.weights) if not problems else ({}, [])
+    tensors, damaged = local_tensors(role, folder, sizes, documents) if not problems else ({}, [])
     return SourceFacts(
         ref,
         "folder",
@@ -155,7 +156,7 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
             chat_template=has_template(sizes, documents),
             problems=tuple(missing_files(role, repo, sizes, documents)),
         )
-        return facts if facts.problems else _with_headers(facts, role)
+        return facts if facts.problems else _with_headers(facts, role, documents)
     except TokenError as error:
         return SourceFacts(ref, "hub", repo, problems=(Problem(error.variables, error.expected, error.found),))
     except HFValidationError:
@@ -181,7 +182,7 @@ def _read_hub(ref: str, repo: str, revision: str | None, role: Role) -> SourceFa
     return SourceFacts(ref, "hub", repo, problems=(problem,))
 
 
-def _with_headers(facts: SourceFacts, role: Role) -> SourceFacts:
+def _with_headers(facts: SourceFacts, role: Role, documents: Documents) -> SourceFacts:
     """Return the facts with what the headers of the weights say, which are read by range."""
     reference = Reference(facts.name, facts.revision or "main")
     try:
@@ -189,8 +190,10 @@ def _with_headers(facts: SourceFacts, role: Role) -> SourceFacts:
     except hub_client.failures() as error:
         return replace(facts, unread=hub.reason(error))
     headers = dict(zip(facts.weight_files, found, strict=True))
-    problems = tuple(header_problems(role, facts.name, facts.sizes, headers))
-    return replace(facts, tensors=merged_tensors(found), problems=problems)
+    tensors = merged_tensors(found)
+    problems = header_problems(role, facts.name, facts.sizes, headers)
+    problems = problems or index_problems(role, facts.name, documents, tensors)
+    return replace(facts, tensors=tensors, problems=tuple(problems))
 
 
 def _config(documents: Documents) -> Mapping[str, Any]:

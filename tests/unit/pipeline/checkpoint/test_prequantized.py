@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.checkpoint.config_reader import ConfigError
 from pipeline.checkpoint.prequantized import recognize
 from pipeline.lanes import CPU, TRT_PYTORCH, VLLM, Lane
 
@@ -98,6 +99,32 @@ def test_the_config_decides_whatever_the_name_says(
     assert (found.scheme, found.method, found.group_size) == (scheme, method, group)
     inside = recognize({"text_config": {"quantization_config": stated}}, name, bytes_per_weight=2.0)
     assert inside == found
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"quant_method": "compressed-tensors", "format": "dense", "config_groups": {}}, "config_groups, found none"),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}}, "config_groups, found none"),
+        ({"quant_method": "compressed-tensors"}, "config_groups, found none"),
+        ({"format": "dense"}, "quant_method, found none"),
+        ({"bits": 4}, "quant_method, found none"),
+        ({"load_in_8bit": False, "llm_int8_threshold": 6.0}, "quant_method, found none"),
+    ],
+)
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_a_config_that_says_nothing_of_the_weights_is_no_quantization(
+    stated: dict[str, Any], told: str, key: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}\.{told}"):
+        recognize({key: stated}, "x", bytes_per_weight=2.0)
+
+
+@pytest.mark.parametrize("key", ["load_in_8bit", "load_in_4bit"])
+def test_bitsandbytes_is_known_without_its_name(key: str) -> None:
+    found = recognize({"quantization_config": {key: True, "llm_int8_threshold": 6.0}}, "x", bytes_per_weight=2.0)
+    assert found is not None
+    assert found.format == "bitsandbytes"
 
 
 def test_what_stays_in_float_and_zero_points_are_read_too() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError, deserialize
 
 from pipeline.checkpoint.config_reader import ConfigError
 from pipeline.checkpoint.tensors import (
+    BITS,
     HeaderError,
     Tensor,
     chosen_weights,
@@ -82,6 +85,76 @@ def test_any_bytes_are_a_header_or_an_error(rest: bytes, length: int) -> None:
     except HeaderError as error:
         told = str(error)
     assert "\n" not in told
+
+
+def entry(dtype: object, shape: object, begin: object, end: object) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def header_with(entries: dict[str, object], size: int) -> bytes:
+    header = json.dumps(entries).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(size)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"a": entry("BF17", [2], 0, 4)},
+        {"a": entry("BF16", [3], 0, 4)},
+        {"a": entry("BF16", [-2], 0, 4)},
+        {"a": entry("BF16", [-2, -1], 0, 4)},
+        {"a": entry("BF16", [2.0], 0, 4)},
+        {"a": entry("BF16", [True, 2], 0, 4)},
+        {"a": entry("BF16", [2], 4, 0)},
+        {"a": entry("BF16", [2], 4, 8)},
+        {"a": entry("BF16", [2], 0, 4), "b": entry("BF16", [2], 2, 6)},
+        {"a": entry("BF16", [2], 0, 4), "b": entry("BF16", [2], 6, 10)},
+        {"a": entry("BF16", [1 << 40, 1 << 40], 0, 4)},
+        {"a": entry("BF16", [1 << 70], 0, 1 << 71)},
+    ],
+)
+def test_a_header_that_does_not_agree_with_itself_is_said(entries: dict[str, object]) -> None:
+    data = header_with(entries, 16)
+    with pytest.raises(HeaderError, match=r"'[ab]' (with the type|at byte)"):
+        read_header(lambda begin, length: data[begin : begin + length])
+
+
+NUMBERS = st.integers(-1, 9)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> dict[str, object]:
+    """Tables of a header, most of them right but for one number."""
+    found, reached = {}, 0
+    for name in draw(st.lists(st.sampled_from("abcd"), unique=True, max_size=3)):
+        dtype, shape = draw(st.sampled_from(sorted(BITS))), draw(st.lists(st.integers(0, 4), max_size=2))
+        size = math.prod(shape) * BITS[dtype] // 8
+        found[name] = entry(dtype, shape, reached, reached + size)
+        reached += size
+    for name in draw(st.lists(st.sampled_from(sorted(found)), max_size=1)) if found else []:
+        found[name] |= draw(
+            st.fixed_dictionaries(
+                {}, optional={"shape": st.lists(NUMBERS, max_size=2), "data_offsets": st.tuples(NUMBERS, NUMBERS)}
+            )
+        )
+    return found
+
+
+@given(tables())
+@settings(deadline=None)
+def test_headers_are_taken_as_safetensors_takes_them(entries: dict[str, object]) -> None:
+    ends = [end for table in entries.values() for end in table["data_offsets"] if end > 0]  # type: ignore[index]
+    data = header_with(entries, max(ends, default=0))
+    try:
+        deserialize(data)
+        right = True
+    except SafetensorError:
+        right = False
+    try:
+        found = read_header(lambda begin, length: data[begin : begin + length])
+        assert right == (found.file_size == len(data)), "taken, and not by safetensors"
+    except HeaderError:
+        assert not right
 
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

@@ -210,6 +210,90 @@ def test_a_tokenizer_that_is_sentencepiece_alone_is_planned(llama: Path) -> None
         assert "tokenizer" in only(found)
 
 
+def rewrite(folder: Path, change: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        (r"layers\.1\.mlp\.down_proj", "found no model.layers.1.mlp.down_proj.weight"),
+        (r"layers\.1\.", "expected 2 layers"),
+    ],
+)
+@pytest.mark.parametrize("method", ["none", "8bit", "awq"])
+def test_a_model_that_lacks_weights_is_told_before_anything_is_made_up(
+    llama: Path, pattern: str, told: str, method: str
+) -> None:
+    rewrite(llama, lambda weights: {name: w for name, w in weights.items() if not re.search(pattern, name)})
+    assert told in only(plan(llama, method))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_hidden_layers": 1}, "expected 1 layers"),
+        ({"num_hidden_layers": 3}, "expected 3 layers"),
+        ({"vocab_size": 300}, "expected an embedding of 300 tokens"),
+        ({"tie_word_embeddings": False}, "expected a head of its own"),
+        ({"dtype": "int8"}, "found 'int8'"),
+        ({"dtype": "BF17"}, "found 'BF17'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0.5, "rope_theta": 1e4}}, "rope_parameters.factor"),
+    ],
+)
+def test_a_config_of_another_model_is_told(llama: Path, changes: dict[str, Any], told: str) -> None:
+    change(llama, **changes)
+    assert told in only(plan(llama))
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", "float64"])
+def test_weights_that_no_engine_computes_with_are_told(llama: Path, dtype: str) -> None:
+    import torch
+
+    rewrite(llama, lambda weights: {name: w.float().to(getattr(torch, dtype)) for name, w in weights.items()})
+    line = only(plan(llama))
+    assert "quantization_config" in line or "float64 in " in line
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"quant_method": "awq", "bits": 4, "group_size": 32},
+        {"quant_method": "gptq", "bits": 4, "group_size": 32},
+        {"quant_method": "fp8"},
+        {"quant_method": "mxfp4"},
+        {"quant_method": "modelopt", "quant_algo": "FP8"},
+        {"load_in_8bit": True, "llm_int8_threshold": 6.0},
+        {"quant_method": "compressed-tensors", "format": "dense", "config_groups": {}},
+        {"config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32}}}},
+        {"quant_method": "compressed-tensors", "bits": 4},
+    ],
+)
+@pytest.mark.parametrize("lane", ["cpu", "vllm"])
+def test_a_config_that_calls_float_weights_quantized_is_told(llama: Path, stated: dict[str, Any], lane: str) -> None:
+    change(llama, quantization_config=stated)
+    line = only(plan(llama, lane=lane))
+    assert line.startswith("CHAT_MODEL: expected ")
+    assert line.endswith("remove quantization_config from config.json, or bring the weights that it speaks of")
+
+
+def test_shards_without_an_index_are_told(llama: Path) -> None:
+    first, second = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    (llama / "model.safetensors").rename(llama / first)
+    assert "and all 2 shards" in only(plan(llama))
+    (llama / second).write_bytes((llama / first).read_bytes())
+    assert f"found none, and {first} to {second}" in only(plan(llama))
+    index = {"weight_map": {"model.norm.weight": first, "lm_head.bias": second}}
+    (llama / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "found none for lm_head.bias" in only(plan(llama))
+    index["weight_map"] = {"model.norm.weight": first}
+    (llama / "model.safetensors.index.json").write_text(json.dumps(index))
+    planned(plan(llama))
+
+
 def test_what_is_thrown_away_does_not_fail(llama: Path) -> None:
     change(llama, "generation_config.json", do_sample=False, temperature=0.9, top_p=0.6)
     planned(plan(llama))

@@ -398,7 +398,7 @@ PROBLEMS = [
     ),
     Row(
         "a source in vLLM's format",
-        chat=model(LLAMA_8B | {"quantization_config": {"quant_method": "compressed-tensors"}}, size=5 * GIB),
+        chat=model(LLAMA_8B | {"quantization_config": {"quant_method": "compressed-tensors", "bits": 4}}, size=5 * GIB),
         wrong=("CHAT_MODEL: expected a source in float, or one of trt-llm that trt can run",),
     ),
     *(
