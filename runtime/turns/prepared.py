@@ -46,7 +46,7 @@ class PreparedReply:
         self._deployment = deployment
         self._principal = principal
         self._failed = failed
-        self._request: TurnRequest | None = None  # none before it begins
+        self._request: TurnRequest | None = None  # none before it begins, and once it is made
         self._held: HeldAnswer | None = None  # the same
         self._fits = False  # whether its system prompt is known to be within its budget
         self._pause = Pause(deployment.prepare_tokens, self._rests)  # until its `start`
@@ -127,6 +127,7 @@ class PreparedReply:
 
     def _made(self, making: asyncio.Future[None]) -> None:
         """Its task is over: it was handed over, thrown away, refused, or it has failed."""
+        self._request = self._held = None  # what was said: its connection may know this reply for long
         error = None if making.cancelled() else making.exception()
         if isinstance(error, EngineDeadError):
             attempt("prepared", partial(self._deployment.died, error))

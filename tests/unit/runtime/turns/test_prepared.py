@@ -243,6 +243,23 @@ async def test_it_is_held_for_its_time_and_no_longer() -> None:
         assert len(running.service.sessions.prepared) == 0
 
 
+@pytest.mark.parametrize("end", ["hit", "miss", "ended", "expired"])
+async def test_nothing_of_what_was_said_is_kept_of_one_that_is_over(end: str) -> None:
+    async with serving(prepare_ttl_s=0.5 if end == "expired" else 600.0) as running, running.client() as client:
+        await prepared(running, client)
+        (connection,) = running.service.connections
+        preparing = connection._handler._preparing  # type: ignore[union-attr]
+        (reply,) = preparing._open
+        if end == "ended":
+            await client.send(type="cancel")
+            await client.until("done")
+        elif end != "expired":
+            await client.turn(**ASKED | ({} if end == "hit" else {"user_utterance": "goodbye"}))
+        await eventually(lambda: outcomes(running) == {end: 1})
+        await eventually(lambda: (reply._request, reply._held) == (None, None))
+        assert reply.over
+
+
 async def test_a_newer_one_takes_its_place_also_from_another_connection() -> None:
     engine = ScriptedEngine()
     async with serving(engine) as running, running.client() as client, running.client() as other:
