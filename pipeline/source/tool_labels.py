@@ -31,6 +31,10 @@ DOUBTS = frozenset(
         *("remove", "removed", "delete", "deleted", "drop", "dismiss", "decline", "declined", "hardly", "rarely"),
         *("barely", "maybe", "perhaps", "possibly", "sometimes", "invalid", "impossible", "inactive", "incorrect"),
         *("inapplicable", "wrong", "fail", "failed", "failure", "fake", "bad", "broken", "null", "void"),
+        # Of one that is there already, or of something else in its place.
+        *("already", "taken", "done", "attached", "provided", "sent", "given", "received", "shared", "uploaded"),
+        *("included", "existing", "previous", "earlier", "old", "was", "had", "after", "instead", "rather", "only"),
+        *("replace", "replaced", "substitute", "alternative", "alternatively", "versus", "vs"),
     )
 )
 OTHER_SCREEN = re.compile(

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.config_reader import ConfigError, ConfigReader
 from pipeline.checkpoint.layers import SMALLEST_GROUP, LayerTable, layer_table, stored_dtype
-from pipeline.checkpoint.packed import float_weight, packed_weight, unpacked
-from pipeline.checkpoint.prequantized import PREQUANTIZED, Prequantized, recognize
+from pipeline.checkpoint.packed import packed_weight, unpacked
+from pipeline.checkpoint.prequantized import Prequantized, recognize
 from pipeline.checkpoint.shape import Shape, ShapeError, mixture_of_experts
 from pipeline.lanes import LANES, METHODS, Lane
 from pipeline.lanes.methods import SMALL_MODEL
 from pipeline.plan import SEED, BuildRequest, CalibrationPlan, ChatPlan
 from pipeline.plan.chat.dataset import choose_dataset
 from pipeline.plan.chat.grouping import check_sharing, kept_patterns, odd_layers, odd_patterns
+from pipeline.plan.chat.storage import check_float, is_stored_otherwise
 from pipeline.plan.diagnostics import Diagnostics
 from pipeline.plan.disk_facts import DiskFacts
 from pipeline.settings import PipelineSettings
@@ -31,9 +32,6 @@ CACHE_BLOCK = 16
 
 # The size of groups, whether they have no zero point, and what stays in float.
 Grouping = tuple[int | None, bool, tuple[str, ...]]
-
-# What a config says of weights that are none the less stored in float: of the cache alone, or of zeros left out.
-IN_FLOAT = (("float",), ("sparse",))
 
 # Columns of a head for which vLLM's attention on a CPU has a kernel; a test compares them with its own list.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -99,7 +97,7 @@ class ChatPlanner:
             kind = f"none, and {name} ({facts.tensors[name].dtype})"
             self.diagnostics.problem("CHAT_MODEL", expected, kind, "name the float model")
         elif prequantized is None:
-            self._check_wide(facts)
+            check_float(facts, self.diagnostics)
         tensors = unpacked(facts.tensors, prequantized.schemes) if prequantized else facts.tensors
         # The names in a TensorRT-LLM checkpoint are its own, and each rank has its share.
         table = layer_table(facts.config, {} if prequantized and prequantized.format == "trt-llm" else tensors)
@@ -160,24 +158,6 @@ class ChatPlanner:
         if any(len(tensor.shape) > 1 for tensor in facts.tensors.values()):
             return None if packed_weight(facts.tensors) else 2.0
         return facts.weight_bytes / shape.parameters if facts.weight_bytes else None
-
-    def _check_wide(self, facts: SourceFacts) -> None:
-        """Check that a model in float is in one that engines compute in."""
-        wide = next((name for name, tensor in facts.tensors.items() if tensor.dtype == "F64"), None)
-        if wide and stored_dtype(facts.tensors) is None:
-            expected = f"weights in bfloat16, float16 or float32, in {facts.ref}"
-            self.diagnostics.problem("CHAT_MODEL", expected, f"float64 in {wide}", "save it in one of them")
-
-    def _is_stored_otherwise(self, facts: SourceFacts, found: Prequantized) -> bool:
-        """Tell of weights that are in float although the config calls them quantized."""
-        if found.format == "trt-llm" or found.schemes in IN_FLOAT:
-            return False
-        name = float_weight(facts.tensors, found.format)
-        if name is not None:
-            expected = f"weights in {found.format} ({found.scheme}), as {found.recognized_by} of {facts.ref} says"
-            kind = f"none, and {name} in {facts.tensors[name].dtype}"
-            self.diagnostics.problem("CHAT_MODEL", expected, kind, PREQUANTIZED)
-        return name is not None
 
     def _needed(self, facts: SourceFacts, found: Prequantized | None) -> SourceFacts:
         """Return the facts without what this lane does not fetch: a checkpoint for another engine."""
@@ -246,7 +226,7 @@ class ChatPlanner:
         return recognize(facts.config, facts.name, bytes_per_weight=bytes_per_weight)
 
     def _use_prequantized(self, found: Prequantized, facts: SourceFacts) -> str:
-        if self._is_stored_otherwise(facts, found):
+        if is_stored_otherwise(facts, found, self.diagnostics):
             return found.method
         lane = self.lane
         if lane and (refusal := lane.loading_refusal(found.format, found.schemes, self.machine.sm)):

@@ -42,6 +42,21 @@ NEGATED = [
 OTHERS = ["chat", "understood", "unit_test", "LABEL_0", "label 1", "none of a kind? no", "vision", "0", "1"]
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["screenshot_already_taken", "request_image"],
+        ["text_instead_of_screenshot", "grab"],
+        ["yes_text_only", "image"],
+        ["screenshotAttached", "look"],
+        ["previous screenshot", "capture"],
+    ],
+)
+def test_one_that_is_there_already_or_something_else_is_no_plain_yes(labels: list[str]) -> None:
+    assert positive_label(labels) is None
+    assert meaning_of(labels[0]) is Meaning.UNCLEAR
+
+
 @pytest.mark.parametrize("label", AFFIRMED)
 def test_a_yes_is_a_yes(label: str) -> None:
     assert meaning_of(label) is Meaning.YES
