@@ -8,8 +8,9 @@ the places where the markers come out tell:
 - it refuses or drops the system role (Gemma), or moves it to the last user message (some Mistral): the system text is
   folded into the first user message instead, where it stays in place as the conversation grows;
 - it puts in a default system message when there is none (SmolLM2, Qwen, Llama 3.1): that message is cut out again. It
-  is known by the header of a user message with the word `system` in place of `user`; a template whose headers are
-  not made that way keeps its default, and so does one that renders the same text beside a system message;
+  is known by the header of a user message with the word `system` in place of `user`. Where the headers are not made
+  that way, or it stands in a user's message, an empty system message is given if that keeps it out. A template that
+  renders the same text beside a system message keeps it;
 - it refuses roles that do not alternate (Gemma, Llama 2): neighbours of one role are joined;
 - it refuses empty content: `EMPTY` stands for it.
 
@@ -100,7 +101,10 @@ class ChatTemplate:
         self._user_header = self._header(after, between)
         # The same text beside a system message is no stand-in for one.
         self._keeps_default = self._default_of(plain) in (with_system or "")
+        # Whether it is given an empty system message where there is none.
+        self._mutes = False
         self._mend_other_shapes()
+        self._mutes = self._can_mute()
         first = self.render("", [("user", FIRST)])
         self.begun = first[first.rindex(FIRST) + len(FIRST) :]
         self.endings = endings_of(self.render)
@@ -160,6 +164,8 @@ class ChatTemplate:
             turns = [("user", EMPTY), *turns]
         if system:
             return self._call.apply([("system", system), *turns], reply_begins=reply_begins)
+        if self._mutes:
+            return self._call.apply([("system", ""), *turns], reply_begins=reply_begins)
         text = self._call.apply(turns, reply_begins=reply_begins)
         return text if self._keeps_default else self._without_default(text, turns)
 
@@ -196,6 +202,19 @@ class ChatTemplate:
                     return
         raise ValueError(f"expected a chat template that renders every conversation, found {fault}; {CORRECT}")
 
+    def _can_mute(self) -> bool:
+        """Whether a default system message is left in, and an empty one keeps it out and does no harm."""
+        user = [("user", FIRST)]
+        before, _, after = (self._call.attempt([("system", SYSTEM), *user]) or "").partition(SYSTEM)
+        plain = self._call.attempt(user) or ""
+        default = plain.removeprefix(before).removesuffix(after).strip()
+        if f"{before}{default}{after}".split() != plain.split() or not any(map(str.isalnum, default)):
+            return False
+        if default not in self.render("", user) + self.render(SYSTEM, user):
+            return False
+        self._mutes = True
+        return fault_of(self.render) is None and default not in self.render("", user) + self.render(SYSTEM, user)
+
     def _takes_neighbours(self, exchange: Sequence[TemplateMessage]) -> bool:
         users = self._call.attempt([("user", FIRST), ("user", SECOND)])
         replies = self._call.attempt([*exchange, ("assistant", SYSTEM), ("user", SECOND)])
@@ -216,6 +235,8 @@ class ChatTemplate:
 
     def _header(self, after: str, between: str) -> str:
         """What stands before a user's words: between a reply and the next utterance, less what ends the reply."""
+        if between.startswith(after):
+            return between[len(after) :]
         ending, pieces = self._pieces(after), self._pieces(between)
         same = 0
         while same < min(len(ending), len(pieces)) and ending[same] == pieces[same]:
@@ -235,8 +256,11 @@ class ChatTemplate:
     def _default_of(self, text: str) -> str:
         """The system message that a conversation without one was given; empty where there is none."""
         first_user = text.find(self._user_header) if self._user_header else -1
-        default = text.find(self._user_header.replace("user", "system"), 0, max(first_user, 0))
-        return text[default:first_user] if default >= 0 else ""
+        for user, system in (("user", "system"), ("User", "System"), ("USER", "SYSTEM")):
+            default = text.find(self._user_header.replace(user, system), 0, max(first_user, 0))
+            if default >= 0:
+                return text[default:first_user]
+        return ""
 
 
 def _alternating(turns: Sequence[TemplateMessage]) -> list[TemplateMessage]:
