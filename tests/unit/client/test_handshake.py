@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,15 +23,19 @@ SECRET = "s3cret-k3y"
 async def answering(*head: str, host: str = "127.0.0.1") -> AsyncIterator[tuple[int, list[bytes]]]:
     """A server that answers every handshake with this head; its port, and the requests that came."""
     requests: list[bytes] = []
+    tasks: list[asyncio.Task[None] | None] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.current_task())
         requests.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write("\r\n".join((*head, "Content-Length: 0", "Connection: close", "", "")).encode())
-        await writer.drain()
         writer.close()
+        with contextlib.suppress(ConnectionError):  # of a client that has gone already
+            await writer.wait_closed()
 
     async with await asyncio.start_server(answer, host, 0) as server:
         yield server.sockets[0].getsockname()[1], requests
+        await asyncio.gather(*filter(None, tasks))
 
 
 async def refusal(url: str, key: str | None = SECRET) -> YapError:
