@@ -36,9 +36,10 @@ _PACKED = re.compile(r"\.(?:qweight|weight_packed)$|_blocks$")
 _MATRIX = re.compile(
     r"(?:^|\.)(?:[qkvo]_proj|(?:up|down|gate)_proj|\w*qkv\w*|fc[12]|dense\w*|query\w*|key|value)\.weight$"
 )
+# Linear layers of which none has a bias alone; a head that is the embedding's may.
 LINEAR = CUT_INPUTS | frozenset(
     (
-        *("q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "fc1", "query", "key", "value", "lm_head"),
+        *("q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "fc1", "query", "key", "value"),
         *("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2", "query_proj", "key_proj", "value_proj"),
         *("classifier", "pre_classifier", "score", "query_key_value", "dense_h_to_4h", "c_attn", "c_fc"),
     )
@@ -101,9 +102,9 @@ def _lacks(
     count = None if odd else _count(text)
     if count is not None and stacks:
         yield from _miscounted(text, stacks, count)
-        for stack in stacks:
-            if not text.states("num_kv_shared_layers"):
-                yield from _lesser_layer(stack, count)
+        # Layers that share keys and values with others have none of their own.
+        for stack in () if text.states("num_kv_shared_layers") else stacks:
+            yield from _lesser_layer(stack, count)
     yield from _other_vocabulary(text, tensors)
     yield from _matrix_without_weights(tensors)
     if classifier:
@@ -164,7 +165,7 @@ def _miscounted(text: ConfigReader, stacks: list[_Layers], count: int) -> Iterat
 def _lesser_layer(stack: _Layers, count: int) -> Iterator[Lack]:
     """Tell of the one layer that lacks what all others have, and has nothing of its own instead."""
     layers = {number: held for number, held in stack.held.items() if number < count}
-    if len(layers) < 2:
+    if not 2 <= len(layers) == count:
         return
     lesser: list[tuple[int, list[str]]] = []
     for number, held in layers.items():

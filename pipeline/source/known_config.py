@@ -90,7 +90,8 @@ def _check_numbers(config: Mapping[str, Any], *, in_float: bool) -> None:
                 continue
             sections += section.values()
             factor = section.get("factor")
-            if isinstance(factor, int | float) and not isinstance(factor, bool) and not factor >= 1:
+            number = isinstance(factor, int | float) and not isinstance(factor, bool)
+            if factor is not None and not (number and factor >= 1):
                 raise ConfigError(f"{key}.factor", "a number from 1", shown(factor))
 
 

@@ -242,6 +242,8 @@ def test_a_model_that_lacks_weights_is_told_before_anything_is_made_up(
         ({"dtype": "int8"}, "found 'int8'"),
         ({"dtype": "BF17"}, "found 'BF17'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0.5, "rope_theta": 1e4}}, "rope_parameters.factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": "x"}}, "rope_scaling.factor"),
+        ({"rope_parameters": {"full": {"rope_type": "linear", "factor": 0.5}}}, "rope_parameters.factor"),
     ],
 )
 def test_a_config_of_another_model_is_told(llama: Path, changes: dict[str, Any], told: str) -> None:
