@@ -9,6 +9,7 @@ matrix of which only the bias is there. Only what no family of models does is a 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from pipeline.checkpoint.config_reader import TEXT_SECTIONS, ConfigReader, text_config
 from pipeline.checkpoint.float_layers import is_tower
 from pipeline.checkpoint.layers import CUT_INPUTS, DRAFT, FLOAT_TYPES
-from pipeline.checkpoint.packed import BESIDE, MORE_BESIDE, packed_weight
+from pipeline.checkpoint.packed import BESIDE, MORE_BESIDE, ROUNDED, packed_weight
 from pipeline.checkpoint.shape import EACH_LAYER_KEYS, LAYERS_KEYS, VOCABULARY_KEYS
 from pipeline.checkpoint.tensors import Tensor
 
@@ -31,6 +32,7 @@ _CLASSIFIER = re.compile(r"classif|score|logits_proj|summary|head|decoder")
 _ASIDE = re.compile(
     r"(?:_scales?(?:_\w+)?|zero_points?|absmax|quant_map|quant_state\w*|SCB|inv_freq|masked_bias|bias)$"
 )
+_ROUNDED_NAMES = frozenset({"qweight", "weight_packed"})
 _PACKED = re.compile(r"\.(?:qweight|weight_packed)$|_blocks$")
 # Matrices that each layer has, whatever it is made of; the first may do without norms and the like.
 _MATRIX = re.compile(
@@ -107,6 +109,7 @@ def _lacks(
             yield from _lesser_layer(stack, count)
     yield from _other_vocabulary(text, tensors)
     yield from _matrix_without_weights(tensors)
+    yield from _weight_without_scales(tensors)
     if classifier:
         if (name := packed_weight(tensors)) is not None:
             yield Lack("a classifier's weights in float", f"{name} in {tensors[name].dtype}", AGAIN)
@@ -210,6 +213,26 @@ def _matrix_without_weights(tensors: Mapping[str, Tensor]) -> Iterator[Lack]:
         alone = module != name and module.rpartition(".")[2] in LINEAR and module not in modules
         if alone and not any(other.startswith(f"{module}.") for other in modules):
             yield Lack(f"weights of {module}", "its bias alone", AGAIN)
+
+
+def _weight_without_scales(tensors: Mapping[str, Tensor]) -> Iterator[Lack]:
+    """Tell of the one rounded weight beside which something is missing that all others of its kind have."""
+    kinds: dict[tuple[str, str], dict[str, set[str]]] = {}
+    beside: dict[str, set[str]] = {}
+    for name, tensor in tensors.items():
+        module, _, last = name.rpartition(".")
+        if _LAYER.match(name) and (last in _ROUNDED_NAMES or (last == "weight" and tensor.dtype in ROUNDED)):
+            kinds.setdefault((last, tensor.dtype), {})[module] = beside.setdefault(module, set())
+    for name in tensors:
+        module, _, last = name.rpartition(".")
+        if module in beside and f".{last}" in (*BESIDE, *MORE_BESIDE):
+            beside[module].add(last)
+    for modules in kinds.values():
+        held = Counter(last for lasts in modules.values() for last in lasts)
+        for last, count in sorted(held.items()):
+            if count == len(modules) - 1 and count > 1:
+                module = next(name for name, lasts in modules.items() if last not in lasts)
+                yield Lack(f"{last} beside each weight that came quantized", f"no {module}.{last}", AGAIN)
 
 
 def _is_untied(config: Mapping[str, Any]) -> bool:

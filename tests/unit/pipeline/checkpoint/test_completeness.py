@@ -204,6 +204,21 @@ def test_whichever_layers_stay_in_float_a_quantized_model_lacks_nothing(data: st
         assert f"found no {gone}.weight" in told(config, lacking)
 
 
+@pytest.mark.parametrize("part", ["qzeros", "scales"])
+def test_a_quantized_weight_without_its_scales_is_told(part: str) -> None:
+    config, tensors = llama()
+    found = quantized(tensors, {"model.layers.0.mlp.up_proj"})
+    gone = f"model.layers.2.mlp.down_proj.{part}"
+    assert f"expected {part} beside each weight" in told(config, without(found, re.escape(gone)))
+    rounded = {
+        name: Tensor("F8_E4M3", tensor.shape, 0) if "proj" in name else tensor for name, tensor in tensors.items()
+    }
+    scales = {f"{name}_scale": Tensor("F32", (1,), 4) for name in tensors if "proj" in name}
+    assert lack_of(config, rounded | scales) is None
+    del scales["model.layers.3.self_attn.q_proj.weight_scale"]
+    assert "found no model.layers.3.self_attn.q_proj.weight_scale" in told(config, rounded | scales)
+
+
 def test_scales_alone_are_no_difference() -> None:
     config, tensors = llama()
     scales = {f"{name}_scale": Tensor("F32", (1,), 4) for name in tensors if "proj" in name and ".2." not in name}
