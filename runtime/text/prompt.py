@@ -113,8 +113,8 @@ class PromptRenderer:
         source = str(tokenizer.chat_template)
         switches = switches_of(self._template.attempt, source)
         marks = template_marks(self._template.render, source, control).union(switches)
-        # Text to token ids.
         told = self._template.everywhere if self._template.alters else None
+        # Text to token ids.
         self._tokens = TextTokens(tokenizer, self._samples(), marks, told)
         # Tokens of a prompt with a system message and nothing said.
         self._minimum = TextCache(self._measure_minimum, limit=SYSTEMS_BYTES, entry_limit=SYSTEMS_BYTES // 16)

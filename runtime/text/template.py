@@ -78,8 +78,9 @@ class ChatTemplate:
         plain = self._call.attempt(whole) or plain
         words = self.thought.off_words
         prompt = (self._call.attempt([("system", words), *whole]) if words else None) or plain
-        # What the template ends a prompt with, and what is said for the model at the beginning of its reply behind it.
+        # What the template ends a prompt with.
         self._opened = self.begun = prompt[prompt.rindex(SECOND) + len(SECOND) :]
+        # What is said for the model behind that, at the beginning of its reply.
         self._opener = "" if think else self._speech_header(plain)
         self.begun += self._opener
         with_system = self._call.attempt([("system", SYSTEM), *whole])

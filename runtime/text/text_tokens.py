@@ -87,8 +87,8 @@ class TextTokens:
         self._breaker = Breaker(
             {*control, *map(self._normalized, normalized), *marks.anywhere, *CHANNEL_MARKS}, marks.lines
         )
-        # Of one character, so that nothing breaks them up; none in nearly every tokenizer.
         single = {token.strip() for token in control if len(token.strip()) == 1}
+        # Control tokens of one sign, so that nothing breaks them up; none in nearly every tokenizer.
         self._single = re.compile(any_of(single)) if single else None
         self._told = told
         self._told_plain = 0 if told is None else self._count(told(PLAIN))  # marks of the template itself

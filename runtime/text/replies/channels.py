@@ -112,6 +112,16 @@ class Marks:
         pairs: what opens a hidden part, and what ends it.
         dropped: further marks that are not said.
         turns: what the reply ends before.
+
+    Attributes:
+        ends: what is waited for behind each mark that opens a hidden part.
+        decisive: the marks that tell where speech begins and ends.
+        headers: marks of `stops` behind which a reply may begin.
+        stops: what the reply ends before; each with how it is written where only that counts, else with nothing.
+        longest: characters of the longest mark.
+        pattern: finds a mark.
+        begins: finds where one may begin.
+        unfinished: beginnings of marks.
     """
 
     __slots__ = ("begins", "decisive", "ends", "headers", "longest", "pattern", "stops", "unfinished")
@@ -121,11 +131,9 @@ class Marks:
     ) -> None:
         turns = turns or TurnMarks()
         self.ends = {small(opens): small(ends) for opens, ends in pairs.items()}
-        # Those that tell where speech begins and ends.
         self.decisive = frozenset({*self.ends, *self.ends.values(), *HEADER_MARKS} - {""})
         known = {*self.decisive, MESSAGE, *MESSAGE_ENDS}
         known |= {small(mark) for mark in dropped}
-        # What the reply ends before, each with how it is written where only that counts.
         self.headers = frozenset(small(mark) for mark in turns.headers)
         self.stops = {small(mark): "" for mark in (*turns.anywhere, *turns.headers)}
         self.stops |= {small(mark): mark for mark in turns.exact if small(mark) not in self.stops}
