@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.checkpoint.tensors import BITS
 from pipeline.quantize import QuantizeJob, read_back
 from pipeline.stages.stage import StageError
 
@@ -50,9 +52,11 @@ AROUND: dict[str, Entry] = {
 
 def write(folder: Path, tensors: Mapping[str, Entry], group: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    header = json.dumps(
-        {name: {"dtype": kind, "shape": shape, "data_offsets": [0, 0]} for name, (kind, shape) in tensors.items()}
-    ).encode()
+    entries, end = {}, 0
+    for name, (kind, shape) in tensors.items():
+        begin, end = end, end + math.prod(shape) * BITS[kind] // 8
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     stated = {"quantization_config": {"config_groups": {"group_0": group}}} if group else {}
     (folder / "config.json").write_text(json.dumps({**config, **stated}))
