@@ -28,7 +28,7 @@ class Inquiry:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._session = outbox.session  # what is asked about
+        self._session = outbox.session
         self.last: TurnState | None = None
         self._begun: deque[TurnState] = deque(maxlen=MOST_TURNS)  # those that a server has begun, newest last
         self._unheard_of: TurnState | None = None  # one that was cut and may have begun, or not
