@@ -193,11 +193,6 @@ class Session:
         self._told.clear()
         self.history_due = self.history_due or self.transcript.complete
 
-    def shared(self) -> None:
-        """Take note that others talk in the session too: what they said is not here, and nothing is put over it."""
-        self.transcript.complete = False
-        self.history_due = self.history_due and self.own
-
     def forgotten(self) -> None:
         """Take note that the server does not know the session: it is told everything again."""
         self.doubted()

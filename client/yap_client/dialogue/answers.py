@@ -85,7 +85,6 @@ class Answers:
             del self._outbox.heards[turn_id]
         last = self._inquiry.last
         if isinstance(frame, Error):
-            self._inquiry.told_of_heard(turn_id, frame.error_code)
             request.fail(events.refusal(frame))
         elif last is not None and last.id == turn_id and isinstance(frame, Ack) and frame.chars is not None:
             last.heard = frame.chars
@@ -127,10 +126,11 @@ class Answers:
     def _end(self, turn: TurnState, done: Done) -> None:
         """A turn has ended on the server: keep of it what the server does."""
         del self._outbox.open[turn.id]
+        transcript = self._session.transcript
         unasked = done.cancelled and turn.asked is None
         cut = unasked and self._outbox.draining  # the server's time was over
         if unasked and not cut:
-            self._session.shared()  # another client has taken the session over
+            transcript.complete = False  # another client has taken the session over
         kept = not done.failed and (not done.cancelled or bool(turn.said) or turn.asked is Ask.BARGE_IN)
         self._keep(turn, kept=kept)
         if in_doubt(turn):

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from yap_client.dialogue.exchanges import Request, TurnState
-from yap_client.dialogue.outbox import MOST_ATTEMPTS, Outbox
+from yap_client.dialogue.outbox import Outbox
 from yap_client.errors import RefusedError
 from yap_client.session import Value
 
@@ -33,9 +33,6 @@ class Inquiry:
         self._begun: deque[TurnState] = deque(maxlen=MOST_TURNS)  # those that a server has begun, newest last
         self._unheard_of: TurnState | None = None  # one that was cut and may have begun, or not
         self._looking: Request | None = None  # whether anybody knew the session before the first turn
-        self._holds = False  # whether the session is this connection's, as far as is known
-        self._looked: TurnState | None = None  # the turn before which it was asked for others
-        outbox.before = self._look_for_others
 
     def connected(self) -> None:
         """Ask what a server has that the client has just come to."""
@@ -50,43 +47,18 @@ class Inquiry:
         return exchange is not None and exchange in (self._outbox.asking, self._looking)
 
     def lost(self) -> None:
-        """Forget the question before the first turn, and who has the session: the connection is gone."""
-        self._looking, self._holds, self._looked = None, False, None
+        """Forget the question before the first turn: its connection is gone."""
+        self._looking = None
 
     def began(self, turn: TurnState) -> None:
         """Take note of a turn that a server has begun."""
-        self.last, self._unheard_of, self._holds = turn, None, True
+        self.last, self._unheard_of = turn, None
         self._begun.append(turn)
 
     def cut(self, turn: TurnState) -> None:
         """Take note of a turn whose connection was lost."""
         if not turn.acknowledged:
             self._unheard_of = turn
-
-    def told_of_heard(self, turn_id: str, code: str) -> None:
-        """Learn from a refusal of a `heard` about the last turn that somebody else talks in the session."""
-        last = self.last if self._holds and not self._session.own else None
-        if last is not None and last.id == turn_id and code in ("no_active_session", "no_such_reply"):
-            self._holds = False
-            self._session.shared()
-
-    def _look_for_others(self, turn: TurnState) -> None:
-        """Ask before a turn whether anybody else has talked in a session that was named: no server tells of it."""
-        session, last, outbox = self._session, self.last, self._outbox
-        if session.own or not session.transcript.complete or self._looked is turn:
-            return
-        self._looked = turn
-        if not session.begun:
-            if session.history_due:
-                self.ask_session()
-            elif self._looking is None or self._looking.over:
-                self._ask_whether_new()
-        elif self._holds and last is not None and last.over and last.id not in outbox.heards:
-            # What the server knows already: nothing is cut by it.
-            chars = len(last.said) if last.heard is None else last.heard
-            asked = Request(0, last.id, "heard", {"session_id": session.key, "chars": chars})
-            asked.attempts = MOST_ATTEMPTS  # another connection asks by itself
-            outbox.send_heard(asked)
 
     def ask_session(self) -> None:
         """Ask whether the session is kept, whoever owns it; a history that somebody else began is not overwritten."""
@@ -176,14 +148,11 @@ class Inquiry:
     def _told_of_session(self) -> None:
         if self._asked_code() == "no_active_session":
             self._session.forgotten()
-        elif not self._session.own:
-            self._session.shared()  # somebody else has it, or the connection that was lost still does
 
     def _ask_whether_new(self) -> None:
         """Ask whether a session that was named is known; where nobody knows it, all that is said in it is said here.
 
-        Nothing waits for the answer: the server looks before it begins a turn. Who asks when the client comes may have
-        to ask again before its first turn.
+        Nothing waits for the answer: the server looks before it begins a turn.
         """
         outbox = self._outbox
         fields: dict[str, Value] = {"session_id": self._session.key, "history": []}
@@ -192,8 +161,8 @@ class Inquiry:
 
         def answered() -> None:
             unknown = isinstance(asked.error, RefusedError) and asked.error.code == "no_active_session"
-            if version == self._session.version and (unknown or asked.error is None):
-                self._session.transcript.complete = unknown
+            if unknown and version == self._session.version:
+                self._session.transcript.complete = True
 
         asked.wake = answered
         outbox.send_open(asked)

@@ -26,7 +26,6 @@ class Outbox:
         session: what is said, and what the server has been told.
         outgoing: texts that are to be sent.
         flush: called when there are any.
-        before: called with each turn that is to be sent now, which can wait for what is asked then.
         greeted: whether the server has taken the client, on this connection.
         proven: whether it has done anything for the client, on this connection.
         draining: whether the server goes away.
@@ -41,7 +40,6 @@ class Outbox:
         self.session = session
         self.outgoing: deque[str] = deque()
         self.flush: Callable[[], None] = nothing
-        self.before: Callable[[TurnState], None] = lambda turn: None
         self.greeted = False
         self.proven = False
         self.draining = False
@@ -100,10 +98,6 @@ class Outbox:
     def pump(self) -> None:
         """Send what waits, in its order, as far as the server can take it."""
         while self.waiting and self.ready():
-            if isinstance(self.waiting[0], TurnState):
-                self.before(self.waiting[0])
-                if not self.ready():
-                    break
             exchange = self.waiting.pop(0)
             exchange.sent = True
             exchange.attempts += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -61,7 +60,6 @@ class Conversation(RuleBasedStateMachine):
         self.session = Session("s1" if history or named else None, {"persona": "P0"}, None, past)
         self.behind = False  # whether the store has ever known less than was said
         self.misled = False  # whether an error has ever been lost on its way
-        self.others: list[str] = []  # what another client has said that the server has
         self.dialogue = Dialogue(self.session)
         self.server = ModelServer()
         self.connection: ModelConnection | None = None
@@ -128,32 +126,6 @@ class Conversation(RuleBasedStateMachine):
     @rule()
     def listen(self) -> None:
         self.listeners[-1].listen()
-
-    def quiet(self) -> bool:
-        """Whether no turn is on its way: a server tells nobody who came between a question and the turn behind it."""
-        sent = [state for state in self.dialogue._outbox.turns() if not state.acknowledged]
-        return not (
-            sent or self.dialogue.outgoing or any(each.waiting for each in (self.connection, *self.ghosts) if each)
-        )
-
-    @precondition(lambda self: not self.session.own and self.quiet())
-    @rule(stays=st.booleans(), whole=st.booleans())
-    def another_client(self, stays: bool, whole: bool) -> None:
-        """Another client of the same session says something, and stays or goes."""
-        other = self.server.connect()
-        self.numbers += 1
-        said = f"other{self.numbers}"
-        start = {"type": "start", "session_id": "s1", "user_utterance": said, "request_id": f"by-{said}"}
-        other.receive(json.dumps(start))
-        if self.server.draining:
-            return
-        refuses, self.server.refuses = self.server.refuses, deque()
-        for _ in range(9 if whole else 3):
-            other.work()
-        self.server.refuses = refuses
-        self.others.append(said)
-        if not stays:
-            other.end()
 
     # The network
 
@@ -279,8 +251,6 @@ class Conversation(RuleBasedStateMachine):
     def another_server(self, behind: int = 0) -> None:
         """Let another server come, after one that was perhaps killed before it had written its last changes."""
         self.behind = self.behind or behind > 0
-        if behind or not self.shared:
-            self.others.clear()
         for ghost in self.ghosts:
             ghost.end()
         self.ghosts.clear()
@@ -297,10 +267,7 @@ class Conversation(RuleBasedStateMachine):
             listener = next(each for each in self.listeners if each.state is state)
             # Of an utterance that was sent twice the server began two turns, of which the first was never told.
             _, persona, history, _ = [each for each in self.server.begun if each[3] == listener.utterance][-1]
-            complete = self.session.transcript.complete
-            sure = not self.misled and (complete or not (self.behind or self.others))
-            kept = [content for role, content in history if content in self.others]
-            assert kept == self.others, "nothing of another client is lost"
+            sure = not self.misled and (self.session.transcript.complete or not self.behind)
             if self.session.version == state.version and state.asked is None and sure:
                 said = [(message.role, message.content) for message in self.session.transcript.messages]
                 assert history == said, "the server has what was said, whole and once"
