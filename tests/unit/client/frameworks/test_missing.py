@@ -28,7 +28,8 @@ def test_who_imports_an_adapter_is_told_what_to_install(adapter: str) -> None:
     *_, last = done.stderr.splitlines()
     package = EXTRAS[adapter].replace(">=", " ")
     assert last.startswith(f"ModuleNotFoundError: yap_client.{adapter} needs {package} or later, on Python 3.1")
-    assert f"pip install 'yap-client[{adapter}]'" in last
+    # The oldest Python that has one may be newer than this one; then there is nothing to install.
+    assert f"pip install 'yap-client[{adapter}]'" in last or "this is Python 3.10" in last
 
 
 def test_who_has_too_old_a_python_is_told_so() -> None:
