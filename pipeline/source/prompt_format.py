@@ -17,7 +17,8 @@ from pipeline.problem import Problem
 from pipeline.source.model_files import TOKENIZER_FILES
 from pipeline.source.source_facts import SourceFacts
 from runtime.artifact import hub, hub_client
-from runtime.text.prompt import Budgets, PromptRenderer, vocabulary_size
+from runtime.text.formats import vocabulary_size
+from runtime.text.prompt import Budgets, PromptRenderer
 
 # How the runtime words what it refuses.
 REFUSAL = re.compile(r"expected (?P<expected>.*?), found:? (?P<found>[^;]*)(?:; (?P<next>.*))?")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from runtime.engines import Delta, Engine, Sampling
-from runtime.text.replies.channels import PLAIN, ReplyFormat
 from runtime.text.replies.reply import generate
+from runtime.text.replies.reply_format import PLAIN, ReplyFormat
 from runtime.text.replies.speech import Heard, Speech
 
 

@@ -17,8 +17,8 @@ from runtime.engines import Engine, EngineDeadError, Places, Sampling
 from runtime.host.text_cache import TextCache, for_salt
 from runtime.text.prompt import BOUNDARY_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
 from runtime.text.replies import reply
-from runtime.text.replies.channels import PLAIN, ReplyFormat
 from runtime.text.replies.pause import Pause, Pausing
+from runtime.text.replies.reply_format import PLAIN, ReplyFormat
 from runtime.text.replies.speech import Speech
 
 T = TypeVar("T")

@@ -6,20 +6,18 @@ token is, and what is no longer one when a client says it, `text_tokens.py` know
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from runtime import defaults
 from runtime.host.text_cache import TextCache
+from runtime.text.formats import format_of, vocabulary_size
 from runtime.text.marks.breaker import any_of
-from runtime.text.marks.learned import MARKUP, template_marks, turn_marks
+from runtime.text.marks.learned import template_marks
 from runtime.text.marks.switches import switches_of
-from runtime.text.replies.channels import Marks, ReplyFormat, TurnMarks, small
 from runtime.text.template import EMPTY, ChatTemplate
 from runtime.text.template_call import TemplateMessage
 from runtime.text.text_tokens import TextTokens, TokenizeLimitError, control_tokens
@@ -123,7 +121,7 @@ class PromptRenderer:
         # Tokens that open a conversation for a reply, at most.
         self._opening = self._most_overhead + self._tokens.count_to(EMPTY, len(EMPTY.encode()))
         self.off = dict(self._template.thought.off)
-        self.format = _format(self._template, tokenizer, control, self._tokens, vocabulary_size(folder))
+        self.format = format_of(self._template, tokenizer, control, self._tokens, vocabulary_size(folder))
 
     def count(self, text: str) -> int:
         """Tokens of a text on its own, as budgets count them."""
@@ -284,54 +282,6 @@ class PromptRenderer:
         # One side may have all of it, and neighbours may have what no exchange has.
         most = max(both, length(user, reply, user, user) - length(user, reply, user), length(user, reply, reply) - base)
         return (both + 1) // 2, most
-
-
-def _format(
-    template: ChatTemplate,
-    tokenizer: Any,  # noqa: ANN401 - transformers is untyped to us
-    control: re.Pattern[str],
-    tokens: TextTokens,
-    vocabulary: int | None,
-) -> ReplyFormat:
-    added = {str(token.content): (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
-    special = {text for text, (_, hidden) in added.items() if hidden}
-    marks = template.thought.marks
-    shows = any(small(text) in marks.decisive for text in special)
-    # Special tokens are in no text unless one of them is to be seen; then none of the others may be said either. Marks
-    # that are no special tokens always are.
-    dropped = {text for text, (_, hidden) in added.items() if (shows if hidden else MARKUP.fullmatch(text))}
-    ends = [added[template.turn_end][0]] if template.turn_end in added else []
-    # One that the model has no output for can end nothing, and vLLM refuses it.
-    ends = [end for end in ends if vocabulary is None or end < vocabulary]
-    turns = turn_marks(template.render, control, ends_by_token=bool(ends))
-    if dropped - marks.decisive or turns != TurnMarks():
-        marks = Marks(template.thought.pairs, dropped, turns)
-    return ReplyFormat(
-        marks=marks,
-        begun=template.begun,
-        thinks=template.thinks,
-        thought_ends=template.thought.ends,
-        stop_token_ids=tuple(ends),
-        shows_special_tokens=shows,
-        encode=tokens.encode_prompt,
-    )
-
-
-# Where configs keep the language model's own section, as the pipeline reads them too.
-TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
-
-
-def vocabulary_size(folder: Path) -> int | None:
-    """How many tokens the model can say, where its config tells: the language model's own word before the whole's."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        thinker = config.get("thinker_config")
-        held = [part for part in (config, thinker) if isinstance(part, dict)]
-        sections = [part.get(name) for part in held for name in TEXT_SECTIONS]
-    except (OSError, ValueError, AttributeError):
-        return None
-    sizes = [part.get("vocab_size") for part in (*sections, *reversed(held)) if isinstance(part, dict)]
-    return next((size for size in sizes if isinstance(size, int) and not isinstance(size, bool)), None)
 
 
 def _step(messages: int) -> int:

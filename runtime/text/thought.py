@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.text.replies.channels import DEFAULT_MARKS, PAIRS, ChannelFilter, Marks
+from runtime.text.replies.channels import ChannelFilter
+from runtime.text.replies.marks import DEFAULT_MARKS, PAIRS, Marks
 from runtime.text.shapes import SYSTEM
 from runtime.text.template_call import TemplateCall, TemplateMessage, in_order
 

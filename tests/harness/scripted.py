@@ -25,7 +25,7 @@ from runtime.engines.places import Places
 from runtime.server.process import Server, bind, web_config
 from runtime.server.service import Service
 from runtime.text.prompt import Budgets, Message, PersonaTooLongError, Prompt
-from runtime.text.replies.channels import PLAIN, ReplyFormat
+from runtime.text.replies.reply_format import PLAIN, ReplyFormat
 from runtime.turns.stores.interface import Store
 
 KEY = "test-key"

@@ -30,7 +30,7 @@ from runtime.host.machine import Machine
 from runtime.host.supervision import beside, contained
 from runtime.server.life.heap import freeze_heap, keep, uncollected
 from runtime.text.prompt import PromptRenderer
-from runtime.text.replies.channels import PLAIN, ReplyFormat
+from runtime.text.replies.reply_format import PLAIN, ReplyFormat
 from runtime.text.thought import THINKS, WAY_OUT
 
 log = structlog.get_logger(__name__)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from runtime.text.replies.channels import HEADER_MARKS, MESSAGE, MESSAGE_ENDS, PAIRS, TurnMarks
+from runtime.text.replies.marks import HEADER_MARKS, MESSAGE, MESSAGE_ENDS, PAIRS, TurnMarks
 from runtime.text.shapes import SYSTEM
 from runtime.text.template import SECOND
 from runtime.text.template_call import TemplateMessage

@@ -1,6 +1,6 @@
 """What a reply says on other channels than speech: thought, calls of tools, and the marks around them.
 
-A model that thinks aloud says so by marks, in one stream with its speech. They are of three kinds:
+A model that thinks aloud says so by marks, in one stream with its speech. They are of four kinds:
 
 - pairs: `<think>…</think>`, `[THINK]…[/THINK]`, Gemma 4's `<|channel>…<channel|>`, `<tool_call>…</tool_call>`. The
   opening one may stand in the prompt already, and then the reply begins hidden;
@@ -18,56 +18,9 @@ on where the text was cut.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from string import ascii_lowercase, ascii_uppercase
+from collections.abc import Iterable, Mapping
 
-# What opens something that is not speech, and what ends it. An empty end: the rest of the reply.
-PAIRS: Mapping[str, str] = {
-    "<think>": "</think>",
-    "<thinking>": "</thinking>",
-    "<thought>": "</thought>",
-    "<thoughts>": "</thoughts>",
-    "<reason>": "</reason>",
-    "<reasoning>": "</reasoning>",
-    "<analysis>": "</analysis>",
-    "<reflection>": "</reflection>",
-    "<scratchpad>": "</scratchpad>",
-    "<inner_monologue>": "</inner_monologue>",
-    "<seed:think>": "</seed:think>",
-    "<longcat_think>": "</longcat_think>",
-    "<|begin_of_thought|>": "<|end_of_thought|>",
-    "<|thinking|>": "<|/thinking|>",
-    "<|inner_prefix|>": "<|inner_suffix|>",
-    "<|START_THINKING|>": "<|END_THINKING|>",
-    "<|channel>": "<channel|>",
-    "<unused94>": "<unused95>",
-    "[THINK]": "[/THINK]",
-    "◁think▷": "◁/think▷",
-    "<tool_call>": "</tool_call>",
-    "<tool_calls>": "</tool_calls>",
-    "<toolcall>": "</toolcall>",
-    "<function_call>": "</function_call>",
-    "<function_calls>": "</function_calls>",
-    "<function=": "</function>",
-    "<｜DSML｜function_calls>": "</｜DSML｜function_calls>",
-    "<minimax:tool_call>": "</minimax:tool_call>",
-    "<tool_response>": "</tool_response>",
-    "<|tool_call>": "<tool_call|>",
-    "<|tool_response>": "<tool_response|>",
-    "<|tool_call|>": "<|/tool_call|>",
-    "<|tool_call_start|>": "<|tool_call_end|>",
-    "<|tool_calls_section_begin|>": "<|tool_calls_section_end|>",
-    "<｜tool▁calls▁begin｜>": "<｜tool▁calls▁end｜>",
-    "<｜tool▁call▁begin｜>": "<｜tool▁call▁end｜>",
-    "<|START_ACTION|>": "<|END_ACTION|>",
-    "[TOOL_CALLS]": "",
-    "<|python_tag|>": "",
-}
-
-HEADER_MARKS = frozenset({"<|start|>", "<|channel|>"})
-MESSAGE = "<|message|>"
-MESSAGE_ENDS = frozenset({"<|end|>", "<|return|>", "<|call|>", "<|eom|>", "<|eot|>"})
+from runtime.text.replies.marks import DEFAULT_MARKS, HEADER_MARKS, MESSAGE, MESSAGE_ENDS, Marks, small
 
 # What `ChannelFilter` waits for where it is no mark of a pair.
 IN_HEADER, IN_MESSAGE = "header", "message"
@@ -76,79 +29,6 @@ IN_HEADER, IN_MESSAGE = "header", "message"
 HEADER_LIMIT = 200
 
 _RECIPIENT = re.compile(r"\bto=(\S+)")
-
-
-@dataclass(frozen=True, slots=True)
-class TurnMarks:
-    """The plain text by which a template tells that a reply is over.
-
-    Attributes:
-        anywhere: marks wherever they stand, in any case.
-        exact: marks as they are written, with the break of line before them.
-        headers: what a reply begins behind. One that says it again before anything else goes on.
-    """
-
-    anywhere: frozenset[str] = frozenset()
-    exact: frozenset[str] = frozenset()
-    headers: frozenset[str] = frozenset()
-
-
-_SMALL = str.maketrans(ascii_uppercase, ascii_lowercase)
-
-
-def small(text: str) -> str:
-    """A mark in one case: of plain letters, that is. The long s, say, is an s in neither, whatever its capital is.
-
-    >>> small("<THINK>"), small("\u017f\u212a")
-    ('<think>', '\u017f\u212a')
-    """
-    return text.translate(_SMALL)
-
-
-class Marks:
-    """The marks that a model uses, compiled; shared by all of its replies.
-
-    Args:
-        pairs: what opens a hidden part, and what ends it.
-        dropped: further marks that are not said.
-        turns: what the reply ends before.
-
-    Attributes:
-        ends: what is waited for behind each mark that opens a hidden part.
-        decisive: the marks that tell where speech begins and ends.
-        headers: marks of `stops` behind which a reply may begin.
-        stops: what the reply ends before; each with how it is written where only that counts, else with nothing.
-        longest: characters of the longest mark.
-        pattern: finds a mark.
-        begins: finds where one may begin.
-        unfinished: beginnings of marks.
-    """
-
-    __slots__ = ("begins", "decisive", "ends", "headers", "longest", "pattern", "stops", "unfinished")
-
-    def __init__(
-        self, pairs: Mapping[str, str] = PAIRS, dropped: Iterable[str] = (), turns: TurnMarks | None = None
-    ) -> None:
-        turns = turns or TurnMarks()
-        self.ends = {small(opens): small(ends) for opens, ends in pairs.items()}
-        self.decisive = frozenset({*self.ends, *self.ends.values(), *HEADER_MARKS} - {""})
-        known = {*self.decisive, MESSAGE, *MESSAGE_ENDS}
-        known |= {small(mark) for mark in dropped}
-        self.headers = frozenset(small(mark) for mark in turns.headers)
-        self.stops = {small(mark): "" for mark in (*turns.anywhere, *turns.headers)}
-        self.stops |= {small(mark): mark for mark in turns.exact if small(mark) not in self.stops}
-        known |= self.stops.keys()
-        marks = sorted(known, key=len, reverse=True)
-        self.longest = len(marks[0])
-        # Longest first: one mark may begin like another.
-        self.pattern = re.compile("|".join(map(re.escape, marks)), re.IGNORECASE | re.ASCII)
-        # In either case: a mark is one in both.
-        firsts = {char for mark in marks for char in (mark[0], mark[0].upper())}
-        self.begins = re.compile(f"[{re.escape(''.join(sorted(firsts)))}]")
-        self.unfinished = frozenset(mark[:length] for mark in marks for length in range(1, len(mark)))
-
-
-DEFAULT_MARKS = Marks()
 
 
 class ChannelFilter:
@@ -314,41 +194,3 @@ def _addresses_user(header: str) -> bool:
         return channel.strip().lower() == "final"
     recipient = _RECIPIENT.search(header)
     return recipient is None or recipient[1] == "user"
-
-
-def _no_tokens(text: str) -> list[int]:
-    return []
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyFormat:
-    """How a model's replies begin, go on and end; found out by rendering (`template`).
-
-    Attributes:
-        marks: of everything that is not speech.
-        begun: what a prompt ends with, after the user's words; a prompt that ends otherwise says so (`behind`).
-        thinks: replies begin with thought, in some conversations at least, and nothing in the template turns that off.
-        thought_ends: what ends thought, up to the first spoken word.
-        stop_token_ids: the control tokens that end a turn.
-        shows_special_tokens: marks are among the special tokens, which the engine must then leave in the text.
-        encode: text to token ids, control tokens among them.
-    """
-
-    marks: Marks = DEFAULT_MARKS
-    begun: str = ""
-    thinks: bool = False
-    thought_ends: str = "\n</think>\n\n"
-    stop_token_ids: tuple[int, ...] = ()
-    shows_special_tokens: bool = False
-    encode: Callable[[str], list[int]] = field(default=_no_tokens, repr=False)
-
-    def filter(self) -> ChannelFilter:
-        """Make the filter of one reply."""
-        return ChannelFilter(self.marks, self.begun)
-
-    def behind(self, begun: str | None) -> ReplyFormat:
-        """The format of a reply to a prompt that ends so; none where it ends as all do."""
-        return self if begun is None or begun == self.begun else replace(self, begun=begun)
-
-
-PLAIN = ReplyFormat()

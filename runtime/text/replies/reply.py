@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from runtime.engines import Delta, Generates, Sampling
-from runtime.text.replies.channels import ReplyFormat
+from runtime.text.replies.reply_format import ReplyFormat
 from runtime.text.replies.speech import Speech
 
 # Ways to draw that are kept: a server's turns share a few. Not those with a text or a seed of a client's own.

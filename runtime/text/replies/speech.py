@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from runtime.engines import Delta
-from runtime.text.replies.channels import PLAIN, ReplyFormat
+from runtime.text.replies.reply_format import PLAIN, ReplyFormat
 from runtime.text.replies.stops import StopFilter
 from runtime.text.sanitizer.sanitize import Sanitizer
 

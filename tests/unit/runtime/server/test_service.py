@@ -22,7 +22,7 @@ from runtime.deployment.settings import SettingsError
 from runtime.host import machine
 from runtime.server.life import loader
 from runtime.server.service import Phase, Service
-from runtime.text.replies.channels import ReplyFormat
+from runtime.text.replies.reply_format import ReplyFormat
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, settings
 from tests.harness.scripted_loading import scripted_loading
 from tests.harness.server import start_phases_in

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.text.prompt import Message, Prompt
-from runtime.text.replies.channels import Marks, ReplyFormat, TurnMarks
+from runtime.text.replies.marks import Marks, TurnMarks
+from runtime.text.replies.reply_format import ReplyFormat
 from tests.harness.scripted import ScriptedClassifier, ScriptedEngine, ScriptedRenderer, Words, serving
 
 THINKING = ("<think>", "\n", "Okay,", " they", " say", " hi.", "</think>", "\n\n", "Hi", " there!")

@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from runtime.text.replies.channels import ReplyFormat
+from runtime.text.replies.reply_format import ReplyFormat
 from tests.harness.scripted import KEY, REPLY, Running, ScriptedClassifier, ScriptedEngine, serving
 
 SCREENSHOT: Any = {

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.engines import Delta
-from runtime.text.replies.channels import DEFAULT_MARKS, PAIRS, ChannelFilter, Marks, ReplyFormat
+from runtime.text.replies.channels import ChannelFilter
+from runtime.text.replies.marks import DEFAULT_MARKS, PAIRS, Marks
+from runtime.text.replies.reply_format import ReplyFormat
 from runtime.text.replies.speech import Heard, Speech
 
 PIECES = [*PAIRS, *(end for end in PAIRS.values() if end), "<|start|>", "<|channel|>", "<|message|>", "<|end|>"]

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from runtime.engines import Delta
 from runtime.text.prompt import Budgets, PromptRenderer
-from runtime.text.replies.channels import ChannelFilter, Marks, ReplyFormat, TurnMarks
+from runtime.text.replies.channels import ChannelFilter
+from runtime.text.replies.marks import Marks, TurnMarks
+from runtime.text.replies.reply_format import ReplyFormat
 from runtime.text.replies.speech import Speech
 from tests.harness.templates import plain_marks, real
 from tests.harness.templates.thought import PLAIN
