@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from runtime import defaults
 from runtime.turns.prepared import PreparedReplies
@@ -24,7 +25,7 @@ class SessionQuotaError(Exception):
 
 @dataclass(slots=True)
 class _Account:
-    """What is kept of one principal: its sessions, the least used first, and the bytes of each and of all."""
+    """What is kept of one principal: its sessions, in the order of `last_used`, and the bytes of each and of all."""
 
     sessions: OrderedDict[str, Session] = field(default_factory=OrderedDict)
     sizes: dict[str, int] = field(default_factory=dict)
@@ -71,11 +72,11 @@ class SessionRegistry:
         if keeper is not None:
             keeper.on_lost(self.lose)
         self._accounts: dict[Principal, _Account] = {}  # none without a session
-        self._count = 0  # of all accounts
+        self._all: OrderedDict[Session, Principal] = OrderedDict()  # of all accounts, in the order of `last_used`
         self._bytes = 0  # of all accounts
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._all)
 
     @property
     def bytes(self) -> int:
@@ -99,8 +100,7 @@ class SessionRegistry:
         session = account.sessions.get(session_id) if account is not None else None
         if account is None or session is None or self._expired(session):
             return None
-        session.last_used = self._clock()
-        account.sessions.move_to_end(session_id)
+        self._touch(account, session)
         self._measure(account, session)
         return session
 
@@ -125,11 +125,11 @@ class SessionRegistry:
             raise SessionQuotaError
         account = self._accounts.setdefault(principal, _Account())
         session = self._create(session_id)
-        session.last_used = self._clock()
         if self.keeper is not None:
             self.keeper.attach(principal, session)
         account.sessions[session_id] = session
-        self._count += 1
+        self._all[session] = principal
+        self._touch(account, session)
         self._measure(account, session)
         session.resized = lambda: self._resized(principal, session)
         return session
@@ -140,18 +140,25 @@ class SessionRegistry:
 
     def release(self, session: Session, owner: object) -> None:
         """Take the owner from a session; its idle time begins."""
-        if session.owner is owner:
-            session.owner = None
-            session.last_used = self._clock()
+        if session.owner is not owner:
+            return
+        session.owner = None
+        principal = self._all.get(session)
+        if principal is not None:
+            self._touch(self._accounts[principal], session)
             session.resized()  # what is not in use any more may have to go
 
     def expire(self) -> int:
-        """Drop what has been idle for too long; return how many that were."""
-        before = self._count
-        for principal, account in list(self._accounts.items()):
-            for session_id in [name for name, session in account.sessions.items() if self._expired(session)]:
-                self._drop(principal, account, session_id)
-        return before - self._count
+        """Drop what has been idle for too long; return how many that were.
+
+        Where all places are taken this is asked for with each new session, so it looks at the ones alone that nobody
+        has used for so long.
+        """
+        unused = takewhile(self._long_unused, self._all)
+        expired = [session for session in unused if session.owner is None]
+        for session in expired:
+            self.lose(session)
+        return len(expired)
 
     def forget(self, principal: Principal) -> None:
         """Drop all sessions of a principal that is gone."""
@@ -162,34 +169,41 @@ class SessionRegistry:
             self.keeper.forget(principal)
 
     def lose(self, session: Session) -> None:
-        """Drop a session that another server has; whoever asks for it next gets what the store has of it."""
-        for principal, account in list(self._accounts.items()):
-            if account.sessions.get(session.session_id) is session:
-                self._drop(principal, account, session.session_id)
+        """Drop a session here alone; whoever asks for it next gets what the store has of it."""
+        principal = self._all.get(session)
+        if principal is not None:
+            self._drop(principal, self._accounts[principal], session.session_id)
 
     def owned(self) -> Iterator[Session]:
         """Sessions that a connection has."""
-        for account in self._accounts.values():
-            yield from (session for session in account.sessions.values() if session.owner is not None)
+        return (session for session in self._all if session.owner is not None)
+
+    def _touch(self, account: _Account, session: Session) -> None:
+        session.last_used = self._clock()
+        account.sessions.move_to_end(session.session_id)
+        self._all.move_to_end(session)
+
+    def _long_unused(self, session: Session) -> bool:
+        return self._clock() - session.last_used > self._idle_ttl
 
     def _expired(self, session: Session) -> bool:
-        return session.owner is None and self._clock() - session.last_used > self._idle_ttl
+        return session.owner is None and self._long_unused(session)
 
     def _make_room(self, principal: Principal, owner: object | None) -> bool:
         """Drop as much of a principal's own as one more session needs; false when there is not enough that may go."""
         account = self._accounts.get(principal)
-        if self._count >= self._maximum:
+        if len(self._all) >= self._maximum:
             self.expire()  # what nobody can find any more takes no one's place
             account = self._accounts.get(principal)
         while account is not None and (
             len(account.sessions) >= self._most
-            or self._count >= self._maximum
+            or len(self._all) >= self._maximum
             or self._over_bytes(account, more=SESSION_OVERHEAD_BYTES)
         ):
             if not self._drop_oldest(principal, account, owner):
                 return False
             account = self._accounts.get(principal)
-        return self._count < self._maximum
+        return len(self._all) < self._maximum
 
     def _shrink(self, principal: Principal) -> None:
         """Drop a principal's own sessions until it keeps to its quota, or what is left has a connection."""
@@ -221,7 +235,7 @@ class SessionRegistry:
             size = account.sizes.pop(session_id)
             account.bytes -= size
             self._bytes -= size
-            self._count -= 1
+            del self._all[session]
         if not account.sessions:
             self._accounts.pop(principal, None)
 

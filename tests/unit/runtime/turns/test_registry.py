@@ -27,9 +27,13 @@ K = Principal("k")
 
 
 class Clock:
+    """A time that stands, and how often it was asked for."""
+
     now = 0.0
+    asked = 0
 
     def __call__(self) -> float:
+        self.asked += 1
         return self.now
 
 
@@ -113,6 +117,39 @@ def test_a_smaller_quota_takes_effect_at_once() -> None:
         sessions.open(K, name)
     sessions.set_quota(2, 1 << 30)
     assert [sessions.find(K, name) is not None for name in "abcd"] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("keys", [1, 3, 999])
+def test_a_session_more_costs_the_same_where_there_is_no_room_left(keys: int) -> None:
+    """Whoever fills the last place must not make each new session a walk through all of them."""
+    clock = Clock()
+    sessions = store(clock, maximum=1998)
+    holders = [Principal(str(number)) for number in range(keys)]
+    sessions.set_quota(1998 // keys, 1 << 30)
+    for number in range(2100):
+        if number % 7 == 0 and number < 999:
+            sessions.open(holders[number % keys], f"owned {number}").owner = clock
+        else:
+            sessions.open(holders[number % keys], f"{number}")
+    before = clock.asked
+    for number in range(200):
+        clock.now += 0.01
+        assert sessions.open(holders[number % keys], f"new {number}")
+    assert (clock.asked - before) / 200 < 5
+
+
+def test_a_conversation_that_has_just_ended_goes_after_those_before_it() -> None:
+    clock = Clock()
+    sessions = store(clock, maximum=2)
+    long = sessions.open(K, "long")
+    long.owner = client = object()
+    clock.now = 1
+    sessions.open(K, "short")
+    clock.now = 2
+    sessions.release(long, client)
+    sessions.open(K, "new")
+    assert sessions.find(K, "short") is None
+    assert sessions.find(K, "long") is long
 
 
 MESSAGES = st.lists(st.tuples(st.sampled_from(["x", "ß", "→", "🦭"]), st.integers(0, 400)), max_size=6)
@@ -210,6 +247,14 @@ class Store(RuleBasedStateMachine):
             mine = [session for (of, _), session in self.known.items() if of == who]
             assert self.store.kept(key) == (len(mine), sum(session.size for session in mine))
             assert len(mine) <= 4
+
+    @invariant()
+    def the_least_used_is_first(self) -> None:
+        orders = [list(account.sessions.values()) for account in self.store._accounts.values()]
+        for sessions in (list(self.store._all), *orders):
+            times = [session.last_used for session in sessions]
+            assert times == sorted(times)
+        assert set(self.store._all) == {session for sessions in orders for session in sessions}
 
     @invariant()
     def bytes_are_bounded(self) -> None:
