@@ -127,7 +127,7 @@ def test_a_candidate_that_is_not_tried_is_told_and_not_started() -> None:
     assert (tuned.candidates[1].outcome, tuned.candidates[1].reason) == ("not tried", "there is none here")
 
 
-@pytest.mark.parametrize("again", [measured(0.75, 0.75), measured(1.3, 1.3), TrialError("gone")])
+@pytest.mark.parametrize("again", [measured(0.5, 0.5), measured(2, 2), TrialError("gone")])
 def test_where_the_plain_options_themselves_drift_nothing_wins(again: Answer) -> None:
     tuned = Script({PLAIN.text: [measured(1.0, 1.0), again], FULL.choices.text: [measured(0.7)]}).tune(FULL)
     assert tuned.choices == PLAIN
@@ -173,6 +173,14 @@ def test_for_latency_the_first_token_of_one_stream_counts() -> None:
     script = Script({PLAIN.text: [first_tokens(1.0)] * 2, FULL.choices.text: [first_tokens(0.57)] * 2})
     assert script.tune(FULL).choices == FULL.choices
     assert script.tune(FULL, goal="throughput").choices == PLAIN
+
+
+@pytest.mark.parametrize(("full", "wins"), [(0.79, True), (0.9, False)])
+def test_what_is_better_in_every_run_wins_though_the_plain_options_differ(full: float, wins: bool) -> None:
+    """As on a host with other work on it: 0.87 to 1.12 for the plain options."""
+    plain = [measured(1.05, 1.12, 1.05), measured(0.87, 0.98, 0.96)]
+    tuned = Script({PLAIN.text: plain, FULL.choices.text: [measured(full, full, full)]}).tune(FULL)
+    assert (tuned.choices == FULL.choices) is wins
 
 
 def test_a_first_token_that_comes_much_later_is_no_win() -> None:
