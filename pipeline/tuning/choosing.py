@@ -22,7 +22,8 @@ LEAST_NOISE = 0.01
 # Above this the machine was not still enough to tell anything. First tokens of the plain options differ by 10 to 15 %
 # where a build is not alone on its host; what is better than that in every run is better all the same.
 MOST_NOISE = 0.25
-# By how much any other figure may be worse where the goal is better, beside what it differs by in equal runs, to a bound.
+# By how much any other figure may be worse where the goal is better, beside what it differs by in equal runs, but no
+# more of that than the leeway.
 MOST_LOSS = 0.10
 MOST_LEEWAY = 0.10
 # What a latency is: the figures that count for it.

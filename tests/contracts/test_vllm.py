@@ -40,6 +40,11 @@ def test_each_release_has_what_each_seam_needs(release: str, seam: Seam, need: s
     assert unmet(read_need(need), RECORDING[release]) is None
 
 
+@pytest.mark.parametrize("need", [need for seam in SEAMS for need in seam.since])
+def test_the_last_release_has_what_seams_need_since_then(need: str) -> None:
+    assert unmet(read_need(need), RECORDING[RECORDED[-1]]) is None
+
+
 @pytest.mark.parametrize("release", RECORDED)
 @pytest.mark.parametrize("need", api.SEVERAL_HOSTS)
 def test_each_release_has_what_the_page_on_scaling_says_of_several_hosts(release: str, need: str) -> None:

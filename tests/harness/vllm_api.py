@@ -49,7 +49,7 @@ Read = Callable[[str], "bytes | None"]
 
 def needs() -> list[Need]:
     """Every need of every seam, and what the documentation says of vLLM beside."""
-    used = [need for seam in SEAMS for need in (*seam.needs, *seam.met)]
+    used = [need for seam in SEAMS for need in (*seam.needs, *seam.met, *seam.since)]
     return [read_need(need) for need in (*used, *SEVERAL_HOSTS)]
 
 

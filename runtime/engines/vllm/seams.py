@@ -39,6 +39,7 @@ class Seam:
         required: whether no engine can be served without it; else the package's own way is gone.
         upstream: the issue or change there that would end it.
         met: needs that show only where they are met, because looking them up would import a GPU's code.
+        since: more of these, which the last release has, and the first ones did not need.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Seam:
     required: bool = False
     upstream: str = "none known"
     met: tuple[str, ...] = ()
+    since: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

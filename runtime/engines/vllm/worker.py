@@ -55,6 +55,7 @@ if contract.seams.holds("cache key"):
     contract.key_no_places()
 if not contract.on_cpu():
     contract.look_for_the_first_attention()
+    contract.import_no_unused_kernels()
     if contract.seams.holds("weights on many cores"):
         contract.read_on_one_core_else()
 if contract.on_cpu():

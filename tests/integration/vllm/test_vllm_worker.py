@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,38 @@ def test_a_worker_may_use_the_matrix_unit() -> None:
         check=True,
     )
     assert done.stdout.split()[-2:] == ["False", "True"]
+
+
+END_OF_START = """
+import sys, torch
+from runtime.engines.vllm import contract
+if {mended}:
+    contract.import_no_unused_kernels()
+from vllm.model_executor.warmup import kernel_warmup
+from vllm.utils import jit_monitor
+kernel_warmup._warmup_ll_bf16_router_gemm(torch.nn.Linear(8, 8))
+jit_monitor.activate()
+print(sorted({{"cutlass", "tilelang"}} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_the_end_of_a_start_imports_no_kernels_that_the_model_does_not_use(mended: bool, tmp_path: Path) -> None:
+    """As a GPU's worker ends its start; without the mend vLLM imports both, which take a second each."""
+    for package, module in (("cutlass", "cute"), ("tilelang", "jit")):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+        (tmp_path / package / f"{module}.py").write_text("compile = None\n")
+    done = subprocess.run(
+        [sys.executable, "-c", END_OF_START.format(mended=mended)],
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = done.stdout.splitlines()[-1]
+    assert found == ("[]" if mended else "['cutlass', 'tilelang']")
 
 
 def key(folder: Path, options: EngineOptions = OPTIONS) -> str:

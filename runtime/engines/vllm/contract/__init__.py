@@ -31,6 +31,7 @@ from runtime.engines.vllm.contract.life import (
     start,
 )
 from runtime.engines.vllm.contract.loading import (
+    import_no_unused_kernels,
     look_for_the_first_attention,
     read_on_one_core_else,
 )
@@ -111,6 +112,7 @@ __all__ = [
     "fusions",
     "give_cache",
     "graph_modes",
+    "import_no_unused_kernels",
     "key_model_as_at",
     "key_no_places",
     "key_size_as_measured",

@@ -1,15 +1,28 @@
-"""In vLLM's workers: how attention is chosen, and how weights are read."""
+"""In vLLM's workers: how attention is chosen, how weights are read, and what is imported for it."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from functools import wraps
 from itertools import count
+from types import ModuleType
 from typing import Any
 
-from runtime.engines.vllm.contract.table import MANY_CORES, ONE_CORE, PLATFORM, PRIORITIES, VALID, seams
+from runtime.engines.vllm.contract.table import (
+    CUTE,
+    MANY_CORES,
+    ONE_CORE,
+    PLATFORM,
+    PRIORITIES,
+    ROUTER_SHAPES,
+    ROUTERS,
+    TILES,
+    VALID,
+    seams,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +59,50 @@ def look_for_the_first_attention() -> None:
                 return will_do, reasons
 
     setattr(platform, VALID, classmethod(first))
+
+
+def import_no_unused_kernels() -> None:
+    """Have CuTeDSL and TileLang imported where a kernel of theirs is used, and not to find out that none is.
+
+    At the end of a start vLLM watches what they compile, and before it warms the one's kernels for routers of experts:
+    for both it imports them first. A package that nothing has imported until then compiles nothing for this model.
+    """
+    try:
+        monitor = importlib.import_module("vllm.utils.jit_monitor")
+        watch = getattr(monitor, CUTE)
+    except (ImportError, OSError, AttributeError) as error:
+        seams.give_up("unused kernels", repr(error))
+        return
+    setattr(monitor, CUTE, _if_imported("cutlass", watch))
+    # What follows, older releases do not have, nor the imports.
+    if (watch := getattr(monitor, TILES, None)) is not None:
+        setattr(monitor, TILES, _if_imported("tilelang", watch))
+    try:
+        _warm_no_absent_routers(importlib.import_module("vllm.model_executor.warmup.kernel_warmup"))
+    except (ImportError, OSError) as error:
+        seams.give_up("unused kernels", repr(error))
+
+
+def _if_imported(package: str, watch: Callable[[], None]) -> Callable[[], None]:
+    @wraps(watch)
+    def look() -> None:
+        if sys.modules.get(package) is not None:
+            watch()
+
+    return look
+
+
+def _warm_no_absent_routers(warming: ModuleType) -> None:
+    warm, shapes = getattr(warming, ROUTERS, None), getattr(warming, ROUTER_SHAPES, None)
+    if warm is None or shapes is None:
+        return
+
+    @wraps(warm)
+    def look(model: Any) -> None:  # noqa: ANN401 - vLLM's own
+        if shapes(model):
+            warm(model)
+
+    setattr(warming, ROUTERS, look)
 
 
 def read_on_one_core_else() -> None:

@@ -33,6 +33,12 @@ LOADER = "vllm.model_executor.model_loader.default_loader"
 MANY_CORES, ONE_CORE = "instanttensor_weights_iterator", "safetensors_weights_iterator"
 CUDA, PLATFORM = "vllm.platforms.cuda", "CudaPlatformBase"
 VALID, PRIORITIES = "get_valid_backends", "_get_backend_priorities"
+MONITOR, CUTE, TILES = "vllm.utils.jit_monitor", "_setup_cutedsl_jit_hook", "_setup_tilelang_jit_hook"
+WARMING, ROUTERS, ROUTER_SHAPES = (
+    "vllm.model_executor.warmup.kernel_warmup",
+    "_warmup_ll_bf16_router_gemm",
+    "_ll_bf16_router_shapes_from_model",
+)
 INT8_ON_CPU = "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel"
 
 SEAMS = (
@@ -303,6 +309,14 @@ SEAMS = (
         (),
         "a start imports every kernel of attention to choose one: FlashInfer's, which takes a second and a half, too",
         met=(f"{CUDA}:{PLATFORM}.{VALID}", f"{CUDA}:{PRIORITIES}"),
+    ),
+    Seam(
+        "unused kernels",
+        "worker",
+        (),
+        "a start imports CuTeDSL and TileLang, a second each, for models that use no kernel of theirs",
+        met=(f"{MONITOR}:{CUTE}()",),
+        since=(f"{MONITOR}:{TILES}()", f"{WARMING}:{ROUTERS}(_)", f"{WARMING}:{ROUTER_SHAPES}(_)"),
     ),
     Seam(
         "matrix unit",
