@@ -188,7 +188,7 @@ image-tuning() {
 
 image-tuning-fp8() {
     once parts parts || return
-    quantized_8b fp8 && image_tuned fp8 "$work/q/8b-fp8" "full graphs, norms fused with quantizing, Marlin's products, PyTorch's products"
+    quantized_8b fp8 && image_tuned fp8 "$work/q/8b-fp8" "steps of 512, norms fused with quantizing, PyTorch's products, Marlin's products"
 }
 
 image-tuning-awq() {
