@@ -54,7 +54,10 @@ class _StartedCoroutine(Coroutine[Any, Any, T]):
     def throw(self, *error: Any) -> object:  # noqa: ANN401 - the three forms of a generator's `throw`
         """Raise an error in the coroutine, perhaps before the first step."""
         self.send = self._coroutine.send  # type: ignore[assignment, method-assign]
-        return self._coroutine.throw(*error)
+        try:
+            return self._coroutine.throw(*error)
+        finally:
+            del error  # whose traceback has this frame: together they would be left to the garbage collector
 
     def close(self) -> None:
         """Close the coroutine."""

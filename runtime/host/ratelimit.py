@@ -33,6 +33,12 @@ class SlidingWindow:
         """Events that still count."""
         return self._drop_old(self._clock())
 
+    @property
+    def last(self) -> float:
+        """When the last event was, as the clock tells; before everything where none still counts."""
+        self._drop_old(self._clock())
+        return self._events[-1] if self._events else -math.inf
+
     def ages(self) -> tuple[float, ...]:
         """Seconds since each event that still counts, the oldest first."""
         if not self._events:

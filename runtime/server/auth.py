@@ -1,4 +1,4 @@
-"""Who may connect: API keys compared in constant time, and browsers' origins."""
+"""Who may connect: API keys, found in a time that tells nothing of them, and browsers' origins."""
 
 from __future__ import annotations
 
@@ -39,8 +39,13 @@ class Keyring:
         self._separate_caches = separate_caches
         self._numbers = count(1)  # for principals without a name
         self._principals: dict[str | bytes, Principal] = {}  # by name, or by digest where the key has none
-        self._credentials: tuple[Credential, ...] = ()
+        self._pepper = secrets.token_bytes(32)  # where a key lies in the table depends on it, so time tells nothing
+        self._credentials: dict[bytes, Credential] = {}  # by a hash of the digest
         self.replace(keys)
+
+    def __len__(self) -> int:
+        """How many holders of keys there are."""
+        return len(self._principals)
 
     @property
     def principals(self) -> tuple[Principal, ...]:
@@ -54,7 +59,7 @@ class Keyring:
         """
         if not keys or not all(key.secret.get_secret_value() for key in keys):
             raise ValueError("expected at least one API key, none of them empty")
-        # Digests are compared, so that neither a key's content nor its length shows in the time it takes.
+        # Digests are looked up, so that neither a key's content nor its length shows in the time it takes.
         digests = [_digest(key.secret.get_secret_value()) for key in keys]
         wanted = [digest if key.name is None else key.name for key, digest in zip(keys, digests, strict=True)]
         before = self._principals
@@ -62,9 +67,10 @@ class Keyring:
         for identity in wanted:
             if identity not in self._principals:
                 self._principals[identity] = before.get(identity) or self._new(identity)
-        self._credentials = tuple(
-            Credential(self._principals[identity], digest) for identity, digest in zip(wanted, digests, strict=True)
-        )
+        credentials: dict[bytes, Credential] = {}
+        for identity, digest in zip(wanted, digests, strict=True):
+            credentials.setdefault(self._place(digest), Credential(self._principals[identity], digest))
+        self._credentials = credentials
         return tuple(principal for identity, principal in before.items() if identity not in self._principals)
 
     def identify(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Credential | None:
@@ -80,13 +86,16 @@ class Keyring:
         if offered is None:
             return None
         digest = _digest(offered)
-        # Every key is compared, so that the time does not tell which one matched.
-        matches = [known for known in self._credentials if hmac.compare_digest(known.digest, digest)]
-        return matches[0] if matches else None
+        known = self._credentials.get(self._place(digest))
+        return known if known is not None and hmac.compare_digest(known.digest, digest) else None
 
     def holds(self, credential: Credential) -> bool:
         """Whether a key that was accepted before still is, and is still the same principal's."""
-        return credential in self._credentials
+        return self._credentials.get(self._place(credential.digest)) == credential
+
+    def _place(self, digest: bytes) -> bytes:
+        """Where a key's digest is looked up: nobody outside can choose one that lies beside another."""
+        return hashlib.blake2b(digest, key=self._pepper, digest_size=16).digest()
 
     def _new(self, identity: str | bytes) -> Principal:
         name = identity if isinstance(identity, str) else f"{UNNAMED}{next(self._numbers)}"

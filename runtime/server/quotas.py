@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count, takewhile
 
 from runtime.host.ratelimit import SlidingWindow
 from runtime.turns.principal import Principal
@@ -12,29 +14,28 @@ from runtime.turns.principal import Principal
 class Windows:
     """One kind of rate limit of one principal: a window for each of its connections.
 
-    A connection that ends leaves its window behind, and the next one takes the fullest that lies there. So whoever
-    reconnects goes on counting where it was, and connections that are open at the same time do not take from one
-    another. There are never more windows than there were connections at once.
+    A connection that ends leaves its window behind, and the next one takes the one that was last used of those that lie
+    there. So whoever reconnects goes on counting where it was, and connections that are open at the same time do not
+    take from one another. There are never more windows than there were connections at once. They lie in the order of
+    their last event: when thousands come back at once, none of them looks through all.
     """
 
-    __slots__ = ("_left", "_make")
+    __slots__ = ("_left", "_make", "_numbers")
 
     def __init__(self, make: Callable[[], SlidingWindow]) -> None:
         self._make = make
-        self._left: list[SlidingWindow] = []  # of connections that have ended
+        self._left: list[tuple[float, int, SlidingWindow]] = []  # of connections that have ended
+        self._numbers = count()  # where events are of one time
 
     def take(self) -> SlidingWindow:
         """A window for a new connection."""
         self._drop_empty()
-        if not self._left:
-            return self._make()
-        fullest = max(self._left, key=lambda window: window.used)
-        self._left.remove(fullest)
-        return fullest
+        return self._left.pop()[2] if self._left else self._make()
 
     def leave(self, window: SlidingWindow) -> None:
         """Keep the window of a connection that has ended, until its events are too old to count."""
-        self._left.append(window)
+        if window.used:
+            insort(self._left, (window.last, next(self._numbers), window))
         self._drop_empty()
 
     def __len__(self) -> int:
@@ -42,7 +43,8 @@ class Windows:
         return len(self._left)
 
     def _drop_empty(self) -> None:
-        self._left = [window for window in self._left if window.used]
+        empty = sum(1 for _ in takewhile(lambda left: not left[2].used, self._left))
+        del self._left[:empty]
 
 
 @dataclass(slots=True)

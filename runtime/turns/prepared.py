@@ -118,6 +118,8 @@ class PreparedReply:
         self._timer.cancel()
         self._rests()
         self._pause.rests = self._give_way = _nothing  # which know this reply
+        if self._held is None:  # else when that is made
+            self._failed = _nothing  # which knows the message, with all of its history
         attempt("prepared", partial(self._deployment.metrics.prepared_ended, outcome, wasted))
 
     def _rests(self) -> None:
@@ -128,6 +130,7 @@ class PreparedReply:
     def _made(self, making: asyncio.Future[None]) -> None:
         """Its task is over: it was handed over, thrown away, refused, or it has failed."""
         self._request = self._held = None  # what was said: its connection may know this reply for long
+        failed, self._failed = self._failed, _nothing
         error = None if making.cancelled() else making.exception()
         if isinstance(error, EngineDeadError):
             attempt("prepared", partial(self._deployment.died, error))
@@ -136,7 +139,7 @@ class PreparedReply:
         self.end("failed")
         if error is not None:
             log.error("prepare_failed", error=type(error).__name__, exc_info=error)
-            self._failed()
+            failed()
 
 
 class PreparedReplies:

@@ -165,6 +165,8 @@ class Turn:
     def _end(self) -> None:
         loop = asyncio.get_running_loop()
         self.ended_at = loop.time()
+        if self._task is not None:
+            self._task = self._ended  # one that was cancelled keeps its traceback, whose frames know this turn
         self._ended.set_result(None)
 
     async def _take_over(self, held: HeldAnswer) -> None:

@@ -49,7 +49,7 @@ class Principals:
 
     def connections_for_each(self) -> int | None:
         """Connections that each principal may have; none where only the slots limit them."""
-        return connections_for_each(self._settings.max_connections_per_key, self._slots, len(self.keyring.principals))
+        return connections_for_each(self._settings.max_connections_per_key, self._slots, len(self.keyring))
 
     def keep(self, sessions: SessionRegistry) -> None:
         """Share the sessions that are kept among the principals."""
@@ -78,9 +78,7 @@ class Principals:
             if self.sessions is not None:
                 self.sessions.forget(principal)
         self._share_sessions()
-        log.info(
-            "keys_reloaded", keys=len(keys), principals=len(self.keyring.principals), gone=len(gone), closed=len(closed)
-        )
+        log.info("keys_reloaded", keys=len(keys), principals=len(self.keyring), gone=len(gone), closed=len(closed))
 
     def figures(self) -> list[PrincipalFigures]:
         """What each principal has, and has used."""
@@ -103,7 +101,7 @@ class Principals:
         return figures
 
     def _share_sessions(self) -> None:
-        settings, principals = self._settings, len(self.keyring.principals)
+        settings, principals = self._settings, len(self.keyring)
         if self.sessions is not None:
             self.sessions.set_quota(
                 share_for_each(settings.max_sessions_per_key, settings.max_sessions, principals),

@@ -94,7 +94,7 @@ class SessionKeeper:
 
     def dropped(self, session: Session, *, everywhere: bool) -> None:
         """Forget a session that is kept here no more; `everywhere` removes it from the store too."""
-        self._pending.changed.pop(session, None)
+        self._pending.drop(session)
         lease = session.lease
         if lease is None or lease.lost:  # what was said in a session that was lost is still to be left
             return
@@ -196,8 +196,8 @@ class SessionKeeper:
                 failures = 0
 
     async def _gather(self) -> None:
-        """Let changes gather for a round, unless one of them is waited for."""
-        if self._pending.hurry.is_set():
+        """Let changes gather for a round, unless one of them is waited for, or there are enough for one."""
+        if self._pending.hurry.is_set() or self._pending.many:
             return
         timer = self._loop.call_later(self._pace, self._pending.hurry.set)
         try:

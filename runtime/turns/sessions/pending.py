@@ -46,6 +46,11 @@ class Pending:
         self._round_over: asyncio.Event | None = None  # for those who wait for a round's end
         self._timer: asyncio.TimerHandle | None = None  # for what is not due yet
 
+    @property
+    def many(self) -> bool:
+        """Whether there is enough for a whole round, and so nothing to wait for."""
+        return len(self._ready) >= self.batch
+
     def __bool__(self) -> bool:
         return bool(self.changed or self.writing or self.gone)
 
@@ -70,6 +75,8 @@ class Pending:
         if _has_news(lease):  # until a round begins: then its turn may have begun
             self._ready[session] = None
             self.wake.set()
+            if self.many:
+                self.hurry.set()
         elif self._timer is None:
             self._timer = self._loop.call_later(LAZY_S, self._timer_rang)
 
@@ -77,6 +84,12 @@ class Pending:
         """Have a session written that was being written, or that cannot be written yet."""
         self.changed.setdefault(session, self.writing.get(session, self._loop.time()))
         self._ready[session] = None
+
+    def drop(self, session: Session) -> None:
+        """Know nothing more of a session: while the store does not answer, nothing else would let go of it."""
+        self.changed.pop(session, None)
+        self._ready.pop(session, None)
+        self._urgent.discard(session)
 
     def remove(self, write: Write) -> None:
         """Have a session removed."""

@@ -25,9 +25,10 @@ class SessionQuotaError(Exception):
 
 @dataclass(slots=True)
 class _Account:
-    """What is kept of one principal: its sessions, in the order of `last_used`, and the bytes of each and of all."""
+    """What is kept of one principal: its sessions, those that nobody has by `last_used`, and the bytes of each."""
 
-    sessions: OrderedDict[str, Session] = field(default_factory=OrderedDict)
+    sessions: dict[str, Session] = field(default_factory=dict)
+    idle: OrderedDict[str, Session] = field(default_factory=OrderedDict)
     sizes: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
 
@@ -72,7 +73,8 @@ class SessionRegistry:
         if keeper is not None:
             keeper.on_lost(self.lose)
         self._accounts: dict[Principal, _Account] = {}  # none without a session
-        self._all: OrderedDict[Session, Principal] = OrderedDict()  # of all accounts, in the order of `last_used`
+        self._all: dict[Session, Principal] = {}  # of all accounts
+        self._idle: OrderedDict[Session, None] = OrderedDict()  # those without an owner, in the order of `last_used`
         self._bytes = 0  # of all accounts
 
     def __len__(self) -> int:
@@ -132,6 +134,7 @@ class SessionRegistry:
         self._touch(account, session)
         self._measure(account, session)
         session.resized = lambda: self._resized(principal, session)
+        session.changed_hands = lambda: self._changed_hands(principal, session)
         return session
 
     def blank(self, session_id: str) -> Session:
@@ -140,22 +143,16 @@ class SessionRegistry:
 
     def release(self, session: Session, owner: object) -> None:
         """Take the owner from a session; its idle time begins."""
-        if session.owner is not owner:
-            return
-        session.owner = None
-        principal = self._all.get(session)
-        if principal is not None:
-            self._touch(self._accounts[principal], session)
+        if session.owner is owner:
+            session.owner = None
             session.resized()  # what is not in use any more may have to go
 
     def expire(self) -> int:
         """Drop what has been idle for too long; return how many that were.
 
-        Where all places are taken this is asked for with each new session, so it looks at the ones alone that nobody
-        has used for so long.
+        Where all places are taken this is asked for with each new session, so it looks at those alone that go.
         """
-        unused = takewhile(self._long_unused, self._all)
-        expired = [session for session in unused if session.owner is None]
+        expired = list(takewhile(self._long_unused, self._idle))
         for session in expired:
             self.lose(session)
         return len(expired)
@@ -180,8 +177,19 @@ class SessionRegistry:
 
     def _touch(self, account: _Account, session: Session) -> None:
         session.last_used = self._clock()
-        account.sessions.move_to_end(session.session_id)
-        self._all.move_to_end(session)
+        if session.owner is None:
+            account.idle[session.session_id] = session
+            account.idle.move_to_end(session.session_id)
+            self._idle[session] = None
+            self._idle.move_to_end(session)
+
+    def _changed_hands(self, principal: Principal, session: Session) -> None:
+        account = self._accounts[principal]
+        if session.owner is None:
+            self._touch(account, session)
+        else:
+            account.idle.pop(session.session_id, None)
+            self._idle.pop(session, None)
 
     def _long_unused(self, session: Session) -> bool:
         return self._clock() - session.last_used > self._idle_ttl
@@ -220,16 +228,20 @@ class SessionRegistry:
         return takes > min(most, self._most_bytes)
 
     def _drop_oldest(self, principal: Principal, account: _Account, owner: object | None) -> bool:
-        for session_id, session in account.sessions.items():
-            if session.owner is None or session.owner is owner:
-                self._drop(principal, account, session_id, everywhere=True)
-                return True
-        return False
+        session = next(iter(account.idle.values()), None)
+        if session is None and owner is not None:
+            session = next((one for one in account.sessions.values() if one.owner is owner), None)
+        if session is None:
+            return False
+        self._drop(principal, account, session.session_id, everywhere=True)
+        return True
 
     def _drop(self, principal: Principal, account: _Account, session_id: str, *, everywhere: bool = False) -> None:
         session = account.sessions.pop(session_id, None)
         if session is not None:
-            session.resized = _unbound
+            session.resized = session.changed_hands = _unbound
+            account.idle.pop(session_id, None)
+            self._idle.pop(session, None)
             if self.keeper is not None:
                 self.keeper.dropped(session, everywhere=everywhere)
             size = account.sizes.pop(session_id)

@@ -41,7 +41,7 @@ class Session:
         check_screen_prefix: precedes the utterance after a tool decision yes.
         screen_checked_prefix: precedes the analysis of a followup.
         updates: limits changes of the persona.
-        owner: the message handler whose connection has it; none between connections.
+        changed_hands: called when it has another owner; the registry knows which sessions nobody has.
         turn: the one that runs; none between turns.
         utterance: the user's words in the turn that runs; empty between turns.
         last_reply: what `heard` may still cut; none before a turn has ended, and once the next one has begun.
@@ -64,7 +64,8 @@ class Session:
         self.sanitize = True
         self.check_screen_prefix, self.screen_checked_prefix = prefixes
         self.updates = updates
-        self.owner: object | None = None
+        self._owner: object | None = None
+        self.changed_hands: Callable[[], None] = _nothing
         self.turn: Turn | None = None
         self.utterance = ""
         self.last_reply: LastReply | None = None
@@ -73,6 +74,16 @@ class Session:
         self.lock = asyncio.Lock()
         self.last_used = 0.0
         self.resized: Callable[[], None] = _nothing
+
+    @property
+    def owner(self) -> object | None:
+        """Who has it; none between connections."""
+        return self._owner
+
+    @owner.setter
+    def owner(self, owner: object | None) -> None:
+        self._owner = owner
+        self.changed_hands()
 
     @property
     def size(self) -> int:

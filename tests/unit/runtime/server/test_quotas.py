@@ -26,9 +26,13 @@ LIMIT, SECONDS = 3, 10.0
 
 
 class Clock:
+    """A time that stands, and how often it was asked for."""
+
     now = 0.0
+    asked = 0
 
     def __call__(self) -> float:
+        self.asked += 1
         return self.now
 
 
@@ -77,6 +81,29 @@ def test_however_a_key_reconnects_it_never_gets_more_than_its_connections_at_onc
         for (_, of), times in allowed.items():
             recent = [time for time in times if time > clock.now - SECONDS]
             assert len(recent) <= LIMIT * peak[of]
+
+
+def test_who_comes_back_costs_the_same_however_many_come_back() -> None:
+    """A router is started anew, and all listeners of one key connect at once."""
+    clock = Clock()
+    seats, principal = seats_of(clock, 3000), Principal("a")
+
+    def come(number: int) -> list[Seat]:
+        found = [seat for _ in range(number) if (seat := seats.take(principal)) is not None]
+        for seat in found:
+            for window in seat.windows():
+                window.take()
+        return found
+
+    costs = []
+    for number in (10, 3000):
+        before = clock.asked
+        for _ in range(2):
+            for seat in come(number):
+                seat.leave()
+        costs.append((clock.asked - before) / number)
+        clock.now += SECONDS
+    assert costs[1] < 2 * costs[0]
 
 
 def test_connections_at_the_same_time_do_not_take_from_one_another() -> None:

@@ -1,0 +1,196 @@
+"""What has ended, and what was dropped, is let go of at once: neither a garbage collector nor a store keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from runtime.deployment.store_metrics import StoreMetrics
+from runtime.engines import Sampling
+from runtime.host.ratelimit import SlidingWindow
+from runtime.text.prompt import Message
+from runtime.turns.answer import Answer, TurnRequest
+from runtime.turns.prepared import PreparedReply
+from runtime.turns.principal import Principal
+from runtime.turns.sessions.exchange import Exchange
+from runtime.turns.sessions.keeper import SessionKeeper
+from runtime.turns.sessions.pending import BATCH
+from runtime.turns.sessions.registry import SessionRegistry
+from runtime.turns.sessions.session import Session
+from runtime.turns.stores.sealing import Sealer
+from runtime.turns.turn import Turn
+from tests.harness.scripted import Client, Running, ScriptedEngine, serving
+from tests.harness.stores.session_store import StandIn
+from tests.harness.waiting import eventually
+
+KINDS = (Turn, TurnRequest, Answer, PreparedReply, Session)
+FIELDS = {"session_id": "a", "persona_text": "x"}
+# What the connection and its session know of the last turn.
+LAST = 3
+
+
+@pytest.fixture
+def _uncollected() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def alive() -> Counter[str]:
+    """Objects of a turn's that are there, whether or not anything leads to them."""
+    return Counter(type(one).__name__ for one in gc.get_objects() if type(one) in KINDS)
+
+
+async def cancelled(client: Client, _: int) -> None:
+    await client.send(type="start", user_utterance="hello there", **FIELDS)
+    await client.until("token")
+    await client.send(type="cancel")
+    await client.until("done")
+
+
+async def spoken(client: Client, _: int) -> None:
+    await client.turn(user_utterance="hello there", **FIELDS)
+
+
+async def barged_in(client: Client, _: int) -> None:
+    await client.send(type="start", user_utterance="hello there", **FIELDS)
+    await client.until("token")
+    await client.send(type="start", user_utterance="and now", **FIELDS)
+    await client.until("done")
+    await client.until("done")
+
+
+async def prepared_again(client: Client, number: int) -> None:
+    for text in ("hello", "hello there"):
+        await client.send(type="prepare", user_utterance=text, **FIELDS)
+    await asyncio.sleep(0.003)
+    await client.send(type="start", user_utterance="hello there" if number % 2 else "another", **FIELDS)
+    await client.until("done")
+
+
+@pytest.mark.usefixtures("_uncollected")
+@pytest.mark.parametrize("way", [spoken, cancelled, barged_in, prepared_again])
+async def test_a_turn_that_has_ended_is_gone_however_it_ended(way: object) -> None:
+    async with (
+        serving(
+            ScriptedEngine(pause=0.001),
+            ws_max_messages_per_window=0,
+            ws_max_cancels_per_window=0,
+            ws_max_prepares_per_window=0,
+        ) as running,
+        running.client() as client,
+    ):
+        for number in range(20):
+            await way(client, number)  # type: ignore[operator]
+        await eventually(lambda: all(number <= LAST for number in alive().values()))
+
+
+@pytest.mark.usefixtures("_uncollected")
+async def test_a_turn_whose_client_has_gone_is_gone_too() -> None:
+    async with serving(ScriptedEngine(pause=0.001), ws_max_messages_per_window=0) as running:
+        for _ in range(20):
+            async with running.client(compression=None) as client:
+                await client.send(type="start", user_utterance="hello there", **FIELDS)
+                await client.until("token")
+                client.socket.transport.abort()
+        await eventually(lambda: not running.service.connections)
+        await eventually(lambda: all(number <= LAST for number in alive().values()))
+
+
+def messages() -> int:
+    return sum(type(one) is Message and one.content.startswith("kept?") for one in gc.get_objects())
+
+
+@pytest.mark.parametrize("then", ["nothing", "start", "cancel"])
+async def test_a_connection_keeps_nothing_of_a_message_that_prepared_a_reply(then: str) -> None:
+    history = [{"role": "user", "content": f"kept? {number}"} for number in range(50)]
+
+    async def prepare(running: Running, client: Client) -> None:
+        await client.send(type="prepare", user_utterance="hello", history=history, **FIELDS)
+        if then == "start":
+            await client.turn(user_utterance="hello", history=[], **FIELDS)
+        elif then == "cancel":
+            await client.send(type="cancel")
+            await client.until("done")
+
+        def gone() -> bool:
+            gc.collect()
+            return not messages()
+
+        await eventually(gone)
+
+    async with serving(prepare_ttl_s=0.2) as running, running.client() as client:
+        await prepare(running, client)
+
+
+PRINCIPAL = Principal("a")
+
+
+def kept_in(store: StandIn, sessions: int, pace: float = 0.0) -> tuple[SessionKeeper, SessionRegistry]:
+    """A registry of so many sessions, and who keeps them in a store."""
+    metrics = StoreMetrics(CollectorRegistry())
+    keeper = SessionKeeper(store, Exchange(Sealer(), metrics, bounds={}, max_bytes=65_536), metrics, pace=pace)
+
+    def create(name: str) -> Session:
+        return Session(name, Sampling(), ("", ""), SlidingWindow(4, 60))
+
+    return keeper, SessionRegistry(create, idle_ttl=1800, maximum=sessions, keeper=keeper)
+
+
+def speak(session: Session, owner: object) -> None:
+    """Have a turn in a session, by a connection."""
+    turn = cast("Turn", SimpleNamespace(request_id="x", said="a reply", heard=None))
+    session.owner = owner
+    session.begin(turn, "hello")
+    session.remember(turn, "hello", kept=True)
+    session.forget(turn)
+
+
+async def test_sessions_that_are_dropped_while_the_store_is_gone_are_gone() -> None:
+    """Those of open connections that wait to be written stand before them, and none of all can be written."""
+    store = StandIn()
+    keeper, registry = kept_in(store, 50)
+    writing = asyncio.create_task(keeper.run())
+    connected = [registry.open(PRINCIPAL, f"connected {number}") for number in range(20)]
+    for session in connected:
+        await keeper.take(session)
+        speak(session, keeper)
+    await eventually(lambda: keeper.settled)
+    store.down = True
+    for session in connected:
+        speak(session, keeper)
+    await eventually(lambda: not keeper.up)
+    for number in range(500):
+        session = registry.open(PRINCIPAL, f"new {number}")
+        speak(session, registry)
+        registry.release(session, registry)
+        del session
+    gc.collect()
+    assert len(registry) == 50
+    # One more may be in the hands of whoever writes.
+    assert alive()["Session"] <= 51
+    store.down = False
+    await eventually(lambda: keeper.settled)
+    assert sum(there.value is not None for there in store.places.values()) == 50
+    writing.cancel()
+    await keeper.stop()
+
+
+async def test_enough_for_a_whole_round_is_written_without_waiting_for_more() -> None:
+    keeper, registry = kept_in(StandIn(), 1000, pace=3600)
+    writing = asyncio.create_task(keeper.run())
+    for number in range(10 * BATCH):
+        session = registry.open(PRINCIPAL, str(number))
+        await keeper.take(session)
+        speak(session, keeper)
+    await eventually(lambda: keeper.settled)
+    writing.cancel()
+    await keeper.stop()
