@@ -69,6 +69,7 @@ class SessionKeeper:
         self._pending = Pending()  # what the store does not have yet
         self._writer = Writer(store, exchange, metrics, self._pending)  # brings it there, in rounds
         self._background = Background()  # what nobody awaits
+        self._forgotten: set[str] = set()  # where sessions of principals that are gone may lie still
         self.up = True
         metrics.up.set(1)
         metrics.lag.set_function(self.lag)
@@ -86,6 +87,8 @@ class SessionKeeper:
 
     def attach(self, principal: Principal, session: Session) -> None:
         """Know a session that was made here. Nothing is asked or written yet."""
+        if self._forgotten:  # whoever has that name now
+            self._forgotten.discard(interface.shelf(principal.identity))
         session.lease = Lease(interface.place(principal.identity, session.session_id), session.sampling)
 
     def changed(self, session: Session) -> None:
@@ -103,15 +106,25 @@ class SessionKeeper:
             self._pending.remove(Write(lease.place, lease.epoch, None))
 
     def forget(self, principal: Principal) -> None:
-        """Remove all sessions of a principal that is gone."""
-        if self.up:
-            self._background.spawn("session_store_forget", self._remove_all(principal))
+        """Remove all sessions of a principal that is gone, together with those of others that are gone with it."""
+        if not self._forgotten:
+            self._background.spawn("session_store_forget", self._remove_forgotten())
+        self._forgotten.add(interface.shelf(principal.identity))
 
-    async def _remove_all(self, principal: Principal) -> None:
-        try:
-            await self._writer.store.remove_all(interface.shelf(principal.identity))
-        except StoreError as error:
-            self._failed(error)
+    async def _remove_forgotten(self) -> None:
+        failures = 0
+        while self._forgotten:
+            if self.up:
+                shelves = frozenset(self._forgotten)
+                try:
+                    await self._writer.store.remove_all(*shelves)
+                except StoreError as error:
+                    self._failed(error)
+                else:
+                    self._forgotten -= shelves
+                    continue
+            failures += 1
+            await asyncio.sleep(min(LONGEST_WAIT_S, self._first_wait * 2.0 ** min(failures, 16)))
 
     # What a connection asks
 

@@ -108,8 +108,8 @@ class Store(Protocol):
     async def apply(self, changes: Sequence[Write | Leave]) -> list[Outcome]:
         """Make changes, in their order, each whole or not at all."""
 
-    async def remove_all(self, prefix: str) -> int:
-        """Remove every session whose place begins so; return how many there were."""
+    async def remove_all(self, *prefixes: str) -> int:
+        """Remove every session whose place begins with one of these; return how many there were."""
 
     async def ping(self) -> None:
         """Ask whether it does what it is for."""

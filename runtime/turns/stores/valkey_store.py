@@ -106,17 +106,29 @@ class ValkeyStore:
                 values += merged
         return ("EVALSHA", _SHA[scripts.WRITE], len(places), *places, self._ttl, " ".join(heads), *values)
 
-    async def remove_all(self, prefix: str) -> int:
-        """Remove every session whose place begins so; return how many there were."""
+    async def remove_all(self, *prefixes: str) -> int:
+        """Remove every session whose place begins with one of these; return how many there were.
+
+        However many there are, the store is gone through once.
+        """
+        pattern = f"{prefixes[0] if len(prefixes) == 1 else PREFIX}*"
+        wanted = {prefix.encode() for prefix in prefixes}
+        lengths = {len(prefix) for prefix in wanted}
         cursor, removed = b"0", 0
-        while True:
-            answer = await self._ask(("SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", _SCAN))
-            found, places = _listed(answer, 2)
-            if isinstance(places, list) and places:
+        while prefixes:
+            answer = await self._ask(("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN))
+            found, listed = _listed(answer, 2)
+            places = [
+                place
+                for place in (listed if isinstance(listed, list) else ())
+                if isinstance(place, bytes) and any(place[:length] in wanted for length in lengths)
+            ]
+            if places:
                 removed += _number(await self._ask(("UNLINK", *places)))
             cursor = found if isinstance(found, bytes) else b"0"
             if cursor == b"0":
-                return removed
+                break
+        return removed
 
     async def ping(self) -> None:
         """Ask whether it can be written: one that is full, or lets this user only read, answers a PING too."""

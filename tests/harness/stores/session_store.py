@@ -44,6 +44,7 @@ class StandIn:
         deaf: whether it does what it is asked, and does not answer.
         steps: steps of the loop that an answer takes.
         asked: how often it was asked something.
+        scans: how often it was gone through as a whole.
     """
 
     places: dict[str, Place] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class StandIn:
     deaf: bool = False
     steps: int = 1
     asked: int = 0
+    scans: int = 0
 
     async def take(self, place: str) -> Taken:
         """Take a session."""
@@ -77,10 +79,11 @@ class StandIn:
         await self._end()
         return outcomes
 
-    async def remove_all(self, prefix: str) -> int:
+    async def remove_all(self, *prefixes: str) -> int:
         """Remove what begins so."""
+        self.scans += 1
         await self._begin()
-        gone = [place for place in self.places if place.startswith(prefix)]
+        gone = [place for place in self.places if place.startswith(prefixes)]
         for place in gone:
             del self.places[place]
         await self._end()

@@ -356,6 +356,17 @@ async def test_one_principals_sessions_are_removed_and_nobody_elses(real: Valkey
     assert (await real.look(other)).value == b"v"
 
 
+async def test_many_principals_sessions_are_removed_together_and_nobody_elses(real: ValkeyStore) -> None:
+    gone, stays = [f"gone {number}".encode() for number in range(40)], [b"gone 1 not", b"stays"]
+    for identity in (*gone, *stays):
+        where = place(identity, "s")
+        await real.apply([Write(where, (await real.take(where)).epoch, b"v")])
+    assert await real.remove_all() == 0
+    assert await real.remove_all(*map(shelf, gone)) == len(gone)
+    assert not [identity for identity in gone if (await real.look(place(identity, "s"))).taken]
+    assert all([(await real.look(place(identity, "s"))).value == b"v" for identity in stays])
+
+
 def test_a_place_tells_neither_principal_nor_session() -> None:
     where = place(b"name:acme", "customer-7")
     assert where.isascii()

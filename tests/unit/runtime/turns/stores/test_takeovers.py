@@ -557,8 +557,8 @@ class Switched:
     async def apply(self, changes: Any) -> Any:
         return await self.asked(self.store.apply(changes))
 
-    async def remove_all(self, prefix: str) -> Any:
-        return await self.asked(self.store.remove_all(prefix))
+    async def remove_all(self, *prefixes: str) -> Any:
+        return await self.asked(self.store.remove_all(*prefixes))
 
     async def ping(self) -> None:
         await self.asked(self.store.ping())

@@ -422,6 +422,37 @@ async def test_sessions_of_a_key_that_is_gone_and_those_over_the_quota_leave_the
         await eventually(lambda: sum(there.value is not None for there in store.places.values()) == 2)
 
 
+async def test_holders_that_are_gone_are_removed_together_also_when_the_store_was_away() -> None:
+    store, names = StandIn(), [f"holder{number}" for number in range(20)]
+    async with serving(store=store, text_api_key=",".join(names)) as running:
+        sessions, keyring = running.service.sessions, running.service.keyring
+        assert sessions is not None
+
+        def lying() -> int:
+            return sum(there.value is not None for there in store.places.values())
+
+        def remove(*stay: str) -> None:
+            for principal in keyring.replace([ApiKey(SecretStr(name)) for name in stay]):
+                sessions.forget(principal)
+
+        for name in names:
+            async with running.client(name) as client:
+                await client.turn(session_id="s", user_utterance="hi")
+        await settled(running)
+        remove(*names[:5])
+        await eventually(lambda: lying() == 5)
+        assert store.scans == 1, "once for all of them"
+        store.down = True
+        remove("holder0", "holder1")
+        await eventually(lambda: metric(running, "yap_session_store_up") == 0)
+        keyring.replace([ApiKey(SecretStr(name)) for name in ("holder0", "holder1", "holder2")])
+        async with running.client("holder2") as client:  # given again: what is said now is its own
+            await client.turn(session_id="new", user_utterance="hi")
+        store.down = False
+        await eventually(lambda: lying() == 4)
+        await settled(running)
+
+
 async def test_without_a_store_nothing_is_asked_and_the_metric_says_well() -> None:
     async with serving() as running:
         async with running.client() as client:
