@@ -161,13 +161,10 @@ class SessionKeeper:
 
     async def saved(self, session: Session) -> None:
         """Wait until a session is written, not for long, and not for a store that does not answer."""
-
-        async def wait() -> None:
-            while self.up and session in self._pending:
-                await self._pending.wait_for_round(session)
-
+        if not self.up:
+            return
         try:
-            await within(SAVE_TIMEOUT_S, wait())
+            await within(SAVE_TIMEOUT_S, self._pending.wait_for(session))
         except asyncio.TimeoutError:
             log.warning("session_not_saved", seconds=SAVE_TIMEOUT_S)
 
@@ -244,6 +241,7 @@ class SessionKeeper:
             self.up = False
             self._metrics.up.set(0)
             self._pending.wake.set()
+            self._pending.let_go()
             log.error(
                 "session_store_lost",
                 reason=str(error),

@@ -43,7 +43,9 @@ class Pending:
         self.batch = BATCH
         self._ready: dict[Session, None] = {}  # those of them that may have news
         self._urgent: set[Session] = set()  # somebody waits for these
-        self._round_over: asyncio.Event | None = None  # for those who wait for a round's end
+        self._round: list[Session] = []  # the round that is under way, as it began
+        self._waiting: dict[Session, asyncio.Future[None]] = {}  # for those who wait for one session
+        self._round_over: asyncio.Event | None = None  # for who waits for a round's end
         self._timer: asyncio.TimerHandle | None = None  # for what is not due yet
 
     @property
@@ -89,7 +91,7 @@ class Pending:
         """Know nothing more of a session: while the store does not answer, nothing else would let go of it."""
         self.changed.pop(session, None)
         self._ready.pop(session, None)
-        self._urgent.discard(session)
+        self._told(session)
 
     def remove(self, write: Write) -> None:
         """Have a session removed."""
@@ -99,6 +101,7 @@ class Pending:
     def begin_round(self) -> tuple[list[Session], list[Write]]:
         """Take what is due, and what is to be removed."""
         self.writing = self._take_due()
+        self._round = list(self.writing)
         gone, self.gone = self.gone, []
         return list(self.writing), gone
 
@@ -126,9 +129,36 @@ class Pending:
                     self.changed[session] = since
                     self._ready[session] = None
         self.writing = {}
+        for session in self._round:
+            if session not in self.changed:
+                self._told(session)
+        self._round.clear()
         if self._round_over is not None:
             self._round_over.set()
             self._round_over = None
+
+    async def wait_for(self, session: Session) -> None:
+        """Have a session written at once, and wait until it is, or nobody waits any more.
+
+        Whoever waits is woken once: when thousands of connections end together, each round has a few of their sessions.
+        """
+        if session not in self:
+            return
+        self._urgent.add(session)
+        self.wake.set()
+        self.hurry.set()
+        await asyncio.shield(self._waiting.setdefault(session, self._loop.create_future()))
+
+    def let_go(self) -> None:
+        """Let all go on who wait for a session: the store does not answer."""
+        for session in list(self._waiting):
+            self._told(session)
+
+    def _told(self, session: Session) -> None:
+        self._urgent.discard(session)
+        waiting = self._waiting.pop(session, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
 
     async def wait_for_round(self, *sessions: Session) -> None:
         """Have sessions written at once, and wait until a round is over that may have done it."""

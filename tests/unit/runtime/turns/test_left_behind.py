@@ -21,7 +21,7 @@ from runtime.turns.prepared import PreparedReply
 from runtime.turns.principal import Principal
 from runtime.turns.sessions.exchange import Exchange
 from runtime.turns.sessions.keeper import SessionKeeper
-from runtime.turns.sessions.pending import BATCH
+from runtime.turns.sessions.pending import BATCH, Pending
 from runtime.turns.sessions.registry import SessionRegistry
 from runtime.turns.sessions.session import Session
 from runtime.turns.stores.sealing import Sealer
@@ -181,6 +181,57 @@ async def test_sessions_that_are_dropped_while_the_store_is_gone_are_gone() -> N
     await eventually(lambda: keeper.settled)
     assert sum(there.value is not None for there in store.places.values()) == 50
     writing.cancel()
+    await keeper.stop()
+
+
+async def test_whoever_waits_for_its_session_is_woken_when_that_is_written_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Thousands of connections end together, each round has a few of their sessions, and all have a second."""
+    asked, contains = 0, Pending.__contains__
+
+    def counted(pending: Pending, session: object) -> bool:
+        nonlocal asked
+        asked += 1
+        return contains(pending, session)
+
+    monkeypatch.setattr(Pending, "__contains__", counted)
+    keeper, registry = kept_in(StandIn(), 20 * BATCH)
+    sessions = [registry.open(PRINCIPAL, str(number)) for number in range(20 * BATCH)]
+    for session in sessions:
+        await keeper.take(session)
+        speak(session, keeper)
+    writing = asyncio.create_task(keeper.run())
+    await asyncio.gather(*map(keeper.saved, sessions))
+    assert asked <= 3 * len(sessions)
+    assert keeper.settled
+    await asyncio.gather(*map(keeper.saved, sessions))  # nothing to wait for
+    writing.cancel()
+    await keeper.stop()
+
+
+@pytest.mark.parametrize("why", ["the store is gone", "they are dropped"])
+async def test_nobody_waits_for_a_session_that_will_not_be_written(why: str) -> None:
+    store = StandIn()
+    keeper, registry = kept_in(store, 10, pace=3600)
+    session = registry.open(PRINCIPAL, "s")
+    await keeper.take(session)
+    speak(session, keeper)
+    waiting = asyncio.create_task(keeper.saved(session))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    if why == "they are dropped":
+        registry.lose(session)
+    else:
+        store.down = True
+        writing = asyncio.create_task(keeper.run())
+        await eventually(lambda: not keeper.up)
+        writing.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert waiting.done()
+    await keeper.saved(session)
     await keeper.stop()
 
 
