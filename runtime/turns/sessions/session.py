@@ -64,7 +64,7 @@ class Session:
         self.sanitize = True
         self.check_screen_prefix, self.screen_checked_prefix = prefixes
         self.updates = updates
-        self._owner: object | None = None
+        self._owner: object | None = None  # the message handler whose connection has it
         self.changed_hands: Callable[[], None] = _nothing
         self.turn: Turn | None = None
         self.utterance = ""
@@ -82,6 +82,7 @@ class Session:
 
     @owner.setter
     def owner(self, owner: object | None) -> None:
+        """Give it to somebody, or to nobody."""
         self._owner = owner
         self.changed_hands()
 
