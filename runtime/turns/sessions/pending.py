@@ -88,10 +88,14 @@ class Pending:
         self._ready[session] = None
 
     def drop(self, session: Session) -> None:
-        """Know nothing more of a session: while the store does not answer, nothing else would let go of it."""
+        """Know nothing more of a session: while the store does not answer, nothing else would let go of it.
+
+        Whoever waits for it goes on, but where another server has it: then what was said here is still to be left.
+        """
         self.changed.pop(session, None)
         self._ready.pop(session, None)
-        self._told(session)
+        if not session.lost:
+            self._told(session)
 
     def remove(self, write: Write) -> None:
         """Have a session removed."""
