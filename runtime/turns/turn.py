@@ -163,8 +163,7 @@ class Turn:
             self._end()
 
     def _end(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.ended_at = loop.time()
+        self.ended_at = asyncio.get_running_loop().time()
         if self._task is not None:
             self._task = self._ended  # one that was cancelled keeps its traceback, whose frames know this turn
         self._ended.set_result(None)

@@ -6,13 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.host.ratelimit import SlidingWindow
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.harness.clock import Clock
 
 
 @given(st.integers(1, 5), st.lists(st.integers(0, 16), max_size=60))

@@ -7,15 +7,9 @@ import asyncio
 from runtime.deployment.metrics import Metrics
 from runtime.engines import Load, Sampling
 from runtime.server.maintenance import CacheResetter
+from tests.harness.clock import Clock
 from tests.harness.scripted import ScriptedEngine
 from tests.harness.waiting import eventually
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def test_caches_are_reset_while_nothing_runs() -> None:

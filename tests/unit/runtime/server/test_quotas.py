@@ -19,21 +19,11 @@ from runtime.host.ratelimit import SlidingWindow
 from runtime.host.redaction.redactor import Redactor
 from runtime.server.quotas import Seat, Seats, connections_for_each, share_for_each
 from runtime.turns.principal import Principal
+from tests.harness.clock import Clock
 from tests.harness.scripted import Client, ScriptedEngine, serving
 from tests.harness.server import Server
 
 LIMIT, SECONDS = 3, 10.0
-
-
-class Clock:
-    """A time that stands, and how often it was asked for."""
-
-    now = 0.0
-    asked = 0
-
-    def __call__(self) -> float:
-        self.asked += 1
-        return self.now
 
 
 def seats_of(clock: Clock, most: int) -> Seats:

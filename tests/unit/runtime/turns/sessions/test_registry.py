@@ -21,20 +21,10 @@ from runtime.turns.sessions.registry import SessionQuotaError, SessionRegistry
 from runtime.turns.sessions.session import SESSION_OVERHEAD_BYTES, Session
 from runtime.turns.turn import Turn
 from runtime.wire.messages import ChatPrompt, Start
+from tests.harness.clock import Clock
 from tests.harness.scripted import serving
 
 K = Principal("k")
-
-
-class Clock:
-    """A time that stands, and how often it was asked for."""
-
-    now = 0.0
-    asked = 0
-
-    def __call__(self) -> float:
-        self.asked += 1
-        return self.now
 
 
 def session_of(session_id: str) -> Session:
