@@ -20,7 +20,7 @@ from tests.harness.fleet.servers import name_of
 from tests.harness.scripted import KEY, Client, ScriptedRenderer
 from tests.harness.stores.session_store import MISSING as NO_VALKEY
 from tests.harness.stores.session_store import VALKEY, valkey
-from yap_client import Backoff, Done, Final, Interrupted, Talk, connect
+from yap_client import Backoff, Done, Final, Interrupted, Talk, Token, connect
 
 pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason=MISSING),
@@ -36,6 +36,7 @@ class Listener:
     Attributes:
         cut: why replies were cut that had begun.
         wrong: turns whose prompt was not the persona and all that had been said.
+        hearing: whether it hears a reply that has not ended.
     """
 
     def __init__(self, url: str, session: str) -> None:
@@ -43,6 +44,7 @@ class Listener:
         self.said: list[str] = []
         self.cut: list[str] = []
         self.wrong: list[str] = []
+        self.hearing = False
         self.talk: Talk = connect(
             url,
             KEY,
@@ -58,6 +60,7 @@ class Listener:
             history = [Message(one.role, one.content) for one in self.talk.history]
             reply, whole = "", False
             async for event in self.talk.say(text):
+                self.hearing = isinstance(event, Token)
                 if isinstance(event, Interrupted):
                     if event.said:  # it is part of the conversation then
                         self.said.append(text)
@@ -130,6 +133,19 @@ async def spread(url: str, replicas: int, stack: AsyncExitStack, each: int = 3) 
     return at
 
 
+async def kill_amid_a_reply(pid: int, them: list[Listener]) -> None:
+    """Kill a replica while one of these hears a reply of it: it is stopped first, until what it had sent has come."""
+    while True:
+        while not any(one.hearing for one in them):
+            await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(0.2)
+        if any(one.hearing for one in them):
+            os.kill(pid, signal.SIGKILL)
+            return
+        os.kill(pid, signal.SIGCONT)
+
+
 async def answered(url: str, key: str) -> str:
     """Come with a session key, and return the word that is answered."""
     headers = {"X-API-Key": KEY, "X-Session-Id": key}
@@ -184,11 +200,10 @@ async def test_listeners_stay_with_their_replica_and_go_on_whatever_ray_does_to_
                 # One is killed: its listeners are cut, come to the other, and go on; those of the other notice nothing.
                 victim = two[0]
                 assert victim.pid is not None
-                async with speaking(them):
-                    await asyncio.sleep(0.5)
-                    os.kill(victim.pid, signal.SIGKILL)
-                    two = await asyncio.to_thread(ray.wait_running, 2, without=frozenset({victim.id}))
                 killed = f"server{victim.pid}"
+                async with speaking(them):
+                    await kill_amid_a_reply(victim.pid, [one for one in them if at[one] == killed])
+                    two = await asyncio.to_thread(ray.wait_running, 2, without=frozenset({victim.id}))
                 assert any(one.cut for one in them if at[one] == killed)
                 assert not any(one.cut for one in them if at[one] != killed)
                 before = [list(one.cut) for one in them]
