@@ -9,17 +9,20 @@
 #     bash tests/gpu/everything.sh tuning OUT WORK      candidates of `--tune` on the 8B shape (9)
 #     bash tests/gpu/everything.sh tuning-fp8 OUT WORK  the same on its weights in FP8, `tuning-awq` in 4 bits (10)
 #     bash tests/gpu/everything.sh image-tuning OUT WORK  candidates again, by the image's own engine; `image-tuning-fp8`, `image-tuning-awq`
+#     bash tests/gpu/everything.sh targets OUT WORK     tuned for latency and for throughput, beside the engine as vLLM ships it (14)
+#     bash tests/gpu/everything.sh targets-fp8 OUT WORK  the same with weights in FP8 (16)
+#     bash tests/gpu/everything.sh kernels OUT WORK     one stream with each kernel for weights of 8 and 4 bits (2)
 #     bash tests/gpu/everything.sh image OUT WORK       the image that image/carry.py packed: from its stack check to its tables (11)
 #     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
 #
-# All of the last but `image` itself share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
+# All of the last but `image` itself and `kernels` share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
 # WORK is a folder for 60 GB, best on a tmpfs. Where there are two GPUs, run both at once, each with a
 # CUDA_VISIBLE_DEVICES and cores of its own (`taskset`), `prove` by `setsid`: while speed is measured, `measure` stops the
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
 # Less than everything: SKIP names steps to leave out, STREAMS how many streams (1 64 256), CONTENDERS who is measured
 # with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned and for how long
 # (8), PASSES, PARTS and ROUTERS how often, what and with whom the fleet does (3, router kill, 2), SEQUENCES how many replies at once the artifact is made for (320 for the last seven), CHOSEN
-# the candidate of `--tune` with whose options artifacts serve (none).
+# the candidate of `--tune` with whose options artifacts serve (none), LATENCY and THROUGHPUT those of `targets`.
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
 # without it `measure`, `doors`, `ready` and `fleet` serve the chat model alone.
 set -uo pipefail
@@ -188,7 +191,7 @@ image-tuning() {
 
 image-tuning-fp8() {
     once parts parts || return
-    quantized_8b fp8 && image_tuned fp8 "$work/q/8b-fp8" "steps of 512, norms fused with quantizing, PyTorch's products, Marlin's products"
+    quantized_8b fp8 && image_tuned fp8 "$work/q/8b-fp8" "steps of 512, norms fused with quantizing, attention fused with quantizing"
 }
 
 image-tuning-awq() {
@@ -196,9 +199,37 @@ image-tuning-awq() {
     quantized_8b awq && image_tuned awq "$work/q/8b-awq" "Machete, Marlin's products, full graphs"
 }
 
+# What options of `--tune` are to reach. LATENCY and THROUGHPUT are the candidates that won for each goal.
+reached() { # METHOD FOLDER
+    local method=$1 goal won streams made=()
+    read -ra streams <<<"${STREAMS:-1 64 256}"
+    for goal in latency throughput; do
+        won=${LATENCY:-full graphs, steps of 512 tokens}
+        [ "$goal" = latency ] || won=${THROUGHPUT:-full graphs}
+        made+=("$work/reached/$method/$goal")
+        rm -rf "${made[-1]}" && mkdir -p "$work/reached/$method" && cp -al "$2" "${made[-1]}"
+        step "artifact-$goal" 400 "$python" tests/gpu/inputs/make_artifact.py "${made[-1]}" --method "$method" --chosen "$won" || return
+    done
+    step streams 900 "$python" tests/gpu/streams.py "${made[@]}" --streams "${streams[@]}" --only vllm runtime --json "$out/streams.json"
+}
+
+targets() {
+    once parts parts || return
+    reached none "$work/8b-source"
+}
+
+targets-fp8() {
+    once parts parts || return
+    quantized_8b fp8 && reached fp8 "$work/q/8b-fp8"
+}
+
 quantized_8b() { # fp8 or awq
     AWQ_CACHE_DIR=$work/cache-8b-$1 AWQ_CALIB_DATASET=embedded AWQ_NSAMPLES=${AWQ_NSAMPLES_8B:-8} AWQ_SEQLEN=${AWQ_SEQLEN:-256} \
         step "quantize-8b-$1" 400 "$python" -m pipeline quantize --vllm "$1" "$work/8b-source" --out "$work/q/8b-$1"
+}
+
+kernels() {
+    step kernels 400 "$python" tests/gpu/limits/kernels.py --tokenizer "${TOKENIZER:?a folder}" --patience "${PATIENCE:-180}" --logs "$out"
 }
 
 image() {
@@ -262,11 +293,11 @@ roofline_quantized() {
 }
 
 case $lane in
-measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | fleet)
+measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | targets | targets-fp8 | kernels | fleet)
     "$lane"
     ;;
 *)
-    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq or fleet, found $lane" >&2
+    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq, targets, targets-fp8, kernels or fleet, found $lane" >&2
     exit 64
     ;;
 esac

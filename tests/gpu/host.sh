@@ -5,8 +5,8 @@
 #     bash tests/gpu/host.sh watch SECONDS OUT       tells what has ended, and packs all logs into OUT/logs.tgz as it goes
 #
 # With two GPUs `prove` and `measure` run at once, each with half of the cores; with one, one after the other. Lanes that
-# name GPUs run at once, each with its share of the cores: `start doors@0 tuning@1 ready@2`. What ran before is ended by
-# the next `start`, and not laid out again. PIECES is where the pieces lie, SITE a folder with vLLM for the host's torch, BUILD one with the quantizers, ROOM one for everything.
+# name GPUs run at once, each with its share of the cores, and those with a plus between one after the other: `start doors@0
+# tuning@1 kernels+tuning-awq@2`. What ran before is ended by the next `start`, and not laid out again. PIECES is where the pieces lie, SITE a folder with vLLM for the host's torch, BUILD one with the quantizers, ROOM one for everything.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # Where bytecode is not kept, importing vLLM takes 20 s each time, and what is measured of starts is that.
@@ -58,12 +58,14 @@ end_earlier() {
 
 # Each lane in a session of its own, so that all of it can be ended, engines too.
 start_at_once() { # WORK LANE@GPUS …
-    local work=$1 lane share first=0
+    local work=$1 lane share turns first=0
     shift
     share=$(($(nproc) / $#))
+    export -f in_turn
     for lane; do
+        IFS=+ read -ra turns <<<"${lane%@*}"
         CUDA_VISIBLE_DEVICES=${lane#*@} setsid taskset -c "$first-$((first + share - 1))" \
-            bash tests/gpu/everything.sh "${lane%@*}" "$room/logs/${lane%@*}" "$work" \
+            bash -c 'in_turn "$@"' in_turn "$room/logs" "$work" "${turns[@]}" \
             >"$room/logs/${lane%@*}.log" 2>&1 </dev/null &
         echo $! >>"$room/sessions"
         first=$((first + share))
@@ -85,10 +87,10 @@ start() { # LANE …
     rm -rf "$room/repo" && mkdir "$room/repo" && tar -c --exclude=.git --exclude=.gpu . | tar -x -C "$room/repo"
     lay
     surroundings
-    for lane in "${lanes[@]%@*}"; do
+    printf '%s\n' "${lanes[@]%@*}" | tr + '\n' >"$room/lanes"
+    while read -r lane; do
         [ ! -e "$room/logs/$lane" ] || mv "$room/logs/$lane" "$room/logs/$lane.$(date +%H%M%S)"
-    done
-    printf '%s\n' "${lanes[@]%@*}" >"$room/lanes"
+    done <"$room/lanes"
     work=$([ -d /dev/shm ] && echo /dev/shm/yap || echo "$room/work")
     last=$(($(nproc) - 1)) half=$(($(nproc) / 2))
     mkdir -p "$work"

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Compares the engine alone, our runtime and vLLM's OpenAI server: the same work, one run, one machine.
 
-    python3 tests/gpu/streams.py ARTIFACT [--streams 1 64 256] [--only vllm alone runtime http openai] [--profile DIR]
+    python3 tests/gpu/streams.py ARTIFACT [ARTIFACT …] [--streams 1 64 256] [--only vllm alone runtime http openai]
+        [--profile DIR]
 
-`vllm` is the engine alone as vLLM ships it, `alone` the same with what the runtime adds to its workers. `runtime` is
-met over its WebSocket, `http` is the same server over HTTP, as `openai`, vLLM's own, is.
+Engines and vLLM's server take the first artifact; the runtime is measured with each, such as those that the same model
+gives with options tuned for latency and for throughput. `vllm` is the engine alone as vLLM ships it, `alone` the same
+with what the runtime adds to its workers. `runtime` is met over its WebSocket, `http` is the same server over HTTP, as
+`openai`, vLLM's own, is.
 
 Every stream has a persona of its own of about 450 tokens, which the engine has in its prefix cache as in a conversation
 that goes on, and asks something new each time; replies are 150 tokens, sampled as our clients ask for. With `--cold` no
@@ -48,6 +51,8 @@ from tests.benchmarks.work import Figures, Sample, figures
 from tests.harness.server import Server, free_port
 
 WORDS, REPLY = 200, 150
+# The runtime's ways in, as they are called in results.
+DOORS = {"runtime": "the runtime", "http": "its door for OpenAI's clients"}
 PAUSE = 0.5  # seconds that one listener is silent between turns
 
 
@@ -265,8 +270,8 @@ def runtime(
     generator: LoadGenerator,
     plan: Plan,
     profiles: Path | None,
-    name: str = "runtime",
-    **env: str,
+    name: str,
+    title: str,
 ) -> dict[str, Figures]:
     """Measure our server: `runtime` over the WebSocket with the sanitizer on, `http` as OpenAI's clients meet it."""
     found = {}
@@ -278,8 +283,8 @@ def runtime(
         "MAX_SESSIONS": "20000",
         "SERVED_MODEL_NAMES": "chat",
     }
-    with Server(folder, **(variables | env)) as server:
-        print(f"{name}: ready after {server.wait_ready(400):.0f} s", flush=True)
+    with Server(folder, **variables) as server:
+        print(f"{title}: ready after {server.wait_ready(400):.0f} s", flush=True)
         assert server.process is not None
         door, url = ("openai", server.http) if name == "http" else ("yap", server.url)
         target = Target(door, url, server.api_key, model="chat", words=WORDS, max_tokens=REPLY)
@@ -296,16 +301,16 @@ def runtime(
             inside = median(sample.server_ttft for sample in samples) * 1000
             more = f"{cpu(used, samples)}, {frames:.2f} frames/token"
             more += f", TTFT p50 in the server {inside:.1f} ms" if door == "yap" else ""
-            print_figures(name, load, found[load.name], samples, more)
+            print_figures(title, load, found[load.name], samples, more)
         if profiles:
-            raw = profiles / f"{name}.raw"
+            raw = profiles / f"{title}.raw"
             watch = profile(server.process.pid, raw)
             most = next(load for load in reversed(wanted) if load.reply == REPLY)
             generator.run(target, most.streams, 8, plan.seed(most) + 4_000_000, plan.persona(most))
             watch.wait(60)
             hot_lines(raw)
             shutil.copy(server.log, profiles / "server.log")
-        print(f"{name} exited {server.stop()}", flush=True)
+        print(f"{title} exited {server.stop()}", flush=True)
     return found
 
 
@@ -349,7 +354,7 @@ def openai(folder: Path, limits: dict, wanted: list[Load], generator: LoadGenera
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("artifact", type=Path)
+    parser.add_argument("artifacts", type=Path, nargs="+", metavar="ARTIFACT")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--only", nargs="+", choices=["vllm", "alone", "runtime", "http", "openai"])
     parser.add_argument("--bursts", action="store_true", help="replies of two tokens too")
@@ -360,36 +365,43 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started here is ended here
-    limits = json.loads((arguments.artifact / "build_metadata.json").read_text())["chat"]["limits"]
+    folder, *others = arguments.artifacts
+    limits = json.loads((folder / "build_metadata.json").read_text())["chat"]["limits"]
     contenders = arguments.only or ["vllm", "alone", "runtime", "http", "openai"]
     results: dict[str, dict[str, Figures]] = {}
-    folder, wanted = arguments.artifact, loads(arguments.streams, arguments.bursts)
+    wanted = loads(arguments.streams, arguments.bursts)
     serving, listening = split_cpus(os.sched_getaffinity(0), arguments.listeners_cpus)
     os.sched_setaffinity(0, serving)  # every contender inherits it
     generator = LoadGenerator(arguments.processes, tuple(sorted(listening)))
     load_cpus = sorted(listening) or "none of its own"
     print(f"CPUs: {sorted(serving)} for each contender; for the load: {load_cpus}", flush=True)
-    for number, name in enumerate(contenders, 1):
+    met = [(name, where) for name in contenders for where in ([folder, *others] if name in DOORS else [folder])]
+    for number, (name, where) in enumerate(met, 1):
         plan = Plan(number, arguments.cold)
         if name in ("vllm", "alone"):
             results[name] = alone(folder, limits, wanted, plan, as_vllm_ships=name == "vllm")
-        elif name in ("runtime", "http"):
-            results[name] = runtime(folder, wanted, generator, plan, arguments.profile, name)
+        elif name in DOORS:
+            title = name if where == folder else f"{name} of {where.name}"
+            results[title] = runtime(where, wanted, generator, plan, arguments.profile, name, title)
         else:
             results[name] = openai(folder, limits, wanted, generator, plan)
-    for load, door in product(wanted, ("runtime", "http")):
+    for load, title in product(wanted, results):
+        door = title.split()[0]
+        if door not in DOORS:
+            continue
         parts = []
         for name, other in (
             ("alone", "the engine alone"),
             ("vllm", "the engine as vLLM ships it"),
             ("openai", "vLLM's server"),
         ):
-            if name in results and door in results:
-                ours, theirs = results[door][load.name], results[name][load.name]
+            if name in results:
+                ours, theirs = results[title][load.name], results[name][load.name]
+                speed, first = ours.tokens_per_s / theirs.tokens_per_s, ours.ttft_p50 / theirs.ttft_p50
                 gap = (ours.ttft_p50 - theirs.ttft_p50) * 1000
-                parts.append(f"{ours.tokens_per_s / theirs.tokens_per_s:.3f} × {other} (TTFT p50 {gap:+.1f} ms)")
+                parts.append(f"{speed:.3f} × {other} (TTFT p50 {gap:+.1f} ms, {first:.3f} ×)")
         if parts:
-            which = "the runtime" if door == "runtime" else "its door for OpenAI's clients"
+            which = title.replace(door, DOORS[door], 1)
             print(f"streams {load.name}: {which} makes {', '.join(parts)}")
     if arguments.json:
         plain = {name: {load: asdict(f) for load, f in found.items()} for name, found in results.items()}

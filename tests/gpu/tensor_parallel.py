@@ -130,7 +130,7 @@ def streams_step(folder: Path, count: int, wanted: list[streams.Load]) -> dict[s
     os.sched_setaffinity(0, serving)
     generator = streams.LoadGenerator(8, tuple(sorted(listening)))
     plan = streams.Plan(count, cold=False)
-    found = streams.runtime(folder, wanted, generator, plan, None, "yap")
+    found = streams.runtime(folder, wanted, generator, plan, None, "runtime", "yap")
     return {name: asdict(figures) for name, figures in found.items()}
 
 

@@ -2,7 +2,7 @@
 """Makes an artifact of a model folder for measuring, in place: compiled ahead as `build` does, and not validated.
 
     python3 tests/gpu/inputs/make_artifact.py FOLDER [--tool FOLDER] [--parallel GPUS] [--sequences N] [--uncompiled]
-        [--chosen "full graphs"]
+        [--chosen "full graphs"] [--method fp8]
 
 A model with random weights has the speed of a real one and passes no gate of quality, so the pipeline would refuse
 it, and rightly. `--chosen` seals it as if a candidate of `build --tune` had won. The metadata says `unproven` where
@@ -44,10 +44,13 @@ from tests.hub.golden import proof_of
 LIMITS = Limits(max_batch_size=256, max_input_len=5525, max_output_len=150, max_model_len=5808)
 
 
-def chosen(name: str, limits: Limits, here: Machine) -> TunedOptions:
+SCHEMES = {"none": "BF16", "fp8": "FP8", "awq": "W4A16"}
+
+
+def chosen(name: str, method: str, limits: Limits, here: Machine) -> TunedOptions:
     """A candidate of the tuning as if it had won here."""
     sm = here.gpus[0].sm if here.gpus else None
-    at = Situation(sm, "none", limits.max_batch_size, limits.max_batch_size, limits.max_model_len)
+    at = Situation(sm, method, limits.max_batch_size, limits.max_batch_size, limits.max_model_len)
     table = [one for one in candidates(at) if not one.not_tried]
     # As `tune.py --candidates` takes them: a name, or a part of one alone.
     found = [one for one in table if one.name == name] or [one for one in table if name in one.name]
@@ -69,13 +72,14 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, metavar="GPUS", help="GPUs that share the model")
     parser.add_argument("--sequences", type=int, default=LIMITS.max_batch_size, help="replies at once")
     parser.add_argument("--chosen", metavar="CANDIDATE", help="options of `build --tune` that it shall serve with")
+    parser.add_argument("--method", default="none", choices=SCHEMES, help="how the folder's weights are quantized")
     arguments = parser.parse_args()
     folder = arguments.folder
     shape = {"tensor_parallel_size": arguments.parallel, "max_batch_size": arguments.sequences}
     limits = LIMITS.model_copy(update=shape)
     here = machine.describe()
     gpu = here.gpus[0] if here.gpus else None  # none where the scripts themselves are tried out
-    tuned = chosen(arguments.chosen, limits, here) if arguments.chosen else None
+    tuned = chosen(arguments.chosen, arguments.method, limits, here) if arguments.chosen else None
     began = time.monotonic()
     if not arguments.uncompiled:
         compile_ahead(folder, limits, tuned.choices if tuned else None)
@@ -95,7 +99,7 @@ def main() -> None:
         created_at=now,
         chat=ChatModel(
             source=source,
-            quantization=Quantization(method="none", scheme="BF16"),
+            quantization=Quantization(method=arguments.method, scheme=SCHEMES[arguments.method]),
             limits=limits,
             dtype="bfloat16",
             compile_cache=None if arguments.uncompiled else COMPILE_CACHE,

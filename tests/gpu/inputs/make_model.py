@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD = 4096, 14336, 32, 32, 8, 128
 LAYERS_PER_SHARD = 8
@@ -34,6 +35,29 @@ def layer_shapes(prefix: str) -> dict[str, tuple[int, ...]]:
     }
 
 
+def configuration(source: dict[str, Any], layers: int = LAYERS) -> dict[str, Any]:
+    """Return the model's `config.json`; vocabulary and the tokens that end a text are those of another one."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD,
+        "hidden_act": "silu",
+        "max_position_embeddings": 16384,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "vocab_size": source["vocab_size"],
+        "bos_token_id": source.get("bos_token_id"),
+        "eos_token_id": source.get("eos_token_id"),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -50,25 +74,7 @@ def main() -> None:
     for name in TOKENIZER_FILES:
         if (arguments.tokenizer / name).exists():
             shutil.copy(arguments.tokenizer / name, out / name)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "num_hidden_layers": arguments.layers,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD,
-        "hidden_act": "silu",
-        "max_position_embeddings": 16384,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "vocab_size": vocabulary,
-        "bos_token_id": source.get("bos_token_id"),
-        "eos_token_id": source.get("eos_token_id"),
-    }
+    config = configuration(source, arguments.layers)
     (out / "config.json").write_text(json.dumps(config, indent=2))
     end = {"eos_token_id": config["eos_token_id"], "bos_token_id": config["bos_token_id"]}
     (out / "generation_config.json").write_text(json.dumps(end))

@@ -213,7 +213,7 @@ async def test_what_was_said_is_known_to_the_next_server_by_the_store_alone() ->
 @pytest.mark.skipif(VALKEY is None, reason=MISSING)
 async def test_the_store_dies_and_nobody_notices() -> None:
     with valkey() as store:
-        async with fleet(2, session_store=store.url, session_store_timeout_s=0.2) as two, two.client("k") as client:
+        async with fleet(2, session_store=store.url, session_store_timeout_s=5) as two, two.client("k") as client:
             await client.turn(user_utterance="before")
             store.kill()
             for number in range(3):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from pipeline.checkpoint.prequantized import recognize
 from pipeline.tuning.candidates import Situation, candidates
 from runtime import artifact
 from runtime.artifact import EngineChoices, TriedOptions, TunedFigures, TunedOptions, TuningKey
@@ -16,6 +18,7 @@ from runtime.engines.tuned import tuned as options_here
 from runtime.host.machine import Gpu, Machine
 from tests.gpu import fleet, tune
 from tests.gpu.inputs import make_artifact
+from tests.gpu.limits import kernels
 
 GOLDEN = Path(__file__).parents[4] / "tests/data/artifacts/vllm-fp8"
 
@@ -82,7 +85,7 @@ HOST = Machine(gpus=(Gpu("NVIDIA H100 80GB HBM3", 90, 80 << 30, 80 << 30),), dri
 
 @pytest.mark.parametrize("name", ["full graphs", "full graphs, steps of 512 tokens", "steps of 512"])
 def test_an_artifact_for_measuring_serves_with_what_was_chosen(name: str) -> None:
-    sealed = make_artifact.chosen(name, make_artifact.LIMITS, HOST)
+    sealed = make_artifact.chosen(name, "none", make_artifact.LIMITS, HOST)
     assert name in sealed.candidates[0].name
     chat = artifact.read(GOLDEN).chat
     assert chat is not None
@@ -95,7 +98,25 @@ def test_an_artifact_for_measuring_serves_with_what_was_chosen(name: str) -> Non
 @pytest.mark.parametrize("name", ["steps", "Machete's products", "nothing"])
 def test_a_name_of_several_or_none_is_refused_before_anything_is_compiled(name: str) -> None:
     with pytest.raises(SystemExit, match="expected the name of one of these: full graphs; "):
-        make_artifact.chosen(name, make_artifact.LIMITS, HOST)
+        make_artifact.chosen(name, "none", make_artifact.LIMITS, HOST)
+
+
+def test_engines_whose_kernels_are_compared_have_weights_as_the_pipeline_writes_them(tmp_path: Path) -> None:
+    """Read back as the pipeline reads a model that comes quantized."""
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2}))
+    assert len({case.name for case in kernels.CASES}) == len(kernels.CASES)
+    found = {}
+    for number, case in enumerate(kernels.CASES):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        kernels.folder_of(case, tmp_path, folder)
+        known = recognize(json.loads((folder / "config.json").read_text()), "8b", bytes_per_weight=None)
+        assert known is not None
+        found[case.weights] = (known.scheme, known.symmetric)
+    assert found == {"fp8": ("FP8", True), "int4": ("W4A16", False), "int4 symmetric": ("W4A16", True)}
+    # As the safetensors of the same shape had it, quantized by the pipeline (docs/performance.md).
+    assert round(kernels.bytes_per_step("fp8", 49152) / 1e9, 2) == 7.38
+    assert round(kernels.bytes_per_step("int4", 49152) / 1e9, 2) == 4.03
 
 
 def test_a_router_is_told_by_its_threads() -> None:

@@ -213,13 +213,13 @@ async def test_a_server_that_has_forgotten_its_scripts_is_told_them_again(server
 
 
 async def test_no_answer_is_an_error_in_time_and_not_for_ever(server: Valkey) -> None:
-    async with opened(server.url, timeout=0.1) as store:
+    async with opened(server.url, timeout=2) as store:
         where = a_place()
         await store.take(where)
-        await raw(server, "CLIENT", "PAUSE", "400", "ALL")
-        with pytest.raises(StoreError, match=r"no answer within 0\.1 s"):
+        await raw(server, "CLIENT", "PAUSE", "4000", "ALL")
+        with pytest.raises(StoreError, match="no answer within 2 s"):
             await store.take(where)
-        await asyncio.sleep(0.5)
+        await raw(server, "PING")  # answered when the pause is over
         assert await store.take(where)
 
 
