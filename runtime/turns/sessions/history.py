@@ -15,7 +15,7 @@ from runtime.wire.messages import MAX_HISTORY_MESSAGES
 HISTORY_MAX_BYTES = defaults.MESSAGE_BYTES
 HISTORY_MAX_MESSAGES = MAX_HISTORY_MESSAGES
 # As measured, and a little more: a `Message` and its place in the history, without the text.
-MESSAGE_OVERHEAD_BYTES = 72
+MESSAGE_OVERHEAD_BYTES = 56
 
 
 class History:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections import Counter
 from collections.abc import Iterator
-from types import SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import cast
 
 import pytest
@@ -109,12 +110,25 @@ async def test_a_turn_whose_client_has_gone_is_gone_too(others: Counter[str]) ->
         await eventually(lambda: few(others))
 
 
-def messages() -> int:
-    return sum(type(one) is Message and one.content.startswith("kept?") for one in gc.get_objects())
+class Watched(Message, frozen=True, weakref=True, gc=True):
+    """A message that tells whether it is still there; a collector of garbage does not know of it."""
 
 
 @pytest.mark.parametrize("then", ["nothing", "start", "cancel"])
-async def test_a_connection_keeps_nothing_of_a_message_that_prepared_a_reply(then: str) -> None:
+async def test_a_connection_keeps_nothing_of_a_message_that_prepared_a_reply(
+    then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: weakref.WeakSet[Watched] = weakref.WeakSet()
+    made = 0
+
+    def watched(role: str, content: str) -> Watched:
+        nonlocal made
+        made += 1
+        message = Watched(role, content)
+        there.add(message)
+        return message
+
+    monkeypatch.setattr("runtime.wire.fields.Message", watched)
     history = [{"role": "user", "content": f"kept? {number}"} for number in range(50)]
 
     async def prepare(running: Running, client: Client) -> None:
@@ -127,12 +141,42 @@ async def test_a_connection_keeps_nothing_of_a_message_that_prepared_a_reply(the
 
         def gone() -> bool:
             gc.collect()
-            return not messages()
+            return not there
 
         await eventually(gone)
+        assert made == len(history)
 
     async with serving(prepare_ttl_s=0.2) as running, running.client() as client:
         await prepare(running, client)
+
+
+async def test_what_was_said_gives_a_collector_of_garbage_nothing_to_look_through() -> None:
+    """Thousands of long conversations would make it stop all turns for a tenth of a second."""
+
+    def looked_through(session: Session) -> int:
+        gc.collect()  # what holds texts alone is passed by from its first time on
+        seen: dict[int, object] = {id(session): session}
+        todo: list[object] = [session]
+        while todo:
+            for part in gc.get_referents(todo.pop()):
+                if (
+                    gc.is_tracked(part)
+                    and not isinstance(part, (type, ModuleType, FunctionType))
+                    and id(part) not in seen
+                ):
+                    seen[id(part)] = part
+                    todo.append(part)
+        return len(seen)
+
+    async with serving(ws_max_messages_per_window=0) as running, running.client() as client:
+        found = []
+        for turns in (5, 40):
+            for _ in range(turns):
+                await client.turn(user_utterance="hello there", **FIELDS)
+            (session,) = [one for one in gc.get_objects() if type(one) is Session and one.session_id == "a"]
+            assert session.history.end >= 2 * turns
+            found.append(looked_through(session))
+        assert found[1] <= found[0] + LAST
 
 
 PRINCIPAL = Principal("a")
