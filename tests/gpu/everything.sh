@@ -11,7 +11,7 @@
 #     bash tests/gpu/everything.sh image-tuning OUT WORK  candidates again, by the image's own engine; `image-tuning-fp8`, `image-tuning-awq`
 #     bash tests/gpu/everything.sh targets OUT WORK     tuned for latency and for throughput, beside the engine as vLLM ships it (14)
 #     bash tests/gpu/everything.sh targets-fp8 OUT WORK  the same with weights in FP8 (16)
-#     bash tests/gpu/everything.sh kernels OUT WORK     one stream with each kernel for weights of 8 and 4 bits (2)
+#     bash tests/gpu/everything.sh kernels OUT WORK     one stream with each kernel for weights of 8 and 4 bits, and of attention (6)
 #     bash tests/gpu/everything.sh image OUT WORK       the image that image/carry.py packed: from its stack check to its tables (11)
 #     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
 #
@@ -22,7 +22,7 @@
 # Less than everything: SKIP names steps to leave out, STREAMS how many streams (1 64 256), CONTENDERS who is measured
 # with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned and for how long
 # (8), PASSES, PARTS and ROUTERS how often, what and with whom the fleet does (3, router kill, 2), SEQUENCES how many replies at once the artifact is made for (320 for the last seven), CHOSEN
-# the candidate of `--tune` with whose options artifacts serve (none), LATENCY and THROUGHPUT those of `targets`.
+# the candidate of `--tune` with whose options artifacts serve (none), LATENCY and THROUGHPUT those of `targets`, KERNELS which of its tables (products attention).
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
 # without it `measure`, `doors`, `ready` and `fleet` serve the chat model alone.
 set -uo pipefail
@@ -229,7 +229,10 @@ quantized_8b() { # fp8 or awq
 }
 
 kernels() {
-    step kernels 400 "$python" tests/gpu/limits/kernels.py --tokenizer "${TOKENIZER:?a folder}" --patience "${PATIENCE:-180}" --logs "$out"
+    local of
+    for of in ${KERNELS:-products attention}; do
+        step "kernels-$of" 400 "$python" tests/gpu/limits/kernels.py --of "$of" --tokenizer "${TOKENIZER:?a folder}" --logs "$out"
+    done
 }
 
 image() {

@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""Measures one stream with each kernel of products that vLLM has for weights of 8 and of 4 bits.
+"""Measures one stream with each kernel of products that vLLM has for weights of 8 and of 4 bits, and of attention.
 
-    python3 tests/gpu/limits/kernels.py --tokenizer FOLDER [--only "fp8 marlin" …] [--patience 120] [--logs FOLDER]
+    python3 tests/gpu/limits/kernels.py --tokenizer FOLDER [--of attention] [--only "fp8 marlin" …] [--patience 180]
+        [--logs FOLDER]
 
 The 8B shape, weights that hold nothing, full graphs. All engines are started together on one GPU and measured one after
 the other, once all are ready or the patience is over: what differs between them is the kernel alone. Beside the time
-between tokens stands the share of the roofline: the weights that a step reads over the bandwidth of a copy.
+between tokens stands the share of the roofline: the weights that a step reads over the bandwidth of a copy. Tokens are
+drawn as our clients ask for, and the most probable ones taken; prompts have some 250 tokens, and some 4,000.
+
+Of attention: into how many pieces FlashAttention may cut a prompt, which other kernels then put together.
 """
 
 from __future__ import annotations
@@ -32,10 +36,12 @@ from tests.gpu.limits.roofline import copy_bandwidth
 
 FUSED = ("fuse_norm_quant", "fuse_act_quant")
 GROUP = 128
-KV_BYTES = 1 << 29
+KV_BYTES = 1 << 30
 # Of the GPU, for one engine: of what it takes only the KV cache is bounded, by itself.
 FRACTION = 0.1
 ROUNDS, WARM_ROUNDS, TOKENS = 8, 2, 150
+# Words of a short prompt and of a long one, and tokens of the longest context.
+SHORT, LONG, CONTEXT = 100, 1700, 4608
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +53,24 @@ class Case:
         weights: `fp8`, or `int4` with zero points or `int4 symmetric`.
         fusions: passes that are switched on.
         variables: of the environment, which some kernels ask for.
+        pieces: that FlashAttention may cut a prompt into; none leaves the choice to vLLM.
     """
 
     weights: str
     backend: str | None
     fusions: tuple[str, ...] = ()
     variables: tuple[tuple[str, str], ...] = ()
+    pieces: int | None = None
 
     @property
     def name(self) -> str:
-        """Weights, kernel and fusions."""
-        return " ".join([self.weights, self.backend or "plain", *(["fused"] if self.fusions else [])])
+        """Weights, kernel, fusions and pieces."""
+        more = ["fused"] if self.fusions else []
+        more += [f"in {self.pieces}"] if self.pieces else []
+        return " ".join([self.weights, self.backend or "plain", *more])
 
 
-CASES = (
+PRODUCTS = (
     Case("fp8", None),
     Case("fp8", None, FUSED),
     Case("fp8", "torch"),
@@ -71,6 +81,12 @@ CASES = (
     Case("int4 symmetric", "machete"),
     Case("int4 symmetric", "marlin"),
 )
+ATTENTION = tuple(
+    Case(weights, backend, pieces=pieces)
+    for weights, backend in (("fp8", None), ("int4", "marlin"))
+    for pieces in (None, 1, 4, 8)
+)
+CASES = {"products": PRODUCTS, "attention": ATTENTION}
 
 
 def quantized(weights: str) -> dict[str, Any]:
@@ -112,7 +128,7 @@ def folder_of(case: Case, tokenizer: Path, folder: Path) -> None:
 
 
 def serve(case: Case, folder: Path, log: Path, pipe: Connection) -> None:
-    """Start an engine in this process, tell so, wait, measure and tell: `(seconds to the first, between tokens)`."""
+    """Start an engine in this process, tell so, wait, measure and tell."""
     file = log.open("w")
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
@@ -124,17 +140,27 @@ def serve(case: Case, folder: Path, log: Path, pipe: Connection) -> None:
         raise
 
 
-async def measured(case: Case, folder: Path, pipe: Connection) -> tuple[float, float]:
-    """Return the median times to the first token and between tokens, in seconds."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Median times, in seconds: to the first token, and between tokens, drawn, greedy, and of a long prompt."""
+
+    first: float
+    between: float
+    greedy: float
+    long: float
+
+
+async def measured(case: Case, folder: Path, pipe: Connection) -> Found:
+    """Start the engine, wait until it is asked, and return what it takes."""
     from runtime.engines import EngineOptions
     from runtime.engines.vllm import contract
     from runtime.engines.vllm.arguments import engine_arguments, prepare_environment
     from tests.benchmarks import engine_alone
-    from tests.benchmarks.work import figures
+    from tests.benchmarks.work import SAMPLING, Figures, figures
 
     options = EngineOptions(
         gpu_fraction=FRACTION,
-        max_model_len=2048,
+        max_model_len=CONTEXT,
         max_num_seqs=8,
         cudagraph_mode="FULL",
         fusions=case.fusions,
@@ -144,14 +170,23 @@ async def measured(case: Case, folder: Path, pipe: Connection) -> tuple[float, f
     arguments = engine_arguments(folder, options)
     arguments.load_format = "dummy"
     arguments.kv_cache_memory_bytes = KV_BYTES
+    if case.pieces:
+        arguments.attention_config.flash_attn_max_num_splits_for_cuda_graph = case.pieces
     llm = contract.llm_class().from_engine_args(arguments)
+
+    async def ask(rounds: int, words: int, seed: int) -> Figures:
+        prompts = engine_alone.prompts(folder, 1, rounds, words, seed)
+        return figures(1, await engine_alone.measure(llm, prompts, 1, rounds, TOKENS))
+
     try:
-        prompts = engine_alone.prompts(folder, 1, WARM_ROUNDS + ROUNDS, 100, 60_000_000)
-        await engine_alone.measure(llm, prompts[:WARM_ROUNDS], 1, WARM_ROUNDS, TOKENS)
+        for words in (SHORT, LONG):
+            await ask(WARM_ROUNDS, words, 60_000_000 + words)
         pipe.send("ready")
         await asyncio.to_thread(pipe.recv)
-        found = figures(1, await engine_alone.measure(llm, prompts[WARM_ROUNDS:], 1, ROUNDS, TOKENS))
-        return found.ttft_p50, found.itl_p50
+        drawn, long = await ask(ROUNDS, SHORT, 61_000_000), await ask(ROUNDS // 2, LONG, 62_000_000)
+        SAMPLING["temperature"] = 0.0  # of this process alone
+        greedy = await ask(ROUNDS, SHORT, 63_000_000)
+        return Found(drawn.ttft_p50, drawn.itl_p50, greedy.itl_p50, long.itl_p50)
     finally:
         llm.shutdown()
 
@@ -160,14 +195,16 @@ def main() -> None:
     """Start all, then measure one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder whose tokenizer and template to use")
+    parser.add_argument("--of", choices=CASES, default="products", help="what differs")
     parser.add_argument("--only", nargs="+", default=[], help="begins of names")
     parser.add_argument("--patience", type=float, default=180, help="seconds for all engines to be ready")
     parser.add_argument("--logs", type=Path, help="folder for the engines' logs")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     arguments = parser.parse_args()
-    cases = [case for case in CASES if not arguments.only or case.name.startswith(tuple(arguments.only))]
+    table = CASES[arguments.of]
+    cases = [case for case in table if not arguments.only or case.name.startswith(tuple(arguments.only))]
     if arguments.list or not cases:
-        print(*(case.name for case in CASES), sep="\n")
+        print(*(case.name for case in table), sep="\n")
         return
     vocabulary = json.loads((arguments.tokenizer / "config.json").read_text())["vocab_size"]
     spawn = multiprocessing.get_context("spawn")
@@ -204,26 +241,23 @@ def main() -> None:
                     ready.append(pipe)
         for case in loading.values():
             print(f"  {case.name}: not ready in time", flush=True)
-        print("| kernel | GB a step | at least | between tokens | of the roofline | TTFT |", flush=True)
-        print("|---" * 6 + "|", flush=True)
-        for pipe in sorted(ready, key=lambda pipe: running[pipe].name):
+        print("| kernel | at least | between tokens | of the roofline | greedy | | 4,000 tokens | TTFT |", flush=True)
+        print("|---" * 8 + "|", flush=True)
+        for pipe in ready:
             case = running[pipe]
             pipe.send("go")
             try:
                 said = pipe.recv() if pipe.poll(60) else "no answer"
             except EOFError:
                 said = "its process ended"
-            if isinstance(said, str):
+            if not isinstance(said, Found):
                 print(f"| {case.name} | {said} |", flush=True)
                 continue
-            ttft, itl = said
-            read = bytes_per_step(case.weights, vocabulary)
-            floor = read / bandwidth
-            print(
-                f"| {case.name} | {read / 1e9:.2f} | {1000 * floor:.2f} ms | {1000 * itl:.2f} ms | {floor / itl:.1%} "
-                f"| {1000 * ttft:.1f} ms |",
-                flush=True,
-            )
+            floor = bytes_per_step(case.weights, vocabulary) / bandwidth
+            drawn, greedy = (f"{1000 * itl:.2f} ms | {floor / itl:.1%}" for itl in (said.between, said.greedy))
+            cells = [case.name, f"{1000 * floor:.2f} ms", drawn, greedy]
+            cells += [f"{1000 * said.long:.2f} ms", f"{1000 * said.first:.1f} ms"]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
