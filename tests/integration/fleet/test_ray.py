@@ -20,6 +20,7 @@ from tests.harness.fleet.servers import name_of
 from tests.harness.scripted import KEY, Client, ScriptedRenderer
 from tests.harness.stores.session_store import MISSING as NO_VALKEY
 from tests.harness.stores.session_store import VALKEY, valkey
+from tests.harness.waiting import eventually
 from yap_client import Backoff, Done, Final, Interrupted, Talk, Token, connect
 
 pytestmark = [
@@ -136,8 +137,7 @@ async def spread(url: str, replicas: int, stack: AsyncExitStack, each: int = 3) 
 async def kill_amid_a_reply(pid: int, them: list[Listener]) -> None:
     """Kill a replica while one of these hears a reply of it: it is stopped first, until what it had sent has come."""
     while True:
-        while not any(one.hearing for one in them):
-            await asyncio.sleep(0.01)
+        await eventually(lambda: any(one.hearing for one in them))
         os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(0.2)
         if any(one.hearing for one in them):
