@@ -22,7 +22,7 @@ from pipeline.embedded.texts import heldout_texts
 from pipeline.progress import Progress
 from pipeline.stages.stage import StageError
 from runtime.artifact import Calibration
-from runtime.text.marks.breaker import any_of
+from runtime.host.texts.words import any_of
 from runtime.text.template import ChatTemplate
 from runtime.text.text_tokens import control_tokens
 from runtime.text.tokenizer import load_tokenizer

@@ -14,7 +14,7 @@ from runtime.deployment.classifier import Decision
 from runtime.deployment.metrics import Metrics
 from runtime.deployment.traces import Tracer
 from runtime.engines import Engine, EngineDeadError, Places, Sampling
-from runtime.host.text_cache import TextCache, for_salt
+from runtime.host.texts.cache import TextCache, for_salt
 from runtime.text.prompt import BOUNDARY_TOKENS, Budgets, Message, PersonaTooLongError, Prompt
 from runtime.text.replies import reply
 from runtime.text.replies.pause import Pause, Pausing

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from runtime import defaults
-from runtime.host.text_cache import TextCache
+from runtime.host.texts.cache import TextCache
+from runtime.host.texts.words import any_of
 from runtime.text.formats import format_of, vocabulary_size
-from runtime.text.marks.breaker import any_of
 from runtime.text.marks.learned import template_marks
 from runtime.text.marks.switches import switches_of
 from runtime.text.template import EMPTY, ChatTemplate

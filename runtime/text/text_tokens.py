@@ -15,8 +15,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from runtime.host.text_cache import TextCache
-from runtime.text.marks.breaker import Breaker, any_of
+from runtime.host.texts.cache import TextCache
+from runtime.host.texts.words import any_of
+from runtime.text.marks.breaker import Breaker
 from runtime.text.marks.learned import CHANNEL_MARKS, TemplateMarks
 
 T = TypeVar("T")

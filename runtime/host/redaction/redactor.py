@@ -19,6 +19,7 @@ from structlog.typing import EventDict, WrappedLogger
 
 from runtime.host.redaction.errors import describe
 from runtime.host.redaction.private_fields import HIDDEN, PRIVATE_FIELDS, hide_headers, hide_private_fields, is_private
+from runtime.host.texts.words import any_of
 from runtime.host.variables import SECRETS
 
 # Keys that are shorter hide whole words only: `k` must not eat the k of every word.
@@ -54,12 +55,11 @@ class Redactor:
         """Hide these too from now on."""
         plain = {secret.get_secret_value() for secret in secrets}
         texts = (self._texts | {form for text in plain for form in _forms(text)}) - {""}
-        longest_first = sorted(texts, key=len, reverse=True)
         self._texts = texts  # a new set: another thread may be looking through the old one
-        patterns = [
-            re.escape(text) if len(text) >= SHORT_KEY else rf"(?<![^\W_]){re.escape(text)}(?![^\W_])"
-            for text in longest_first
-        ]
+        long = [text for text in texts if len(text) >= SHORT_KEY]
+        short = sorted(texts.difference(long), key=len, reverse=True)
+        patterns = [any_of(long)] if long else []
+        patterns += [rf"(?<![^\W_]){re.escape(text)}(?![^\W_])" for text in short]
         self._secrets = re.compile("|".join(patterns)) if patterns else None
 
     def text(self, text: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 
-_Trie: TypeAlias = "dict[str, _Trie]"
+from runtime.host.texts.words import any_of, cases, folded
 
 # What ends a line for some reader, a model among them, and what shows as nothing on one.
 _BREAKS = r"\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029"
@@ -29,12 +29,13 @@ class Breaker:
         words = [word for word in map(str.strip, anywhere) if len(word) > 1]
         fillers = [word for word in map(str.strip, lines) if len(word) > 1]
         # Only the first character is consumed: a mark that begins inside another one is found as well.
-        branches = [f"{re.escape(first)}(?={_pattern(rest)})" for first, rest in _trie(words).items()]
-        for first, rest in _trie(map(_folded, words)).items():
+        branches = [f"{re.escape(first)}(?={any_of(rest)})" for first, rest in _by_first(words)]
+        for first, rest in _by_first(map(folded, words)):
             begins = r"(?<!\w.)" if first.isalnum() else ""
-            branches += [f"{re.escape(char)}{begins}(?={_pattern(rest, any_case=True)})" for char in _cases(first)]
+            behind = any_of(rest, any_case=True)
+            branches += [f"{re.escape(char)}{begins}(?={behind})" for char in cases(first)]
         self._begin = re.compile("|".join(branches) if words else r"(?!)")
-        filler = _pattern(_trie(map(_folded, fillers)), any_case=True)
+        filler = any_of(fillers, any_case=True)
         line = rf"{_BLANKS}(?={filler}{_BLANKS}(?:[{_BREAKS}]|\Z))."
         # The first line, and any other by what ends the line before: that is found at once, a line's beginning is not.
         self._first_line = re.compile(line if fillers else r"(?!)")
@@ -67,47 +68,7 @@ class Breaker:
             text = broken
 
 
-def any_of(words: Iterable[str]) -> str:
-    """A pattern for the longest of some words that stands at a place.
-
-    Words that begin alike share their beginning, so that the time does not grow with their number: a plain alternation
-    would try each of the thousands of reserved tokens that some vocabularies have.
-
-    >>> any_of(["<a>", "<ab>", "[x]"])
-    '(?:<a(?:>|b>)|\\\\[x\\\\])'
-    """
-    return _pattern(_trie(words)) or r"(?!)"
-
-
-def _trie(words: Iterable[str]) -> _Trie:
-    root: _Trie = {}
-    for word in words:
-        node = root
-        for char in word:
-            node = node.setdefault(char, {})
-        node[""] = {}
-    return root
-
-
-def _folded(word: str) -> str:
-    """A word in one case, letter by letter."""
-    return "".join(_cases(char)[0] for char in word)
-
-
-def _cases(char: str) -> list[str]:
-    """A letter in each of its cases, or what has none as it is."""
-    small, capital = char.lower(), char.upper()
-    return [small, capital] if small != capital and len(small) == len(capital) == 1 else [char]
-
-
-def _pattern(node: _Trie, *, any_case: bool = False) -> str:
-    branches = []
-    for char, rest in node.items():
-        if char:
-            cases = _cases(char) if any_case else [char]
-            one = re.escape(char) if len(cases) == 1 else f"[{''.join(cases)}]"
-            branches.append(one + _pattern(rest, any_case=any_case))
-    if not branches:
-        return ""
-    whole = branches[0] if len(branches) == 1 and "" not in node else f"(?:{'|'.join(branches)})"
-    return f"{whole}?" if "" in node else whole
+def _by_first(words: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """First characters, each with what stands behind it in the words that begin with it."""
+    for first, group in groupby(sorted(words), key=lambda word: word[0]):
+        yield first, [word[1:] for word in group]

@@ -14,7 +14,7 @@ import ast
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from runtime.text.marks.breaker import any_of
+from runtime.host.texts.words import any_of
 from runtime.text.marks.learned import CHANNEL_MARKS, TemplateMarks
 from runtime.text.shapes import SYSTEM
 from runtime.text.template import SECOND

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.engines import Delta, Sampling
-from runtime.host.text_cache import TextCache
+from runtime.host.texts.cache import TextCache
 from runtime.text.prompt import Message, Prompt
 from tests.harness.scripted import ScriptedEngine, ScriptedRenderer, serving
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.text.marks.breaker import Breaker, any_of
+from runtime.host.texts.words import any_of
+from runtime.text.marks.breaker import Breaker
 from runtime.text.marks.learned import CHANNEL_MARKS, template_marks
 from runtime.text.prompt import Budgets, Message, PersonaTooLongError, PromptRenderer
 from runtime.text.template import ChatTemplate
@@ -227,16 +228,6 @@ def test_words_that_fill_a_line_are_found_on_every_line_and_nowhere_else(words: 
     while (again := line.sub(r"\1\2 ", expected)) != expected:
         expected = again
     assert breaker.broken(text) == expected
-
-
-@given(
-    words=st.lists(st.text("ab<[]().*|\\\n", min_size=1, max_size=5), max_size=8),
-    text=st.text("ab<[].*\\\n", max_size=30),
-)
-def test_one_pattern_finds_the_longest_of_many_words(words: list[str], text: str) -> None:
-    longest_first = "|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)"
-    found = [match.span() for match in re.finditer(any_of(words), text)]
-    assert found == [match.span() for match in re.finditer(longest_first, text)]
 
 
 @pytest.mark.parametrize(

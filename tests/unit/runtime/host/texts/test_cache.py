@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.host.text_cache import _FOR, ENTRY_BYTES, TextCache, for_salt
+from runtime.host.texts.cache import _FOR, ENTRY_BYTES, TextCache, for_salt
 from runtime.text.text_tokens import CACHE_BYTES, CACHED_CHUNK_BYTES
 
 
