@@ -21,7 +21,7 @@
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
 # Less than everything: SKIP names steps to leave out, STREAMS how many streams (1 64 256), CONTENDERS who is measured
 # with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned and for how long
-# (8), PASSES, PARTS and ROUTERS how often, what and with whom the fleet does (3, router kill, 2), SEQUENCES how many replies at once the artifact is made for (320 for the last seven), CHOSEN
+# (8), PASSES, PARTS and ROUTERS how often, what and with whom the fleet does (3, router kill, 2), SEQUENCES how many replies at once the artifact is made for (320 for doors, ready, starts and fleet), CHOSEN
 # the candidate of `--tune` with whose options artifacts serve (none), LATENCY and THROUGHPUT those of `targets`, KERNELS which of its tables (products attention).
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
 # without it `measure`, `doors`, `ready` and `fleet` serve the chat model alone.

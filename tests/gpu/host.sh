@@ -81,6 +81,7 @@ in_turn() { # LOGS WORK LANE …
 start() { # LANE …
     local work half last lane lanes=("$@")
     [ $# -gt 0 ] || lanes=(prove measure)
+    [[ "${lanes[*]}" == *@* ]] || IFS='+ ' read -ra lanes <<<"${lanes[*]}"
     mkdir -p "$room"
     end_earlier
     # A copy: what is measured must not change under it.
@@ -98,7 +99,7 @@ start() { # LANE …
     cd "$room/repo"
     if [[ "${lanes[*]}" == *@* ]]; then
         start_at_once "$work" "${lanes[@]}"
-    elif [ "${#lanes[@]}" -eq 2 ] && [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
+    elif [ "${lanes[*]}" = "prove measure" ] && [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
         CUDA_VISIBLE_DEVICES=1 WAITS=1 setsid taskset -c "$half-$last" \
             bash tests/gpu/everything.sh prove "$room/logs/prove" "$work" >"$room/logs/prove.log" 2>&1 </dev/null &
         CUDA_VISIBLE_DEVICES=0 PAUSES=${PAUSES-$!} setsid taskset -c "0-$((half - 1))" \

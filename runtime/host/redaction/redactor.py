@@ -57,9 +57,9 @@ class Redactor:
         texts = (self._texts | {form for text in plain for form in _forms(text)}) - {""}
         self._texts = texts  # a new set: another thread may be looking through the old one
         long = [text for text in texts if len(text) >= SHORT_KEY]
-        short = sorted(texts.difference(long), key=len, reverse=True)
+        short = texts.difference(long)
         patterns = [any_of(long)] if long else []
-        patterns += [rf"(?<![^\W_]){re.escape(text)}(?![^\W_])" for text in short]
+        patterns += [rf"(?<![^\W_]){any_of(short)}(?![^\W_])"] if short else []
         self._secrets = re.compile("|".join(patterns)) if patterns else None
 
     def text(self, text: str) -> str:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-# Groups within groups; words that go on branching deeper are tried one after the other there.
+# Groups within groups; words that go on branching deeper are tried one after the other there, which costs time for
+# each: a few hundred runs of one character are no matter, thousands would be.
 DEEPEST = 50
 
 
@@ -24,7 +25,7 @@ def any_of(words: Iterable[str], *, any_case: bool = False) -> str:
     >>> any_of([]), any_of(["<a", "<a>"], any_case=True)
     ('(?!)', '<[aA]>?')
     """
-    distinct = sorted({folded(word) if any_case else word for word in words})
+    distinct = sorted({folded(word) if any_case else word for word in words} - {""})
     return _branches(distinct, any_case=any_case, depth=0) if distinct else r"(?!)"
 
 

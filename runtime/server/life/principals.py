@@ -66,7 +66,7 @@ class Principals:
                 problems = [problem.partition(": ")[2] for problem in error.problems]
                 log.error("keys_not_reloaded", problems=problems, next_step="the keys from before still hold")
                 return
-            await asyncio.to_thread(logs.hide, [key.secret for key in keys])  # half a second for thousands of them
+            await asyncio.to_thread(logs.hide, [key.secret for key in keys])  # up to a second for thousands
             gone = self.keyring.replace(keys)
         closed = [
             connection for connection, credential in self.credentials.items() if not self.keyring.holds(credential)

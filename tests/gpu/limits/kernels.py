@@ -21,11 +21,13 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,6 +131,7 @@ def folder_of(case: Case, tokenizer: Path, folder: Path) -> None:
 
 def serve(case: Case, folder: Path, log: Path, pipe: Connection) -> None:
     """Start an engine in this process, tell so, wait, measure and tell."""
+    os.setsid()  # so that all that it starts can be ended with it
     file = log.open("w")
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
@@ -136,7 +139,7 @@ def serve(case: Case, folder: Path, log: Path, pipe: Connection) -> None:
     try:
         pipe.send(asyncio.run(measured(case, folder, pipe)))
     except Exception as error:
-        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+        pipe.send(f"{type(error).__name__}: {str(error)[:200]}")
         raise
 
 
@@ -191,6 +194,15 @@ async def measured(case: Case, folder: Path, pipe: Connection) -> Found:
         llm.shutdown()
 
 
+def end(process: SpawnProcess) -> None:
+    """End an engine and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        if process.pid is not None:  # nothing else has that group
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join(20)
+
+
 def main() -> None:
     """Start all, then measure one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,11 +228,11 @@ def main() -> None:
             ours, theirs = spawn.Pipe()
             folder = Path(scratch, str(number))
             folder.mkdir()
-            log = logs / f"{case.name.replace(' ', '-')}.log"
+            log = logs / f"{arguments.of}-{case.name.replace(' ', '-')}.log"
             folder_of(case, arguments.tokenizer, folder)
             process = spawn.Process(target=serve, args=(case, folder, log, theirs))
             process.start()
-            stack.callback(process.kill)
+            stack.callback(end, process)
             theirs.close()
             running[ours] = case
         with spawn.Pool(1) as pool:  # while they import

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import urllib.parse
 from collections import deque
 from collections.abc import Callable
@@ -486,3 +487,12 @@ def test_a_repr_of_plain_data_in_a_text_hides_what_users_said() -> None:
     redacted = Redactor().text(text)
     assert "zebra" not in redacted
     assert "state='giraffe'" in redacted
+
+
+@given(st.lists(st.text("ab1_", min_size=1, max_size=5), min_size=1, max_size=6), st.text("ab1_ -", max_size=20))
+def test_short_keys_hide_whole_words_and_each_the_longest(keys: list[str], text: str) -> None:
+    one_by_one = "|".join(rf"(?<![^\W_]){key}(?![^\W_])" for key in sorted(keys, key=len, reverse=True))
+    pattern = Redactor([SecretStr(key) for key in keys])._secrets
+    assert pattern is not None
+    assert [found.span() for found in pattern.finditer(text)] == [m.span() for m in re.finditer(one_by_one, text)]
+    assert pattern.pattern.count("(?<!") == 1, "one look at a place, however many keys there are"

@@ -71,3 +71,8 @@ def test_a_place_costs_no_more_for_more_words() -> None:
 
     assert tried(8_000) <= 16 * 5
     assert tried(8_000) <= 2 * tried(500)
+
+
+def test_what_is_empty_is_no_word() -> None:
+    assert any_of([""]) == any_of([])
+    assert any_of(["", "a"]) == any_of(["a"])
