@@ -102,11 +102,7 @@ def candidates(at: Situation) -> list[Candidate]:
             EngineChoices(cudagraph_mode="FULL", fusions=("fuse_norm_quant", "fuse_act_quant", "fuse_attn_quant")),
             not_fused,
         ),
-        (
-            "PyTorch's products",
-            EngineChoices(linear_backend="torch"),
-            not_fp8 or (f"CUTLASS's, which vLLM takes, are a seventh faster on sm{HOPPER}" if sm == HOPPER else ""),
-        ),
+        ("PyTorch's products", EngineChoices(linear_backend="torch"), not_fp8),
         (
             "full graphs, norm fused with rotary positions",
             EngineChoices(cudagraph_mode="FULL", fusions=("enable_qk_norm_rope_fusion",)),
