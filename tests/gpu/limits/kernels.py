@@ -7,7 +7,7 @@
 The 8B shape, weights that hold nothing, full graphs. All engines are started together on one GPU and measured one after
 the other, once all are ready or the patience is over: what differs between them is the kernel alone. Beside the time
 between tokens stands the share of the roofline: the weights that a step reads over the bandwidth of a copy. Tokens are
-drawn as our clients ask for, and the most probable ones taken; prompts have some 250 tokens, and some 4,000.
+drawn as our clients ask for, and the most probable ones taken; prompts have some 250 tokens, and some 1,900.
 
 Of attention: into how many pieces FlashAttention may cut a prompt, which other kernels then put together.
 """
@@ -43,7 +43,7 @@ KV_BYTES = 1 << 30
 FRACTION = 0.1
 ROUNDS, WARM_ROUNDS, TOKENS = 8, 2, 150
 # Words of a short prompt and of a long one, and tokens of the longest context.
-SHORT, LONG, CONTEXT = 100, 1700, 4608
+SHORT, LONG, CONTEXT = 100, 800, 2304
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ def main() -> None:
                     ready.append(pipe)
         for case in loading.values():
             print(f"  {case.name}: not ready in time", flush=True)
-        print("| kernel | at least | between tokens | of the roofline | greedy | | 4,000 tokens | TTFT |", flush=True)
+        print("| kernel | at least | between tokens | of the roofline | greedy | | 1,900 tokens | TTFT |", flush=True)
         print("|---" * 8 + "|", flush=True)
         for pipe in ready:
             case = running[pipe]
