@@ -11,6 +11,7 @@
 #     bash tests/gpu/everything.sh image-tuning OUT WORK  candidates again, by the image's own engine; `image-tuning-fp8`, `image-tuning-awq`
 #     bash tests/gpu/everything.sh targets OUT WORK     tuned for latency and for throughput, beside the engine as vLLM ships it (14)
 #     bash tests/gpu/everything.sh targets-fp8 OUT WORK  the same with weights in FP8 (16)
+#     bash tests/gpu/everything.sh image-targets OUT WORK  both inside the image; `image-targets-fp8`
 #     bash tests/gpu/everything.sh kernels OUT WORK     one stream with each kernel for weights of 8 and 4 bits, and of attention (6)
 #     bash tests/gpu/everything.sh image OUT WORK       the image that image/carry.py packed: from its stack check to its tables (11)
 #     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
@@ -171,16 +172,23 @@ image_root() {
         touch "$image_room/unpacked"
 }
 
-# image_tuned METHOD FOLDER CANDIDATES: as `tuned`, inside the image.
-image_tuned() {
+# in_image METHOD FOLDER: what `inside` runs a command with, the folder at /model and what is told at /told.
+in_image() {
     image_root || return
     # The image's user is another one.
-    chmod -R a+rX "$2" && mkdir -p "$out/told" && chmod 777 "$out/told"
-    step tune 900 "$python" tests/gpu/image/container.py --root "$image_room/root" --image "$image_room/image.json" \
-        --bind "$image_room/cache:/cache" --bind "$image_room/repo:/repo:ro" --bind "$(realpath "$2"):/model:ro" --bind "$out/told:/told" \
-        --env PYTHONPATH=/opt/yap/app:/repo:/repo/client --env HF_HUB_OFFLINE=1 \
-        ${CUDA_VISIBLE_DEVICES:+--env "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"} -- \
-        python /repo/tests/gpu/tune.py /model --method "$1" --minutes "${MINUTES:-9.5}" \
+    chmod -R a+rX "$2" && mkdir -p "$out/told" "$work/reached/$1" && chmod 777 "$out/told" "$work/reached/$1"
+    inside=("$python" tests/gpu/image/container.py --root "$image_room/root" --image "$image_room/image.json"
+        --bind "$image_room/cache:/cache" --bind "$image_room/repo:/repo:ro" --bind "$(realpath "$2"):/model:ro" --bind "$out/told:/told"
+        --bind "$work/reached:$work/reached" --env PYTHONPATH=/opt/yap/app:/repo:/repo/client --env HF_HUB_OFFLINE=1
+        --env VLLM_USE_FLASHINFER_SAMPLER=0) # which compiles; the runtime never uses it
+    inside+=(${CUDA_VISIBLE_DEVICES:+--env "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"} -- python)
+}
+
+# image_tuned METHOD FOLDER CANDIDATES: as `tuned`, inside the image.
+image_tuned() {
+    local inside
+    in_image "$1" "$2" || return
+    step tune 900 "${inside[@]}" /repo/tests/gpu/tune.py /model --method "$1" --minutes "${MINUTES:-9.5}" \
         --candidates "${CANDIDATES:-$3}" --json /told/tune.json
 }
 
@@ -200,30 +208,48 @@ image-tuning-awq() {
 }
 
 # What options of `--tune` are to reach. LATENCY and THROUGHPUT are the candidates that won for each goal.
-reached() { # METHOD FOLDER
-    local method=$1 goal won streams made=()
+reached() { # METHOD FOLDER SCRIPTS TOLD PYTHON …
+    local method=$1 scripts=$3 told=$4 goal won streams contenders made=()
     read -ra streams <<<"${STREAMS:-1 64 256}"
+    read -ra contenders <<<"${CONTENDERS:-vllm runtime}"
     for goal in latency throughput; do
         won=${LATENCY:-full graphs, steps of 512 tokens}
         [ "$goal" = latency ] || won=${THROUGHPUT:-full graphs}
         made+=("$work/reached/$method/$goal")
-        rm -rf "${made[-1]}" && mkdir -p "$work/reached/$method" && cp -al "$2" "${made[-1]}"
-        step "artifact-$goal" 400 "$python" tests/gpu/inputs/make_artifact.py "${made[-1]}" --method "$method" --chosen "$won" || return
+        rm -rf "${made[-1]}" && mkdir -p "$work/reached/$method" && cp -al "$2" "${made[-1]}" && chmod 777 "${made[-1]}"
+        step "artifact-$goal" 400 "${@:5}" "$scripts/inputs/make_artifact.py" "${made[-1]}" --method "$method" --chosen "$won" || return
     done
-    step streams 900 "$python" tests/gpu/streams.py "${made[@]}" --streams "${streams[@]}" --only vllm runtime --json "$out/streams.json"
+    step streams 1100 "${@:5}" "$scripts/streams.py" "${made[@]}" --streams "${streams[@]}" --only "${contenders[@]}" --json "$told/streams.json"
 }
 
 targets() {
     once parts parts || return
-    reached none "$work/8b-source"
+    reached none "$work/8b-source" tests/gpu "$out" "$python"
 }
 
 targets-fp8() {
     once parts parts || return
-    quantized_8b fp8 && reached fp8 "$work/q/8b-fp8"
+    quantized_8b fp8 && reached fp8 "$work/q/8b-fp8" tests/gpu "$out" "$python"
+}
+
+# image_reached METHOD FOLDER: as `reached`, by the image's own runtime and engine.
+image_reached() {
+    local inside
+    in_image "$1" "$2" && reached "$1" "$2" /repo/tests/gpu /told "${inside[@]}"
+}
+
+image-targets() {
+    once parts parts || return
+    image_reached none "$work/8b-source"
+}
+
+image-targets-fp8() {
+    once parts parts || return
+    quantized_8b fp8 && image_reached fp8 "$work/q/8b-fp8"
 }
 
 quantized_8b() { # fp8 or awq
+    [ ! -e "$work/q/8b-$1/config.json" ] || return 0
     AWQ_CACHE_DIR=$work/cache-8b-$1 AWQ_CALIB_DATASET=embedded AWQ_NSAMPLES=${AWQ_NSAMPLES_8B:-8} AWQ_SEQLEN=${AWQ_SEQLEN:-256} \
         step "quantize-8b-$1" 400 "$python" -m pipeline quantize --vllm "$1" "$work/8b-source" --out "$work/q/8b-$1"
 }
@@ -296,11 +322,11 @@ roofline_quantized() {
 }
 
 case $lane in
-measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | targets | targets-fp8 | kernels | fleet)
+measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | targets | targets-fp8 | image-targets | image-targets-fp8 | kernels | fleet)
     "$lane"
     ;;
 *)
-    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq, targets, targets-fp8, kernels or fleet, found $lane" >&2
+    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq, targets, targets-fp8, image-targets, image-targets-fp8, kernels or fleet, found $lane" >&2
     exit 64
     ;;
 esac
