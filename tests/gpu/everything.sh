@@ -24,6 +24,7 @@
 # with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned and for how long
 # (8), PASSES, PARTS and ROUTERS how often, what and with whom the fleet does (3, router kill, 2), SEQUENCES how many replies at once the artifact is made for (320 for doors, ready, starts and fleet), CHOSEN
 # the candidate of `--tune` with whose options artifacts serve (none), LATENCY and THROUGHPUT those of `targets`, KERNELS which of its tables (products attention).
+# COMES names a file that is there once all pieces of the image are; lanes that need them wait for it.
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
 # without it `measure`, `doors`, `ready` and `fleet` serve the chat model alone.
 set -uo pipefail
@@ -168,6 +169,7 @@ tuning-awq() {
 image_root() {
     local steps=(unpack app drivers)
     [ ! -e "$image_room/unpacked" ] || steps=(app)
+    until [ -z "${COMES:-}" ] || [ -e "$COMES" ]; do sleep 1; done
     once image-root step image-root 300 "$python" tests/gpu/image/prove.py "$out/root" --room "$image_room" --steps "${steps[@]}" &&
         touch "$image_room/unpacked"
 }
