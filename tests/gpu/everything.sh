@@ -178,7 +178,7 @@ image_root() {
 in_image() {
     image_root || return
     # The image's user is another one.
-    chmod -R a+rX "$2" && mkdir -p "$out/told" "$work/reached/$1" && chmod 777 "$out/told" "$work/reached/$1"
+    chmod -R a+rX "$2" && mkdir -p "$out/told" "$work/reached/$lane" && chmod 777 "$out/told" "$work/reached/$lane"
     inside=("$python" tests/gpu/image/container.py --root "$image_room/root" --image "$image_room/image.json"
         --bind "$image_room/cache:/cache" --bind "$image_room/repo:/repo:ro" --bind "$(realpath "$2"):/model:ro" --bind "$out/told:/told"
         --bind "$work/reached:$work/reached" --env PYTHONPATH=/opt/yap/app:/repo:/repo/client --env HF_HUB_OFFLINE=1
@@ -217,8 +217,8 @@ reached() { # METHOD FOLDER SCRIPTS TOLD PYTHON …
     for goal in latency throughput; do
         won=${LATENCY:-full graphs, steps of 512 tokens}
         [ "$goal" = latency ] || won=${THROUGHPUT:-full graphs}
-        made+=("$work/reached/$method/$goal")
-        rm -rf "${made[-1]}" && mkdir -p "$work/reached/$method" && cp -al "$2" "${made[-1]}" && chmod 777 "${made[-1]}"
+        made+=("$work/reached/$lane/$goal")
+        rm -rf "${made[-1]}" && mkdir -p "$work/reached/$lane" && cp -al "$2" "${made[-1]}" && chmod 777 "${made[-1]}"
         step "artifact-$goal" 400 "${@:5}" "$scripts/inputs/make_artifact.py" "${made[-1]}" --method "$method" --chosen "$won" || return
     done
     step streams 1100 "${@:5}" "$scripts/streams.py" "${made[@]}" --streams "${streams[@]}" --only "${contenders[@]}" --json "$told/streams.json"
