@@ -84,9 +84,15 @@ def start(folder: Path, *, as_vllm_ships: bool = False, **options: Any) -> Any:
     if tuned is not None and tuned.engine_options is not None and not as_vllm_ships:
         chosen = with_choices(chosen, tuned.engine_options.choices)
     prepare_environment(chosen)
+    outside = set(os.environ)
     if (folder / "compile_cache").is_dir() and "VLLM_CACHE_ROOT" not in os.environ:
         atexit.register(CacheCopy(folder / "compile_cache").remove)
     arguments = engine_arguments(folder, chosen)
     if as_vllm_ships:
         arguments.worker_extension_cls = ""
-    return contract.llm_class().from_engine_args(arguments)
+    try:
+        return contract.llm_class().from_engine_args(arguments)
+    finally:
+        # Else a server that is started next would take this copy for its own artifact's, and compile all anew.
+        for name in set(os.environ) - outside:
+            del os.environ[name]
