@@ -163,6 +163,7 @@ def _chat(settings: RuntimeSettings, chat: ChatModel, lane: ServedLane, mode: Mo
         kv_free_fraction=settings.trt_kv_free_gpu_frac,
         kv_block_reuse=settings.trt_kv_enable_block_reuse,
         kv_offload_gib=settings.kv_offload_gib,
+        graphs_after_readiness=settings.graphs_after_readiness,
     )
     return ChatServing(budgets, max_out, options, thinking)
 

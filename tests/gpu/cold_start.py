@@ -7,8 +7,8 @@
 alone. Each contender starts with an empty vLLM cache of its own; the operating system's file cache is warm for all of
 them. What the server and vLLM say about their time is printed too.
 
-`ways` fills one cache by a start, and then starts by it in turns: as it is, with the memory measured at every start, or
-with vLLM's processes spawned, each phase beside the others'.
+`ways` fills one cache by a start, and then starts by it in turns: as it is, with the memory measured at every start,
+with a few graphs, or with vLLM's processes spawned, each phase beside the others'.
 
 `--profile FILE` has py-spy (root, on the path) look at all processes of a start with the chat model, and writes what
 each thread did when, as a trace that Chromium's `about:tracing` shows.
@@ -38,6 +38,7 @@ from tests.harness.server import Server, free_port
 WAYS = {
     "as it is": {},
     "measured": {"VLLM_ENABLE_STARTUP_PLAN": "0"},
+    "few graphs": {"GRAPHS_AFTER_READINESS": "true"},
     "spawned": {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
 }
 

@@ -12,6 +12,7 @@
 #     bash tests/gpu/everything.sh targets OUT WORK     tuned for latency and for throughput, beside the engine as vLLM ships it (14)
 #     bash tests/gpu/everything.sh targets-fp8 OUT WORK  the same with weights in FP8 (16)
 #     bash tests/gpu/everything.sh image-targets OUT WORK  both inside the image; `image-targets-fp8`
+#     bash tests/gpu/everything.sh image-later OUT WORK  graphs captured after readiness: how soon, how fast, and what is said (4)
 #     bash tests/gpu/everything.sh kernels OUT WORK     one stream with each kernel for weights of 8 and 4 bits, and of attention (6)
 #     bash tests/gpu/everything.sh image OUT WORK       the image that image/carry.py packed: from its stack check to its tables (11)
 #     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
@@ -256,6 +257,15 @@ quantized_8b() { # fp8 or awq
         step "quantize-8b-$1" 400 "$python" -m pipeline quantize --vllm "$1" "$work/8b-source" --out "$work/q/8b-$1"
 }
 
+# A real model, for graphs that are captured after readiness; vLLM 0.31 alone can.
+image-later() {
+    local inside
+    mkdir -p "$work/embedded"
+    once embedded step embedded 200 "$python" -m pipeline.embedded chat "$work/embedded/chat" || return
+    in_image none "$work/embedded/chat" || return
+    step later 400 "${inside[@]}" /repo/tests/gpu/later_graphs.py /model --streams "${STREAMS:-256}"
+}
+
 kernels() {
     local of
     for of in ${KERNELS:-products attention}; do
@@ -324,11 +334,11 @@ roofline_quantized() {
 }
 
 case $lane in
-measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | targets | targets-fp8 | image-targets | image-targets-fp8 | kernels | fleet)
+measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | targets | targets-fp8 | image-targets | image-targets-fp8 | image-later | kernels | fleet)
     "$lane"
     ;;
 *)
-    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq, targets, targets-fp8, image-targets, image-targets-fp8, kernels or fleet, found $lane" >&2
+    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq, targets, targets-fp8, image-targets, image-targets-fp8, image-later, kernels or fleet, found $lane" >&2
     exit 64
     ;;
 esac

@@ -60,6 +60,11 @@ class EngineSettings(BaseSettings):
         "what brings vLLM's weights to the GPU: `instanttensor` reads on many cores at once, `safetensors` on one; "
         "`auto`: the former where one GPU has the model and the package is there",
     )
+    graphs_after_readiness: bool = var(
+        False,
+        "vLLM 0.31 on one GPU: be ready with some ten graphs, and capture the rest one by one while nothing runs; not "
+        "yet measured on a GPU",
+    )
     enforce_eager: bool | None = var(None, "vLLM without compiled graphs; on a CPU yes, on a GPU no")
     metrics_engine: bool = var(
         False, "vLLM keeps its own statistics, and `/metrics` has them too (`vllm:…`); costs CPU for every token"

@@ -31,6 +31,10 @@ FAST_LOADER = "instanttensor"
 # Of the host's memory, what KV cache may take: it is pinned, and the engine's processes need some themselves.
 OFFLOAD_PART = 0.8
 
+# Tells the engine's process that some graphs will do for readiness. vLLM's own variables count into the key of its
+# compile cache.
+FEW_GRAPHS = "YAP_FEW_GRAPHS"
+
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     # It compiles with nvcc when it is first needed, and there is none in a runtime image. vLLM's other one,
@@ -80,6 +84,9 @@ def prepare_environment(options: EngineOptions) -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ.pop(FEW_GRAPHS, None)
+    if options.graphs_after_readiness:
+        os.environ[FEW_GRAPHS] = "1"
     if built_for_cpu():
         # vLLM's sampler would be compiled at the first token: 4 s of a start, and a compiler is needed.
         _compile(options.enforce_eager is False)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from runtime.engines.vllm import contract, memory_plan
+from runtime.engines.vllm.arguments import FEW_GRAPHS
 from runtime.engines.vllm.context import open_beside
 from runtime.engines.vllm.contract import Core, Step
 from runtime.engines.vllm.lifeline import end_with_parent
@@ -171,6 +173,15 @@ class ObservedUniProcExecutor(Timed, UniProcExecutor):  # type: ignore[misc, val
             open_beside()  # its one GPU, on which vLLM begins when it has imported its worker
         _mark("weights")
         super()._init_executor()
+
+    def compile_or_warm_up_model(self, *arguments: Any, **words: Any) -> Any:  # noqa: ANN401 - vLLM's own
+        """As ever; where the server is to be ready before all graphs are captured, with a few of them."""
+        if FEW_GRAPHS in os.environ and contract.seams.holds("later graphs"):
+            try:
+                self.collective_rpc("few_graphs_first")
+            except Exception as error:  # noqa: BLE001 - what is only sooner keeps nobody from being served
+                contract.seams.give_up("later graphs", repr(error))
+        return super().compile_or_warm_up_model(*arguments, **words)
 
 
 @contextmanager

@@ -94,6 +94,8 @@ class VllmEngine:
             self._marks.append((time.monotonic(), "exercise"))
             await exercise.prove(self._exercise, self.load)
             await self._note_marks(self._llm)
+            if self._options.graphs_after_readiness and seams.holds("later graphs"):
+                self._keep(asyncio.ensure_future(self._capture_the_rest(self._llm)))
         except BaseException:
             await self.shutdown()
             raise
@@ -116,6 +118,20 @@ class VllmEngine:
             raise
         except Exception as error:  # noqa: BLE001 - what is only told keeps nobody from being served
             log.info("its start's phases are unknown: %s", exercise.told(error))
+
+    async def _capture_the_rest(self, llm: AsyncLLM) -> None:
+        """Have graphs captured that readiness did not wait for, each while nothing runs."""
+
+        async def one() -> int:
+            self._alive()
+            return max(await self._call(llm, llm.collective_rpc("next_graph")), default=0)
+
+        try:
+            await exercise.in_silence(one, lambda: bool(self._running))
+        except EngineDeadError:
+            return
+        except Exception as error:  # noqa: BLE001 - those that were captured serve all the same
+            seams.give_up("later graphs", exercise.told(error))
 
     async def _exercise(self) -> None:
         await exercise.generate_a_little(self.generate)

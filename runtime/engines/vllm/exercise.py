@@ -20,8 +20,16 @@ T = TypeVar("T")
 # A prompt, how its reply is drawn, and who hears of it.
 Generate = Callable[[list[int], Sampling, Callable[[Delta], None]], Awaitable[None]]
 
+# Does a part of some work, and tells how many are left. Whether a request is under way.
+Step = Callable[[], Awaitable[int]]
+Running = Callable[[], bool]
+
 # Enough streams for the batched form of vLLM's sampler, which small batches do not use.
 STREAMS = 32
+
+# After so long without a request nobody is about to speak, for all that is known; looked at so often.
+SILENCE_S = 1.0
+LOOK_S = 0.1
 
 # Each part at most: kernels are compiled in it, which took 7 s at most (an H200); a CPU generates two tokens.
 TIMEOUT_S = 120.0
@@ -70,6 +78,16 @@ async def generate_a_little(generate: Generate) -> None:
     for streams in (1,) if on_cpu else (1, STREAMS):
         for sampling in ways[:1] if on_cpu else ways:
             await asyncio.gather(*(once(number, sampling) for number in range(streams)))
+
+
+async def in_silence(step: Step, running: Running) -> None:
+    """Do something step by step, each while nothing has run for a while, until a step says that none is left."""
+    silent, left = 0, 1
+    while left:
+        await asyncio.sleep(LOOK_S)
+        silent = 0 if running() else silent + 1
+        if silent * LOOK_S >= SILENCE_S:
+            left = await step()
 
 
 async def in_time(awaitable: Awaitable[T]) -> T:

@@ -26,6 +26,8 @@ _bound: list[tuple[int, int]] = []
 class Worker:
     """Adds questions to vLLM's own worker."""
 
+    _later: contract.LaterGraphs | None = None
+
     def model_key(self) -> str:
         """What this worker counts of the model into the key of its compile cache."""
         return contract.model_key(self)
@@ -43,6 +45,15 @@ class Worker:
     def expect_cache(self, sizes: list[int]) -> None:
         """Lay out a KV cache of this rank's size."""
         contract.give_cache(self, sizes[self.rank])  # type: ignore[attr-defined]
+
+    def few_graphs_first(self) -> bool:
+        """Leave most graphs for later, where that can be; called before any is captured."""
+        self._later = contract.later_graphs(self)
+        return self._later is not None
+
+    def next_graph(self) -> int:
+        """Capture one graph that was left for later, while no step is under way; tell how many are left."""
+        return self._later.capture_next() if self._later is not None else 0
 
     def bound_threads(self) -> list[tuple[int, int]]:
         """Threads of this worker that were bound here, each with its core; none where OpenMP binds them."""

@@ -235,3 +235,42 @@ def test_ranks_end_where_a_phase_of_the_start_fails(phase: str, arguments: tuple
     with pytest.raises(RuntimeError, match="out of memory"):
         getattr(executor, phase)(*arguments)
     assert told == ["end"]
+
+
+class Refused(Exception):
+    """What vLLM may say."""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "refuses", "order"),
+    [
+        (False, False, ["all"]),
+        (True, False, ["few_graphs_first", "all"]),
+        (True, True, ["few_graphs_first", "all"]),
+    ],
+    ids=["as ever", "a few first", "vLLM is another one"],
+)
+def test_graphs_are_left_for_later_where_the_server_asks_for_it(
+    wanted: bool, refuses: bool, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_environment(EngineOptions(graphs_after_readiness=wanted))
+    from runtime.engines.vllm import core
+
+    asked: list[str] = []
+
+    def ask(method: str) -> None:
+        asked.append(method)
+        if refuses:
+            raise Refused
+
+    executor: Any = object.__new__(core.ObservedUniProcExecutor)
+    executor.collective_rpc = ask
+    given_up: list[str] = []
+    monkeypatch.setattr(contract.seams, "give_up", lambda name, reason: given_up.append(name))
+    monkeypatch.setattr(
+        core.UniProcExecutor, "compile_or_warm_up_model", lambda self: asked.append("all"), raising=False
+    )
+    executor.compile_or_warm_up_model()
+    assert asked == order
+    assert given_up == (["later graphs"] if refuses else [])
+    prepare_environment(EngineOptions())

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from runtime.engines import Delta, EngineDeadError, EngineOptionError, EngineOptions, Load, Sampling
+from runtime.engines.vllm import exercise
+from runtime.engines.vllm.contract import seams
 from tests.harness.streaming import deltas
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
@@ -206,6 +208,22 @@ async def test_a_worker_computes_the_compile_cache_s_key_without_the_model_s_pla
     shutil.copytree(chat_folder, elsewhere, ignore=shutil.ignore_patterns("*.safetensors"))
     config = engine_arguments(elsewhere, engine._options).create_engine_config()
     assert await engine._llm.collective_rpc("model_key") == [config.model_config.compute_hash()]
+
+
+async def test_where_no_graph_was_left_for_later_none_is_captured(engine, monkeypatch):
+    """As on a CPU: the first step that is asked for in silence is the last."""
+    asked = []
+    ask = engine._llm.collective_rpc
+
+    async def noted(method):
+        asked.append(method)
+        return await ask(method)
+
+    monkeypatch.setattr(engine._llm, "collective_rpc", noted)
+    monkeypatch.setattr(exercise, "SILENCE_S", 0.2)
+    await engine._capture_the_rest(engine._llm)
+    assert asked == ["next_graph"]
+    assert seams.holds("later graphs")
 
 
 async def test_the_cache_is_not_reset_under_a_running_request(engine, ask):

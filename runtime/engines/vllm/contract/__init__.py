@@ -21,6 +21,7 @@ from runtime.engines.vllm.contract.cpu import (
     say_threads,
     start_threads,
 )
+from runtime.engines.vllm.contract.graphs import LaterGraphs, later_graphs
 from runtime.engines.vllm.contract.life import (
     dead,
     forked,
@@ -88,6 +89,7 @@ __all__ = [
     "RECORDED",
     "SEAMS",
     "Core",
+    "LaterGraphs",
     "Step",
     "add",
     "answer",
@@ -116,6 +118,7 @@ __all__ = [
     "key_model_as_at",
     "key_no_places",
     "key_size_as_measured",
+    "later_graphs",
     "linear_backends",
     "llm_class",
     "look_for_the_first_attention",

@@ -39,6 +39,7 @@ WARMING, ROUTERS, ROUTER_SHAPES = (
     "_warmup_ll_bf16_router_gemm",
     "_ll_bf16_router_shapes_from_model",
 )
+GRAPHS = "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager"
 INT8_ON_CPU = "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel"
 
 SEAMS = (
@@ -348,6 +349,23 @@ SEAMS = (
         "what graphs will take of a GPU's memory is measured at every start",
         upstream="vllm-project/vllm#47388 (merged: a plan of its own), once its key has the share of the memory",
         met=("vllm.v1.worker.gpu_worker:Worker.requested_memory",),
+    ),
+    Seam(
+        "later graphs",
+        "worker",
+        (f"{LLM}.collective_rpc(_)", "vllm.config:set_current_vllm_config(_)"),
+        "all graphs are captured before readiness",
+        met=(
+            f"{GRAPHS}._init_candidates()",
+            f"{GRAPHS}._candidates",
+            f"{GRAPHS}._capture_descs",
+            f"{GRAPHS}.capture",
+            f"{GRAPHS}.compilation_config",
+            f"{GRAPHS}.decode_query_len",
+            f"{GRAPHS}.graphs",
+            f"{GRAPHS}.use_breakable_cg",
+            "vllm.config.compilation:CompilationConfig.cudagraph_capture_sizes",
+        ),
     ),
     Seam(
         "cache format",

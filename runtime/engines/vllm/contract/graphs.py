@@ -1,0 +1,114 @@
+"""In vLLM's workers: for which batches graphs are captured before readiness, and for which after it.
+
+A batch runs in the smallest graph that takes it, so a few graphs serve every batch, somewhat padded. vLLM's newer model
+runner keeps with each number of tokens the graph that it runs in. That table is laid out anew, by vLLM's own code, for
+those sizes alone that are captured; so no step can ask for a graph that is not there.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+# What a runner may have beside its model that graphs are captured for, too: then all are captured at once.
+BESIDE = ("speculator", "lora_config", "pcp_manager", "adaptive_verification")
+
+
+def first_sizes(sizes: Iterable[int]) -> set[int]:
+    """Return the batches, in tokens, whose graphs are captured first: powers of two, and the largest.
+
+    >>> sorted(first_sizes([1, 2, 4, 8, 16, 24, 32, 40]))
+    [1, 2, 4, 8, 16, 32, 40]
+    """
+    known = set(sizes)
+    return {size for size in known if size & (size - 1) == 0} | {max(known)} if known else set()
+
+
+def sizes_of(manager: Any) -> tuple[set[int], set[int]]:  # noqa: ANN401 - vLLM is untyped to us
+    """Return all sizes of graphs that are to be captured, and those that come first: of each kind of graph."""
+    kinds = [{one.num_tokens for one in found} for found in manager._capture_descs.values()]
+    return set().union(*kinds), set().union(*map(first_sizes, kinds))
+
+
+class LaterGraphs:
+    """Graphs of a worker that are captured after readiness; made before any is.
+
+    Args:
+        manager: vLLM's `CudaGraphManager`, which from now on knows the first sizes alone.
+        config: vLLM's whole configuration.
+    """
+
+    def __init__(self, manager: Any, config: Any) -> None:  # noqa: ANN401 - vLLM is untyped to us
+        self._manager, self._config = manager, config
+        self._sizes, self._captured = sizes_of(manager)
+        self._again: Callable[[], None] | None = None
+        manager.capture = partial(self._first, manager.capture)
+        self._offer(self._captured)
+
+    def _first(self, capture: Callable[..., None], *given: object, **named: object) -> None:
+        """Capture the first sizes, and keep with what."""
+        del self._manager.capture
+        self._again = partial(capture, *given, **named)
+        self._again()
+
+    def _offer(self, sizes: set[int]) -> None:
+        """Have steps run in graphs of these sizes."""
+        compilation = self._manager.compilation_config
+        every = compilation.cudagraph_capture_sizes
+        self._manager._candidates, self._manager._capture_descs = {}, {}
+        compilation.cudagraph_capture_sizes = sorted(sizes)
+        try:
+            self._manager._init_candidates()
+        finally:
+            compilation.cudagraph_capture_sizes = every
+
+    def capture_next(self) -> int:
+        """Capture the smallest that is left, while no step is under way; return how many are left then.
+
+        Where that fails, steps run in the graphs that were there before.
+        """
+        left = sorted(self._sizes - self._captured)
+        if not left or self._again is None:
+            return 0
+        self._offer(self._captured | {left[0]})
+        known = self._manager._capture_descs
+        of_size = {mode: [one for one in found if one.num_tokens == left[0]] for mode, found in known.items()}
+        self._manager._capture_descs = {mode: found for mode, found in of_size.items() if found}
+        looked = gc.isenabled()
+        gc.disable()  # what is collected while a graph is captured can spoil it
+        try:
+            with _current(self._config):
+                self._again()
+        except BaseException:
+            self._offer(self._captured)
+            raise
+        finally:
+            if looked:
+                gc.enable()
+        self._captured.add(left[0])
+        return len(left) - 1
+
+
+def _current(config: Any) -> Any:  # noqa: ANN401 - vLLM's own
+    from vllm.config import set_current_vllm_config
+
+    return set_current_vllm_config(config)
+
+
+def later_graphs(worker: Any) -> LaterGraphs | None:  # noqa: ANN401 - vLLM is untyped to us
+    """Leave most graphs of a worker for later; none where it has them already, few, or others beside the model's.
+
+    For one GPU: several capture together, and would have to be silent together.
+    """
+    parallel, runner = worker.vllm_config.parallel_config, worker.model_runner
+    manager = getattr(runner, "cudagraph_manager", None)  # vLLM's older model runner has none
+    if manager is None or manager.graphs or manager.use_breakable_cg or manager.decode_query_len != 1:
+        return None
+    if parallel.world_size * parallel.data_parallel_size > 1 or getattr(manager, "ubatch_runner", None) is not None:
+        return None
+    if any(getattr(runner, name, None) is not None for name in BESIDE):
+        return None
+    sizes, first = sizes_of(manager)
+    return LaterGraphs(manager, worker.vllm_config) if sizes != first else None

@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Holds an engine that captures most graphs after readiness against one that captures all before it.
+
+    python3 tests/gpu/later_graphs.py FOLDER [FOLDER …] [--streams 256] [--mode FULL]
+
+A folder is a Hugging Face folder of a real model, such as `python -m pipeline.embedded chat FOLDER` writes: of random
+weights every text is as probable as garbage. Told are the seconds until an engine has generated, how long each graph
+takes that is left, and by how much less probable replies under load are, in nats a token, scored by the engine that
+captured all of them: with a few graphs, at once; and when the rest was captured. Needs vLLM 0.31.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from pipeline.embedded.texts import heldout_texts
+from pipeline.validate.text_under_load import Asked, TextScore, asked_of, loss_of, replies_of, score_of
+from runtime.engines import EngineOptions
+from runtime.engines.vllm import exercise
+from runtime.engines.vllm.engine import VllmEngine
+from runtime.text.tokenizer import load_tokenizer
+
+PATIENCE_S = 60.0
+
+
+async def started(folder: Path, options: EngineOptions) -> VllmEngine:
+    """Start an engine, and tell how long that took."""
+    began = time.monotonic()
+    engine = VllmEngine(folder, options)
+    await engine.start()
+    when = "a few before readiness" if options.graphs_after_readiness else "all before readiness"
+    print(
+        f"{folder.name}, {options.cudagraph_mode}, {when}: generates after {time.monotonic() - began:.1f} s", flush=True
+    )
+    return engine
+
+
+async def spoken(engine: VllmEngine, asked: list[Asked], streams: int, when: str) -> list[tuple[int, ...]]:
+    """Have an engine reply to all, and tell how fast."""
+    await engine.reset_caches()
+    began = time.monotonic()
+    replies = await replies_of(engine, asked, streams)
+    tokens = sum(map(len, replies))
+    print(f"  {when}: {tokens / (time.monotonic() - began):,.0f} tokens/s", flush=True)
+    return replies
+
+
+async def main() -> None:
+    """Measure each folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--mode", default="FULL", help="cudagraph_mode")
+    arguments = parser.parse_args()
+    times: list[float] = []
+    capture = exercise.in_silence
+
+    async def timed(step: exercise.Step, running: exercise.Running) -> None:
+        async def one() -> int:
+            began = time.monotonic()
+            left = await step()
+            times.append(time.monotonic() - began)
+            return left
+
+        await capture(one, running)
+
+    exercise.in_silence = timed
+    for folder in arguments.folders:
+        tokenizer = load_tokenizer(folder)
+        texts = [list(tokenizer(text)["input_ids"]) for text in heldout_texts()]
+        asked = asked_of(texts, arguments.streams, longest_prompt=400, longest_reply=100)
+        options = EngineOptions(
+            max_model_len=1024,
+            max_num_seqs=arguments.streams,
+            cudagraph_mode=arguments.mode,
+            graphs_after_readiness=True,
+        )
+        times.clear()
+        engine = await started(folder, options)
+        try:
+            at_once = await spoken(engine, asked, arguments.streams, "with a few graphs")
+            until, known = time.monotonic() + PATIENCE_S, -1
+            while time.monotonic() < until and known != len(times):
+                known = len(times)
+                await asyncio.sleep(exercise.SILENCE_S + 2)
+            print(f"  {len(times)} captured later, {max(times, default=0):.3f} s at most, {sum(times):.1f} s together")
+            later = await spoken(engine, asked, arguments.streams, "with all of them")
+        finally:
+            await engine.shutdown()
+        engine = await started(folder, options)
+        try:
+            plain = await spoken(engine, asked, arguments.streams, "with all of them, captured before")
+            scores: dict[str, TextScore] = {}
+            for when, replies in {"all before": plain, "a few": at_once, "the rest later": later}.items():
+                await engine.reset_caches()
+                scores[when] = await score_of(engine, asked, replies)
+                loss = loss_of(scores[when], scores["all before"])
+                print(f"  {when}: {loss}: {'passed' if loss.passed else 'NOT PASSED'}", flush=True)
+        finally:
+            await engine.shutdown()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,174 @@
+"""Graphs that are captured after readiness, on vLLM's own table of them; to capture one is to note it here."""
+
+from __future__ import annotations
+
+import gc
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.engines import EngineOptions
+from runtime.engines.vllm import contract
+from runtime.engines.vllm.arguments import prepare_environment
+
+pytestmark = pytest.mark.engine
+
+# As vLLM chooses them by itself, up to the most sequences.
+OWN_SIZES = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+
+
+class OutOfMemory(Exception):
+    """What a GPU may say to a graph."""
+
+
+def manager(mode: str, sizes: list[int], sequences: int = 256) -> Any:
+    """vLLM's table of graphs, with a `capture` that has no GPU."""
+    prepare_environment(EngineOptions())  # before vLLM is imported
+    from vllm.config.compilation import CUDAGraphMode
+    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+
+    class Noted(CudaGraphManager):  # type: ignore[misc]
+        _graphs_captured: bool
+
+        def capture(self, *about: object) -> None:
+            for found in self._capture_descs.values():
+                for one in found:
+                    if one.num_tokens in self.refused:
+                        raise OutOfMemory
+                    assert one not in self.graphs, "captured twice"
+                    assert not gc.isenabled() or not self._graphs_captured
+                    self.graphs[one] = about
+            self._graphs_captured = True
+
+    made: Any = object.__new__(Noted)
+    compilation = SimpleNamespace(cudagraph_capture_sizes=sizes, max_cudagraph_capture_size=max(sizes))
+    cache = SimpleNamespace(use_kda_recoverssm=False)
+    made.vllm_config = SimpleNamespace(
+        compilation_config=compilation, speculative_config=None, cache_config=cache, num_speculative_tokens=0
+    )
+    made.compilation_config, made.cudagraph_mode = compilation, CUDAGraphMode[mode]
+    made.max_num_reqs, made.decode_query_len, made.varlen_decode = sequences, 1, False
+    made.ubatch_runner, made.lora_capture_cases, made.use_breakable_cg = None, [0], False
+    made._lora_dispatch_map, made._max_lora_case = {}, 0
+    made.graphs, made._graphs_captured, made.refused = {}, False, set()
+    made._candidates, made._capture_descs = {}, {}
+    made._init_candidates()
+    return made
+
+
+class Worker:
+    """As the worker has them; its own module changes vLLM where it is imported, and no engine is forked then."""
+
+    vllm_config: Any
+    model_runner: Any
+    later: contract.LaterGraphs | None = None
+
+    def few_graphs_first(self) -> bool:
+        self.later = contract.later_graphs(self)
+        return self.later is not None
+
+    def next_graph(self) -> int:
+        return self.later.capture_next() if self.later else 0
+
+
+def worker(table: Any, gpus: int = 1, **beside: object) -> Worker:
+    """A worker whose runner has that table."""
+    made = Worker()
+    parallel = SimpleNamespace(world_size=gpus, data_parallel_size=1)
+    made.vllm_config = SimpleNamespace(parallel_config=parallel)
+    made.model_runner = SimpleNamespace(cudagraph_manager=table, **beside)
+    return made
+
+
+def runs_in(table: Any, tokens: int, requests: int, *, decoding: bool) -> Any:
+    """The graph in which vLLM runs a batch."""
+    return table.dispatch(requests, tokens, 1 if decoding else None, 0)
+
+
+@pytest.mark.parametrize("mode", ["FULL", "FULL_AND_PIECEWISE", "FULL_DECODE_ONLY", "PIECEWISE"])
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_no_step_asks_for_a_graph_that_is_not_there(mode: str, data: st.DataObject) -> None:
+    sizes = data.draw(st.one_of(st.just(OWN_SIZES), st.sets(st.integers(1, 512), min_size=1, max_size=30).map(sorted)))
+    table, whole = manager(mode, sizes), manager(mode, sizes)
+    one = worker(table)
+    later = one.few_graphs_first()
+    table.capture("model")
+    whole.capture("model")
+    batches = st.tuples(st.integers(1, 600), st.integers(1, 256), st.booleans())
+    left, before = len(sizes), len(table.graphs)
+    while left:
+        for tokens, requests, decoding in data.draw(st.lists(batches, max_size=3)):
+            requests = tokens if decoding else min(tokens, requests)
+            found = runs_in(table, tokens, requests, decoding=decoding)
+            best = runs_in(whole, tokens, requests, decoding=decoding)
+            # A graph that is there and takes the batch, wherever all of them would have one.
+            assert found.cg_mode == best.cg_mode
+            if best in whole.graphs:
+                assert found in table.graphs
+                assert found.num_tokens >= best.num_tokens
+        left = one.next_graph()
+        assert gc.isenabled()
+    assert later == (before < len(whole.graphs))
+    # And in the end it is as if they had been captured at once, with the same words.
+    assert table.graphs == whole.graphs
+    assert table._candidates == whole._candidates
+    assert table.compilation_config.cudagraph_capture_sizes == sizes
+    assert one.next_graph() == 0
+
+
+def test_a_fifth_of_them_is_captured_first() -> None:
+    table = manager("FULL", OWN_SIZES)
+    assert worker(table).few_graphs_first()
+    table.capture("model")
+    assert sorted(one.num_tokens for one in table.graphs) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+
+
+def test_one_that_fails_leaves_those_that_were_there() -> None:
+    table = manager("FULL", OWN_SIZES)
+    one = worker(table)
+    one.few_graphs_first()
+    table.capture("model")
+    assert one.next_graph() == len(OWN_SIZES) - 11
+    table.refused = {40}
+    before = dict(table.graphs)
+    with pytest.raises(OutOfMemory):
+        one.next_graph()
+    assert table.graphs == before
+    assert gc.isenabled()
+    found = [runs_in(table, tokens, tokens, decoding=True).num_tokens for tokens in (17, 25, 33, 40, 65)]
+    assert found == [24, 32, 64, 64, 128]
+
+
+@pytest.mark.parametrize(
+    ("mode", "sizes", "gpus", "beside"),
+    [
+        (None, OWN_SIZES, 1, {}),
+        ("FULL", OWN_SIZES, 2, {}),
+        ("FULL", OWN_SIZES, 1, {"speculator": object()}),
+        ("FULL", OWN_SIZES, 1, {"lora_config": object()}),
+        ("FULL", [1, 2, 4, 8], 1, {}),
+        ("NONE", OWN_SIZES, 1, {}),
+    ],
+    ids=["an older runner", "two GPUs", "a draft model", "adapters", "few sizes", "no graphs"],
+)
+def test_all_are_captured_at_once(mode: str | None, sizes: list[int], gpus: int, beside: dict[str, object]) -> None:
+    one = worker(manager(mode, sizes) if mode else None, gpus, **beside)
+    assert not one.few_graphs_first()
+    assert one.next_graph() == 0
+
+
+def test_a_worker_that_has_captured_has_nothing_left() -> None:
+    """Up to vLLM 0.30 graphs are captured before we are asked."""
+    table = manager("FULL", OWN_SIZES)
+    table.capture("model")
+    one = worker(table)
+    assert not one.few_graphs_first()
+    assert one.next_graph() == 0
+
+
+def test_the_seam_holds() -> None:
+    assert contract.seams.holds("later graphs")
