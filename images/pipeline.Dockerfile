@@ -31,7 +31,8 @@ ENV PATH=/opt/yap/venv/bin:/opt/yap/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin
     INFERENCE_ENGINE=${LANE} \
     QUANTIZE_PYTHON=${QUANTIZE_PYTHON} \
     VLLM_NO_USAGE_STATS=1 \
-    VLLM_USE_FLASHINFER_SAMPLER=0
+    VLLM_USE_FLASHINFER_SAMPLER=0 \
+    VLLM_USE_DEEP_GEMM=0
 
 USER 2000:0
 WORKDIR /artifacts

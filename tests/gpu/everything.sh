@@ -183,7 +183,7 @@ in_image() {
     inside=("$python" tests/gpu/image/container.py --root "$image_room/root" --image "$image_room/image.json"
         --bind "$image_room/cache:/cache" --bind "$image_room/repo:/repo:ro" --bind "$(realpath "$2"):/model:ro" --bind "$out/told:/told"
         --bind "$work/reached:$work/reached" --env PYTHONPATH=/opt/yap/app:/repo:/repo/client --env HF_HUB_OFFLINE=1
-        --env VLLM_USE_FLASHINFER_SAMPLER=0) # which compiles; the runtime never uses it
+        --env VLLM_USE_FLASHINFER_SAMPLER=0 --env VLLM_USE_DEEP_GEMM=0) # which compile; the runtime never uses them
     inside+=(${CUDA_VISIBLE_DEVICES:+--env "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"} -- python)
 }
 

@@ -45,7 +45,7 @@ surroundings() {
     done <<<"$PATH:"
     export PATH=$path PYTHONPATH=$site:$room/more/site PYTHON=$python
     export TOKENIZER=$room/more/tokenizer QUANTIZE_PYTHON=$room/quantize/bin/python
-    export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0}
+    export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0} VLLM_USE_DEEP_GEMM=${VLLM_USE_DEEP_GEMM:-0}
     [ ! -e "$room/more/tool" ] || export CLASSIFIER=$room/more/tool
 }
 

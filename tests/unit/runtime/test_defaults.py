@@ -25,6 +25,7 @@ from runtime.artifact.repository import Reference
 from runtime.deployment.models import Deployment
 from runtime.deployment.settings import RuntimeSettings
 from runtime.engines import EngineOptions, Sampling
+from runtime.engines.vllm.arguments import ENVIRONMENT
 from runtime.host import logs
 from runtime.server import process as server
 from runtime.server.connection import ConnectionLimits
@@ -365,3 +366,11 @@ def test_a_default_is_written_once() -> None:
                 places[node.value].add(path.name)
     for value, names in places.items():
         assert len([name for name in names if (name, value) not in OTHERS]) == 1, (value, names)
+
+
+@pytest.mark.parametrize("image", ["runtime", "pipeline"])
+def test_images_switch_the_same_kernels_off_as_the_server(image: str) -> None:
+    """Those that a compiler would have to make, which no image has: as built, so served."""
+    said = dict(re.findall(r"\b(VLLM_USE_\w+)=(\w+)", (IMAGES / f"{image}.Dockerfile").read_text("utf-8")))
+    assert said == {name: value for name, value in ENVIRONMENT.items() if name.startswith("VLLM_USE_")}
+    assert len(said) > 1

@@ -152,6 +152,7 @@ SEAMS = (
             f"vllm.envs:environment_variables[{name}]"
             for name in (
                 "VLLM_USE_FLASHINFER_SAMPLER",
+                "VLLM_USE_DEEP_GEMM",
                 "VLLM_NO_USAGE_STATS",
                 "VLLM_LOGGING_LEVEL",
                 "VLLM_LOGGING_STREAM",
