@@ -40,8 +40,8 @@ ENVIRONMENT = {
     # It compiles with nvcc when it is first needed, and there is none in a runtime image. vLLM's other one,
     # in Triton, takes as long.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    # So does DeepGEMM, which vLLM would take on Hopper and later for FP8 that is scaled in blocks. CUTLASS's and Triton's
-    # products do the same.
+    # So does DeepGEMM, which vLLM would take on Hopper and later for FP8 that is scaled in blocks; CUTLASS and Triton
+    # have products for it, too.
     "VLLM_USE_DEEP_GEMM": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
