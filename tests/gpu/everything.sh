@@ -259,11 +259,12 @@ quantized_8b() { # fp8 or awq
 
 # A real model, for graphs that are captured after readiness; vLLM 0.31 alone can.
 image-later() {
-    local inside
+    local inside streams
+    read -ra streams <<<"${STREAMS:-256}"
     mkdir -p "$work/embedded"
     once embedded step embedded 200 "$python" -m pipeline.embedded chat "$work/embedded/chat" || return
     in_image none "$work/embedded/chat" || return
-    step later 400 "${inside[@]}" /repo/tests/gpu/later_graphs.py /model --streams "${STREAMS:-256}"
+    step later 400 "${inside[@]}" /repo/tests/gpu/later_graphs.py /model --streams "${streams[-1]}"
 }
 
 kernels() {

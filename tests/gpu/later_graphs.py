@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -27,6 +30,15 @@ from runtime.engines.vllm.engine import VllmEngine
 from runtime.text.tokenizer import load_tokenizer
 
 PATIENCE_S = 60.0
+# As vLLM chooses them, without those that come first.
+SIZES = {*range(8, 256, 8), *range(256, 513, 16)} - {2**power for power in range(10)}
+
+
+def free_memory() -> int:
+    """Return the MiB that are free on the GPU; asked of the driver, so that this process needs none of it."""
+    which = ["-i", visible] if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) else []
+    words = ["nvidia-smi", *which, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[0])
 
 
 async def started(folder: Path, options: EngineOptions) -> VllmEngine:
@@ -75,21 +87,21 @@ async def main() -> None:
         tokenizer = load_tokenizer(folder)
         texts = [list(tokenizer(text)["input_ids"]) for text in heldout_texts()]
         asked = asked_of(texts, arguments.streams, longest_prompt=400, longest_reply=100)
-        options = EngineOptions(
-            max_model_len=1024,
-            max_num_seqs=arguments.streams,
-            cudagraph_mode=arguments.mode,
-            graphs_after_readiness=True,
-        )
+        options = EngineOptions(max_model_len=1024, max_num_seqs=arguments.streams, cudagraph_mode=arguments.mode)
+        await (await started(folder, options)).shutdown()  # fills the compile cache
         times.clear()
-        engine = await started(folder, options)
+        engine = await started(folder, replace(options, graphs_after_readiness=True))
+        free = free_memory()
         try:
             at_once = await spoken(engine, asked, arguments.streams, "with a few graphs")
             until, known = time.monotonic() + PATIENCE_S, -1
             while time.monotonic() < until and known != len(times):
                 known = len(times)
                 await asyncio.sleep(exercise.SILENCE_S + 2)
-            print(f"  {len(times)} captured later, {max(times, default=0):.3f} s at most, {sum(times):.1f} s together")
+            told = f"  {len(times)} captured later, {max(times, default=0):.3f} s at most, {sum(times):.1f} s together"
+            print(f"{told}, {free - free_memory()} MiB more of the GPU", flush=True)
+            if len(times) < len(SIZES) // 2:
+                sys.exit(f"later_graphs.py: expected some {len(SIZES)} captured later; the engine's log says why not")
             later = await spoken(engine, asked, arguments.streams, "with all of them")
         finally:
             await engine.shutdown()

@@ -73,6 +73,7 @@ class VllmEngine:
         self._llm: AsyncLLM | None = None  # none before `start` and after `shutdown`
         self._ids = count()  # of requests
         self._running: set[str] = set()  # ids of requests that have not ended
+        self._woken = -math.inf  # when somebody was about to speak
         self._aborts: set[asyncio.Future[None]] = set()  # on their way; kept, so that they are not collected
         # vLLM's form of a sampling, made once.
         self._parameters = lru_cache(KNOWN_SAMPLINGS)(parameters)
@@ -126,8 +127,12 @@ class VllmEngine:
             self._alive()
             return max(await self._call(llm, llm.collective_rpc("next_graph")), default=0)
 
+        def running() -> bool:
+            return bool(self._running) or time.monotonic() < self._woken + exercise.SILENCE_S
+
         try:
-            await exercise.in_silence(one, lambda: bool(self._running))
+            await exercise.in_silence(one, running)
+            log.info("graphs: all are captured")
         except EngineDeadError:
             return
         except Exception as error:  # noqa: BLE001 - those that were captured serve all the same
@@ -154,6 +159,7 @@ class VllmEngine:
         Between the socket and the engine's loop lie four threads that wake one another. Woken while the prompt is still
         rendered, they have the request sooner.
         """
+        self._woken = time.monotonic()
         if self._llm is not None and (waking := contract.wake(self._llm)) is not None:
             self._keep(eager_tasks.start(waking))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,23 +26,43 @@ class OutOfMemory(Exception):
     """What a GPU may say to a graph."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def streams_of_no_gpu() -> Iterator[None]:
+    """Let vLLM capture each time on a stream of its own, as it does; and on one that it is given."""
+    prepare_environment(EngineOptions())  # before vLLM is imported
+    from vllm.distributed import parallel_state
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    @contextmanager
+    def capture(device: object) -> Iterator[Any]:
+        yield parallel_state.GraphCaptureContext(object())
+
+    group = SimpleNamespace(graph_capture=nullcontext)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cudagraph_utils, "graph_capture", capture)
+        patch.setattr(parallel_state, "get_tp_group", lambda: group)
+        yield
+        assert cudagraph_utils.graph_capture is capture
+
+
 def manager(mode: str, sizes: list[int], sequences: int = 256) -> Any:
     """vLLM's table of graphs, with a `capture` that has no GPU."""
-    prepare_environment(EngineOptions())  # before vLLM is imported
     from vllm.config.compilation import CUDAGraphMode
-    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+    from vllm.v1.worker.gpu import cudagraph_utils
 
-    class Noted(CudaGraphManager):  # type: ignore[misc]
+    class Noted(cudagraph_utils.CudaGraphManager):  # type: ignore[misc]
         _graphs_captured: bool
 
         def capture(self, *about: object) -> None:
-            for found in self._capture_descs.values():
-                for one in found:
-                    if one.num_tokens in self.refused:
-                        raise OutOfMemory
-                    assert one not in self.graphs, "captured twice"
-                    assert not gc.isenabled() or not self._graphs_captured
-                    self.graphs[one] = about
+            with cudagraph_utils.graph_capture(device=None) as context:
+                for found in self._capture_descs.values():
+                    for one in found:
+                        if one.num_tokens in self.refused:
+                            raise OutOfMemory
+                        assert one not in self.graphs, "captured twice"
+                        assert not gc.isenabled() or not self._graphs_captured
+                        self.graphs[one] = about
+                        self.streams.append(context.stream)
             self._graphs_captured = True
 
     made: Any = object.__new__(Noted)
@@ -53,7 +75,7 @@ def manager(mode: str, sizes: list[int], sequences: int = 256) -> Any:
     made.max_num_reqs, made.decode_query_len, made.varlen_decode = sequences, 1, False
     made.ubatch_runner, made.lora_capture_cases, made.use_breakable_cg = None, [0], False
     made._lora_dispatch_map, made._max_lora_case = {}, 0
-    made.graphs, made._graphs_captured, made.refused = {}, False, set()
+    made.graphs, made._graphs_captured, made.refused, made.streams = {}, False, set(), []
     made._candidates, made._capture_descs = {}, {}
     made._init_candidates()
     return made
@@ -115,6 +137,7 @@ def test_no_step_asks_for_a_graph_that_is_not_there(mode: str, data: st.DataObje
     assert later == (before < len(whole.graphs))
     # And in the end it is as if they had been captured at once, with the same words.
     assert table.graphs == whole.graphs
+    assert len(set(table.streams)) <= 1
     assert table._candidates == whole._candidates
     assert table.compilation_config.cudagraph_capture_sizes == sizes
     assert one.next_graph() == 0

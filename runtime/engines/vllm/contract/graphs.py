@@ -8,9 +8,13 @@ those sizes alone that are captured; so no step can ask for a graph that is not 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+
+from runtime.engines.vllm.contract.table import CAPTURE, CAPTURES, GROUPS
 
 # What a runner may have beside its model that graphs are captured for, too: then all are captured at once.
 BESIDE = ("speculator", "lora_config", "pcp_manager", "adaptive_verification")
@@ -44,6 +48,7 @@ class LaterGraphs:
         self._manager, self._config = manager, config
         self._sizes, self._captured = sizes_of(manager)
         self._again: Callable[[], None] | None = None
+        self._streams: list[Any] = []  # the first capture's, once there is one
         manager.capture = partial(self._first, manager.capture)
         self._offer(self._captured)
 
@@ -51,7 +56,8 @@ class LaterGraphs:
         """Capture the first sizes, and keep with what."""
         del self._manager.capture
         self._again = partial(capture, *given, **named)
-        self._again()
+        with _on_one_stream(self._streams):
+            self._again()
 
     def _offer(self, sizes: set[int]) -> None:
         """Have steps run in graphs of these sizes."""
@@ -79,7 +85,7 @@ class LaterGraphs:
         looked = gc.isenabled()
         gc.disable()  # what is collected while a graph is captured can spoil it
         try:
-            with _current(self._config):
+            with _current(self._config), _on_one_stream(self._streams):
                 self._again()
         except BaseException:
             self._offer(self._captured)
@@ -89,6 +95,34 @@ class LaterGraphs:
                 gc.enable()
         self._captured.add(left[0])
         return len(left) - 1
+
+
+@contextmanager
+def _on_one_stream(kept: list[Any]) -> Iterator[None]:
+    """Have vLLM capture on the first capture's stream, which is kept; it takes a new one each time.
+
+    What one graph has let go, another one uses on the same stream alone. And what a kernel keeps for a stream, such as
+    Marlin's locks, cannot be made any more for a new one after vLLM has locked its workspace.
+    """
+    captures, groups = importlib.import_module(CAPTURES), importlib.import_module(GROUPS)
+    own = getattr(captures, CAPTURE)
+
+    @contextmanager
+    def capture(device: Any) -> Iterator[Any]:  # noqa: ANN401 - vLLM's own
+        if not kept:
+            with own(device=device) as context:
+                kept.append(context.stream)
+                yield context
+        else:
+            context = groups.GraphCaptureContext(kept[0])
+            with groups.get_tp_group().graph_capture(context):
+                yield context
+
+    setattr(captures, CAPTURE, capture)
+    try:
+        yield
+    finally:
+        setattr(captures, CAPTURE, own)
 
 
 def _current(config: Any) -> Any:  # noqa: ANN401 - vLLM's own

@@ -39,7 +39,8 @@ WARMING, ROUTERS, ROUTER_SHAPES = (
     "_warmup_ll_bf16_router_gemm",
     "_ll_bf16_router_shapes_from_model",
 )
-GRAPHS = "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager"
+CAPTURES, CAPTURE, GROUPS = "vllm.v1.worker.gpu.cudagraph_utils", "graph_capture", "vllm.distributed.parallel_state"
+GRAPHS = f"{CAPTURES}:CudaGraphManager"
 INT8_ON_CPU = "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel"
 
 SEAMS = (
@@ -365,6 +366,10 @@ SEAMS = (
             f"{GRAPHS}.decode_query_len",
             f"{GRAPHS}.graphs",
             f"{GRAPHS}.use_breakable_cg",
+            f"{GROUPS}:{CAPTURE}(device=_)",
+            f"{GROUPS}:GraphCaptureContext.stream",
+            f"{GROUPS}:GroupCoordinator.graph_capture(_)",
+            f"{GROUPS}:get_tp_group()",
             "vllm.config.compilation:CompilationConfig.cudagraph_capture_sizes",
         ),
     ),
