@@ -258,10 +258,11 @@ def test_graphs_are_left_for_later_where_the_server_asks_for_it(
 
     asked: list[str] = []
 
-    def ask(method: str) -> None:
+    def ask(method: str) -> list[bool]:
         asked.append(method)
         if refuses:
             raise Refused
+        return [True]
 
     executor: Any = object.__new__(core.ObservedUniProcExecutor)
     executor.collective_rpc = ask
