@@ -8,13 +8,12 @@ those sizes alone that are captured; so no step can ask for a graph that is not 
 from __future__ import annotations
 
 import gc
-import importlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from runtime.engines.vllm.contract.table import CAPTURE, CAPTURES, GROUPS
+from runtime.engines.vllm.contract.table import CAPTURE
 
 # What a runner may have beside its model that graphs are captured for, too: then all are captured at once.
 BESIDE = ("speculator", "lora_config", "pcp_manager", "adaptive_verification")
@@ -104,8 +103,10 @@ def _on_one_stream(kept: list[Any]) -> Iterator[None]:
     What one graph has let go, another one uses on the same stream alone. And what a kernel keeps for a stream, such as
     Marlin's locks, cannot be made any more for a new one after vLLM has locked its workspace.
     """
-    captures, groups = importlib.import_module(CAPTURES), importlib.import_module(GROUPS)
-    own = getattr(captures, CAPTURE)
+    from vllm.distributed import parallel_state
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    own = getattr(cudagraph_utils, CAPTURE)
 
     @contextmanager
     def capture(device: Any) -> Iterator[Any]:  # noqa: ANN401 - vLLM's own
@@ -114,15 +115,15 @@ def _on_one_stream(kept: list[Any]) -> Iterator[None]:
                 kept.append(context.stream)
                 yield context
         else:
-            context = groups.GraphCaptureContext(kept[0])
-            with groups.get_tp_group().graph_capture(context):
+            context = parallel_state.GraphCaptureContext(kept[0])
+            with parallel_state.get_tp_group().graph_capture(context):
                 yield context
 
-    setattr(captures, CAPTURE, capture)
+    setattr(cudagraph_utils, CAPTURE, capture)
     try:
         yield
     finally:
-        setattr(captures, CAPTURE, own)
+        setattr(cudagraph_utils, CAPTURE, own)
 
 
 def _current(config: Any) -> Any:  # noqa: ANN401 - vLLM's own
