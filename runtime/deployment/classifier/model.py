@@ -41,6 +41,17 @@ def format_utterances(utterances: Sequence[str]) -> str:
     return "\n".join(utterance for utterance in utterances if utterance)
 
 
+def _from_a_word(text: str) -> str:
+    """Return a cut text without the word in which it may begin, whose tokens are others than the whole word's.
+
+    A text that is one word is left as it is.
+
+    >>> _from_a_word("ok at the cat"), _from_a_word("猫を見て")
+    (' at the cat', '猫を見て')
+    """
+    return text[next((place for place, letter in enumerate(text) if letter.isspace()), 0) :]
+
+
 class SequenceClassifier:
     """Tokenizer and model, read into memory; used by one thread, and `place`d first.
 
@@ -178,10 +189,12 @@ class SequenceClassifier:
                 newest -= 1
                 size += len(utterances[newest]) + 1
             text = format_utterances(utterances[newest:])[-characters:]
+            whole = newest == 0 and len(text) < characters
+            if not whole and characters < most:
+                text = _from_a_word(text)
             # A tokenizer may have no token at all for a text; the model needs one.
             ids: list[int] = self._tokenizer.encode(text).ids or [self._pad]
-            # A cut inside a word changes that word's tokens; it is out of the window when the window is full.
-            if len(ids) >= self._window or (newest == 0 and len(text) < characters) or characters == most:
+            if len(ids) >= self._window or whole or characters == most:
                 return ids
             characters = min(2 * characters, most)
 

@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.exceptions import InvalidState
 from websockets.frames import Frame
 from websockets.protocol import State
 
@@ -111,11 +112,20 @@ class WebSocketFront(WebSocketsSansIOProtocol):
         self._enter()
 
     def _feed(self, data: bytes) -> None:
-        self.conn.receive_data(data)
-        if self.conn.parser_exc is not None:
+        try:
+            self.conn.receive_data(data)
+            if self.conn.parser_exc is not None:
+                self.handle_parser_exception()
+                return
+            self.handle_events()
+        except (
+            InvalidState
+        ):  # a message that is no text, and behind it the peer's close frame, which was read before it
             self.handle_parser_exception()
-            return
-        self.handle_events()
+        except BaseException:
+            # In a slice's turn nobody else would end it, and who is not read any more would keep a slot.
+            self.transport.abort()
+            raise
 
     def _enter(self) -> None:
         if not self._queued:

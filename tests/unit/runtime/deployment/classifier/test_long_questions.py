@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from runtime.deployment.classifier import ToolClassifier, ToolClosedError, format_utterances
@@ -71,6 +71,8 @@ def test_what_is_tokenized_of_a_question_is_bounded(
 TURN = st.lists(st.sampled_from([*WORDS, "x" * 150, " ", "\n", "12"]), max_size=40).map(" ".join)
 
 
+@example(["x" * 150 + " look" * 62])
+@example(["look", "x" * 150 + " look" * 60])
 @given(st.lists(TURN, min_size=1, max_size=12))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_of_a_question_within_the_bound_everything_counts(model: SequenceClassifier, turns: list[str]) -> None:

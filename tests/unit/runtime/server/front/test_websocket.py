@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -287,7 +287,13 @@ FRAME = st.builds(
 )
 
 
+# A message that is no text, and in the same piece the peer's close frame.
+NO_TEXT_AND_BYE = raw.frame(raw.TEXT, b"\x0f^}\xf9") + raw.frame(raw.CLOSE, b"\x03\xe8bye")
+
+
 @hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example([(KEY, NO_TEXT_AND_BYE, False)])
+@example([(KEY, NO_TEXT_AND_BYE + raw.frame(raw.TEXT, b"{}"), True)])
 @given(
     st.lists(
         st.tuples(
