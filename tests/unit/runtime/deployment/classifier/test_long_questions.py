@@ -68,11 +68,11 @@ def test_what_is_tokenized_of_a_question_is_bounded(
     assert ids == counting._tokenizer.encode(end).ids, "its last part is what counts"
 
 
-TURN = st.lists(st.sampled_from([*WORDS, "x" * 150, " ", "\n", "12"]), max_size=40).map(" ".join)
+LONG = "x" * 150
+TURN = st.lists(st.sampled_from([*WORDS, LONG, " ", "\n", "12"]), max_size=40).map(" ".join)
 
 
-@example(["x" * 150 + " look" * 62])
-@example(["look", "x" * 150 + " look" * 60])
+@example([f"{'look ' * 28}at at {LONG} {LONG}", f"{'look ' * 23}at at at at {LONG} {LONG} {LONG}"])  # cut within an x
 @given(st.lists(TURN, min_size=1, max_size=12))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_of_a_question_within_the_bound_everything_counts(model: SequenceClassifier, turns: list[str]) -> None:
