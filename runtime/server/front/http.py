@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -162,14 +164,22 @@ class HttpFront(H11Protocol):
             self._queued = True
             to_origin_form(self._held)
             if bytes(self._held[: self._held.find(b"\r\n")]) in self._front.direct:
-                self._front.direct_heads.enter(self._read_direct_head)
+                self._front.direct_heads.enter(partial(self._in_turn, self._read_direct_head))
             else:
-                self._front.heads.enter(self._read_head)
+                self._front.heads.enter(partial(self._in_turn, self._read_head))
             return
         try:
             check_partial(self._held)
         except HeadRefused as refused:
             self._refuse(refused.status, self._held)
+
+    def _in_turn(self, step: Callable[[], None]) -> None:
+        """Take a step in its turn, where nobody else would end a connection whose step fails."""
+        try:
+            step()
+        except BaseException:
+            self.transport.abort()
+            raise
 
     def _read_direct_head(self) -> None:
         """Serve a request past h11, or let it wait among those that h11 reads."""
@@ -181,7 +191,7 @@ class HttpFront(H11Protocol):
             self._begin(head, self._front.direct[head.request])
             self._go_on()
         else:
-            self._front.heads.enter(self._read_head)
+            self._front.heads.enter(partial(self._in_turn, self._read_head))
 
     def _read_head(self) -> None:
         head = self._next_head()

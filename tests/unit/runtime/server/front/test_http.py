@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 
 import httpx
 import pytest
@@ -305,3 +305,23 @@ def test_no_bytes_make_the_server_deaf_or_leave_anything_behind(requests: list[b
             assert running.service.admission.held == 0
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/completions"])
+async def test_a_step_that_fails_in_its_turn_ends_its_connection(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever raises there: who is not read any more would be held for ever."""
+
+    def fails(front: object) -> None:
+        raise RuntimeError("on purpose")
+
+    raised: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context["exception"]))
+    async with serving() as running:
+        for step in ("_read_head", "_read_direct_head"):
+            monkeypatch.setattr(HttpFront, step, fails)
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        with suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 30) == b""
+        writer.close()
+    assert [type(one) for one in raised] == [RuntimeError]
