@@ -19,12 +19,14 @@ from typing import Any
 from runtime.server.life.served import UNNAMED
 from tests.benchmarks.gateway import cost, cpu_seconds, instant
 from tests.benchmarks.load import Target, run_load
-from tests.benchmarks.work import figures
+from tests.benchmarks.work import Figures, figures
 from tests.harness.server import Server
 
 STREAMS, REPLY = 256, 150
 # Of a persona, in words; and turns of each stream in one measurement of starts.
 WORDS, STARTS = 200, 6
+# Seconds between the steps of an engine that no process can keep up with.
+QUICK_STEP = 0.002
 TEXT = (
     "The sea was calm that morning, and nobody on the shore spoke of it. She walked along the water, counting boats. "
 )
@@ -68,6 +70,8 @@ class TableLLM:
         self._pause = pause
         self._said: dict[str, int] = {}
         self._stepping: asyncio.Task[None] | None = None
+        self._handling: asyncio.Task[None] | None = None
+        self.outputs_queue: asyncio.Queue[Any] = asyncio.Queue()  # steps that wait, as vLLM's client has them
         self.output_processor = OutputProcessor(tokenizer, log_stats=statistics)
         self._statistics = statistics
         self.output_handler = None
@@ -82,6 +86,8 @@ class TableLLM:
         collector = RequestOutputCollector(params.output_kind, request_id)
         self.output_processor.add_request(request, None, None, 0, collector)
         self._said[request_id] = 0
+        if self._handling is None:
+            self._handling = asyncio.get_running_loop().create_task(self._handle())
         if self._stepping is None:
             self._stepping = asyncio.get_running_loop().create_task(self._step())
         return collector
@@ -97,32 +103,51 @@ class TableLLM:
     def shutdown(self) -> None:
         """Do nothing: there is nothing to stop."""
 
-    async def _step(self) -> None:
-        from vllm.v1.engine import EngineCoreOutput, FinishReason
+    async def get_output_async(self) -> Any:
+        """Wait for a step, as vLLM's client does."""
+        return await self.outputs_queue.get()
+
+    async def _handle(self) -> None:
         from vllm.v1.metrics.stats import IterationStats
 
-        last = len(self._ids) - 1
-        while self._said:
-            await asyncio.sleep(self._pause)
-            outputs = []
-            for request_id, said in list(self._said.items()):
-                reason = FinishReason.LENGTH if said == last else None
-                outputs.append(
-                    EngineCoreOutput(request_id=request_id, new_token_ids=[self._ids[said]], finish_reason=reason)
-                )
-                if said == last:
-                    del self._said[request_id]
-                else:
-                    self._said[request_id] = said + 1
+        while True:
+            step = await self.get_output_async()
             self.output_processor.process_outputs(
-                outputs, time.monotonic(), IterationStats() if self._statistics else None
+                step.outputs, step.timestamp, IterationStats() if self._statistics else None
             )
+
+    async def _step(self) -> None:
+        """Make steps, at their times: where this process is behind, as many as an engine would have made meanwhile."""
+        due = time.monotonic() + self._pause
+        while self._said:
+            await asyncio.sleep(max(0.0, due - time.monotonic()) if self._pause else 0.0)
+            for _ in range(1 + int((time.monotonic() - due) / self._pause) if self._pause else 1):
+                self._make_a_step()
+                due += self._pause
         self._stepping = None
 
+    def _make_a_step(self) -> None:
+        from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 
-def table_engine(folder: Path, tokens: int, pause: float) -> Any:
-    """Load our engine on a table."""
+        last = len(self._ids) - 1
+        outputs = []
+        for request_id, said in list(self._said.items()):
+            reason = FinishReason.LENGTH if said == last else None
+            outputs.append(
+                EngineCoreOutput(request_id=request_id, new_token_ids=[self._ids[said]], finish_reason=reason)
+            )
+            if said == last:
+                del self._said[request_id]
+            else:
+                self._said[request_id] = said + 1
+        if outputs:
+            self.outputs_queue.put_nowait(EngineCoreOutputs(outputs=outputs))
+
+
+def table_engine(folder: Path, tokens: int, pause: float, *, together: bool = True) -> Any:
+    """Load our engine on a table; `together` as it is served, where steps that wait are taken as one."""
     from runtime.engines import EngineOptions, Load
+    from runtime.engines.vllm import contract
     from runtime.engines.vllm.engine import VllmEngine
 
     class Table(VllmEngine):
@@ -132,6 +157,8 @@ def table_engine(folder: Path, tokens: int, pause: float) -> Any:
 
     engine = Table(folder, EngineOptions())
     engine._llm = TableLLM(folder, tokens, pause)
+    if together:
+        contract.take_together(engine._llm)
     return engine
 
 
@@ -185,6 +212,36 @@ def front_section(folder: Path) -> None:
         print(f"front: a token over HTTP costs {http / whole:.2f} × one over the WebSocket")
     for engine in ("table", "vllm"):
         _starts(folder, engine)
+    _full(folder)
+
+
+def _full(folder: Path, times: int = 3) -> None:
+    """Measure a process that is full: an engine makes more tokens than it can send, and waits for nobody."""
+    variables = {"INSTANT_MODEL": str(folder), "INSTANT_ENGINE": "vllm"}
+    made: dict[str, list[Figures]] = {"one by one": [], "together": []}
+    with (
+        instant(REPLY, QUICK_STEP, INSTANT_TOGETHER="0", **variables) as apart,
+        instant(REPLY, QUICK_STEP, **variables) as together,
+    ):
+        for server in (apart, together):
+            server.wait_ready()
+        for number in range(times):
+            for (name, all_made), server in zip(made.items(), (apart, together), strict=True):
+                before = cpu_seconds(server)
+                target = Target("yap", server.url, server.api_key, words=10)
+                took = figures(STREAMS, run_load(target, STREAMS, 2, 1, first_seed=number * 1_000_000))
+                all_made.append(took)
+                used = (cpu_seconds(server) - before) / took.tokens * 1e6
+                print(f"front: {took.line(f'full, steps {name}')} {used:.1f} µs", flush=True)
+        for server in (apart, together):
+            server.stop()
+    ratios = [
+        now.tokens_per_s / before.tokens_per_s for before, now in zip(made["one by one"], made["together"], strict=True)
+    ]
+    print(
+        f"front: {STREAMS} tokens every {QUICK_STEP * 1000:.1f} ms, {STREAMS / QUICK_STEP:,.0f} a second: where waiting "
+        f"steps are taken together {median(ratios):.2f} × the tokens ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+    )
 
 
 def _starts(folder: Path, engine: str, times: int = 3) -> None:

@@ -3,8 +3,8 @@
 `python -m tests.benchmarks.instant`, set by the server's variables; `INSTANT_TOKENS` is the length of a reply and
 `INSTANT_PAUSE` the seconds between its tokens (0: every stream gets a token in each step of the event loop).
 `INSTANT_MODEL` is the folder of a chat model whose tokenizer and template render the prompts; without, nothing does.
-`INSTANT_ENGINE=vllm` puts vLLM's own output handling in front of the table. `INSTANT_WATCH_STORE=1` has `/metrics` tell
-what the session store costs.
+`INSTANT_ENGINE=vllm` puts vLLM's own output handling in front of the table, whose steps are told one by one with
+`INSTANT_TOGETHER=0`. `INSTANT_WATCH_STORE=1` has `/metrics` tell what the session store costs.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ async def load_instant(service: Service) -> None:
     if model and os.environ.get("INSTANT_ENGINE") == "vllm":
         from tests.benchmarks.front import table_engine
 
-        engine: Engine = table_engine(Path(model), tokens, pause)
+        together = os.environ.get("INSTANT_TOGETHER") != "0"
+        engine: Engine = table_engine(Path(model), tokens, pause, together=together)
     else:
         engine = InstantEngine(tokens, pause)
     freeze_heap()

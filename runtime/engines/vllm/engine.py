@@ -147,11 +147,19 @@ class VllmEngine:
         if self._compile_cache is not None and "VLLM_CACHE_ROOT" not in os.environ:
             self._scratch = copy_of(self._compile_cache)
         arguments = engine_arguments(self._folder, self._options)
+        llm = contract.start(arguments, self._executor, statistics=self._options.own_metrics)
+        if not self._options.own_metrics:  # they want to see every step
+            contract.take_together(llm)
+        return llm
+
+    @staticmethod
+    def _executor(executor: type) -> type:
+        """What takes the place of vLLM's executor."""
         if not seams.holds("load") and not seams.holds("first token"):
-            return contract.start(arguments, lambda executor: executor, statistics=self._options.own_metrics)
+            return executor
         from runtime.engines.vllm.core import observed
 
-        return contract.start(arguments, observed, statistics=self._options.own_metrics)
+        return observed(executor)
 
     def wake(self) -> None:
         """Have vLLM's processes awake when the next request comes, for which they were about to wait asleep.

@@ -9,6 +9,7 @@ instead.
 the environment when it is imported, and that is prepared first. May import `engines`.
 """
 
+from runtime.engines.vllm.contract.backlog import take_together
 from runtime.engines.vllm.contract.cache_key import (
     key_model_as_at,
     key_no_places,
@@ -139,5 +140,6 @@ __all__ = [
     "shut_down",
     "start",
     "start_threads",
+    "take_together",
     "wake",
 ]

@@ -23,6 +23,7 @@ METHOD, FORK = "VLLM_WORKER_MULTIPROC_METHOD", "fork"
 LLM = "vllm.v1.engine.async_llm:AsyncLLM"
 CLIENT = "vllm.v1.engine.core_client:AsyncMPClient"
 OUTPUTS = "vllm.v1.engine.output_processor:OutputProcessor"
+STEPS, OUTPUT = "vllm.v1.engine:EngineCoreOutputs", "vllm.v1.engine:EngineCoreOutput"
 COLLECTOR = "vllm.v1.engine.output_processor:RequestOutputCollector"
 TEXT = "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer"
 CORE = "vllm.v1.engine.core:EngineCore"
@@ -197,6 +198,20 @@ SEAMS = (
         ),
         "a task is woken for every token, and a request that is cancelled while it is added stays in memory",
         upstream="vllm-project/vllm#57061, #57062 (the cancelled request); none known for the wake-ups",
+    ),
+    Seam(
+        "waiting steps",
+        "server",
+        (
+            f"{LLM}.engine_core",
+            f"{LLM}._run_output_handler 'get_output_async'",
+            f"{CLIENT}.get_output_async()",
+            f"{CLIENT}.outputs_queue",
+            *(f"{STEPS}.{name}" for name in ("engine_index", "outputs", "timestamp", "finished_requests")),
+            *(f"{OUTPUT}.{name}" for name in ("request_id", "new_token_ids", "events", "trace_headers")),
+            f"{OUTPUT}.prefill_stats",
+        ),
+        "steps that came while the last one was worked at are told one after the other, so a process is full sooner",
     ),
     Seam(
         "prompt text",
