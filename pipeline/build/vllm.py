@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +43,7 @@ def build(model_dir: Path, out: Path, *, source: Path, plan: BuildPlan, progress
     copy_model(model_dir, out)
     if not plan.eager:
         progress.step("compiling ahead of time")
-        compile_ahead(out, _limits(plan, out), plan.choices)
+        compile_ahead(out, ways(_limits(plan, out), plan.choices))
 
 
 def _limits(plan: BuildPlan, out: Path) -> Limits:
@@ -52,14 +52,11 @@ def _limits(plan: BuildPlan, out: Path) -> Limits:
     return plan.chat.limits
 
 
-def compile_ahead(out: Path, limits: Limits, choices: EngineChoices | None = None) -> None:
-    """Start the engine once on an empty cache inside the artifact, so that it leaves there what it compiled.
+def ways(limits: Limits, choices: EngineChoices | None = None) -> list[EngineOptions]:
+    """How the engine may be started with an artifact: as it is, and with what tuning chose.
 
-    With `choices` of tuning it is started with and without them.
+    The plain options serve where anything differs from what was tuned, or the operator says so.
     """
-    from runtime.engines.vllm.caches import PLACEHOLDER_FOLDER, relocate
-    from runtime.engines.vllm.engine import VllmEngine
-
     options = EngineOptions(
         max_num_seqs=limits.max_batch_size,
         max_model_len=limits.max_model_len,
@@ -67,8 +64,13 @@ def compile_ahead(out: Path, limits: Limits, choices: EngineChoices | None = Non
         pipeline_parallel_size=limits.pipeline_parallel_size,
         enforce_eager=False,
     )
-    # The plain options too: they serve where anything differs from what was tuned, or the operator says so.
-    ways = list(dict.fromkeys((options, with_choices(options, choices) if choices else options)))
+    return list(dict.fromkeys((options, with_choices(options, choices) if choices else options)))
+
+
+def compile_ahead(out: Path, ways: Sequence[EngineOptions]) -> None:
+    """Start the engine each way, on one empty cache inside the artifact, so that it leaves there what it compiled."""
+    from runtime.engines.vllm.caches import PLACEHOLDER_FOLDER, relocate
+    from runtime.engines.vllm.engine import VllmEngine
 
     async def start_and_stop() -> None:
         for way in ways:

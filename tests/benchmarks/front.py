@@ -238,9 +238,10 @@ def _full(folder: Path, times: int = 3) -> None:
     ratios = [
         now.tokens_per_s / before.tokens_per_s for before, now in zip(made["one by one"], made["together"], strict=True)
     ]
+    rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     print(
-        f"front: {STREAMS} tokens every {QUICK_STEP * 1000:.1f} ms, {STREAMS / QUICK_STEP:,.0f} a second: where waiting "
-        f"steps are taken together {median(ratios):.2f} × the tokens ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+        f"front: {STREAMS} tokens every {QUICK_STEP * 1000:.1f} ms, {STREAMS / QUICK_STEP:,.0f} a second: where "
+        f"waiting steps are taken together {median(ratios):.2f} × the tokens ({rounds})"
     )
 
 

@@ -14,10 +14,11 @@
 #     bash tests/gpu/everything.sh image-targets OUT WORK  both inside the image; `image-targets-fp8`
 #     bash tests/gpu/everything.sh image-later OUT WORK  graphs captured after readiness: how soon, how fast, and what is said (4)
 #     bash tests/gpu/everything.sh kernels OUT WORK     one stream with each kernel for weights of 8 and 4 bits, and of attention (6)
+#     bash tests/gpu/everything.sh image-kernels OUT WORK  the same by the image's own engine
 #     bash tests/gpu/everything.sh image OUT WORK       the image that image/carry.py packed: from its stack check to its tables (11)
 #     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
 #
-# All of the last but `image` itself and `kernels` share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
+# All of the last but `image` itself and both `kernels` share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
 # WORK is a folder for 60 GB, best on a tmpfs. Where there are two GPUs, run both at once, each with a
 # CUDA_VISIBLE_DEVICES and cores of its own (`taskset`), `prove` by `setsid`: while speed is measured, `measure` stops the
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
@@ -274,6 +275,14 @@ kernels() {
     done
 }
 
+image-kernels() {
+    local inside of
+    in_image none "${TOKENIZER:?a folder}" || return
+    for of in ${KERNELS:-products attention}; do
+        step "kernels-$of" 400 "${inside[@]}" /repo/tests/gpu/limits/kernels.py --of "$of" --tokenizer /model --logs /told
+    done
+}
+
 image() {
     local streams contenders
     read -ra streams <<<"${STREAMS:-64 256}"
@@ -335,11 +344,11 @@ roofline_quantized() {
 }
 
 case $lane in
-measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | targets | targets-fp8 | image-targets | image-targets-fp8 | image-later | kernels | fleet)
+measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | targets | targets-fp8 | image-targets | image-targets-fp8 | image-later | kernels | image-kernels | fleet)
     "$lane"
     ;;
 *)
-    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq, targets, targets-fp8, image-targets, image-targets-fp8, image-later, kernels or fleet, found $lane" >&2
+    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq, targets, targets-fp8, image-targets, image-targets-fp8, image-later, kernels, image-kernels or fleet, found $lane" >&2
     exit 64
     ;;
 esac
