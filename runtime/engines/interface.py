@@ -108,6 +108,8 @@ class Sampling:
         ignore_eos: goes on after the end of a reply, for benchmarks alone.
         stop_token_ids: end the reply beside those that the model's configuration names.
         show_special_tokens: leaves special tokens in the text; the one that ended the reply is never in it.
+        each_token: tells each step's tokens by themselves, where an engine would tell those of several steps as one:
+            for who counts them, and ends the reply by that.
     """
 
     temperature: float = 0.8
@@ -123,11 +125,12 @@ class Sampling:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     show_special_tokens: bool = False
+    each_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one engine step added to a reply.
+    """What one engine step added to a reply, or several where steps wait (`Sampling.each_token`).
 
     Attributes:
         text: new text, perhaps empty while a character is incomplete.

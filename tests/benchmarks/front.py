@@ -25,6 +25,8 @@ from tests.harness.server import Server
 STREAMS, REPLY = 256, 150
 # Of a persona, in words; and turns of each stream in one measurement of starts.
 WORDS, STARTS = 200, 6
+# Outputs that vLLM handles before it lets others run: `VLLM_V1_OUTPUT_PROC_CHUNK_SIZE`.
+CHUNK = 128
 # Seconds between the steps of an engine that no process can keep up with.
 QUICK_STEP = 0.002
 TEXT = (
@@ -110,11 +112,17 @@ class TableLLM:
     async def _handle(self) -> None:
         from vllm.v1.metrics.stats import IterationStats
 
-        while True:
-            step = await self.get_output_async()
-            self.output_processor.process_outputs(
-                step.outputs, step.timestamp, IterationStats() if self._statistics else None
-            )
+        try:
+            while True:
+                step = await self.get_output_async()
+                statistics = IterationStats() if self._statistics else None
+                for start in range(0, len(step.outputs), CHUNK):  # as `AsyncLLM` does it
+                    if start:
+                        await asyncio.sleep(0)
+                    chunk = step.outputs[start : start + CHUNK]
+                    self.output_processor.process_outputs(chunk, step.timestamp, statistics)
+        except Exception as error:
+            self.output_processor.propagate_error(error)  # ends every reply with it
 
     async def _step(self) -> None:
         """Make steps, at their times: where this process is behind, as many as an engine would have made meanwhile."""

@@ -69,7 +69,7 @@ def ways(folder: Path, rounds: int, picked: Sequence[str]) -> None:
                     runs.append(server.start_phases() | {"ready": whole})
                     server.stop()
                 print(f"{way}: ready after {whole:.1f} s", flush=True)
-    print(f"{'phase':10} " + " ".join(f"{way:>10}" for way in WAYS))
+    print(f"{'phase':10} " + " ".join(f"{way:>10}" for way in took))
     for phase in dict.fromkeys(phase for runs in took.values() for run in runs for phase in run):
         middle = [median(run.get(phase, 0.0) for run in runs) for runs in took.values()]
         print(f"{phase:10} " + " ".join(f"{seconds:10.2f}" for seconds in middle), flush=True)

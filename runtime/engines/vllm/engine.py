@@ -211,7 +211,8 @@ class VllmEngine:
         self._running.add(request_id)
         try:
             if seams.holds("direct tokens"):
-                forget_prompt(await contract.add(llm, request_id, prompt, params, put, cache_salt), prompt)
+                added = contract.add(llm, request_id, prompt, params, put, cache_salt, each_token=sampling.each_token)
+                forget_prompt(await added, prompt)
             else:
                 async with aclosing(contract.outputs_of(llm, request_id, prompt, params, cache_salt)) as outputs:
                     async for output in outputs:

@@ -82,14 +82,15 @@ class Pausing:
             on_delta(delta)
             if pause.over or delta.finish_reason is not None or pause.made < pause.tokens:
                 return
-            if _whole(delta.text):
+            # Of several tokens the last may begin a character, and the text is whole: the next prompt would end in it.
+            if _whole(delta.text) and delta.tokens == 1:
                 raise _RestError
             if pause.made >= pause.tokens + MOST_BEYOND:
                 pause.spoilt = True
                 raise _RestError
 
         try:
-            await self._engine.generate(prompt, sampling, count, cache_salt)
+            await self._engine.generate(prompt, replace(sampling, each_token=True), count, cache_salt)
         except _RestError:
             pause.spoilt = pause.spoilt or len(told) != here or not _goes_on(self._engine, sampling)
         else:

@@ -62,7 +62,9 @@ async def generate(
         if thinking:
             await _think_and_speak(engine, prompt, sampling, speech, form, thinking, cache_salt)
         else:
-            await engine.generate(prompt, sampling, lambda delta: _feed(speech, delta), cache_salt)
+            # Where a stop text ends it, what comes behind that is not to be counted.
+            each = replace(sampling, each_token=True) if sampling.stop else sampling
+            await engine.generate(prompt, each, lambda delta: _feed(speech, delta), cache_salt)
     except _StopSaidError:
         return  # the engine has ended the request
 
@@ -105,7 +107,8 @@ async def _think_and_speak(
 
     try:
         try:
-            longest = replace(sampling, max_tokens=sampling.max_tokens + thinking)
+            # Its tokens are counted here: what is thought, and what is said.
+            longest = replace(sampling, max_tokens=sampling.max_tokens + thinking, each_token=True)
             await engine.generate(prompt, longest, on_delta, cache_salt)
         except _EnoughThoughtError:
             may_think = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -73,6 +74,32 @@ def trained(metaspace: bool) -> Tokenizer:
         trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(CORPUS * 3, trainer)
     return tokenizer
+
+
+# Tokens of templates, as tokenizers for which replies' texts are made know them.
+CONTROL = ["<s>", "</s>", "[INST]", "[/INST]", "<|im_start|>", "<|im_end|>"]
+
+
+@cache
+def detokenizing() -> dict[str, PreTrainedTokenizerFast]:
+    """Tokenizers that differ in how they make text of tokens, each with the same control tokens.
+
+    `bytes` has the bytes of each character, `pieces` words with a mark for the space before. `stripping`, as Llama 2,
+    takes the first space of a text for no part of it.
+    """
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    stripping = _untold(metaspace=True)
+    stripping.decoder = decoders.Sequence(steps)
+    each = {"bytes": _untold(metaspace=False), "pieces": _untold(metaspace=True), "stripping": stripping}
+    for tokenizer in each.values():
+        tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in CONTROL])
+    return {name: PreTrainedTokenizerFast(tokenizer_object=tokenizer) for name, tokenizer in each.items()}
+
+
+def _untold(*, metaspace: bool) -> Tokenizer:
+    described = json.loads(trained(metaspace).to_str())
+    described["added_tokens"] = []  # a byte is an ordinary token, which has a text
+    return Tokenizer.from_str(json.dumps(described))
 
 
 def write(name: str, folder: Path, *, swallow_left: bool = False) -> Path:

@@ -2,7 +2,7 @@
 
 The engine does not wait for who listens. Where a GPU makes more tokens than one process can send one by one, its steps
 wait here, each for the one before it. Taken together a stream's tokens are one text, one frame and one write, which is
-most of what they cost, so the process keeps up, and nobody waits longer than for one step that was worked at.
+most of what they cost, so the process keeps up. Who counts tokens as they come is told each by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cache
 from operator import attrgetter, is_
 from typing import TYPE_CHECKING
 
-from runtime.engines.vllm.contract.table import seams
+from runtime.engines.vllm.contract.table import ONE_BY_ONE, seams
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
@@ -23,6 +23,11 @@ JOINED = frozenset({"request_id", "new_token_ids", "events", "trace_headers", "p
 # What a step says beside its outputs; a step that says anything else is handed out as it is.
 OF_STEP = frozenset({"engine_index", "outputs", "timestamp", "finished_requests"})
 
+# So many steps at most: what is handled in one go holds up the loop.
+MOST_STEPS = 8
+
+Apart = Callable[[str], bool]
+
 
 def take_together(llm: AsyncLLM) -> None:
     """Have vLLM's handler of outputs be given all steps that wait, as one.
@@ -31,48 +36,52 @@ def take_together(llm: AsyncLLM) -> None:
     """
     if not seams.holds("waiting steps"):
         return
-    client = llm.engine_core
+    client, states = llm.engine_core, llm.output_processor.request_states
     one = client.get_output_async
     left: list[EngineCoreOutputs | Exception] = []  # what could not be joined to what was handed out last
+
+    def apart(request_id: str) -> bool:
+        return getattr(getattr(states.get(request_id), "queue", None), ONE_BY_ONE, False)
 
     async def get() -> EngineCoreOutputs:
         steps = left.pop() if left else await one()
         if isinstance(steps, Exception):
             raise steps
         queue = client.outputs_queue
-        while not left and not queue.empty():
+        joined = 1
+        while not left and not queue.empty() and joined < MOST_STEPS:
+            joined += 1
             try:
                 later = await one()  # waits for nothing: it is there, and nobody else takes it
             except Exception as error:  # noqa: BLE001 - raised when what came before it has been told
                 left.append(error)
                 break
-            if not join(steps, later):
+            if not join(steps, later, apart):
                 left.append(later)
         return steps
 
     client.get_output_async = get
 
 
-def join(steps: EngineCoreOutputs, later: EngineCoreOutputs) -> bool:
-    """Add a later step to earlier ones, changing these; false, and nothing changed, where something would be lost."""
+def join(steps: EngineCoreOutputs, later: EngineCoreOutputs, apart: Apart = lambda _: False) -> bool:
+    """Add a later step to earlier ones, changing these; false, and nothing changed, where it says more than outputs.
+
+    A request's outputs become one, unless `apart` says that each is wanted, or something of the earlier would be lost:
+    then the later one stands behind it, and is handled after it.
+    """
     of_step, of_output = _others()
     if steps.engine_index != later.engine_index or not (of_step(steps) and of_step(later)):
         return False
-    places = {output.request_id: place for place, output in enumerate(steps.outputs)}
-    continued: list[tuple[int, EngineCoreOutput]] = []
-    begun: list[EngineCoreOutput] = []
+    outputs = steps.outputs
+    places = {output.request_id: place for place, output in enumerate(outputs)}  # of each one's last
     for output in later.outputs:
         place = places.get(output.request_id)
-        if place is None:
-            begun.append(output)
-        elif of_output(steps.outputs[place]):
-            continued.append((place, output))
+        if place is None or not of_output(outputs[place]) or apart(output.request_id):
+            places[output.request_id] = len(outputs)
+            outputs.append(output)
         else:
-            return False
-    for place, output in continued:
-        _continue(steps.outputs[place], output)
-        steps.outputs[place] = output
-    steps.outputs += begun
+            _continue(outputs[place], output)
+            outputs[place] = output
     steps.timestamp = later.timestamp
     if later.finished_requests:
         steps.finished_requests = (steps.finished_requests or set()) | later.finished_requests

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequ
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from runtime.engines.vllm.contract.table import seams
+from runtime.engines.vllm.contract.table import ONE_BY_ONE, seams
 
 if TYPE_CHECKING:
     from tokenizers.decoders import DecodeStream
@@ -65,16 +65,20 @@ async def add(
     params: SamplingParams,
     put: Callable[[Any], None],
     cache_salt: str | None = None,
+    *,
+    each_token: bool = False,
 ) -> RequestState | None:
     """Add a request whose outputs and errors vLLM's output handler itself hands to `put`.
 
     Not `AsyncLLM.generate`: it wakes a task for every token, which costs more than all that is done with the token
-    here, and it loses the request when it is cancelled while adding it.
+    here, and it loses the request when it is cancelled while adding it. With
+    `each_token` steps that wait are told one by one (`backlog`).
 
     Returns:
         What vLLM keeps of the request, as long as it has had no output.
     """
     collector = await llm.add_request(request_id, prompt(tokens, cache_salt), params)
+    setattr(collector, ONE_BY_ONE, each_token)
     early = collector.get_nowait()
     collector.put = put
     if early is not None:

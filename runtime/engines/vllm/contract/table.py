@@ -14,6 +14,9 @@ GRAPH_FIELD = "graph_handle"
 # Variables of vLLM's that say where something lies, which nothing compiled depends on.
 PLACES_IN_KEY = frozenset({"VLLM_CONFIG_ROOT", "VLLM_XLA_CACHE_PATH"})
 
+# Set on the collector of a request whose outputs are told one by one.
+ONE_BY_ONE = "one_by_one"
+
 # What vLLM's two model runners for GPUs call the event after which a step's tokens have arrived.
 EVENTS = ("copy_event", "async_copy_ready_event")
 
@@ -210,6 +213,9 @@ SEAMS = (
             *(f"{STEPS}.{name}" for name in ("engine_index", "outputs", "timestamp", "finished_requests")),
             *(f"{OUTPUT}.{name}" for name in ("request_id", "new_token_ids", "events", "trace_headers")),
             f"{OUTPUT}.prefill_stats",
+            f"{LLM}.output_processor",
+            f"{OUTPUTS}.request_states",
+            "vllm.v1.engine.output_processor:RequestState.queue",
         ),
         "steps that came while the last one was worked at are told one after the other, so a process is full sooner",
     ),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.engines import Delta, Sampling
 from runtime.text.prompt import Message, Prompt
 from runtime.text.replies.marks import Marks, TurnMarks
 from runtime.text.replies.reply_format import ReplyFormat
@@ -127,13 +128,41 @@ async def test_thought_that_comes_though_the_template_closed_it_is_heard_by_nobo
         assert not {"so", "Okay,", "<think>"} & set(engine.prompts[requests])
 
 
+@dataclass
+class Behind(ScriptedEngine):
+    """An engine whose steps wait, so that several deltas come as one, where nobody says that they must not."""
+
+    together: int = 1
+
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        on_delta: Callable[[Delta], None],
+        cache_salt: str | None = None,
+    ) -> None:
+        waiting: list[Delta] = []
+
+        def wait(delta: Delta) -> None:
+            waiting.append(delta)
+            if delta.finish_reason is None and len(waiting) < self.together:
+                return
+            text, ids = "".join(one.text for one in waiting), [token for one in waiting for token in one.token_ids]
+            tokens = sum(one.tokens for one in waiting)
+            waiting.clear()
+            on_delta(replace(delta, text=text, tokens=tokens, token_ids=ids))
+
+        await super().generate(prompt, sampling, on_delta if sampling.each_token else wait, cache_salt)
+
+
 def thinker(words: list[str]) -> Sequence[str]:
     """Thinks on and on until its thought is ended for it."""
     return ("Hi", " there!") if "</think>" in words else ("so",) * 500
 
 
-async def test_thought_over_its_budget_is_cut_off_and_the_reply_goes_on() -> None:
-    engine = ScriptedEngine(script=thinker)
+@pytest.mark.parametrize("together", [1, 3])
+async def test_thought_over_its_budget_is_cut_off_and_the_reply_goes_on(together: int) -> None:
+    engine = Behind(script=thinker, together=together)
     async with serving(engine, form=OPENED, thinking=20, max_out=5) as running, running.client() as client:
         frames = await client.turn(user_utterance="Hi!")
         assert spoken(frames) == "Hi there!"
@@ -148,8 +177,9 @@ async def test_thought_over_its_budget_is_cut_off_and_the_reply_goes_on() -> Non
         assert len(set(engine.salts)) == 1
 
 
-async def test_what_is_left_of_the_thoughts_budget_is_not_spoken() -> None:
-    engine = ScriptedEngine(reply=("Hm.", "</think>", *(f" word{n}" for n in range(50))))
+@pytest.mark.parametrize("together", [1, 3])
+async def test_what_is_left_of_the_thoughts_budget_is_not_spoken(together: int) -> None:
+    engine = Behind(together=together, reply=("Hm.", "</think>", *(f" word{n}" for n in range(50))))
     async with serving(engine, form=OPENED, thinking=20, max_out=5) as running, running.client() as client:
         frames = await client.turn(user_utterance="Hi!")
         assert spoken(frames) == "Word0 word1 word2 word3 word4"

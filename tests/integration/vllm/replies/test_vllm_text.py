@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders
 from transformers import PreTrainedTokenizerFast
 
 from runtime.engines import Sampling
 from runtime.engines.vllm.arguments import parameters
 from runtime.engines.vllm.text import CONTEXT_TOKENS, forget_prompt
 from tests.benchmarks.front import engine_request
-from tests.harness.models.chat_templates import trained
+from tests.harness.models.chat_templates import CONTROL, detokenizing
 
 pytestmark = pytest.mark.engine
 
-CONTROL = ["<s>", "</s>", "[INST]", "[/INST]", "<|im_start|>", "<|im_end|>"]
-
-
-def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in CONTROL])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def copy(*, metaspace: bool) -> Tokenizer:
-    described = json.loads(trained(metaspace).to_str())
-    described["added_tokens"] = []  # a byte is an ordinary token, which has a text
-    return Tokenizer.from_str(json.dumps(described))
-
-
-def stripping() -> Tokenizer:
-    """As Llama 2: the first space of a text is no part of it."""
-    tokenizer = copy(metaspace=True)
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(steps)
-    return tokenizer
-
-
-TOKENIZERS = {
-    "bytes": wrapped(copy(metaspace=False)),
-    "pieces": wrapped(copy(metaspace=True)),
-    "stripping": wrapped(stripping()),
-}
+TOKENIZERS = detokenizing()
 
 
 def state(tokenizer: PreTrainedTokenizerFast, prompt: list[int]) -> Any:
