@@ -95,7 +95,12 @@ def probe() -> Failure | None:
     """Ask the driver for a context on the first GPU; none when it gave one."""
     try:
         answer = subprocess.run(
-            [sys.executable, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False
+            [sys.executable, "-I", "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+            check=False,
+            env=os.environ.copy(),  # this process's own may be moved meanwhile, by an import that sets a variable
         )
         told = json.loads(answer.stdout)
     except subprocess.TimeoutExpired:

@@ -13,6 +13,9 @@ from runtime.artifact import FileEntry
 from runtime.artifact.files import hasher
 from runtime.artifact.files.opening import ArtifactError
 
+# Of the environment, all that an interpreter needs which reads none of it.
+NEEDED = ("PATH", "LD_LIBRARY_PATH")
+
 AGAIN = "fetch or build the artifact again"
 
 
@@ -60,6 +63,8 @@ class Proof:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             pass_fds=tuple(self._files),
+            # Not this process's own, which an import that sets a variable may move meanwhile: `exec` would find none.
+            env={name: value for name in NEEDED if (value := os.environ.get(name)) is not None},
         )
 
     def wait(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -48,6 +49,24 @@ def test_files_that_are_the_listed_ones_are_proven(tmp_path: Path, count: int) -
     with proof_of(tmp_path, contents, contents) as proof:
         proof.wait()
         proof.wait()  # and stay it
+
+
+def test_it_is_begun_with_an_environment_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process's own may be moved by whoever sets a variable in that moment, and then nothing can be begun."""
+    monkeypatch.setenv("SET_BY_AN_IMPORT", "1")
+    begun: list[dict[str, str] | None] = []
+    begin = subprocess.Popen
+
+    def noted(*arguments: Any, **words: Any) -> Any:
+        begun.append(words.get("env"))
+        return begin(*arguments, **words)
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    with proof_of(tmp_path, {"one": b"1"}, {"one": b"1"}) as proof:
+        proof.wait()
+    (environment,) = begun
+    assert environment is not None
+    assert environment.keys() <= {"PATH", "LD_LIBRARY_PATH"}
 
 
 @pytest.mark.parametrize("change", [b"x", b"longer", b""], ids=["same length", "longer", "shorter"])
