@@ -32,9 +32,9 @@ Apart = Callable[[str], bool]
 def take_together(llm: AsyncLLM) -> None:
     """Have vLLM's handler of outputs be given all steps that wait, as one.
 
-    Not with vLLM's statistics, which want to see every step.
+    Not with vLLM's statistics, which want to see every step, nor where nobody can be told apart (`requests.add`).
     """
-    if not seams.holds("waiting steps"):
+    if not seams.holds("waiting steps") or not seams.holds("direct tokens"):
         return
     client, states = llm.engine_core, llm.output_processor.request_states
     one = client.get_output_async
