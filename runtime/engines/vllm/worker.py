@@ -69,6 +69,8 @@ if not contract.on_cpu():
     contract.import_no_unused_kernels()
     if contract.seams.holds("weights on many cores"):
         contract.read_on_one_core_else()
+    if contract.seams.holds("decoding graphs"):
+        contract.decode_in_graphs_of_its_own()
 if contract.on_cpu():
     contract.ask_for_matrix_unit()
     contract.flatten_rows()

@@ -1,4 +1,7 @@
-"""Graphs that are captured after readiness, on vLLM's own table of them; to capture one is to note it here."""
+"""In which graph a batch runs, and those that are captured after readiness, on vLLM's own table of them.
+
+To capture one is to note it here.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +48,15 @@ def streams_of_no_gpu() -> Iterator[None]:
         assert cudagraph_utils.graph_capture is capture
 
 
-def manager(mode: str, sizes: list[int], sequences: int = 256) -> Any:
-    """vLLM's table of graphs, with a `capture` that has no GPU."""
+def manager(mode: str, sizes: list[int], sequences: int = 256, *, own: bool = True, **about_it: object) -> Any:
+    """vLLM's table of graphs, with a `capture` that has no GPU; with the project's graphs for replies, or vLLM's."""
     from vllm.config.compilation import CUDAGraphMode
     from vllm.v1.worker.gpu import cudagraph_utils
 
     class Noted(cudagraph_utils.CudaGraphManager):  # type: ignore[misc]
         _graphs_captured: bool
+        if own:
+            _init_candidates = contract.with_decoding(cudagraph_utils.CudaGraphManager._init_candidates)
 
         def capture(self, *about: object) -> None:
             with cudagraph_utils.graph_capture(device=None) as context:
@@ -77,6 +82,7 @@ def manager(mode: str, sizes: list[int], sequences: int = 256) -> Any:
     made._lora_dispatch_map, made._max_lora_case = {}, 0
     made.graphs, made._graphs_captured, made.refused, made.streams = {}, False, set(), []
     made._candidates, made._capture_descs = {}, {}
+    vars(made).update(about_it)
     made._init_candidates()
     return made
 
@@ -143,11 +149,58 @@ def test_no_step_asks_for_a_graph_that_is_not_there(mode: str, data: st.DataObje
     assert one.next_graph() == 0
 
 
+sizes_of_graphs = st.one_of(st.just(OWN_SIZES), st.sets(st.integers(1, 512), min_size=1, max_size=30).map(sorted))
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes_of_graphs, st.integers(1, 300), st.integers(1, 600), st.integers(1, 300), st.booleans())
+def test_replies_run_in_graphs_of_their_own(
+    sizes: list[int], sequences: int, tokens: int, requests: int, decoding: bool
+) -> None:
+    ours, theirs = manager("FULL", sizes, sequences), manager("FULL", sizes, sequences, own=False)
+    apart = manager("FULL_AND_PIECEWISE", sizes, sequences)
+    for table in (ours, theirs, apart):
+        table.capture("model")
+    requests = min(tokens if decoding else requests, tokens, sequences)
+    decoding = decoding and requests == tokens
+    found, before = (runs_in(table, tokens, requests, decoding=decoding) for table in (ours, theirs))
+    reply = runs_in(apart, tokens, requests, decoding=decoding)
+    if decoding and reply.uniform_token_count == 1:
+        assert found == reply  # the very graph that vLLM has for them where prompts run in pieces
+    else:
+        assert found == before  # vLLM's own choice
+    assert (found in ours.graphs) == (before in theirs.graphs)
+    # None is captured that no batch runs in, the largest comes first, and the table's mode is what it was.
+    assert set(ours.graphs) == set().union(*ours._candidates.values())
+    captured = [one.num_tokens for one in ours.graphs]
+    assert captured == sorted(captured, reverse=True)
+    assert ours.cudagraph_mode == theirs.cudagraph_mode
+
+
+@pytest.mark.parametrize(
+    ("mode", "about_it"),
+    [
+        ("FULL_AND_PIECEWISE", {}),
+        ("FULL_DECODE_ONLY", {}),
+        ("PIECEWISE", {}),
+        ("NONE", {}),
+        ("FULL", {"decode_query_len": 3}),
+        ("FULL", {"varlen_decode": True}),
+        ("FULL", {"ubatch_runner": object(), "_maybe_ubatch_twin": lambda _: None}),
+    ],
+)
+def test_elsewhere_the_table_is_vllm_s_own(mode: str, about_it: dict[str, Any]) -> None:
+    ours, theirs = (manager(mode, OWN_SIZES, own=own, **about_it) for own in (True, False))
+    assert (ours._candidates, ours._capture_descs) == (theirs._candidates, theirs._capture_descs)
+
+
 def test_a_fifth_of_them_is_captured_first() -> None:
     table = manager("FULL", OWN_SIZES)
     assert worker(table).few_graphs_first()
     table.capture("model")
-    assert sorted(one.num_tokens for one in table.graphs) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    first = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert sorted(one.num_tokens for one in table.graphs if one.uniform_token_count is None) == first
+    assert sorted(one.num_tokens for one in table.graphs if one.uniform_token_count == 1) == first[:-1]
 
 
 def test_one_that_fails_leaves_those_that_were_there() -> None:
@@ -193,5 +246,6 @@ def test_a_worker_that_has_captured_has_nothing_left() -> None:
     assert one.next_graph() == 0
 
 
-def test_the_seam_holds() -> None:
-    assert contract.seams.holds("later graphs")
+@pytest.mark.parametrize("seam", ["later graphs", "decoding graphs"])
+def test_the_seam_holds(seam: str) -> None:
+    assert contract.seams.holds(seam)

@@ -22,7 +22,12 @@ from runtime.engines.vllm.contract.cpu import (
     say_threads,
     start_threads,
 )
-from runtime.engines.vllm.contract.graphs import LaterGraphs, later_graphs
+from runtime.engines.vllm.contract.graphs import (
+    LaterGraphs,
+    decode_in_graphs_of_its_own,
+    later_graphs,
+    with_decoding,
+)
 from runtime.engines.vllm.contract.life import (
     dead,
     forked,
@@ -105,6 +110,7 @@ __all__ = [
     "change_step",
     "compilation",
     "dead",
+    "decode_in_graphs_of_its_own",
     "delta_parameters",
     "ends_in_text",
     "engine_arguments",
@@ -142,4 +148,5 @@ __all__ = [
     "start_threads",
     "take_together",
     "wake",
+    "with_decoding",
 ]

@@ -1,22 +1,66 @@
-"""In vLLM's workers: for which batches graphs are captured before readiness, and for which after it.
+"""In vLLM's workers: in which graph a batch runs, and which are captured before readiness, which after it.
 
 A batch runs in the smallest graph that takes it, so a few graphs serve every batch, somewhat padded. vLLM's newer model
 runner keeps with each number of tokens the graph that it runs in. That table is laid out anew, by vLLM's own code, for
 those sizes alone that are captured; so no step can ask for a graph that is not there.
+
+Where prompts run in graphs too (`FULL`), vLLM has one kind of graph for all: captured so that one prompt may fill the
+whole batch, its attention is a prompt's. Replies alone, which is nearly every step, run in graphs of their own here, as
+they do where prompts run in pieces.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
-from runtime.engines.vllm.contract.table import CAPTURE
+from runtime.engines.vllm.contract.table import CAPTURE, MODEL_GRAPHS, seams
 
 # What a runner may have beside its model that graphs are captured for, too: then all are captured at once.
 BESIDE = ("speculator", "lora_config", "pcp_manager", "adaptive_verification")
+
+
+def decode_in_graphs_of_its_own() -> None:
+    """Have replies run in graphs that are captured for them alone, where prompts run in graphs, too."""
+    try:
+        kind = getattr(importlib.import_module("vllm.v1.worker.gpu.cudagraph_utils"), MODEL_GRAPHS)
+        kind._init_candidates = with_decoding(kind._init_candidates)
+    except (ImportError, OSError, AttributeError) as error:
+        seams.give_up("decoding graphs", repr(error))
+
+
+def with_decoding(lay_out: Callable[[Any], None]) -> Callable[[Any], None]:
+    """vLLM's own laying out of a table of graphs, with a second kind in it: for batches of replies, before the others.
+
+    Where every reply has one token a step, in one batch at a time: not with a draft model, nor in halves.
+    """
+
+    @wraps(lay_out)
+    def laid_out(manager: Any) -> None:  # noqa: ANN401 - vLLM is untyped to us
+        lay_out(manager)
+        mode = manager.cudagraph_mode
+        # Older releases have neither of the last two.
+        others = getattr(manager, "varlen_decode", False) or getattr(manager, "ubatch_runner", None) is not None
+        if mode.name != "FULL" or manager.decode_query_len != 1 or others:
+            return
+        candidates, captured = manager._candidates, manager._capture_descs
+        manager._candidates, manager._capture_descs = {}, {}
+        manager.cudagraph_mode = type(mode).FULL_DECODE_ONLY
+        try:
+            lay_out(manager)
+        finally:
+            manager.cudagraph_mode = mode
+        every = {size: [*manager._candidates.get(size, ()), *found] for size, found in candidates.items()}
+        both = [*manager._capture_descs.get(mode, ()), *captured.get(mode, ())]
+        manager._candidates = every
+        # The largest first, as vLLM has them: what it needs, the others use after it.
+        manager._capture_descs = {mode: sorted(both, key=lambda one: -one.num_tokens)} if both else {}
+
+    return laid_out
 
 
 def first_sizes(sizes: Iterable[int]) -> set[int]:

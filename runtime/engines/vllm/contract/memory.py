@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from runtime.engines.vllm.contract.table import seams
+
 
 def memory_factors(worker: Any) -> dict[str, object]:  # noqa: ANN401 - vLLM is untyped to us
     """All that a model's need of a GPU's memory depends on, beside the GPU itself."""
@@ -11,6 +13,8 @@ def memory_factors(worker: Any) -> dict[str, object]:  # noqa: ANN401 - vLLM is 
 
     config = worker.vllm_config
     scheduler, compilation = config.scheduler_config, config.compilation_config
+    # Graphs of their own for replies are not vLLM's own choice, nor in its hash.
+    twice = compilation.cudagraph_mode.name == "FULL" and seams.holds("decoding graphs")
     return {
         "vllm": vllm.__version__,
         "config": config.compute_hash(),
@@ -18,7 +22,7 @@ def memory_factors(worker: Any) -> dict[str, object]:  # noqa: ANN401 - vLLM is 
         "batched_tokens": scheduler.max_num_batched_tokens,
         "model_len": config.model_config.max_model_len,
         "graphs": (str(compilation.cudagraph_mode), compilation.cudagraph_capture_sizes),
-    }
+    } | ({"decoding": "graphs of its own"} if twice else {})
 
 
 def memory_of(worker: Any) -> tuple[int, int] | None:  # noqa: ANN401 - vLLM is untyped to us

@@ -44,7 +44,7 @@ WARMING, ROUTERS, ROUTER_SHAPES = (
     "_ll_bf16_router_shapes_from_model",
 )
 CAPTURES, CAPTURE, GROUPS = "vllm.v1.worker.gpu.cudagraph_utils", "graph_capture", "vllm.distributed.parallel_state"
-GRAPHS = f"{CAPTURES}:CudaGraphManager"
+GRAPHS, MODEL_GRAPHS = f"{CAPTURES}:CudaGraphManager", "ModelCudaGraphManager"
 INT8_ON_CPU = "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel"
 
 SEAMS = (
@@ -372,6 +372,28 @@ SEAMS = (
         "what graphs will take of a GPU's memory is measured at every start",
         upstream="vllm-project/vllm#47388 (merged: a plan of its own), once its key has the share of the memory",
         met=("vllm.v1.worker.gpu_worker:Worker.requested_memory",),
+    ),
+    Seam(
+        "decoding graphs",
+        "worker",
+        (
+            "vllm.config.compilation:CUDAGraphMode.FULL",
+            "vllm.config.compilation:CUDAGraphMode.FULL_DECODE_ONLY",
+        ),
+        "where prompts run in graphs (`cudagraph_mode=FULL`), replies run in the same ones, and some percent slower",
+        met=(
+            f"{CAPTURES}:{MODEL_GRAPHS}._init_candidates()",
+            *(
+                f"{GRAPHS}.{name}"
+                for name in (
+                    "_candidates",
+                    "_capture_descs",
+                    "cudagraph_mode",
+                    "decode_query_len",
+                )
+            ),
+        ),
+        since=(f"{GRAPHS}.varlen_decode", f"{GRAPHS}.ubatch_runner"),
     ),
     Seam(
         "later graphs",
