@@ -6,7 +6,8 @@
 A folder is a Hugging Face folder of a real model, such as `python -m pipeline.embedded chat FOLDER` writes: of random
 weights every text is as probable as garbage. Told are the seconds until an engine has generated, how long each graph
 takes that is left, and by how much less probable replies under load are, in nats a token, scored by the engine that
-captured all of them: with a few graphs, at once; and when the rest was captured. Needs vLLM 0.31.
+captured all of them: with a few graphs, at once; when the rest was captured; and while it is captured between the steps
+of those replies. Needs vLLM 0.31.
 """
 
 from __future__ import annotations
@@ -63,6 +64,24 @@ async def spoken(engine: VllmEngine, asked: list[Asked], streams: int, when: str
     return replies
 
 
+async def while_captured(
+    folder: Path, options: EngineOptions, asked: list[Asked], streams: int, times: list[float]
+) -> list[tuple[int, ...]]:
+    """Have an engine reply to all while it captures, without waiting for silence."""
+    times.clear()
+    patience, exercise.PATIENCE_S = exercise.PATIENCE_S, 0.1
+    try:
+        engine = await started(folder, options)
+        try:
+            replies = await spoken(engine, asked, streams, "while the rest is captured")
+            print(f"    {len(times)} captured meanwhile, {max(times, default=0):.3f} s at most", flush=True)
+        finally:
+            await engine.shutdown()
+    finally:
+        exercise.PATIENCE_S = patience
+    return replies
+
+
 async def main() -> None:
     """Measure each folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,9 +107,10 @@ async def main() -> None:
         texts = [list(tokenizer(text)["input_ids"]) for text in heldout_texts()]
         asked = asked_of(texts, arguments.streams, longest_prompt=400, longest_reply=100)
         options = EngineOptions(max_model_len=1024, max_num_seqs=arguments.streams, cudagraph_mode=arguments.mode)
+        few = replace(options, graphs_after_readiness=True)
         await (await started(folder, options)).shutdown()  # fills the compile cache
         times.clear()
-        engine = await started(folder, replace(options, graphs_after_readiness=True))
+        engine = await started(folder, few)
         free = free_memory()
         try:
             at_once = await spoken(engine, asked, arguments.streams, "with a few graphs")
@@ -105,11 +125,17 @@ async def main() -> None:
             later = await spoken(engine, asked, arguments.streams, "with all of them")
         finally:
             await engine.shutdown()
+        between = await while_captured(folder, few, asked, arguments.streams, times)
         engine = await started(folder, options)
         try:
             plain = await spoken(engine, asked, arguments.streams, "with all of them, captured before")
             scores: dict[str, TextScore] = {}
-            for when, replies in {"all before": plain, "a few": at_once, "the rest later": later}.items():
+            for when, replies in {
+                "all before": plain,
+                "a few": at_once,
+                "the rest later": later,
+                "the rest meanwhile": between,
+            }.items():
                 await engine.reset_caches()
                 scores[when] = await score_of(engine, asked, replies)
                 loss = loss_of(scores[when], scores["all before"])

@@ -178,8 +178,7 @@ class ObservedUniProcExecutor(Timed, UniProcExecutor):  # type: ignore[misc, val
         """As ever; where the server is to be ready before all graphs are captured, with a few of them."""
         if FEW_GRAPHS in os.environ and contract.seams.holds("later graphs"):
             try:
-                if not any(self.collective_rpc("few_graphs_first")):
-                    log.info("graphs: all before readiness; vLLM 0.31 can leave some for later on one GPU")
+                self.collective_rpc("few_graphs_first")
             except Exception as error:  # noqa: BLE001 - what is only sooner keeps nobody from being served
                 contract.seams.give_up("later graphs", repr(error))
         return super().compile_or_warm_up_model(*arguments, **words)

@@ -95,7 +95,7 @@ class VllmEngine:
             self._marks.append((time.monotonic(), "exercise"))
             await exercise.prove(self._exercise, self.load)
             await self._note_marks(self._llm)
-            if self._options.graphs_after_readiness and seams.holds("later graphs"):
+            if self._options.graphs_after_readiness and not contract.on_cpu() and seams.holds("later graphs"):
                 self._keep(asyncio.ensure_future(self._capture_the_rest(self._llm)))
         except BaseException:
             await self.shutdown()
@@ -121,18 +121,23 @@ class VllmEngine:
             log.info("its start's phases are unknown: %s", exercise.told(error))
 
     async def _capture_the_rest(self, llm: AsyncLLM) -> None:
-        """Have graphs captured that readiness did not wait for, each while nothing runs."""
+        """Have graphs captured that readiness did not wait for, each while nothing runs where that ever is."""
+        captured = 0
 
         async def one() -> int:
+            nonlocal captured
             self._alive()
-            return max(await self._call(llm, llm.collective_rpc("next_graph")), default=0)
+            left = max(await self._call(llm, llm.collective_rpc("next_graph")), default=-1)
+            captured += left >= 0
+            return max(left, 0)
 
         def running() -> bool:
             return bool(self._running) or time.monotonic() < self._woken + exercise.SILENCE_S
 
         try:
             await exercise.in_silence(one, running)
-            log.info("graphs: all are captured")
+            if captured:
+                log.info("graphs: all are captured, those of %d sizes after readiness", captured)
         except EngineDeadError:
             return
         except Exception as error:  # noqa: BLE001 - those that were captured serve all the same

@@ -31,6 +31,9 @@ STREAMS = 32
 SILENCE_S = 1.0
 LOOK_S = 0.1
 
+# Where somebody always speaks, how long a step waits for silence. It holds up all who speak by some 50 ms.
+PATIENCE_S = 5.0
+
 # Each part at most: kernels are compiled in it, which took 7 s at most (an H200); a CPU generates two tokens.
 TIMEOUT_S = 120.0
 
@@ -81,13 +84,17 @@ async def generate_a_little(generate: Generate) -> None:
 
 
 async def in_silence(step: Step, running: Running) -> None:
-    """Do something step by step, each while nothing has run for a while, until a step says that none is left."""
-    silent, left = 0, 1
+    """Do something step by step until a step says that none is left: each while nothing has run for a while.
+
+    Where that never is, each when it has waited long enough.
+    """
+    silent, waited, left = 0, 0, 1
     while left:
         await asyncio.sleep(LOOK_S)
+        waited += 1
         silent = 0 if running() else silent + 1
-        if silent * LOOK_S >= SILENCE_S:
-            left = await step()
+        if silent * LOOK_S >= SILENCE_S or waited * LOOK_S >= PATIENCE_S:
+            waited, left = 0, await step()
 
 
 async def in_time(awaitable: Awaitable[T]) -> T:

@@ -52,8 +52,11 @@ class Worker:
         return self._later is not None
 
     def next_graph(self) -> int:
-        """Capture one graph that was left for later, while no step is under way; tell how many are left."""
-        return self._later.capture_next() if self._later is not None else 0
+        """Capture the graphs of one size that was left for later; tell how many are left, -1 where none ever was."""
+        if self._later is None:
+            return -1
+        contract.finish_steps()
+        return self._later.capture_next()
 
     def bound_threads(self) -> list[tuple[int, int]]:
         """Threads of this worker that were bound here, each with its core; none where OpenMP binds them."""

@@ -71,9 +71,10 @@ WAYS = {
     "as shipped": Way(None, own=False),
     "full graphs, one kind": Way("FULL", own=False),
     "full graphs": Way("FULL"),
-    "full graphs, in 4 pieces": Way("FULL", pieces=4),
     "full graphs, fused": Way("FULL", fusions=("fuse_norm_quant", "fuse_act_quant")),
+    "full graphs, in 4 pieces": Way("FULL", pieces=4),
 }
+USUAL = list(WAYS)[:4]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder whose tokenizer and template to use")
     parser.add_argument("--weights", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8", "int4"])
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--ways", nargs="+", default=USUAL, choices=WAYS)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--logs", type=Path, help="folder for the engines' logs")
     parser.add_argument("--list", action="store_true", help="print the names of the ways and end")

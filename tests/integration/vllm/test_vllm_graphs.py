@@ -99,7 +99,7 @@ class Worker:
         return self.later is not None
 
     def next_graph(self) -> int:
-        return self.later.capture_next() if self.later else 0
+        return self.later.capture_next() if self.later else -1
 
 
 def worker(table: Any, gpus: int = 1, **beside: object) -> Worker:
@@ -128,7 +128,7 @@ def test_no_step_asks_for_a_graph_that_is_not_there(mode: str, data: st.DataObje
     whole.capture("model")
     batches = st.tuples(st.integers(1, 600), st.integers(1, 256), st.booleans())
     left, before = len(sizes), len(table.graphs)
-    while left:
+    while left > 0:
         for tokens, requests, decoding in data.draw(st.lists(batches, max_size=3)):
             requests = tokens if decoding else min(tokens, requests)
             found = runs_in(table, tokens, requests, decoding=decoding)
@@ -146,7 +146,7 @@ def test_no_step_asks_for_a_graph_that_is_not_there(mode: str, data: st.DataObje
     assert len(set(table.streams)) <= 1
     assert table._candidates == whole._candidates
     assert table.compilation_config.cudagraph_capture_sizes == sizes
-    assert one.next_graph() == 0
+    assert one.next_graph() == (0 if later else -1)
 
 
 sizes_of_graphs = st.one_of(st.just(OWN_SIZES), st.sets(st.integers(1, 512), min_size=1, max_size=30).map(sorted))
@@ -234,7 +234,7 @@ def test_one_that_fails_leaves_those_that_were_there() -> None:
 def test_all_are_captured_at_once(mode: str | None, sizes: list[int], gpus: int, beside: dict[str, object]) -> None:
     one = worker(manager(mode, sizes) if mode else None, gpus, **beside)
     assert not one.few_graphs_first()
-    assert one.next_graph() == 0
+    assert one.next_graph() == -1
 
 
 def test_a_worker_that_has_captured_has_nothing_left() -> None:
@@ -243,7 +243,7 @@ def test_a_worker_that_has_captured_has_nothing_left() -> None:
     table.capture("model")
     one = worker(table)
     assert not one.few_graphs_first()
-    assert one.next_graph() == 0
+    assert one.next_graph() == -1
 
 
 @pytest.mark.parametrize("seam", ["later graphs", "decoding graphs"])

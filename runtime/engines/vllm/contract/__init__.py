@@ -25,6 +25,7 @@ from runtime.engines.vllm.contract.cpu import (
 from runtime.engines.vllm.contract.graphs import (
     LaterGraphs,
     decode_in_graphs_of_its_own,
+    finish_steps,
     later_graphs,
     with_decoding,
 )
@@ -116,6 +117,7 @@ __all__ = [
     "engine_arguments",
     "executors",
     "fast_text",
+    "finish_steps",
     "flatten_rows",
     "forked",
     "fusions",

@@ -176,6 +176,13 @@ def _current(config: Any) -> Any:  # noqa: ANN401 - vLLM's own
     return set_current_vllm_config(config)
 
 
+def finish_steps() -> None:
+    """Wait until the GPU has done all that it was given: what a capture is prepared in, a step may be reading from."""
+    import torch
+
+    torch.cuda.synchronize()
+
+
 def later_graphs(worker: Any) -> LaterGraphs | None:  # noqa: ANN401 - vLLM is untyped to us
     """Leave most graphs of a worker for later; none where it has them already, few, or others beside the model's.
 

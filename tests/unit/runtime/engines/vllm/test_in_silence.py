@@ -14,6 +14,7 @@ from runtime.engines.vllm import exercise
 from runtime.engines.vllm.arguments import FEW_GRAPHS, prepare_environment
 
 LOOKS = round(exercise.SILENCE_S / exercise.LOOK_S)
+MOST = round(exercise.PATIENCE_S / exercise.LOOK_S)
 
 
 async def looked(speaking: list[bool], work: int) -> list[int]:
@@ -40,14 +41,19 @@ async def looked(speaking: list[bool], work: int) -> list[int]:
     return done
 
 
-@given(st.lists(st.booleans(), max_size=60), st.integers(1, 5))
-def test_each_step_is_done_in_silence(speaking: list[bool], work: int) -> None:
+@given(st.lists(st.booleans(), max_size=3 * MOST), st.integers(1, 5))
+def test_each_step_is_done_in_silence_or_when_it_has_waited_long(speaking: list[bool], work: int) -> None:
     done = asyncio.run(looked(speaking, work))
     assert len(done) == work
     assert done == sorted(set(done))
-    for look in done:
-        assert look >= LOOKS
-        assert not any(speaking[max(0, look - LOOKS) : look])
+    for last, look in zip([0, *done], done, strict=False):
+        assert look - last <= MOST
+        silent = look >= LOOKS and not any(speaking[max(0, look - LOOKS) : look])
+        assert silent or look - last == MOST
+
+
+def test_where_somebody_always_speaks_steps_are_done_now_and_then() -> None:
+    assert asyncio.run(looked([True] * 10 * MOST, 3)) == [MOST, 2 * MOST, 3 * MOST]
 
 
 def test_in_silence_each_look_has_its_step() -> None:
