@@ -6,7 +6,8 @@
 
 The 8B shape, weights that hold nothing, prompts of some 500 tokens that are all new. Engines are started one after the
 other on one GPU, those of one kind of weights with one compile cache. A step is timed from when the last stream has its
-first token until the first one ends. Then some steps of the most streams are traced: the GPU's time by what it was for.
+first token until the first one ends. Then steps of the fewest and of the most streams are traced: the GPU's time by
+what it was for.
 
 `full graphs, one kind` is `cudagraph_mode=FULL` as vLLM has it, where replies run in graphs that also take prompts;
 `full graphs` is what this project makes of it (`runtime/engines/vllm/contract/graphs.py`).
@@ -90,10 +91,10 @@ class Trace:
 
 @dataclass(slots=True)
 class Found:
-    """Seconds a step by streams, and the trace of one, or why there is none."""
+    """Seconds a step by streams, and what the GPU did in it where that was traced."""
 
     steps: dict[int, float] = field(default_factory=dict)
-    trace: Trace | str = "not asked for"
+    traces: dict[int, Trace] = field(default_factory=dict)
 
 
 def folder_of(weights: str, tokenizer: Path, folder: Path) -> None:
@@ -205,28 +206,30 @@ async def measured(folder: Path, way: Way, streams: list[int], traces: Path) -> 
         for number in streams:
             steps = [step_of(await speak(number, TOKENS, asyncio.Event())) for _ in range(ROUNDS + 1)]
             found.steps[number] = min(steps[1:])
-        every = asyncio.Event()
-        whole = asyncio.ensure_future(speak(max(streams), TRACED_TOKENS, every))
-        await every.wait()
-        try:
+        for number in sorted({min(streams), max(streams)}):
+            every = asyncio.Event()
+            whole = asyncio.ensure_future(speak(number, TRACED_TOKENS, every))
+            await every.wait()
             await llm.start_profile()
             await asyncio.sleep(TRACED_S)
             await llm.stop_profile()
-        except Exception:  # the steps are worth telling without
-            traceback.print_exc()
-        whole.cancel()
+            whole.cancel()
+            await asyncio.sleep(1)
+            found.traces[number] = await asyncio.to_thread(take_trace, traces)
+    except Exception:  # the steps are worth telling without
+        traceback.print_exc()
     finally:
         llm.shutdown()
     return found
 
 
-def read_trace(traces: Path) -> Trace | str:
-    """Return what the worker traced, or why there is none."""
-    files = [path for path in traces.rglob("*.json*") if "async_llm" not in path.name]
-    if len(files) != 1:
-        return f"expected one trace, found {', '.join(path.name for path in files) or 'none'}"
-    read = gzip.decompress if files[0].suffix == ".gz" else bytes
-    return trace_of(json.loads(read(files[0].read_bytes()))["traceEvents"])
+def take_trace(traces: Path) -> Trace:
+    """Read what the worker traced last, and remove it."""
+    [file] = [path for path in traces.rglob("*.json*") if "async_llm" not in path.name]
+    read = gzip.decompress if file.suffix == ".gz" else bytes
+    events = json.loads(read(file.read_bytes()))["traceEvents"]
+    file.unlink()
+    return trace_of(events)
 
 
 def serve(folder: Path, way: Way, streams: list[int], scratch: Path, log: Path, pipe: Connection) -> None:
@@ -238,9 +241,7 @@ def serve(folder: Path, way: Way, streams: list[int], scratch: Path, log: Path, 
     os.environ["VLLM_CACHE_ROOT"] = str(scratch / "cache" / folder.name)
     traces = Path(tempfile.mkdtemp(dir=scratch))
     try:
-        found = asyncio.run(measured(folder, way, streams, traces))
-        found.trace = read_trace(traces)
-        pipe.send(found)
+        pipe.send(asyncio.run(measured(folder, way, streams, traces)))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {str(error)[:300]}")
         raise
@@ -250,13 +251,14 @@ def tell(found: Found) -> None:
     """Print what was found."""
     for number, seconds in found.steps.items():
         print(f"  {number} streams: {1000 * seconds:.3f} ms a step", flush=True)
-    if isinstance(found.trace, str):
-        print(f"  no trace: {found.trace}", flush=True)
-        return
-    kinds = ", ".join(f"{kind} {1000 * seconds:.2f}" for kind, seconds in found.trace.kinds.items())
-    print(f"  a step's {found.trace.kernels:.0f} kernels: {kinds}, idle {1000 * found.trace.idle:.2f} ms", flush=True)
-    for name, (seconds, times) in found.trace.names.items():
-        print(f"    {1000 * seconds:7.3f} ms in {times:6.1f}  {name[:150]}", flush=True)
+    for number, trace in found.traces.items():
+        kinds = ", ".join(f"{kind} {1000 * seconds:.2f}" for kind, seconds in trace.kinds.items())
+        print(
+            f"  {number} streams, {trace.kernels:.0f} kernels a step: {kinds}, idle {1000 * trace.idle:.2f} ms",
+            flush=True,
+        )
+        for name, (seconds, times) in trace.names.items():
+            print(f"    {1000 * seconds:7.3f} ms in {times:6.1f}  {name[:150]}", flush=True)
 
 
 def main() -> None:
