@@ -16,11 +16,12 @@
 #     bash tests/gpu/everything.sh image-starts OUT WORK  starts of the image's own runtime, with all graphs and with a few (5)
 #     bash tests/gpu/everything.sh kernels OUT WORK     one stream with each kernel for weights of 8 and 4 bits, and of attention (6)
 #     bash tests/gpu/everything.sh image-kernels OUT WORK  the same by the image's own engine
-#     bash tests/gpu/everything.sh image-decoding OUT WORK  a step of every stream, by how graphs are captured, and what it is made of (6)
+#     bash tests/gpu/everything.sh image-decoding OUT WORK  a step of every stream, by how graphs are captured, and what it is made of (2); `image-decoding-fp8`
+#     bash tests/gpu/everything.sh weights-fp8 OUT WORK  the model in FP8, for lanes behind it, while the image is still carried (2)
 #     bash tests/gpu/everything.sh image OUT WORK       the image that image/carry.py packed: from its stack check to its tables (11)
 #     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
 #
-# All of the last but `image` itself and both `kernels` and `image-decoding` share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
+# All of the last but `image` itself and both `kernels` and both `image-decoding` share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
 # WORK is a folder for 60 GB, best on a tmpfs. Where there are two GPUs, run both at once, each with a
 # CUDA_VISIBLE_DEVICES and cores of its own (`taskset`), `prove` by `setsid`: while speed is measured, `measure` stops the
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
@@ -28,7 +29,6 @@
 # with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned and for how long
 # (8), PASSES, PARTS and ROUTERS how often, what and with whom the fleet does (3, router kill, 2), SEQUENCES how many replies at once the artifact is made for (320 for doors, ready, starts and fleet), CHOSEN
 # the candidate of `--tune` with whose options artifacts serve (none), LATENCY and THROUGHPUT those of `targets`, KERNELS which of its tables (products attention).
-# WEIGHTS those of `image-decoding` (bf16 fp8).
 # ROUNDS how often each way of `image-starts` is started (3). `image-later` wants `inputs/carry.py --chat`.
 # COMES names a file that is there once all pieces of the image are; lanes that need them wait for it.
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
@@ -300,11 +300,23 @@ image-kernels() {
     done
 }
 
-image-decoding() {
-    local inside weights
+# decoding WEIGHTS
+decoding() {
+    local inside
     in_image none "${TOKENIZER:?a folder}" || return
-    read -ra weights <<<"${WEIGHTS:-bf16 fp8}"
-    step decoding 900 "${inside[@]}" /repo/tests/gpu/limits/decoding.py --tokenizer /model --logs /told --weights "${weights[@]}"
+    step decoding 900 "${inside[@]}" /repo/tests/gpu/limits/decoding.py --tokenizer /model --logs /told --weights "$1"
+}
+
+image-decoding() {
+    decoding bf16
+}
+
+image-decoding-fp8() {
+    decoding fp8
+}
+
+weights-fp8() {
+    once parts parts && quantized_8b fp8
 }
 
 image() {
@@ -368,11 +380,11 @@ roofline_quantized() {
 }
 
 case $lane in
-measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | targets | targets-fp8 | image-targets | image-targets-fp8 | image-later | image-starts | kernels | image-kernels | image-decoding | fleet)
+measure | prove | doors | ready | starts | tuning | tuning-fp8 | tuning-awq | image | image-tuning | image-tuning-fp8 | image-tuning-awq | targets | targets-fp8 | image-targets | image-targets-fp8 | image-later | image-starts | kernels | image-kernels | image-decoding | image-decoding-fp8 | weights-fp8 | fleet)
     "$lane"
     ;;
 *)
-    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq, targets, targets-fp8, image-targets, image-targets-fp8, image-later, image-starts, kernels, image-kernels, image-decoding or fleet, found $lane" >&2
+    echo "everything.sh: expected measure, prove, doors, ready, starts, tuning, tuning-fp8, tuning-awq, image, image-tuning, image-tuning-fp8, image-tuning-awq, targets, targets-fp8, image-targets, image-targets-fp8, image-later, image-starts, kernels, image-kernels, image-decoding, image-decoding-fp8, weights-fp8 or fleet, found $lane" >&2
     exit 64
     ;;
 esac
