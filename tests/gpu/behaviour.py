@@ -24,10 +24,11 @@ from tests.benchmarks.load import Target, run_load
 from tests.benchmarks.work import figures, work
 from tests.client import Options, TurnRecord, connect
 from tests.client.statistics import percentile
-from tests.harness.server import Server
+from tests.harness.server import STEADY, Server
 from yap_client import Talk, Token, Usage, YapError
 
 MANY = {
+    **STEADY,
     "WS_MAX_MESSAGES_PER_WINDOW": "0",
     "WS_MAX_CANCELS_PER_WINDOW": "0",
     "MAX_SESSIONS": "20000",

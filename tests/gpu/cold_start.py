@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Measures from `exec` to readiness: our runtime with its compile cache and without, and vLLM's server.
 
-    python3 tests/gpu/cold_start.py ARTIFACT [--only with both without vllm ways] [--rounds 2] [--ways "few graphs" …]
+    python3 tests/gpu/cold_start.py ARTIFACT [--only with both without vllm ways] [--rounds 2] [--ways "all graphs" …]
 
 `both` is the chat model and the classifier, if there is one, with the compile cache; the others are the chat model
 alone. Each contender starts with an empty vLLM cache of its own; the operating system's file cache is warm for all of
 them. What the server and vLLM say about their time is printed too.
 
 `ways` fills one cache by the artifact's and a start, and then starts by it in turns: as it is, with the memory measured
-at every start, with a few graphs, or with vLLM's processes spawned, each phase beside the others'; `--ways` picks.
+at every start, with all graphs before readiness, or with vLLM's processes spawned, each phase beside the others';
+`--ways` picks.
 
 `--profile FILE` has py-spy (root, on the path) look at all processes of a start with the chat model, and writes what
 each thread did when, as a trace that Chromium's `about:tracing` shows.
@@ -35,13 +36,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline.build.layout import COMPILE_CACHE
 from runtime.engines.vllm.caches import copy_caches
-from tests.harness.server import Server, free_port
+from tests.harness.server import STEADY, Server, free_port
 
 # What a start is held against, by the variables that take it away.
 WAYS = {
     "as it is": {},
     "measured": {"VLLM_ENABLE_STARTUP_PLAN": "0"},
-    "few graphs": {"GRAPHS_AFTER_READINESS": "true"},
+    "all graphs": STEADY,
     "spawned": {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
 }
 

@@ -282,7 +282,7 @@ image-starts() {
         rm -rf "$served" && cp -al "$work/8b-source" "$served" && chmod 777 "$served"
         step artifact 400 "${inside[@]}" /repo/tests/gpu/inputs/make_artifact.py "$served" --chosen "${LATENCY:-full graphs, steps of 512 tokens}" || return
     fi
-    step starts 500 "${inside[@]}" /repo/tests/gpu/cold_start.py "$served" --only ways --ways "as it is" "few graphs" --rounds "${ROUNDS:-3}"
+    step starts 500 "${inside[@]}" /repo/tests/gpu/cold_start.py "$served" --only ways --ways "as it is" "all graphs" --rounds "${ROUNDS:-3}"
 }
 
 kernels() {

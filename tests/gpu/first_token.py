@@ -26,12 +26,13 @@ from tests.benchmarks import engine_alone
 from tests.benchmarks.load import Target, run_load, split_cpus
 from tests.benchmarks.work import Sample
 from tests.client.statistics import percentile
-from tests.harness.server import Server
+from tests.harness.server import STEADY, Server
 
 WORDS, REPLY, BLOCK = 200, 100, 3
 SHARE = 0.4  # of the GPU's memory, for each of the two
 PERSONA = 70_000_000
 ENVIRONMENT = {
+    **STEADY,
     "DEPLOY_MODE": "chat",
     "CHAT_GPU_FRAC": str(SHARE),
     "CHAT_MAX_OUT": str(REPLY),

@@ -43,10 +43,11 @@ from tests.client.statistics import percentile
 from tests.harness.fleet.haproxy import HAProxy
 from tests.harness.fleet.processes import cpu_seconds
 from tests.harness.fleet.router import samples as samples_of
-from tests.harness.server import Server
+from tests.harness.server import STEADY, Server
 
 WORDS, REPLY = 200, 150
 VARIABLES = {
+    **STEADY,
     "MAX_CONCURRENT_CONNECTIONS": "2200",
     "WS_MAX_MESSAGES_PER_WINDOW": "0",
     "CHAT_MAX_OUT": str(REPLY),

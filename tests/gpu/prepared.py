@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.benchmarks.load import split_cpus
 from tests.client.prepared import REPLY, measure
 from tests.client.statistics import percentile
-from tests.harness.server import Server
+from tests.harness.server import STEADY, Server
 
 TARGET_MS = 1.0
 WORDS = 200
@@ -36,6 +36,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started here is ended here
     serving, listening = split_cpus(os.sched_getaffinity(0), arguments.listeners_cpus)
     variables = {
+        **STEADY,
         "CHAT_MAX_OUT": str(REPLY),
         "DEPLOY_MODE": "chat",
         "MAX_CONCURRENT_CONNECTIONS": str(arguments.streams + 16),

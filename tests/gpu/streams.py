@@ -48,7 +48,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.benchmarks import engine_alone
 from tests.benchmarks.load import Target, run_load, split_cpus
 from tests.benchmarks.work import Figures, Sample, figures
-from tests.harness.server import Server, free_port
+from tests.harness.server import STEADY, Server, free_port
 
 WORDS, REPLY = 200, 150
 # The runtime's ways in, as they are called in results.
@@ -276,6 +276,7 @@ def runtime(
     """Measure our server: `runtime` over the WebSocket with the sanitizer on, `http` as OpenAI's clients meet it."""
     found = {}
     variables = {
+        **STEADY,
         "MAX_CONCURRENT_CONNECTIONS": "1100",
         "WS_MAX_MESSAGES_PER_WINDOW": "0",
         "CHAT_MAX_OUT": str(REPLY),

@@ -61,9 +61,9 @@ class EngineSettings(BaseSettings):
         "`auto`: the former where one GPU has the model and the package is there",
     )
     graphs_after_readiness: bool = var(
-        False,
-        "vLLM 0.31 on one GPU: be ready with some ten graphs, and capture the rest one by one while nothing runs; not "
-        "yet measured on a GPU",
+        True,
+        "vLLM 0.31 on one GPU: be ready with a fifth of the graphs, and capture the rest one by one while nothing "
+        "runs, or every five seconds where somebody always speaks; `false`: all before readiness, two seconds later",
     )
     enforce_eager: bool | None = var(None, "vLLM without compiled graphs; on a CPU yes, on a GPU no")
     metrics_engine: bool = var(

@@ -44,7 +44,9 @@ TRACED_S = 0.4
 PATIENCE_S = 240.0
 # Kernels told by name, of those that took the most.
 NAMED = 16
+# In this order: a compiled kernel is named after what it is fused with, too.
 KINDS = {
+    "norms and quantizing": ("triton_", "rms_norm", "quant_kernel"),
     "attention": ("flash", "attn", "fmha", "varlen", "reshape_and_cache"),
     "products": ("gemm", "nvjet", "cutlass", "xmma", "marlin", "machete", "splitk", "cublas"),
     "sampling": ("topk", "top_k", "topp", "softmax", "sampl", "gumbel", "argmax", "sort", "penal", "logit"),
