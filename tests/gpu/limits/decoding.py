@@ -10,7 +10,8 @@ first token until the first one ends. Then steps of the fewest and of the most s
 what it was for.
 
 `full graphs, one kind` is `cudagraph_mode=FULL` as vLLM has it, where replies run in graphs that also take prompts;
-`full graphs` is what this project makes of it (`runtime/engines/vllm/contract/graphs.py`).
+`full graphs` is what this project makes of it (`runtime/engines/vllm/contract/graphs.py`); `many in one piece` is a try
+that no server has (`one_piece.py`).
 """
 
 from __future__ import annotations
@@ -62,22 +63,25 @@ class Way:
         own: whether replies have graphs of their own.
         pieces: that FlashAttention may cut a prompt into; none leaves the choice to vLLM.
         fusions: passes that are switched on.
+        worker: what vLLM's workers import; none leaves that to the runtime.
     """
 
     mode: str | None
     own: bool = True
     pieces: int | None = None
     fusions: tuple[str, ...] = ()
+    worker: str | None = None
 
 
 WAYS = {
     "as shipped": Way(None, own=False),
     "full graphs, one kind": Way("FULL", own=False),
     "full graphs": Way("FULL"),
+    "full graphs, many in one piece": Way("FULL", worker="tests.gpu.limits.one_piece.Worker"),
     "full graphs, fused": Way("FULL", fusions=("fuse_norm_quant", "fuse_act_quant")),
     "full graphs, in 4 pieces": Way("FULL", pieces=4),
 }
-USUAL = list(WAYS)[:4]
+USUAL = list(WAYS)[:5]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +174,8 @@ async def measured(folder: Path, way: Way, streams: list[int], traces: Path) -> 
         contract.seams.give_up("decoding graphs", "one kind is measured")  # the engine is forked from this process
     arguments = engine_arguments(folder, options)
     arguments.load_format = "dummy"
+    if way.worker:
+        arguments.worker_extension_cls = way.worker
     from vllm import SamplingParams
     from vllm.config import ProfilerConfig
     from vllm.sampling_params import RequestOutputKind
