@@ -12,7 +12,6 @@ they do where prompts run in pieces.
 from __future__ import annotations
 
 import gc
-import importlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -27,7 +26,9 @@ BESIDE = ("speculator", "lora_config", "pcp_manager", "adaptive_verification")
 def decode_in_graphs_of_its_own() -> None:
     """Have replies run in graphs that are captured for them alone, where prompts run in graphs, too."""
     try:
-        kind = getattr(importlib.import_module("vllm.v1.worker.gpu.cudagraph_utils"), MODEL_GRAPHS)
+        from vllm.v1.worker.gpu import cudagraph_utils
+
+        kind = getattr(cudagraph_utils, MODEL_GRAPHS)
         kind._init_candidates = with_decoding(kind._init_candidates)
     except (ImportError, OSError, AttributeError) as error:
         seams.give_up("decoding graphs", repr(error))
