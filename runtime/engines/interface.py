@@ -63,7 +63,8 @@ class EngineOptions:
         capture_sizes: vLLM: batches, in tokens, for which graphs are captured.
         fusions: vLLM: passes over the compiled graph that are switched on.
         linear_backend: vLLM: its kernel of products with weights.
-        graphs_after_readiness: vLLM: a few graphs are captured at the start, and the rest while nothing runs.
+        graphs_after_readiness: vLLM: a few graphs are captured at the start, and the rest while nothing runs, or now
+            and then; none: where prompts run in graphs, too.
     """
 
     gpu_fraction: float = defaults.GPU_ALONE
@@ -86,7 +87,7 @@ class EngineOptions:
     capture_sizes: tuple[int, ...] = ()
     fusions: tuple[str, ...] = ()
     linear_backend: str | None = None
-    graphs_after_readiness: bool = False
+    graphs_after_readiness: bool | None = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@
 #     bash tests/gpu/everything.sh image OUT WORK       the image that image/carry.py packed: from its stack check to its tables (11)
 #     bash tests/gpu/everything.sh fleet OUT WORK       a server a GPU behind the router, one of them killed (6)
 #
-# All of the last but `image` itself and both `kernels` and both `image-decoding` share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
+# All of the last but `image` itself, `image-later`, both `kernels` and both `image-decoding` share what they measure with: whichever comes first makes it. `host.sh` gives each GPUs of its own.
 # WORK is a folder for 60 GB, best on a tmpfs. Where there are two GPUs, run both at once, each with a
 # CUDA_VISIBLE_DEVICES and cores of its own (`taskset`), `prove` by `setsid`: while speed is measured, `measure` stops the
 # session whose number PAUSES names. With WAITS=1, `prove` waits for the model that `measure` makes.
@@ -29,6 +29,7 @@
 # with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned and for how long
 # (8), PASSES, PARTS and ROUTERS how often, what and with whom the fleet does (3, router kill, 2), SEQUENCES how many replies at once the artifact is made for (320 for doors, ready, starts and fleet), CHOSEN
 # the candidate of `--tune` with whose options artifacts serve (none), LATENCY and THROUGHPUT those of `targets`, KERNELS which of its tables (products attention).
+# MODE which graphs `image-later` is about (FULL, FULL_AND_PIECEWISE).
 # ROUNDS how often each way of `image-starts` is started (3). `image-later` wants `inputs/carry.py --chat`.
 # COMES names a file that is there once all pieces of the image are; lanes that need them wait for it.
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
@@ -269,7 +270,7 @@ image-later() {
     mkdir -p "$work/embedded"
     once embedded step embedded 200 "$python" -m pipeline.embedded chat "$work/embedded/chat" || return
     in_image none "$work/embedded/chat" || return
-    step later 400 "${inside[@]}" /repo/tests/gpu/later_graphs.py /model --streams "${streams[-1]}"
+    step later 400 "${inside[@]}" /repo/tests/gpu/later_graphs.py /model --streams "${streams[-1]}" --mode "${MODE:-FULL}"
 }
 
 image-starts() {
@@ -277,7 +278,8 @@ image-starts() {
     once parts parts || return
     in_image none "$work/8b-source" || return
     if [ -e "$work/reached/image-targets/latency/build_metadata.json" ]; then
-        served=$work/reached/image-targets/latency
+        served=$work/reached/image-targets/latency # what that lane made, whatever LATENCY says now
+        echo "artifact: that of image-targets" >>"$out/steps"
     else
         rm -rf "$served" && cp -al "$work/8b-source" "$served" && chmod 777 "$served"
         step artifact 400 "${inside[@]}" /repo/tests/gpu/inputs/make_artifact.py "$served" --chosen "${LATENCY:-full graphs, steps of 512 tokens}" || return

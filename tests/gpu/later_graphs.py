@@ -75,6 +75,10 @@ async def while_captured(
         try:
             replies = await spoken(engine, asked, streams, "while the rest is captured")
             print(f"    {len(times)} captured meanwhile, {max(times, default=0):.3f} s at most", flush=True)
+            if not times:
+                sys.exit(
+                    "later_graphs.py: expected some captured while all spoke, found none; the engine's log says why"
+                )
         finally:
             await engine.shutdown()
     finally:

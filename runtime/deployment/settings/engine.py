@@ -60,10 +60,11 @@ class EngineSettings(BaseSettings):
         "what brings vLLM's weights to the GPU: `instanttensor` reads on many cores at once, `safetensors` on one; "
         "`auto`: the former where one GPU has the model and the package is there",
     )
-    graphs_after_readiness: bool = var(
-        True,
+    graphs_after_readiness: bool | None = var(
+        None,
         "vLLM 0.31 on one GPU: be ready with a fifth of the graphs, and capture the rest one by one while nothing "
-        "runs, or every five seconds where somebody always speaks; `false`: all before readiness, two seconds later",
+        "runs, or every five seconds where somebody always speaks; `false`: all before readiness, two seconds later; "
+        "unset: where prompts run in graphs too (`cudagraph_mode` FULL), for which it was measured",
     )
     enforce_eager: bool | None = var(None, "vLLM without compiled graphs; on a CPU yes, on a GPU no")
     metrics_engine: bool = var(

@@ -33,7 +33,7 @@ OFFLOAD_PART = 0.8
 
 # Tells the engine's process that some graphs will do for readiness. vLLM's own variables count into the key of its
 # compile cache.
-FEW_GRAPHS = "YAP_FEW_GRAPHS"
+FEW_GRAPHS, ANY_GRAPHS, FULL_GRAPHS = "YAP_FEW_GRAPHS", "any", "full"
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -88,8 +88,8 @@ def prepare_environment(options: EngineOptions) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.pop(FEW_GRAPHS, None)
-    if options.graphs_after_readiness:
-        os.environ[FEW_GRAPHS] = "1"
+    if options.graphs_after_readiness is not False:
+        os.environ[FEW_GRAPHS] = ANY_GRAPHS if options.graphs_after_readiness else FULL_GRAPHS
     if built_for_cpu():
         # vLLM's sampler would be compiled at the first token: 4 s of a start, and a compiler is needed.
         _compile(options.enforce_eager is False)

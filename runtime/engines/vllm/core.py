@@ -31,7 +31,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from runtime.engines.vllm import contract, memory_plan
-from runtime.engines.vllm.arguments import FEW_GRAPHS
+from runtime.engines.vllm.arguments import ANY_GRAPHS, FEW_GRAPHS
 from runtime.engines.vllm.context import open_beside
 from runtime.engines.vllm.contract import Core, Step
 from runtime.engines.vllm.lifeline import end_with_parent
@@ -176,9 +176,11 @@ class ObservedUniProcExecutor(Timed, UniProcExecutor):  # type: ignore[misc, val
 
     def compile_or_warm_up_model(self, *arguments: Any, **words: Any) -> Any:  # noqa: ANN401 - vLLM's own
         """As ever; where the server is to be ready before all graphs are captured, with a few of them."""
-        if FEW_GRAPHS in os.environ and contract.seams.holds("later graphs"):
+        # vLLM's own plan would take what is captured first for what all take.
+        planned_by_vllm = os.environ.get(memory_plan.OFF, "0") != "0"
+        if FEW_GRAPHS in os.environ and not planned_by_vllm and contract.seams.holds("later graphs"):
             try:
-                self.collective_rpc("few_graphs_first")
+                self.collective_rpc("few_graphs_first", args=(os.environ[FEW_GRAPHS] == ANY_GRAPHS,))
             except Exception as error:  # noqa: BLE001 - what is only sooner keeps nobody from being served
                 contract.seams.give_up("later graphs", repr(error))
         return super().compile_or_warm_up_model(*arguments, **words)

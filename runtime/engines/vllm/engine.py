@@ -95,7 +95,7 @@ class VllmEngine:
             self._marks.append((time.monotonic(), "exercise"))
             await exercise.prove(self._exercise, self.load)
             await self._note_marks(self._llm)
-            if self._options.graphs_after_readiness and not contract.on_cpu() and seams.holds("later graphs"):
+            if self._options.graphs_after_readiness is not False and not contract.on_cpu():
                 self._keep(asyncio.ensure_future(self._capture_the_rest(self._llm)))
         except BaseException:
             await self.shutdown()
@@ -128,7 +128,10 @@ class VllmEngine:
             nonlocal captured
             self._alive()
             left = max(await self._call(llm, llm.collective_rpc("next_graph")), default=-1)
-            captured += left >= 0
+            if left >= 0:
+                captured += 1
+                if captured == 1:
+                    log.info("graphs: ready with a part of them; %d sizes are captured from now on", left + 1)
             return max(left, 0)
 
         def running() -> bool:
@@ -137,11 +140,16 @@ class VllmEngine:
         try:
             await exercise.in_silence(one, running)
             if captured:
-                log.info("graphs: all are captured, those of %d sizes after readiness", captured)
+                log.info("graphs: all are captured")
         except EngineDeadError:
             return
         except Exception as error:  # noqa: BLE001 - those that were captured serve all the same
-            seams.give_up("later graphs", exercise.told(error))
+            if self._llm is not None:  # else it is being shut down, and answers nothing any more
+                log.warning(
+                    "graphs: %s; batches go on in those that are there, somewhat padded. GRAPHS_AFTER_READINESS=false "
+                    "captures all before readiness",
+                    exercise.told(error),
+                )
 
     async def _exercise(self) -> None:
         await exercise.generate_a_little(self.generate)

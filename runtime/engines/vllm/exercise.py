@@ -6,6 +6,8 @@ What fails at that, though vLLM has every name of it, is not used from now on.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -31,8 +33,9 @@ STREAMS = 32
 SILENCE_S = 1.0
 LOOK_S = 0.1
 
-# Where somebody always speaks, how long a step waits for silence. It holds up all who speak by some 50 ms.
-PATIENCE_S = 5.0
+# Where somebody always speaks, how long a step waits for silence. It holds up all who speak, by 50 to 90 ms. One that
+# took longer than this had something to compile, and from then on steps wait for silence.
+PATIENCE_S, SLOW_S = 5.0, 0.5
 
 # Each part at most: kernels are compiled in it, which took 7 s at most (an H200); a CPU generates two tokens.
 TIMEOUT_S = 120.0
@@ -83,18 +86,21 @@ async def generate_a_little(generate: Generate) -> None:
             await asyncio.gather(*(once(number, sampling) for number in range(streams)))
 
 
-async def in_silence(step: Step, running: Running) -> None:
+async def in_silence(step: Step, running: Running, clock: Callable[[], float] = time.monotonic) -> None:
     """Do something step by step until a step says that none is left: each while nothing has run for a while.
 
-    Where that never is, each when it has waited long enough.
+    Where that never is, each when it has waited long enough, as long as none was slow.
     """
-    silent, waited, left = 0, 0, 1
+    silent, waited, left, patience = 0, 0, 1, PATIENCE_S
     while left:
         await asyncio.sleep(LOOK_S)
         waited += 1
         silent = 0 if running() else silent + 1
-        if silent * LOOK_S >= SILENCE_S or waited * LOOK_S >= PATIENCE_S:
+        if silent * LOOK_S >= SILENCE_S or waited * LOOK_S >= patience:
+            began = clock()
             waited, left = 0, await step()
+            if clock() - began > SLOW_S:
+                patience = math.inf
 
 
 async def in_time(awaitable: Awaitable[T]) -> T:

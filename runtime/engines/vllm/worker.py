@@ -46,9 +46,9 @@ class Worker:
         """Lay out a KV cache of this rank's size."""
         contract.give_cache(self, sizes[self.rank])  # type: ignore[attr-defined]
 
-    def few_graphs_first(self) -> bool:
-        """Leave most graphs for later, where that can be; called before any is captured."""
-        self._later = contract.later_graphs(self)
+    def few_graphs_first(self, any_mode: bool) -> bool:
+        """Leave most graphs for later, where that can be (`contract.later_graphs`); called before any is captured."""
+        self._later = contract.later_graphs(self, any_mode=any_mode)
         return self._later is not None
 
     def next_graph(self) -> int:

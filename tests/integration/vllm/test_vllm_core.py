@@ -244,24 +244,27 @@ class Refused(Exception):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "refuses", "order"),
+    ("wanted", "plan", "refuses", "order"),
     [
-        (False, False, ["all"]),
-        (True, False, ["few_graphs_first", "all"]),
-        (True, True, ["few_graphs_first", "all"]),
+        (False, "0", False, ["all"]),
+        (True, "0", False, [("few_graphs_first", (True,)), "all"]),
+        (None, "0", False, [("few_graphs_first", (False,)), "all"]),
+        (True, "0", True, [("few_graphs_first", (True,)), "all"]),
+        (True, "1", False, ["all"]),
     ],
-    ids=["as ever", "a few first", "vLLM is another one"],
+    ids=["as ever", "a few first", "where it was proven", "vLLM is another one", "vLLM plans by itself"],
 )
 def test_graphs_are_left_for_later_where_the_server_asks_for_it(
-    wanted: bool, refuses: bool, order: list[str], monkeypatch: pytest.MonkeyPatch
+    wanted: bool | None, plan: str, refuses: bool, order: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_STARTUP_PLAN", plan)
     prepare_environment(EngineOptions(graphs_after_readiness=wanted))
     from runtime.engines.vllm import core
 
-    asked: list[str] = []
+    asked: list[object] = []
 
-    def ask(method: str) -> list[bool]:
-        asked.append(method)
+    def ask(method: str, args: tuple[bool, ...]) -> list[bool]:
+        asked.append((method, args))
         if refuses:
             raise Refused
         return [True]

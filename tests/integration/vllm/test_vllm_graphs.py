@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,8 +95,8 @@ class Worker:
     model_runner: Any
     later: contract.LaterGraphs | None = None
 
-    def few_graphs_first(self) -> bool:
-        self.later = contract.later_graphs(self)
+    def few_graphs_first(self, any_mode: bool = True) -> bool:
+        self.later = contract.later_graphs(self, any_mode=any_mode)
         return self.later is not None
 
     def next_graph(self) -> int:
@@ -106,7 +107,7 @@ def worker(table: Any, gpus: int = 1, **beside: object) -> Worker:
     """A worker whose runner has that table."""
     made = Worker()
     parallel = SimpleNamespace(world_size=gpus, data_parallel_size=1)
-    made.vllm_config = SimpleNamespace(parallel_config=parallel)
+    made.vllm_config = SimpleNamespace(parallel_config=parallel, kv_transfer_config=beside.pop("kv_transfer", None))
     made.model_runner = SimpleNamespace(cudagraph_manager=table, **beside)
     return made
 
@@ -194,13 +195,114 @@ def test_elsewhere_the_table_is_vllm_s_own(mode: str, about_it: dict[str, Any]) 
     assert (ours._candidates, ours._capture_descs) == (theirs._candidates, theirs._capture_descs)
 
 
-def test_a_fifth_of_them_is_captured_first() -> None:
-    table = manager("FULL", OWN_SIZES)
+@pytest.mark.parametrize(("sequences", "largest"), [(256, 256), (320, 320), (100, 96), (600, 512)])
+def test_a_fifth_of_them_is_captured_first_and_the_largest_of_each_kind(sequences: int, largest: int) -> None:
+    table = manager("FULL", OWN_SIZES, sequences)
     assert worker(table).few_graphs_first()
     table.capture("model")
-    first = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-    assert sorted(one.num_tokens for one in table.graphs if one.uniform_token_count is None) == first
-    assert sorted(one.num_tokens for one in table.graphs if one.uniform_token_count == 1) == first[:-1]
+    powers = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512}
+    replies = {one.num_tokens for one in table.graphs if one.uniform_token_count == 1}
+    # Of one size both kinds are there, so that no batch of replies runs in a prompt's graph that is nearer.
+    assert replies == {size for size in powers if size <= sequences} | {largest}
+    assert {one.num_tokens for one in table.graphs if one.uniform_token_count is None} == powers | {largest}
+    assert len(table.graphs) <= 25
+    found = runs_in(table, largest, largest, decoding=True)
+    assert (found.num_tokens, found.uniform_token_count) == (largest, 1)
+
+
+def test_where_vllm_lays_out_otherwise_its_own_table_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    given_up: list[str] = []
+    monkeypatch.setattr(contract.seams, "give_up", lambda name, reason: given_up.append(name))
+    theirs = manager("FULL", OWN_SIZES, own=False)
+    lay_out = cudagraph_utils.CudaGraphManager._init_candidates
+
+    def another(table: Any) -> None:
+        if table.cudagraph_mode.name != "FULL":
+            raise RuntimeError("there is no such mode")
+        lay_out(table)
+
+    theirs._candidates, theirs._capture_descs = {}, {}
+    contract.with_decoding(another)(theirs)
+    whole = manager("FULL", OWN_SIZES, own=False)
+    assert (theirs._candidates, theirs._capture_descs) == (whole._candidates, whole._capture_descs)
+    assert theirs.cudagraph_mode.name == "FULL"
+    assert given_up == ["decoding graphs"]
+
+
+def test_vllm_s_own_table_is_changed_in_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    class Table:
+        laid_out = 0
+
+        def _init_candidates(self) -> None:
+            self.laid_out += 1
+            self._candidates: dict[object, object] = {}
+            self._capture_descs: dict[object, object] = {}
+
+    monkeypatch.setattr(cudagraph_utils, "ModelCudaGraphManager", Table)
+    contract.decode_in_graphs_of_its_own()
+    table: Any = Table()
+    table.cudagraph_mode, table.decode_query_len = manager("FULL", [1]).cudagraph_mode, 1
+    table._init_candidates()
+    assert table.laid_out == 2
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_a_worker_for_a_gpu_changes_it(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime.engines.vllm import worker as module
+
+    done: list[str] = []
+    monkeypatch.setattr(contract, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(contract, "forked", lambda: False)
+    for name in contract.__all__:
+        if name.startswith(("key_", "look_", "import_", "read_", "decode_", "ask_for", "flatten")):
+            monkeypatch.setattr(contract, name, lambda *_, name=name: done.append(name))
+    source = compile(Path(module.__file__).read_text("utf-8"), module.__file__, "exec")
+    exec(source, {"__name__": "a_worker_s"})  # noqa: S102 - as a worker imports it, without changing this process's
+    assert ("decode_in_graphs_of_its_own" in done) == (not on_cpu)
+
+
+def test_a_graph_is_captured_when_the_gpu_has_done_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime.engines.vllm.worker import Worker as Own
+
+    order: list[str] = []
+    one = Own()
+    monkeypatch.setattr(contract, "finish_steps", lambda: order.append("finished"))
+    assert one.next_graph() == -1
+    later = SimpleNamespace(capture_next=lambda: order.append("captured") or 3)
+    one._later = later  # type: ignore[assignment]
+    assert one.next_graph() == 3
+    assert order == ["finished", "captured"]
+
+
+def test_a_capture_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    waited: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append("all"))
+    contract.finish_steps()
+    assert waited == ["all"]
+
+
+def test_a_memory_plan_knows_of_twice_as_many_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.config.compilation import CUDAGraphMode
+
+    def factors(mode: CUDAGraphMode, holds: bool) -> dict[str, object]:
+        monkeypatch.setattr(contract.seams, "holds", lambda name: holds)
+        config = SimpleNamespace(
+            scheduler_config=SimpleNamespace(max_num_seqs=1, max_num_batched_tokens=1),
+            compilation_config=SimpleNamespace(cudagraph_mode=mode, cudagraph_capture_sizes=[1]),
+            model_config=SimpleNamespace(max_model_len=1),
+            compute_hash=lambda: "hash",
+        )
+        return contract.memory_factors(SimpleNamespace(vllm_config=config))
+
+    assert factors(CUDAGraphMode.FULL, True) != factors(CUDAGraphMode.FULL, False)
+    apart = CUDAGraphMode.FULL_AND_PIECEWISE
+    assert factors(apart, True) == factors(apart, False)
 
 
 def test_one_that_fails_leaves_those_that_were_there() -> None:
@@ -226,15 +328,36 @@ def test_one_that_fails_leaves_those_that_were_there() -> None:
         ("FULL", OWN_SIZES, 2, {}),
         ("FULL", OWN_SIZES, 1, {"speculator": object()}),
         ("FULL", OWN_SIZES, 1, {"lora_config": object()}),
+        ("FULL", OWN_SIZES, 1, {"kv_transfer": object()}),
         ("FULL", [1, 2, 4, 8], 1, {}),
         ("NONE", OWN_SIZES, 1, {}),
     ],
-    ids=["an older runner", "two GPUs", "a draft model", "adapters", "few sizes", "no graphs"],
+    ids=["an older runner", "two GPUs", "a draft model", "adapters", "host memory", "few sizes", "no graphs"],
 )
 def test_all_are_captured_at_once(mode: str | None, sizes: list[int], gpus: int, beside: dict[str, object]) -> None:
     one = worker(manager(mode, sizes) if mode else None, gpus, **beside)
     assert not one.few_graphs_first()
     assert one.next_graph() == -1
+
+
+@pytest.mark.parametrize(("mode", "few"), [("FULL", True), ("FULL_AND_PIECEWISE", False), ("PIECEWISE", False)])
+def test_by_itself_it_is_done_where_prompts_run_in_graphs_too(mode: str, few: bool) -> None:
+    assert worker(manager(mode, OWN_SIZES)).few_graphs_first(any_mode=False) == few
+
+
+def test_later_ones_are_captured_without_a_bar() -> None:
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    table, bars = manager("FULL", OWN_SIZES), []
+    bar = cudagraph_utils.is_global_first_rank
+    one = worker(table)
+    one.few_graphs_first()
+    table.capture("model")
+    again = one.later._again  # type: ignore[union-attr]
+    one.later._again = lambda: (bars.append(cudagraph_utils.is_global_first_rank()), again())  # type: ignore[union-attr]
+    one.next_graph()
+    assert bars == [False]
+    assert cudagraph_utils.is_global_first_rank is bar
 
 
 def test_a_worker_that_has_captured_has_nothing_left() -> None:

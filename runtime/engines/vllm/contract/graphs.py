@@ -1,12 +1,12 @@
 """In vLLM's workers: in which graph a batch runs, and which are captured before readiness, which after it.
 
 A batch runs in the smallest graph that takes it, so a few graphs serve every batch, somewhat padded. vLLM's newer model
-runner keeps with each number of tokens the graph that it runs in. That table is laid out anew, by vLLM's own code, for
-those sizes alone that are captured; so no step can ask for a graph that is not there.
+runner keeps with each number of tokens the graphs that it may run in. That table is laid out anew, by vLLM's own code,
+for those sizes alone that are captured; so no step can ask for a graph that is not there.
 
-Where prompts run in graphs too (`FULL`), vLLM has one kind of graph for all: captured so that one prompt may fill the
-whole batch, its attention is a prompt's. Replies alone, which is nearly every step, run in graphs of their own here, as
-they do where prompts run in pieces.
+Where prompts run in graphs too (`FULL`), vLLM has one kind of graph for all. In 0.31 it is captured so that one prompt
+may fill the whole batch, and its attention is a prompt's. Replies alone, which is nearly every step, run in graphs of
+their own here, as they do where prompts run in pieces: vLLM lays out both tables, and they are joined.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any
 
-from runtime.engines.vllm.contract.table import CAPTURE, MODEL_GRAPHS, seams
+from runtime.engines.vllm.contract.table import BAR, CAPTURE, MODEL_GRAPHS, seams
 
 # What a runner may have beside its model that graphs are captured for, too: then all are captured at once.
 BESIDE = ("speculator", "lora_config", "pcp_manager", "adaptive_verification")
@@ -46,20 +46,23 @@ def with_decoding(lay_out: Callable[[Any], None]) -> Callable[[Any], None]:
         mode = manager.cudagraph_mode
         # Older releases have neither of the last two.
         others = getattr(manager, "varlen_decode", False) or getattr(manager, "ubatch_runner", None) is not None
-        if mode.name != "FULL" or manager.decode_query_len != 1 or others:
+        if mode.name != "FULL" or manager.decode_query_len != 1 or others or not seams.holds("decoding graphs"):
             return
         candidates, captured = manager._candidates, manager._capture_descs
         manager._candidates, manager._capture_descs = {}, {}
         manager.cudagraph_mode = type(mode).FULL_DECODE_ONLY
         try:
             lay_out(manager)
+            both = [*captured.get(mode, ()), *manager._capture_descs.get(mode, ())]
+            candidates = {size: [*manager._candidates.get(size, ()), *found] for size, found in candidates.items()}
+            # The largest first, as vLLM has them: what it needs, the others use after it. Of one size a prompt's before
+            # a reply's: by the second one vLLM tells what each takes of the memory.
+            captured = {mode: sorted(both, key=lambda one: -one.num_tokens)} if both else {}
+        except Exception as error:  # noqa: BLE001 - vLLM's own table serves as well, somewhat slower
+            seams.give_up("decoding graphs", repr(error))
         finally:
             manager.cudagraph_mode = mode
-        every = {size: [*manager._candidates.get(size, ()), *found] for size, found in candidates.items()}
-        both = [*manager._capture_descs.get(mode, ()), *captured.get(mode, ())]
-        manager._candidates = every
-        # The largest first, as vLLM has them: what it needs, the others use after it.
-        manager._capture_descs = {mode: sorted(both, key=lambda one: -one.num_tokens)} if both else {}
+            manager._candidates, manager._capture_descs = candidates, captured
 
     return laid_out
 
@@ -75,9 +78,15 @@ def first_sizes(sizes: Iterable[int]) -> set[int]:
 
 
 def sizes_of(manager: Any) -> tuple[set[int], set[int]]:  # noqa: ANN401 - vLLM is untyped to us
-    """Return all sizes of graphs that are to be captured, and those that come first: of each kind of graph."""
-    kinds = [{one.num_tokens for one in found} for found in manager._capture_descs.values()]
-    return set().union(*kinds), set().union(*map(first_sizes, kinds))
+    """Return all sizes of graphs that are to be captured, and those that come first: of each kind of graph.
+
+    A kind is what a graph is captured for: prompts or replies, whole or in pieces.
+    """
+    kinds: dict[object, set[int]] = {}
+    for mode, found in manager._capture_descs.items():
+        for one in found:
+            kinds.setdefault((mode, one.uniform_token_count), set()).add(one.num_tokens)
+    return set().union(*kinds.values()), set().union(*map(first_sizes, kinds.values()))
 
 
 class LaterGraphs:
@@ -129,7 +138,7 @@ class LaterGraphs:
         looked = gc.isenabled()
         gc.disable()  # what is collected while a graph is captured can spoil it
         try:
-            with _current(self._config), _on_one_stream(self._streams):
+            with _current(self._config), _on_one_stream(self._streams), _without_a_bar():
                 self._again()
         except BaseException:
             self._offer(self._captured)
@@ -171,6 +180,19 @@ def _on_one_stream(kept: list[Any]) -> Iterator[None]:
         setattr(cudagraph_utils, CAPTURE, own)
 
 
+@contextmanager
+def _without_a_bar() -> Iterator[None]:
+    """Have vLLM draw no bar of what it captures, as in all ranks but the first: there would be one for each size."""
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    own = getattr(cudagraph_utils, BAR)
+    setattr(cudagraph_utils, BAR, lambda: False)
+    try:
+        yield
+    finally:
+        setattr(cudagraph_utils, BAR, own)
+
+
 def _current(config: Any) -> Any:  # noqa: ANN401 - vLLM's own
     from vllm.config import set_current_vllm_config
 
@@ -184,11 +206,18 @@ def finish_steps() -> None:
     torch.cuda.synchronize()
 
 
-def later_graphs(worker: Any) -> LaterGraphs | None:  # noqa: ANN401 - vLLM is untyped to us
+def later_graphs(worker: Any, *, any_mode: bool) -> LaterGraphs | None:  # noqa: ANN401 - vLLM is untyped to us
     """Leave most graphs of a worker for later; none where it has them already, few, or others beside the model's.
 
-    For one GPU: several capture together, and would have to be silent together.
+    For one GPU: several capture together, and would have to be silent together. And where nothing moves the KV cache
+    meanwhile.
+
+    Args:
+        worker: vLLM's own, before it captures.
+        any_mode: whatever the graphs are; else where prompts run in them, too, which is what was proven.
     """
+    if worker.vllm_config.kv_transfer_config is not None:
+        return None
     parallel, runner = worker.vllm_config.parallel_config, worker.model_runner
     manager = getattr(runner, "cudagraph_manager", None)  # vLLM's older model runner has none
     if manager is None or manager.graphs or manager.use_breakable_cg or manager.decode_query_len != 1:
@@ -196,6 +225,8 @@ def later_graphs(worker: Any) -> LaterGraphs | None:  # noqa: ANN401 - vLLM is u
     if parallel.world_size * parallel.data_parallel_size > 1 or getattr(manager, "ubatch_runner", None) is not None:
         return None
     if any(getattr(runner, name, None) is not None for name in BESIDE):
+        return None
+    if not any_mode and manager.cudagraph_mode.name != "FULL":
         return None
     sizes, first = sizes_of(manager)
     return LaterGraphs(manager, worker.vllm_config) if sizes != first else None

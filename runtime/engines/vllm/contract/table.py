@@ -43,7 +43,8 @@ WARMING, ROUTERS, ROUTER_SHAPES = (
     "_warmup_ll_bf16_router_gemm",
     "_ll_bf16_router_shapes_from_model",
 )
-CAPTURES, CAPTURE, GROUPS = "vllm.v1.worker.gpu.cudagraph_utils", "graph_capture", "vllm.distributed.parallel_state"
+CAPTURES, CAPTURE, BAR = "vllm.v1.worker.gpu.cudagraph_utils", "graph_capture", "is_global_first_rank"
+GROUPS = "vllm.distributed.parallel_state"
 GRAPHS, MODEL_GRAPHS = f"{CAPTURES}:CudaGraphManager", "ModelCudaGraphManager"
 INT8_ON_CPU = "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel"
 
@@ -409,6 +410,9 @@ SEAMS = (
             f"{GRAPHS}.decode_query_len",
             f"{GRAPHS}.graphs",
             f"{GRAPHS}.use_breakable_cg",
+            f"{GRAPHS}.cudagraph_mode",
+            f"{CAPTURES}:{BAR}()",
+            "vllm.config.vllm:VllmConfig.kv_transfer_config",
             f"{GROUPS}:{CAPTURE}(device=_)",
             f"{GROUPS}:GraphCaptureContext.stream",
             f"{GROUPS}:GroupCoordinator.graph_capture(_)",
