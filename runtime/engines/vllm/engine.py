@@ -95,7 +95,8 @@ class VllmEngine:
             self._marks.append((time.monotonic(), "exercise"))
             await exercise.prove(self._exercise, self.load)
             await self._note_marks(self._llm)
-            if self._options.graphs_after_readiness is not False and not contract.on_cpu():
+            wanted = self._options.graphs_after_readiness is not False
+            if wanted and not contract.on_cpu() and seams.holds("later graphs"):
                 self._keep(asyncio.ensure_future(self._capture_the_rest(self._llm)))
         except BaseException:
             await self.shutdown()
