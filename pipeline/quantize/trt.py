@@ -32,6 +32,7 @@ from runtime.artifact import ArtifactError, Quantization
 from runtime.artifact.generations import write_for_older
 from runtime.defaults import TRT_GROUP_SIZES, first_set
 from runtime.engines.trt.folders import METHOD_OF_ALGORITHM, CheckpointFolder
+from runtime.host.arithmetic import multiply_in_float32
 
 if TYPE_CHECKING:
     from pipeline.progress import Progress
@@ -111,6 +112,8 @@ def main() -> None:
     if job.device == "cuda":
         # What follows hides PyTorch's exception ("Device 0 seems unavailable"); this one tells.
         torch.zeros(1, device="cuda:0")
+    if job.device == "cpu":
+        multiply_in_float32()
     write = trt_checkpoint.write if job.backend == "engine" else trt_folder.write
     with progress.refusals():
         write(job, progress)

@@ -28,6 +28,7 @@ from pipeline.quantize import (
 )
 from pipeline.stages.stage import StageError
 from runtime.artifact import Quantization
+from runtime.host.arithmetic import multiply_in_float32
 
 if TYPE_CHECKING:
     from llmcompressor.modifiers import Modifier
@@ -103,6 +104,8 @@ def _write(job: QuantizeJob, progress: worker.WorkerProgress) -> None:
     random.seed(job.seed)
     torch.manual_seed(job.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    if job.device == "cpu":
+        multiply_in_float32()
 
     progress.step(f"loading {job.model.name}")
     with loading.plain_folder(job.model) as folder:

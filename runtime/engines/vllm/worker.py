@@ -1,9 +1,10 @@
 """What this project changes in vLLM's workers, the processes that run the model.
 
-On a CPU they ask for its matrix unit before they use it, multiply INT8 matrices in any shape, and bind their threads to
-cores where they were forked. And they find a compile cache where the artifact has it: vLLM counts the model's folder
-into the key of its compile cache, so a cache that was filled where an artifact was built would never be found where it
-is served. vLLM imports the module in every worker, because `Worker` is named in its engine arguments.
+On a CPU they ask for its matrix unit before they use it, multiply INT8 matrices in any shape and those in bfloat16 in
+float32 where the CPU has only that, and bind their threads to cores where they were forked. And they find a compile
+cache where the artifact has it: vLLM counts the model's folder into the key of its compile cache, so a cache that was
+filled where an artifact was built would never be found where it is served. vLLM imports the module in every worker,
+because `Worker` is named in its engine arguments.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from runtime.engines.vllm import contract, threads
 from runtime.engines.vllm.lifeline import end_with_parent
 from runtime.engines.vllm.memory_plan import Facts, key_of
-from runtime.host import machine
+from runtime.host import arithmetic, machine
 
 # Stands in the key for the model's folder, wherever that is.
 PLACEHOLDER_MODEL = "artifact"
@@ -77,6 +78,7 @@ if not contract.on_cpu():
 if contract.on_cpu():
     contract.ask_for_matrix_unit()
     contract.flatten_rows()
+    arithmetic.multiply_in_float32()
     if contract.forked():
         # What the server has open is open here: nothing of it may outlive the engine.
         end_with_parent()

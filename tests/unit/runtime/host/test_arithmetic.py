@@ -1,0 +1,156 @@
+"""Products in bfloat16 are the same, to one rounding, where they are computed in float32; and only those are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.host import arithmetic
+
+torch = pytest.importorskip("torch")
+
+# One rounding to bfloat16, of a sum that is itself added up in another order.
+NEAR = {"rtol": 2**-7, "atol": 2**-7}
+SIZES = st.integers(1, 24)
+BATCHES = st.lists(st.integers(1, 3), max_size=2)
+
+# What a process prints: whether it multiplies in float32, whether the processor has bfloat16, and what was changed.
+TOLD = """
+import json, torch
+from runtime.host.arithmetic import MATMULS, multiply_in_float32
+places = [(torch.nn.functional, "linear"), *((at, name) for at in (torch, torch.Tensor) for name in MATMULS)]
+places.append((torch.Tensor, "__matmul__"))
+before = [getattr(*place) for place in places]
+{said}
+changed = multiply_in_float32()
+after = [getattr(*place) for place in places]
+layer = torch.nn.Linear(64, 32, dtype=torch.bfloat16)
+given = torch.ones(4, 16, 64, dtype=torch.bfloat16)
+with torch.inference_mode():
+    exact = given.float() @ layer.weight.float().T + layer.bias.float()
+    near = torch.allclose(layer(given).float(), exact, atol=2**-6)
+print(json.dumps([changed, [one is not other for one, other in zip(before, after)], near]))
+"""
+
+
+def numbers(*shape: int, seed: int) -> object:
+    """A tensor in bfloat16."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def counting(own: Callable, called: list[object]) -> Callable:
+    """A product that tells in which type it is called."""
+
+    def product(*given: object, **named: object) -> object:
+        called.append(given[0].dtype)
+        return own(*given, **named)
+
+    return product
+
+
+@given(
+    batch=BATCHES,
+    rows=SIZES,
+    inputs=SIZES,
+    outputs=SIZES,
+    biased=st.booleans(),
+    few=st.integers(1, 200),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_layers_product_is_torchs_to_a_rounding(
+    batch: list[int], rows: int, inputs: int, outputs: int, biased: bool, few: int, seed: int
+) -> None:
+    own = torch.nn.functional.linear
+    called: list[object] = []
+    x, weight = numbers(*batch, rows, inputs, seed=seed), numbers(outputs, inputs, seed=seed + 1)
+    bias = numbers(outputs, seed=seed + 2) if biased else None
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "WEIGHTS_AT_A_TIME", few)  # in parts of any size, the last one smaller
+        found = arithmetic.linear_in_float32(counting(own, called))(x, weight, bias)
+        exact = own(x.double(), weight.double(), None if bias is None else bias.double())
+    many = x.numel() // inputs >= arithmetic.FEW_ROWS
+    assert called == ([] if many else [torch.bfloat16])
+    assert found.dtype is torch.bfloat16
+    assert found.shape == exact.shape
+    torch.testing.assert_close(found.double(), exact, **(NEAR if many else {"rtol": 2**-5, "atol": 2**-4}))
+
+
+@given(batch=BATCHES, rows=SIZES, inputs=SIZES, columns=SIZES, turned=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=200, deadline=None)
+def test_any_product_is_torchs_to_a_rounding(
+    batch: list[int], rows: int, inputs: int, columns: int, turned: bool, seed: int
+) -> None:
+    called: list[object] = []
+    first = numbers(*batch, rows, inputs, seed=seed)
+    second = (
+        numbers(*batch, columns, inputs, seed=seed + 1).mT
+        if turned
+        else numbers(*batch, inputs, columns, seed=seed + 1)
+    )
+    with torch.inference_mode():
+        found = arithmetic.matmul_in_float32(counting(torch.matmul, called))(first, second)
+        exact = first.double() @ second.double()
+    many = first.numel() // inputs >= arithmetic.FEW_ROWS
+    assert called == [torch.float32 if many else torch.bfloat16]
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, **(NEAR if many else {"rtol": 2**-5, "atol": 2**-4}))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (torch.ones(16, 4), torch.ones(4, 4)),
+        (torch.ones(16, 4).half(), torch.ones(4, 4).half()),
+        (torch.ones(16, 4, device="meta").bfloat16(), torch.ones(4, 4, device="meta").bfloat16()),
+        (torch.ones(4).bfloat16(), torch.ones(4, 4).bfloat16()),
+        (torch.ones(16, 0).bfloat16(), torch.ones(4, 0).bfloat16().mT),
+    ],
+    ids=["float32", "float16", "of no device", "one row", "of nothing"],
+)
+def test_what_is_something_else_is_left_to_torch(first: object, second: object) -> None:
+    called: list[object] = []
+    with torch.inference_mode():
+        found = arithmetic.matmul_in_float32(counting(torch.matmul, called))(first, second)
+    assert called == [first.dtype]
+    assert found.dtype is first.dtype
+
+
+def test_a_gradient_is_torchs_own() -> None:
+    called: list[object] = []
+    weight = torch.nn.Parameter(numbers(8, 8, seed=1))
+    arithmetic.linear_in_float32(counting(torch.nn.functional.linear, called))(
+        numbers(16, 8, seed=2), weight
+    ).sum().backward()
+    assert called == [torch.bfloat16]
+    assert weight.grad is not None
+
+
+def test_a_layer_is_traced_as_it_was() -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, x: object, y: object) -> object:
+            return arithmetic.matmul_in_float32(torch.matmul)(
+                x, arithmetic.linear_in_float32(torch.nn.functional.linear)(x, y)
+            )
+
+    traced = torch.fx.symbolic_trace(Layer())
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [
+        torch.nn.functional.linear,
+        torch.matmul,
+    ]
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_only_a_processor_without_bfloat16_multiplies_otherwise(has: bool) -> None:
+    said = f"torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: {has}"
+    done = subprocess.run([sys.executable, "-c", TOLD.format(said=said)], capture_output=True, text=True, check=True)
+    changed, each, near = json.loads(done.stdout)
+    assert changed is not has
+    assert set(each) == {not has}
+    assert near
