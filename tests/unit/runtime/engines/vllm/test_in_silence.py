@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engines import EngineOptions
+from runtime.engines.vllm import engine as engine_module
 from runtime.engines.vllm import exercise
 from runtime.engines.vllm.arguments import ANY_GRAPHS, FEW_GRAPHS, FULL_GRAPHS, prepare_environment
 from runtime.engines.vllm.engine import VllmEngine
@@ -170,3 +171,45 @@ async def test_while_a_request_runs_or_somebody_is_about_to_speak_nothing_is_cap
     monkeypatch.setattr(exercise, "in_silence", in_silence)
     await engine._capture_the_rest(Loaded(1))  # type: ignore[arg-type]
     assert asked == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "on_cpu", "seam", "captured"),
+    [
+        (None, False, True, True),
+        (True, False, True, True),
+        (False, False, True, False),
+        (None, True, True, False),
+        (None, False, False, False),
+    ],
+    ids=["unset", "asked for", "not wanted", "on a CPU", "with a vLLM that cannot be asked"],
+)
+async def test_a_start_goes_on_to_what_is_left_and_waits_for_none_of_it(
+    wanted: bool | None, on_cpu: bool, seam: bool, captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = Loaded(2)
+    steps: list[exercise.Step] = []
+    ended = asyncio.Event()
+
+    async def in_silence(step: exercise.Step, running: exercise.Running) -> None:
+        steps.append(step)
+        while await step():
+            pass
+        ended.set()
+
+    async def nothing(*given: object) -> None:
+        return None
+
+    monkeypatch.setattr(exercise, "in_silence", in_silence)
+    monkeypatch.setattr(exercise, "prove", nothing)
+    monkeypatch.setattr(engine_module.contract, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(engine_module.seams, "holds", lambda name: name == "later graphs" and seam)
+    engine = VllmEngine(Path("nowhere"), EngineOptions(graphs_after_readiness=wanted))
+    monkeypatch.setattr(engine, "_load_model", lambda: llm)
+    await engine.start()
+    assert llm.asked == []  # readiness waits for none
+    if captured:
+        await asyncio.wait_for(ended.wait(), 60)
+    await asyncio.sleep(0)
+    assert len(steps) == captured
+    assert llm.asked == ["next_graph"] * (2 if captured else 0)
