@@ -74,7 +74,8 @@ def _many_rows(rows: Any, others: Any) -> bool:  # noqa: ANN401 - torch is untyp
     return (
         getattr(rows, "dtype", None) is torch.bfloat16
         and getattr(others, "dtype", None) is torch.bfloat16
-        and rows.device.type == others.device.type == "cpu"
+        and rows.is_cpu
+        and others.is_cpu
         and rows.ndim > 0
         and rows.numel() >= FEW_ROWS * rows.shape[-1] > 0
         and not torch.is_grad_enabled()

@@ -84,6 +84,7 @@ class Server:
             "PORT": str(self.port),
             "LOG_DIR": self._folder.name,
             "PYTHONFAULTHANDLER": "1",
+            "GEN_TIMEOUT_S": "300",  # a busy machine takes its time for a reply
             **variables,
         }
         self.process: subprocess.Popen[bytes] | None = None

@@ -79,6 +79,7 @@ if contract.on_cpu():
     contract.ask_for_matrix_unit()
     contract.flatten_rows()
     arithmetic.multiply_in_float32()
+    contract.multiply_integers_in_float()
     if contract.forked():
         # What the server has open is open here: nothing of it may outlive the engine.
         end_with_parent()

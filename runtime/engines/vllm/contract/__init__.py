@@ -19,6 +19,7 @@ from runtime.engines.vllm.contract.cache_key import (
 from runtime.engines.vllm.contract.cpu import (
     ask_for_matrix_unit,
     flatten_rows,
+    multiply_integers_in_float,
     say_threads,
     start_threads,
 )
@@ -135,6 +136,7 @@ __all__ = [
     "memory_factors",
     "memory_of",
     "model_key",
+    "multiply_integers_in_float",
     "nothing_to_schedule",
     "on_cpu",
     "outputs_of",

@@ -1,7 +1,14 @@
-"""In vLLM's workers on a CPU: its matrix unit, and its threads."""
+"""In vLLM's workers on a CPU: its matrix unit, its threads, and products of integers that it has no instruction for.
+
+Without VNNI, which came with AVX-512, INT8 is multiplied by an instruction that cuts sums off at 16 bits: large weights
+beside large activations come out a fifth too small, and nothing says so. For 4 bits vLLM has no kernel there. Both are
+computed in float then, from weights in bfloat16, which holds every integer of theirs.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 from runtime.engines.vllm.contract.table import seams
@@ -51,3 +58,121 @@ def flatten_rows() -> None:
         return rows.reshape(*x.shape[:-1], rows.shape[-1])
 
     Kernel._apply_weights_sgl = apply
+
+
+def multiply_integers_in_float() -> None:
+    """Have vLLM multiply integers of INT8 and of 4 bits in float, where this CPU does it wrongly, or not at all."""
+    try:
+        import torch
+        from vllm import _custom_ops as ops
+
+        if not int8_is_right(ops):
+            ops.create_onednn_scaled_mm = Int8InFloat.made_in_place_of(ops.create_onednn_scaled_mm)
+            ops.onednn_scaled_mm = int8_in_float(ops.onednn_scaled_mm)
+        if not hasattr(torch.ops._C, ops.cpu_gemm_wna16.__name__):
+            ops.cpu_gemm_wna16 = four_bits_in_float
+    except (ImportError, AttributeError, RuntimeError, TypeError) as error:
+        seams.give_up("integers on a CPU", repr(error))
+
+
+def int8_is_right(ops: Any) -> bool:  # noqa: ANN401 - vLLM is untyped to us
+    """Tell whether the largest integers of INT8 are multiplied rightly here, to a hundredth: it is tried."""
+    import torch
+
+    inputs, outputs, largest = 64, 32, 127
+    weight, rows = (torch.full((count, inputs), largest, dtype=torch.int8) for count in (outputs, 1))
+    scales, product = torch.ones(outputs, 1), torch.zeros(1, outputs)  # the handle points to them
+    handler = ops.create_onednn_scaled_mm(weight.t(), scales, product.dtype, True, False, 1)
+    ops.onednn_scaled_mm(handler, rows, product, torch.ones(1, 1), None, None, None)
+    return bool(((product / (inputs * largest**2) - 1).abs() < 0.01).all())
+
+
+@dataclass
+class Int8InFloat:
+    """Stands for vLLM's handle of a layer's INT8 weights.
+
+    Attributes:
+        weight: the integers, (outputs, inputs), in bfloat16.
+        scales: of each output, or one for all, in float32.
+        k: how many inputs it has, in vLLM's name for it.
+        n: how many outputs.
+    """
+
+    weight: Any
+    scales: Any
+    k: int
+    n: int
+
+    @classmethod
+    def made_in_place_of(cls, own: Any) -> Any:  # noqa: ANN401 - vLLM is untyped to us
+        """Return what takes the place of vLLM's own making of a handle."""
+        import torch
+
+        @wraps(own)
+        def create(weight: Any, weight_scales: Any, *given: Any, **named: Any) -> Int8InFloat:  # noqa: ANN401
+            inputs, outputs = weight.shape
+            integers = weight.t().to(torch.bfloat16).contiguous()
+            return cls(integers, weight_scales.float().reshape(1, -1), inputs, outputs)
+
+        return create
+
+
+def int8_in_float(own: Any) -> Any:  # noqa: ANN401 - vLLM is untyped to us
+    """Return what takes the place of vLLM's own product: of rows in INT8 by a layer's, put into `output`."""
+    import torch
+
+    @wraps(own)
+    def multiply(handler: Int8InFloat, x: Any, output: Any, input_scale: Any, zero: Any, beside: Any, bias: Any) -> Any:  # noqa: ANN401
+        product = torch.nn.functional.linear(x.to(torch.bfloat16), handler.weight).float() * handler.scales
+        if zero is not None:  # rows that do not lie around zero; `beside` is what a row of ones gives
+            product -= zero * beside
+        product *= input_scale
+        output.copy_(product if bias is None else product + bias)
+        return output
+
+    return multiply
+
+
+def four_bits_in_float(
+    input: Any,  # noqa: ANN401 - vLLM is untyped to us, and these are its names
+    q_weight: Any,  # noqa: ANN401
+    scales: Any,  # noqa: ANN401
+    zeros: Any,  # noqa: ANN401
+    *,
+    g_idx: Any = None,  # noqa: ANN401
+    bias: Any = None,  # noqa: ANN401
+    **others: object,
+) -> Any:  # noqa: ANN401
+    """Return rows by weights in 4 bits; the weights are unpacked at their first use.
+
+    Args:
+        input: (rows, inputs), or more dimensions before.
+        q_weight: (outputs / 16, inputs * 2) of int32, as vLLM's kernel has them: sixteen outputs, input by input.
+        scales: (groups, outputs).
+        zeros: (groups, outputs / 8) of int32; none where 8 is zero.
+        g_idx: each input's group; none where they are in order.
+        bias: (outputs).
+        others: what only the kernel needs.
+    """
+    import torch
+
+    weight = getattr(q_weight, "in_float", None)
+    if weight is None:
+        weight = q_weight.in_float = unpacked(q_weight, scales, zeros, g_idx).to(input.dtype)
+    return torch.nn.functional.linear(input, weight, bias)
+
+
+def unpacked(q_weight: Any, scales: Any, zeros: Any, g_idx: Any) -> Any:  # noqa: ANN401 - vLLM is untyped to us
+    """Return weights in 4 bits, packed as `four_bits_in_float` has them, in float32: (outputs, inputs)."""
+    import torch
+
+    def integers(packed: Any) -> Any:  # noqa: ANN401
+        return (packed.unsqueeze(-1) >> (4 * torch.arange(8, dtype=torch.int32))) & 15
+
+    groups, outputs = scales.shape
+    inputs = q_weight.numel() * 8 // outputs
+    weight = integers(q_weight.reshape(outputs // 16, inputs, 2)).reshape(-1, inputs, 16).transpose(1, 2)
+    zero = torch.full((groups, outputs), 8) if zeros is None else integers(zeros).reshape(groups, outputs)
+    group = torch.arange(inputs) // (inputs // groups) if g_idx is None else g_idx.long()
+    weight = weight.reshape(outputs, inputs).float()
+    return (weight - zero.float().t()[:, group]) * scales.float().t()[:, group]

@@ -46,6 +46,7 @@ WARMING, ROUTERS, ROUTER_SHAPES = (
 CAPTURES, CAPTURE, BAR = "vllm.v1.worker.gpu.cudagraph_utils", "graph_capture", "is_global_first_rank"
 GROUPS = "vllm.distributed.parallel_state"
 GRAPHS, MODEL_GRAPHS = f"{CAPTURES}:CudaGraphManager", "ModelCudaGraphManager"
+PRODUCTS = "vllm._custom_ops"
 INT8_ON_CPU = "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel"
 
 SEAMS = (
@@ -355,6 +356,17 @@ SEAMS = (
         (),
         "on a CPU with AMX, no INT8 model is computed whose layers vLLM has from transformers",
         met=(f"{INT8_ON_CPU}._apply_weights_sgl(_, _, _)",),
+    ),
+    Seam(
+        "integers on a CPU",
+        "worker",
+        (),
+        "on a CPU without VNNI, INT8 is computed wrongly, and 4 bits not at all",
+        met=(
+            f"{PRODUCTS}:create_onednn_scaled_mm(_, _, _, _, _, _)",
+            f"{PRODUCTS}:onednn_scaled_mm(_, _, _, _, _, _, _)",
+            f"{PRODUCTS}:cpu_gemm_wna16",
+        ),
     ),
     Seam(
         "memory plan",

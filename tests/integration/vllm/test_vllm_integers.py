@@ -1,0 +1,123 @@
+"""Integers are multiplied rightly on any CPU: INT8 where an instruction cuts sums off, 4 bits where no kernel is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from runtime.engines.vllm import contract
+from runtime.engines.vllm.contract import cpu
+
+pytestmark = pytest.mark.engine
+
+
+def not_called(*given: object, **named: object) -> None:
+    """Stands for vLLM's own code, which must not be needed."""
+    raise AssertionError("vLLM's own was called")
+
+
+def small(shape: tuple[int, ...], most: int) -> Any:
+    """Integers of INT8 up to so many, the largest among them."""
+    import torch
+
+    numbers = torch.randint(-most, most + 1, shape, generator=torch.Generator().manual_seed(most)).to(torch.int8)
+    numbers[..., 0] = most
+    return numbers
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 40])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("around_zero", [False, True])
+@pytest.mark.parametrize("channels", [False, True])
+def test_int8_in_float_is_the_product_of_the_integers(
+    rows: int, biased: bool, around_zero: bool, channels: bool
+) -> None:
+    import torch
+
+    weight, x = small((32, 64), 127), small((rows, 64), 127)
+    scales = torch.rand(32, 1) if channels else torch.rand(1)
+    handler = cpu.Int8InFloat.made_in_place_of(not_called)(weight.t(), scales, torch.bfloat16, True, False, 32)
+    assert (handler.k, handler.n) == (64, 32)
+    scale, bias = torch.rand(rows, 1), torch.randn(32) if biased else None
+    zero = None if around_zero else torch.randint(-9, 9, (rows, 1), dtype=torch.int32)
+    each = scales.reshape(1, -1).double()
+    moved = x.double() if zero is None else x.double() - zero
+    exact = scale * each * (moved @ weight.double().t()) + (0 if bias is None else bias)
+    beside = weight.sum(1, dtype=torch.float32)[None] * scales.squeeze()
+    found = torch.empty(rows, 32, dtype=torch.bfloat16)
+    given = cpu.int8_in_float(not_called)(handler, x, found, scale, zero, None if zero is None else beside, bias)
+    assert given is found
+    torch.testing.assert_close(found.double(), exact, rtol=2**-7, atol=float(exact.abs().max()) * 2**-7)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_weights_in_4_bits_are_unpacked_from_how_vllms_kernel_has_them(zeros: bool, groups: int) -> None:
+    """Packed by vLLM's own code for CPUs."""
+    import torch
+    from vllm.model_executor.kernels.linear.mixed_precision.cpu import CPUWNA16LinearKernel as Kernel
+    from vllm.model_executor.layers.quantization.utils.quant_utils import pack_quantized_values_into_int32 as pack
+    from vllm.scalar_type import scalar_types
+
+    inputs, outputs = 64, 96
+    kind = scalar_types.uint4 if zeros else scalar_types.uint4b8
+    seeded = torch.Generator().manual_seed(groups)
+    weight = torch.randint(0, 16, (inputs, outputs), dtype=torch.int32, generator=seeded)
+    scales = torch.rand(groups, outputs, generator=seeded)
+    zero = torch.randint(0, 16, (groups, outputs), dtype=torch.int32, generator=seeded)
+    layer = SimpleNamespace(weight_packed=torch.nn.Parameter(pack(weight, kind, 0), requires_grad=False), scales=scales)
+    kernel = SimpleNamespace(config=SimpleNamespace(weight_type=kind), w_q_name="weight_packed", w_s_name="scales")
+    Kernel._process_gptq_weights_w4a16(kernel, layer)
+
+    group = torch.arange(inputs) // (inputs // groups)
+    exact = (weight - (zero[group] if zeros else 8)) * scales[group]
+    packed_zeros = pack(zero, kind, 1) if zeros else None
+    x, bias = torch.randn(9, inputs), torch.randn(outputs)
+    for _ in range(2):  # the second time they are there
+        found = cpu.four_bits_in_float(
+            input=x,
+            q_weight=layer.weight_packed,
+            scales=scales,
+            zeros=packed_zeros,
+            bias=bias,
+            pack_factor=8,
+            isa_hint="vec",
+        )
+        torch.testing.assert_close(found, x @ exact + bias)
+    torch.testing.assert_close(cpu.unpacked(layer.weight_packed, scales, packed_zeros, group), exact.t())
+    mixed = torch.randperm(inputs, generator=seeded)  # inputs whose groups are in no order
+    moved = cpu.unpacked(layer.weight_packed, scales, packed_zeros, group[mixed])
+    torch.testing.assert_close(moved, ((weight - (zero[group[mixed]] if zeros else 8)) * scales[group[mixed]]).t())
+
+
+def test_a_cpu_multiplies_integers_rightly_whatever_it_can(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here, and where sums are cut off at 16 bits and no kernel is for 4 bits."""
+    from vllm import _custom_ops as ops
+
+    names = ("create_onednn_scaled_mm", "onednn_scaled_mm", "cpu_gemm_wna16")
+    own = [getattr(ops, name) for name in names]
+    for name, each in zip(names, own, strict=True):
+        monkeypatch.setattr(ops, name, each)
+    contract.multiply_integers_in_float()
+    assert cpu.int8_is_right(ops)
+
+    def cut_off(handler: object, x: object, output: Any, *others: object) -> Any:
+        return output.fill_(2**15)
+
+    monkeypatch.setattr(ops, "create_onednn_scaled_mm", lambda *given: None)
+    monkeypatch.setattr(ops, "onednn_scaled_mm", cut_off)
+    monkeypatch.setattr(ops, "cpu_gemm_wna16", not_called)  # a name that vLLM has no kernel of
+    assert not cpu.int8_is_right(ops)
+    contract.multiply_integers_in_float()
+    assert cpu.int8_is_right(ops)
+    assert ops.cpu_gemm_wna16 is cpu.four_bits_in_float
+
+    monkeypatch.setattr(contract.seams, "_wrong", {})
+    monkeypatch.setattr(contract.seams, "_warned", set())
+    monkeypatch.delattr(ops, "onednn_scaled_mm")
+    contract.multiply_integers_in_float()
+    assert "integers on a CPU" in caplog.text
