@@ -18,6 +18,11 @@ def not_called(*given: object, **named: object) -> None:
     raise AssertionError("vLLM's own was called")
 
 
+def cut_off(handler: object, x: object, output: Any, *others: object) -> Any:
+    """A product whose sums are cut off."""
+    return output.fill_(2**15)
+
+
 def small(shape: tuple[int, ...], most: int) -> Any:
     """Integers of INT8 up to so many, the largest among them."""
     import torch
@@ -38,7 +43,7 @@ def test_int8_in_float_is_the_product_of_the_integers(
 
     weight, x = small((32, 64), 127), small((rows, 64), 127)
     scales = torch.rand(32, 1) if channels else torch.rand(1)
-    handler = cpu.Int8InFloat.made_in_place_of(not_called)(weight.t(), scales, torch.bfloat16, True, False, 32)
+    handler = cpu.int8_weights(lambda *given: None, cut_off)(weight.t(), scales, torch.bfloat16, True, False, 32)
     assert (handler.k, handler.n) == (64, 32)
     scale, bias = torch.rand(rows, 1), torch.randn(32) if biased else None
     zero = None if around_zero else torch.randint(-9, 9, (rows, 1), dtype=torch.int32)
@@ -47,7 +52,7 @@ def test_int8_in_float_is_the_product_of_the_integers(
     exact = scale * each * (moved @ weight.double().t()) + (0 if bias is None else bias)
     beside = weight.sum(1, dtype=torch.float32)[None] * scales.squeeze()
     found = torch.empty(rows, 32, dtype=torch.bfloat16)
-    given = cpu.int8_in_float(not_called)(handler, x, found, scale, zero, None if zero is None else beside, bias)
+    given = cpu.int8_product(not_called)(handler, x, found, scale, zero, None if zero is None else beside, bias)
     assert given is found
     torch.testing.assert_close(found.double(), exact, rtol=2**-7, atol=float(exact.abs().max()) * 2**-7)
 
@@ -98,22 +103,17 @@ def test_a_cpu_multiplies_integers_rightly_whatever_it_can(
     """Here, and where sums are cut off at 16 bits and no kernel is for 4 bits."""
     from vllm import _custom_ops as ops
 
-    names = ("create_onednn_scaled_mm", "onednn_scaled_mm", "cpu_gemm_wna16")
-    own = [getattr(ops, name) for name in names]
-    for name, each in zip(names, own, strict=True):
-        monkeypatch.setattr(ops, name, each)
+    for name in ("create_onednn_scaled_mm", "onednn_scaled_mm", "cpu_gemm_wna16"):
+        monkeypatch.setattr(ops, name, getattr(ops, name))
     contract.multiply_integers_in_float()
-    assert cpu.int8_is_right(ops)
-
-    def cut_off(handler: object, x: object, output: Any, *others: object) -> Any:
-        return output.fill_(2**15)
+    assert cpu.int8_is_right(ops.create_onednn_scaled_mm, ops.onednn_scaled_mm)
 
     monkeypatch.setattr(ops, "create_onednn_scaled_mm", lambda *given: None)
     monkeypatch.setattr(ops, "onednn_scaled_mm", cut_off)
     monkeypatch.setattr(ops, "cpu_gemm_wna16", not_called)  # a name that vLLM has no kernel of
-    assert not cpu.int8_is_right(ops)
+    assert not cpu.int8_is_right(ops.create_onednn_scaled_mm, ops.onednn_scaled_mm)
     contract.multiply_integers_in_float()
-    assert cpu.int8_is_right(ops)
+    assert cpu.int8_is_right(ops.create_onednn_scaled_mm, ops.onednn_scaled_mm)
     assert ops.cpu_gemm_wna16 is cpu.four_bits_in_float
 
     monkeypatch.setattr(contract.seams, "_wrong", {})
@@ -121,3 +121,23 @@ def test_a_cpu_multiplies_integers_rightly_whatever_it_can(
     monkeypatch.delattr(ops, "onednn_scaled_mm")
     contract.multiply_integers_in_float()
     assert "integers on a CPU" in caplog.text
+
+
+def test_where_they_are_right_vllms_own_is_used_and_tried_once() -> None:
+    import torch
+
+    made: list[object] = []
+
+    def create(*given: object) -> str:
+        made.append(given)
+        return "its own handle"
+
+    def multiply(handler: object, x: Any, output: Any, *others: object) -> Any:
+        assert handler == "its own handle"
+        return output.fill_(64 * 127 * 127)
+
+    weights, product = cpu.int8_weights(create, multiply), cpu.int8_product(multiply)
+    for _ in range(3):
+        assert weights(small((8, 4), 9), torch.ones(1), torch.bfloat16, True, False, 32) == "its own handle"
+    assert len(made) == 3 + 1
+    assert product("its own handle", None, torch.zeros(1), None, None, None, None) == 64 * 127 * 127

@@ -8,7 +8,7 @@ computed in float then, from weights in bfloat16, which holds every integer of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 from runtime.engines.vllm.contract.table import seams
@@ -66,24 +66,29 @@ def multiply_integers_in_float() -> None:
         import torch
         from vllm import _custom_ops as ops
 
-        if not int8_is_right(ops):
-            ops.create_onednn_scaled_mm = Int8InFloat.made_in_place_of(ops.create_onednn_scaled_mm)
-            ops.onednn_scaled_mm = int8_in_float(ops.onednn_scaled_mm)
+        create, multiply = ops.create_onednn_scaled_mm, ops.onednn_scaled_mm
+        ops.create_onednn_scaled_mm = int8_weights(create, multiply)
+        ops.onednn_scaled_mm = int8_product(multiply)
         if not hasattr(torch.ops._C, ops.cpu_gemm_wna16.__name__):
             ops.cpu_gemm_wna16 = four_bits_in_float
-    except (ImportError, AttributeError, RuntimeError, TypeError) as error:
+    except (ImportError, AttributeError) as error:
         seams.give_up("integers on a CPU", repr(error))
 
 
-def int8_is_right(ops: Any) -> bool:  # noqa: ANN401 - vLLM is untyped to us
-    """Tell whether the largest integers of INT8 are multiplied rightly here, to a hundredth: it is tried."""
+def int8_is_right(create: Any, multiply: Any) -> bool:  # noqa: ANN401 - vLLM is untyped to us
+    """Tell whether the largest integers of INT8 are multiplied rightly here, to a hundredth: it is tried.
+
+    Args:
+        create: vLLM's making of a handle of a layer's weights.
+        multiply: its product.
+    """
     import torch
 
     inputs, outputs, largest = 64, 32, 127
     weight, rows = (torch.full((count, inputs), largest, dtype=torch.int8) for count in (outputs, 1))
     scales, product = torch.ones(outputs, 1), torch.zeros(1, outputs)  # the handle points to them
-    handler = ops.create_onednn_scaled_mm(weight.t(), scales, product.dtype, True, False, 1)
-    ops.onednn_scaled_mm(handler, rows, product, torch.ones(1, 1), None, None, None)
+    handler = create(weight.t(), scales, product.dtype, True, False, 1)
+    multiply(handler, rows, product, torch.ones(1, 1), None, None, None)
     return bool(((product / (inputs * largest**2) - 1).abs() < 0.01).all())
 
 
@@ -103,34 +108,39 @@ class Int8InFloat:
     k: int
     n: int
 
-    @classmethod
-    def made_in_place_of(cls, own: Any) -> Any:  # noqa: ANN401 - vLLM is untyped to us
-        """Return what takes the place of vLLM's own making of a handle."""
-        import torch
 
-        @wraps(own)
-        def create(weight: Any, weight_scales: Any, *given: Any, **named: Any) -> Int8InFloat:  # noqa: ANN401
-            inputs, outputs = weight.shape
-            integers = weight.t().to(torch.bfloat16).contiguous()
-            return cls(integers, weight_scales.float().reshape(1, -1), inputs, outputs)
-
-        return create
-
-
-def int8_in_float(own: Any) -> Any:  # noqa: ANN401 - vLLM is untyped to us
-    """Return what takes the place of vLLM's own product: of rows in INT8 by a layer's, put into `output`."""
+def int8_weights(create: Any, multiply: Any) -> Any:  # noqa: ANN401 - vLLM is untyped to us
+    """Return what takes the place of `create`: weights in float where both are wrong, which the first layer finds."""
     import torch
 
-    @wraps(own)
-    def multiply(handler: Int8InFloat, x: Any, output: Any, input_scale: Any, zero: Any, beside: Any, bias: Any) -> Any:  # noqa: ANN401
-        product = torch.nn.functional.linear(x.to(torch.bfloat16), handler.weight).float() * handler.scales
-        if zero is not None:  # rows that do not lie around zero; `beside` is what a row of ones gives
-            product -= zero * beside
-        product *= input_scale
-        output.copy_(product if bias is None else product + bias)
-        return output
+    right = cache(partial(int8_is_right, create, multiply))
 
-    return multiply
+    @wraps(create)
+    def weights(weight: Any, weight_scales: Any, *given: Any, **named: Any) -> Any:  # noqa: ANN401
+        if right():
+            return create(weight, weight_scales, *given, **named)
+        inputs, outputs = weight.shape
+        integers = weight.t().to(torch.bfloat16).contiguous()
+        return Int8InFloat(integers, weight_scales.float().reshape(1, -1), inputs, outputs)
+
+    return weights
+
+
+def int8_product(multiply: Any) -> Any:  # noqa: ANN401 - vLLM is untyped to us
+    """Return what takes the place of `multiply`: of rows in INT8 by a layer's weights, put into `output`."""
+    import torch
+
+    @wraps(multiply)
+    def product(handler: Any, x: Any, output: Any, scale: Any, zero: Any, beside: Any, bias: Any) -> Any:  # noqa: ANN401
+        if not isinstance(handler, Int8InFloat):
+            return multiply(handler, x, output, scale, zero, beside, bias)
+        result = torch.nn.functional.linear(x.to(torch.bfloat16), handler.weight).float() * handler.scales
+        if zero is not None:  # rows that do not lie around zero; `beside` is what a row of ones gives
+            result -= zero * beside
+        result *= scale
+        return output.copy_(result if bias is None else result + bias)
+
+    return product
 
 
 def four_bits_in_float(
