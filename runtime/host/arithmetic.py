@@ -91,7 +91,7 @@ def _product(given: Any, weight: Any, bias: Any) -> Any:  # noqa: ANN401 - torch
     rows = given.reshape(-1, inputs).float()
     product = torch.empty(rows.shape[0], outputs, dtype=torch.bfloat16)
     at_a_time = max(1, min(outputs, WEIGHTS_AT_A_TIME // inputs))
-    part = torch.empty(at_a_time, inputs)
+    part = torch.empty(at_a_time, inputs, dtype=torch.float32)
     for begin in range(0, outputs, at_a_time):
         end = min(outputs, begin + at_a_time)
         some = rows @ part[: end - begin].copy_(weight[begin:end]).t()

@@ -101,12 +101,19 @@ def test_a_cpu_multiplies_integers_rightly_whatever_it_can(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Here, and where sums are cut off at 16 bits and no kernel is for 4 bits."""
+    import torch
     from vllm import _custom_ops as ops
 
     for name in ("create_onednn_scaled_mm", "onednn_scaled_mm", "cpu_gemm_wna16"):
         monkeypatch.setattr(ops, name, getattr(ops, name))
     contract.multiply_integers_in_float()
-    assert cpu.int8_is_right(ops.create_onednn_scaled_mm, ops.onednn_scaled_mm)
+    own = torch.get_default_dtype()
+    try:
+        for default in (torch.bfloat16, torch.float32):  # vLLM loads a model in the one, and serves it in the other
+            torch.set_default_dtype(default)
+            assert cpu.int8_is_right(ops.create_onednn_scaled_mm, ops.onednn_scaled_mm)
+    finally:
+        torch.set_default_dtype(own)
 
     monkeypatch.setattr(ops, "create_onednn_scaled_mm", lambda *given: None)
     monkeypatch.setattr(ops, "onednn_scaled_mm", cut_off)
@@ -126,9 +133,9 @@ def test_a_cpu_multiplies_integers_rightly_whatever_it_can(
 def test_where_they_are_right_vllms_own_is_used_and_tried_once() -> None:
     import torch
 
-    made: list[object] = []
+    made: list[tuple[Any, ...]] = []
 
-    def create(*given: object) -> str:
+    def create(*given: Any) -> str:
         made.append(given)
         return "its own handle"
 
@@ -137,7 +144,15 @@ def test_where_they_are_right_vllms_own_is_used_and_tried_once() -> None:
         return output.fill_(64 * 127 * 127)
 
     weights, product = cpu.int8_weights(create, multiply), cpu.int8_product(multiply)
-    for _ in range(3):
-        assert weights(small((8, 4), 9), torch.ones(1), torch.bfloat16, True, False, 32) == "its own handle"
-    assert len(made) == 3 + 1
+    given = (small((8, 4), 9), torch.ones(1), torch.bfloat16, True, False, 32)
+    own = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # as vLLM has it while it loads a model
+    try:
+        for _ in range(3):
+            assert weights(*given) == "its own handle"
+    finally:
+        torch.set_default_dtype(own)
+    tried, *others = made
+    assert others == [given] * 3
+    assert (tried[1].dtype, tried[2]) == (torch.float32, torch.float32)
     assert product("its own handle", None, torch.zeros(1), None, None, None, None) == 64 * 127 * 127

@@ -86,9 +86,11 @@ def int8_is_right(create: Any, multiply: Any) -> bool:  # noqa: ANN401 - vLLM is
 
     inputs, outputs, largest = 64, 32, 127
     weight, rows = (torch.full((count, inputs), largest, dtype=torch.int8) for count in (outputs, 1))
-    scales, product = torch.ones(outputs, 1), torch.zeros(1, outputs)  # the handle points to them
+    # In float32, which is not torch's default while vLLM loads a model. The handle points to what it is made from.
+    scales, scale = (torch.ones(count, 1, dtype=torch.float32) for count in (outputs, 1))
+    product = torch.zeros(1, outputs, dtype=torch.float32)
     handler = create(weight.t(), scales, product.dtype, True, False, 1)
-    multiply(handler, rows, product, torch.ones(1, 1), None, None, None)
+    multiply(handler, rows, product, scale, None, None, None)
     return bool(((product / (inputs * largest**2) - 1).abs() < 0.01).all())
 
 

@@ -32,6 +32,7 @@ changed = multiply_in_float32()
 after = [getattr(*place) for place in places]
 layer = torch.nn.Linear(64, 32, dtype=torch.bfloat16)
 given = torch.ones(4, 16, 64, dtype=torch.bfloat16)
+torch.set_default_dtype(torch.bfloat16)  # as vLLM has it while it loads a model
 with torch.inference_mode():
     exact = given.float() @ layer.weight.float().T + layer.bias.float()
     near = torch.allclose(layer(given).float(), exact, atol=2**-6)
