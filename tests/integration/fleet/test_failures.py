@@ -193,7 +193,7 @@ async def test_a_host_that_is_silent_loses_its_sockets_though_it_says_no_end() -
 async def test_what_was_said_is_known_to_the_next_server_by_the_store_alone() -> None:
     """These clients keep nothing: persona and history come to the next server out of Valkey, or not at all."""
     with valkey() as store:
-        async with fleet(2, session_store=store.url) as two:
+        async with fleet(2, session_store=store.url, session_store_timeout_s=5) as two:
             async with two.client("k") as client:
                 await client.turn(user_utterance="remember-me", persona_text="kind-persona")
                 served = two.held().index(1)

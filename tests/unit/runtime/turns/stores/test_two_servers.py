@@ -59,7 +59,7 @@ def metric(running: Running, name: str) -> float:
 async def test_a_client_that_moves_has_lost_nothing(server: Valkey) -> None:
     first = {"persona_text": "You are Mia.", "gender": "woman", "persona_style": "warm", "user_identity": "man"}
     first |= {"sampling": {"temperature": 0.25, "stop": ["END"]}, "check_screen_prefix": "LOOK:"}
-    async with two(session_store=server.url) as (one, other):
+    async with two(session_store=server.url, session_store_timeout_s=5) as (one, other):
         async with one.client() as client:
             before = (await client.turn(session_id="m", user_utterance="remember 42", **first))[0]
             await client.turn(session_id="m", user_utterance="and 43")
@@ -334,7 +334,7 @@ async def test_what_lies_in_the_store_tells_nobody_and_moves_nowhere(
     async def turn(name: str, session: str, words: str) -> str:
         key = files.get(name)
         values: dict[str, Any] = {"session_store_key_file": key} if key is not None else {}
-        async with serving(session_store=server.url, **values) as running:
+        async with serving(session_store=server.url, session_store_timeout_s=5, **values) as running:
             async with running.client() as client:
                 await client.turn(session_id=session, user_utterance=words)
             return prompt(running)
