@@ -59,9 +59,11 @@ def matmul_in_float32(own: Product) -> Product:
     """Return a product of torch's as it is in float32 for what is stored in bfloat16; the rest is left to its own."""
 
     @wraps(own)
-    def matmul(first: Any, second: Any, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - torch is untyped to us
-        if given or named or not _many_rows(first, second) or min(first.ndim, second.ndim) < 2:
-            return own(first, second, *given, **named)
+    def matmul(*given: Any, **named: Any) -> Any:  # noqa: ANN401 - torch is untyped to us
+        # Whoever names an argument, such as `out`, has torch's own.
+        if named or len(given) != 2 or not _many_rows(*given) or min(one.ndim for one in given) < 2:
+            return own(*given, **named)
+        first, second = given
         return own(first.float(), second.float()).bfloat16()
 
     return matmul

@@ -123,6 +123,17 @@ def test_what_is_something_else_is_left_to_torch(first: object, second: object) 
     assert found.dtype is first.dtype
 
 
+def test_who_names_an_argument_has_torchs_own() -> None:
+    product = arithmetic.matmul_in_float32(torch.matmul)
+    first, second = numbers(16, 4, seed=1), numbers(4, 4, seed=2)
+    out = torch.empty(16, 4, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        expected = torch.matmul(first, second)
+        assert product(first, second, out=out) is out
+        for found in (out, product(first, other=second), product(input=first, other=second)):
+            assert torch.equal(found, expected)
+
+
 def test_a_gradient_is_torchs_own() -> None:
     called: list[object] = []
     weight = torch.nn.Parameter(numbers(8, 8, seed=1))
