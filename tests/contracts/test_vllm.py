@@ -1,6 +1,6 @@
 """Every use of vLLM's insides, against what three releases have there.
 
-`tests/data/vllm_api.json` is recorded from their wheels (`python -m tests.harness.vllm_api`).
+`tests/data/vllm_api.json` is recorded from their wheels (`python -m tests.harness.vllm.api`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from runtime.engines import vllm as room
 from runtime.engines.vllm.contract import RECORDED, SEAMS
 from runtime.engines.vllm.seams import Need, Seam, read_need, takes
-from tests.harness import vllm_api as api
+from tests.harness.vllm import api
 
 RECORDING = api.load()
 ROOM = Path(room.__file__).parent

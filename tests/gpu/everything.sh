@@ -29,7 +29,7 @@
 # with them (alone runtime openai), SECTIONS what of the behaviour (all), CANDIDATES and MINUTES what is tuned and for how long
 # (8), PASSES, PARTS and ROUTERS how often, what and with whom the fleet does (3, router kill, 2), SEQUENCES how many replies at once the artifact is made for (320 for doors, ready, starts and fleet), CHOSEN
 # the candidate of `--tune` with whose options artifacts serve (none), LATENCY and THROUGHPUT those of `targets`, KERNELS which of its tables (products attention).
-# MODE which graphs `image-later` is about (FULL, FULL_AND_PIECEWISE).
+# MODES which graphs `image-later` is about (FULL, FULL_AND_PIECEWISE). WAYS which ways of `decoding.py` both `image-decoding` measure, with `;` between them.
 # ROUNDS how often each way of `image-starts` is started (3). `image-later` wants `inputs/carry.py --chat`.
 # COMES names a file that is there once all pieces of the image are; lanes that need them wait for it.
 # TOKENIZER names a folder with a tokenizer and a chat template, CLASSIFIER one with a sequence classifier in float16;
@@ -265,12 +265,13 @@ quantized_8b() { # fp8 or awq
 
 # A real model, for graphs that are captured after readiness; vLLM 0.31 alone can.
 image-later() {
-    local inside streams
-    read -ra streams <<<"${STREAMS:-256}"
+    local inside mode
     mkdir -p "$work/embedded"
     once embedded step embedded 200 "$python" -m pipeline.embedded chat "$work/embedded/chat" || return
     in_image none "$work/embedded/chat" || return
-    step later 400 "${inside[@]}" /repo/tests/gpu/later_graphs.py /model --streams "${streams[-1]}" --mode "${MODE:-FULL}"
+    for mode in ${MODES:-FULL}; do
+        step "later-$mode" 400 "${inside[@]}" /repo/tests/gpu/later_graphs.py /model --streams 512 --mode "$mode"
+    done
 }
 
 image-starts() {
@@ -304,9 +305,12 @@ image-kernels() {
 
 # decoding WEIGHTS
 decoding() {
-    local inside
+    local inside ways
+    IFS=";" read -ra ways <<<"${WAYS:-}"
     in_image none "${TOKENIZER:?a folder}" || return
-    step decoding 900 "${inside[@]}" /repo/tests/gpu/limits/decoding.py --tokenizer /model --logs /told --weights "$1"
+    inside+=(/repo/tests/gpu/limits/decoding.py --tokenizer /model --logs /told --weights "$1")
+    step decoding 900 "${inside[@]}" ${WAYS:+--ways "${ways[@]}"}
+    step decoding-long 300 "${inside[@]}" --ways "full graphs, cut up" "full graphs" --streams 256 --long
 }
 
 image-decoding() {

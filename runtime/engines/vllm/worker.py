@@ -75,6 +75,8 @@ if not contract.on_cpu():
         contract.read_on_one_core_else()
     if contract.seams.holds("decoding graphs"):
         contract.decode_in_graphs_of_its_own()
+    if contract.seams.holds("attention in one piece"):
+        contract.full_batches_in_one_piece()
 if contract.on_cpu():
     contract.ask_for_matrix_unit()
     contract.flatten_rows()

@@ -2,7 +2,7 @@
 """Measures a step in which every stream speaks, by the way in which graphs are captured, and says what it is made of.
 
     python3 tests/gpu/limits/decoding.py --tokenizer FOLDER [--weights bf16 fp8] [--ways "as shipped" …]
-        [--streams 1 64 256] [--list]
+        [--streams 1 64 256] [--long] [--list]
 
 The 8B shape, weights that hold nothing, prompts of some 500 tokens that are all new. Engines are started one after the
 other on one GPU, those of one kind of weights with one compile cache. A step is timed from when the last stream has its
@@ -10,8 +10,8 @@ first token until the first one ends. Then steps of the fewest and of the most s
 what it was for.
 
 `full graphs, one kind` is `cudagraph_mode=FULL` as vLLM has it, where replies run in graphs that also take prompts;
-`full graphs` is what this project makes of it (`runtime/engines/vllm/contract/graphs.py`); `many in one piece` is a try
-that no server has (`one_piece.py`).
+`full graphs` is what this project makes of it (`graphs.py` and `attention.py` in `runtime/engines/vllm/contract/
+workers`); `cut up`: full batches, too, are attended to in as many pieces as vLLM likes.
 """
 
 from __future__ import annotations
@@ -62,23 +62,23 @@ class Way:
     Attributes:
         mode: `cudagraph_mode`; none as vLLM ships it.
         own: whether replies have graphs of their own.
+        whole: whether a batch that fills the GPU is not cut up.
         pieces: that FlashAttention may cut a prompt into; none leaves the choice to vLLM.
         fusions: passes that are switched on.
-        worker: what vLLM's workers import; none leaves that to the runtime.
     """
 
     mode: str | None
     own: bool = True
+    whole: bool = True
     pieces: int | None = None
     fusions: tuple[str, ...] = ()
-    worker: str | None = None
 
 
 WAYS = {
-    "as shipped": Way(None, own=False),
-    "full graphs, one kind": Way("FULL", own=False),
+    "as shipped": Way(None, own=False, whole=False),
+    "full graphs, one kind": Way("FULL", own=False, whole=False),
+    "full graphs, cut up": Way("FULL", whole=False),
     "full graphs": Way("FULL"),
-    "full graphs, many in one piece": Way("FULL", worker="tests.gpu.limits.one_piece.Worker"),
     "full graphs, fused": Way("FULL", fusions=("fuse_norm_quant", "fuse_act_quant")),
     "full graphs, in 4 pieces": Way("FULL", pieces=4),
 }
@@ -155,7 +155,7 @@ def kind_of(kernel: str) -> str:
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "the rest")
 
 
-async def measured(folder: Path, way: Way, streams: list[int], traces: Path) -> Found:
+async def measured(folder: Path, way: Way, streams: list[int], long: bool, traces: Path) -> Found:
     """Start an engine and measure it; have some steps traced."""
     from runtime.engines import EngineOptions
     from runtime.engines.vllm import contract
@@ -173,10 +173,10 @@ async def measured(folder: Path, way: Way, streams: list[int], traces: Path) -> 
     prepare_environment(options)
     if not way.own:
         contract.seams.give_up("decoding graphs", "one kind is measured")  # the engine is forked from this process
+    if not way.whole:
+        contract.seams.give_up("attention in one piece", "pieces are measured")
     arguments = engine_arguments(folder, options)
     arguments.load_format = "dummy"
-    if way.worker:
-        arguments.worker_extension_cls = way.worker
     from vllm import SamplingParams
     from vllm.config import ProfilerConfig
     from vllm.sampling_params import RequestOutputKind
@@ -194,6 +194,8 @@ async def measured(folder: Path, way: Way, streams: list[int], traces: Path) -> 
         """When each token came of so many replies; `every` is set when each has its first."""
         seed = next(seeds)
         prompts = engine_alone.prompts(folder, number, 1, WORDS, seed)
+        if long:
+            prompts[0] = (prompts[0] * (CONTEXT // len(prompts[0]) + 1))[: CONTEXT - tokens - 1]
         sampling = SamplingParams(**SAMPLING, max_tokens=tokens, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
         begun = 0
 
@@ -241,7 +243,7 @@ def take_trace(traces: Path) -> Trace:
     return trace_of(events)
 
 
-def serve(folder: Path, way: Way, streams: list[int], scratch: Path, log: Path, pipe: Connection) -> None:
+def serve(folder: Path, way: Way, streams: list[int], long: bool, scratch: Path, log: Path, pipe: Connection) -> None:
     """Measure an engine in this process, and tell."""
     os.setsid()  # so that all that it starts can be ended with it
     file = log.open("w")
@@ -250,7 +252,7 @@ def serve(folder: Path, way: Way, streams: list[int], scratch: Path, log: Path, 
     os.environ["VLLM_CACHE_ROOT"] = str(scratch / "cache" / folder.name)
     traces = Path(tempfile.mkdtemp(dir=scratch))
     try:
-        pipe.send(asyncio.run(measured(folder, way, streams, traces)))
+        pipe.send(asyncio.run(measured(folder, way, streams, long, traces)))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {str(error)[:300]}")
         raise
@@ -277,6 +279,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8", "int4"])
     parser.add_argument("--ways", nargs="+", default=USUAL, choices=WAYS)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--long", action="store_true", help="one history is as long as the model takes")
     parser.add_argument("--logs", type=Path, help="folder for the engines' logs")
     parser.add_argument("--list", action="store_true", help="print the names of the ways and end")
     arguments = parser.parse_args()
@@ -296,7 +299,7 @@ def main() -> None:
                 began = time.monotonic()
                 ours, theirs = spawn.Pipe()
                 log = (arguments.logs or scratch) / f"decoding-{weights}-{title.replace(' ', '-')}.log"
-                given = (scratch / weights, way, arguments.streams, scratch, log, theirs)
+                given = (scratch / weights, way, arguments.streams, arguments.long, scratch, log, theirs)
                 process = spawn.Process(target=serve, args=given)
                 process.start()
                 theirs.close()

@@ -13,7 +13,7 @@ from runtime.engines.vllm import contract
 from runtime.engines.vllm.contract import table
 from runtime.engines.vllm.engine import VllmEngine
 from runtime.engines.vllm.seams import read_need, unmet
-from tests.harness import vllm_api as api
+from tests.harness.vllm import api
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 

@@ -10,26 +10,6 @@ the environment when it is imported, and that is prepared first. May import `eng
 """
 
 from runtime.engines.vllm.contract.backlog import take_together
-from runtime.engines.vllm.contract.cache_key import (
-    key_model_as_at,
-    key_no_places,
-    key_size_as_measured,
-    model_key,
-)
-from runtime.engines.vllm.contract.cpu import (
-    ask_for_matrix_unit,
-    flatten_rows,
-    multiply_integers_in_float,
-    say_threads,
-    start_threads,
-)
-from runtime.engines.vllm.contract.graphs import (
-    LaterGraphs,
-    decode_in_graphs_of_its_own,
-    finish_steps,
-    later_graphs,
-    with_decoding,
-)
 from runtime.engines.vllm.contract.life import (
     dead,
     forked,
@@ -38,16 +18,6 @@ from runtime.engines.vllm.contract.life import (
     preload,
     shut_down,
     start,
-)
-from runtime.engines.vllm.contract.loading import (
-    import_no_unused_kernels,
-    look_for_the_first_attention,
-    read_on_one_core_else,
-)
-from runtime.engines.vllm.contract.memory import (
-    give_cache,
-    memory_factors,
-    memory_of,
 )
 from runtime.engines.vllm.contract.options import (
     attention_backends,
@@ -90,6 +60,37 @@ from runtime.engines.vllm.contract.table import (
     SEAMS,
     seams,
 )
+from runtime.engines.vllm.contract.workers.attention import full_batches_in_one_piece
+from runtime.engines.vllm.contract.workers.cache_key import (
+    key_model_as_at,
+    key_no_places,
+    key_size_as_measured,
+    model_key,
+)
+from runtime.engines.vllm.contract.workers.cpu import (
+    ask_for_matrix_unit,
+    flatten_rows,
+    multiply_integers_in_float,
+    say_threads,
+    start_threads,
+)
+from runtime.engines.vllm.contract.workers.graphs import (
+    LaterGraphs,
+    decode_in_graphs_of_its_own,
+    finish_steps,
+    later_graphs,
+    with_decoding,
+)
+from runtime.engines.vllm.contract.workers.loading import (
+    import_no_unused_kernels,
+    look_for_the_first_attention,
+    read_on_one_core_else,
+)
+from runtime.engines.vllm.contract.workers.memory import (
+    give_cache,
+    memory_factors,
+    memory_of,
+)
 
 __all__ = [
     "GRAPH_FIELD",
@@ -121,6 +122,7 @@ __all__ = [
     "finish_steps",
     "flatten_rows",
     "forked",
+    "full_batches_in_one_piece",
     "fusions",
     "give_cache",
     "graph_modes",

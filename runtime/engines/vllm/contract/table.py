@@ -46,6 +46,8 @@ WARMING, ROUTERS, ROUTER_SHAPES = (
 CAPTURES, CAPTURE, BAR = "vllm.v1.worker.gpu.cudagraph_utils", "graph_capture", "is_global_first_rank"
 GROUPS = "vllm.distributed.parallel_state"
 GRAPHS, MODEL_GRAPHS = f"{CAPTURES}:CudaGraphManager", "ModelCudaGraphManager"
+FLASH = "FlashAttentionMetadataBuilder"
+FLASH_BUILDER = f"vllm.v1.attention.backends.flash_attn:{FLASH}"
 PRODUCTS = "vllm._custom_ops"
 INT8_ON_CPU = "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel"
 
@@ -407,6 +409,29 @@ SEAMS = (
             ),
         ),
         since=(f"{GRAPHS}.varlen_decode", f"{GRAPHS}.ubatch_runner"),
+    ),
+    Seam(
+        "attention in one piece",
+        "worker",
+        (
+            "vllm.config.vllm:VllmConfig.speculative_config",
+            "vllm.config.parallel:ParallelConfig.data_parallel_size",
+            "vllm.config.parallel:ParallelConfig.decode_context_parallel_size",
+            "vllm.utils.platform_utils:num_compute_units(_)",
+        ),
+        "a step of many replies takes a percent longer",
+        met=(
+            f"{FLASH_BUILDER}.build(_, common_attn_metadata=_)",
+            *(f"{FLASH_BUILDER}.{name}" for name in ("max_num_splits", "num_heads_kv")),
+            "vllm.v1.attention.backend:CommonAttentionMetadata.num_reqs",
+            "vllm.v1.attention.backend:AttentionMetadataBuilder.vllm_config",
+            "vllm.v1.attention.backend:AttentionMetadataBuilder.device",
+            f"{CAPTURES}:{MODEL_GRAPHS}",
+            f"{GRAPHS}.capture(_)",
+            f"{GRAPHS}.dispatch",
+            f"{CAPTURES}:BatchExecutionDescriptor.uniform_token_count",
+            f"{CAPTURES}:BatchExecutionDescriptor.num_reqs",
+        ),
     ),
     Seam(
         "later graphs",

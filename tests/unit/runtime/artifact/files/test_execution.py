@@ -28,7 +28,7 @@ KNOWN = {
     ("runtime/host/machine.py", "runpy.run_path"): "the version of torch, in its own file",
     ("pipeline/stages/disk.py", "ctypes.CDLL"): "the C library of this process",
     ("runtime/engines/vllm/contract/life.py", "importlib.import_module"): "modules of vLLM by name",
-    ("runtime/engines/vllm/contract/loading.py", "importlib.import_module"): "modules of vLLM by name",
+    ("runtime/engines/vllm/contract/workers/loading.py", "importlib.import_module"): "modules of vLLM by name",
 }
 # Loaders of transformers that look for code in the folder, unless they are told not to; and those of one class, which
 # never do.

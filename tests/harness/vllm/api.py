@@ -1,7 +1,7 @@
 """The recorded interface of vLLM: `tests/data/vllm_api.json`, and the program that writes it.
 
-    python -m tests.harness.vllm_api VERSION [VERSION ...]     fetch wheels from the package index, and record them
-    python -m tests.harness.vllm_api --tree FOLDER VERSION     record the vLLM that lies in a folder: site-packages, say
+    python -m tests.harness.vllm.api VERSION [VERSION ...]     fetch wheels from the package index, and record them
+    python -m tests.harness.vllm.api --tree FOLDER VERSION     record the vLLM that lies in a folder: site-packages, say
 
 For each release, the file says how each need of `runtime.engines.vllm.contract` is met: the line of source that defines
 it, defaults included and annotations left out; nothing where there is none. The sources are read (`ast`), not imported,
@@ -24,8 +24,8 @@ from pathlib import Path
 from runtime.engines.vllm.contract import SEAMS
 from runtime.engines.vllm.seams import Need, read_need
 
-FILE = Path(__file__).parents[1] / "data/vllm_api.json"
-PIP = Path(__file__).parents[2] / ".venv-tools/bin/pip"
+FILE = Path(__file__).parents[2] / "data/vllm_api.json"
+PIP = Path(__file__).parents[3] / ".venv-tools/bin/pip"
 
 # Of a line that cannot be called, the beginning tells enough.
 LONGEST = 200
@@ -267,7 +267,7 @@ def from_tree(folder: Path) -> dict[str, str | None]:
 
 def main() -> None:
     """Record, beside what is recorded already."""
-    parser = argparse.ArgumentParser(prog="python -m tests.harness.vllm_api", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.harness.vllm.api", description=__doc__)
     parser.add_argument("versions", nargs="*")
     parser.add_argument("--tree", type=Path, help="a folder in which `vllm` lies")
     options = parser.parse_args()
