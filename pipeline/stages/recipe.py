@@ -16,9 +16,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 # The packages that are ours. What others bring is in a key by its version.
@@ -44,6 +44,10 @@ CHOOSE_AT_CALL: Mapping[str, str] = {
 }
 
 _DOTTED = re.compile(rf"(?:{'|'.join(OURS)})(?:\.[A-Za-z_]\w*)+")
+
+
+# Returns the source file of a module's name, none where there is none.
+_Find = Callable[[str], Path | None]
 
 
 class MissingSourceError(LookupError):
@@ -80,13 +84,14 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> dict[str, Path]:
     named = list(modules)
     if not named or (skipped := NOT_COUNTED.keys() & set(named)):
         raise MissingSourceError(f"recipe: expected modules that count, found {sorted(skipped) if named else 'none'}")
-    waiting = [within for name in named for within in _with_packages(name, root, "a recipe")]
+    find: _Find = cache(partial(_find, root=root))  # a few hundred names, asked for thousands of times
+    waiting = [within for name in named for within in _with_packages(name, find, root, "a recipe")]
     while waiting:
         name = waiting.pop()
         if name in found or name in NOT_COUNTED:
             continue
         found[name] = source_of(name, root)
-        waiting += dependencies(name, root)
+        waiting += _dependencies(name, find, root)
     return found
 
 
@@ -113,18 +118,6 @@ def source_of(name: str, root: Path = ROOT) -> Path:
     if (path := _find(name, root)) is None:
         raise MissingSourceError(f"recipe: expected the source of the module {name} under {root}, found none")
     return path
-
-
-def dependencies(name: str, root: Path = ROOT) -> list[str]:
-    """Return the modules of ours that a module imports directly, with the packages on the way.
-
-    Raises:
-        MissingSourceError: it names one that is not there.
-    """
-    path = source_of(name, root)
-    facts = _read(path.read_bytes(), name if path.name == "__init__.py" else name.rpartition(".")[0])
-    used = facts.at_import if name in CHOOSE_AT_CALL else facts.at_import | facts.at_call
-    return sorted({within for use in used for within in _resolve(use, root, name)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,24 +189,32 @@ def _binds(node: ast.AST) -> Iterator[str]:
             yield alias.asname or (alias.name.partition(".")[0])
 
 
-def _resolve(use: _Use, root: Path, user: str) -> list[str]:
+def _dependencies(name: str, find: _Find, root: Path) -> list[str]:
+    """The modules of ours that a module imports directly, with the packages on the way."""
+    path = find(name) or source_of(name, root)
+    facts = _read(path.read_bytes(), name if path.name == "__init__.py" else name.rpartition(".")[0])
+    used = facts.at_import if name in CHOOSE_AT_CALL else facts.at_import | facts.at_call
+    return sorted({within for use in used for within in _resolve(use, find, root, name)})
+
+
+def _resolve(use: _Use, find: _Find, root: Path, user: str) -> list[str]:
     """The modules that a used name leads to: itself, or the one that binds it; with the packages on the way."""
-    if use.exact or _find(use.name, root):
-        return _with_packages(use.name, root, user)
+    if use.exact or find(use.name):
+        return _with_packages(use.name, find, root, user)
     holder, rest = use.name, ""
-    while _find(holder, root) is None and "." in holder:
+    while find(holder) is None and "." in holder:
         holder, _, rest = holder.rpartition(".")
-    path = source_of(holder, root)
+    path = find(holder) or source_of(holder, root)
     bound = _read(path.read_bytes(), holder).bound
     if not bound & {rest, "*", "__getattr__"}:
         raise MissingSourceError(f"recipe: {user} names {use.name}, and {holder} holds no {rest}")
-    return _with_packages(holder, root, user)
+    return _with_packages(holder, find, root, user)
 
 
-def _with_packages(name: str, root: Path, user: str) -> list[str]:
+def _with_packages(name: str, find: _Find, root: Path, user: str) -> list[str]:
     """A module and the packages that importing it imports first."""
     words = name.split(".")
-    if not _is_ours(name) or _find(name, root) is None:
+    if not _is_ours(name) or find(name) is None:
         raise MissingSourceError(f"recipe: {user} names the module {name}, which is not under {root}")
     return [".".join(words[:end]) for end in range(1, len(words) + 1)]
 
