@@ -125,7 +125,12 @@ def artifact(
         "network_mode": "none",
         "shm_size": "1g",
         "volumes": {finished_stages: {"bind": "/cache"}, str(out): {"bind": "/artifacts"}},
-        "environment": {"AWQ_NSAMPLES": "16", "AWQ_SEQLEN": "256", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        "environment": {
+            "AWQ_NSAMPLES": "16",
+            "AWQ_SEQLEN": "256",
+            "CHAT_MAX_LEN": "2048",  # what a longer prompt takes is measured elsewhere
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+        },
     }
     words = ("run", "8bit", "embedded", "--out", "/artifacts/embedded")
     with running(engine, pipeline, *words, **options) as container:
