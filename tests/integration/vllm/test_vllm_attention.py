@@ -163,6 +163,17 @@ def test_elsewhere_vllm_cuts_as_it_likes(about_it: dict[str, int | None]) -> Non
     assert Flash(8, 2304, running).pieces(256, 256, 1) == 1
 
 
+def test_what_graphs_take_is_measured_by_those_that_are_cut_up() -> None:
+    """Of the largest vLLM concludes to all others, some of which are."""
+    table, running = watched("FULL_AND_PIECEWISE", OWN_SIZES, 256)
+    flash, found = Flash(8, 2304, running), []
+    for table._capture_mem_samples in ([], None):
+        table.graphs, table._graphs_captured = {}, False
+        table.capture(lambda graph: found.append((graph, flash.pieces(*laid_out(graph)))))
+    full = [pieces for graph, pieces in found if graph.num_tokens == 256 and graph.uniform_token_count == 1]
+    assert full == [PIECES, 1]
+
+
 def test_a_batch_that_is_not_the_graph_s_is_cut_up() -> None:
     """Such as one that is laid out outside the model's graphs."""
     table, running = watched("FULL", OWN_SIZES, 256)

@@ -195,11 +195,11 @@ def test_a_capture_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waited == ["all"]
 
 
-def test_a_memory_plan_knows_of_twice_as_many_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_plan_knows_what_graphs_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.config.compilation import CUDAGraphMode
 
-    def factors(mode: CUDAGraphMode, holds: bool) -> dict[str, object]:
-        monkeypatch.setattr(contract.seams, "holds", lambda name: holds)
+    def factors(mode: CUDAGraphMode, *held: str) -> dict[str, object]:
+        monkeypatch.setattr(contract.seams, "holds", lambda name: name in held)
         config = SimpleNamespace(
             scheduler_config=SimpleNamespace(max_num_seqs=1, max_num_batched_tokens=1),
             compilation_config=SimpleNamespace(cudagraph_mode=mode, cudagraph_capture_sizes=[1]),
@@ -208,9 +208,11 @@ def test_a_memory_plan_knows_of_twice_as_many_graphs(monkeypatch: pytest.MonkeyP
         )
         return contract.memory_factors(SimpleNamespace(vllm_config=config))
 
-    assert factors(CUDAGraphMode.FULL, True) != factors(CUDAGraphMode.FULL, False)
-    apart = CUDAGraphMode.FULL_AND_PIECEWISE
-    assert factors(apart, True) == factors(apart, False)
+    full, apart = CUDAGraphMode.FULL, CUDAGraphMode.FULL_AND_PIECEWISE
+    assert factors(full, "decoding graphs") != factors(full)
+    assert factors(apart, "decoding graphs") == factors(apart)
+    for mode in (full, apart):
+        assert factors(mode, "attention in one piece") != factors(mode)
 
 
 def test_one_that_fails_leaves_those_that_were_there() -> None:

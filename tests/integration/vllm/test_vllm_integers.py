@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime.engines.vllm import contract
-from runtime.engines.vllm.contract import cpu
+from runtime.engines.vllm.contract.workers import cpu
 
 pytestmark = pytest.mark.engine
 
@@ -34,19 +34,20 @@ def small(shape: tuple[int, ...], most: int) -> Any:
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 40])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("around_zero", [False, True])
+@pytest.mark.parametrize("around", ["zero", "elsewhere", "far from zero"])
 @pytest.mark.parametrize("channels", [False, True])
-def test_int8_in_float_is_the_product_of_the_integers(
-    rows: int, biased: bool, around_zero: bool, channels: bool
-) -> None:
+def test_int8_in_float_is_the_product_of_the_integers(rows: int, biased: bool, around: str, channels: bool) -> None:
     import torch
 
     weight, x = small((32, 64), 127), small((rows, 64), 127)
+    around_zero = around == "zero"
     scales = torch.rand(32, 1) if channels else torch.rand(1)
     handler = cpu.int8_weights(lambda *given: None, cut_off)(weight.t(), scales, torch.bfloat16, True, False, 32)
     assert (handler.k, handler.n) == (64, 32)
     scale, bias = torch.rand(rows, 1), torch.randn(32) if biased else None
     zero = None if around_zero else torch.randint(-9, 9, (rows, 1), dtype=torch.int32)
+    if around == "far from zero":  # as where one activation is large: the others lie near to one end
+        x, zero = torch.randint(-127, -122, (rows, 64)).to(torch.int8), torch.full((rows, 1), -125, dtype=torch.int32)
     each = scales.reshape(1, -1).double()
     moved = x.double() if zero is None else x.double() - zero
     exact = scale * each * (moved @ weight.double().t()) + (0 if bias is None else bias)
@@ -80,6 +81,14 @@ def test_weights_in_4_bits_are_unpacked_from_how_vllms_kernel_has_them(zeros: bo
     exact = (weight - (zero[group] if zeros else 8)) * scales[group]
     packed_zeros = pack(zero, kind, 1) if zeros else None
     x, bias = torch.randn(9, inputs), torch.randn(outputs)
+    mixed = torch.randperm(inputs, generator=seeded)  # inputs whose groups are in no order
+    with pytest.MonkeyPatch.context() as patch:
+        for at_a_time in (1, 3 * 16 * inputs, 1 << 20):  # the last part smaller
+            patch.setattr(cpu, "UNPACKED_AT_A_TIME", at_a_time)
+            found = cpu.unpacked(layer.weight_packed, scales, packed_zeros, group, torch.float32)
+            torch.testing.assert_close(found, exact.t())
+    moved = cpu.unpacked(layer.weight_packed, scales, packed_zeros, group[mixed], torch.float32)
+    torch.testing.assert_close(moved, ((weight - (zero[group[mixed]] if zeros else 8)) * scales[group[mixed]]).t())
     for _ in range(2):  # the second time they are there
         found = cpu.four_bits_in_float(
             input=x,
@@ -91,10 +100,9 @@ def test_weights_in_4_bits_are_unpacked_from_how_vllms_kernel_has_them(zeros: bo
             isa_hint="vec",
         )
         torch.testing.assert_close(found, x @ exact + bias)
-    torch.testing.assert_close(cpu.unpacked(layer.weight_packed, scales, packed_zeros, group), exact.t())
-    mixed = torch.randperm(inputs, generator=seeded)  # inputs whose groups are in no order
-    moved = cpu.unpacked(layer.weight_packed, scales, packed_zeros, group[mixed])
-    torch.testing.assert_close(moved, ((weight - (zero[group[mixed]] if zeros else 8)) * scales[group[mixed]]).t())
+    # Only how they were packed is kept of those that were: nobody else has them.
+    assert layer.weight_packed.untyped_storage().nbytes() == 0
+    assert layer.weight_packed.numel() == inputs * outputs // 8
 
 
 def test_a_cpu_multiplies_integers_rightly_whatever_it_can(
@@ -130,6 +138,14 @@ def test_a_cpu_multiplies_integers_rightly_whatever_it_can(
     assert "integers on a CPU" in caplog.text
 
 
+@pytest.mark.parametrize("wrong", [1, 16])
+def test_it_is_wrong_where_either_kernel_is(wrong: int) -> None:
+    def multiply(handler: object, x: Any, output: Any, *others: object) -> Any:
+        return output.fill_(2**15 if len(output) == wrong else x.shape[1] * 127 * 127)
+
+    assert not cpu.int8_is_right(lambda *given: None, multiply)
+
+
 def test_where_they_are_right_vllms_own_is_used_and_tried_once() -> None:
     import torch
 
@@ -141,7 +157,7 @@ def test_where_they_are_right_vllms_own_is_used_and_tried_once() -> None:
 
     def multiply(handler: object, x: Any, output: Any, *others: object) -> Any:
         assert handler == "its own handle"
-        return output.fill_(64 * 127 * 127)
+        return output.fill_((64 if len(output) == 1 else 512) * 127 * 127)
 
     weights, product = cpu.int8_weights(create, multiply), cpu.int8_product(multiply)
     given = (small((8, 4), 9), torch.ones(1), torch.bfloat16, True, False, 32)
@@ -152,7 +168,8 @@ def test_where_they_are_right_vllms_own_is_used_and_tried_once() -> None:
             assert weights(*given) == "its own handle"
     finally:
         torch.set_default_dtype(own)
-    tried, *others = made
+    one, many, *others = made
     assert others == [given] * 3
-    assert (tried[1].dtype, tried[2]) == (torch.float32, torch.float32)
+    for tried in (one, many):
+        assert (tried[1].dtype, tried[2]) == (torch.float32, torch.float32)
     assert product("its own handle", None, torch.zeros(1), None, None, None, None) == 64 * 127 * 127

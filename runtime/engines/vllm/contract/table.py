@@ -432,6 +432,7 @@ SEAMS = (
             f"{CAPTURES}:BatchExecutionDescriptor.uniform_token_count",
             f"{CAPTURES}:BatchExecutionDescriptor.num_reqs",
         ),
+        since=(f"{GRAPHS}._capture_mem_samples",),
     ),
     Seam(
         "later graphs",

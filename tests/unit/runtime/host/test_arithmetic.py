@@ -45,11 +45,13 @@ def numbers(*shape: int, seed: int) -> object:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-def counting(own: Callable, called: list[object]) -> Callable:
-    """A product that tells in which type it is called."""
+def counting(own: Callable, called: list[object], sizes: list[int] | None = None) -> Callable:
+    """A product that tells in which type it is called, and of how many numbers the second is."""
 
     def product(*given: object, **named: object) -> object:
         called.append(given[0].dtype)
+        if sizes is not None:
+            sizes.append(given[1].numel())
         return own(*given, **named)
 
     return product
@@ -83,25 +85,44 @@ def test_a_layers_product_is_torchs_to_a_rounding(
     torch.testing.assert_close(found.double(), exact, **(NEAR if many else {"rtol": 2**-5, "atol": 2**-4}))
 
 
-@given(batch=BATCHES, rows=SIZES, inputs=SIZES, columns=SIZES, turned=st.booleans(), seed=st.integers(0, 99))
-@settings(max_examples=200, deadline=None)
+@given(data=st.data(), rows=SIZES, inputs=SIZES, columns=SIZES, turned=st.booleans(), few=st.integers(1, 2000))
+@settings(max_examples=300, deadline=None)
 def test_any_product_is_torchs_to_a_rounding(
-    batch: list[int], rows: int, inputs: int, columns: int, turned: bool, seed: int
+    data: st.DataObject, rows: int, inputs: int, columns: int, turned: bool, few: int
 ) -> None:
     called: list[object] = []
-    first = numbers(*batch, rows, inputs, seed=seed)
+    sizes: list[int] = []
+    batch, seed = data.draw(BATCHES), data.draw(st.integers(0, 99))
+    # Fewer dimensions than the other, or one of 1, stand for as many as the other has.
+    others, mine = ([data.draw(st.sampled_from([size, 1])) for size in batch] for _ in range(2))
+    others = others[data.draw(st.integers(0, len(others))) :]
+    first = numbers(*mine, rows, inputs, seed=seed)
     second = (
-        numbers(*batch, columns, inputs, seed=seed + 1).mT
+        numbers(*others, columns, inputs, seed=seed + 1).mT
         if turned
-        else numbers(*batch, inputs, columns, seed=seed + 1)
+        else numbers(*others, inputs, columns, seed=seed + 1)
     )
-    with torch.inference_mode():
-        found = arithmetic.matmul_in_float32(counting(torch.matmul, called))(first, second)
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "NUMBERS_AT_A_TIME", few)
+        found = arithmetic.matmul_in_float32(counting(torch.matmul, called, sizes))(first, second)
         exact = first.double() @ second.double()
-    many = first.numel() // inputs >= arithmetic.FEW_ROWS
-    assert called == [torch.float32 if many else torch.bfloat16]
+    # Of many matrices each is multiplied by rows of its own.
+    many = (rows if others else first.numel() // inputs) >= arithmetic.FEW_ROWS
+    assert set(called) == {torch.float32 if many else torch.bfloat16}
     assert found.dtype is torch.bfloat16
+    assert found.shape == exact.shape
+    if many:
+        assert max(sizes) <= max(few, inputs)
     torch.testing.assert_close(found.double(), exact, **(NEAR if many else {"rtol": 2**-5, "atol": 2**-4}))
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=4), st.integers(1, 40))
+def test_boxes_hold_each_place_once_and_no_more_than_they_may(sizes: list[int], most: int) -> None:
+    space = torch.zeros(sizes, dtype=torch.int32)
+    for box in arithmetic.boxes(sizes, most):
+        assert space[box].numel() <= most
+        space[box] += 1
+    assert space.eq(1).all()
 
 
 @pytest.mark.parametrize(
@@ -112,8 +133,9 @@ def test_any_product_is_torchs_to_a_rounding(
         (torch.ones(16, 4, device="meta").bfloat16(), torch.ones(4, 4, device="meta").bfloat16()),
         (torch.ones(4).bfloat16(), torch.ones(4, 4).bfloat16()),
         (torch.ones(16, 0).bfloat16(), torch.ones(4, 0).bfloat16().mT),
+        (torch.ones(16, 1, 4).bfloat16(), torch.ones(16, 4, 64).bfloat16()),
     ],
-    ids=["float32", "float16", "of no device", "one row", "of nothing"],
+    ids=["float32", "float16", "of no device", "one row", "of nothing", "one row for each matrix"],
 )
 def test_what_is_something_else_is_left_to_torch(first: object, second: object) -> None:
     called: list[object] = []
@@ -132,6 +154,85 @@ def test_who_names_an_argument_has_torchs_own() -> None:
         assert product(first, second, out=out) is out
         for found in (out, product(first, other=second), product(input=first, other=second)):
             assert torch.equal(found, expected)
+
+
+class Own(torch.Tensor):
+    """A tensor that says itself how it is multiplied."""
+
+    @staticmethod
+    def __new__(cls, held: object) -> object:
+        return torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Callable, types: object, given: tuple, named: dict | None = None) -> object:
+        if function not in (torch.ops.aten.mm.default, torch.ops.aten.t.default, torch.ops.aten.detach.default):
+            raise NotImplementedError(function)
+        held = [one.held if isinstance(one, cls) else one for one in given]
+        found = function(*held, **(named or {}))
+        return cls(found) if function is torch.ops.aten.t.default else found
+
+
+BIASES = [
+    torch.ones(()).bfloat16(),
+    torch.ones(1).bfloat16(),
+    torch.arange(16 * 8).reshape(16, 8).bfloat16(),
+    torch.ones(8),
+    torch.ones(9).bfloat16(),
+]
+
+
+@pytest.mark.parametrize("bias", BIASES, ids=["a number", "one", "of each row", "float32", "too long"])
+def test_an_unusual_bias_is_what_it_is_to_torch(bias: object) -> None:
+    given, weight = numbers(16, 4, seed=1), numbers(8, 4, seed=2)
+    assert_as_torch(torch.nn.functional.linear, arithmetic.linear_in_float32, given, weight, bias)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (numbers(16, 6, seed=1), numbers(6, 8, seed=2).mT),
+        (numbers(2, 16, 4, seed=1), numbers(3, 4, 4, seed=2)),
+        (numbers(16, 4, seed=1), numbers(8, 4, seed=2).to_sparse()),
+        (numbers(16, 4, seed=1), Own(numbers(4, 8, seed=2))),
+    ],
+    ids=["other inputs", "other matrices", "sparse", "of another kind"],
+)
+def test_what_torch_refuses_or_has_another_way_for_is_torchs(first: object, second: object) -> None:
+    assert_as_torch(torch.matmul, arithmetic.matmul_in_float32, first, second)
+    if second.ndim == 2:
+        assert_as_torch(torch.nn.functional.linear, arithmetic.linear_in_float32, first, second.t())
+
+
+def assert_as_torch(own: Callable, changed: Callable, *given: object) -> None:
+    """Hold a changed product against torch's own: what it gives, or that it raises."""
+    with torch.inference_mode():
+        try:
+            expected = own(*given)
+        except RuntimeError as error:
+            with pytest.raises(type(error)):
+                changed(own)(*given)
+        else:
+            found = changed(own)(*given)
+            assert (type(found), found.dtype) == (type(expected), expected.dtype)
+            torch.testing.assert_close(found, expected, **NEAR)
+
+
+def test_a_default_device_and_a_cast_are_obeyed_as_by_torch() -> None:
+    given, weight = numbers(16, 4, seed=1), numbers(8, 4, seed=2)
+    linear, matmul = (
+        arithmetic.linear_in_float32(torch.nn.functional.linear),
+        arithmetic.matmul_in_float32(torch.matmul),
+    )
+    with torch.inference_mode():
+        with torch.device("meta"):
+            assert linear(given, weight).device == given.device
+            assert matmul(given, weight.t()).device == given.device
+        with torch.autocast("cpu", torch.float16):
+            assert linear(given, weight).dtype is torch.float16
+            assert matmul(given, weight.t()).dtype is torch.float16
 
 
 def test_a_gradient_is_torchs_own() -> None:

@@ -81,7 +81,9 @@ def watch(base: Any, kind: Any, running: Running) -> None:  # noqa: ANN401 - vLL
     def captured(self: object, create: Callable[..., object], *given: object, **named: object) -> object:
         @wraps(create)
         def created(graph: object, *about: object, **more: object) -> object:
-            running.graph = graph if isinstance(self, kind) else None
+            # Where vLLM only measures what graphs take, by the largest of them, it sees what the others will need.
+            measured = getattr(self, "_capture_mem_samples", None) is not None
+            running.graph = graph if isinstance(self, kind) and not measured else None
             return create(graph, *about, **more)
 
         return capture(self, created, *given, **named)

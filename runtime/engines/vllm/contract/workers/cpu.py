@@ -2,7 +2,8 @@
 
 Without VNNI, which came with AVX-512, INT8 is multiplied by an instruction that cuts sums off at 16 bits: large weights
 beside large activations come out a fifth too small, and nothing says so. For 4 bits vLLM has no kernel there. Both are
-computed in float then, from weights in bfloat16, which holds every integer of theirs.
+computed in float then, from weights in bfloat16: that holds every integer of INT8, and what 4 bits stand for to a
+rounding.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ from functools import cache, partial, wraps
 from typing import Any
 
 from runtime.engines.vllm.contract.table import seams
+
+# Outputs that vLLM's kernel for 4 bits has together, input by input.
+TOGETHER = 16
+# Weights of 4 bits that are unpacked at a time: each is an integer of 32 bits meanwhile.
+UNPACKED_AT_A_TIME = 1 << 20
 
 
 def ask_for_matrix_unit() -> bool:
@@ -84,14 +90,18 @@ def int8_is_right(create: Any, multiply: Any) -> bool:  # noqa: ANN401 - vLLM is
     """
     import torch
 
-    inputs, outputs, largest = 64, 32, 127
-    weight, rows = (torch.full((count, inputs), largest, dtype=torch.int8) for count in (outputs, 1))
-    # In float32, which is not torch's default while vLLM loads a model. The handle points to what it is made from.
-    scales, scale = (torch.ones(count, 1, dtype=torch.float32) for count in (outputs, 1))
-    product = torch.zeros(1, outputs, dtype=torch.float32)
-    handler = create(weight.t(), scales, product.dtype, True, False, 1)
-    multiply(handler, rows, product, scale, None, None, None)
-    return bool(((product / (inputs * largest**2) - 1).abs() < 0.01).all())
+    largest = 127
+    # Of one row and of many, which oneDNN may have different kernels for.
+    for rows, inputs, outputs in ((1, 64, 32), (16, 512, 64)):
+        weight, given = (torch.full((count, inputs), largest, dtype=torch.int8) for count in (outputs, rows))
+        # In float32, which is not torch's default while vLLM loads a model. The handle points to what it is made from.
+        scales, scale = (torch.ones(count, 1, dtype=torch.float32) for count in (outputs, rows))
+        product = torch.zeros(rows, outputs, dtype=torch.float32)
+        handler = create(weight.t(), scales, product.dtype, True, False, rows)
+        multiply(handler, given, product, scale, None, None, None)
+        if not bool(((product / (inputs * largest**2) - 1).abs() < 0.01).all()):
+            return False
+    return True
 
 
 @dataclass
@@ -136,9 +146,13 @@ def int8_product(multiply: Any) -> Any:  # noqa: ANN401 - vLLM is untyped to us
     def product(handler: Any, x: Any, output: Any, scale: Any, zero: Any, beside: Any, bias: Any) -> Any:  # noqa: ANN401
         if not isinstance(handler, Int8InFloat):
             return multiply(handler, x, output, scale, zero, beside, bias)
-        result = torch.nn.functional.linear(x.to(torch.bfloat16), handler.weight).float() * handler.scales
-        if zero is not None:  # rows that do not lie around zero; `beside` is what a row of ones gives
-            result -= zero * beside
+        rows = x.to(torch.bfloat16)
+        if zero is not None:
+            # Rows that do not lie around zero. Their integers are moved before they are multiplied, to 255 at most,
+            # which bfloat16 holds: the product is rounded, and of two large ones that nearly cancel little would be
+            # left. So nobody needs `beside`, what a row of ones gives.
+            rows = (rows - zero).to(torch.bfloat16)
+        result = torch.nn.functional.linear(rows, handler.weight).float() * handler.scales
         result *= scale
         return output.copy_(result if bias is None else result + bias)
 
@@ -155,7 +169,7 @@ def four_bits_in_float(
     bias: Any = None,  # noqa: ANN401
     **others: object,
 ) -> Any:  # noqa: ANN401
-    """Return rows by weights in 4 bits; the weights are unpacked at their first use.
+    """Return rows by weights in 4 bits; the weights are unpacked at their first use, and those that were packed let go.
 
     Args:
         input: (rows, inputs), or more dimensions before.
@@ -170,12 +184,15 @@ def four_bits_in_float(
 
     weight = getattr(q_weight, "in_float", None)
     if weight is None:
-        weight = q_weight.in_float = unpacked(q_weight, scales, zeros, g_idx).to(input.dtype)
+        weight = q_weight.in_float = unpacked(q_weight, scales, zeros, g_idx, input.dtype)
+        storage = q_weight.untyped_storage()
+        if storage.nbytes() == q_weight.nbytes:  # nobody else's
+            storage.resize_(0)  # never read again; its shape is
     return torch.nn.functional.linear(input, weight, bias)
 
 
-def unpacked(q_weight: Any, scales: Any, zeros: Any, g_idx: Any) -> Any:  # noqa: ANN401 - vLLM is untyped to us
-    """Return weights in 4 bits, packed as `four_bits_in_float` has them, in float32: (outputs, inputs)."""
+def unpacked(q_weight: Any, scales: Any, zeros: Any, g_idx: Any, dtype: Any) -> Any:  # noqa: ANN401 - vLLM is untyped to us
+    """Return weights in 4 bits, packed as `four_bits_in_float` has them: (outputs, inputs)."""
     import torch
 
     def integers(packed: Any) -> Any:  # noqa: ANN401
@@ -183,8 +200,15 @@ def unpacked(q_weight: Any, scales: Any, zeros: Any, g_idx: Any) -> Any:  # noqa
 
     groups, outputs = scales.shape
     inputs = q_weight.numel() * 8 // outputs
-    weight = integers(q_weight.reshape(outputs // 16, inputs, 2)).reshape(-1, inputs, 16).transpose(1, 2)
     zero = torch.full((groups, outputs), 8) if zeros is None else integers(zeros).reshape(groups, outputs)
     group = torch.arange(inputs) // (inputs // groups) if g_idx is None else g_idx.long()
-    weight = weight.reshape(outputs, inputs).float()
-    return (weight - zero.float().t()[:, group]) * scales.float().t()[:, group]
+    weight = torch.empty(outputs, inputs, dtype=dtype)
+    packed = q_weight.reshape(outputs // TOGETHER, inputs, 2)
+    at_a_time = max(1, UNPACKED_AT_A_TIME // (TOGETHER * inputs))
+    for begin in range(0, len(packed), at_a_time):
+        some = integers(packed[begin : begin + at_a_time]).reshape(-1, inputs, TOGETHER).transpose(1, 2)
+        some = some.reshape(-1, inputs).float()
+        place = slice(begin * TOGETHER, begin * TOGETHER + len(some))
+        some -= zero[:, place].float().t()[:, group]
+        weight[place] = some.mul_(scales[:, place].float().t()[:, group])
+    return weight

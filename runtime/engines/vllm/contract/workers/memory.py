@@ -13,16 +13,21 @@ def memory_factors(worker: Any) -> dict[str, object]:  # noqa: ANN401 - vLLM is 
 
     config = worker.vllm_config
     scheduler, compilation = config.scheduler_config, config.compilation_config
-    # Graphs of their own for replies are not vLLM's own choice, nor in its hash.
+    # What graphs are, and what they need, is not vLLM's own choice, nor in its hash.
     twice = compilation.cudagraph_mode.name == "FULL" and seams.holds("decoding graphs")
-    return {
-        "vllm": vllm.__version__,
-        "config": config.compute_hash(),
-        "sequences": scheduler.max_num_seqs,
-        "batched_tokens": scheduler.max_num_batched_tokens,
-        "model_len": config.model_config.max_model_len,
-        "graphs": (str(compilation.cudagraph_mode), compilation.cudagraph_capture_sizes),
-    } | ({"decoding": "graphs of its own"} if twice else {})
+    whole = seams.holds("attention in one piece")
+    return (
+        {
+            "vllm": vllm.__version__,
+            "config": config.compute_hash(),
+            "sequences": scheduler.max_num_seqs,
+            "batched_tokens": scheduler.max_num_batched_tokens,
+            "model_len": config.model_config.max_model_len,
+            "graphs": (str(compilation.cudagraph_mode), compilation.cudagraph_capture_sizes),
+        }
+        | ({"decoding": "graphs of its own"} if twice else {})
+        | ({"attention": "in one piece"} if whole else {})
+    )
 
 
 def memory_of(worker: Any) -> tuple[int, int] | None:  # noqa: ANN401 - vLLM is untyped to us

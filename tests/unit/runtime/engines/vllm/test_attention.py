@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engines.vllm import contract
-from runtime.engines.vllm.contract import loading, table
+from runtime.engines.vllm.contract import table
+from runtime.engines.vllm.contract.workers import loading
 from runtime.engines.vllm.seams import Seams
 
 

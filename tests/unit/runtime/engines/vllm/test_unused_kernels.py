@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 
 from runtime.engines.vllm import contract
-from runtime.engines.vllm.contract import loading, table
+from runtime.engines.vllm.contract import table
+from runtime.engines.vllm.contract.workers import loading
 from runtime.engines.vllm.seams import Seams
 
 Called = list[str]

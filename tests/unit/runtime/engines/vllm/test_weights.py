@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from runtime.engines import EngineOptionError, EngineOptions
 from runtime.engines.vllm import arguments, contract
 from runtime.engines.vllm.arguments import _load_format
-from runtime.engines.vllm.contract import loading, table
+from runtime.engines.vllm.contract import table
+from runtime.engines.vllm.contract.workers import loading
 from runtime.engines.vllm.seams import Seams
 
 
