@@ -15,7 +15,7 @@ from tests.harness.faults import mixed_rows
 pytestmark = pytest.mark.engine
 
 # An engine starts and answers six times a dozen short prompts: seconds, minutes on a machine that is busy.
-LIMIT_S = 600
+LIMIT_S = 1000
 
 
 def test_an_engine_that_mixes_rows_up_is_refused_and_the_plain_one_passes(chat_folder: Path, tmp_path: Path) -> None:
