@@ -93,7 +93,7 @@ def _in_bfloat16(first: Any, second: Any) -> bool:  # noqa: ANN401 - torch is un
         and first.dtype is second.dtype is torch.bfloat16
         and all(one.is_cpu and one.layout is torch.strided and not one.is_nested for one in (first, second))
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(first.device.type)
     )
 
 
