@@ -112,11 +112,12 @@ async def main() -> None:
         asked = asked_of(texts, arguments.streams, longest_prompt=400, longest_reply=100)
         options = EngineOptions(max_model_len=1024, max_num_seqs=arguments.streams, cudagraph_mode=arguments.mode)
         few = replace(options, graphs_after_readiness=True)
-        engine = await started(folder, replace(options, cudagraph_mode="NONE"))  # fills the compile cache, too
+        engine = await started(folder, replace(options, cudagraph_mode="NONE"))
         try:
             plain = await spoken(engine, asked, arguments.streams, "without graphs")
         finally:
             await engine.shutdown()
+        await (await started(folder, options)).shutdown()  # fills the compile cache, which differs from that one's
         times.clear()
         engine = await started(folder, few)
         free = free_memory()
